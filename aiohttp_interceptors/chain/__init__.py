@@ -1,0 +1,1 @@
+"""The machine: interceptors, their context, and the loop. Knows no HTTP and no aiohttp."""

@@ -1,0 +1,216 @@
+"""A context: the values of one execution, and the verbs that change what remains to run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
+from typing import Any, Generic, TypeVar, overload
+
+from ..observe.facts import Observer
+from .execution import Execution
+from .failure import Failure
+from .interceptor import Interceptor, InterceptorLike, interceptors_of
+
+__all__ = ["Context", "ContextKey"]
+
+T = TypeVar("T")
+D = TypeVar("D")
+Self = TypeVar("Self", bound="Context")
+
+_serial = itertools.count(1)
+_process = secrets.token_hex(3)
+
+
+def _rename_process() -> None:
+    global _process  # noqa: PLW0603  # a forked worker shall not repeat its parent's execution ids
+    _process = secrets.token_hex(3)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_rename_process)
+
+
+class ContextKey(Generic[T]):
+    """Name a value of a context together with its type: ``USER = ContextKey[User]("user")``.
+
+    Two keys of one name are two keys: a key is the object, so no two libraries can collide.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"a ContextKey's name is a str, not {name!r}")
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<ContextKey {self.name!r}>"
+
+
+class Context(MutableMapping[object, object]):
+    """The values of one execution, under ``ContextKey`` or ``str`` keys.
+
+    What the chain itself keeps (queue, error, observers) is in attributes and never among the values.
+    ``execution_id`` is kept when given (a request id from a proxy, say) and made otherwise.
+    """
+
+    __slots__ = ("__weakref__", "_execution", "_observers", "_suppressed", "_values", "error", "execution_id")
+
+    error: Failure | None
+    """What was raised and not yet handled; an ``error`` stage reads here who raised it, and where."""
+
+    def __init__(self, values: Mapping[str, object] | None = None, /, *, execution_id: str | None = None) -> None:
+        self._values: dict[object, object] = {} if values is None else dict(values)
+        self._execution: Execution | None = None
+        self._observers: tuple[Observer, ...] = ()
+        self._suppressed: tuple[Exception, ...] = ()
+        self.error = None
+        self.execution_id = f"{_process}-{next(_serial)}" if execution_id is None else execution_id
+
+    @overload
+    def __getitem__(self, key: ContextKey[T]) -> T: ...
+    @overload
+    def __getitem__(self, key: str) -> object: ...
+    def __getitem__(self, key: object) -> object:
+        return self._values[key]
+
+    @overload
+    def __setitem__(self, key: ContextKey[T], value: T) -> None: ...
+    @overload
+    def __setitem__(self, key: str, value: object) -> None: ...
+    def __setitem__(self, key: object, value: object) -> None:
+        if not isinstance(key, (str, ContextKey)):
+            raise TypeError(f"a context's key is a ContextKey or a str, not {key!r}")
+        self._values[key] = value
+
+    @overload
+    def get(self, key: ContextKey[T]) -> T | None: ...
+    @overload
+    def get(self, key: ContextKey[T], default: D) -> T | D: ...
+    @overload
+    def get(self, key: str, default: object = None) -> object: ...
+    def get(self, key: object, default: object = None) -> object:
+        """Return the value of that key, or the default."""
+        return self._values.get(key, default)
+
+    def __delitem__(self, key: object) -> None:
+        del self._values[key]
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.execution_id} {self._values!r}>"
+
+    def copy(self: Self) -> Self:
+        """Return another context with the same values, id and observers, in no execution.
+
+        A stage may return it: the chain goes on with the copy.
+        """
+        twin = type(self).__new__(type(self))
+        self._copy_into(twin)
+        return twin
+
+    def _copy_into(self, twin: Context) -> None:
+        """Give another context all that this one knows; a subclass adds what it adds."""
+        twin._values = dict(self._values)
+        twin._execution = None
+        twin._observers = self._observers
+        twin._suppressed = self._suppressed
+        twin.error = self.error
+        twin.execution_id = self.execution_id
+
+    def _continue(self, context: Context) -> None:
+        """Become the context of an execution that another one has run so far."""
+        self._observers = context._observers + tuple(o for o in self._observers if o not in context._observers)
+        self._suppressed, self.error, self.execution_id = context._suppressed, context.error, context.execution_id
+
+    @property
+    def queue(self) -> tuple[Interceptor[Context], ...]:
+        """What has not been entered yet, in order; empty once the chain is leaving."""
+        return () if self._execution is None else self._execution.queue
+
+    @property
+    def suppressed(self) -> tuple[Exception, ...]:
+        """The exceptions that another one replaced, newest first."""
+        return self._suppressed
+
+    def enqueue(self: Self, *interceptors: InterceptorLike[Self]) -> None:
+        """Append to what is still to be entered. Raises ``QueueClosed`` outside ``enter``, ``TypeError`` for ``None``."""
+        self._pending("enqueue").append(interceptors_of(interceptors, skip_none=False))
+
+    def inject(self: Self, *interceptors: InterceptorLike[Self]) -> None:
+        """Put in front of what is still to be entered. Raises as ``enqueue`` does."""
+        self._pending("inject").prepend(interceptors_of(interceptors, skip_none=False))
+
+    def terminate(self) -> None:
+        """Enter nothing more: once this stage returns, the chain leaves. Raises ``QueueClosed`` outside ``enter``."""
+        self._pending("terminate").terminate()
+
+    def terminate_when(self: Self, predicate: Callable[[Self], object]) -> None:
+        """Ask this after each ``enter`` that ran; when true, enter nothing more. Raises ``QueueClosed`` as above."""
+        if not callable(predicate):
+            raise TypeError(f"terminate_when takes a function of the context, not {predicate!r}")
+        self._pending("terminate_when").add_predicate(predicate)
+
+    def with_error(self: Self, exception: Exception) -> Self:
+        """Return the context so that this stage ends as if it had raised the exception: ``return c.with_error(e)``."""
+        if not isinstance(exception, Exception):
+            raise TypeError(f"with_error takes an exception, not {exception!r}")
+        self._running("with_error").attach(exception)
+        return self
+
+    def bind(self, variable: ContextVar[T], value: T) -> None:
+        """Set a context variable for all later stages, until the chain unwinds past this interceptor, error or not.
+
+        Bound in ``leave`` or ``error``, it lasts until the execution ends.
+        """
+        if not isinstance(variable, ContextVar):
+            raise TypeError(f"bind takes a contextvars.ContextVar, not {variable!r}")
+        self._running("bind").bind(variable, value)
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell this callable of each stage that ran, that of the caller included; one that raises is logged and dropped."""
+        if not callable(observer):
+            raise TypeError(f"an observer is a function of one fact, not {observer!r}")
+        self._observers += (observer,)
+        if self._execution is not None:
+            self._execution.observe()
+
+    def snapshot(self) -> dict[object, object]:
+        """Return the values as they are now; dictionaries in it are copied, other values shared."""
+        return {key: _copied(value) for key, value in self._values.items()}
+
+    def _pending(self, verb: str) -> Execution:
+        """Give the execution whose queue may change, or raise ``QueueClosed``."""
+        if self._execution is None:
+            self._execution = Execution(self, Context)
+        return self._execution.still_entering(verb)
+
+    def _running(self, verb: str) -> Execution:
+        """Give the execution that a stage of this context runs in."""
+        if self._execution is None or self._execution.cursor is None:
+            raise RuntimeError(f"{verb}() is for a stage of a running chain; {self!r} is in none")
+        return self._execution
+
+    async def _call(self, handler: Any) -> None:  # noqa: ANN401  # each edge has handlers of its own kind
+        """Call what stands behind the chain, with what it takes at this edge."""
+        await handler(self)
+
+    def _absorb(self, exception: Exception) -> bool:  # noqa: ARG002
+        """Say whether an exception is an outcome rather than an error; the edge overrides it for HTTP."""
+        return False
+
+    def _complete(self) -> bool:
+        """Say whether there is nothing left to enter for; the edge overrides it for an attached response."""
+        return False
+
+
+def _copied(value: object) -> object:
+    return {key: _copied(item) for key, item in value.items()} if type(value) is dict else value

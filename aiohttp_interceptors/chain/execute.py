@@ -1,0 +1,175 @@
+"""The loop. The docstring of ``execute`` is the specification of the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from inspect import isawaitable
+from types import CoroutineType
+from typing import Any, TypeVar, cast
+
+from ..observe.logs import log
+from .context import Context
+from .execution import Execution
+from .interceptor import InterceptorLike, interceptors_of
+
+__all__ = ["drive", "execute"]
+
+C = TypeVar("C", bound=Context)
+
+
+async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]) -> C:
+    """Run a context through a chain of interceptors and return the context that comes out.
+
+    *The way in.* Interceptors run in order, those that were enqueued before and then those given here: each one's
+    ``enter(context)``, if it has one. A stage that is not ``async`` is called without a task switch. A stage returns
+    ``None``, and the same context goes on, or a context, and that one goes on; anything else is a ``TypeError`` that
+    names interceptor, stage and value. In ``enter`` the context can ``enqueue`` (append), ``inject`` (put in front),
+    ``terminate``, and ``terminate_when(predicate)``, whose predicates are asked after each ``enter`` that ran.
+
+    *The way out.* When the queue is empty, ``leave(context)`` runs in reverse for all that were entered, also for
+    those that have no ``enter``. The queue cannot change any more: trying raises ``QueueClosed``.
+
+    *Errors.* An ``Exception`` in any stage ends the way in. From the interceptor that raised, itself included when it
+    raised in ``enter`` or ``leave``, ``error(context, exception)`` is offered outward. Returning handles it, and the
+    interceptors further out leave as usual. Raising the same exception declines. Raising another one replaces it,
+    and the old one goes to the front of ``context.suppressed``. ``context.error`` tells interceptor, stage, exception
+    and execution id for as long as nobody has handled it. If nobody does, ``execute`` raises the exception itself,
+    with a note that names interceptor and stage.
+
+    *Cancellation.* ``CancelledError``, ``KeyboardInterrupt`` and ``SystemExit`` are offered to nobody: ``@around``
+    generators are closed in reverse, bindings are taken back, and the exception goes on.
+
+    *Bindings* of ``context.bind`` are seen by the stages after the one that bound, and are taken back when the chain
+    unwinds past it. *Observers* are told of each stage that returned.
+
+    Two executions share nothing but their interceptors. An ``execute`` inside a stage, on the same context too, has a
+    queue of its own, asks the outer predicates as well, and leaves the outer execution as it was. Executing one
+    context twice at the same time is a ``RuntimeError``. Without a context, a new one is made.
+    """
+    current = cast("C", Context()) if context is None else context
+    if not isinstance(current, Context):
+        raise TypeError(f"execute takes a context first, not {current!r}")
+    execution = current._execution
+    if execution is None or execution.cursor is not None:
+        execution = Execution(current, Context)
+    execution.append(interceptors_of(interceptors))
+    return cast("C", await drive(execution))
+
+
+async def drive(execution: Execution, handler: object = None) -> Context:
+    """Run an execution; the handler, if any, once the queue is empty and nothing terminated the chain.
+
+    One function and not five, and nothing allocated per stage: this runs for each stage of each request.
+    """
+    context: Any = execution.context
+    began_with = context
+    outer = context._execution
+    if outer is not None and outer is not execution:
+        execution.begin_inside(outer)
+    context._execution = execution
+    execution.cursor = iter(execution.steps)
+    if context._observers:
+        execution.observe()
+    try:
+        while True:
+            try:
+                if execution.stage == "enter":
+                    for interceptor in execution.cursor:
+                        enter = interceptor.enter
+                        if enter is not None:
+                            result = enter(context)
+                            if result is not None:
+                                context = await _adopted(execution, result)
+                            if execution.alert:
+                                execution.attend()
+                    if handler is not None and not execution.terminated:
+                        execution.handler = handler
+                        await context._call(handler)
+                        execution.handler = None
+                        context = execution.context
+                    execution.stage = "leave"
+                    execution.cursor = reversed(execution.steps)
+                for interceptor in execution.cursor:
+                    leave = interceptor.leave
+                    if leave is not None:
+                        result = leave(context)
+                        if result is not None:
+                            context = await _adopted(execution, result)
+                        if execution.alert:
+                            execution.attend()
+                    if execution.bindings:
+                        execution.unbind()
+                break
+            except Exception as exception:  # noqa: BLE001  # this is where the error stages get what was raised
+                context = await _recover(execution, exception)
+    except BaseException:
+        await _abandon(execution)
+        raise
+    finally:
+        execution.finish(began_with)
+    if execution.failure is not None:
+        raise _noted(execution, execution.failure)
+    return execution.context
+
+
+async def _recover(execution: Execution, raised: Exception) -> Context:
+    """Offer an exception outward until it is handled; the loop then leaves what is left."""
+    exception: Exception | None = raised
+    while exception is not None:
+        execution.take(exception)
+        exception = None
+        try:
+            if execution.failure is not None:
+                await _offer(execution)
+        except Exception as another:  # noqa: BLE001  # it takes the same way
+            exception = another
+    execution.stage = "leave"
+    return execution.context
+
+
+async def _offer(execution: Execution) -> None:
+    """Ask the ``error`` stages, inner ones first, until one returns."""
+    for interceptor in execution.cursor:
+        error = interceptor.error
+        if error is not None and execution.failure is not None:
+            result = error(execution.context, execution.failure)
+            if result is not None:
+                await _adopted(execution, result)
+            if execution.alert:
+                execution.attend()
+            execution.handled()
+        execution.unbind()
+        if execution.failure is None:
+            return
+
+
+async def _adopted(execution: Execution, result: Any) -> Context:
+    """Wait for what a stage returned and go on with the context that it names, if it names one."""
+    if type(result) is CoroutineType or isawaitable(result):
+        result = await result
+    return execution.context if result is None else execution.adopt(result)
+
+
+async def _abandon(execution: Execution) -> None:
+    """Close what ``@around`` opened, inner ones first, whatever closing raises."""
+    for position, generator in execution.open_brackets():
+        execution.unbind(position + 1)
+        try:
+            await generator.aclose()
+        except BaseException as error:  # noqa: BLE001  # the chain ends with the cancellation that brought us here
+            log.exception(
+                "around_not_closed",
+                interceptor=execution.steps[position - 1].name,
+                execution_id=execution.context.execution_id,
+                exc_info=error,
+            )
+
+
+def _noted(execution: Execution, exception: Exception) -> Exception:
+    """Write on an exception where in the chain it was raised, once."""
+    failure = execution.context.error
+    if failure is not None:
+        note = f"raised in interceptor {failure.interceptor!r}, stage {failure.stage}"
+        if note not in getattr(exception, "__notes__", ()):
+            exception.add_note(note)
+    return exception

@@ -1,0 +1,145 @@
+"""Short ways to write an interceptor: one function, one stage; or one generator, the whole bracket."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TYPE_CHECKING, TypeVar, overload
+
+from .interceptor import STAGES, Interceptor, Result, Stage
+
+if TYPE_CHECKING:
+    from .context import Context
+
+__all__ = ["after", "around", "before", "on_error"]
+
+C = TypeVar("C", bound="Context")
+E = TypeVar("E", bound=Exception)
+
+
+@overload
+def before(function: Callable[[C], Result], /) -> Interceptor[C]: ...
+@overload
+def before(*, name: str) -> Callable[[Callable[[C], Result]], Interceptor[C]]: ...
+def before(
+    function: Callable[[C], Result] | None = None, /, *, name: str | None = None
+) -> Interceptor[C] | Callable[[Callable[[C], Result]], Interceptor[C]]:
+    """Make an interceptor of its ``enter`` stage, named after the function."""
+    if function is None:
+        return lambda decorated: Interceptor(name or _name_of(decorated, "before"), enter=decorated)
+    return Interceptor(_name_of(function, "before"), enter=function)
+
+
+@overload
+def after(function: Callable[[C], Result], /) -> Interceptor[C]: ...
+@overload
+def after(*, name: str) -> Callable[[Callable[[C], Result]], Interceptor[C]]: ...
+def after(
+    function: Callable[[C], Result] | None = None, /, *, name: str | None = None
+) -> Interceptor[C] | Callable[[Callable[[C], Result]], Interceptor[C]]:
+    """Make an interceptor of its ``leave`` stage, named after the function."""
+    if function is None:
+        return lambda decorated: Interceptor(name or _name_of(decorated, "after"), leave=decorated)
+    return Interceptor(_name_of(function, "after"), leave=function)
+
+
+def on_error(
+    *types: type[E], interceptor: str | None = None, stage: Stage | None = None, name: str | None = None
+) -> Callable[[Callable[[C, E], Result]], Interceptor[C]]:
+    """Handle exceptions of these types, decline all others.
+
+    With ``interceptor`` or ``stage``, only those that were raised there. The function takes the context and the
+    exception; returning handles it, raising the same exception declines, raising another replaces it.
+    """
+    if not types:
+        raise TypeError("@on_error takes the exception types to handle, as in @on_error(KeyError)")
+    for handled in types:
+        if not (inspect.isclass(handled) and issubclass(handled, Exception)):
+            raise TypeError(f"@on_error takes subclasses of Exception, not {handled!r}")
+    if stage is not None and stage not in STAGES:
+        raise ValueError(f"@on_error(stage=…) is one of {', '.join(STAGES)}, not {stage!r}")
+
+    def decorate(function: Callable[[C, E], Result]) -> Interceptor[C]:
+        def error(context: C, exception: Exception) -> Result:
+            failure = context.error
+            if not isinstance(exception, types) or (
+                failure is not None
+                and (interceptor not in (None, failure.interceptor) or stage not in (None, failure.stage))
+            ):
+                raise exception
+            return function(context, exception)
+
+        title = name or _name_of(function, "on_error")
+        Interceptor(title, error=function)  # type: ignore[arg-type]  # checks the function; E is narrower than Exception
+        return Interceptor(title, error=error)
+
+    return decorate
+
+
+def around(function: Callable[[C], AsyncIterator[None]]) -> Interceptor[C]:
+    """Make an interceptor of an async generator with one ``yield``: before it is ``enter``, after it is ``leave``.
+
+    An exception from further in is raised at the ``yield``: catching it handles it. Its ``finally`` runs on leave,
+    on error and on cancellation.
+    """
+    name = _name_of(function, "around")
+    if not inspect.isasyncgenfunction(function):
+        raise TypeError(f"@around takes an async generator function with one yield, not {function!r}")
+
+    async def enter(context: C) -> None:
+        generator: AsyncGenerator[None, None] = function(context)
+        try:
+            await anext(generator)
+        except StopAsyncIteration:
+            raise RuntimeError(f"{name!r} ended without its yield; the chain goes on where it yields") from None
+        context._execution.open_bracket(generator)  # type: ignore[union-attr]  # a stage runs inside an execution
+
+    async def leave(context: C) -> None:
+        generator = context._execution.close_bracket()  # type: ignore[union-attr]  # a stage runs inside an execution
+        if generator is not None:
+            await _finish(generator, name)
+
+    async def error(context: C, exception: Exception) -> None:
+        generator = context._execution.close_bracket()  # type: ignore[union-attr]  # a stage runs inside an execution
+        if generator is None:  # it was its own enter or leave that raised
+            raise exception
+        await _throw(generator, name, exception)
+
+    Interceptor(name, enter=lambda context: None)  # noqa: ARG005
+    return Interceptor(name, enter, leave, error)
+
+
+async def _finish(generator: AsyncGenerator[None, None], name: str) -> None:
+    """Run a generator past its only yield."""
+    try:
+        await anext(generator)
+    except StopAsyncIteration:
+        return
+    await _refuse_second_yield(generator, name)
+
+
+async def _throw(generator: AsyncGenerator[None, None], name: str, exception: Exception) -> None:
+    """Raise an exception at a generator's only yield."""
+    try:
+        await generator.athrow(exception)
+    except StopAsyncIteration:
+        return
+    except RuntimeError as wrapped:
+        # Python turns a StopIteration that leaves a generator into a RuntimeError (PEP 479): still the same one.
+        if wrapped is not exception and wrapped.__cause__ is exception and isinstance(exception, StopAsyncIteration):
+            raise exception from None
+        raise
+    await _refuse_second_yield(generator, name)
+
+
+async def _refuse_second_yield(generator: AsyncGenerator[None, None], name: str) -> None:
+    await generator.aclose()
+    raise RuntimeError(f"{name!r} has a second yield; an @around generator has one")
+
+
+def _name_of(function: object, decorator: str) -> str:
+    """Name an interceptor after its function."""
+    name = getattr(function, "__name__", None)
+    if not callable(function) or not isinstance(name, str):
+        raise TypeError(f"@{decorator} takes a function with a name, not {function!r}")
+    return name

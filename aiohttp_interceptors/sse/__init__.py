@@ -1,0 +1,1 @@
+"""The wire: events, their bytes, and the channel that carries them. Knows no aiohttp."""

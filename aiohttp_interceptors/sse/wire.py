@@ -1,0 +1,107 @@
+"""Events to bytes and back. ``Decoder`` undoes ``encode``, however the bytes were cut on their way."""
+
+from __future__ import annotations
+
+import codecs
+
+from .event import Event
+
+__all__ = ["HEARTBEAT", "Decoder", "encode"]
+
+HEARTBEAT = b":\n\n"  # an empty comment: the shortest thing that a proxy takes for life and a page does not see
+
+
+def encode(event: Event, *, retry: int | None = None) -> bytes:
+    """Return an event's bytes: one frame, with the blank line that ends it.
+
+    ``retry`` (milliseconds) goes into this frame if the event has none of its own. Source: WHATWG HTML 9.2.5.
+    """
+    data = event.data
+    if retry is None and event.name is event.id is event.retry is event.comment is None and data is not None:
+        if "\n" in data:
+            data = data.replace("\n", "\ndata: ")
+        return f"data: {data}\n\n".encode()
+    frame = ""
+    if event.comment is not None:
+        frame = ": " + event.comment.replace("\n", "\n: ") + "\n"
+    if event.name is not None:
+        frame += f"event: {event.name}\n"
+    if data is not None:
+        frame += "data: " + data.replace("\n", "\ndata: ") + "\n"
+    if event.id is not None:
+        frame += f"id: {event.id}\n"
+    if event.retry is not None or retry is not None:
+        frame += f"retry: {retry if event.retry is None else event.retry}\n"
+    return (frame + "\n").encode()
+
+
+class Decoder:
+    """Read a stream as a browser does, and show also what a browser does not: comments, and frames without data.
+
+    ``feed`` gives an ``Event`` for each frame that said anything. A client dispatches those whose ``data`` is not
+    ``None``. ``last_event_id`` is what it would send on reconnecting, ``retry`` its reconnection time (milliseconds)
+    or ``None`` if the stream set none. Source: WHATWG HTML 9.2.6.
+    """
+
+    def __init__(self) -> None:
+        self.last_event_id = ""
+        self.retry: int | None = None
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
+        self._line = ""  # the beginning of a line whose end has not come
+        self._started = False
+        self._after_cr = False
+        self._clear()
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Take some bytes, cut anywhere, and return the events that they complete. A frame without its end is no event."""
+        text = self._text.decode(chunk)
+        if text and not self._started:
+            self._started = True
+            text = text.removeprefix("\ufeff")
+        if text and self._after_cr:
+            self._after_cr = False
+            text = text.removeprefix("\n")
+        if text.endswith("\r"):
+            self._after_cr = True
+        lines = (self._line + text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        self._line = lines.pop()
+        return [event for line in lines if (event := self._take(line)) is not None]
+
+    def _take(self, line: str) -> Event | None:
+        """Process a line; the blank one ends a frame."""
+        if not line:
+            return self._end_of_frame()
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not field and line.startswith(":"):
+            self._comments.append(value)
+        elif field == "data":
+            self._data.append(value)
+        elif field == "event":
+            self._name = value
+        elif field == "id" and "\0" not in value:
+            self._id = value
+        elif field == "retry" and value.isascii() and value.isdigit():
+            self._retry = int(value)
+        return None
+
+    def _end_of_frame(self) -> Event | None:
+        data = "\n".join(self._data) if self._data else None
+        name = self._name if data is not None else None
+        comment = "\n".join(self._comments) if self._comments else None
+        frame_id, retry = self._id, self._retry
+        self._clear()
+        if frame_id is not None:
+            self.last_event_id = frame_id
+        if retry is not None:
+            self.retry = retry
+        if data is frame_id is retry is comment is None:
+            return None
+        return Event(data, name, frame_id, retry, comment)
+
+    def _clear(self) -> None:
+        self._data: list[str] = []
+        self._comments: list[str] = []
+        self._name: str | None = None
+        self._id: str | None = None
+        self._retry: int | None = None

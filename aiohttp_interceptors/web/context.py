@@ -1,0 +1,179 @@
+"""The context of a request: what came in, what goes out, and whether it has gone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
+
+from ..chain.context import Context
+from ..errors import NoResponse
+from .commit import CommitGuard, FrozenHeaders, drop, running, seal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["RequestContext"]
+
+# These may be sent many times and each one counts; of any other header the staged ones take the place.
+ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})
+
+
+class RequestContext(Context):
+    """A context with a request and its response.
+
+    Attaching a response in ``enter`` ends the way in, as a raised ``web.HTTPException`` does: it is a response, not
+    an error.
+    """
+
+    __slots__ = ("_preparing", "_response", "_staged", "request")
+
+    request: web.Request
+
+    def __init__(self, request: web.Request, /, *, execution_id: str | None = None) -> None:
+        super().__init__(execution_id=execution_id)
+        self.request = request
+        self._response: web.StreamResponse | None = None
+        self._staged: CIMultiDict[str] | None = None
+        self._preparing: web.StreamResponse | None = None
+
+    @property
+    def response(self) -> web.StreamResponse | None:
+        """The response that is attached; attaching another one after commit is dropped and logged."""
+        return self._response
+
+    @response.setter
+    def response(self, response: web.StreamResponse | None) -> None:
+        if response is not None and not isinstance(response, web.StreamResponse):
+            raise TypeError(f"context.response is a web.StreamResponse or None, not {response!r}")
+        self._attach(response, "replace the response with")
+        if self._execution is not None:
+            self._execution.alert = True  # the loop asks _complete
+
+    @property
+    def response_headers(self) -> CIMultiDict[str]:
+        """Headers for whatever response is sent: staged here, merged into it when it goes.
+
+        A staged header replaces one of its name, and ``Set-Cookie``, ``Vary``, ``Link`` and their like are added.
+        After commit, what is staged here is dropped and logged.
+        """
+        if self.committed:
+            return FrozenHeaders() if self._response is None else FrozenHeaders(self._response.headers)
+        if self._staged is None:
+            self._staged = CIMultiDict()
+        return self._staged
+
+    @property
+    def committed(self) -> bool:
+        """Whether the response head is on the wire; from then on the response cannot change."""
+        return self.request.writer.output_size > 0
+
+    def snapshot(self) -> dict[object, object]:
+        """Return the values as they are now, and under ``response`` and ``response_headers`` what is to be sent."""
+        values = super().snapshot()
+        values["response"] = self._response
+        values["response_headers"] = dict(self._staged or {})
+        return values
+
+    def serves(self, request: web.Request) -> bool:
+        """Tell whether this is the context of that request, or of a clone of it."""
+        return self.request is request or self.request.writer is request.writer
+
+    def stage_into(self, response: web.StreamResponse) -> None:
+        """Merge what is staged into a response that is about to be sent."""
+        self._preparing = response
+        staged, self._staged = self._staged, None
+        if not staged:
+            return
+        headers = response.headers
+        for name in dict.fromkeys(key.lower() for key in staged):
+            if name not in ADDED:
+                headers.popall(name, None)
+        headers.extend(staged)
+
+    def result(self) -> web.StreamResponse:
+        """Return what aiohttp shall send, or raise it if it is an ``HTTPException``, which aiohttp wants raised.
+
+        Raises ``NoResponse`` if there is none.
+        """
+        response = self._response
+        if response is None and self.committed:
+            return self._committed_response(None)
+        if response is None:
+            raise NoResponse(
+                f"no interceptor attached a response to {self.request.method} {self.request.path}; "
+                "set context.response in one of them, or put a handler at the end of the chain"
+            )
+        if isinstance(response, web.HTTPException):
+            raise response
+        return response
+
+    def _copy_into(self, twin: Context) -> None:
+        super()._copy_into(twin)
+        if isinstance(twin, RequestContext):
+            twin.request, twin._response, twin._preparing = self.request, self._response, self._preparing
+            twin._staged = None if self._staged is None else self._staged.copy()
+
+    def _continue(self, context: Context) -> None:
+        super()._continue(context)
+        running.set(self)
+
+    async def _call(self, handler: Callable[[web.Request], Awaitable[object]]) -> None:
+        """Call an aiohttp handler and attach what it returns."""
+        response = await handler(self.request)
+        context = running.get() or self  # a route's own interceptors may have put another one in our place
+        if isinstance(response, web.StreamResponse):
+            context._attach(response, "return")
+        elif context.committed:
+            context._committed_response(None)
+            drop(f"return {response!r}")
+        else:
+            raise TypeError(f"handler {handler!r} returned {response!r}; an aiohttp handler returns a response")
+
+    def _attach(self, response: web.StreamResponse | None, attempted: str) -> None:
+        """Take a response, unless another one is on the wire."""
+        if self.request.writer.output_size == 0:
+            self._response = response
+        elif response is not self._committed_response(response):
+            drop(f"{attempted} {response!r}")
+
+    def _absorb(self, exception: Exception) -> bool:
+        if not isinstance(exception, web.HTTPException):
+            return False
+        if self.committed:
+            self._committed_response(None)
+            drop(f"raise {exception!r}", exception)
+        else:
+            self._response = exception
+        return True
+
+    def _committed_response(self, candidate: web.StreamResponse | None) -> web.StreamResponse:
+        """Find the response whose head is on the wire, which a handler may not have told us, and seal it."""
+        if self._response is None or not self._response.prepared:
+            known = (response for response in (candidate, self._preparing) if response is not None and response.prepared)
+            self._response = next(known, None) or _AlreadySent()
+            seal(self._response)
+        return self._response
+
+    def _complete(self) -> bool:
+        return self._response is not None
+
+
+class _AlreadySent(CommitGuard):
+    """Stands for a committed response that its handler told nobody of: ends its body, and then the connection."""
+
+    @property
+    def prepared(self) -> bool:
+        """Say that the head is on the wire."""
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send no second head."""
+        self._writer = request.writer
+        return self._writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """End the body that the handler began."""
+        await self._writer.write_eof(data)

@@ -1,0 +1,147 @@
+"""Three ways to put interceptors around a request; together they are one chain with one context."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeAlias, TypeVar, cast
+
+from aiohttp import web
+
+from ..chain.execute import drive
+from ..chain.execution import Execution
+from ..chain.interceptor import Interceptor, InterceptorLike, interceptors_of
+from ..observe.logs import bind_execution_id
+from .commit import running
+from .context import RequestContext
+
+__all__ = ["Handler", "InterceptorMiddleware", "as_handler", "intercept", "interceptor_middleware"]
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Chain: TypeAlias = tuple[Interceptor[Any], ...]
+H = TypeVar("H")
+
+
+class InterceptorMiddleware:
+    """An aiohttp middleware that runs a chain; made by ``interceptor_middleware``."""
+
+    __middleware_version__ = 1  # what aiohttp's decorator sets, and which it deprecates in favour of nothing
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    def __call__(self, request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        return _run(request, self._chain, handler)
+
+    def __repr__(self) -> str:
+        return f"<interceptor_middleware {', '.join(repr(interceptor.name) for interceptor in self._chain)}>"
+
+
+def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> InterceptorMiddleware:
+    """Make the middleware that runs these for every request of an application, also for 404 and 405.
+
+    ``app.middlewares.append(interceptor_middleware(a, b))``; ``None`` among them is skipped.
+    Raises ``TypeError`` for what is not an interceptor.
+    """
+    return InterceptorMiddleware(interceptors_of(interceptors))
+
+
+def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:
+    """Run these around one handler: an ``async`` function, a method, or a ``web.View`` class.
+
+    They run inside those of the applications. Raises ``TypeError`` for what is not an interceptor or not a handler.
+    """
+    for candidate in interceptors:
+        if inspect.isfunction(candidate) or inspect.isclass(candidate):
+            raise TypeError(f"@intercept(…) takes interceptors and then decorates a handler; it got {candidate!r}")
+    chain = interceptors_of(interceptors)
+
+    def decorate(handler: H) -> H:
+        if inspect.isclass(handler) and issubclass(handler, web.View):
+            return cast("H", _intercepted_view(chain, handler))
+        if not inspect.iscoroutinefunction(handler):
+            raise TypeError(f"@intercept(…) decorates an async function or a web.View class, not {handler!r}")
+
+        @functools.wraps(handler)
+        async def intercepted(*args: Any) -> web.StreamResponse:
+            request = args[-1].request if isinstance(args[-1], web.View) else args[-1]
+
+            async def call(_: web.Request) -> web.StreamResponse:
+                return cast("web.StreamResponse", await handler(*args))
+
+            call.__name__ = handler.__name__
+            return await _run(request, chain, call)
+
+        return cast("H", intercepted)
+
+    return decorate
+
+
+def _intercepted_view(chain: Chain, view: type[web.View]) -> type[web.View]:
+    """Make the subclass of a view whose requests take the chain."""
+
+    class Intercepted(view):  # type: ignore[misc, valid-type]  # its base is known at run time only
+        def __await__(self) -> Iterator[Any]:
+            @types.coroutine
+            def call(_: web.Request) -> Iterator[Any]:
+                return (yield from super(Intercepted, self).__await__())
+
+            call.__name__ = view.__name__
+            return _run(self.request, chain, call).__await__()
+
+    functools.update_wrapper(Intercepted, view, updated=())
+    return Intercepted
+
+
+def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Handler:
+    """Make a route's handler of a chain in which some interceptor attaches the response.
+
+    ``app.router.add_get("/", as_handler(auth, page))``; the last one may be an aiohttp handler. Without a response at
+    the end, ``NoResponse`` is raised to aiohttp, which answers 500. Raises ``TypeError`` for what is not an interceptor.
+    """
+    *links, last = interceptors or (None,)
+    handler = cast("Handler", last) if inspect.iscoroutinefunction(last) else None
+    chain = interceptors_of(links if handler is not None else interceptors)
+    if not chain and handler is None:
+        raise TypeError("as_handler takes at least one interceptor")
+
+    async def chain_handler(request: web.Request) -> web.StreamResponse:
+        return await _run(request, chain, handler)
+
+    chain_handler.__name__ = chain_handler.__qualname__ = getattr(handler, "__name__", None) or chain[-1].name
+    return chain_handler
+
+
+async def _run(request: web.Request, chain: Chain, handler: Handler | None) -> web.StreamResponse:
+    """Run a chain around a handler, in the context that the request has already or in a new one."""
+    context = running.get()
+    if context is not None and context.serves(request):
+        return await _run_inside(context, request, chain, handler)
+    context = RequestContext(request)
+    token = running.set(context)
+    bind_execution_id(context.execution_id)
+    try:
+        await drive(Execution(context, RequestContext, chain), handler)
+        context = running.get() or context
+        if context._staged is not None and context._response is not None and not context.committed:
+            context.stage_into(context._response)
+        return context.result()
+    finally:
+        running.reset(token)
+
+
+async def _run_inside(
+    context: RequestContext, request: web.Request, chain: Chain, handler: Handler | None
+) -> web.StreamResponse:
+    """Run a chain as the inner part of the one that the request is in."""
+    outer, asked = context._execution, context.request
+    context.request = request  # a middleware in between may have cloned it
+    try:
+        result = await drive(Execution(context, RequestContext, chain), handler)
+    finally:
+        context.request = asked
+    if outer is not None and result is not context:
+        result = outer.adopt(result)
+    return cast("RequestContext", result).result()

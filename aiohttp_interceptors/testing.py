@@ -16,12 +16,13 @@ import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from unittest import mock
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
 from aiohttp.test_utils import TestClient, make_mocked_request
 
+from .chain.chain import Chain
 from .chain.context import Context
 from .chain.execute import drive
 from .chain.execution import Execution
@@ -30,7 +31,6 @@ from .observe.logs import captured_logs
 from .sse.channel import CloseReason, EventChannel
 from .sse.event import Event
 from .sse.wire import Decoder
-from .web.commit import running
 from .web.context import RequestContext
 
 if TYPE_CHECKING:
@@ -50,13 +50,12 @@ async def run_chain(context: C, /, *interceptors: InterceptorLike[C]) -> C:
     A ``RequestContext`` behaves as in aiohttp: attaching a response ends the way in, a raised ``HTTPException`` is
     attached as the response. Raises what nobody handled.
     """
-    kind = RequestContext if isinstance(context, RequestContext) else Context
-    token = running.set(context) if isinstance(context, RequestContext) else None
-    try:
-        return await drive(Execution(context, kind, interceptors_of(interceptors)))  # type: ignore[return-value]  # a stage may only return one of its kind
-    finally:
-        if token is not None:
-            running.reset(token)
+    kind = Context
+    if isinstance(context, RequestContext):
+        kind = RequestContext
+        context.register()
+    await drive(execution := Execution(context, kind, Chain(interceptors_of(interceptors))))
+    return cast("C", execution.context)
 
 
 def request_context(
@@ -82,8 +81,9 @@ async def collect_events(
 ) -> list[Event]:
     """Call a ``stream_ready`` function without a server, and return the events that it put.
 
-    Ends when the function closes its channel, or after ``limit`` events as if the client had left. Raises what the
-    function raises, and ``TimeoutError`` after ``patience`` seconds.
+    Ends when the function closes its channel, or after ``limit`` events as if the client had left: a function that
+    then waits for something else than its channel is cancelled, as in a server. Raises what the function raises, and
+    ``TimeoutError`` after ``patience`` seconds.
     """
     channel = EventChannel(buffer)
     arrived = asyncio.Event()
@@ -107,9 +107,15 @@ async def collect_events(
                     await arrived.wait()
                     arrived.clear()
             channel.end(CloseReason.CLOSED if channel.closed else CloseReason.CLIENT_LEFT)
-            await producer
+            unaware = channel.reason is CloseReason.CLIENT_LEFT and not channel.told
+            if unaware:
+                producer.cancel()
+            await asyncio.wait([producer])
     finally:
         producer.cancel()
+        await asyncio.wait([producer], timeout=patience)  # it may have to clean up
+    if not (unaware and producer.cancelled()):
+        producer.result()
     return events[:limit]
 
 
@@ -135,8 +141,9 @@ class OpenStream:
 
         Raises ``StopAsyncIteration`` at the end of the stream, ``TimeoutError`` when the patience is at its end.
         """
-        while (frame := await self.next_frame()).data is None:
-            pass
+        async with asyncio.timeout(self._patience):
+            while (frame := await self.next_frame()).data is None:
+                pass
         return frame
 
     async def next_frame(self) -> Event:

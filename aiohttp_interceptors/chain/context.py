@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar, overload
 
@@ -20,17 +21,23 @@ T = TypeVar("T")
 D = TypeVar("D")
 Self = TypeVar("Self", bound="Context")
 
-_serial = itertools.count(1)
-_process = secrets.token_hex(3)
 
 
-def _rename_process() -> None:
-    global _process  # noqa: PLW0603  # a forked worker shall not repeat its parent's execution ids
-    _process = secrets.token_hex(3)
+def _new_serial() -> Iterator[int]:
+    """Count execution ids from a place that no other process is likely to count from; all of them fit a JSON number."""
+    return itertools.count(secrets.randbits(32) << 20)
+
+
+_serial = _new_serial()
+
+
+def _renumber() -> None:
+    global _serial  # noqa: PLW0603  # a forked worker shall not repeat its parent's execution ids
+    _serial = _new_serial()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_rename_process)
+    os.register_at_fork(after_in_child=_renumber)
 
 
 class ContextKey(Generic[T]):
@@ -59,16 +66,22 @@ class Context(MutableMapping[object, object]):
 
     __slots__ = ("__weakref__", "_execution", "_observers", "_suppressed", "_values", "error", "execution_id")
 
+    execution_id: int | str
     error: Failure | None
     """What was raised and not yet handled; an ``error`` stage reads here who raised it, and where."""
 
-    def __init__(self, values: Mapping[str, object] | None = None, /, *, execution_id: str | None = None) -> None:
-        self._values: dict[object, object] = {} if values is None else dict(values)
-        self._execution: Execution | None = None
+    def __init__(self, values: Mapping[str, object] | None = None, /, execution_id: int | str | None = None) -> None:
+        self._values: dict[object, object] = {}
+        if values is not None:
+            if not isinstance(values, Mapping):
+                raise TypeError(f"a context's values are a mapping, not {values!r}")
+            for key, value in values.items():
+                self[key] = value
         self._observers: tuple[Observer, ...] = ()
         self._suppressed: tuple[Exception, ...] = ()
+        self._execution: Execution | None = None
         self.error = None
-        self.execution_id = f"{_process}-{next(_serial)}" if execution_id is None else execution_id
+        self.execution_id = next(_serial) if execution_id is None else execution_id
 
     @overload
     def __getitem__(self, key: ContextKey[T]) -> T: ...
@@ -155,8 +168,8 @@ class Context(MutableMapping[object, object]):
 
     def terminate_when(self: Self, predicate: Callable[[Self], object]) -> None:
         """Ask this after each ``enter`` that ran; when true, enter nothing more. Raises ``QueueClosed`` as above."""
-        if not callable(predicate):
-            raise TypeError(f"terminate_when takes a function of the context, not {predicate!r}")
+        if not callable(predicate) or inspect.iscoroutinefunction(predicate):
+            raise TypeError(f"terminate_when takes a plain function of the context, not {predicate!r}")
         self._pending("terminate_when").add_predicate(predicate)
 
     def with_error(self: Self, exception: Exception) -> Self:
@@ -177,8 +190,8 @@ class Context(MutableMapping[object, object]):
 
     def add_observer(self, observer: Observer) -> None:
         """Tell this callable of each stage that ran, that of the caller included; one that raises is logged and dropped."""
-        if not callable(observer):
-            raise TypeError(f"an observer is a function of one fact, not {observer!r}")
+        if not callable(observer) or inspect.iscoroutinefunction(observer):
+            raise TypeError(f"an observer is a plain function of one fact, not {observer!r}")
         self._observers += (observer,)
         if self._execution is not None:
             self._execution.observe()
@@ -199,9 +212,16 @@ class Context(MutableMapping[object, object]):
             raise RuntimeError(f"{verb}() is for a stage of a running chain; {self!r} is in none")
         return self._execution
 
-    async def _call(self, handler: Any) -> None:  # noqa: ANN401  # each edge has handlers of its own kind
+    def _invoke(self, handler: Callable[[Any], Awaitable[object]]) -> Awaitable[object]:
         """Call what stands behind the chain, with what it takes at this edge."""
-        await handler(self)
+        return handler(self)
+
+    def _receive(self, result: object) -> None:
+        """Take what the handler returned; the edge knows what that means."""
+
+    def _release(self) -> None:
+        """Be in no execution any more."""
+        self._execution = None
 
     def _absorb(self, exception: Exception) -> bool:  # noqa: ARG002
         """Say whether an exception is an outcome rather than an error; the edge overrides it for HTTP."""

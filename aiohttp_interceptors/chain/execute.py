@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Callable
 from inspect import isawaitable
 from types import CoroutineType
 from typing import Any, TypeVar, cast
@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from ..observe.logs import log
 from .context import Context
 from .execution import Execution
+from .failure import Failure
 from .interceptor import InterceptorLike, interceptors_of
 
 __all__ = ["drive", "execute"]
@@ -56,8 +57,10 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     return cast("C", await drive(execution))
 
 
-async def drive(execution: Execution, handler: object = None) -> Context:
-    """Run an execution; the handler, if any, once the queue is empty and nothing terminated the chain.
+async def drive(execution: Execution, handler: Any = None, conclude: Callable[[Any], Any] | None = None) -> Any:
+    """Run an execution and return its context, or what ``conclude`` makes of it.
+
+    The handler, if any, is called once the queue is empty and nothing has terminated the chain.
 
     One function and not five, and nothing allocated per stage: this runs for each stage of each request.
     """
@@ -66,39 +69,35 @@ async def drive(execution: Execution, handler: object = None) -> Context:
     outer = context._execution
     if outer is not None and outer is not execution:
         execution.begin_inside(outer)
+    else:
+        context.error, context._suppressed = None, ()  # of an execution before this one
     context._execution = execution
-    execution.cursor = iter(execution.steps)
+    execution.cursor = iter(execution.chain.enters)
     if context._observers:
         execution.observe()
     try:
         while True:
             try:
-                if execution.stage == "enter":
-                    for interceptor in execution.cursor:
-                        enter = interceptor.enter
-                        if enter is not None:
-                            result = enter(context)
-                            if result is not None:
-                                context = await _adopted(execution, result)
-                            if execution.alert:
-                                execution.attend()
-                    if handler is not None and not execution.terminated:
-                        execution.handler = handler
-                        await context._call(handler)
-                        execution.handler = None
-                        context = execution.context
-                    execution.stage = "leave"
-                    execution.cursor = reversed(execution.steps)
-                for interceptor in execution.cursor:
-                    leave = interceptor.leave
-                    if leave is not None:
-                        result = leave(context)
+                while execution.stage == "enter":
+                    for enter in execution.cursor:
+                        result = enter(context)
                         if result is not None:
                             context = await _adopted(execution, result)
-                        if execution.alert:
-                            execution.attend()
-                    if execution.bindings:
-                        execution.unbind()
+                        if execution.alert and execution.attend():
+                            break  # the queue is another one now
+                    else:
+                        if handler is not None and not execution.terminated:
+                            execution.handler = handler
+                            result = await context._invoke(handler)
+                            context = execution.context
+                            context._receive(result)
+                        execution.turn()
+                for leave in execution.cursor:
+                    result = leave(context)
+                    if result is not None:
+                        context = await _adopted(execution, result)
+                    if execution.alert:
+                        execution.attend()
                 break
             except Exception as exception:  # noqa: BLE001  # this is where the error stages get what was raised
                 context = await _recover(execution, exception)
@@ -106,10 +105,13 @@ async def drive(execution: Execution, handler: object = None) -> Context:
         await _abandon(execution)
         raise
     finally:
-        execution.finish(began_with)
+        if outer is None and not execution.bindings and context._execution is execution:
+            context._release()
+        else:
+            execution.finish(began_with)
     if execution.failure is not None:
-        raise _noted(execution, execution.failure)
-    return execution.context
+        raise _noted(execution)
+    return context if conclude is None else conclude(context)
 
 
 async def _recover(execution: Execution, raised: Exception) -> Context:
@@ -129,18 +131,16 @@ async def _recover(execution: Execution, raised: Exception) -> Context:
 
 async def _offer(execution: Execution) -> None:
     """Ask the ``error`` stages, inner ones first, until one returns."""
-    for interceptor in execution.cursor:
-        error = interceptor.error
-        if error is not None and execution.failure is not None:
-            result = error(execution.context, execution.failure)
+    for interceptor in execution.cursor or ():
+        if interceptor.error is not None and execution.failure is not None:
+            result = interceptor.error(execution.context, execution.failure)
             if result is not None:
                 await _adopted(execution, result)
             if execution.alert:
                 execution.attend()
             execution.handled()
-        execution.unbind()
-        if execution.failure is None:
             return
+        execution.unbind(execution.position)
 
 
 async def _adopted(execution: Execution, result: Any) -> Context:
@@ -159,17 +159,16 @@ async def _abandon(execution: Execution) -> None:
         except BaseException as error:  # noqa: BLE001  # the chain ends with the cancellation that brought us here
             log.exception(
                 "around_not_closed",
-                interceptor=execution.steps[position - 1].name,
+                interceptor=execution.chain.steps[position - 1].name,
                 execution_id=execution.context.execution_id,
                 exc_info=error,
             )
 
 
-def _noted(execution: Execution, exception: Exception) -> Exception:
-    """Write on an exception where in the chain it was raised, once."""
-    failure = execution.context.error
-    if failure is not None:
-        note = f"raised in interceptor {failure.interceptor!r}, stage {failure.stage}"
-        if note not in getattr(exception, "__notes__", ()):
-            exception.add_note(note)
-    return exception
+def _noted(execution: Execution) -> Exception:
+    """Write on the exception that nobody handled where in the chain it was raised, once."""
+    report = cast("Failure", execution.report)
+    note = f"raised in interceptor {report.interceptor!r}, stage {report.stage}"
+    if note not in getattr(report.exception, "__notes__", ()):
+        report.exception.add_note(note)
+    return report.exception

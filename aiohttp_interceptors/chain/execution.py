@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextvars import ContextVar, Token
 from operator import length_hint
 from time import perf_counter
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import QueueClosed
 from ..observe.facts import StageRan
 from ..observe.logs import log
+from .chain import Chain
 from .failure import Failure
 from .interceptor import Interceptor, Stage
 
@@ -25,33 +26,37 @@ T = TypeVar("T")
 class Execution:
     """Where one execution is.
 
-    ``steps`` are what was entered and then what is queued; ``cursor`` is the iterator that the loop walks over them,
-    forward on the way in, backward on the way out. It sees what is queued while it walks, and it knows how far it is
+    ``chain`` is what was entered and then what is queued; ``cursor`` is the iterator that the loop walks, over the
+    chain's ``enter`` functions on the way in and its ``leave`` functions on the way out. It knows how far it is
     (``length_hint``), so that the loop counts nothing. ``alert`` is true when a stage may need more care than its
     return value: the loop looks at this one attribute after a stage.
 
     The attributes that the loop reads are slots; what most executions never use has its default on the class.
     """
 
-    __slots__ = ("__dict__", "alert", "bindings", "context", "cursor", "failure", "handler", "kind", "stage", "steps")
+    __slots__ = (
+        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "kind", "stage", "terminated"
+    )  # fmt: skip
 
-    terminated = False
+    changed = False  # whether the queue is another one than when the stage began
     outer: Execution | None = None  # the execution that one of whose stages started this one
     predicates: tuple[Callable[[Any], object], ...] = ()
     attached: Exception | None = None
     requested: tuple[tuple[ContextVar[Any], object], ...] = ()  # bound by the stage that runs now
     brackets: dict[int, AsyncGenerator[None, None]] | None = None  # open generators by position
     since = 0.0  # perf_counter seconds when the observed stage began
-    values: dict[object, object]  # the context's values at that moment
+    values: dict[object, object] | None = None  # the context's values at that moment
+    report: Failure | None = None  # of the failure that is being offered outward
+    inherited: Failure | None = None  # what was being offered outward when this execution began inside another one
 
-    def __init__(self, context: Context, kind: type[Context], steps: Iterable[Interceptor[Any]] = ()) -> None:
+    def __init__(self, context: Context, kind: type[Context], chain: Chain = Chain()) -> None:  # noqa: B008  # immutable
         self.context = context
         self.kind = kind
-        self.steps = list(steps)
-        self.cursor: Iterator[Interceptor[Any]] | None = None  # until it is started
+        self.chain = chain
+        self.cursor: Iterator[Any] | None = None  # until it is started
         self.handler: object = None  # what stands behind the chain, while it runs
         self.stage: Stage = "enter"
-        self.alert = False
+        self.alert = self.terminated = False
         self.failure: Exception | None = None
         self.bindings: tuple[tuple[int, ContextVar[Any], Token[Any]], ...] = ()  # with positions, outermost first
 
@@ -61,18 +66,22 @@ class Execution:
         if self.cursor is None:
             return 0
         ahead = length_hint(self.cursor)
-        return len(self.steps) - ahead if self.stage == "enter" else ahead + 1
+        if self.handler is not None:
+            return len(self.chain.steps)
+        if self.stage == "enter":
+            return self.chain.position_entered(len(self.chain.enters) - ahead)
+        return self.chain.position_leaving(ahead + 1) if self.stage == "leave" else ahead + 1
 
     @property
     def queue(self) -> tuple[Interceptor[Any], ...]:
         """What is still to be entered."""
-        return tuple(self.steps[self.position :]) if self.stage == "enter" else ()
+        return self.chain.steps[self.position :] if self.stage == "enter" else ()
 
     def where(self) -> tuple[str, Stage]:
         """Name the interceptor (or the handler) that runs now, and its stage."""
         if self.handler is not None:
             return getattr(self.handler, "__name__", None) or repr(self.handler), self.stage
-        return self.steps[self.position - 1].name, self.stage
+        return self.chain.steps[self.position - 1].name, self.stage
 
     # What a stage may ask for.
 
@@ -86,16 +95,22 @@ class Execution:
             )
         return self
 
-    def append(self, interceptors: Iterable[Interceptor[Any]]) -> None:
-        self.steps.extend(interceptors)
+    def append(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
+        self._set_queue(self.queue + interceptors)
 
-    def prepend(self, interceptors: Iterable[Interceptor[Any]]) -> None:
-        position = self.position
-        self.steps[position:position] = interceptors
+    def prepend(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
+        self._set_queue(interceptors + self.queue)
 
     def terminate(self) -> None:
-        del self.steps[self.position :]
+        self._set_queue(())
         self.terminated = True
+
+    def _set_queue(self, queue: tuple[Interceptor[Any], ...]) -> None:
+        entered = self.chain.steps[: self.position]
+        self.chain = Chain(entered + queue)
+        if self.cursor is not None:
+            self.cursor = iter(Chain(queue).enters)
+            self.alert = self.changed = True
 
     def add_predicate(self, predicate: Callable[[Any], object]) -> None:
         self.predicates += (predicate,)
@@ -130,12 +145,19 @@ class Execution:
     def begin_inside(self, outer: Execution) -> None:
         """Take the context from an execution, one of whose stages started this one."""
         self.outer, self.predicates, self.alert = outer, outer.predicates, bool(outer.predicates)
+        self.inherited = self.context.error = outer.report or outer.inherited
 
     def turn(self) -> None:
-        """Begin to leave, from the interceptor that was entered last."""
+        """Begin to leave, from the interceptor that is the last of the chain now."""
         self.handler = None
         self.stage = "leave"
-        self.cursor = reversed(self.steps)
+        self.cursor = iter(self.chain.leaves)
+        self.unwind()
+
+    def unwind(self) -> None:
+        """Take back what was bound further in than the ``leave`` that comes next."""
+        if self.bindings and self.cursor is not None:
+            self.unbind(self.chain.position_leaving(length_hint(self.cursor)) + 1)
 
     def adopt(self, result: object) -> Context:
         """Go on with the context that a stage returned, or raise ``TypeError``."""
@@ -153,58 +175,76 @@ class Execution:
         result._continue(context)
         context._execution, result._execution = None, self
         self.context = result
+        if result._observers:
+            self.alert = True  # it may have brought them
         return result
 
-    def attend(self) -> None:
-        """Do after a stage what its return value did not say; raise what it attached or a predicate raised."""
+    def attend(self) -> bool:
+        """Do after a stage what its return value did not say, and tell whether the queue is another one now.
+
+        Raises what the stage attached, or what a predicate raised.
+        """
         context = self.context
         if self.failure is None:
-            context.error = None  # of an execution inside this stage, which the stage has dealt with
+            context.error = self.inherited  # not that of an execution inside this stage, which has dealt with it
         requested, self.requested = self.requested, ()
         for variable, value in requested:
             self._bind_now(variable, value)
         if context._observers:
             self._tell()
         exception, self.attached = self.attached, None
-        self.alert = bool(context._observers or self.predicates)
+        self.alert = bool(context._observers or self.predicates or self.bindings)
         if exception is not None:
             raise exception
-        if self.stage == "enter" and (context._complete() or any(asked(context) for asked in self.predicates)):
+        if self.stage == "leave":
+            self.unwind()
+        elif self.stage == "enter" and (context._complete() or any(asked(context) for asked in self.predicates)):
             self.terminate()
+        changed, self.changed = self.changed, False
+        return changed
 
     def take(self, exception: Exception) -> None:
         """Decide what a raised exception means: an outcome, a decline, or a failure to be offered outward."""
-        self.requested, self.attached = (), None
-        context, where = self.context, self.where()
+        self.requested, self.attached, self.changed = (), None, False
+        context, where, position = self.context, self.where(), self.position
         if context._absorb(exception):
-            failure = None
-        elif exception is self.failure:
-            failure = exception  # declined
+            context.error = self.inherited
+            self._absorbed(position)
+            return
+        if exception is self.failure:
+            context.error = self.report  # declined
         else:
-            failure = exception
             if self.failure is not None:
                 context._suppressed = (self.failure, *context._suppressed)
             if context.error is None or context.error.exception is not exception:
                 context.error = Failure(*where, exception, context.execution_id)
-        self.failure = failure
-        if failure is None:
-            context.error = None
-        if self.stage == "enter" or (self.stage == "leave" and failure is not None):
-            del self.steps[self.position :]  # nothing more is entered, and this interceptor itself is asked first
-            self.turn()
+            self.failure, self.report = exception, context.error
+        if self.stage == "error":
+            self.unbind(position)  # it has had its say
         else:
-            self.unbind()  # it has had its say
-        if failure is not None:
-            self.stage = "error"
+            self.chain = Chain(self.chain.steps[:position])  # nothing more is entered, and itself is asked first
+            self.handler, self.stage, self.cursor = None, "error", reversed(self.chain.steps)
+
+    def _absorbed(self, position: int) -> None:
+        """Go on as if the stage had returned."""
+        if self.stage == "error":
+            self.handled()
+        elif self.stage == "leave":
+            self.unwind()
+        else:
+            self.chain = Chain(self.chain.steps[:position])
+            self.turn()
 
     def handled(self) -> None:
-        """Record that an ``error`` stage returned: the outer interceptors leave as usual."""
-        self.failure = self.context.error = None
+        """Record that an ``error`` stage returned: the interceptors further out leave as usual."""
+        self.failure = self.report = None
+        self.context.error = self.inherited
+        self.chain = Chain(self.chain.steps[: self.position - 1])
+        self.turn()
 
-    def unbind(self, position: int | None = None) -> None:
-        """Take back what was bound from this position inwards, by default that of the interceptor that ran."""
-        limit = self.position if position is None else position
-        while self.bindings and self.bindings[-1][0] >= limit:
+    def unbind(self, position: int) -> None:
+        """Take back what was bound from this position inwards."""
+        while self.bindings and self.bindings[-1][0] >= position:
             _, variable, token = self.bindings[-1]
             self.bindings = self.bindings[:-1]
             variable.reset(token)
@@ -220,9 +260,12 @@ class Execution:
             self.unbind(0)
         if self.context._execution is not self:
             raise RuntimeError(f"{self.context!r} was executed twice at the same time; give each execution a copy()")
-        self.context._execution = None
-        if self.outer is not None:
+        if self.outer is None:
+            self.context._release()
+        else:
+            self.context._execution = None
             began_with._execution = self.outer
+            began_with.error = self.context.error
             self.outer.alert = True
 
     def _bind_now(self, variable: ContextVar[Any], value: object) -> None:
@@ -236,8 +279,11 @@ class Execution:
 
     def _tell(self) -> None:
         """Tell each observer of the stage that returned; one that raises is logged and dropped."""
-        context, (name, stage) = self.context, self.where()
-        fact = StageRan(context.execution_id, name, stage, perf_counter() - self.since, self.values, context.snapshot())
+        context, (name, stage), now = self.context, self.where(), perf_counter()
+        after = context.snapshot()
+        # The observer may have come with another context or with an execution inside this stage.
+        before, since = (after, now) if self.values is None else (self.values, self.since)
+        fact = StageRan(context.execution_id, name, stage, now - since, before, after)
         for observer in context._observers:
             try:
                 observer(fact)

@@ -16,7 +16,7 @@ class Failure:
     interceptor: str
     stage: Stage
     exception: Exception
-    execution_id: str
+    execution_id: int | str
 
     def __str__(self) -> str:
         text = str(self.exception)

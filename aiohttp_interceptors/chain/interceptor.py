@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
     from .context import Context
 
-__all__ = ["Interceptor", "InterceptorLike", "Result", "Stage", "as_interceptor", "interceptors_of"]
+__all__ = ["Interceptor", "InterceptorLike", "Result", "Stage", "as_interceptor", "check_call", "interceptors_of"]
 
 Stage: TypeAlias = Literal["enter", "leave", "error"]
 STAGES: tuple[Stage, ...] = ("enter", "leave", "error")
@@ -88,6 +89,11 @@ def _check_stage(name: str, stage: Stage, function: object) -> None:
         raise TypeError(f"{where} is a plain or an async function, not {function!r}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{where} is a generator, {function!r}; an async generator with one yield goes under @around")
+    check_call(name, stage, function)
+
+
+def check_call(name: str, stage: Stage, function: Callable[..., object]) -> None:
+    """Refuse what does not take the arguments of that stage."""
     wanted = ("context", "exception") if stage == "error" else ("context",)
     try:
         signature = inspect.signature(function)
@@ -97,7 +103,9 @@ def _check_stage(name: str, stage: Stage, function: object) -> None:
         signature.bind(*wanted)
     except TypeError as mismatch:
         call = f"{stage}({', '.join(wanted)})"
-        raise TypeError(f"{where} is called as {call}, which {function!r} does not take: {mismatch}") from None
+        raise TypeError(
+            f"{stage} of interceptor {name!r} is called as {call}, which {function!r} does not take: {mismatch}"
+        ) from None
 
 
 def as_interceptor(candidate: object) -> Interceptor[Context]:
@@ -136,9 +144,12 @@ def interceptors_of(candidates: Iterable[object], *, skip_none: bool = True) -> 
     return tuple(_flatten(candidates, skip_none=skip_none))
 
 
+_NO_SEQUENCE = (str, bytes, Mapping, AbstractSet)  # a set has no order
+
+
 def _flatten(candidates: Iterable[object], *, skip_none: bool) -> Iterator[Interceptor[Context]]:
     for candidate in candidates:
-        if isinstance(candidate, Iterable) and not isinstance(candidate, (str, bytes, dict)):
+        if isinstance(candidate, Iterable) and not isinstance(candidate, _NO_SEQUENCE):
             yield from _flatten(candidate, skip_none=skip_none)
         elif candidate is not None or not skip_none:
             yield as_interceptor(candidate)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from .interceptor import STAGES, Interceptor, Result, Stage
+from .interceptor import STAGES, Interceptor, Result, Stage, check_call
 
 if TYPE_CHECKING:
     from .context import Context
@@ -18,29 +18,29 @@ E = TypeVar("E", bound=Exception)
 
 
 @overload
-def before(function: Callable[[C], Result], /) -> Interceptor[C]: ...
+def before(function: Callable[[C], Result], /, *, name: str | None = None) -> Interceptor[C]: ...
 @overload
-def before(*, name: str) -> Callable[[Callable[[C], Result]], Interceptor[C]]: ...
+def before(*, name: str | None = None) -> Callable[[Callable[[C], Result]], Interceptor[C]]: ...
 def before(
     function: Callable[[C], Result] | None = None, /, *, name: str | None = None
 ) -> Interceptor[C] | Callable[[Callable[[C], Result]], Interceptor[C]]:
     """Make an interceptor of its ``enter`` stage, named after the function."""
     if function is None:
         return lambda decorated: Interceptor(name or _name_of(decorated, "before"), enter=decorated)
-    return Interceptor(_name_of(function, "before"), enter=function)
+    return Interceptor(name or _name_of(function, "before"), enter=function)
 
 
 @overload
-def after(function: Callable[[C], Result], /) -> Interceptor[C]: ...
+def after(function: Callable[[C], Result], /, *, name: str | None = None) -> Interceptor[C]: ...
 @overload
-def after(*, name: str) -> Callable[[Callable[[C], Result]], Interceptor[C]]: ...
+def after(*, name: str | None = None) -> Callable[[Callable[[C], Result]], Interceptor[C]]: ...
 def after(
     function: Callable[[C], Result] | None = None, /, *, name: str | None = None
 ) -> Interceptor[C] | Callable[[Callable[[C], Result]], Interceptor[C]]:
     """Make an interceptor of its ``leave`` stage, named after the function."""
     if function is None:
         return lambda decorated: Interceptor(name or _name_of(decorated, "after"), leave=decorated)
-    return Interceptor(_name_of(function, "after"), leave=function)
+    return Interceptor(name or _name_of(function, "after"), leave=function)
 
 
 def on_error(
@@ -56,6 +56,8 @@ def on_error(
     for handled in types:
         if not (inspect.isclass(handled) and issubclass(handled, Exception)):
             raise TypeError(f"@on_error takes subclasses of Exception, not {handled!r}")
+    if interceptor is not None and not isinstance(interceptor, str):
+        raise TypeError(f"@on_error(interceptor=…) is the name of one, not {interceptor!r}")
     if stage is not None and stage not in STAGES:
         raise ValueError(f"@on_error(stage=…) is one of {', '.join(STAGES)}, not {stage!r}")
 
@@ -85,6 +87,7 @@ def around(function: Callable[[C], AsyncIterator[None]]) -> Interceptor[C]:
     name = _name_of(function, "around")
     if not inspect.isasyncgenfunction(function):
         raise TypeError(f"@around takes an async generator function with one yield, not {function!r}")
+    check_call(name, "enter", function)
 
     async def enter(context: C) -> None:
         generator: AsyncGenerator[None, None] = function(context)
@@ -105,7 +108,6 @@ def around(function: Callable[[C], AsyncIterator[None]]) -> Interceptor[C]:
             raise exception
         await _throw(generator, name, exception)
 
-    Interceptor(name, enter=lambda context: None)  # noqa: ARG005
     return Interceptor(name, enter, leave, error)
 
 

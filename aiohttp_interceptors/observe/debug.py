@@ -24,6 +24,8 @@ def debug_observer(*, omit: Omit = (), changes_only: bool = False) -> Observer:
     ``omit`` names paths, or decides by path, whose values are shown as ``...``. With ``changes_only``, stages that
     changed nothing are not logged.
     """
+    if not callable(omit) and not all(isinstance(path, tuple) for path in omit):
+        raise TypeError(f"omit names paths, tuples of keys as in ('user', 'password'), not {omit!r}")
     omitted = omit if callable(omit) else frozenset(omit).__contains__
 
     def observe(fact: StageRan) -> None:

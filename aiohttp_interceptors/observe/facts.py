@@ -13,7 +13,7 @@ __all__ = ["Observer", "StageRan"]
 class StageRan:
     """One stage of one interceptor returned."""
 
-    execution_id: str
+    execution_id: int | str
     interceptor: str
     stage: str
     duration: float

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from itertools import islice
 
 from ..errors import ChannelFull
 from .event import Event
@@ -44,7 +45,7 @@ class EventChannel:
     def __init__(self, buffer: int | Callable[[], EventQueue] = 10) -> None:
         self._queue = new_queue(buffer)
         self._waiting: deque[asyncio.Future[None]] = deque()  # a put each, oldest first
-        self._over: list[asyncio.Future[None]] = []  # a wait_closed each
+        self._over: set[asyncio.Future[None]] = set()  # a wait_closed each
         self._wake: Callable[[], None] = _nobody
         self._closed = False
         self._told = False
@@ -63,6 +64,7 @@ class EventChannel:
         """
         event = as_event(event)
         if self._closed:
+            self._told = True
             await asyncio.sleep(0)  # or a producer that ignores False would never let anybody else run
             return False
         if self._waiting or self._queue.full():
@@ -86,15 +88,18 @@ class EventChannel:
         """Take no more events, and end the stream when all that were put have been sent. Closing twice is closing once."""
         if not self._closed:
             self._closed = True
-            self._release()
+            self._told = _release(self._waiting) or self._told
             self._wake()
 
     async def wait_closed(self) -> CloseReason:
         """Wait until the stream is over and return why. Cancelling is safe."""
-        while self.reason is None:
-            waiter = asyncio.get_running_loop().create_future()
-            self._over.append(waiter)
-            await waiter
+        if self.reason is None:
+            waiter = _new_waiter()
+            self._over.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._over.discard(waiter)
         return self.reason
 
     # The stream's side.
@@ -108,9 +113,7 @@ class EventChannel:
         queue, events = self._queue, []
         while not queue.empty():
             events.append(queue.get_nowait())
-        for waiter in list(self._waiting)[: len(events)]:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake_next(len(events))
         return events
 
     def end(self, reason: CloseReason) -> None:
@@ -119,15 +122,11 @@ class EventChannel:
             self.reason = reason
             self._wake = _nobody
             self.close()
-            over, self._over = self._over, []
-            self._told = self._told or bool(over)
-            for waiter in over:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._told = _release(self._over) or self._told
 
     @property
     def told(self) -> bool:
-        """Whether somebody was waiting on the channel when it closed, and so knows."""
+        """Whether somebody knows that it closed: was waiting on it then, or has tried to put since."""
         return self._told
 
     def _take(self, event: Event) -> None:
@@ -136,32 +135,40 @@ class EventChannel:
 
     async def _room(self) -> None:
         """Wait in line until there is room or the channel is closed."""
-        while not self._closed:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
+        waiter = _new_waiter()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+            while self._queue.full() and not self._closed:  # one in front of us put more than was taken
+                place = self._waiting.index(waiter)
+                self._waiting[place] = waiter = _new_waiter()
                 await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled():
-                    self._pass_on(waiter)
-                raise
-            finally:
-                self._waiting.remove(waiter)
+        except asyncio.CancelledError:
             if not self._queue.full():
-                return
+                self._wake_next(1)  # perhaps the room was meant for us, and nobody else would be told of it
+            raise
+        finally:
+            self._waiting.remove(waiter)
 
-    def _pass_on(self, waiter: asyncio.Future[None]) -> None:
-        """Give the room that was meant for a cancelled put to the next one in line."""
-        following = next((other for other in self._waiting if other is not waiter and not other.done()), None)
-        if following is not None:
-            following.set_result(None)
+    def _wake_next(self, count: int) -> None:
+        """Wake that many of those in line who have not been woken, oldest first."""
+        for waiter in islice((waiter for waiter in self._waiting if not waiter.done()), count):
+            waiter.set_result(None)
 
-    def _release(self) -> None:
-        """Let every put that waits go, with ``False``."""
-        self._told = self._told or bool(self._waiting)
-        for waiter in self._waiting:
+
+def _new_waiter() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _release(waiters: Iterable[asyncio.Future[None]]) -> bool:
+    """Let all go that wait, and say whether there was anybody."""
+    anybody = False
+    for waiter in waiters:
+        if not waiter.cancelled():
+            anybody = True
             if not waiter.done():
                 waiter.set_result(None)
+    return anybody
 
 
 def new_queue(buffer: int | Callable[[], EventQueue]) -> EventQueue:

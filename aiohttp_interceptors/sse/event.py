@@ -9,7 +9,9 @@ from collections.abc import Callable
 __all__ = ["Event", "compact_json"]
 
 LINE_END = re.compile(r"\r\n|\r|\n")  # WHATWG HTML 9.2.5; str.splitlines() would split on eight more
+MAX_RETRY = 2**53 - 1  # the greatest whole number that JavaScript is sure of; some bound there must be
 _NUMBERS = (int, float)
+_WHOLE_NUMBERS = (int,)
 
 
 def compact_json(value: object) -> str:
@@ -22,22 +24,23 @@ class Event:
 
     ``data`` may hold any line ends; CR and CRLF become LF, as they do on their way to a browser. Numbers become text.
     ``name`` is the type that a page listens for; a blank one means none, which is ``message``. ``id`` becomes the
-    page's last event id, and ``""`` resets it. ``retry`` is in milliseconds. A ``comment`` is seen by no page.
+    page's last event id; a blank one means none too, but ``""`` resets it. ``retry`` is in milliseconds. A
+    ``comment`` is seen by no page.
 
     Without data an event is not dispatched by any client, so a name alone gets empty data. ``id``, ``retry`` or
     ``comment`` alone may stand without.
 
     Raises ``TypeError`` or ``ValueError`` with the value: CR, LF or NUL in ``id``, CR or LF in ``name``, a ``retry``
-    that is not a whole number from 0 up, text that UTF-8 cannot carry. Source: WHATWG HTML 9.2.5 and 9.2.6.
+    that is not a whole number from 0 to 2⁵³-1, text that UTF-8 cannot carry. Source: WHATWG HTML 9.2.5 and 9.2.6.
     """
 
-    __slots__ = ("comment", "data", "id", "name", "retry")
+    __slots__ = ("_comment", "_data", "_id", "_name", "_retry")
 
-    data: str | None
-    name: str | None
-    id: str | None
-    retry: int | None
-    comment: str | None
+    _data: str | None
+    _name: str | None
+    _id: str | None
+    _retry: int | None
+    _comment: str | None
 
     def __init__(
         self,
@@ -52,23 +55,47 @@ class Event:
             if "\r" in data:
                 data = LINE_END.sub("\n", data)
         if name is not None:
-            name = _line("name", _text("name", name)) or None
+            name = _line("name", name, ()) or None
         if id is not None:
-            id = _line("id", _text("id", id, (int,)), nul=False)  # noqa: A001  # as above
-        if retry is not None and (type(retry) is not int or retry < 0):
+            id = _line("id", id, _WHOLE_NUMBERS)  # noqa: A001  # as above
+        if retry is not None and (type(retry) is not int or not 0 <= retry <= MAX_RETRY):
             raise (ValueError if type(retry) is int else TypeError)(
-                f"retry is a whole number of milliseconds, 0 or more, not {retry!r}"
+                f"retry is a whole number of milliseconds from 0 to {MAX_RETRY}, not {retry!r}"
             )
         if comment is not None:
-            comment = LINE_END.sub("\n", _text("comment", comment))
+            comment = LINE_END.sub("\n", _text("comment", comment, ()))
         if data is None and (name is not None or (id is None and retry is None and comment is None)):
             data = ""
-        fill = object.__setattr__
-        fill(self, "data", data)
-        fill(self, "name", name)
-        fill(self, "id", id)
-        fill(self, "retry", retry)
-        fill(self, "comment", comment)
+        self._data = data
+        self._name = name
+        self._id = id
+        self._retry = retry
+        self._comment = comment
+
+    @property
+    def data(self) -> str | None:
+        """The text, its lines ended by LF; ``None`` if no client shall dispatch the event."""
+        return self._data
+
+    @property
+    def name(self) -> str | None:
+        """The type; ``None`` means ``message``."""
+        return self._name
+
+    @property
+    def id(self) -> str | None:
+        """What becomes the last event id; ``None`` leaves that as it is."""
+        return self._id
+
+    @property
+    def retry(self) -> int | None:
+        """The reconnection time in milliseconds; ``None`` leaves that as it is."""
+        return self._retry
+
+    @property
+    def comment(self) -> str | None:
+        """What no page sees, its lines ended by LF."""
+        return self._comment
 
     @classmethod
     def json(
@@ -86,13 +113,29 @@ class Event:
         Raises what ``dumps`` raises, here in the producer.
         """
         text = dumps(value)
-        return cls(text.decode() if isinstance(text, bytes) else text, name, id, retry, comment)
+        if isinstance(text, bytes):
+            text = text.decode()
+        if not isinstance(text, str):
+            raise TypeError(f"dumps gives a str or bytes, and {dumps!r} gave {text!r}")
+        return cls(text, name, id, retry, comment)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"an Event does not change; make another one to set {name} to {value!r}")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"an Event does not change; make another one without {name}")
+    @classmethod
+    def _as_read(
+        cls,
+        data: str | None,
+        name: str | None,
+        id: str | None,  # noqa: A002  # as above
+        retry: int | None,
+        comment: str | None,
+    ) -> Event:
+        """Make an event of what is an event's already; one from a foreign stream may have a blank name or id."""
+        event = object.__new__(cls)
+        event._data = data
+        event._name = name
+        event._id = id
+        event._retry = retry
+        event._comment = comment
+        return event
 
     def __eq__(self, other: object) -> bool:
         return self._fields() == other._fields() if isinstance(other, Event) else NotImplemented
@@ -100,36 +143,41 @@ class Event:
     def __hash__(self) -> int:
         return hash(self._fields())
 
-    def __reduce__(self) -> tuple[type[Event], tuple[object, ...]]:
-        return Event, self._fields()
+    def __reduce__(self) -> tuple[Callable[..., Event], tuple[object, ...]]:
+        return type(self)._as_read, self._fields()
 
     def __repr__(self) -> str:
         fields = zip(("data", "name", "id", "retry", "comment"), self._fields(), strict=True)
         return f"Event({', '.join(f'{name}={value!r}' for name, value in fields if value is not None)})"
 
     def _fields(self) -> tuple[str | None, str | None, str | None, int | None, str | None]:
-        return self.data, self.name, self.id, self.retry, self.comment
+        return self._data, self._name, self._id, self._retry, self._comment
 
 
-def _text(field: str, value: object, numbers: tuple[type, ...] = ()) -> str:
+def _text(field: str, value: object, numbers: tuple[type, ...]) -> str:
     """Give a field's text, or raise for what is none."""
-    if not isinstance(value, str):
-        if not isinstance(value, numbers):
-            hint = "; Event.json(value) makes JSON of anything else" if field == "data" else ""
-            raise TypeError(f"an event's {field} is a str, not {value!r}{hint}")
-        return str(value)
-    if not value.isascii():
+    if type(value) is str:
+        text = value
+    elif isinstance(value, str):
+        text = str.__str__(value)  # an enum's member is formatted as its name, and its value is meant
+    elif isinstance(value, numbers):
+        text = str(value)
+    else:
+        hint = "; Event.json(value) makes JSON of anything else" if field == "data" else ""
+        raise TypeError(f"an event's {field} is a str, not {value!r}{hint}")
+    if not text.isascii():
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"an event's {field} is sent as UTF-8, which cannot carry {value!r}: {error.reason}") from None
-    return value
+            raise ValueError(f"an event's {field} is sent as UTF-8, which cannot carry {text!r}: {error.reason}") from None
+    return text
 
 
-def _line(field: str, value: str, *, nul: bool = True) -> str:
-    """Give the text of a field that is one line, ``""`` for a blank one."""
-    if "\n" in value or "\r" in value:
-        raise ValueError(f"an event's {field} is one line, and {value!r} is not: the rest would be read as other fields")
-    if not nul and "\0" in value:
-        raise ValueError(f"an event's {field} holds no NUL, and {value!r} does: clients ignore such an {field}")
-    return value if value.strip() else ""
+def _line(field: str, value: object, numbers: tuple[type, ...]) -> str | None:
+    """Give the text of a field that is one line, ``None`` for a blank one, or raise."""
+    text = _text(field, value, numbers)
+    if "\n" in text or "\r" in text:
+        raise ValueError(f"an event's {field} is one line, and {text!r} is not: the rest would be read as other fields")
+    if field == "id" and "\0" in text:
+        raise ValueError(f"an event's id holds no NUL, and {text!r} does: clients ignore such an id")
+    return None if text.isspace() else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from .event import Event
+from .event import MAX_RETRY, Event
 
 __all__ = ["HEARTBEAT", "Decoder", "encode"]
 
@@ -16,22 +16,22 @@ def encode(event: Event, *, retry: int | None = None) -> bytes:
 
     ``retry`` (milliseconds) goes into this frame if the event has none of its own. Source: WHATWG HTML 9.2.5.
     """
-    data = event.data
-    if retry is None and event.name is event.id is event.retry is event.comment is None and data is not None:
+    data = event._data
+    if retry is None and event._name is event._id is event._retry is event._comment is None and data is not None:
         if "\n" in data:
             data = data.replace("\n", "\ndata: ")
         return f"data: {data}\n\n".encode()
     frame = ""
-    if event.comment is not None:
-        frame = ": " + event.comment.replace("\n", "\n: ") + "\n"
-    if event.name is not None:
-        frame += f"event: {event.name}\n"
+    if event._comment is not None:
+        frame = ": " + event._comment.replace("\n", "\n: ") + "\n"
+    if event._name is not None:
+        frame += f"event: {event._name}\n"
     if data is not None:
         frame += "data: " + data.replace("\n", "\ndata: ") + "\n"
-    if event.id is not None:
-        frame += f"id: {event.id}\n"
-    if event.retry is not None or retry is not None:
-        frame += f"retry: {retry if event.retry is None else event.retry}\n"
+    if event._id is not None:
+        frame += f"id: {event._id}\n"
+    if event._retry is not None or retry is not None:
+        frame += f"retry: {retry if event._retry is None else event._retry}\n"
     return (frame + "\n").encode()
 
 
@@ -47,7 +47,7 @@ class Decoder:
         self.last_event_id = ""
         self.retry: int | None = None
         self._text = codecs.getincrementaldecoder("utf-8")("replace")
-        self._line = ""  # the beginning of a line whose end has not come
+        self._line: list[str] = []  # the pieces of a line whose end has not come
         self._started = False
         self._after_cr = False
         self._clear()
@@ -55,16 +55,19 @@ class Decoder:
     def feed(self, chunk: bytes) -> list[Event]:
         """Take some bytes, cut anywhere, and return the events that they complete. A frame without its end is no event."""
         text = self._text.decode(chunk)
-        if text and not self._started:
+        if not text:
+            return []
+        if not self._started:
             self._started = True
             text = text.removeprefix("\ufeff")
-        if text and self._after_cr:
-            self._after_cr = False
+        if self._after_cr:
             text = text.removeprefix("\n")
-        if text.endswith("\r"):
-            self._after_cr = True
-        lines = (self._line + text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        self._line = lines.pop()
+        self._after_cr = text.endswith("\r")
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        if len(lines) > 1:
+            lines[0] = "".join(self._line) + lines[0]
+            self._line = []
+        self._line.append(lines.pop())
         return [event for line in lines if (event := self._take(line)) is not None]
 
     def _take(self, line: str) -> Event | None:
@@ -73,7 +76,7 @@ class Decoder:
             return self._end_of_frame()
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        if not field and line.startswith(":"):
+        if not field:
             self._comments.append(value)
         elif field == "data":
             self._data.append(value)
@@ -82,22 +85,21 @@ class Decoder:
         elif field == "id" and "\0" not in value:
             self._id = value
         elif field == "retry" and value.isascii() and value.isdigit():
-            self._retry = int(value)
+            # At most 17 digits that count, which is more than MAX_RETRY has: int() refuses to read thousands of them.
+            self.retry = self._retry = min(int(value.lstrip("0")[:17] or 0), MAX_RETRY)
         return None
 
     def _end_of_frame(self) -> Event | None:
         data = "\n".join(self._data) if self._data else None
-        name = self._name if data is not None else None
+        name = (self._name or None) if data is not None else None
         comment = "\n".join(self._comments) if self._comments else None
         frame_id, retry = self._id, self._retry
         self._clear()
         if frame_id is not None:
             self.last_event_id = frame_id
-        if retry is not None:
-            self.retry = retry
         if data is frame_id is retry is comment is None:
             return None
-        return Event(data, name, frame_id, retry, comment)
+        return Event._as_read(data, name, frame_id, retry, comment)
 
     def _clear(self) -> None:
         self._data: list[str] = []

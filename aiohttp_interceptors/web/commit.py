@@ -21,17 +21,17 @@ from ..observe.logs import log
 if TYPE_CHECKING:
     from .context import RequestContext
 
-__all__ = ["CommitGuard", "FrozenHeaders", "drop", "running", "seal"]
+__all__ = ["CommitGuard", "FrozenHeaders", "committed_in", "drop", "seal"]
 
 R = TypeVar("R", bound=web.StreamResponse)
 
-running: ContextVar[RequestContext | None] = ContextVar("aiohttp_interceptors.running", default=None)
-"""The context of the request that this task serves."""
+committed_in: ContextVar[RequestContext | None] = ContextVar("aiohttp_interceptors.committed_in", default=None)
+"""The context of the request that this task serves, from commit on: setting it earlier would cost every request."""
 
 
 def drop(attempted: str, cause: Exception | None = None) -> None:
     """Log, once and with the traceback of the offending line, a change that a committed response cannot take."""
-    context = running.get()
+    context = committed_in.get()
     execution = None if context is None else context._execution
     name, stage = (None, None) if execution is None else execution.where()
     error = cause or ResponseCommitted(f"{attempted}: the head is on the wire, so the change was dropped")

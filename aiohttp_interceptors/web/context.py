@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 
 from ..chain.context import Context
 from ..errors import NoResponse
-from .commit import CommitGuard, FrozenHeaders, drop, running, seal
+from .commit import CommitGuard, FrozenHeaders, committed_in, drop, seal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,13 +28,14 @@ class RequestContext(Context):
     an error.
     """
 
-    __slots__ = ("_preparing", "_response", "_staged", "request")
+    __slots__ = ("_preparing", "_response", "_staged", "_writer", "request")
 
     request: web.Request
 
-    def __init__(self, request: web.Request, /, *, execution_id: str | None = None) -> None:
-        super().__init__(execution_id=execution_id)
+    def __init__(self, request: web.Request, /, *, execution_id: int | str | None = None) -> None:
+        Context.__init__(self, None, execution_id)  # as super() does, at half its price
         self.request = request
+        self._writer = request.writer
         self._response: web.StreamResponse | None = None
         self._staged: CIMultiDict[str] | None = None
         self._preparing: web.StreamResponse | None = None
@@ -68,7 +69,7 @@ class RequestContext(Context):
     @property
     def committed(self) -> bool:
         """Whether the response head is on the wire; from then on the response cannot change."""
-        return self.request.writer.output_size > 0
+        return self._writer.output_size > 0
 
     def snapshot(self) -> dict[object, object]:
         """Return the values as they are now, and under ``response`` and ``response_headers`` what is to be sent."""
@@ -77,9 +78,14 @@ class RequestContext(Context):
         values["response_headers"] = dict(self._staged or {})
         return values
 
-    def serves(self, request: web.Request) -> bool:
-        """Tell whether this is the context of that request, or of a clone of it."""
-        return self.request is request or self.request.writer is request.writer
+    @staticmethod
+    def of(request: web.BaseRequest) -> RequestContext | None:
+        """Return the context of a request, or of a clone of it, while its chain runs."""
+        return _contexts.get(request.writer)
+
+    def register(self) -> None:
+        """Be the context of the request until the chain is over."""
+        _contexts[self._writer] = self
 
     def stage_into(self, response: web.StreamResponse) -> None:
         """Merge what is staged into a response that is about to be sent."""
@@ -93,12 +99,14 @@ class RequestContext(Context):
                 headers.popall(name, None)
         headers.extend(staged)
 
-    def result(self) -> web.StreamResponse:
+    def conclude(self) -> web.StreamResponse:
         """Return what aiohttp shall send, or raise it if it is an ``HTTPException``, which aiohttp wants raised.
 
         Raises ``NoResponse`` if there is none.
         """
         response = self._response
+        if self._staged is not None and response is not None and self._execution is None and not self.committed:
+            self.stage_into(response)
         if response is None and self.committed:
             return self._committed_response(None)
         if response is None:
@@ -106,35 +114,43 @@ class RequestContext(Context):
                 f"no interceptor attached a response to {self.request.method} {self.request.path}; "
                 "set context.response in one of them, or put a handler at the end of the chain"
             )
-        if isinstance(response, web.HTTPException):
+        if isinstance(response, Exception):  # an HTTPException, and far cheaper to ask
             raise response
         return response
 
     def _copy_into(self, twin: Context) -> None:
         super()._copy_into(twin)
         if isinstance(twin, RequestContext):
+            twin._writer = self._writer
             twin.request, twin._response, twin._preparing = self.request, self._response, self._preparing
             twin._staged = None if self._staged is None else self._staged.copy()
 
     def _continue(self, context: Context) -> None:
         super()._continue(context)
-        running.set(self)
+        self.register()
 
-    async def _call(self, handler: Callable[[web.Request], Awaitable[object]]) -> None:
-        """Call an aiohttp handler and attach what it returns."""
-        response = await handler(self.request)
-        context = running.get() or self  # a route's own interceptors may have put another one in our place
-        if isinstance(response, web.StreamResponse):
-            context._attach(response, "return")
-        elif context.committed:
-            context._committed_response(None)
-            drop(f"return {response!r}")
+    def _release(self) -> None:
+        self._execution = None
+        _contexts.pop(self._writer, None)
+
+    def _invoke(self, handler: Callable[[web.Request], Awaitable[object]]) -> Awaitable[object]:
+        return handler(self.request)
+
+    def _receive(self, result: object) -> None:
+        if type(result) is web.Response and self._writer.output_size == 0:  # mostly so, and far cheaper than the rest
+            self._response = result
+        elif isinstance(result, web.StreamResponse):
+            self._attach(result, "return")
+        elif self.committed:
+            self._committed_response(None)
+            drop(f"return {result!r}")
         else:
-            raise TypeError(f"handler {handler!r} returned {response!r}; an aiohttp handler returns a response")
+            name = "a handler" if self._execution is None else self._execution.where()[0]
+            raise TypeError(f"{name} returned {result!r}; an aiohttp handler returns a response")
 
     def _attach(self, response: web.StreamResponse | None, attempted: str) -> None:
         """Take a response, unless another one is on the wire."""
-        if self.request.writer.output_size == 0:
+        if self._writer.output_size == 0:
             self._response = response
         elif response is not self._committed_response(response):
             drop(f"{attempted} {response!r}")
@@ -155,10 +171,14 @@ class RequestContext(Context):
             known = (response for response in (candidate, self._preparing) if response is not None and response.prepared)
             self._response = next(known, None) or _AlreadySent()
             seal(self._response)
+            committed_in.set(self)
         return self._response
 
     def _complete(self) -> bool:
         return self._response is not None
+
+
+_contexts: dict[AbstractStreamWriter, RequestContext] = {}  # by what a request and its clones have in common
 
 
 class _AlreadySent(CommitGuard):

@@ -7,7 +7,7 @@ from typing import Protocol
 from aiohttp import web
 
 from ..sse.channel import CloseReason
-from .commit import running
+from .context import RequestContext
 
 __all__ = ["Streams", "setup"]
 
@@ -69,8 +69,8 @@ def setup(app: web.Application) -> None:
 
 async def _before_commit(request: web.Request, response: web.StreamResponse) -> None:
     """Merge what is staged into a response that goes out while its chain still runs."""
-    context = running.get()
-    if context is not None and context.serves(request):
+    context = RequestContext.of(request)
+    if context is not None:
         context.stage_into(response)
 
 

@@ -9,43 +9,34 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias, TypeVar, cast
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
+from ..chain.chain import Chain
 from ..chain.execute import drive
 from ..chain.execution import Execution
-from ..chain.interceptor import Interceptor, InterceptorLike, interceptors_of
-from ..observe.logs import bind_execution_id
-from .commit import running
+from ..chain.interceptor import InterceptorLike, interceptors_of
+from ..observe.logs import logged_execution_id
 from .context import RequestContext
 
-__all__ = ["Handler", "InterceptorMiddleware", "as_handler", "intercept", "interceptor_middleware"]
+__all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware"]
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Chain: TypeAlias = tuple[Interceptor[Any], ...]
 H = TypeVar("H")
 
 
-class InterceptorMiddleware:
-    """An aiohttp middleware that runs a chain; made by ``interceptor_middleware``."""
-
-    __middleware_version__ = 1  # what aiohttp's decorator sets, and which it deprecates in favour of nothing
-
-    def __init__(self, chain: Chain) -> None:
-        self._chain = chain
-
-    def __call__(self, request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-        return _run(request, self._chain, handler)
-
-    def __repr__(self) -> str:
-        return f"<interceptor_middleware {', '.join(repr(interceptor.name) for interceptor in self._chain)}>"
-
-
-def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> InterceptorMiddleware:
+def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Middleware:
     """Make the middleware that runs these for every request of an application, also for 404 and 405.
 
     ``app.middlewares.append(interceptor_middleware(a, b))``; ``None`` among them is skipped.
     Raises ``TypeError`` for what is not an interceptor.
     """
-    return InterceptorMiddleware(interceptors_of(interceptors))
+    chain = Chain(interceptors_of(interceptors))
+
+    @web.middleware
+    def run_chain(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        return _run(request, chain, handler)
+
+    return run_chain
 
 
 def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:
@@ -56,7 +47,7 @@ def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H
     for candidate in interceptors:
         if inspect.isfunction(candidate) or inspect.isclass(candidate):
             raise TypeError(f"@intercept(…) takes interceptors and then decorates a handler; it got {candidate!r}")
-    chain = interceptors_of(interceptors)
+    chain = Chain(interceptors_of(interceptors))
 
     def decorate(handler: H) -> H:
         if inspect.isclass(handler) and issubclass(handler, web.View):
@@ -103,45 +94,39 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Hand
     """
     *links, last = interceptors or (None,)
     handler = cast("Handler", last) if inspect.iscoroutinefunction(last) else None
-    chain = interceptors_of(links if handler is not None else interceptors)
-    if not chain and handler is None:
+    chain = Chain(interceptors_of(links if handler is not None else interceptors))
+    if not chain.steps and handler is None:
         raise TypeError("as_handler takes at least one interceptor")
 
     async def chain_handler(request: web.Request) -> web.StreamResponse:
         return await _run(request, chain, handler)
 
-    chain_handler.__name__ = chain_handler.__qualname__ = getattr(handler, "__name__", None) or chain[-1].name
+    chain_handler.__name__ = chain_handler.__qualname__ = getattr(handler, "__name__", None) or chain.steps[-1].name
     return chain_handler
 
 
-async def _run(request: web.Request, chain: Chain, handler: Handler | None) -> web.StreamResponse:
+def _run(request: web.Request, chain: Chain, handler: Handler | None) -> Awaitable[web.StreamResponse]:
     """Run a chain around a handler, in the context that the request has already or in a new one."""
-    context = running.get()
-    if context is not None and context.serves(request):
-        return await _run_inside(context, request, chain, handler)
+    outer = RequestContext.of(request)
+    if outer is not None:
+        return _run_inside(outer, request, chain, handler)
     context = RequestContext(request)
-    token = running.set(context)
-    bind_execution_id(context.execution_id)
-    try:
-        await drive(Execution(context, RequestContext, chain), handler)
-        context = running.get() or context
-        if context._staged is not None and context._response is not None and not context.committed:
-            context.stage_into(context._response)
-        return context.result()
-    finally:
-        running.reset(token)
+    context.register()
+    # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own context variables.
+    logged_execution_id.set(context.execution_id)
+    return drive(Execution(context, RequestContext, chain), handler, RequestContext.conclude)
 
 
 async def _run_inside(
-    context: RequestContext, request: web.Request, chain: Chain, handler: Handler | None
+    outer: RequestContext, request: web.Request, chain: Chain, handler: Handler | None
 ) -> web.StreamResponse:
     """Run a chain as the inner part of the one that the request is in."""
-    outer, asked = context._execution, context.request
-    context.request = request  # a middleware in between may have cloned it
+    execution, asked = outer._execution, outer.request
+    outer.request = request  # a middleware in between may have cloned it
     try:
-        result = await drive(Execution(context, RequestContext, chain), handler)
+        context = await drive(Execution(outer, RequestContext, chain), handler)
     finally:
-        context.request = asked
-    if outer is not None and result is not context:
-        result = outer.adopt(result)
-    return cast("RequestContext", result).result()
+        outer.request = asked
+    if execution is not None and context is not outer:
+        execution.adopt(context)
+    return cast("web.StreamResponse", context.conclude())

@@ -11,8 +11,9 @@ from aiohttp_sse import EventSourceResponse
 
 from ..sse.event import Event
 from ..sse.wire import encode
-from .commit import CommitGuard, running
+from .commit import CommitGuard
 from .connection import Connection
+from .context import RequestContext
 
 __all__ = ["EventStreamResponse"]
 
@@ -61,8 +62,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             return await super(EventSourceResponse, self).prepare(request)
         if not self._allow_all_methods and request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
             raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET, hdrs.METH_HEAD))
-        context = running.get()
-        if context is not None and context.request.writer is request.writer:
+        context = RequestContext.of(request)
+        if context is not None:
             content_type = self.headers[hdrs.CONTENT_TYPE]
             context.stage_into(self)
             self.headers[hdrs.CONTENT_TYPE] = content_type  # or it is no event stream to any browser
@@ -71,7 +72,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             self.force_close()  # without chunks, the end of the connection is the end of the stream
         writer = await super(EventSourceResponse, self).prepare(request)
         self.head_sent = True
-        if context is not None and context.request.writer is request.writer:
+        if context is not None:
             context.response = self
         if request.method != hdrs.METH_HEAD:
             self.connection = Connection(request, self, self._heartbeat)

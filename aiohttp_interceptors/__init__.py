@@ -15,25 +15,51 @@ The map:
 
 from __future__ import annotations
 
-from .chain.context import Context, ContextKey
-from .chain.execute import execute
-from .chain.failure import Failure
-from .chain.interceptor import Interceptor
-from .chain.sugar import after, around, before, on_error
-from .errors import ChannelFull, NoResponse, QueueClosed, ResponseCommitted
-from .observe.debug import debug_observer
-from .observe.facts import StageRan
-from .sse.channel import CloseReason, EventChannel
-from .sse.event import Event
-from .sse.wire import Decoder, encode
-from .web.context import RequestContext
-from .web.lifespan import setup
-from .web.middleware import as_handler, intercept, interceptor_middleware
-from .web.response import EventStreamResponse
-from .web.stream import event_stream, start_event_stream
-from .web.uncaught import uncaught_exception
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .chain.context import Context, ContextKey
+    from .chain.execute import execute
+    from .chain.failure import Failure
+    from .chain.interceptor import Interceptor
+    from .chain.sugar import after, around, before, on_error
+    from .errors import ChannelFull, NoResponse, QueueClosed, ResponseCommitted
+    from .observe.debug import debug_observer
+    from .observe.facts import StageRan
+    from .sse.channel import CloseReason, EventChannel
+    from .sse.event import Event
+    from .sse.wire import Decoder, encode
+    from .web.context import RequestContext
+    from .web.lifespan import setup
+    from .web.middleware import as_handler, intercept, interceptor_middleware
+    from .web.response import EventStreamResponse
+    from .web.stream import event_stream, start_event_stream
+    from .web.uncaught import uncaught_exception
 
 __version__ = "0.1.0"
+
+# Names are imported when first used, so that the chain alone (a worker's, a test's) needs no aiohttp.
+_HOMES = {
+    ".chain.context": ("Context", "ContextKey"),
+    ".chain.execute": ("execute",),
+    ".chain.failure": ("Failure",),
+    ".chain.interceptor": ("Interceptor",),
+    ".chain.sugar": ("after", "around", "before", "on_error"),
+    ".errors": ("ChannelFull", "NoResponse", "QueueClosed", "ResponseCommitted"),
+    ".observe.debug": ("debug_observer",),
+    ".observe.facts": ("StageRan",),
+    ".sse.channel": ("CloseReason", "EventChannel"),
+    ".sse.event": ("Event",),
+    ".sse.wire": ("Decoder", "encode"),
+    ".web.context": ("RequestContext",),
+    ".web.lifespan": ("setup",),
+    ".web.middleware": ("as_handler", "intercept", "interceptor_middleware"),
+    ".web.response": ("EventStreamResponse",),
+    ".web.stream": ("event_stream", "start_event_stream"),
+    ".web.uncaught": ("uncaught_exception",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ChannelFull",
@@ -66,3 +92,14 @@ __all__ = [
     "start_event_stream",
     "uncaught_exception",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -86,12 +86,13 @@ async def collect_events(
     ``TimeoutError`` after ``patience`` seconds.
     """
     channel = EventChannel(buffer)
+    asked = request_context() if context is None else context  # one without values is false
     arrived = asyncio.Event()
     channel.attach(arrived.set)
     events: list[Event] = []
 
     async def produce() -> None:
-        result = stream_ready(channel, context or request_context())
+        result = stream_ready(channel, asked)
         if inspect.isawaitable(result):
             await result
 

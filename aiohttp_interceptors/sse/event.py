@@ -12,6 +12,7 @@ LINE_END = re.compile(r"\r\n|\r|\n")  # WHATWG HTML 9.2.5; str.splitlines() woul
 MAX_RETRY = 2**53 - 1  # the greatest whole number that JavaScript is sure of; some bound there must be
 _NUMBERS = (int, float)
 _WHOLE_NUMBERS = (int,)
+_NO_MORE = (None, None, None, None)
 
 
 def compact_json(value: object) -> str:
@@ -34,13 +35,11 @@ class Event:
     that is not a whole number from 0 to 2⁵³-1, text that UTF-8 cannot carry. Source: WHATWG HTML 9.2.5 and 9.2.6.
     """
 
-    __slots__ = ("_comment", "_data", "_id", "_name", "_retry")
+    __slots__ = ("_data", "_more")
 
     _data: str | None
-    _name: str | None
-    _id: str | None
-    _retry: int | None
-    _comment: str | None
+    _more: tuple[str | None, str | None, int | None, str | None] | None
+    """Name, id, retry and comment; ``None`` for an event of data alone, which most are and which shall cost little."""
 
     def __init__(
         self,
@@ -50,10 +49,12 @@ class Event:
         retry: int | None = None,
         comment: str | None = None,
     ) -> None:
-        if data is not None:
-            data = _text("data", data, _NUMBERS)
-            if "\r" in data:
-                data = LINE_END.sub("\n", data)
+        if data is not None and (type(data) is not str or not data.isascii() or "\r" in data):
+            data = _lines("data", data, _NUMBERS)
+        if name is None and id is None and retry is None and comment is None:
+            self._data = "" if data is None else data
+            self._more = None
+            return
         if name is not None:
             name = _line("name", name, ()) or None
         if id is not None:
@@ -63,14 +64,10 @@ class Event:
                 f"retry is a whole number of milliseconds from 0 to {MAX_RETRY}, not {retry!r}"
             )
         if comment is not None:
-            comment = LINE_END.sub("\n", _text("comment", comment, ()))
-        if data is None and (name is not None or (id is None and retry is None and comment is None)):
-            data = ""
-        self._data = data
-        self._name = name
-        self._id = id
-        self._retry = retry
-        self._comment = comment
+            comment = _lines("comment", comment, ())
+        more = (name, id, retry, comment)
+        self._data = "" if data is None and (name is not None or more == _NO_MORE) else data
+        self._more = None if more == _NO_MORE else more
 
     @property
     def data(self) -> str | None:
@@ -80,22 +77,22 @@ class Event:
     @property
     def name(self) -> str | None:
         """The type; ``None`` means ``message``."""
-        return self._name
+        return None if self._more is None else self._more[0]
 
     @property
     def id(self) -> str | None:
         """What becomes the last event id; ``None`` leaves that as it is."""
-        return self._id
+        return None if self._more is None else self._more[1]
 
     @property
     def retry(self) -> int | None:
         """The reconnection time in milliseconds; ``None`` leaves that as it is."""
-        return self._retry
+        return None if self._more is None else self._more[2]
 
     @property
     def comment(self) -> str | None:
         """What no page sees, its lines ended by LF."""
-        return self._comment
+        return None if self._more is None else self._more[3]
 
     @classmethod
     def json(
@@ -130,18 +127,18 @@ class Event:
     ) -> Event:
         """Make an event of what is an event's already; one from a foreign stream may have a blank name or id."""
         event = object.__new__(cls)
+        more = (name, id, retry, comment)
         event._data = data
-        event._name = name
-        event._id = id
-        event._retry = retry
-        event._comment = comment
+        event._more = None if more == _NO_MORE else more
         return event
 
     def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, Event) else NotImplemented
+        if not isinstance(other, Event):
+            return NotImplemented
+        return self._data == other._data and self._more == other._more
 
     def __hash__(self) -> int:
-        return hash(self._fields())
+        return hash((self._data, self._more))
 
     def __reduce__(self) -> tuple[Callable[..., Event], tuple[object, ...]]:
         return type(self)._as_read, self._fields()
@@ -151,33 +148,35 @@ class Event:
         return f"Event({', '.join(f'{name}={value!r}' for name, value in fields if value is not None)})"
 
     def _fields(self) -> tuple[str | None, str | None, str | None, int | None, str | None]:
-        return self._data, self._name, self._id, self._retry, self._comment
+        return (self._data, *(self._more or _NO_MORE))
+
+
+def _lines(field: str, value: object, numbers: tuple[type, ...]) -> str:
+    """Give the text of a field that may have many lines, their ends as LF, or raise."""
+    return LINE_END.sub("\n", _text(field, value, numbers))
+
+
+def _line(field: str, value: object, numbers: tuple[type, ...]) -> str | None:
+    """Give the text of a field that is one line, ``None`` for a blank one, or raise."""
+    text = value if type(value) is str and value.isascii() else _text(field, value, numbers)
+    if "\n" in text or "\r" in text:
+        raise ValueError(f"an event's {field} is one line, and {text!r} is not: the rest would be read as other fields")
+    if field == "id" and "\0" in text:
+        raise ValueError(f"an event's id holds no NUL, and {text!r} does: clients ignore such an id")
+    return None if text.isspace() else text
 
 
 def _text(field: str, value: object, numbers: tuple[type, ...]) -> str:
-    """Give a field's text, or raise for what is none."""
-    if type(value) is str:
-        text = value
-    elif isinstance(value, str):
+    """Give a field's text as a plain ``str``, or raise for what is none."""
+    if isinstance(value, str):
         text = str.__str__(value)  # an enum's member is formatted as its name, and its value is meant
     elif isinstance(value, numbers):
         text = str(value)
     else:
         hint = "; Event.json(value) makes JSON of anything else" if field == "data" else ""
         raise TypeError(f"an event's {field} is a str, not {value!r}{hint}")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"an event's {field} is sent as UTF-8, which cannot carry {text!r}: {error.reason}") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"an event's {field} is sent as UTF-8, which cannot carry {text!r}: {error.reason}") from None
     return text
-
-
-def _line(field: str, value: object, numbers: tuple[type, ...]) -> str | None:
-    """Give the text of a field that is one line, ``None`` for a blank one, or raise."""
-    text = _text(field, value, numbers)
-    if "\n" in text or "\r" in text:
-        raise ValueError(f"an event's {field} is one line, and {text!r} is not: the rest would be read as other fields")
-    if field == "id" and "\0" in text:
-        raise ValueError(f"an event's id holds no NUL, and {text!r} does: clients ignore such an id")
-    return None if text.isspace() else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from .event import MAX_RETRY, Event
+from .event import _NO_MORE, MAX_RETRY, Event
 
 __all__ = ["HEARTBEAT", "Decoder", "encode"]
 
@@ -17,21 +17,22 @@ def encode(event: Event, *, retry: int | None = None) -> bytes:
     ``retry`` (milliseconds) goes into this frame if the event has none of its own. Source: WHATWG HTML 9.2.5.
     """
     data = event._data
-    if retry is None and event._name is event._id is event._retry is event._comment is None and data is not None:
+    if event._more is None and retry is None and data is not None:
         if "\n" in data:
             data = data.replace("\n", "\ndata: ")
         return f"data: {data}\n\n".encode()
+    name, event_id, own_retry, comment = event._more or _NO_MORE
     frame = ""
-    if event._comment is not None:
-        frame = ": " + event._comment.replace("\n", "\n: ") + "\n"
-    if event._name is not None:
-        frame += f"event: {event._name}\n"
+    if comment is not None:
+        frame = ": " + comment.replace("\n", "\n: ") + "\n"
+    if name is not None:
+        frame += f"event: {name}\n"
     if data is not None:
         frame += "data: " + data.replace("\n", "\ndata: ") + "\n"
-    if event._id is not None:
-        frame += f"id: {event._id}\n"
-    if event._retry is not None or retry is not None:
-        frame += f"retry: {retry if event._retry is None else event._retry}\n"
+    if event_id is not None:
+        frame += f"id: {event_id}\n"
+    if own_retry is not None or retry is not None:
+        frame += f"retry: {retry if own_retry is None else own_retry}\n"
     return (frame + "\n").encode()
 
 

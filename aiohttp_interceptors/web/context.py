@@ -71,6 +71,16 @@ class RequestContext(Context):
         """Whether the response head is on the wire; from then on the response cannot change."""
         return self._writer.output_size > 0
 
+    @property
+    def last_event_id(self) -> str | None:
+        """The id of the last event that a returning client has: its ``Last-Event-ID``, or the query's ``last_event_id``.
+
+        The query is for a first connection that goes on from a page's state; a browser's header wins, because it
+        reconnects to the same URL. ``None`` if there is none, or it is no text. Source: WHATWG HTML 9.2.
+        """
+        given = self.request.headers.get("Last-Event-ID") or self.request.query.get("last_event_id")
+        return given if given and _is_text(given) else None
+
     def snapshot(self) -> dict[object, object]:
         """Return the values as they are now, and under ``response`` and ``response_headers`` what is to be sent."""
         values = super().snapshot()
@@ -176,6 +186,11 @@ class RequestContext(Context):
 
     def _complete(self) -> bool:
         return self._response is not None
+
+
+def _is_text(value: str) -> bool:
+    """Tell whether aiohttp could decode a header; bytes that are no UTF-8 become lone surrogates there."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 _contexts: dict[AbstractStreamWriter, RequestContext] = {}  # by what a request and its clones have in common

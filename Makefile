@@ -1,0 +1,58 @@
+# Every way to run the project. A target sets up what it needs, in .venv; PYTHON=/path/to/python3 chooses what that is
+# made with. Continuous integration runs these targets too.
+
+VENV ?= .venv
+export VENV
+
+bin := $(VENV)/bin
+# Pyright looks for Python in PATH. It need not say that there is a newer pyright: pyproject.toml names the version.
+pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint format types unit browser test oldest bench clean
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
+		printf '  make %-9s %s\n' "$$name" "$$what"; done
+
+demo: ## Run the example application on http://127.0.0.1:8080 (or PORT=...)
+	@scripts/setup demo
+	@$(bin)/python -m example_app
+
+setup: ## Install what the other targets need
+	@scripts/setup test lint
+
+lint: setup ## Check style and format
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+format: setup ## Correct style and format, where that is possible
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+types: setup ## Check types, and that all public names have complete ones
+	$(bin)/mypy
+	$(pyright) --verifytypes aiohttp_interceptors --ignoreexternal
+
+unit: setup ## Run the tests that need no browser
+	$(bin)/python -m pytest -m "not browser"
+
+browser: setup ## Run the tests in a real browser
+	@scripts/chromium
+	$(bin)/python -m pytest -m browser
+
+test: lint types ## Check everything: lint, types, all tests, coverage
+	@scripts/chromium
+	$(bin)/python -m pytest --cov
+
+oldest: ## Run the tests that need no browser with the oldest dependencies that are supported
+	@VENV=$(VENV)-oldest OLDEST=1 scripts/setup test
+	$(VENV)-oldest/bin/python -m pytest -m "not browser"
+
+bench: setup ## Run the benchmarks, one after the other
+	@for program in benchmarks/*.py; do \
+		echo "== $$program"; $(bin)/python "$$program" || exit 1; done
+
+clean: ## Remove all that these targets made
+	rm -rf $(VENV) $(VENV)-oldest .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

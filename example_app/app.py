@@ -1,0 +1,55 @@
+"""The application: routes, and the interceptors around them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from aiohttp_interceptors import as_handler, interceptor_middleware, setup, start_event_stream, uncaught_exception
+
+from .interceptors import content_security, late_cookie, request_log, timing
+from .machine import Machine
+from .streams import MACHINE, PAGES, SEED_INTERVAL, drop, load, resume_seed, seed
+
+__all__ = ["make_app"]
+
+STATIC = Path(__file__).parent / "static"
+RETRY = 1000  # milliseconds after which a browser comes back; Chromium's own choice would be three seconds
+
+
+def make_app(*, sample_interval: float = 1.0, seed_interval: float = 1.0) -> web.Application:
+    """Make the application; the intervals are in seconds."""
+    app = web.Application()
+    setup(app)  # ends the open streams when the server stops
+    app[MACHINE] = Machine()
+    app[PAGES] = {}
+    app[SEED_INTERVAL] = seed_interval
+
+    async def sampling(app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(app[MACHINE].watch(sample_interval))
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    app.cleanup_ctx.append(sampling)
+
+    # Around every request, outermost first: the log line is written last, when the answer to a failure is known too.
+    app.middlewares.append(interceptor_middleware(request_log, uncaught_exception(), timing, content_security))
+
+    app.router.add_get("/", page)
+    app.router.add_static("/static", STATIC)
+    app.router.add_get("/events/load", as_handler(start_event_stream(load, retry=RETRY)))
+    # A page that resume_seed answers with 204 never enters late_cookie, so it does not leave it either.
+    app.router.add_get("/events/seed", as_handler(resume_seed, late_cookie, start_event_stream(seed, retry=RETRY)))
+    app.router.add_post("/drop", drop)
+    return app
+
+
+async def page(_: web.Request) -> web.FileResponse:
+    """Answer with the page."""
+    return web.FileResponse(STATIC / "index.html")

@@ -1,0 +1,76 @@
+// One chart: lines over the last minute, drawn by uPlot in the colours of the page.
+
+/* global uPlot */
+
+const SECONDS = 60;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+// A canvas knows no var(--name); the figure's computed style does.
+function computed(figure, color) {
+  figure.style.color = color;
+  const result = getComputedStyle(figure).color;
+  figure.style.color = "";
+  return result;
+}
+
+const clock = (second) => new Date(second * 1000).toLocaleTimeString();
+
+export class Chart {
+  // `lines` are {color, width, dash, value(sample)}; the scale ends at `top`, or else it follows the data.
+  constructor(selector, lines, format, top = null) {
+    this.figure = document.querySelector(selector);
+    this.lines = lines;
+    this.format = format;
+    this.top = top;
+    this.samples = [];
+    this.make();
+    new ResizeObserver(() => this.plot.setSize(this.size())).observe(this.figure);
+    dark.addEventListener("change", () => { this.plot.destroy(); this.make(); });
+  }
+
+  draw(samples) {
+    this.samples = samples;
+    this.plot.setData(this.data());
+    this.figure.dataset.samples = samples.length;
+  }
+
+  data() {
+    const { samples } = this;
+    return [samples.map((sample) => sample.time), ...this.lines.map((line) => samples.map(line.value))];
+  }
+
+  size() {
+    return { width: this.figure.clientWidth, height: this.figure.clientHeight };
+  }
+
+  make() {
+    const axis = {
+      stroke: computed(this.figure, "var(--quiet)"),
+      grid: { stroke: computed(this.figure, "var(--grid)"), width: 1 },
+      ticks: { show: false },
+      font: "12px system-ui, sans-serif",
+    };
+    const end = () => this.samples.at(-1)?.time ?? Date.now() / 1000;
+    // Not at the very left, where it would run into the scale.
+    const label = (second) => (second < end() - SECONDS + 5 ? "" : clock(second));
+    const options = {
+      ...this.size(),
+      legend: { show: false },
+      cursor: { show: false },
+      padding: [8, 12, 0, 0],
+      scales: {
+        x: { range: () => [end() - SECONDS, end()] },
+        y: { range: (_, __, most) => [0, this.top ?? Math.max(1000, most * 1.1)] },
+      },
+      axes: [
+        { ...axis, space: 90, size: 28, values: (_, seconds) => seconds.map(label) },
+        { ...axis, space: 36, size: 68, values: (_, values) => values.map(this.format) },
+      ],
+      series: [{}, ...this.lines.map(({ color, width = 1, dash = [] }) => ({
+        width, dash, stroke: computed(this.figure, color), points: { show: false },
+      }))],
+    };
+    this.plot = new uPlot(options, this.data(), this.figure);
+    this.figure.dataset.lines = this.lines.length;
+  }
+}

@@ -1,0 +1,119 @@
+// The load of the machine: the stream, its numbers, its charts.
+
+import { Chart } from "./chart.js";
+import { bytes, percent, rate, show, showState } from "./show.js";
+
+const WINDOW = 60; // samples that are kept and drawn
+
+const mean = ({ cores }) => cores.reduce((sum, core) => sum + core, 0) / cores.length;
+
+export class Load {
+  constructor(url) {
+    this.url = url;
+    this.reset("");
+  }
+
+  follow() {
+    const source = new EventSource(this.url);
+    this.enter("connecting");
+    source.addEventListener("open", () => this.enter("open"));
+    source.addEventListener("load", (event) => this.take(event));
+    source.addEventListener("error", () => {
+      this.enter("lost", "lost, reconnecting");
+      // A browser comes back by itself from a lost connection, but not from an answer that is no stream, such as a
+      // proxy's 502. A new source knows no last event id, so it gets the history, as a new page does.
+      if (source.readyState === EventSource.CLOSED) {
+        setTimeout(() => { this.reset(""); this.follow(); }, 3000);
+      }
+    });
+  }
+
+  enter(state, text) {
+    this.state = state;
+    showState("load-state", state, text);
+  }
+
+  reset(life) {
+    this.life = life;
+    this.samples = [];
+    this.count = this.missing = this.repeated = 0;
+    this.last = null;
+  }
+
+  take(event) {
+    const sample = JSON.parse(event.data);
+    const [life] = event.lastEventId.split("-");
+    if (life !== this.life) this.reset(life); // the server was started anew, and counts from 1
+    if (this.last !== null && sample.number <= this.last) {
+      this.repeated++;
+      return;
+    }
+    if (this.last !== null) this.missing += sample.number - this.last - 1;
+    this.last = sample.number;
+    this.count++;
+    this.samples = [...this.samples, sample].slice(-WINDOW);
+    this.draw(sample);
+  }
+
+  draw(sample) {
+    const number = (card, name, text) => {
+      document.querySelector(`#${card} [data-value="${name}"]`).textContent = text;
+    };
+    number("cpu", "mean", percent(mean(sample)));
+    number("memory", "used", bytes(sample.memory_used));
+    number("memory", "of", `of ${bytes(sample.memory_total)}`);
+    for (const name of ["received", "sent"]) number("network", name, rate(sample[name]));
+    for (const name of ["read", "written"]) number("disk", name, rate(sample[name]));
+
+    this.charts ??= makeCharts(sample.cores.length);
+    sample.cores.forEach((core, index) => { this.charts.cores[index].textContent = percent(core); });
+    for (const chart of this.charts.all) chart.draw(this.samples);
+
+    const words = (count) => (count === 0 ? "none" : `${count}`);
+    const line = document.getElementById("load-count");
+    Object.assign(line.dataset, {
+      first: this.samples[0].number, last: this.last, count: this.count, missing: this.missing, repeated: this.repeated,
+    });
+    show("load-count", `${this.count} samples, ${words(this.missing)} missing, ${words(this.repeated)} repeated`);
+  }
+}
+
+function makeCharts(cores) {
+  const hue = (index) => Math.round((index * 360) / cores + 200) % 360;
+  const color = (index) => `hsl(${hue(index)} 60% var(--core-lightness))`;
+  const lines = Array.from({ length: cores }, (_, index) => ({
+    label: `core ${index}`, color: color(index), value: (sample) => sample.cores[index] ?? null,
+  }));
+  const all = { color: "var(--text)", width: 2, value: mean };
+  const line = (name, index) => ({
+    color: index === 0 ? "var(--first)" : "var(--second)", width: 2, dash: index === 0 ? [] : [6, 4],
+    value: (sample) => sample[name],
+  });
+  const used = {
+    color: "var(--first)", width: 2,
+    value: (sample) => (100 * sample.memory_used) / sample.memory_total,
+  };
+  return {
+    cores: lines.map(keyOf),
+    all: [
+      new Chart("#cpu figure", [...lines, all], percent, 100),
+      new Chart("#memory figure", [used], percent, 100),
+      new Chart("#network figure", ["received", "sent"].map(line), rate),
+      new Chart("#disk figure", ["read", "written"].map(line), rate),
+    ],
+  };
+}
+
+function keyOf({ label, color }) {
+  const item = document.createElement("li");
+  const swatch = document.createElement("span");
+  swatch.className = "swatch";
+  swatch.style.background = color;
+  const value = document.createElement("span");
+  const name = document.createElement("span");
+  name.className = "quiet";
+  name.textContent = label;
+  item.append(swatch, name, value);
+  document.querySelector("#cpu .key").append(item);
+  return value;
+}

@@ -1,0 +1,249 @@
+"""The example's page in a real browser: what a person would see."""
+
+import asyncio
+import re
+
+import pytest
+from playwright.async_api import expect
+
+from aiohttp_interceptors.testing import captured_logs
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+PATIENCE = 15.0  # seconds
+
+COUNT = "document.getElementById('load-count').dataset"
+
+
+async def until(page, condition):
+    """Wait until a JavaScript condition holds. (The page forbids eval, which ``wait_for_function`` would use.)"""
+    look = f"() => new Promise(done => {{ const look = () => ({condition}) ? done() : setTimeout(look, 10); look(); }})"
+    async with asyncio.timeout(PATIENCE):
+        await page.evaluate(look)
+
+
+async def samples(page, number):
+    """Wait until so many more samples came."""
+    count = int(await page.evaluate(f"{COUNT}.count ?? 0"))
+    await until(page, f"{COUNT}.count >= {count + number}")
+
+
+async def opened(page):
+    await expect(page.locator("#load-state")).to_have_text("open", timeout=PATIENCE * 1000)
+    await samples(page, 1)
+
+
+async def seed_finished(page):
+    await expect(page.locator("#seed-state")).to_have_text("finished", timeout=PATIENCE * 1000)
+
+
+async def remember(page, element, attribute):
+    """Note in ``window[attribute]`` each value that it loses from now on, also one that it had for no time at all."""
+    await page.evaluate(
+        f"() => {{ const values = window['{attribute}'] = [];"
+        "new MutationObserver(records => values.push(...records.map(record => record.oldValue)))"
+        f".observe(document.getElementById('{element}'),"
+        f"{{ attributeFilter: ['{attribute}'], attributeOldValue: true }}); }}"
+    )
+
+
+def picture(card):
+    """JavaScript for the pixels of a card's chart, as a string that differs when they do."""
+    return f"document.querySelector('#{card} canvas').toDataURL()"
+
+
+async def test_events_arrive_and_the_numbers_move(page):
+    await opened(page)
+    before = await page.evaluate(f"{COUNT}.last")
+    await samples(page, 10)
+    assert int(await page.evaluate(f"{COUNT}.last")) >= int(before) + 10
+    await expect(page.locator("#cpu [data-value=mean]")).to_have_text(re.compile(r"^\d+ %$"))
+    await expect(page.locator("#memory [data-value=used]")).to_have_text(re.compile(r"^[\d.]+ [kMGT]?B$"))
+    await expect(page.locator("#memory [data-value=of]")).to_have_text(re.compile(r"^of [\d.]+ [kMGT]?B$"))
+    for card, value in [("network", "received"), ("network", "sent"), ("disk", "read"), ("disk", "written")]:
+        text = re.compile(r"^([\d.]+ [kMGT]?B/s|not told)$")
+        await expect(page.locator(f"#{card} [data-value={value}]")).to_have_text(text)
+
+
+async def test_the_numbers_on_the_page_change_with_the_machine(page):
+    await opened(page)
+    text = "document.querySelector('main').innerText"
+    before = await page.evaluate(text)
+    await until(page, f"{text} !== {before!r}")
+
+
+async def test_each_chart_draws_its_lines_and_they_move(page):
+    await opened(page)
+    cores = await page.locator("#cpu .key li").count()
+    assert cores > 0
+    for card, lines in [("cpu", cores + 1), ("memory", 1), ("network", 2), ("disk", 2)]:
+        await expect(page.locator(f"#{card} figure")).to_have_attribute("data-lines", str(lines))
+        drawn = await page.evaluate(
+            f"(() => {{ const canvas = document.querySelector('#{card} canvas');"
+            "const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+            "return data.filter((value, index) => index % 4 === 3 && value > 0).length; })()"
+        )
+        assert drawn > 100
+        before = await page.evaluate(picture(card))
+        await until(page, f"{picture(card)} !== {before!r}")
+
+
+async def test_a_page_that_opens_later_gets_the_history_at_once(page, server):
+    await until(page, f"{COUNT}.last >= 65")
+    before = int(await page.evaluate(f"{COUNT}.last"))
+    later = await page.context.new_page()
+    await later.goto(server.address)
+    await until(later, f"{COUNT}.count >= 60")
+    count, last = await later.evaluate(f"[Number({COUNT}.count), Number({COUNT}.last)]")
+    assert last - count + 1 < before  # the first one that it got was taken before it was opened
+    await expect(later.locator("#cpu figure")).to_have_attribute("data-samples", "60")
+
+
+async def test_reloading_begins_anew(page):
+    await opened(page)
+    await seed_finished(page)
+    await page.reload()
+    await opened(page)
+    await seed_finished(page)
+    await expect(page.locator("#seed-count")).to_have_text("20")
+    await expect(page.locator("#load-count")).to_have_text(re.compile(r"^\d+ samples, none missing, none repeated$"))
+
+
+async def test_a_dropped_stream_comes_back_without_a_missing_or_repeated_sample(page):
+    await opened(page)
+    await remember(page, "load-count", "data-last")
+    await remember(page, "load-state", "data-state")
+    await samples(page, 5)
+    await page.get_by_role("button", name="Drop my connection").click()
+    await until(page, "window['data-state'].length === 2")
+    await expect(page.locator("#load-state")).to_have_text("open")
+    await samples(page, 30)
+    assert await page.evaluate("window['data-state']") == ["open", "lost"]
+    seen = [int(number) for number in await page.evaluate("window['data-last']")]
+    assert seen == list(range(seen[0], seen[0] + len(seen)))
+    assert len(seen) > 30
+    await expect(page.locator("#load-count")).to_have_text(re.compile(r"^\d+ samples, none missing, none repeated$"))
+
+
+async def test_only_the_page_that_asked_is_dropped(page, server):
+    other = await page.context.new_page()
+    await other.goto(server.address)
+    await opened(other)
+    await opened(page)
+    for each in (page, other):
+        await remember(each, "load-state", "data-state")
+    await page.get_by_role("button", name="Drop my connection").click()
+    await until(page, "window['data-state'].length === 2")
+    await samples(other, 5)
+    assert await other.evaluate("window['data-state']") == []
+
+
+async def test_the_page_comes_back_after_a_restart_of_the_server(page, server, complaints):
+    await samples(page, 30)
+    await server.stop()
+    await expect(page.locator("#load-state")).to_have_text("lost, reconnecting")
+    await server.start()
+    await expect(page.locator("#load-state")).to_have_text("open", timeout=PATIENCE * 1000)
+    await samples(page, 5)
+    await expect(page.locator("#load-count")).to_have_text(re.compile(r"^\d+ samples, none missing, none repeated$"))
+    complaints[:] = [text for text in complaints if "ERR_CONNECTION_REFUSED" not in text]
+
+
+async def test_the_seed_ends_after_twenty_events_and_does_not_begin_again(page):
+    await seed_finished(page)
+    requests = []
+    page.on("request", lambda request: requests.append(request) if "/events/seed" in request.url else None)
+    await page.reload()
+    await seed_finished(page)
+    await expect(page.locator("#seed-count")).to_have_text("20")
+    await expect(page.locator("#seed-events .came")).to_have_text(["foo bar"] * 20)
+    await samples(page, 60)  # three seconds of the other stream, and a browser comes back after one
+    headers = [await request.all_headers() for request in requests]
+    assert [sent.get("last-event-id") for sent in headers] == [None, "20"]
+    assert [(await request.response()).status for request in requests] == [200, 204]
+    await expect(page.locator("#seed-count")).to_have_text("20")
+    await expect(page.locator("#seed-state")).to_have_text("finished")
+
+
+async def test_the_late_cookie_is_dropped_and_the_log_says_so(page):
+    await seed_finished(page)
+    with captured_logs() as lines:
+        await page.reload()
+        await seed_finished(page)
+    dropped = [line for line in lines if line["event"] == "change_after_commit_dropped"]
+    assert [(line["interceptor"], line["stage"], line["log_level"]) for line in dropped] == [
+        ("late_cookie", "leave", "error")
+    ]
+    assert await page.context.cookies() == []
+    await expect(page.locator("#cookies")).to_have_text("none")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 400, 800, 1400])
+async def test_the_page_fits_its_window(page, width, scheme):
+    await page.emulate_media(color_scheme=scheme)
+    await page.set_viewport_size({"width": width, "height": 900})
+    await opened(page)
+    wide = await page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+        ".map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert wide == []
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for card in ("cpu", "memory", "network", "disk"):
+        chart, figure = await page.evaluate(
+            f"['canvas', ''].map(of => document.querySelector('#{card} figure ' + of).getBoundingClientRect().width)"
+        )
+        assert abs(chart - figure) <= 1
+
+
+@pytest.mark.parametrize(("scheme", "light"), [("light", True), ("dark", False)])
+async def test_text_is_readable_in_light_and_dark(page, scheme, light):
+    await page.emulate_media(color_scheme=scheme)
+    await opened(page)
+    await seed_finished(page)
+    assert (luminance(await color(page, "body", "background-color")) > 0.5) is light
+    card = await color(page, ".card", "background-color")
+    body = await color(page, "body", "background-color")
+    for selector, background in [
+        ("h1", body), ("header .quiet", body), ("#load-state", body), ("footer", body),
+        ("h2", card), (".card .quiet", card), ("#seed-state", card), (".number", card), ("#seed-events li", card),
+        ("#drop", await color(page, "#drop", "background-color")),
+    ]:  # fmt: skip
+        assert contrast(await color(page, selector, "color"), background) >= 4.5, selector
+
+
+async def test_the_charts_follow_when_the_colour_scheme_changes(page):
+    await page.emulate_media(color_scheme="light")
+    await opened(page)
+    # The brightest red in the corner where the scale's text is.
+    corner = "document.querySelector('#memory canvas').getContext('2d').getImageData(0, 0, 60, 60).data"
+    brightest = f"Math.max(...{corner}.filter((_, index) => index % 4 === 0))"
+    before = await page.evaluate(brightest)
+    await page.emulate_media(color_scheme="dark")
+    await until(page, f"{brightest} > {before}")
+    assert await page.locator("#memory canvas").count() == 1
+
+
+async def test_the_state_is_told_to_a_screen_reader_and_the_numbers_are_not(page):
+    await opened(page)
+    await expect(page.get_by_role("status").filter(has_text="open").first).to_be_visible()
+    assert await page.locator("#load-state").get_attribute("role") == "status"
+    assert await page.locator("output").count() == 0  # which would be live
+    assert await page.get_by_role("img").count() == 4
+
+
+async def color(page, selector, name):
+    value = await page.evaluate(f"getComputedStyle(document.querySelector({selector!r})).getPropertyValue({name!r})")
+    return [int(number) for number in re.findall(r"\d+", value)[:3]]
+
+
+def luminance(rgb):
+    """Relative luminance. Source: WCAG 2.2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    dark, light = sorted([luminance(one), luminance(other)])
+    return (light + 0.05) / (dark + 0.05)

@@ -1,0 +1,1286 @@
+"""The loop: order, queue, terminators, errors, nesting, cancellation. The sentences are those of ``execute``."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_interceptors.chain.chain import Chain
+from aiohttp_interceptors.chain.context import Context
+from aiohttp_interceptors.chain.execute import drive, execute
+from aiohttp_interceptors.chain.execution import Execution
+from aiohttp_interceptors.chain.interceptor import Interceptor
+from aiohttp_interceptors.chain.sugar import around
+from aiohttp_interceptors.errors import QueueClosed
+from aiohttp_interceptors.testing import captured_logs, request_context, run_chain
+
+Function = Callable[..., Any]
+
+
+@types.coroutine
+def task_switch() -> Iterator[None]:
+    """Suspend the task once."""
+    yield
+
+
+def nothing(*_: object) -> None:
+    """Be a stage that does nothing."""
+
+
+def raising(exception: BaseException) -> Function:
+    """Make a stage that raises."""
+
+    def stage(*_: object) -> None:
+        raise exception
+
+    return stage
+
+
+def returning(value: object) -> Function:
+    """Make a stage that returns a value."""
+    return lambda *_: value
+
+
+def declines(_: Context, exception: Exception) -> None:
+    """Be an error stage that raises what it was offered."""
+    raise exception
+
+
+class Trail(list[str]):
+    """What ran, in order, as in ``enter a``; makes the interceptors that it records, all plain or all async."""
+
+    def __init__(self, flavour: str) -> None:
+        self.flavour = flavour
+
+    def link(
+        self,
+        name: str,
+        enter: Function | None = nothing,
+        leave: Function | None = nothing,
+        error: Function | None = None,
+    ) -> Interceptor[Any]:
+        """Make an interceptor whose stages are recorded and then do what the functions do."""
+        return Interceptor(
+            name,
+            self._stage(f"enter {name}", enter),
+            self._stage(f"leave {name}", leave),
+            self._stage(f"error {name}", error),
+        )
+
+    def _stage(self, entry: str, function: Function | None) -> Function | None:
+        def plain(*args: object) -> object:
+            self.append(entry)
+            return None if function is None else function(*args)
+
+        def takes_an_exception(context: Context, exception: Exception) -> object:
+            return plain(context, exception)
+
+        def takes_none(context: Context) -> object:
+            return plain(context)
+
+        async def awaits(context: Context) -> object:
+            await task_switch()
+            return plain(context)
+
+        async def awaits_with_an_exception(context: Context, exception: Exception) -> object:
+            await task_switch()
+            return plain(context, exception)
+
+        if function is None:
+            return None
+        if entry.startswith("error"):
+            return takes_an_exception if self.flavour == "plain" else awaits_with_an_exception
+        return takes_none if self.flavour == "plain" else awaits
+
+
+@pytest.fixture(params=["plain", "async"])
+def trail(request: pytest.FixtureRequest) -> Trail:
+    """Behaviours 50 to 53: all that follows is the same for plain and for async stages."""
+    return Trail(request.param)
+
+
+class TestOrder:
+    @pytest.mark.parametrize("supply", ["enqueued", "arguments", "list", "both"])
+    async def test_enter_runs_in_order_and_leave_in_reverse(self, trail: Trail, supply: str) -> None:
+        """Behaviour 1: however the interceptors were supplied."""
+        a, b, c = trail.link("a"), trail.link("b"), trail.link("c")
+        context = Context()
+        if supply == "enqueued":
+            context.enqueue(a, b, c)
+            await execute(context)
+        elif supply == "arguments":
+            await execute(context, a, b, c)
+        elif supply == "list":
+            await execute(context, [a, b, c])
+        else:
+            context.enqueue(a)
+            await execute(context, b, c)
+        assert trail == ["enter a", "enter b", "enter c", "leave c", "leave b", "leave a"]
+
+    async def test_what_was_injected_before_runs_before_what_was_enqueued_before(self, trail: Trail) -> None:
+        context = Context()
+        context.enqueue(trail.link("b"))
+        context.inject(trail.link("a"))
+        assert [link.name for link in context.queue] == ["a", "b"]
+        await execute(context)
+        assert trail[:2] == ["enter a", "enter b"]
+
+    async def test_absent_stages_are_skipped_and_those_without_an_enter_leave(self, trail: Trail) -> None:
+        """Behaviour 2: the middle one has only a leave, the inner one only an enter."""
+        await execute(None, trail.link("a"), trail.link("b", enter=None), trail.link("c", leave=None))
+        assert trail == ["enter a", "enter c", "leave b", "leave a"]
+
+    async def test_an_empty_queue_ends_the_way_in_and_the_context_comes_out(self, trail: Trail) -> None:
+        """Behaviour 3: no terminator is needed."""
+        context = Context()
+        assert await execute(context, trail.link("a")) is context
+        assert trail == ["enter a", "leave a"]
+
+    async def test_an_empty_chain_returns_the_context(self) -> None:
+        """Behaviour 4: and without a context it makes one."""
+        context = Context()
+        assert await execute(context) is context
+        assert isinstance(await execute(), Context)
+        assert isinstance(await execute(None), Context)
+
+    async def test_all_later_stages_see_the_context_that_a_stage_returned(self, trail: Trail) -> None:
+        """Behaviour 5: a stage returns a context, and that one goes on."""
+        seen: dict[str, Context] = {}
+        began, entered, left = Context({"user": "alice"}), Context(), Context()
+        came_out = await execute(
+            began,
+            trail.link("a", leave=lambda context: seen.update(leave_a=context)),
+            trail.link("b", enter=returning(entered), leave=lambda context: seen.update(leave_b=context) or left),
+            trail.link("c", enter=lambda context: seen.update(enter_c=context)),
+        )
+        assert seen["enter_c"] is entered
+        assert seen["leave_b"] is entered
+        assert seen["leave_a"] is left
+        assert came_out is left
+
+    async def test_the_context_that_goes_on_keeps_id_and_suppressed(self, trail: Trail) -> None:
+        first, second = KeyError("first"), KeyError("second")
+        context = Context()
+        came_out = await execute(
+            context,
+            trail.link("a", leave=returning(Context({"kept": True}))),
+            trail.link("b", error=nothing),
+            trail.link("c", enter=raising(first), error=raising(second)),
+        )
+        assert came_out is not context
+        assert came_out["kept"] is True
+        assert came_out.execution_id == context.execution_id
+        assert came_out.suppressed == (first,)
+
+    async def test_the_context_that_an_error_stage_returned_goes_on(self, trail: Trail) -> None:
+        """Behaviour 52: a handler's context is the one that the outer leaves see."""
+        other, seen = Context(), []
+        came_out = await execute(
+            None,
+            trail.link("a", leave=seen.append),
+            trail.link("b", error=returning(other)),
+            trail.link("c", enter=raising(KeyError())),
+        )
+        assert seen == [other]
+        assert seen[0] is came_out is other
+
+    async def test_a_context_that_was_replaced_can_be_executed_again(self, trail: Trail) -> None:
+        began = Context()
+        await execute(began, trail.link("a", enter=returning(Context())))
+        assert await execute(began, trail.link("b")) is began
+
+    async def test_one_object_twice_enters_twice_and_leaves_twice(self, trail: Trail) -> None:
+        """Behaviour 6."""
+        a = trail.link("a")
+        await execute(None, a, a)
+        assert trail == ["enter a", "enter a", "leave a", "leave a"]
+
+    async def test_a_context_can_be_executed_again_when_it_is_done(self, trail: Trail) -> None:
+        failed, replaced = KeyError(), KeyError()
+        context = Context()
+        with pytest.raises(KeyError):
+            await execute(context, trail.link("a", enter=raising(replaced), error=raising(failed)))
+        assert context.error is not None
+        assert context.suppressed == (replaced,)
+        errors: list[object] = []
+        await execute(context, trail.link("b", enter=lambda context: errors.append(context.error)))
+        assert errors == [None]
+        assert context.suppressed == ()
+
+    async def test_the_first_argument_is_a_context(self, trail: Trail) -> None:
+        with pytest.raises(TypeError, match="execute takes a context first, not <Interceptor 'a'"):
+            await execute(trail.link("a"))
+
+    async def test_what_is_no_interceptor_is_refused_before_anything_runs(self, trail: Trail) -> None:
+        with pytest.raises(TypeError, match="42 is not an interceptor"):
+            await execute(None, trail.link("a"), 42)
+        assert trail == []
+
+    async def test_none_among_the_interceptors_is_skipped(self, trail: Trail) -> None:
+        """Behaviour 69, its last words: None in what a builder is given is ignored."""
+        await execute(None, None, trail.link("a"), [None, trail.link("b")])
+        assert trail[:2] == ["enter a", "enter b"]
+
+
+class TestTheQueue:
+    async def test_enqueue_appends(self, trail: Trail) -> None:
+        """Behaviour 7."""
+        z = trail.link("z")
+        await execute(None, trail.link("a"), trail.link("b", enter=lambda context: context.enqueue(z)), trail.link("c"))
+        assert trail == [f"enter {name}" for name in "abcz"] + [f"leave {name}" for name in "zcba"]
+
+    async def test_inject_puts_in_front(self, trail: Trail) -> None:
+        """Behaviour 8."""
+        y, z = trail.link("y"), trail.link("z")
+        await execute(
+            None, trail.link("a"), trail.link("b", enter=lambda context: context.inject(y, z)), trail.link("c")
+        )
+        assert trail == [f"enter {name}" for name in "abyzc"] + [f"leave {name}" for name in "czyba"]
+
+    async def test_the_last_interceptor_can_enqueue_and_inject(self, trail: Trail) -> None:
+        def more(context: Context) -> None:
+            context.enqueue(trail.link("z"))
+            context.inject(trail.link("y"))
+
+        await execute(None, trail.link("a", enter=more))
+        assert trail[:3] == ["enter a", "enter y", "enter z"]
+
+    async def test_sequences_are_spliced(self, trail: Trail) -> None:
+        """Behaviour 10: lists and tuples, at any depth and in any place."""
+        links = {name: trail.link(name) for name in "abcdef"}
+        context = Context()
+        context.enqueue(links["b"], [links["c"], (links["d"],)])
+        context.enqueue((links["e"], links["f"]))
+        context.inject([links["a"]])
+        assert [link.name for link in context.queue] == list("abcdef")
+
+    async def test_the_queue_is_what_has_not_been_entered(self, trail: Trail) -> None:
+        """Behaviour 11."""
+        seen: list[list[str]] = []
+
+        def look(context: Context, *_: object) -> None:
+            seen.append([link.name for link in context.queue])
+
+        await execute(
+            None,
+            trail.link("a", look, look, look),
+            trail.link("b", enter=look),
+            trail.link("c", enter=look),
+            trail.link("d"),
+        )
+        assert seen == [["b", "c", "d"], ["c", "d"], ["d"], []]
+
+    async def test_nothing_is_queued_when_an_error_is_offered(self, trail: Trail) -> None:
+        seen: list[object] = []
+        look = trail.link("a", error=lambda context, _: seen.append(context.queue))
+        await execute(None, look, trail.link("b", enter=raising(KeyError())), trail.link("c"))
+        assert seen == [()]
+
+    async def test_terminate_ends_the_way_in(self, trail: Trail) -> None:
+        """Behaviour 12: the caller's own leave runs."""
+        await execute(None, trail.link("a"), trail.link("b", enter=Context.terminate), trail.link("c"))
+        assert trail == ["enter a", "enter b", "leave b", "leave a"]
+
+    @pytest.mark.parametrize("verb", ["enqueue", "inject", "terminate", "terminate_when"])
+    @pytest.mark.parametrize("stage", ["leave", "error"])
+    async def test_the_queue_cannot_change_once_the_chain_leaves(self, trail: Trail, verb: str, stage: str) -> None:
+        """Behaviour 13: the set of leaves is unchanged, and the error says so; nothing stays queued on the context."""
+        refused: list[str] = []
+
+        def attempt(context: Context, *_: object) -> None:
+            argument = {"terminate": (), "terminate_when": (bool,)}.get(verb, (trail.link("z"),))
+            with pytest.raises(QueueClosed) as caught:
+                getattr(context, verb)(*argument)
+            refused.append(str(caught.value))
+
+        failing = trail.link("c", enter=raising(KeyError()) if stage == "error" else nothing)
+        context = await execute(None, trail.link("a"), trail.link("b", leave=attempt, error=attempt), failing)
+        assert len(refused) == 1
+        assert refused[0].startswith(f"{verb}() was called in stage {stage} of 'b';")
+        assert trail[-2:] == [f"{stage} b", "leave a"]
+        assert "enter z" not in trail
+        assert context.queue == ()
+
+    async def test_a_refused_change_goes_through_the_error_path(self, trail: Trail) -> None:
+        """Behaviour 13: uncaught, it is the error of the interceptor that tried."""
+        offered: list[Exception] = []
+        await execute(
+            None,
+            trail.link("a", error=lambda _, exception: offered.append(exception)),
+            trail.link("b", leave=Context.terminate),
+        )
+        assert [type(exception) for exception in offered] == [QueueClosed]
+
+    async def test_what_cannot_be_queued_is_the_error_of_the_stage_that_tried(self, trail: Trail) -> None:
+        """Behaviour 9, its last words: raised inside b.enter it is simply b's error."""
+        with pytest.raises(TypeError, match="'z' is not an interceptor") as caught:
+            await execute(None, trail.link("b", enter=lambda context: context.enqueue("z")))
+        assert caught.value.__notes__ == ["raised in interceptor 'b', stage enter"]
+
+
+class TestTerminators:
+    @pytest.mark.parametrize("truth", [True, 1, "yes"])
+    async def test_a_true_predicate_ends_the_way_in(self, trail: Trail, truth: object) -> None:
+        """Behaviour 17: what counts as true is what Python counts as true, and one of several is enough."""
+        context = Context()
+        context.terminate_when(lambda context: None)
+        context.terminate_when(lambda context: truth if "done" in context else 0)
+        context.terminate_when(lambda context: False)
+        await execute(
+            context, trail.link("a"), trail.link("b", enter=lambda context: context.update(done=True)), trail.link("c")
+        )
+        assert trail == ["enter a", "enter b", "leave b", "leave a"]
+
+    async def test_a_predicate_is_asked_after_each_enter_that_ran_and_at_no_other_time(self, trail: Trail) -> None:
+        """Behaviour 18: true from the start, it is noticed after the first enter; who has none does not count."""
+        context = Context()
+        context.terminate_when(lambda context: trail.append("asked") or True)
+        await execute(context, trail.link("a", enter=None), trail.link("b"), trail.link("c"))
+        assert trail == ["enter b", "asked", "leave b", "leave a"]
+
+    async def test_a_predicate_is_asked_again_and_again(self, trail: Trail) -> None:
+        """Behaviour 19: also right after an async enter (the trail's other flavour)."""
+        context = Context()
+        context.terminate_when(lambda context: trail.append("asked"))
+        await execute(
+            context, trail.link("a"), trail.link("b", enter=None), trail.link("c"), trail.link("d", error=nothing)
+        )
+        assert trail[:6] == ["enter a", "asked", "enter c", "asked", "enter d", "asked"]
+        assert trail.count("asked") == 3
+
+    async def test_a_predicate_given_in_enter_is_asked_after_that_very_enter(self, trail: Trail) -> None:
+        await execute(
+            None, trail.link("a", enter=lambda context: context.terminate_when(returning(True))), trail.link("b")
+        )
+        assert trail == ["enter a", "leave a"]
+
+    async def test_no_predicate_is_asked_while_errors_are_offered(self, trail: Trail) -> None:
+        context = Context()
+        context.terminate_when(lambda context: trail.append("asked"))
+        await execute(context, trail.link("a", error=nothing), trail.link("b", enter=raising(KeyError())))
+        assert trail == ["enter a", "asked", "enter b", "error a"]
+
+    async def test_a_predicate_that_raises_is_the_error_of_the_interceptor_just_run(self, trail: Trail) -> None:
+        """Behaviour 20: stage enter, and its own error is asked first."""
+        where: list[object] = []
+        context = Context()
+        context.terminate_when(lambda context: 1 / 0 if len(trail) > 1 else False)
+        handler = trail.link(
+            "b", error=lambda context, _: where.append((context.error.interceptor, context.error.stage))
+        )
+        await execute(context, trail.link("a"), handler, trail.link("c"))
+        assert where == [("b", "enter")]
+        assert trail == ["enter a", "enter b", "error b", "leave a"]
+
+    async def test_a_terminated_chain_does_not_call_what_stands_behind_it(self, trail: Trail) -> None:
+        handled: list[Context] = []
+
+        async def handler(context: Context) -> None:
+            handled.append(context)
+
+        await drive(Execution(Context(), Context, Chain([trail.link("a", enter=Context.terminate)])), handler)
+        assert handled == []
+        context = Context()
+        await drive(Execution(context, Context, Chain([trail.link("a")])), handler)
+        assert len(handled) == 1
+        assert handled[0] is context
+
+
+class TestResponses:
+    """A ``RequestContext`` in the chain; what happens inside aiohttp is told in tests/web."""
+
+    async def test_an_attached_response_ends_the_way_in(self, trail: Trail) -> None:
+        """Behaviour 22."""
+        response = web.Response()
+
+        def attach(context: Any) -> None:
+            context.response = response
+
+        context = await run_chain(request_context(), trail.link("a"), trail.link("b", enter=attach), trail.link("c"))
+        assert trail == ["enter a", "enter b", "leave b", "leave a"]
+        assert context.response is response
+
+    async def test_what_is_no_response_is_an_error_with_interceptor_and_value(self, trail: Trail) -> None:
+        """Behaviours 21 and 23: a handler hears of it and can respond."""
+        heard: list[str] = []
+
+        def attach(context: Any) -> None:
+            context.response = {"status": 200}
+
+        def respond(context: Any, exception: Exception) -> None:
+            heard.append(f"{context.error.interceptor}: {exception}")
+            context.response = web.Response(status=500)
+
+        context = await run_chain(
+            request_context(), trail.link("a"), trail.link("b", error=respond), trail.link("c", enter=attach)
+        )
+        assert heard == ["c: context.response is a web.StreamResponse or None, not {'status': 200}"]
+        assert context.response is not None
+        assert context.response.status == 500
+        assert trail == ["enter a", "enter b", "enter c", "error b", "leave a"]
+
+    async def test_without_a_response_the_chain_goes_to_its_end(self, trail: Trail) -> None:
+        """Behaviour 24: what aiohttp answers then is told in tests/web; here, nothing hangs and nothing is made up."""
+        context = await run_chain(request_context(), trail.link("a"), trail.link("b"))
+        assert trail == ["enter a", "enter b", "leave b", "leave a"]
+        assert context.response is None
+
+    @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
+    async def test_a_raised_http_exception_is_a_response_and_no_error(self, trail: Trail, stage: str) -> None:
+        """§5.2 in the chain: it ends the way in as an attached response does, and is offered to nobody."""
+        refusal, seen = web.HTTPForbidden(), []
+        stages = {"enter": raising(KeyError()) if stage == "error" else nothing, stage: raising(refusal)}
+        context = await run_chain(
+            request_context(),
+            trail.link("a", leave=lambda context: seen.append(context.error), error=declines),
+            trail.link("b", **stages),
+            trail.link("c"),
+        )
+        assert context.response is refusal
+        assert seen == [None]
+        expected = {
+            "enter": ["enter a", "enter b", "leave b", "leave a"],
+            "leave": ["enter a", "enter b", "enter c", "leave c", "leave b", "leave a"],
+            "error": ["enter a", "enter b", "error b", "leave a"],
+        }
+        assert trail == expected[stage]
+
+    @pytest.mark.parametrize("stage", ["enter", "leave"])
+    async def test_an_http_exception_in_place_of_a_caught_error_leaves_no_error(self, trail: Trail, stage: str) -> None:
+        seen: list[object] = []
+
+        async def nest(context: Any) -> None:
+            with pytest.raises(KeyError):
+                await run_chain(context, trail.link("inner", enter=raising(KeyError())))
+            raise web.HTTPForbidden
+
+        await run_chain(
+            request_context(),
+            trail.link("a", leave=lambda context: seen.append(context.error)),
+            Interceptor("b", **{stage: nest}),
+        )
+        assert seen == [None]
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    async def test_a_bracket_may_raise_an_http_exception(self, trail: Trail, when: str) -> None:
+        refusal = web.HTTPForbidden()
+
+        @around
+        async def bracket(context: Any) -> Any:
+            if when == "before":
+                raise refusal
+            yield
+            raise refusal
+
+        context = await run_chain(request_context(), trail.link("a"), bracket)
+        assert context.response is refusal
+        assert trail == ["enter a", "leave a"]
+
+    async def test_bindings_are_taken_back_when_a_leave_raised_a_response(self, trail: Trail) -> None:
+        variable: ContextVar[int] = ContextVar("variable", default=0)
+        seen: list[int] = []
+        look = lambda context: seen.append(variable.get())
+        await run_chain(
+            request_context(),
+            trail.link("a", leave=look),
+            trail.link("b", lambda context: context.bind(variable, 1), raising(web.HTTPForbidden())),
+            trail.link("c", leave=look),
+        )
+        assert seen == [1, 0]
+
+    async def test_a_plain_context_is_not_taken_for_a_request_context(self, trail: Trail) -> None:
+        with pytest.raises(TypeError, match="a stage returns None or a RequestContext"):
+            await run_chain(request_context(), trail.link("a", enter=returning(Context())))
+
+
+class TestErrors:
+    async def test_what_nobody_handled_is_raised_itself_with_a_note(self, trail: Trail) -> None:
+        """Behaviour 25: by §5.1 it is the original itself, not a wrapper whose cause is the original."""
+        boom = KeyError("boom")
+        with pytest.raises(KeyError) as caught:
+            await execute(None, trail.link("a"), trail.link("b", error=declines), trail.link("c", enter=raising(boom)))
+        assert caught.value is boom
+        assert boom.__cause__ is None
+        assert boom.__notes__ == ["raised in interceptor 'c', stage enter"]
+        assert trail == ["enter a", "enter b", "enter c", "error b"]
+
+    async def test_an_exception_that_is_raised_again_gets_one_note(self, trail: Trail) -> None:
+        boom = KeyError("boom")
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                await execute(None, trail.link("a", enter=raising(boom)))
+        with pytest.raises(KeyError):
+            await execute(None, trail.link("b", leave=raising(boom)))
+        assert boom.__notes__ == ["raised in interceptor 'a', stage enter", "raised in interceptor 'b', stage leave"]
+
+    async def test_handling_lets_the_outer_ones_leave(self, trail: Trail) -> None:
+        """Behaviour 26: a to g, f raises, c handles; d and e have no error stage, c itself does not leave."""
+        await execute(
+            None,
+            *(trail.link(name) for name in "ab"),
+            trail.link("c", error=nothing),
+            *(trail.link(name) for name in "de"),
+            trail.link("f", enter=raising(KeyError())),
+            trail.link("g"),
+        )
+        assert trail == [*(f"enter {name}" for name in "abcdef"), "error c", "leave b", "leave a"]
+
+    async def test_an_interceptor_whose_enter_raised_is_asked_itself(self, trail: Trail) -> None:
+        """Behaviour 27: and first."""
+        await execute(None, trail.link("a", error=nothing), trail.link("b", raising(KeyError()), error=declines))
+        assert trail == ["enter a", "enter b", "error b", "error a"]
+
+    async def test_an_interceptor_whose_leave_raised_is_asked_itself(self, trail: Trail) -> None:
+        """Behaviour 28: by §5.1 in leave as in enter, where Pedestal goes to the next outer one."""
+        await execute(
+            None,
+            trail.link("a"),
+            trail.link("b", leave=raising(KeyError()), error=nothing),
+            trail.link("c", error=nothing),
+        )
+        assert trail == ["enter a", "enter b", "enter c", "leave c", "leave b", "error b", "leave a"]
+
+    async def test_a_handled_leave_does_not_run_again(self, trail: Trail) -> None:
+        """Behaviour 41: c's leave raises, b handles, a leaves as usual."""
+        await execute(
+            None,
+            trail.link("a"),
+            trail.link("b", error=nothing),
+            trail.link("c", leave=raising(KeyError())),
+            trail.link("d"),
+        )
+        assert trail[4:] == ["leave d", "leave c", "error b", "leave a"]
+
+    async def test_a_second_error_after_a_handled_one_takes_the_same_way(self, trail: Trail) -> None:
+        first, second = KeyError("first"), KeyError("second")
+        context = await execute(
+            None,
+            trail.link("a", error=nothing),
+            trail.link("b", leave=raising(second)),
+            trail.link("c", error=nothing),
+            trail.link("d", enter=raising(first)),
+        )
+        assert trail[4:] == ["error c", "leave b", "error a"]
+        assert context.suppressed == ()
+
+    @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
+    async def test_context_error_tells_interceptor_stage_exception_and_execution_id(
+        self, trail: Trail, stage: str
+    ) -> None:
+        """Behaviours 29, 30 and 31: whatever attributes the exception itself has."""
+
+        class Boom(Exception):
+            stage = interceptor = execution_id = "not this"
+
+        seen = []
+        boom = Boom("boom")
+        context = Context(execution_id="run 1")
+        stages = {"enter": raising(KeyError()) if stage == "error" else nothing, stage: raising(boom)}
+        await execute(
+            context, trail.link("a", error=lambda context, _: seen.append(context.error)), trail.link("b", **stages)
+        )
+        (failure,) = seen
+        assert (failure.interceptor, failure.stage, failure.execution_id) == ("b", stage, "run 1")
+        assert failure.exception is boom
+        assert str(failure) == f"Boom in interceptor 'b', stage {stage}: boom"
+
+    async def test_a_failure_without_a_message_ends_without_a_colon(self, trail: Trail) -> None:
+        """Behaviour 29, its last words: an empty message leaves nothing dangling."""
+        seen = []
+        await execute(
+            None, trail.link("a", raising(ValueError()), error=lambda context, _: seen.append(str(context.error)))
+        )
+        assert seen == ["ValueError in interceptor 'a', stage enter"]
+
+    async def test_an_error_is_there_while_it_is_unhandled_and_gone_when_it_is_handled(self, trail: Trail) -> None:
+        """Behaviour 32: by §5.1 ``context.error`` is set in the error stage, but returning is enough to handle it."""
+        seen: list[bool] = []
+
+        def look(context: Context, *_: object) -> None:
+            seen.append(context.error is not None)
+
+        def look_and_decline(context: Context, exception: Exception) -> None:
+            look(context)
+            raise exception
+
+        context = await execute(
+            None,
+            trail.link("a", look, look),
+            trail.link("b", error=look),
+            trail.link("c", error=look_and_decline),
+            trail.link("d", enter=raising(KeyError())),
+        )
+        assert seen == [False, True, True, False]
+        assert context.error is None
+
+    async def test_raising_the_same_exception_declines(self, trail: Trail) -> None:
+        """Behaviours 33 and 36: ``raise exception`` and ``raise context.error.exception`` are one thing."""
+        boom = KeyError("boom")
+
+        def raises_from_the_context(context: Context, exception: Exception) -> None:
+            assert context.error is not None
+            raise context.error.exception
+
+        offered: list[object] = []
+
+        def handles(context: Context, exception: Exception) -> None:
+            offered.append((exception, context.error and (context.error.interceptor, context.error.stage)))
+
+        context = await execute(
+            None,
+            trail.link("a", error=handles),
+            trail.link("b", error=raises_from_the_context),
+            trail.link("c", error=declines),
+            trail.link("d", enter=raising(boom)),
+        )
+        assert offered == [(boom, ("d", "enter"))]
+        assert context.suppressed == ()
+
+    async def test_attaching_the_same_exception_declines(self, trail: Trail) -> None:
+        """Behaviour 34: ``return context.with_error(exception)``."""
+        boom, offered = KeyError("boom"), []
+        context = await execute(
+            None,
+            trail.link("a", error=lambda _, exception: offered.append(exception)),
+            trail.link("b", error=lambda context, exception: context.with_error(exception)),
+            trail.link("c", enter=raising(boom)),
+        )
+        assert offered == [boom]
+        assert trail == ["enter a", "enter b", "enter c", "error b", "error a"]
+        assert context.suppressed == ()
+
+    @pytest.mark.parametrize("how", ["raised", "attached"])
+    async def test_another_exception_replaces_it(self, trail: Trail, how: str) -> None:
+        """Behaviour 35: outer ones are offered the new one, from stage error of who raised it; the old one is kept."""
+        old, new, offered = KeyError("old"), ValueError("new"), []
+        replace = raising(new) if how == "raised" else lambda context, _: context.with_error(new)
+        context = await execute(
+            None,
+            trail.link(
+                "a", error=lambda context, exception: offered.append((exception, context.error, context.suppressed))
+            ),
+            trail.link("b", error=replace),
+            trail.link("c", enter=raising(old)),
+        )
+        ((exception, failure, suppressed),) = offered
+        assert exception is new
+        assert (failure.interceptor, failure.stage, failure.exception) == ("b", "error", new)
+        assert suppressed == context.suppressed == (old,)
+
+    async def test_a_replacement_that_nobody_handles_is_raised_itself(self, trail: Trail) -> None:
+        old, new = KeyError("old"), ValueError("new")
+        context = Context()
+        with pytest.raises(ValueError, match="new") as caught:
+            await execute(
+                context, trail.link("a"), trail.link("b", error=raising(new)), trail.link("c", enter=raising(old))
+            )
+        assert caught.value is new
+        assert new.__notes__ == ["raised in interceptor 'b', stage error"]
+        assert new.__context__ is old
+        assert context.suppressed == (old,)
+
+    async def test_suppressed_is_newest_first(self, trail: Trail) -> None:
+        """Behaviour 37: two handlers raise in turn."""
+        first, second, third = KeyError(1), KeyError(2), KeyError(3)
+        context = await execute(
+            None,
+            trail.link("a", error=nothing),
+            trail.link("b", error=raising(third)),
+            trail.link("c", error=raising(second)),
+            trail.link("d", enter=raising(first)),
+        )
+        assert context.suppressed == (second, first)
+
+    async def test_attaching_an_error_in_enter_ends_the_way_in_at_once(self, trail: Trail) -> None:
+        """Behaviour 38: and its own error is asked first, as if it had raised."""
+        boom, offered = KeyError("boom"), []
+        await execute(
+            None,
+            trail.link("a"),
+            trail.link(
+                "b", lambda context: context.with_error(boom), error=lambda _, exception: offered.append(exception)
+            ),
+            trail.link("c"),
+        )
+        assert offered == [boom]
+        assert trail == ["enter a", "enter b", "error b", "leave a"]
+
+    async def test_attaching_an_error_in_leave_is_raising_it(self, trail: Trail) -> None:
+        boom = KeyError("boom")
+        with pytest.raises(KeyError) as caught:
+            await execute(None, trail.link("a"), trail.link("b", leave=lambda context: context.with_error(boom)))
+        assert caught.value is boom
+        assert boom.__notes__ == ["raised in interceptor 'b', stage leave"]
+        assert trail == ["enter a", "enter b", "leave b"]
+
+    async def test_what_a_stage_raises_counts_more_than_what_it_attached(self, trail: Trail) -> None:
+        attached, raised, offered = KeyError("attached"), KeyError("raised"), []
+
+        def both(context: Context) -> None:
+            context.with_error(attached)
+            raise raised
+
+        await execute(
+            None, trail.link("a", error=lambda _, e: offered.append(e)), trail.link("b", enter=both), trail.link("c")
+        )
+        assert offered == [raised]
+        assert trail == ["enter a", "enter b", "error a"]
+
+    @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
+    async def test_none_means_the_same_context(self, trail: Trail, stage: str) -> None:
+        """Behaviour 39: by §5.1 None is no mistake; the same context goes on."""
+        context = Context()
+        failing = trail.link("b", enter=raising(KeyError()) if stage == "error" else nothing)
+        assert await execute(context, trail.link("a", **{stage: returning(None)}), failing) is context
+
+    @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
+    @pytest.mark.parametrize("value", ["text", (), 0, False, {"status": 200}, Context], ids=repr)
+    async def test_anything_else_is_a_type_error_with_interceptor_stage_and_value(
+        self, trail: Trail, stage: str, value: object
+    ) -> None:
+        """Behaviour 40: it goes through the error path like any other."""
+        offered: list[str] = []
+        stages = {"enter": raising(KeyError()) if stage == "error" else nothing, stage: returning(value)}
+        await execute(
+            None, trail.link("a", error=lambda _, error: offered.append(str(error))), trail.link("b", **stages)
+        )
+        assert offered == [f"interceptor 'b', stage {stage}, returned {value!r}; a stage returns None or a Context"]
+
+    async def test_the_context_of_another_execution_is_refused(self, trail: Trail) -> None:
+        """Behaviour 40: two executions never mix."""
+
+        async def nest(context: Context) -> None:
+            await execute(Context(), trail.link("b", enter=returning(context)))
+
+        with pytest.raises(TypeError, match=r"interceptor 'b', stage enter, returned .*, which another execution uses"):
+            await execute(None, Interceptor("a", enter=nest))
+
+    async def test_no_own_error_stage_and_no_outer_one(self, trail: Trail) -> None:
+        with pytest.raises(KeyError):
+            await execute(None, trail.link("a", enter=raising(KeyError())), trail.link("b", error=nothing))
+        assert trail == ["enter a"]
+
+    async def test_stop_async_iteration_is_an_exception_like_any_other(self, trail: Trail) -> None:
+        """Python itself turns it into a RuntimeError when it leaves a coroutine or a generator, so only if plain."""
+        trail.flavour = "plain"
+        boom = StopAsyncIteration()
+        with pytest.raises(StopAsyncIteration) as caught:
+            await execute(None, trail.link("a"), trail.link("b", enter=raising(boom)))
+        assert caught.value is boom
+
+    async def test_stop_iteration_is_the_cause_of_what_python_makes_of_it(self, trail: Trail) -> None:
+        """No coroutine can raise it (PEP 479); an error stage is offered the original all the same, if it was plain."""
+        trail.flavour = "plain"
+        boom, offered = StopIteration(), []
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            await execute(None, trail.link("a", raising(boom)))
+        assert caught.value.__cause__ is boom
+        await execute(None, trail.link("a", raising(boom), error=lambda _, exception: offered.append(exception)))
+        assert offered == [boom]
+
+
+class TestAsync:
+    async def test_plain_and_async_stages_mix(self) -> None:
+        """Behaviour 50: in one chain and in one interceptor."""
+        trail, errors = Trail("plain"), {"b": nothing, "c": declines, "d": declines}
+        links = []
+        for name in "abcd":
+            trail.flavour = "async" if name in "bd" else "plain"
+            links.append(trail.link(name, error=errors.get(name)))
+        mixed = Interceptor("e", enter=raising(KeyError()), error=trail.link("e", error=declines).error)
+        await execute(None, *links, mixed)
+        assert trail == [*(f"enter {name}" for name in "abcd"), "error e", "error d", "error c", "error b", "leave a"]
+
+    async def test_what_an_async_stage_raises_is_the_real_exception(self) -> None:
+        """Behaviours 51 and 53: in enter, leave and error alike, offered on and on outward."""
+        trail, offered = Trail("async"), []
+        first, second = KeyError("enter"), KeyError("error")
+        await execute(
+            None,
+            trail.link("a", error=lambda context, exception: offered.append((exception, *context.suppressed))),
+            trail.link("b", error=raising(second)),
+            trail.link("c", enter=raising(first)),
+        )
+        assert offered == [(second, first)]
+
+    async def test_any_awaitable_will_do(self) -> None:
+        context, other = Context(), Context()
+        future: asyncio.Future[Context] = asyncio.get_running_loop().create_future()
+        future.set_result(other)
+        assert await execute(context, Interceptor("a", enter=returning(future))) is other
+
+    async def test_an_awaitable_of_an_awaitable_is_not_a_context(self) -> None:
+        async def twice(context: Context) -> Any:
+            return asyncio.get_running_loop().create_future()
+
+        with pytest.raises(TypeError, match="interceptor 'a', stage enter, returned <Future pending"):
+            await execute(None, Interceptor("a", enter=twice))
+
+    def test_plain_stages_run_without_a_task_switch(self) -> None:
+        """Behaviour 54: the first ``send`` runs the chain to its end, errors, terminators and brackets included."""
+        trail = Trail("plain")
+
+        @around
+        async def bracket(context: Context) -> Any:
+            yield
+
+        context = Context()
+        context.terminate_when(lambda context: "enter d" in trail)
+        coroutine = execute(
+            context,
+            trail.link("a"),
+            bracket,
+            trail.link("b", error=nothing),
+            trail.link("c", leave=raising(KeyError())),
+            trail.link("d"),
+            trail.link("e"),
+        )
+        with pytest.raises(StopIteration) as finished:
+            coroutine.send(None)
+        assert finished.value.value is context
+        assert trail == [*(f"enter {name}" for name in "abcd"), "leave d", "leave c", "error b", "leave a"]
+
+    def test_an_exception_comes_out_without_a_task_switch_too(self) -> None:
+        """Behaviour 54."""
+        with pytest.raises(KeyError):
+            execute(Context(), Interceptor("a", enter=raising(KeyError()))).send(None)
+
+
+class TestNesting:
+    @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
+    async def test_an_execute_inside_a_stage_leaves_the_outer_run_intact(self, trail: Trail, stage: str) -> None:
+        """Behaviour 14: on the same context; the outer queue and all outer leaves still run."""
+        inner = trail.link("x"), trail.link("y", enter=Context.terminate), trail.link("z")
+
+        async def nest(context: Context, *_: object) -> None:
+            trail.append(f"{stage} b")
+            queue = context.queue
+            assert await execute(context, *inner) is context
+            assert context.queue == queue
+
+        nesting = {"error": lambda context, exception: nest(context, exception)}.get(
+            stage, lambda context: nest(context)
+        )
+        b = Interceptor("b", **{stage: nesting})
+        failing = trail.link("c", enter=raising(KeyError()) if stage == "error" else nothing)
+        await execute(None, trail.link("a"), b, failing)
+        nested = [f"{stage} b", "enter x", "enter y", "leave y", "leave x"]
+        expected = {
+            "enter": ["enter a", *nested, "enter c", "leave c", "leave a"],
+            "leave": ["enter a", "enter c", "leave c", *nested, "leave a"],
+            "error": ["enter a", "enter c", *nested, "leave a"],
+        }
+        assert trail == expected[stage]
+
+    async def test_after_it_the_outer_stage_may_queue_and_terminate(self, trail: Trail) -> None:
+        """Behaviour 14: the context is back in the outer execution."""
+
+        async def nest(context: Context) -> None:
+            await execute(context, trail.link("x"))
+            context.enqueue(trail.link("z"))
+
+        await execute(None, Interceptor("a", enter=nest), trail.link("b"))
+        assert trail == ["enter x", "leave x", "enter b", "enter z", "leave z", "leave b"]
+
+    async def test_a_queue_change_inside_is_a_change_of_the_inner_queue(self, trail: Trail) -> None:
+        async def nest(context: Context) -> None:
+            await execute(context, trail.link("x", enter=lambda context: context.enqueue(trail.link("y"))))
+            assert [link.name for link in context.queue] == ["b"]
+
+        await execute(None, Interceptor("a", enter=nest), trail.link("b"))
+        assert trail == ["enter x", "enter y", "leave y", "leave x", "enter b", "leave b"]
+
+    async def test_on_another_context_nothing_is_shared(self, trail: Trail) -> None:
+        """Behaviour 14: an execute on a context of its own."""
+        boom = KeyError("boom")
+        inner = Context()
+
+        async def nest(context: Context) -> None:
+            with pytest.raises(KeyError):
+                await execute(inner, trail.link("x", enter=raising(boom)))
+            assert context.error is None
+
+        context = Context()
+        context.terminate_when(lambda context: False)
+        assert await execute(context, Interceptor("a", enter=nest), trail.link("b")) is context
+        assert trail == ["enter x", "enter b", "leave b"]
+        assert inner.error is not None
+
+    async def test_outer_predicates_are_asked_inside_as_well(self, trail: Trail) -> None:
+        async def nest(context: Context) -> None:
+            context.terminate_when(lambda context: "done" in context)
+            await execute(context, trail.link("x", enter=lambda context: context.update(done=True)), trail.link("y"))
+
+        await execute(None, Interceptor("a", enter=nest), trail.link("b"))
+        assert trail == ["enter x", "leave x"]
+
+    async def test_inner_predicates_are_not_asked_outside(self, trail: Trail) -> None:
+        async def nest(context: Context) -> None:
+            await execute(context, trail.link("x", enter=lambda context: context.terminate_when(returning(True))))
+
+        await execute(None, Interceptor("a", enter=nest), trail.link("b"))
+        assert trail == ["enter x", "leave x", "enter b", "leave b"]
+
+    @pytest.mark.parametrize("copied", [False, True])
+    async def test_an_error_from_inside_is_told_with_the_inner_interceptor(self, trail: Trail, copied: bool) -> None:
+        boom, told = KeyError("boom"), []
+
+        async def nest(context: Context) -> None:
+            replace = trail.link("x", enter=Context.copy if copied else nothing)
+            await execute(context, replace, trail.link("y", enter=raising(boom)))
+
+        def tell(context: Context, exception: Exception) -> None:
+            told.append(context.error and (context.error.interceptor, context.error.stage))
+            raise exception
+
+        with pytest.raises(KeyError) as caught:
+            await execute(None, trail.link("a", error=tell), Interceptor("b", enter=nest))
+        assert told == [("y", "enter")]
+        assert caught.value is boom
+        assert boom.__notes__ == ["raised in interceptor 'y', stage enter"]
+
+    async def test_an_error_from_inside_that_the_stage_caught_is_no_error(self, trail: Trail) -> None:
+        seen: list[object] = []
+
+        async def nest(context: Context) -> None:
+            with pytest.raises(KeyError):
+                await execute(context, trail.link("x", enter=raising(KeyError())))
+            seen.append(context.error is not None)  # until the stage returns, one can see what was caught
+            await execute(context, trail.link("y", enter=lambda context: seen.append(context.error)))
+
+        await execute(
+            None, Interceptor("a", enter=nest), trail.link("b", enter=lambda context: seen.append(context.error))
+        )
+        assert seen == [True, None, None]
+
+    async def test_an_execute_inside_an_error_stage_leaves_the_outer_error_as_it_was(self, trail: Trail) -> None:
+        boom, told = KeyError("outer"), []
+
+        def tell(context: Context, *_: object) -> None:
+            told.append(context.error and context.error.interceptor)
+
+        async def nest(context: Context, exception: Exception) -> None:
+            await execute(
+                context, trail.link("x", error=nothing), trail.link("y", tell, raising(ValueError()), error=declines)
+            )
+            tell(context)
+            raise exception
+
+        context = Context()
+        context.terminate_when(lambda context: False)
+        with pytest.raises(KeyError) as caught:
+            await execute(
+                context,
+                trail.link("a", error=declines),
+                Interceptor("b", error=nest),
+                trail.link("c", enter=raising(boom)),
+            )
+        assert told == ["c", "c"]
+        assert boom.__notes__ == ["raised in interceptor 'c', stage enter"]
+        assert caught.value is boom
+        assert context.suppressed == ()
+
+    async def test_an_error_inside_an_error_stage_that_then_declines_leaves_no_trace(self, trail: Trail) -> None:
+        boom, told = KeyError("outer"), []
+
+        async def nest(context: Context, exception: Exception) -> None:
+            with pytest.raises(ValueError, match="inner"):
+                await execute(context, trail.link("x", enter=raising(ValueError("inner"))))
+            raise exception
+
+        def tell(context: Context, exception: Exception) -> None:
+            told.append((context.error and context.error.interceptor, exception, context.suppressed))
+
+        await execute(
+            None, trail.link("a", error=tell), Interceptor("b", error=nest), trail.link("c", enter=raising(boom))
+        )
+        assert told == [("c", boom, ())]
+
+    async def test_an_error_inside_an_error_stage_replaces_the_outer_one(self, trail: Trail) -> None:
+        outer, inner, told = KeyError("outer"), KeyError("inner"), []
+
+        async def nest(context: Context, exception: Exception) -> None:
+            await execute(context, trail.link("x", enter=raising(inner)))
+
+        def tell(context: Context, exception: Exception) -> None:
+            told.append((context.error and context.error.interceptor, exception, context.suppressed))
+
+        await execute(
+            None, trail.link("a", error=tell), Interceptor("b", error=nest), trail.link("c", enter=raising(outer))
+        )
+        assert told == [("x", inner, (outer,))]
+
+    async def test_a_stage_may_go_on_with_the_context_from_inside(self, trail: Trail) -> None:
+        inner, seen = Context(), []
+
+        async def nest(context: Context) -> Context:
+            return await execute(context, trail.link("x", enter=returning(inner)))
+
+        await execute(None, Interceptor("a", enter=nest), trail.link("b", enter=seen.append))
+        assert seen[0] is inner
+
+    async def test_three_deep(self, trail: Trail) -> None:
+        def nesting(name: str, *inner: Interceptor[Any]) -> Interceptor[Any]:
+            async def nest(context: Context) -> None:
+                trail.append(f"enter {name}")
+                await execute(context, *inner)
+                assert context.queue == ()
+
+            return Interceptor(name, enter=nest, leave=lambda context: trail.append(f"leave {name}"))
+
+        await execute(None, nesting("a", nesting("b", nesting("c", trail.link("d")))))
+        assert trail == [*(f"enter {name}" for name in "abcd"), *(f"leave {name}" for name in "dcba")]
+
+
+class TestConcurrency:
+    async def test_executions_that_share_interceptors_never_mix(self) -> None:
+        """Behaviour 16: fifty at once, each with many task switches, brackets and errors."""
+
+        async def enter(context: Context) -> None:
+            for _ in range(context["number"] % 4):  # type: ignore[operator]
+                await task_switch()
+            context["trail"].append(f"enter {context['number']}")  # type: ignore[attr-defined]
+
+        async def leave(context: Context) -> None:
+            for _ in range(context["number"] % 3):  # type: ignore[operator]
+                await task_switch()
+            context["trail"].append(f"leave {context['number']}")  # type: ignore[attr-defined]
+
+        @around
+        async def bracket(context: Context) -> Any:
+            yield
+            context["trail"].append(f"after {context['number']}")  # type: ignore[attr-defined]
+
+        async def fail(context: Context) -> None:
+            await task_switch()
+            if context["number"] % 2:  # type: ignore[operator]
+                raise KeyError(context["number"])
+
+        def handle(context: Context, exception: Exception) -> None:
+            context["trail"].append(f"error {exception}")  # type: ignore[attr-defined]
+
+        outer, handler = Interceptor("outer", enter, leave), Interceptor("handler", error=handle)
+        shared = (outer, bracket, handler, Interceptor("fail", fail, leave))
+        contexts = [Context({"number": number, "trail": []}) for number in range(50)]
+        await asyncio.gather(*(execute(context, *shared) for context in contexts))
+        for number, context in enumerate(contexts):
+            middle = f"error {number}" if number % 2 else f"leave {number}"
+            assert context["trail"] == [f"enter {number}", middle, f"after {number}", f"leave {number}"]
+        assert len({context.execution_id for context in contexts}) == 50
+
+    async def test_one_context_twice_at_the_same_time_is_a_runtime_error(self, trail: Trail) -> None:
+        context, gate = Context(), asyncio.Event()
+
+        async def wait(context: Context) -> None:
+            await gate.wait()
+
+        first = asyncio.ensure_future(execute(context, Interceptor("a", enter=wait)))
+        await task_switch()
+        second = asyncio.ensure_future(execute(context, Interceptor("b", enter=wait)))
+        await task_switch()
+        gate.set()
+        with pytest.raises(
+            RuntimeError, match=r"<Context .* was executed twice at the same time; give each .* a copy\(\)"
+        ):
+            await first
+        await second
+
+    async def test_copies_can_be_executed_at_the_same_time(self) -> None:
+        context = Context({"user": "alice"})
+
+        async def rename(context: Context) -> None:
+            await task_switch()
+            context["user"] = f"{context['user']}!"
+
+        one, two = await asyncio.gather(
+            *(execute(twin, Interceptor("a", enter=rename)) for twin in (context.copy(), context.copy()))
+        )
+        assert (context["user"], one["user"], two["user"]) == ("alice", "alice!", "alice!")
+
+
+class TestCancellation:
+    """Behaviours 44 and 55: by §5.1 nobody is offered it, no leave runs, and ``@around`` is closed in reverse."""
+
+    @staticmethod
+    def bracket(trail: list[str], name: str) -> Interceptor[Any]:
+        async def generator(context: Context) -> Any:
+            try:
+                yield
+            finally:
+                trail.append(f"closing {name}")
+                await task_switch()
+                trail.append(f"closed {name}")
+
+        generator.__name__ = name
+        return around(generator)
+
+    @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
+    @pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
+    def test_what_is_no_exception_is_offered_to_nobody(self, stage: str, kind: type[BaseException]) -> None:
+        """Behaviour 44: in any stage; it goes on as itself."""
+        trail = Trail("plain")
+        boom = kind()
+        stages = {
+            "enter": raising(KeyError()) if stage == "error" else nothing,
+            "error": declines,
+            stage: raising(boom),
+        }
+        coroutine = execute(
+            None, trail.link("a", error=nothing), self.bracket(trail, "b"), trail.link("c", **stages), trail.link("d")
+        )
+        with pytest.raises(kind) as caught:
+            while True:
+                coroutine.send(None)
+        assert caught.value is boom
+        inner = {
+            "enter": ["enter c"],
+            "leave": ["enter c", "enter d", "leave d", "leave c"],
+            "error": ["enter c", "error c"],
+        }
+        assert trail == ["enter a", *inner[stage], "closing b", "closed b"]
+        assert not hasattr(boom, "__notes__")
+
+    @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
+    async def test_cancelling_a_stage_closes_what_around_opened_in_reverse(self, stage: str) -> None:
+        """Behaviour 55: it reaches the stage that waits; a finally that awaits is awaited."""
+        trail, reached = Trail("async"), asyncio.Event()
+
+        async def wait(context: Context, *_: object) -> None:
+            reached.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                trail.append("cancelled")
+                raise
+
+        waits = {"error": lambda context, exception: wait(context)}.get(stage, lambda context: wait(context))
+        failing = trail.link("d", raising(KeyError()) if stage == "error" else nothing, None)
+        context = Context()
+        task = asyncio.ensure_future(
+            execute(
+                context,
+                trail.link("a", error=nothing),
+                self.bracket(trail, "b"),
+                self.bracket(trail, "c"),
+                Interceptor("wait", **{stage: waits}),
+                failing,
+            )
+        )
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        entered = ["enter a"] if stage == "enter" else ["enter a", "enter d"]
+        assert trail == [*entered, "cancelled", "closing c", "closed c", "closing b", "closed b"]
+        assert context.queue == ()
+
+    async def test_a_bracket_that_has_left_is_not_closed_again(self) -> None:
+        trail, reached = Trail("plain"), asyncio.Event()
+
+        async def wait(context: Context) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(
+            execute(None, self.bracket(trail, "a"), Interceptor("b", leave=wait), self.bracket(trail, "c"))
+        )
+        await reached.wait()
+        assert trail == ["closing c", "closed c"]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert trail == ["closing c", "closed c", "closing a", "closed a"]
+
+    async def test_a_bracket_that_cannot_be_closed_is_logged_and_the_others_close(self) -> None:
+        """Behaviours 55 and 118: with interceptor, exception and execution id."""
+        trail, boom = Trail("plain"), ValueError("in finally")
+
+        @around
+        async def broken(context: Context) -> Any:
+            try:
+                yield
+            finally:
+                raise boom
+
+        outer, inner = self.bracket(trail, "outer"), self.bracket(trail, "inner")
+        cancel = raising(asyncio.CancelledError())
+        with captured_logs() as logs, pytest.raises(asyncio.CancelledError):
+            await execute(Context(execution_id="run 1"), outer, broken, inner, trail.link("a", cancel))
+        assert trail == ["enter a", "closing inner", "closed inner", "closing outer", "closed outer"]
+        assert logs == [
+            {
+                "event": "around_not_closed",
+                "log_level": "error",
+                "interceptor": "broken",
+                "execution_id": "run 1",
+                "exc_info": boom,
+            }
+        ]
+
+    async def test_cancelling_twice_does_not_stop_the_closing(self) -> None:
+        """Behaviour 55: a finally that is cancelled while it waits is logged; the outer ones still close."""
+        trail, reached, closing = Trail("plain"), asyncio.Event(), asyncio.Event()
+
+        @around
+        async def slow(context: Context) -> Any:
+            try:
+                yield
+            finally:
+                closing.set()
+                await asyncio.Event().wait()
+
+        async def wait(context: Context) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        with captured_logs() as logs:
+            task = asyncio.ensure_future(execute(None, self.bracket(trail, "a"), slow, Interceptor("b", enter=wait)))
+            await reached.wait()
+            task.cancel()
+            await closing.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert trail == ["closing a", "closed a"]
+        assert [(entry["event"], entry["interceptor"]) for entry in logs] == [("around_not_closed", "slow")]
+
+    async def test_a_cancelled_execute_inside_a_stage_closes_both_chains(self) -> None:
+        trail, reached = Trail("plain"), asyncio.Event()
+
+        async def wait(context: Context) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        async def nest(context: Context) -> None:
+            await execute(context, self.bracket(trail, "inner"), Interceptor("b", enter=wait))
+
+        context = Context()
+        task = asyncio.ensure_future(execute(context, self.bracket(trail, "outer"), Interceptor("a", enter=nest)))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert trail == ["closing inner", "closed inner", "closing outer", "closed outer"]
+        assert await execute(context) is context
+
+    async def test_a_stage_that_swallows_its_cancellation_goes_on(self, trail: Trail) -> None:
+        reached = asyncio.Event()
+
+        async def stubborn(context: Context) -> None:
+            reached.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                trail.append("swallowed")
+
+        task = asyncio.ensure_future(execute(None, Interceptor("a", enter=stubborn), trail.link("b")))
+        await reached.wait()
+        task.cancel()
+        await task
+        assert trail == ["swallowed", "enter b", "leave b"]

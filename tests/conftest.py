@@ -1,0 +1,110 @@
+"""What tests share: a real server on a real port, with production's settings and with the test server's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+from aiohttp import ClientSession, web
+
+from aiohttp_interceptors.testing import captured_logs
+
+PATIENCE = 10.0  # seconds that a test waits for what must come
+
+
+@dataclass
+class Server:
+    """An application on a port."""
+
+    runner: web.AppRunner
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def stop(self) -> None:
+        """Stop as ``web.run_app`` does. Twice is once."""
+        await self.runner.cleanup()
+
+    async def connect(self, request: str) -> Raw:
+        """Open a bare connection and send a request as it stands."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(request.replace("\n", "\r\n").encode())
+        return Raw(reader, writer)
+
+    async def exchange(self, request: str) -> bytes:
+        """Send a request as it stands and return every byte that comes until the server closes."""
+        raw = await self.connect(request)
+        async with asyncio.timeout(PATIENCE):
+            answer = await raw.reader.read()
+        await raw.close()
+        return answer
+
+
+@dataclass
+class Raw:
+    """A bare connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def until(self, mark: bytes) -> bytes:
+        """Read up to these bytes."""
+        async with asyncio.timeout(PATIENCE):
+            return await self.reader.readuntil(mark)
+
+    async def close(self) -> None:
+        """Close as a browser does whose tab is closed."""
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
+
+    def reset(self) -> None:
+        """Vanish with a reset."""
+        self.writer.transport.abort()
+
+
+Serve = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture(params=[False, True], ids=["production", "handler_cancellation"])
+def handler_cancellation(request: pytest.FixtureRequest) -> bool:
+    """aiohttp's test server cancels handlers of lost clients, production does not: both are tested."""
+    return request.param
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Serve applications on free ports with a bare ``AppRunner``."""
+    servers: list[Server] = []
+
+    async def start(app: web.Application, **settings: object) -> Server:
+        runner = web.AppRunner(app, shutdown_timeout=1.0, **settings)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        server = Server(runner, runner.addresses[0][1])
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        await server.stop()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[ClientSession]:
+    async with ClientSession() as session:
+        yield session
+
+
+@pytest.fixture
+def logged():
+    """Capture what is logged, as dictionaries."""
+    with captured_logs() as lines:
+        yield lines

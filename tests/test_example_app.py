@@ -1,0 +1,374 @@
+"""The example application without a browser: its streams over real connections, and the program as a person runs it."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from aiohttp import ClientSession
+
+from aiohttp_interceptors.testing import captured_logs, open_stream
+from example_app.app import make_app
+from example_app.machine import HISTORY, Machine
+from example_app.streams import MACHINE, PAGES
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 20.0  # seconds; a new process imports aiohttp first
+
+
+@pytest.fixture
+async def client(aiohttp_client):
+    return await aiohttp_client(make_app(sample_interval=0.01, seed_interval=0.01))
+
+
+async def numbers(stream, count):
+    """Read so many samples and return their numbers."""
+    return [json.loads((await stream.next()).data)["number"] for _ in range(count)]
+
+
+async def until(condition):
+    """Let the application run until that holds; the client is told before the chain has left."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  # nobody tells of the end of a chain but its log
+            await asyncio.sleep(0)
+
+
+def logged(lines, event):
+    return [line for line in lines if line["event"] == event]
+
+
+# The load.
+
+
+async def test_a_sample_tells_the_load_of_the_machine(client):
+    async with open_stream(client, "/events/load") as stream:
+        event = await stream.next()
+        assert stream.response.headers["Content-Type"] == "text/event-stream"
+    sample = json.loads(event.data)
+    assert event.name == "load"
+    assert event.id == f"{client.app[MACHINE].life}-{sample['number']}"
+    assert event.retry == 1000
+    assert len(sample["cores"]) == psutil.cpu_count()
+    assert all(0 <= core <= 100 for core in sample["cores"])
+    assert 0 < sample["memory_used"] < sample["memory_total"]
+    for rate in ("received", "sent", "read", "written"):
+        assert sample[rate] is None or sample[rate] >= 0
+
+
+async def test_a_new_page_gets_the_history_and_then_what_comes(client):
+    async with open_stream(client, "/events/load") as first:
+        assert await numbers(first, 10) == list(range(1, 11))
+    async with open_stream(client, "/events/load") as second:
+        assert await numbers(second, 20) == list(range(1, 21))
+
+
+async def test_the_history_is_a_minute_long(client):
+    async with open_stream(client, "/events/load") as first:
+        last = (await numbers(first, HISTORY + 20))[-1]
+    async with open_stream(client, "/events/load") as second:
+        began, *others = await numbers(second, HISTORY + 5)
+    assert began > last - HISTORY
+    assert others == list(range(began + 1, began + HISTORY + 5))
+
+
+async def test_a_page_that_comes_back_gets_only_what_is_newer(client):
+    async with open_stream(client, "/events/load") as stream:
+        await numbers(stream, 5)
+        last_event_id = stream.last_event_id
+    async with open_stream(client, "/events/load", last_event_id=last_event_id) as stream:
+        assert await numbers(stream, 10) == list(range(6, 16))
+
+
+@pytest.mark.parametrize("last_event_id", ["0ld11fe-5", "5", "", "-", "{life}-", "{life}-x", "{life}-" + "9" * 5000])
+async def test_a_page_with_an_id_that_is_not_of_this_life_gets_the_history(client, last_event_id):
+    last_event_id = last_event_id.format(life=client.app[MACHINE].life)
+    async with open_stream(client, "/events/load", last_event_id=last_event_id) as stream:
+        assert await numbers(stream, 3) == [1, 2, 3]
+
+
+async def test_a_machine_without_network_and_disk_says_so(aiohttp_client, monkeypatch):
+    monkeypatch.setattr(psutil, "net_io_counters", lambda: None)
+    monkeypatch.setattr(psutil, "disk_io_counters", lambda: None)
+    client = await aiohttp_client(make_app(sample_interval=0.01))
+    async with open_stream(client, "/events/load") as stream:
+        sample = json.loads((await stream.next()).data)
+    assert [sample[rate] for rate in ("received", "sent", "read", "written")] == [None] * 4
+
+
+async def test_a_rate_is_the_difference_per_second_and_never_negative(aiohttp_client, monkeypatch):
+    counts = iter([SimpleNamespace(read_bytes=0, write_bytes=1000), SimpleNamespace(read_bytes=5000, write_bytes=0)])
+    monkeypatch.setattr(psutil, "disk_io_counters", lambda: next(counts, None))
+    client = await aiohttp_client(make_app(sample_interval=0.1))
+    async with open_stream(client, "/events/load") as stream:
+        sample = json.loads((await stream.next()).data)
+    assert 0 < sample["read"] <= 50_000
+    assert sample["written"] == 0
+
+
+async def test_a_sample_that_failed_is_logged_and_the_next_one_comes(aiohttp_client, monkeypatch):
+    results = iter([None, OSError("no such device")])
+
+    def disk():
+        result = next(results, None)
+        if result is not None:
+            raise result
+
+    monkeypatch.setattr(psutil, "disk_io_counters", disk)
+    with captured_logs() as lines:
+        client = await aiohttp_client(make_app(sample_interval=0.01))
+        async with open_stream(client, "/events/load") as stream:
+            assert await numbers(stream, 2) == [1, 2]
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["sample_failed"]
+
+
+async def test_a_stream_that_was_dropped_ends_for_the_page_that_asked(client):
+    async with (
+        open_stream(client, "/events/load?client=one") as one,
+        open_stream(client, "/events/load?client=two") as two,
+    ):
+        await numbers(one, 1)
+        await numbers(two, 1)
+        assert (await client.post("/drop?client=one")).status == 204
+        await one.rest()
+        await numbers(two, 50)
+
+
+@pytest.mark.parametrize("query", ["", "?client=", "?client=nobody"])
+async def test_nobody_else_can_be_dropped(client, query):
+    async with open_stream(client, "/events/load") as stream:
+        await numbers(stream, 1)
+        assert (await client.post(f"/drop{query}")).status == 404
+        await numbers(stream, 5)
+
+
+async def test_a_stream_that_is_over_is_forgotten(client):
+    async with open_stream(client, "/events/load?client=one") as stream:
+        await numbers(stream, 1)
+        assert list(client.app[PAGES]) == ["one"]
+    await until(lambda: not client.app[PAGES])
+
+
+async def test_an_id_names_a_life_and_a_number():
+    one, two = Machine(), Machine()
+    assert one.life != two.life
+    assert one.number_of(f"{one.life}-7") == 7
+    assert two.number_of(f"{one.life}-7") == 0
+
+
+# The seed.
+
+
+async def test_the_seed_is_twenty_events_and_an_end(client):
+    async with open_stream(client, "/events/seed") as stream:
+        events = await stream.rest()
+    assert [(event.name, event.data, event.id) for event in events] == [("foo", "bar", str(n)) for n in range(1, 21)]
+
+
+async def test_a_page_that_has_the_whole_seed_is_told_to_stay_away(client):
+    async with open_stream(client, "/events/seed", last_event_id="20") as stream:
+        assert stream.response.status == 204
+        assert "Set-Cookie" not in stream.response.headers
+
+
+async def test_a_page_that_has_a_part_of_the_seed_gets_the_others(client):
+    async with open_stream(client, "/events/seed", last_event_id="17") as stream:
+        assert [event.id for event in await stream.rest()] == ["18", "19", "20"]
+
+
+@pytest.mark.parametrize("last_event_id", ["", "x", "-3", "1.5", "9" * 5000])
+async def test_a_page_with_an_id_that_is_none_gets_the_whole_seed(client, last_event_id):
+    async with open_stream(client, "/events/seed", last_event_id=last_event_id) as stream:
+        assert (await stream.next()).id == "1"
+
+
+# The interceptors.
+
+
+async def test_the_late_cookie_is_dropped_and_logged(client):
+    with captured_logs() as lines:
+        async with open_stream(client, "/events/seed") as stream:
+            await stream.rest()
+            assert "Set-Cookie" not in stream.response.headers
+            assert b"Set-Cookie" not in stream.raw
+        await until(lambda: logged(lines, "request"))
+    (request,) = logged(lines, "request")
+    (dropped,) = logged(lines, "change_after_commit_dropped")
+    assert (dropped["interceptor"], dropped["stage"]) == ("late_cookie", "leave")
+    assert dropped["execution_id"] == request["execution_id"]
+
+
+async def test_each_request_is_one_line_with_its_seconds(client):
+    with captured_logs() as lines:
+        assert (await client.get("/")).status == 200
+        assert (await client.get("/nowhere")).status == 404
+        async with open_stream(client, "/events/seed", last_event_id="17") as stream:
+            await stream.rest()
+        await until(lambda: len(logged(lines, "request")) == 3)
+    requests = logged(lines, "request")
+    assert [(line["method"], line["path"], line["status"]) for line in requests] == [
+        ("GET", "/", 200),
+        ("GET", "/nowhere", 404),
+        ("GET", "/events/seed", 200),
+    ]
+    assert requests[2]["seconds"] >= 0.03  # a stream's line comes at its end
+    assert len({line["execution_id"] for line in requests}) == 3
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page.js", "/static/vendor/uplot/LICENSE", "/events/load", "/nowhere"])
+async def test_every_answer_has_the_content_security_policy(client, path):
+    async with client.get(path) as response:
+        assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
+        response.close()
+
+
+async def test_a_plain_answer_tells_its_time_and_a_stream_does_not(client):
+    assert re.fullmatch(r"app;dur=\d+\.\d", (await client.get("/")).headers["Server-Timing"])
+    async with open_stream(client, "/events/load") as stream:
+        assert "Server-Timing" not in stream.response.headers
+
+
+async def test_all_that_the_page_asks_for_is_there(client):
+    html = await (await client.get("/")).text()
+    script = await (await client.get("/static/page.js")).text()
+    asked = re.findall(r'(?:src|href)="(/static/[^"]+)"', html) + [
+        f"/static/{name}" for name in re.findall(r'from "\./(.+?)"', script)
+    ]
+    assert len(asked) > 5
+    for path in asked:
+        assert (await client.get(path)).status == 200, path
+    assert not re.search(r"https?://", html + script)
+
+
+# The program.
+
+
+@asynccontextmanager
+async def program(*arguments, environment=None, stdout=asyncio.subprocess.PIPE):
+    """Run ``python -m example_app``, with warnings as errors, and end it at the latest when the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-m", "example_app", *arguments,
+        cwd=ROOT, stdout=stdout, stderr=asyncio.subprocess.PIPE, env={**os.environ, **(environment or {})},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def outcome(process):
+    async with asyncio.timeout(PATIENCE):
+        out, err = await process.communicate()
+    return process.returncode, (out or b"").decode(), err.decode()
+
+
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+async def test_a_taken_port_is_one_line_that_says_what_to_do(taken_port):
+    async with program("--port", str(taken_port)) as process:
+        status, _, err = await outcome(process)
+    assert status == 1
+    assert err == (
+        f"port {taken_port} is taken; stop what uses it, or choose another: "
+        f"python -m example_app --port {taken_port + 1}\n"
+    )
+
+
+async def test_the_port_can_be_given_in_the_environment(taken_port):
+    async with program(environment={"PORT": str(taken_port)}) as process:
+        status, _, err = await outcome(process)
+    assert status == 1
+    assert err.startswith(f"port {taken_port} is taken; ")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+async def test_a_port_that_is_none_is_refused_with_the_value(port):
+    async with program(f"--port={port}") as process:
+        status, _, err = await outcome(process)
+    assert status == 2
+    assert f"invalid port number value: {port!r}" in err
+    assert "Traceback" not in err
+
+
+async def serving(process):
+    """Wait until the program says where it serves, and return that line."""
+    async with asyncio.timeout(PATIENCE):
+        return json.loads(await process.stdout.readline())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_it_quietly_within_moments_with_streams_open(free_port, number):
+    async with program("--port", str(free_port)) as process, ClientSession() as session:
+        url = (await serving(process))["url"]
+        assert url == f"http://127.0.0.1:{free_port}"
+        async with (
+            open_stream(session, f"{url}/events/load") as load,
+            open_stream(session, f"{url}/events/seed") as seed,
+        ):
+            await load.next()
+            await seed.next()
+            began = asyncio.get_running_loop().time()
+            process.send_signal(number)
+            await load.rest()  # a clean end, or this raises
+            await seed.rest()
+            status, out, err = await outcome(process)
+            seconds = asyncio.get_running_loop().time() - began
+    assert (status, err) == (0, "")
+    assert seconds < 3
+    assert "Traceback" not in out
+    closed = [line for line in map(json.loads, out.splitlines()) if line["event"] == "stream_closed"]
+    assert sorted((line["path"], line["reason"]) for line in closed) == [
+        ("/events/load", "shutdown"),
+        ("/events/seed", "shutdown"),
+    ]
+
+
+async def test_each_line_is_json_when_nobody_watches(free_port):
+    async with program("--port", str(free_port)) as process, ClientSession() as session:
+        url = (await serving(process))["url"]
+        async with session.get(f"{url}/") as response:
+            assert response.status == 200
+        process.send_signal(signal.SIGINT)
+        _, out, _ = await outcome(process)
+    (line,) = map(json.loads, out.splitlines())
+    assert (line["event"], line["path"], line["status"], line["level"]) == ("request", "/", 200, "info")
+    assert line["execution_id"]
+    assert line["timestamp"].endswith("Z")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="terminals of this kind are POSIX's")
+async def test_a_person_at_a_terminal_gets_colours(free_port):
+    terminal, end = os.openpty()
+    try:
+        async with program("--port", str(free_port), stdout=end) as process:
+            loop, heard = asyncio.get_running_loop(), b""
+            async with asyncio.timeout(PATIENCE):
+                while f"http://127.0.0.1:{free_port}".encode() not in heard:
+                    heard += await loop.run_in_executor(None, os.read, terminal, 1000)
+            process.send_signal(signal.SIGINT)
+            status, _, err = await outcome(process)
+    finally:
+        os.close(terminal)
+        os.close(end)
+    assert (status, err) == (0, "")
+    assert b"\x1b[" in heard
+    assert not heard.startswith(b"{")

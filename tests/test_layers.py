@@ -1,0 +1,84 @@
+"""Folders point left, each third-party name has its owner, and files stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "aiohttp_interceptors"
+ORDER = ("errors", "observe", "chain", "sse", "hub", "brokers", "web", "testing")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+OWNERS = {
+    "structlog": ("observe/logs.py",),
+    "prometheus_client": ("observe/",),
+    "opentelemetry": ("observe/",),
+    "aiohttp": ("web/", "testing.py"),
+    "aiohttp_sse": ("web/",),
+    "multidict": ("web/",),
+}
+"""Which files may import a name that is neither ours nor Python's; a folder ends with a slash."""
+
+
+def imports(file: Path) -> Iterator[tuple[str, ...]]:
+    """Walk all imports of a file, those under TYPE_CHECKING and inside functions too, as absolute dotted paths."""
+    package = file.relative_to(PACKAGE.parent).parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = tuple(node.module.split(".")) if node.module else ()
+            yield from ((*start, *module, alias.name) for alias in node.names)
+
+
+@pytest.fixture(params=FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def file(request: pytest.FixtureRequest) -> Path:
+    """One file of the library after the other."""
+    return request.param  # type: ignore[no-any-return]
+
+
+def test_imports_point_left(file: Path) -> None:
+    room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return  # the package's own file shows all rooms
+    for imported in imports(file):
+        if imported[0] == PACKAGE.name:
+            assert len(imported) > 1, f"{room} imports the package itself"
+            assert ORDER.index(imported[1]) <= ORDER.index(room), f"{room} imports {'.'.join(imported)}"
+
+
+def test_each_third_party_name_has_its_owner(file: Path) -> None:
+    path = file.relative_to(PACKAGE).as_posix()
+    for imported in imports(file):
+        name = imported[0]
+        if name == PACKAGE.name or name in sys.stdlib_module_names:
+            continue
+        assert name in OWNERS, f"{path} imports {name}, which nobody owns"
+        assert path.startswith(OWNERS[name]), f"{path} imports {name}, whose owner is {OWNERS[name]}"
+
+
+@pytest.mark.parametrize("room", ["errors", "observe.debug", "chain.execute", "chain.sugar", "sse.channel", "sse.wire"])
+def test_what_is_left_of_the_web_works_without_aiohttp(room: str) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(["aiohttp", "aiohttp_sse", "multidict"]))
+import {PACKAGE.name}.{room}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_is_over_300_lines(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 300
+
+
+def test_the_library_is_under_1800_lines() -> None:
+    assert sum(len(file.read_text().splitlines()) for file in FILES) < 1800

@@ -1,0 +1,557 @@
+"""The test kit: chains without a server, producers without a client, and streams over a real connection that end."""
+
+import asyncio
+import inspect
+
+import pytest
+import structlog
+from aiohttp import ClientSession, web
+
+from aiohttp_interceptors import (
+    Context,
+    Event,
+    Interceptor,
+    RequestContext,
+    after,
+    as_handler,
+    before,
+    start_event_stream,
+)
+from aiohttp_interceptors.testing import (
+    captured_logs,
+    collect_events,
+    open_stream,
+    request_context,
+    run_chain,
+)
+
+SHORT = 0.05  # seconds of patience, where it is to end
+
+
+# run_chain and request_context
+
+
+async def test_one_interceptor_is_run():
+    @before
+    def greet(context):
+        context["greeting"] = f"hello {context['name']}"
+
+    context = Context({"name": "you"})
+    assert await run_chain(context, greet) is context
+    assert context["greeting"] == "hello you"
+
+
+async def test_several_are_run_in_order_and_back():
+    ran = []
+    links = [
+        Interceptor(x, lambda _, x=x: ran.append(f"enter {x}"), lambda _, x=x: ran.append(f"leave {x}")) for x in "ab"
+    ]
+    await run_chain(Context(), *links)
+    assert ran == ["enter a", "enter b", "leave b", "leave a"]
+
+
+async def test_a_chain_of_nothing_gives_its_context_back():
+    context = request_context()
+    assert await run_chain(context) is context
+
+
+async def test_the_context_that_comes_out_is_returned():
+    other = Context()
+    assert await run_chain(Context(), before(lambda _: other)) is other
+
+
+async def test_what_nobody_handled_is_raised():
+    @before
+    def broken(context):
+        raise LookupError("lost")
+
+    with pytest.raises(LookupError, match="lost"):
+        await run_chain(Context(), broken)
+
+
+async def test_an_attached_response_ends_the_way_in():
+    @before
+    def refuse(context):
+        context.response = web.Response(status=403)
+
+    @before
+    def never(context):
+        pytest.fail("was entered")
+
+    context = await run_chain(request_context(), refuse, never)
+    assert context.response.status == 403
+
+
+async def test_a_raised_http_exception_is_attached():
+    @before
+    def refuse(context):
+        raise web.HTTPNotFound
+
+    @after
+    def note(context):
+        context["left with"] = context.response.status
+
+    context = await run_chain(request_context(), note, refuse)
+    assert context.response.status == 404
+    assert context["left with"] == 404
+
+
+async def test_a_request_comes_from_nowhere():
+    context = request_context()
+    assert isinstance(context, RequestContext)
+    assert (context.request.method, context.request.path) == ("GET", "/")
+    assert dict(context.request.headers) == {}
+    assert dict(context.request.match_info) == {}
+    assert context.response is None
+    assert not context.committed
+
+
+async def test_a_request_has_what_it_is_given():
+    context = request_context("POST", "/rooms/7?last=3", headers={"Last-Event-ID": "41"}, match_info={"room": "7"})
+    assert (context.request.method, context.request.path) == ("POST", "/rooms/7")
+    assert context.request.query["last"] == "3"
+    assert context.request.headers["last-event-id"] == "41"
+    assert context.request.match_info["room"] == "7"
+
+
+async def test_headers_may_be_staged():
+    @before
+    def cors(context):
+        context.response_headers["Access-Control-Allow-Origin"] = "*"
+
+    context = await run_chain(request_context(), cors)
+    assert context.response_headers["access-control-allow-origin"] == "*"
+
+
+async def test_two_contexts_have_nothing_in_common():
+    first, second = request_context(), request_context()
+    assert first.request is not second.request
+    assert first.execution_id != second.execution_id
+
+
+# collect_events
+
+
+async def test_events_are_collected_until_the_channel_closes():
+    async def ready(channel, context):
+        for number in range(20):
+            assert await channel.put(str(number))
+        channel.close()
+
+    assert [event.data for event in await collect_events(ready)] == [str(number) for number in range(20)]
+
+
+async def test_a_plain_function_may_produce():
+    def ready(channel, context):
+        channel.put_nowait(Event("a", "n"))
+        channel.close()
+
+    assert await collect_events(ready) == [Event("a", "n")]
+
+
+async def test_a_plain_function_may_hand_its_channel_to_a_task():
+    async def produce(channel):
+        await asyncio.sleep(0)
+        await channel.put("a")
+        channel.close()
+
+    tasks = []
+    assert await collect_events(lambda channel, context: tasks.append(asyncio.create_task(produce(channel)))) == [
+        Event("a")
+    ]
+
+
+async def test_the_producer_is_given_the_context():
+    async def ready(channel, context):
+        await channel.put(context.request.match_info["room"])
+        channel.close()
+
+    assert await collect_events(ready, request_context(match_info={"room": "7"})) == [Event("7")]
+
+
+async def test_without_a_context_there_is_one():
+    def ready(channel, context):
+        channel.put_nowait(context.request.path)
+        channel.close()
+
+    assert await collect_events(ready) == [Event("/")]
+
+
+async def test_no_events_are_no_events():
+    assert await collect_events(lambda channel, context: channel.close()) == []
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10, 25])
+async def test_after_the_limit_the_client_has_left(limit):
+    left = []
+
+    async def ready(channel, context):
+        while await channel.put("tick"):
+            pass
+        left.append(await channel.wait_closed())
+
+    assert await collect_events(ready, limit=limit) == [Event("tick")] * limit
+    assert left == ["client_left"]
+
+
+async def test_after_the_limit_a_producer_that_cannot_know_is_cancelled():
+    """As in a server: one that waits for something else than its channel is cancelled."""
+    cleaned_up = []
+
+    async def ready(channel, context):
+        try:
+            await channel.put("a")
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.append(True)
+
+    assert await collect_events(ready, limit=1) == [Event("a")]
+    assert cleaned_up == [True]
+
+
+async def test_a_limit_that_is_not_reached_does_not_matter():
+    def ready(channel, context):
+        channel.put_nowait("a")
+        channel.close()
+
+    assert await collect_events(ready, limit=5) == [Event("a")]
+
+
+async def test_the_limit_may_be_reached_as_the_channel_closes():
+    def ready(channel, context):
+        channel.put_nowait("a")
+        channel.put_nowait("b")
+        channel.close()
+
+    assert await collect_events(ready, limit=2) == [Event("a"), Event("b")]
+
+
+async def test_the_buffer_is_as_large_as_was_said():
+    def ready(channel, context):
+        for _ in range(3):
+            channel.put_nowait("a")
+
+    with pytest.raises(asyncio.QueueFull):
+        await collect_events(ready, buffer=2)
+
+
+async def test_what_a_producer_raises_is_raised():
+    async def ready(channel, context):
+        await channel.put("a")
+        raise LookupError("lost")
+
+    with pytest.raises(LookupError, match="lost"):
+        await collect_events(ready)
+
+
+async def test_what_a_plain_producer_raises_is_raised():
+    def ready(channel, context):
+        raise LookupError("lost")
+
+    with pytest.raises(LookupError, match="lost"):
+        await collect_events(ready)
+
+
+async def test_what_a_producer_raises_when_the_client_has_left_is_raised():
+    async def ready(channel, context):
+        try:
+            await channel.put("a")
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError("while cleaning up")
+
+    with pytest.raises(LookupError, match="while cleaning up"):
+        await collect_events(ready, limit=1)
+
+
+async def test_what_a_producer_raises_after_it_closed_is_raised():
+    async def ready(channel, context):
+        channel.close()
+        await asyncio.sleep(0)
+        raise LookupError("lost")
+
+    with pytest.raises(LookupError, match="lost"):
+        await collect_events(ready)
+
+
+async def test_a_producer_that_was_cancelled_is_no_end_without_a_word():
+    async def ready(channel, context):
+        await channel.put("a")
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await collect_events(ready)
+
+
+async def test_a_wrong_event_is_raised():
+    async def ready(channel, context):
+        await channel.put(7)
+
+    with pytest.raises(TypeError, match="put takes an Event or a str"):
+        await collect_events(ready)
+
+
+async def test_a_producer_that_never_ends_ends_the_patience():
+    cleaned_up = []
+
+    async def ready(channel, context):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up.append(True)
+
+    with pytest.raises(TimeoutError):
+        await collect_events(ready, patience=SHORT)
+    assert cleaned_up == [True]
+
+
+async def test_a_producer_that_does_not_close_ends_the_patience():
+    """Its return does not end a stream; that is what a test wants to know."""
+    with pytest.raises(TimeoutError):
+        await collect_events(lambda channel, context: channel.put_nowait("a"), patience=SHORT)
+
+
+async def test_a_producer_that_goes_on_after_it_closed_ends_the_patience():
+    async def ready(channel, context):
+        channel.close()
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await collect_events(ready, patience=SHORT)
+
+
+async def test_a_collection_that_is_cancelled_takes_its_producer_along():
+    began, ended = asyncio.Event(), []
+
+    async def ready(channel, context):
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    collecting = asyncio.create_task(collect_events(ready))
+    await began.wait()
+    collecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await collecting
+    assert ended == [True]
+
+
+# open_stream
+
+
+async def three(channel, context):
+    """Put three events, and end."""
+    for number in ("1", "2", "3"):
+        await channel.put(Event(number, "count", f"id-{number}"))
+    channel.close()
+
+
+async def silent(channel, context):
+    """Put nothing until it is over."""
+    await channel.wait_closed()
+
+
+def application(producer, **options):
+    app = web.Application()
+    app.router.add_route("*", "/", as_handler(start_event_stream(producer, **options)))
+    return app
+
+
+async def test_a_stream_is_read_to_its_end(aiohttp_client):
+    client = await aiohttp_client(application(three))
+    async with open_stream(client, "/") as stream:
+        assert stream.response.status == 200
+        assert stream.response.content_type == "text/event-stream"
+        assert await stream.next() == Event("1", "count", "id-1")
+        assert await stream.next() == Event("2", "count", "id-2")
+        assert await stream.next() == Event("3", "count", "id-3")
+        with pytest.raises(StopAsyncIteration):
+            await stream.next()
+        with pytest.raises(StopAsyncIteration):  # and so it stays
+            await stream.next_frame()
+
+
+async def test_the_end_of_a_stream_leaves_its_block_as_it_was_raised(aiohttp_client):
+    client = await aiohttp_client(application(lambda channel, context: channel.close()))
+    with pytest.raises(StopAsyncIteration):
+        async with open_stream(client, "/") as stream:
+            await stream.next()
+
+
+async def test_a_stream_may_be_read_in_a_loop_or_at_once(aiohttp_client):
+    client = await aiohttp_client(application(three))
+    async with open_stream(client, "/") as stream:
+        assert [event.data async for event in stream] == ["1", "2", "3"]
+        assert await stream.rest() == []
+    async with open_stream(client, "/") as stream:
+        await stream.next()
+        assert [event.data for event in await stream.rest()] == ["2", "3"]
+
+
+async def test_every_byte_is_there(aiohttp_client):
+    client = await aiohttp_client(application(three))
+    async with open_stream(client, "/") as stream:
+        assert stream.raw == b""
+        await stream.rest()
+        assert stream.raw == b"".join(b"event: count\ndata: %d\nid: id-%d\n\n" % (n, n) for n in (1, 2, 3))
+
+
+async def test_the_last_event_id_is_known(aiohttp_client):
+    client = await aiohttp_client(application(three))
+    async with open_stream(client, "/") as stream:
+        assert stream.last_event_id == ""
+        await stream.rest()
+        assert stream.last_event_id == "id-3"
+
+
+@pytest.mark.parametrize(("last_event_id", "sent"), [("41", "41"), ("", ""), (None, None)])
+async def test_a_last_event_id_is_sent_as_by_a_browser_that_reconnects(aiohttp_client, last_event_id, sent):
+    async def ready(channel, context):
+        await channel.put(Event.json(context.request.headers.get("Last-Event-ID")))
+        channel.close()
+
+    client = await aiohttp_client(application(ready))
+    async with open_stream(client, "/", last_event_id=last_event_id) as stream:
+        assert await stream.next() == Event.json(sent)
+
+
+async def test_headers_and_method_are_sent(aiohttp_client):
+    async def ready(channel, context):
+        headers = context.request.headers
+        await channel.put(f"{context.request.method} {headers['Accept']} {headers.get('Authorization')}")
+        channel.close()
+
+    client = await aiohttp_client(application(ready))
+    async with open_stream(client, "/") as stream:
+        assert (await stream.next()).data == "GET text/event-stream None"
+    async with open_stream(client, "/", headers={"Accept": "*/*", "Authorization": "me"}, method="POST") as stream:
+        assert (await stream.next()).data == "POST */* me"
+
+
+async def test_heartbeats_are_frames_and_no_events(aiohttp_client):
+    proceed = asyncio.Event()
+
+    async def ready(channel, context):
+        await proceed.wait()
+        await channel.put("a")
+        channel.close()
+
+    client = await aiohttp_client(application(ready, heartbeat=0.01))
+    async with open_stream(client, "/") as stream:
+        assert await stream.next_frame() == Event(comment="")
+        assert await stream.next_frame() == Event(comment="")
+        proceed.set()
+        assert await stream.next() == Event("a")
+
+
+async def test_a_frame_without_data_is_no_event(aiohttp_client):
+    async def ready(channel, context):
+        await channel.put(Event(id="7"))
+        await channel.put(Event(comment="not for pages"))
+        await channel.put("a")
+        channel.close()
+
+    client = await aiohttp_client(application(ready))
+    async with open_stream(client, "/") as stream:
+        assert await stream.next() == Event("a")
+        assert stream.last_event_id == "7"
+    async with open_stream(client, "/") as stream:
+        assert await stream.next_frame() == Event(id="7")
+        assert await stream.next_frame() == Event(comment="not for pages")
+
+
+async def test_a_silent_stream_ends_the_patience(aiohttp_client):
+    client = await aiohttp_client(application(silent, heartbeat=None))
+    async with open_stream(client, "/", patience=SHORT) as stream:
+        with pytest.raises(TimeoutError):
+            await stream.next_frame()
+        with pytest.raises(TimeoutError):
+            await stream.next()
+
+
+async def test_heartbeats_do_not_prolong_the_patience(aiohttp_client):
+    client = await aiohttp_client(application(silent, heartbeat=SHORT / 5))
+    async with open_stream(client, "/", patience=SHORT) as stream:
+        with pytest.raises(TimeoutError):
+            await stream.next()
+
+
+async def test_a_server_that_does_not_answer_ends_the_patience(aiohttp_client):
+    release = asyncio.Event()
+
+    async def handler(request):
+        await release.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    client = await aiohttp_client(app)
+    with pytest.raises(TimeoutError):
+        async with open_stream(client, "/", patience=SHORT):
+            pytest.fail("was answered")
+    release.set()
+
+
+async def test_at_the_end_of_the_block_the_client_has_left(aiohttp_client):
+    ended = asyncio.get_running_loop().create_future()
+
+    async def ready(channel, context):
+        await channel.put("a")
+        ended.set_result(await channel.wait_closed())
+
+    client = await aiohttp_client(application(ready))
+    async with open_stream(client, "/") as stream:
+        await stream.next()
+    async with asyncio.timeout(10):
+        assert await ended == "client_left"
+
+
+async def test_a_refusal_is_a_response(aiohttp_client):
+    client = await aiohttp_client(web.Application())
+    async with open_stream(client, "/nowhere") as stream:
+        assert stream.response.status == 404
+
+
+async def test_a_plain_client_session_will_do(aiohttp_server):
+    server = await aiohttp_server(application(three))
+    async with ClientSession() as session, open_stream(session, str(server.make_url("/"))) as stream:
+        assert len(await stream.rest()) == 3
+
+
+# captured_logs
+
+
+def test_logs_are_captured_with_their_context_variables():
+    with captured_logs() as lines, structlog.contextvars.bound_contextvars(execution_id="e-1"):
+        structlog.get_logger("any").warning("something", reason="none")
+    assert lines == [{"event": "something", "reason": "none", "execution_id": "e-1", "log_level": "warning"}]
+
+
+def test_what_is_logged_outside_the_block_is_not_captured(capsys):
+    with captured_logs() as lines:
+        pass
+    structlog.get_logger("any").warning("outside")
+    assert lines == []
+    assert "outside" in capsys.readouterr().out
+
+
+async def test_what_the_library_logs_is_captured(aiohttp_client):
+    async def ready(channel, context):
+        raise LookupError("lost")
+
+    client = await aiohttp_client(application(ready))
+    with captured_logs() as lines:
+        async with open_stream(client, "/") as stream:
+            assert await stream.rest() == []
+    failed = next(line for line in lines if line["event"] == "stream_producer_failed")
+    assert failed["log_level"] == "error"
+    assert failed["path"] == "/"
+    assert isinstance(failed["exc_info"], LookupError)
+
+
+def test_every_function_of_the_kit_says_what_it_does():
+    for function in (captured_logs, collect_events, open_stream, request_context, run_chain):
+        assert inspect.getdoc(function)

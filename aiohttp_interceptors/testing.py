@@ -148,7 +148,7 @@ class OpenStream:
         return frame
 
     async def next_frame(self) -> Event:
-        """Wait for the next frame, also one that no page sees: a heartbeat is ``Event(comment="")``. Raises as ``next``."""
+        """Wait for the next frame, seen by a page or not: a heartbeat is ``Event(comment="")``. Raises as ``next``."""
         async with asyncio.timeout(self._patience):
             while not self._frames:
                 chunk = await self.response.content.readany()

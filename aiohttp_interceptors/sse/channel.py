@@ -37,7 +37,7 @@ class EventChannel:
     tasks may put.
     """
 
-    __slots__ = ("_closed", "_over", "_queue", "_told", "_wake", "_waiting", "reason")
+    __slots__ = ("_closed", "_over", "_queue", "_told", "_waiting", "_wake", "reason")
 
     reason: CloseReason | None
     """Why the stream ended; ``None`` as long as it has not."""
@@ -67,10 +67,8 @@ class EventChannel:
             self._told = True
             await asyncio.sleep(0)  # or a producer that ignores False would never let anybody else run
             return False
-        if self._waiting or self._queue.full():
-            await self._room()
-            if self._closed:
-                return False
+        if (self._waiting or self._queue.full()) and not await self._room():
+            return False
         self._take(event)
         return True
 
@@ -85,7 +83,7 @@ class EventChannel:
         return True
 
     def close(self) -> None:
-        """Take no more events, and end the stream when all that were put have been sent. Closing twice is closing once."""
+        """Take no more events, and end the stream when all that were put have been sent. Twice is once."""
         if not self._closed:
             self._closed = True
             self._told = _release(self._waiting) or self._told
@@ -93,7 +91,7 @@ class EventChannel:
 
     async def wait_closed(self) -> CloseReason:
         """Wait until the stream is over and return why. Cancelling is safe."""
-        if self.reason is None:
+        while self.reason is None:
             waiter = _new_waiter()
             self._over.add(waiter)
             try:
@@ -133,8 +131,8 @@ class EventChannel:
         self._queue.put_nowait(event)
         self._wake()
 
-    async def _room(self) -> None:
-        """Wait in line until there is room or the channel is closed."""
+    async def _room(self) -> bool:
+        """Wait in line, and say whether there is room now; there is none in a closed channel."""
         waiter = _new_waiter()
         self._waiting.append(waiter)
         try:
@@ -149,6 +147,7 @@ class EventChannel:
             raise
         finally:
             self._waiting.remove(waiter)
+        return not self._closed
 
     def _wake_next(self, count: int) -> None:
         """Wake that many of those in line who have not been woken, oldest first."""

@@ -66,8 +66,9 @@ class Event:
         if comment is not None:
             comment = _lines("comment", comment, ())
         more = (name, id, retry, comment)
-        self._data = "" if data is None and (name is not None or more == _NO_MORE) else data
-        self._more = None if more == _NO_MORE else more
+        alone = more == _NO_MORE
+        self._data = "" if data is None and (alone or name is not None) else data
+        self._more = None if alone else more
 
     @property
     def data(self) -> str | None:
@@ -153,7 +154,8 @@ class Event:
 
 def _lines(field: str, value: object, numbers: tuple[type, ...]) -> str:
     """Give the text of a field that may have many lines, their ends as LF, or raise."""
-    return LINE_END.sub("\n", _text(field, value, numbers))
+    text = _text(field, value, numbers)
+    return LINE_END.sub("\n", text) if "\r" in text else text
 
 
 def _line(field: str, value: object, numbers: tuple[type, ...]) -> str | None:
@@ -168,7 +170,9 @@ def _line(field: str, value: object, numbers: tuple[type, ...]) -> str | None:
 
 def _text(field: str, value: object, numbers: tuple[type, ...]) -> str:
     """Give a field's text as a plain ``str``, or raise for what is none."""
-    if isinstance(value, str):
+    if type(value) is str:
+        text = value
+    elif isinstance(value, str):
         text = str.__str__(value)  # an enum's member is formatted as its name, and its value is meant
     elif isinstance(value, numbers):
         text = str(value)

@@ -11,7 +11,7 @@ __all__ = ["HEARTBEAT", "Decoder", "encode"]
 HEARTBEAT = b":\n\n"  # an empty comment: the shortest thing that a proxy takes for life and a page does not see
 
 
-def encode(event: Event, *, retry: int | None = None) -> bytes:
+def encode(event: Event, retry: int | None = None) -> bytes:
     """Return an event's bytes: one frame, with the blank line that ends it.
 
     ``retry`` (milliseconds) goes into this frame if the event has none of its own. Source: WHATWG HTML 9.2.5.
@@ -44,6 +44,13 @@ class Decoder:
     or ``None`` if the stream set none. Source: WHATWG HTML 9.2.6.
     """
 
+    # What the frame has said so far.
+    _data: list[str]
+    _comments: list[str]
+    _name: str | None
+    _id: str | None
+    _retry: int | None
+
     def __init__(self) -> None:
         self.last_event_id = ""
         self.retry: int | None = None
@@ -54,7 +61,7 @@ class Decoder:
         self._clear()
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """Take some bytes, cut anywhere, and return the events that they complete. A frame without its end is no event."""
+        """Take some bytes, cut anywhere, and return the events that they complete; a frame without its end is none."""
         text = self._text.decode(chunk)
         if not text:
             return []
@@ -98,13 +105,10 @@ class Decoder:
         self._clear()
         if frame_id is not None:
             self.last_event_id = frame_id
-        if data is frame_id is retry is comment is None:
+        if data is None and frame_id is None and retry is None and comment is None:
             return None
         return Event._as_read(data, name, frame_id, retry, comment)
 
     def _clear(self) -> None:
-        self._data: list[str] = []
-        self._comments: list[str] = []
-        self._name: str | None = None
-        self._id: str | None = None
-        self._retry: int | None = None
+        self._data, self._comments = [], []
+        self._name = self._id = self._retry = None

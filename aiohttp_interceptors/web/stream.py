@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeAlias, overload
 
@@ -66,7 +66,12 @@ def start_event_stream(
     if on_close is not None:
         _check_call("on_close", on_close, "context", "reason")
 
+    if name is None:
+        name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"
+
     async def enter(context: RequestContext) -> None:
+        if not isinstance(context, RequestContext):
+            raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
         streams = Streams.of(context.request)
         if streams.closing:
             raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"}, text="The server is stopping.")
@@ -85,7 +90,7 @@ def start_event_stream(
             finally:
                 streams.discard(stream)
 
-    return Interceptor(name or f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})", enter)
+    return Interceptor(name, enter)
 
 
 @overload
@@ -119,7 +124,7 @@ def event_stream(
         ready = _pump_of(function) if inspect.isasyncgenfunction(function) else function
         stream = start_event_stream(
             ready, heartbeat=heartbeat, buffer=buffer, retry=retry, on_close=on_close,
-            name=name or getattr(function, "__name__", None),
+            name=getattr(function, "__name__", None) if name is None else name,
         )  # fmt: skip
         return as_handler(stream)
 
@@ -159,13 +164,13 @@ class _Stream:
         self._retry = retry
         self._failed = False
         self._events = 0
+        self._began = time.monotonic()
         self._waiter: asyncio.Future[None] | None = None
         channel.attach(self._wake)
         connection.on_lost = self._on_lost
 
     async def run(self, stream_ready: StreamReady, on_close: OnClose | None) -> None:
         """Keep the stream until it is over. Cancelling ends it, and the cancellation goes on."""
-        began = time.monotonic()
         producer = asyncio.create_task(self._produce(stream_ready))
         try:
             if self._connection.lost:
@@ -174,17 +179,21 @@ class _Stream:
             await self._end_of_body()
         finally:
             self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
-            await self._tell(on_close)
-            await self._end_of(producer)
-            log.debug(
-                "stream_closed",
-                reason=str(self._channel.reason),
-                events=self._events,
-                bytes=self._connection.bytes,
-                seconds=round(time.monotonic() - began, 3),
-                path=self._context.request.path,
-                execution_id=self._context.execution_id,
-            )
+            await _in_full(self._wind_up(producer, on_close))
+
+    async def _wind_up(self, producer: asyncio.Task[None], on_close: OnClose | None) -> None:
+        """Tell the hook, see the producer off, and log."""
+        await self._tell(on_close)
+        await self._end_of(producer)
+        log.debug(
+            "stream_closed",
+            reason=str(self._channel.reason),
+            events=self._events,
+            bytes=self._connection.bytes,
+            seconds=round(time.monotonic() - self._began, 3),
+            path=self._context.request.path,
+            execution_id=self._context.execution_id,
+        )
 
     def end(self, reason: CloseReason) -> None:
         """End the stream at once, for this reason if it is the first: a ``put`` that waits is told now."""
@@ -262,6 +271,20 @@ class _Stream:
                 path=self._context.request.path,
                 execution_id=self._context.execution_id,
             )
+
+
+async def _in_full(coroutine: Coroutine[None, None, None]) -> None:
+    """Run something to its end, also while being cancelled, as ``handler_cancellation`` does when a client leaves."""
+    task = asyncio.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 def _check_call(what: str, function: Any, *arguments: str) -> None:  # noqa: ANN401  # anything can be passed wrongly

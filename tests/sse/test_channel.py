@@ -186,7 +186,7 @@ async def test_a_put_after_the_end_returns_false():
 
 
 async def test_a_put_after_close_returns_false():
-    """Behaviour 97: after the producer closed its channel, ``put`` returns ``False``, and closing twice is closing once."""
+    """Behaviour 97: after the producer closed its channel, ``put`` returns ``False``; closing twice is closing once."""
     channel = EventChannel()
     assert channel.closed is False
     channel.close()

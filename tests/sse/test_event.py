@@ -64,7 +64,7 @@ class Shouted(str):
         return False
 
 
-class Colour(str, enum.Enum):
+class Colour(str, enum.Enum):  # noqa: UP042  # what a StrEnum was before there was one
     RED = "red"
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_sent_is_refused_with_its_value(arguments, error, says):
 
 
 @pytest.mark.parametrize("field", ["data", "name", "id", "comment"])
-@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\udc80"])
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
 def test_what_utf_8_cannot_carry_fails_its_producer(field, text):
     """Scenario 41: an un-encodable event (a lone surrogate) fails the publisher, never a subscriber's stream."""
     with pytest.raises(

@@ -71,10 +71,17 @@ def test_the_fields_have_their_order():
     assert encode(Event(id="1", data="d", name="n")) == b"event: n\ndata: d\nid: 1\n\n"
 
 
-@pytest.mark.parametrize(("event", "frame"), [(Event("d", " ", " "), b"data: d\n\n"), (Event("d", "", None), b"data: d\n\n"),
-                                              (Event(0), b"data: 0\n\n"), (Event(False), b"data: False\n\n"),
-                                              (Event("d", id=7), b"data: d\nid: 7\n\n"),
-                                              (Event("d", id=""), b"data: d\nid: \n\n")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("event", "frame"),
+    [
+        (Event("d", " ", " "), b"data: d\n\n"),
+        (Event("d", "", None), b"data: d\n\n"),
+        (Event("d", id=""), b"data: d\nid: \n\n"),
+        (Event("d", id=7), b"data: d\nid: 7\n\n"),
+        (Event(0), b"data: 0\n\n"),
+        (Event(False), b"data: False\n\n"),
+    ],
+)
 def test_blank_fields_are_left_out_and_numbers_are_text(event, frame):
     """Behaviour 83: blank name and id are omitted, numbers are text. It differs for an id of ``""``, which resets."""
     assert encode(event) == frame
@@ -113,8 +120,15 @@ def test_nothing_else_ends_a_line(other):
     assert read(encode(Event(data, data, comment=data)))[0] == [Event(data, data, comment=data)]
 
 
-@pytest.mark.parametrize(("event", "frame"), [(Event(), b"data: \n\n"), (Event(None), b"data: \n\n"), (Event(""), b"data: \n\n"),
-                                              (Event(name="n"), b"event: n\ndata: \n\n")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("event", "frame"),
+    [
+        (Event(), b"data: \n\n"),
+        (Event(None), b"data: \n\n"),
+        (Event(""), b"data: \n\n"),
+        (Event(name="n"), b"event: n\ndata: \n\n"),
+    ],
+)
 def test_empty_data_is_one_empty_line(event, frame):
     """Behaviour 87: without data there is one empty data line, so that the event is dispatched."""
     assert encode(event) == frame

@@ -1,0 +1,162 @@
+"""The interface of aiohttp-sse, on our stream."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse, sse_response
+
+from aiohttp_interceptors import EventStreamResponse, before, interceptor_middleware
+from aiohttp_interceptors.testing import open_stream
+
+GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
+
+
+def application(handler, **response) -> web.Application:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        async with sse_response(request, response_cls=EventStreamResponse, **response) as stream:
+            await handler(stream, request)
+        return stream
+
+    app = web.Application()
+    app.router.add_route("*", "/", handle)
+    return app
+
+
+async def test_send_writes_what_aiohttp_sse_sends_with_lf(serve, session):
+    async def handler(stream, request):
+        assert isinstance(stream, EventSourceResponse)
+        assert stream.is_connected()
+        assert stream.last_event_id == "7"
+        await stream.send("a\r\nb", id="8", event="news", retry=10)
+        await stream.send("plain")
+
+    server = await serve(application(handler))
+    async with open_stream(session, server.url, last_event_id="7") as stream:
+        assert [event.data async for event in stream] == ["a\nb", "plain"]
+        assert stream.raw == b"event: news\ndata: a\ndata: b\nid: 8\nretry: 10\n\ndata: plain\n\n"
+        assert "Connection" not in stream.response.headers
+
+
+async def test_another_separator_is_kept(serve):
+    async def handler(stream, request):
+        await stream.send("x")
+
+    assert b"data: x\r\n\r\n" in await (await serve(application(handler, sep="\r\n"))).exchange(GET)
+
+
+async def test_wait_returns_at_once_when_the_client_has_left(serve, handler_cancellation):
+    over = asyncio.Event()
+
+    async def handler(stream, request):
+        try:
+            await stream.wait()
+            assert not stream.is_connected()
+            with pytest.raises(ConnectionResetError, match="the client has left"):
+                await stream.send("x")
+        finally:
+            over.set()
+
+    server = await serve(application(handler, ping_interval=60), handler_cancellation=handler_cancellation)
+    raw = await server.connect(GET)
+    await raw.until(b"\r\n\r\n")
+    await raw.close()
+    await asyncio.wait_for(over.wait(), 10)
+
+
+async def test_wait_returns_when_streaming_is_stopped(serve):
+    async def handler(stream, request):
+        stream.stop_streaming()
+        await stream.wait()
+        assert not stream.is_connected()
+
+    assert (await (await serve(application(handler))).exchange(GET)).endswith(b"\r\n\r\n0\r\n\r\n")
+
+
+async def test_waiting_for_a_client_that_is_gone_already_returns(serve):
+    over = asyncio.Event()
+
+    async def handler(stream, request):
+        while not stream.connection.lost:
+            await asyncio.sleep(0)
+        await stream.wait()
+        over.set()
+
+    server = await serve(application(handler))
+    raw = await server.connect(GET)
+    await raw.until(b"\r\n\r\n")
+    await raw.close()
+    await asyncio.wait_for(over.wait(), 10)
+
+
+async def test_a_client_that_reads_nothing_times_out_and_is_cut(serve):
+    outcome = asyncio.Queue()
+
+    async def handler(stream, request):
+        with pytest.raises(TimeoutError):
+            while True:
+                await stream.send("x" * 1_000_000)
+        outcome.put_nowait(stream.is_connected())
+
+    server = await serve(application(handler, send_timeout=0.05))
+    raw = await server.connect(GET)
+    assert await asyncio.wait_for(outcome.get(), 10) is False
+    raw.reset()
+
+
+async def test_preparing_twice_is_preparing_once(serve):
+    async def handler(stream, request):
+        assert await stream.prepare(request) is not None
+
+    assert (await (await serve(application(handler))).exchange(GET)).count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(("method", "allowed", "status"), [("POST", False, 405), ("POST", True, 200), ("HEAD", False, 200)])
+async def test_other_methods_are_refused_unless_allowed_and_head_gets_the_head(serve, session, method, allowed, status):
+    async def handler(stream, request):
+        pass
+
+    server = await serve(application(handler, allow_all_methods=allowed))
+    async with session.request(method, server.url) as response:
+        assert response.status == status
+        if status == 405:
+            assert response.headers["Allow"] == "GET,HEAD"
+
+
+async def test_a_heartbeat_keeps_an_idle_stream_alive_and_none_needs_none(serve, session):
+    async def handler(stream, request):
+        await stream.wait()
+
+    server = await serve(application(handler, ping_interval=0.01))
+    async with open_stream(session, server.url) as stream:
+        assert (await stream.next_frame()).comment == ""
+        assert (await stream.next_frame()).comment == ""
+    assert EventStreamResponse(ping_interval=None).connection is None
+
+
+async def test_a_content_length_is_taken_off_and_interceptors_reach_its_head(serve, session):
+    @before
+    def stage(context) -> None:
+        context.response_headers["X-Staged"] = "1"
+
+    async def handler(stream, request):
+        await stream.send("x")
+
+    app = application(handler, headers={"Content-Length": "3"})
+    app.middlewares.append(interceptor_middleware(stage))
+    async with open_stream(session, (await serve(app)).url) as stream:
+        assert stream.response.headers["X-Staged"] == "1"
+        assert "Content-Length" not in stream.response.headers
+        assert (await stream.next()).data == "x"
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ValueError, match="ping interval must be positive"):
+        EventStreamResponse(ping_interval=0)
+    with pytest.raises(NotImplementedError):
+        EventStreamResponse().enable_compression()
+    with pytest.raises(RuntimeError, match="Response is not started"):
+        asyncio.run(EventStreamResponse().send("x"))
+    assert not EventStreamResponse().is_connected()

@@ -1,0 +1,704 @@
+from __future__ import annotations
+
+import asyncio
+import traceback
+
+import pytest
+from aiohttp import web
+
+from aiohttp_interceptors import (
+    CloseReason,
+    Event,
+    EventChannel,
+    Interceptor,
+    RequestContext,
+    after,
+    around,
+    as_handler,
+    before,
+    event_stream,
+    interceptor_middleware,
+    setup,
+    start_event_stream,
+)
+from aiohttp_interceptors.testing import open_stream
+
+GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
+KEEP = "GET / HTTP/1.1\nHost: x\n\n"
+
+
+async def within(awaitable, seconds: float = 10.0):
+    return await asyncio.wait_for(awaitable, seconds)
+
+
+async def until(condition) -> None:
+    """Give way to others until it holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Watched:
+    """A stream, and what happens to its producer and its chain."""
+
+    def __init__(self, ready=None, **options: object) -> None:
+        self.opened = asyncio.Event()
+        self.over = asyncio.Event()
+        self.left = asyncio.Event()
+        self.channel: EventChannel | None = None
+        self.context: RequestContext | None = None
+        self.closes: list[tuple[bool, CloseReason]] = []
+        self._ready = ready
+
+        async def watched(channel: EventChannel, context: RequestContext) -> None:
+            self.channel, self.context = channel, context
+            self.opened.set()
+            if self._ready is not None:
+                await self._ready(channel, context)
+
+        def on_close(context: RequestContext, reason: CloseReason) -> None:
+            self.closes.append((self.channel.closed, reason))
+            self.over.set()
+
+        @after
+        def leaving(context: RequestContext) -> None:
+            self.left.set()
+
+        options.setdefault("on_close", on_close)
+        self.app = web.Application(middlewares=[interceptor_middleware(leaving)])
+        self.app.router.add_route("*", "/", as_handler(start_event_stream(watched, **options)))
+
+
+def levels(logged, *wanted: str) -> list[dict]:
+    return [line for line in logged if line["log_level"] in wanted]
+
+
+class TestOpening:
+    async def test_the_head_is_on_the_wire_before_stream_ready_is_called_and_needs_no_event(self, serve):
+        """Behaviours 80 and 93: status 200 and the headers at once, with the bare content type of DESIGN 5.3."""
+        stream = Watched(heartbeat=None)
+        server = await serve(stream.app)
+        raw = await server.connect(GET)
+        head = await raw.until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        lines = head.split(b"\r\n")
+        assert b"Content-Type: text/event-stream" in lines
+        assert b"Cache-Control: no-cache, no-transform" in lines
+        assert b"X-Accel-Buffering: no" in lines
+        await within(stream.opened.wait())
+        assert stream.context.committed
+        await raw.close()
+
+    async def test_no_connection_header_is_forced(self, serve):
+        """sse-peers 4, no. 74: a stream does not say ``Connection: close``."""
+        server = await serve(Watched().app)
+        raw = await server.connect(KEEP)
+        assert b"\r\nConnection:" not in await raw.until(b"\r\n\r\n")
+        await raw.close()
+
+    async def test_what_was_staged_on_the_way_in_is_on_the_wire(self, serve, session):
+        """Behaviour 77: headers and cookies, those of a CORS interceptor among them."""
+
+        @before
+        def stage(context: RequestContext) -> None:
+            context.response_headers["Access-Control-Allow-Origin"] = "*"
+            context.response_headers["Content-Type"] = "text/plain"
+            context.response_headers.add("Set-Cookie", "a=1")
+            context.response_headers.add("Set-Cookie", "b=2")
+
+        app = web.Application()
+        app.router.add_get("/", as_handler(stage, start_event_stream(lambda channel, context: channel.close())))
+        server = await serve(app)
+        async with open_stream(session, server.url) as stream:
+            headers = stream.response.headers
+            assert headers["Access-Control-Allow-Origin"] == "*"
+            assert headers.getall("Set-Cookie") == ["a=1", "b=2"]
+            assert headers["Content-Type"] == "text/event-stream"
+
+    async def test_stream_ready_gets_the_channel_and_the_context_once(self, serve, session):
+        """Behaviour 92: path parameters and Last-Event-ID are reachable through the context."""
+        calls = []
+
+        async def ready(channel: EventChannel, context: RequestContext) -> None:
+            calls.append((context.request.match_info["room"], context.last_event_id))
+            channel.close()
+
+        app = web.Application()
+        app.router.add_get("/{room}", as_handler(start_event_stream(ready)))
+        server = await serve(app)
+        async with open_stream(session, server.url + "/kitchen", last_event_id="41") as stream:
+            assert await stream.rest() == []
+        assert calls == [("kitchen", "41")]
+
+    @pytest.mark.parametrize("method", ["HEAD", "GET", "POST"])
+    async def test_head_gets_the_head_and_no_stream(self, serve, session, method):
+        """Behaviour 101 and sse-peers 4, no. 12; other methods stream."""
+        stream = Watched(lambda channel, context: channel.put("x"), heartbeat=None)
+        server = await serve(stream.app)
+        async with session.request(method, server.url) as response:
+            assert response.headers["Content-Type"] == "text/event-stream"
+            if method == "HEAD":
+                assert await response.read() == b""
+                assert not stream.opened.is_set()
+            else:
+                assert await response.content.readany() == b"data: x\n\n"
+                response.close()
+
+    async def test_http_1_0_streams_without_chunks_and_ends_with_the_connection(self, serve):
+        """sse-peers 4, no. 19."""
+        async def ready(channel, context):
+            await channel.put("one")
+            channel.close()
+
+        server = await serve(Watched(ready).app)
+        answer = await server.exchange("GET / HTTP/1.0\nHost: x\nConnection: keep-alive\n\n")
+        head, body = answer.split(b"\r\n\r\n", 1)
+        assert b"chunked" not in head
+        assert body == b"data: one\n\n"
+
+    async def test_the_same_connection_serves_the_next_request(self, serve):
+        async def ready(channel, context):
+            await channel.put("one")
+            channel.close()
+
+        server = await serve(Watched(ready).app)
+        raw = await server.connect(KEEP)
+        for _ in range(3):
+            assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+            assert await raw.until(b"0\r\n\r\n") == b"b\r\ndata: one\n\n\r\n0\r\n\r\n"
+            raw.writer.write(KEEP.replace("\n", "\r\n").encode())
+        await raw.close()
+
+    async def test_one_interceptor_makes_independent_streams(self, serve, session):
+        """Behaviour 100: a channel and a queue of its own for each, also from a factory."""
+        channels = []
+
+        async def ready(channel, context):
+            channels.append(channel)
+            await channel.put(f"{len(channels)}")
+
+        app = web.Application()
+        app.router.add_get("/", as_handler(start_event_stream(ready, buffer=lambda: asyncio.Queue(2))))
+        server = await serve(app)
+        async with open_stream(session, server.url) as one, open_stream(session, server.url) as two:
+            assert [(await one.next()).data, (await two.next()).data] == ["1", "2"]
+            channels[0].close()
+            assert await one.rest() == []
+            assert channels[1].put_nowait("still open")
+            assert (await two.next()).data == "still open"
+
+
+class TestProducing:
+    @pytest.mark.parametrize("kind", ["async", "plain", "plain that returns an awaitable"])
+    async def test_plain_and_async_functions_are_called(self, serve, session, kind):
+        """Behaviour 99."""
+
+        async def ready(channel, context):
+            await channel.put("x")
+            channel.close()
+
+        def plain(channel, context):
+            channel.put_nowait("x")
+            channel.close()
+
+        function = {"async": ready, "plain": plain}.get(kind, lambda channel, context: ready(channel, context))
+        app = web.Application()
+        app.router.add_get("/", as_handler(start_event_stream(function)))
+        async with open_stream(session, (await serve(app)).url) as stream:
+            assert [event.data async for event in stream] == ["x"]
+
+    async def test_twenty_puts_into_a_buffer_of_ten_all_arrive(self, serve, session):
+        """Behaviours 94 and 96: the pump runs before ready returns; all that was put before closing is delivered."""
+        async def ready(channel, context):
+            for number in range(20):
+                assert await channel.put(Event("bar", "foo", id=number))
+            channel.close()
+
+        async with open_stream(session, (await serve(Watched(ready, buffer=10).app)).url) as stream:
+            events = await stream.rest()
+        assert [(event.name, event.data, event.id) for event in events] == [("foo", "bar", str(n)) for n in range(20)]
+
+    async def test_the_stream_outlives_stream_ready(self, serve, session):
+        """Behaviour 95: events of a task that has the channel keep flowing after ready returned."""
+        returned = asyncio.Event()
+        tasks = []
+
+        def ready(channel, context):
+            async def later():
+                await returned.wait()
+                await channel.put("later")
+                channel.close()
+
+            tasks.append(asyncio.create_task(later()))
+
+        app = web.Application()
+        app.router.add_get("/", as_handler(start_event_stream(ready)))
+        async with open_stream(session, (await serve(app)).url) as stream:
+            returned.set()
+            assert [event.data async for event in stream] == ["later"]
+
+    async def test_closing_ends_the_body_and_the_connection_goes_on(self, serve):
+        """Behaviour 97: put answers False, closing twice is closing once."""
+        answers = []
+
+        async def ready(channel, context):
+            await channel.put("x")
+            channel.close()
+            channel.close()
+            answers.append((await channel.put("y"), channel.put_nowait("z"), channel.closed))
+
+        stream = Watched(ready)
+        server = await serve(stream.app)
+        assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
+        await within(stream.left.wait())
+        assert answers == [(False, False, True)]
+        assert stream.closes == [(True, CloseReason.CLOSED)]
+        assert stream.channel.reason is CloseReason.CLOSED
+
+    @pytest.mark.parametrize("kind", ["async", "plain"])
+    async def test_a_producer_that_raises_ends_the_stream_after_what_it_put(self, serve, logged, kind):
+        """Behaviour 98: logged once with its traceback, channel closed, put False, hook called."""
+        async def ready(channel, context):
+            channel.put_nowait("x")
+            raise LookupError("broken")
+
+        def plain(channel, context):
+            channel.put_nowait("x")
+            raise LookupError("broken")
+
+        stream = Watched(ready)
+        app = stream.app
+        if kind == "plain":
+            closes = stream.closes
+            app = web.Application()
+            app.router.add_get("/", as_handler(start_event_stream(plain, on_close=lambda c, reason: closes.append((True, reason)))))
+        server = await serve(app)
+        assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
+        await server.stop()
+        assert stream.closes == [(True, CloseReason.ERROR)]
+        (record,) = levels(logged, "error", "warning")
+        assert record["event"] == "stream_producer_failed"
+        assert record["path"] == "/"
+        assert isinstance(record["exc_info"], LookupError)
+        assert traceback.extract_tb(record["exc_info"].__traceback__)[-1].line == 'raise LookupError("broken")'
+
+    async def test_what_cannot_be_sent_is_the_producers_error(self, serve, logged):
+        """Behaviour 91: in the producer's hands, and if it lets it go, the stream ends cleanly."""
+        caught = []
+
+        class Unprintable:
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        async def ready(channel, context):
+            try:
+                await channel.put(Unprintable())
+            except TypeError as error:
+                caught.append(str(error)[:32])
+            await channel.put("still fine")
+            channel.put_nowait(Event("\ud800"))
+
+        server = await serve(Watched(ready).app)
+        assert b"data: still fine\n\n" in await server.exchange(GET)
+        assert caught == ["put takes an Event or a str, not"]
+        assert [type(record["exc_info"]) for record in levels(logged, "error")] == [ValueError]
+
+    async def test_retry_rides_in_the_first_events_frame(self, serve):
+        """DESIGN 5.3: no frame without data, because some clients hand it on as an empty event."""
+        async def ready(channel, context):
+            await channel.put("one")
+            await channel.put("two")
+            channel.close()
+
+        server = await serve(Watched(ready, retry=1500).app)
+        assert (await server.exchange(GET)).split(b"\r\n\r\n")[1].startswith(b"22\r\ndata: one\nretry: 1500\n\ndata: two\n\n")
+
+    async def test_a_slow_client_is_felt_by_put(self, serve):
+        """Behaviour 111: put waits, memory is bounded, nothing is lost when the client reads on."""
+        put = []
+
+        async def ready(channel, context):
+            for number in range(300):
+                await channel.put(Event("x" * 65536, id=number))
+                put.append(number)
+            channel.close()
+
+        stream = Watched(ready)
+        server = await serve(stream.app)
+        raw = await server.connect(GET)
+        await raw.until(b"\r\n\r\n")
+        await until(lambda: stream.channel is not None and stream.channel._waiting)
+        held = len(put)
+        assert held < 300
+        async with asyncio.timeout(20):
+            body = await raw.reader.read()
+        assert body.count(b"id: ") == 300
+        assert body.endswith(b"id: 299\n\n\r\n0\r\n\r\n")
+        await raw.close()
+
+
+class TestTheChainPauses:
+    async def test_leaves_run_when_the_stream_is_over(self, serve, session):
+        """Behaviour 79: around interceptors bracket the whole stream."""
+        trace = []
+
+        @around
+        async def timing(context: RequestContext):
+            trace.append("in")
+            yield
+            trace.append("out")
+
+        async def ready(channel, context):
+            await channel.wait_closed()
+
+        stream = Watched(ready)
+        app = web.Application(middlewares=[interceptor_middleware(timing)])
+        app.add_subapp("/s", stream.app)
+        server = await serve(app)
+        async with open_stream(session, server.url + "/s/"):
+            await within(stream.opened.wait())
+            assert trace == ["in"]
+            assert not stream.left.is_set()
+        await within(stream.left.wait())
+        await server.stop()
+        assert trace == ["in", "out"]
+
+    async def test_a_leave_that_raises_after_the_stream_leaves_no_orphan(self, serve, caplog):
+        """Behaviours 49 and 78: logged once, nothing appended, the connection closed, the channel too."""
+
+        def broken(context: RequestContext) -> None:
+            raise LookupError("too late")
+
+        async def ready(channel, context):
+            await channel.put("x")
+            channel.close()
+
+        stream = Watched(ready)
+        app = web.Application(middlewares=[interceptor_middleware(Interceptor("broken", leave=broken))])
+        app.add_subapp("/s", stream.app)
+        server = await serve(app)
+        answer = await server.exchange(KEEP.replace("/ ", "/s/ "))
+        assert answer.endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
+        assert await stream.channel.put("y") is False
+        records = [record for record in caplog.records if record.name == "aiohttp.server"]
+        assert [str(record.exc_info[1]) for record in records] == ["too late"]
+
+
+class TestTheClientLeaves:
+    @pytest.mark.parametrize("farewell", ["close", "reset"])
+    async def test_a_put_that_waits_is_told_at_once(self, serve, handler_cancellation, farewell):
+        """Behaviours 108 and 110: False, also for a put parked on a full buffer, and for every later one."""
+        answers: asyncio.Queue[bool] = asyncio.Queue()
+
+        async def ready(channel, context):
+            while await channel.put("x" * 65536):
+                pass
+            answers.put_nowait(False)
+            answers.put_nowait(await channel.put("later"))
+
+        stream = Watched(ready)
+        server = await serve(stream.app, handler_cancellation=handler_cancellation)
+        raw = await server.connect(KEEP)
+        await within(stream.opened.wait())
+        await until(lambda: stream.channel._waiting)
+        raw.reset() if farewell == "reset" else raw.writer.close()
+        assert await within(answers.get()) is False
+        assert await within(answers.get()) is False
+        await within(stream.over.wait())
+        assert stream.closes == [(True, CloseReason.CLIENT_LEFT)]
+        raw.reset()
+
+    async def test_an_idle_stream_notices_without_a_heartbeat_and_without_a_put(self, serve, handler_cancellation, logged):
+        """Behaviours 109, 113 and 114; sse-peers 4, no. 2: at once, told why, and never an error in the log."""
+        async def ready(channel, context):
+            await channel.wait_closed()
+
+        stream = Watched(ready, heartbeat=None)
+        server = await serve(stream.app, handler_cancellation=handler_cancellation)
+        raw = await server.connect(KEEP)
+        await within(stream.opened.wait())
+        await raw.close()
+        await within(stream.over.wait())
+        assert stream.closes == [(True, CloseReason.CLIENT_LEFT)]
+        await until(lambda: any(line["event"] == "stream_closed" for line in logged))
+        await server.stop()
+        assert levels(logged, "error", "warning", "info") == []
+        (line,) = [line for line in logged if line["event"] == "stream_closed"]
+        assert (line["log_level"], line["reason"], line["events"]) == ("debug", "client_left", 0)
+
+    async def test_a_producer_that_waits_for_something_else_is_cancelled(self, serve, handler_cancellation):
+        """sse-peers 4, no. 1: a handler that awaits its own queue ends too, with its finally."""
+        cleaned = asyncio.Event()
+
+        async def ready(channel, context):
+            try:
+                await asyncio.Queue().get()
+            finally:
+                cleaned.set()
+
+        stream = Watched(ready)
+        server = await serve(stream.app, handler_cancellation=handler_cancellation)
+        raw = await server.connect(KEEP)
+        await within(stream.opened.wait())
+        await raw.close()
+        await within(cleaned.wait())
+        if not handler_cancellation:
+            await within(stream.left.wait())
+
+    async def test_a_producer_that_was_told_may_finish_its_work(self, serve):
+        done = asyncio.Event()
+
+        async def ready(channel, context):
+            await channel.wait_closed()
+            for _ in range(10):
+                await asyncio.sleep(0)  # cleaning up takes its turns
+            done.set()
+
+        stream = Watched(ready)
+        server = await serve(stream.app)
+        raw = await server.connect(KEEP)
+        await within(stream.opened.wait())
+        await raw.close()
+        await within(stream.left.wait())
+        assert done.is_set()
+
+    async def test_a_producer_that_ignores_its_cancellation_is_left_behind_with_a_warning(self, serve, logged, monkeypatch):
+        monkeypatch.setattr("aiohttp_interceptors.web.stream.GRACE", 0.01)
+        release = asyncio.Event()
+        finished = asyncio.Event()
+
+        async def ready(channel, context):
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    pass
+            finished.set()
+
+        stream = Watched(ready)
+        server = await serve(stream.app)
+        raw = await server.connect(KEEP)
+        await within(stream.opened.wait())
+        await raw.close()
+        await within(stream.left.wait())
+        assert [line["event"] for line in levels(logged, "warning")] == ["stream_producer_ignores_its_end"]
+        release.set()
+        await within(finished.wait())
+
+    async def test_the_hook_is_called_once_and_may_raise_and_may_wait(self, serve, logged):
+        """Behaviour 113: if it raises, that is logged and cleanup still completes."""
+        calls = []
+
+        async def on_close(context: RequestContext, reason: CloseReason) -> None:
+            await asyncio.sleep(0)
+            calls.append(reason)
+            raise LookupError("in the hook")
+
+        async def ready(channel, context):
+            channel.close()
+
+        stream = Watched(ready, on_close=on_close)
+        server = await serve(stream.app)
+        assert (await server.exchange(GET)).endswith(b"0\r\n\r\n")
+        await within(stream.left.wait())
+        assert calls == [CloseReason.CLOSED]
+        assert [line["event"] for line in levels(logged, "error")] == ["stream_on_close_failed"]
+
+    async def test_cancellation_by_aiohttp_cleans_up_and_goes_on(self, serve):
+        """Behaviour 115: CancelledError is not swallowed."""
+        seen = asyncio.Queue()
+
+        async def ready(channel, context):
+            await asyncio.Event().wait()
+
+        stream = Watched(ready)
+
+        async def outer(request: web.Request) -> web.StreamResponse:
+            seen.put_nowait(asyncio.current_task())
+            return await handler(request)
+
+        handler = stream.app.router.routes()._routes[0].handler
+        app = web.Application()
+        app.router.add_get("/", outer)
+        server = await serve(app)
+        raw = await server.connect(KEEP)
+        task = await within(seen.get())
+        await within(stream.opened.wait())
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert stream.closes == [(True, CloseReason.SHUTDOWN)]
+        await raw.close()
+
+    async def test_a_client_that_left_before_the_head_is_no_error(self, serve, logged, caplog):
+        """sse-peers 4, no. 4: nothing is registered, ready is not called."""
+        gone = asyncio.Event()
+        arrived = asyncio.Event()
+        tried = asyncio.Event()
+
+        @before
+        async def wait(context: RequestContext) -> None:
+            arrived.set()
+            await gone.wait()
+            while context.request.transport is not None:
+                await asyncio.sleep(0)
+
+        called = []
+        over = Interceptor("over", leave=lambda context: tried.set())
+        app = web.Application()
+        app.router.add_get("/", as_handler(over, wait, start_event_stream(lambda channel, context: called.append(1))))
+        server = await serve(app)
+        raw = await server.connect(KEEP)
+        await within(arrived.wait())
+        raw.reset()
+        gone.set()
+        await within(tried.wait())
+        await server.stop()
+        assert called == []
+        assert levels(logged, "error", "warning") == []
+        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+class TestShutdown:
+    async def test_every_stream_ends_cleanly_when_the_application_stops(self, serve):
+        """Behaviour 102: channels are closed, put answers False, clients see the end of the body, at once."""
+        answers = []
+
+        async def ready(channel, context):
+            await channel.put("x")
+            await channel.wait_closed()
+            answers.append(await channel.put("y"))
+
+        stream = Watched(ready)
+        setup(stream.app)
+        server = await serve(stream.app)
+        clients = [await server.connect(KEEP) for _ in range(5)]
+        for client in clients:
+            await client.until(b"data: x\n\n\r\n")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await server.stop()
+        assert loop.time() - began < 1.0  # the server's own shutdown_timeout, after which it would cut the streams
+        for client in clients:
+            assert await client.reader.read() == b"0\r\n\r\n"
+            await client.close()
+        assert stream.closes == [(True, CloseReason.SHUTDOWN)] * 5
+        assert answers == [False] * 5
+
+    async def test_a_stopping_application_takes_no_new_stream(self, serve, session):
+        app = Watched().app
+        setup(app)
+        server = await serve(app)
+        await app.shutdown()
+        async with session.get(server.url) as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
+
+
+class TestHeartbeat:
+    async def test_an_idle_stream_beats_and_a_page_sees_nothing_of_it(self, serve, session):
+        """Behaviours 103 and 105: a comment each interval, also while ready is still executing."""
+        async def ready(channel, context):
+            await channel.wait_closed()
+
+        async with open_stream(session, (await serve(Watched(ready, heartbeat=0.01).app)).url) as stream:
+            for _ in range(3):
+                assert await stream.next_frame() == Event(comment="")
+            assert stream.raw.replace(b":\n\n", b"") == b""
+
+
+class TestEventStream:
+    async def test_a_generator_of_events_is_a_handler(self, serve, session):
+        closed = asyncio.Event()
+
+        @event_stream(heartbeat=None)
+        async def ticks(context: RequestContext):
+            try:
+                for number in range(3):
+                    yield Event(number, id=number)
+                yield "text"
+            finally:
+                closed.set()
+
+        assert ticks.__name__ == "ticks"
+        app = web.Application()
+        app.router.add_get("/", ticks)
+        async with open_stream(session, (await serve(app)).url) as stream:
+            assert [event.data async for event in stream] == ["0", "1", "2", "text"]
+        assert closed.is_set()
+
+    @pytest.mark.parametrize("waits", ["in put", "elsewhere"])
+    async def test_a_generator_is_closed_when_the_client_leaves(self, serve, session, waits):
+        closed = asyncio.Event()
+
+        @event_stream
+        async def ticks(context: RequestContext):
+            try:
+                while True:
+                    yield "x" * 65536 if waits == "in put" else "x"
+                    if waits == "elsewhere":
+                        await asyncio.Event().wait()
+            finally:
+                closed.set()
+
+        app = web.Application()
+        app.router.add_get("/", ticks)
+        async with open_stream(session, (await serve(app)).url) as stream:
+            await stream.next()
+        await within(closed.wait())
+
+    async def test_a_ready_function_is_a_handler_too(self, serve, session):
+        @event_stream
+        async def ready(channel: EventChannel, context: RequestContext) -> None:
+            await channel.put("x")
+            channel.close()
+
+        app = web.Application()
+        app.router.add_get("/", ready)
+        async with open_stream(session, (await serve(app)).url) as stream:
+            assert [event.data async for event in stream] == ["x"]
+
+
+class TestMisuse:
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"heartbeat": 0}, ValueError, "heartbeat is more than 0 seconds, not 0; None means no heartbeat"),
+            ({"heartbeat": -1.5}, ValueError, "heartbeat is more than 0 seconds, not -1.5"),
+            ({"heartbeat": float("inf")}, ValueError, "heartbeat is more than 0 seconds, not inf"),
+            ({"heartbeat": "10"}, TypeError, "heartbeat is a number of seconds or None, not '10'"),
+            ({"heartbeat": True}, TypeError, "heartbeat is a number of seconds or None, not True"),
+            ({"buffer": 0}, ValueError, "buffer is 1 event or more, not 0"),
+            ({"buffer": None}, TypeError, "buffer is a number of events or makes an asyncio.Queue, not None"),
+            ({"retry": -1}, ValueError, "retry is a whole number of milliseconds from 0 to 9007199254740991, not -1"),
+            ({"retry": 1.5}, TypeError, "retry is a whole number of milliseconds from 0 to 9007199254740991, not 1.5"),
+            ({"on_close": 1}, TypeError, r"on_close is a plain or an async function, called as on_close\(context, reason\), not 1"),
+            ({"on_close": lambda: None}, TypeError, r"on_close is called as on_close\(context, reason\), which .* does not take"),
+            ({"name": ""}, ValueError, "an interceptor's name is not blank"),
+            ({"name": 1}, TypeError, "an interceptor's name is a str, not 1"),
+        ],
+    )
+    def test_of_an_option_is_refused_when_built(self, arguments, error, message):
+        """Behaviour 106: one default interval, None disables, 0 and less raise at construction."""
+        with pytest.raises(error, match=message):
+            start_event_stream(lambda channel, context: None, **arguments)
+        with pytest.raises(error, match=message):
+            event_stream(**arguments)(lambda channel, context: None)
+
+    @pytest.mark.parametrize("wrong", [None, "ready", lambda channel: None, lambda: None])
+    def test_of_stream_ready_is_refused_when_built(self, wrong):
+        with pytest.raises(TypeError, match="stream_ready is"):
+            start_event_stream(wrong)
+
+    def test_of_a_generator_is_refused_when_built(self):
+        async def generate():
+            yield "x"
+
+        with pytest.raises(TypeError, match=r"a generator of events\(context\), which .* does not take"):
+            event_stream(generate)
+
+    async def test_as_a_stage_of_a_chain_without_a_request_says_so(self):
+        from aiohttp_interceptors import Context, execute  # noqa: PLC0415
+
+        with pytest.raises(TypeError, match="needs the RequestContext of an aiohttp request"):
+            await execute(Context(), start_event_stream(lambda channel, context: None))

@@ -19,87 +19,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .chain.context import Context, ContextKey
-    from .chain.execute import execute
-    from .chain.failure import Failure
-    from .chain.interceptor import Interceptor
-    from .chain.sugar import after, around, before, on_error
-    from .errors import ChannelFull, NoResponse, QueueClosed, ResponseCommitted
-    from .observe.debug import debug_observer
-    from .observe.facts import StageRan
-    from .sse.channel import CloseReason, EventChannel
-    from .sse.event import Event
-    from .sse.wire import Decoder, encode
-    from .web.context import RequestContext
-    from .web.lifespan import setup
-    from .web.middleware import as_handler, intercept, interceptor_middleware
-    from .web.response import EventStreamResponse
-    from .web.stream import event_stream, start_event_stream
-    from .web.uncaught import uncaught_exception
+    from .chain.context import Context as Context, ContextKey as ContextKey
+    from .chain.execute import execute as execute
+    from .chain.failure import Failure as Failure
+    from .chain.interceptor import Interceptor as Interceptor
+    from .chain.sugar import after as after, around as around, before as before, on_error as on_error
+    from .errors import ChannelFull as ChannelFull, NoResponse as NoResponse
+    from .errors import QueueClosed as QueueClosed, ResponseCommitted as ResponseCommitted
+    from .observe.debug import debug_observer as debug_observer
+    from .observe.facts import StageRan as StageRan
+    from .sse.channel import CloseReason as CloseReason, EventChannel as EventChannel
+    from .sse.event import Event as Event
+    from .sse.wire import Decoder as Decoder, encode as encode
+    from .web.context import RequestContext as RequestContext
+    from .web.lifespan import setup as setup
+    from .web.middleware import as_handler as as_handler, intercept as intercept
+    from .web.middleware import interceptor_middleware as interceptor_middleware
+    from .web.response import EventStreamResponse as EventStreamResponse
+    from .web.start import event_stream as event_stream, start_event_stream as start_event_stream
+    from .web.uncaught import uncaught_exception as uncaught_exception
 
 __version__ = "0.1.0"
 
 # Names are imported when first used, so that the chain alone (a worker's, a test's) needs no aiohttp.
 _HOMES = {
-    ".chain.context": ("Context", "ContextKey"),
-    ".chain.execute": ("execute",),
-    ".chain.failure": ("Failure",),
-    ".chain.interceptor": ("Interceptor",),
-    ".chain.sugar": ("after", "around", "before", "on_error"),
-    ".errors": ("ChannelFull", "NoResponse", "QueueClosed", "ResponseCommitted"),
-    ".observe.debug": ("debug_observer",),
-    ".observe.facts": ("StageRan",),
-    ".sse.channel": ("CloseReason", "EventChannel"),
-    ".sse.event": ("Event",),
-    ".sse.wire": ("Decoder", "encode"),
-    ".web.context": ("RequestContext",),
-    ".web.lifespan": ("setup",),
-    ".web.middleware": ("as_handler", "intercept", "interceptor_middleware"),
-    ".web.response": ("EventStreamResponse",),
-    ".web.stream": ("event_stream", "start_event_stream"),
-    ".web.uncaught": ("uncaught_exception",),
+    "chain.context": "Context ContextKey",
+    "chain.execute": "execute",
+    "chain.failure": "Failure",
+    "chain.interceptor": "Interceptor",
+    "chain.sugar": "after around before on_error",
+    "errors": "ChannelFull NoResponse QueueClosed ResponseCommitted",
+    "observe.debug": "debug_observer",
+    "observe.facts": "StageRan",
+    "sse.channel": "CloseReason EventChannel",
+    "sse.event": "Event",
+    "sse.wire": "Decoder encode",
+    "web.context": "RequestContext",
+    "web.lifespan": "setup",
+    "web.middleware": "as_handler intercept interceptor_middleware",
+    "web.response": "EventStreamResponse",
+    "web.start": "event_stream start_event_stream",
+    "web.uncaught": "uncaught_exception",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "ChannelFull",
-    "CloseReason",
-    "Context",
-    "ContextKey",
-    "Decoder",
-    "Event",
-    "EventChannel",
-    "EventStreamResponse",
-    "Failure",
-    "Interceptor",
-    "NoResponse",
-    "QueueClosed",
-    "RequestContext",
-    "ResponseCommitted",
-    "StageRan",
-    "after",
-    "around",
-    "as_handler",
-    "before",
-    "debug_observer",
-    "encode",
-    "event_stream",
-    "execute",
-    "intercept",
-    "interceptor_middleware",
-    "on_error",
-    "setup",
-    "start_event_stream",
-    "uncaught_exception",
-]
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME)  # noqa: PLE0605  # a type checker reads the imports above
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name], __name__), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME})

@@ -6,7 +6,7 @@ aiohttp accepts such changes in silence, and a second response it writes into th
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from http.cookies import SimpleCookie
 from types import FrameType, TracebackType
@@ -66,107 +66,48 @@ class FrozenHeaders(CIMultiDict[str]):
 
     __slots__ = ()
 
-    def __setitem__(self, key: str, value: str) -> None:
-        drop(f"set header {key!r} to {value!r}")
-
-    def __delitem__(self, key: str) -> None:
-        drop(f"delete header {key!r}")
-
-    def add(self, key: str, value: str) -> None:
-        """Drop a header."""
-        drop(f"add header {key!r} with {value!r}")
-
-    def extend(self, *args: Any, **values: Any) -> None:
-        """Drop some headers."""
-        drop(f"add headers {_shown(args, values)}")
-
-    def update(self, *args: Any, **values: Any) -> None:
-        """Drop some headers."""
-        drop(f"update headers {_shown(args, values)}")
-
-    def merge(self, *args: Any, **values: Any) -> None:
-        """Drop some headers."""
-        drop(f"merge headers {_shown(args, values)}")
-
-    def clear(self) -> None:
-        """Drop a wish for no headers."""
-        drop("clear headers")
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        """Return the header if it was sent, else drop it and return the default."""
-        if key not in self:
-            drop(f"set header {key!r} to {default!r}")
-        return self.get(key, default)
-
-    def popone(self, key: str, *default: Any) -> Any:
-        """Return the header, which stays."""
-        drop(f"delete header {key!r}")
-        return self.getone(key, *default)
-
-    pop = popone
-
-    def popall(self, key: str, *default: Any) -> Any:
-        """Return the headers of that name, which stay."""
-        drop(f"delete headers {key!r}")
-        return self.getall(key, *default)
-
-    def popitem(self) -> tuple[str, str]:
-        """Return a header, which stays."""
-        drop("delete a header")
-        return next(iter(self.items()))
-
 
 class _FrozenCookies(SimpleCookie):
-    """The cookies that were sent: drops what would change them."""
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        drop(f"set cookie {key!r}")
-
-    def __delitem__(self, key: str) -> None:
-        drop(f"delete cookie {key!r}")
-
-    def load(self, rawdata: Any) -> None:
-        """Drop some cookies."""
-        drop(f"load cookies {rawdata!r}")
-
-    def update(self, *args: Any, **values: Any) -> None:
-        """Drop some cookies."""
-        drop(f"update cookies {_shown(args, values)}")
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        """Return the cookie if it was sent, else drop it and return the default."""
-        if key not in self:
-            drop(f"set cookie {key!r}")
-        return self.get(key, default)
-
-    def pop(self, key: str, *default: Any) -> Any:
-        """Return the cookie, which stays."""
-        drop(f"delete cookie {key!r}")
-        return self.get(key, *default)
-
-    def popitem(self) -> Any:
-        """Return a cookie, which stays."""
-        drop("delete a cookie")
-        return next(iter(self.items()))
-
-    def clear(self) -> None:
-        """Drop a wish for no cookies."""
-        drop("clear cookies")
+    """The cookies that were sent: can be read as ever, and drops what would change them."""
 
 
-def _shown(args: tuple[Any, ...], values: Mapping[str, Any]) -> str:
-    return ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in values.items())])
+def _freeze(kind: type, what: str, verbs: str, reads: dict[str, Callable[..., Any]]) -> None:
+    """Have a mapping class drop these calls; those that also return something read it, and it stays."""
+    for verb in [*verbs.split(), *reads]:
+
+        def method(self: Any, *args: Any, _verb: str = verb, **values: Any) -> Any:
+            if not (_verb == "setdefault" and args[0] in self):
+                drop(_written(what, _verb, args, values))
+            return reads[_verb](self, *args, **values) if _verb in reads else None
+
+        setattr(kind, verb, method)
 
 
-def _guarded_method(name: str, attempted: str) -> Any:
+def _written(what: str, verb: str, args: tuple[Any, ...], values: Mapping[str, Any]) -> str:
+    """Write a call as the offending line has it."""
+    if verb == "__setitem__":
+        return f"{what}[{args[0]!r}] = {args[1]!r}"
+    if verb == "__delitem__":
+        return f"del {what}[{args[0]!r}]"
+    arguments = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in values.items())])
+    return f"{what}.{verb}({arguments})" if what else f"{verb}({arguments})"
+
+
+_CHANGES = "__setitem__ __delitem__ clear update "
+_ITEM = {"popitem": lambda mapping: next(iter(mapping.items())), "setdefault": Mapping.get}
+_ONE = {"pop": CIMultiDict.getone, "popone": CIMultiDict.getone, "popall": CIMultiDict.getall}
+_freeze(FrozenHeaders, "headers", _CHANGES + "add extend merge", {**_ITEM, **_ONE})
+_freeze(_FrozenCookies, "cookies", _CHANGES + "load", {**_ITEM, "pop": dict.get})
+
+
+def _guarded_method(name: str) -> Any:
     """Make a method that does what the next class's does until commit, and is dropped from then on."""
 
     def method(self: CommitGuard, *args: Any, **values: Any) -> Any:
         if self.head_sent:
-            return drop(f"{attempted}({_shown(args, values)})")
+            return drop(_written("", name, args, values))
         return getattr(super(CommitGuard, self), name)(*args, **values)
 
-    method.__name__ = name
     return method
 
 
@@ -178,15 +119,14 @@ def _guarded_property(name: str) -> Any:
 
     def write(self: CommitGuard, value: Any) -> None:
         if self.head_sent:
-            return drop(f"set {name} to {value!r}")
-        inherited = next(vars(base)[name] for base in type(self).__mro__[_depth(self) :] if name in vars(base))
-        return inherited.__set__(self, value)  # super() reads properties but does not set them
+            return drop(f"{name} = {value!r}")
+        # super() reads a property but does not set one.
+        return getattr(web.Response if name in _BODY else web.StreamResponse, name).__set__(self, value)
 
     return property(read, write)
 
 
-def _depth(response: CommitGuard) -> int:
-    return type(response).__mro__.index(CommitGuard) + 1
+_BODY = ("body", "text")
 
 
 class CommitGuard(web.StreamResponse):
@@ -197,11 +137,11 @@ class CommitGuard(web.StreamResponse):
 
     head_sent: bool = False
 
-    set_status = _guarded_method("set_status", "set_status")
-    set_cookie = _guarded_method("set_cookie", "set_cookie")
-    del_cookie = _guarded_method("del_cookie", "del_cookie")
-    enable_compression = _guarded_method("enable_compression", "enable_compression")
-    enable_chunked_encoding = _guarded_method("enable_chunked_encoding", "enable_chunked_encoding")
+    set_status = _guarded_method("set_status")
+    set_cookie = _guarded_method("set_cookie")
+    del_cookie = _guarded_method("del_cookie")
+    enable_compression = _guarded_method("enable_compression")
+    enable_chunked_encoding = _guarded_method("enable_chunked_encoding")
     content_type = _guarded_property("content_type")
     charset = _guarded_property("charset")
     content_length = _guarded_property("content_length")

@@ -49,7 +49,7 @@ class RequestContext(Context):
     def response(self, response: web.StreamResponse | None) -> None:
         if response is not None and not isinstance(response, web.StreamResponse):
             raise TypeError(f"context.response is a web.StreamResponse or None, not {response!r}")
-        self._attach(response, "replace the response with")
+        self._attach(response, "context.response =")
         if self._execution is not None:
             self._execution.alert = True  # the loop asks _complete
 
@@ -178,7 +178,9 @@ class RequestContext(Context):
     def _committed_response(self, candidate: web.StreamResponse | None) -> web.StreamResponse:
         """Find the response whose head is on the wire, which a handler may not have told us, and seal it."""
         if self._response is None or not self._response.prepared:
-            known = (response for response in (candidate, self._preparing) if response is not None and response.prepared)
+            known = (
+                response for response in (candidate, self._preparing) if response is not None and response.prepared
+            )
             self._response = next(known, None) or _AlreadySent()
             seal(self._response)
             committed_in.set(self)

@@ -1,28 +1,21 @@
-"""An interceptor that is an event stream: commit, call the producer, pump its channel until the stream is over."""
+"""One open stream: pump a channel into a connection until one of them is over, and wind up."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
-from typing import Any, TypeAlias, overload
+from collections.abc import Callable, Coroutine
+from typing import TypeAlias
 
-from aiohttp import web
-
-from ..chain.interceptor import Interceptor
 from ..observe.logs import log
-from ..sse.channel import CloseReason, EventChannel, EventQueue, new_queue
-from ..sse.event import Event
+from ..sse.channel import CloseReason, EventChannel
 from ..sse.wire import encode
 from .connection import Connection
 from .context import RequestContext
-from .lifespan import Streams
-from .middleware import Handler, as_handler
 from .response import EventStreamResponse
 
-__all__ = ["event_stream", "start_event_stream"]
+__all__ = ["OnClose", "Stream", "StreamReady"]
 
 StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
 OnClose: TypeAlias = Callable[[RequestContext, CloseReason], object]
@@ -32,121 +25,7 @@ OnClose: TypeAlias = Callable[[RequestContext, CloseReason], object]
 GRACE = 5.0
 
 
-def start_event_stream(
-    stream_ready: StreamReady,
-    *,
-    heartbeat: float | None = 10.0,
-    buffer: int | Callable[[], EventQueue] = 10,
-    retry: int | None = None,
-    on_close: OnClose | None = None,
-    name: str | None = None,
-) -> Interceptor[RequestContext]:
-    """Make an interceptor that commits an event stream and pauses the chain for as long as the stream is open.
-
-    ``stream_ready(channel, context)``, plain or ``async``, is called once, when the head is on the wire and heartbeats
-    run. Its return does not end the stream; ``channel.close()`` does, after all that was put has been sent. When the
-    client leaves, ``put`` returns ``False`` at once, also to a caller that waits; a ``stream_ready`` that waits for
-    something else is cancelled. One that raises is logged, and the stream ends. For HEAD it is not called.
-
-    ``heartbeat`` is in seconds of idleness, ``None`` for none. ``buffer`` is how many events may wait, or a factory of
-    an ``asyncio.Queue``. ``retry``, in milliseconds, goes out with the first event. ``on_close(context, reason)``,
-    plain or ``async``, is called once, after the channel has closed, whatever closed it.
-
-    Raises ``TypeError`` or ``ValueError`` for arguments that cannot work.
-    """
-    _check_call("stream_ready", stream_ready, "channel", "context")
-    if heartbeat is not None:
-        if isinstance(heartbeat, bool) or not isinstance(heartbeat, (int, float)):
-            raise TypeError(f"heartbeat is a number of seconds or None, not {heartbeat!r}")
-        if not 0 < heartbeat < float("inf"):
-            raise ValueError(f"heartbeat is more than 0 seconds, not {heartbeat!r}; None means no heartbeat")
-    if not callable(buffer):
-        new_queue(buffer)
-    Event("", retry=retry)
-    if on_close is not None:
-        _check_call("on_close", on_close, "context", "reason")
-
-    if name is None:
-        name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"
-
-    async def enter(context: RequestContext) -> None:
-        if not isinstance(context, RequestContext):
-            raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        streams = Streams.of(context.request)
-        if streams.closing:
-            raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"}, text="The server is stopping.")
-        response = EventStreamResponse(allow_all_methods=True, ping_interval=heartbeat)
-        try:
-            await response.prepare(context.request)
-        except ConnectionError:  # the client left before the head; aiohttp notes that by itself
-            context.response = response
-            return
-        context.response = response
-        if response.connection is not None:
-            stream = _Stream(context, response, response.connection, EventChannel(buffer), retry)
-            streams.add(stream)
-            try:
-                await stream.run(stream_ready, on_close)
-            finally:
-                streams.discard(stream)
-
-    return Interceptor(name, enter)
-
-
-@overload
-def event_stream(function: Callable[..., object], /) -> Handler: ...
-@overload
-def event_stream(
-    *,
-    heartbeat: float | None = 10.0,
-    buffer: int | Callable[[], EventQueue] = 10,
-    retry: int | None = None,
-    on_close: OnClose | None = None,
-    name: str | None = None,
-) -> Callable[[Callable[..., object]], Handler]: ...
-def event_stream(
-    function: Callable[..., object] | None = None,
-    /,
-    *,
-    heartbeat: float | None = 10.0,
-    buffer: int | Callable[[], EventQueue] = 10,
-    retry: int | None = None,
-    on_close: OnClose | None = None,
-    name: str | None = None,
-) -> Handler | Callable[[Callable[..., object]], Handler]:
-    """Make a route's handler of a ``stream_ready`` function, or of an async generator of events.
-
-    A ``stream_ready`` takes the channel and the context. A generator takes the context and yields events or strings;
-    the stream ends when it does, and it is closed when the client leaves. Arguments as for ``start_event_stream``.
-    """
-
-    def decorate(function: Callable[..., object]) -> Handler:
-        ready = _pump_of(function) if inspect.isasyncgenfunction(function) else function
-        stream = start_event_stream(
-            ready, heartbeat=heartbeat, buffer=buffer, retry=retry, on_close=on_close,
-            name=getattr(function, "__name__", None) if name is None else name,
-        )  # fmt: skip
-        return as_handler(stream)
-
-    return decorate if function is None else decorate(function)
-
-
-def _pump_of(generate: Callable[[RequestContext], AsyncIterator[Event | str]]) -> StreamReady:
-    """Make a ``stream_ready`` function of an async generator function."""
-    _check_call("a generator of events", generate, "context")
-
-    async def ready(channel: EventChannel, context: RequestContext) -> None:
-        async with aclosing(generate(context)) as events:  # type: ignore[type-var]  # an async generator has aclose
-            async for event in events:
-                if not await channel.put(event):
-                    return
-        channel.close()
-
-    ready.__name__ = generate.__name__
-    return ready
-
-
-class _Stream:
+class Stream:
     """One open stream: its channel, its connection, and the one reason for its end."""
 
     def __init__(
@@ -285,14 +164,3 @@ async def _in_full(coroutine: Coroutine[None, None, None]) -> None:
     if cancelled is not None:
         raise cancelled
     task.result()
-
-
-def _check_call(what: str, function: Any, *arguments: str) -> None:  # noqa: ANN401  # anything can be passed wrongly
-    """Refuse a function that does not take these arguments."""
-    call = f"{what}({', '.join(arguments)})"
-    if not callable(function):
-        raise TypeError(f"{what} is a plain or an async function, called as {call}, not {function!r}")
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as mismatch:
-        raise TypeError(f"{what} is called as {call}, which {function!r} does not take: {mismatch}") from None

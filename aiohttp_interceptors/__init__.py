@@ -2,12 +2,12 @@
 
 The map:
 
-* **The chain**: an ``Interceptor`` has ``enter``, ``leave`` and ``error`` stages; ``before``, ``after``, ``around`` and
-  ``on_error`` make one of a function. ``execute`` runs a ``Context`` through some; ``ContextKey`` names a typed value
-  in it; ``debug_observer`` logs what each stage changed.
-* **In aiohttp**: ``interceptor_middleware`` for an application, ``intercept`` for a handler, ``as_handler`` for a route;
-  a ``RequestContext`` has the request and the response; ``setup`` prepares an application; ``uncaught_exception``
-  answers what nobody handled.
+* **The chain**: an ``Interceptor`` has ``enter``, ``leave`` and ``error`` stages; ``before``, ``after``, ``around``
+  and ``on_error`` make one of a function. ``execute`` runs a ``Context`` through some; ``ContextKey`` names a typed
+  value in it; ``debug_observer`` logs what each stage changed.
+* **In aiohttp**: ``interceptor_middleware`` for an application, ``intercept`` for a handler, ``as_handler`` for a
+  route; a ``RequestContext`` has the request and the response; ``setup`` prepares an application;
+  ``uncaught_exception`` answers what nobody handled.
 * **Streams**: ``start_event_stream`` and ``event_stream`` give a producer an ``EventChannel`` to put an ``Event`` into;
   a ``CloseReason`` says why a stream ended. ``EventStreamResponse`` does it for aiohttp-sse's interface.
 * **Testing** your own: ``aiohttp_interceptors.testing``.
@@ -19,24 +19,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .chain.context import Context as Context, ContextKey as ContextKey
+    from .chain.context import Context as Context
+    from .chain.context import ContextKey as ContextKey
     from .chain.execute import execute as execute
     from .chain.failure import Failure as Failure
     from .chain.interceptor import Interceptor as Interceptor
-    from .chain.sugar import after as after, around as around, before as before, on_error as on_error
-    from .errors import ChannelFull as ChannelFull, NoResponse as NoResponse
-    from .errors import QueueClosed as QueueClosed, ResponseCommitted as ResponseCommitted
+    from .chain.sugar import after as after
+    from .chain.sugar import around as around
+    from .chain.sugar import before as before
+    from .chain.sugar import on_error as on_error
+    from .errors import ChannelFull as ChannelFull
+    from .errors import NoResponse as NoResponse
+    from .errors import QueueClosed as QueueClosed
+    from .errors import ResponseCommitted as ResponseCommitted
     from .observe.debug import debug_observer as debug_observer
     from .observe.facts import StageRan as StageRan
-    from .sse.channel import CloseReason as CloseReason, EventChannel as EventChannel
+    from .sse.channel import CloseReason as CloseReason
+    from .sse.channel import EventChannel as EventChannel
     from .sse.event import Event as Event
-    from .sse.wire import Decoder as Decoder, encode as encode
+    from .sse.wire import Decoder as Decoder
+    from .sse.wire import encode as encode
     from .web.context import RequestContext as RequestContext
     from .web.lifespan import setup as setup
-    from .web.middleware import as_handler as as_handler, intercept as intercept
+    from .web.middleware import as_handler as as_handler
+    from .web.middleware import intercept as intercept
     from .web.middleware import interceptor_middleware as interceptor_middleware
     from .web.response import EventStreamResponse as EventStreamResponse
-    from .web.start import event_stream as event_stream, start_event_stream as start_event_stream
+    from .web.start import event_stream as event_stream
+    from .web.start import start_event_stream as start_event_stream
     from .web.uncaught import uncaught_exception as uncaught_exception
 
 __version__ = "0.1.0"

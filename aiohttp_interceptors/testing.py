@@ -50,7 +50,7 @@ async def run_chain(context: C, /, *interceptors: InterceptorLike[C]) -> C:
     A ``RequestContext`` behaves as in aiohttp: attaching a response ends the way in, a raised ``HTTPException`` is
     attached as the response. Raises what nobody handled.
     """
-    kind = Context
+    kind: type[Context] = Context
     if isinstance(context, RequestContext):
         kind = RequestContext
         context.register()
@@ -126,7 +126,7 @@ class OpenStream:
     def __init__(self, response: ClientResponse, patience: float) -> None:
         self.response = response
         """The response: its status and headers are there already."""
-        self.raw = b""
+        self.raw: bytes = b""
         """Every byte of the body that came so far."""
         self._decoder = Decoder()
         self._patience = patience

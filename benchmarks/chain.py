@@ -15,6 +15,7 @@ from functools import partial, update_wrapper
 
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from aiohttp.typedefs import Middleware
 
 from aiohttp_interceptors import Context, Interceptor, interceptor_middleware
 
@@ -57,9 +58,9 @@ async def middleware(request: web.Request, handler: Call) -> web.StreamResponse:
     return response
 
 
-def wrapped(outer: object, inner: Call) -> Call:
+def wrapped(outer: Middleware, inner: Call) -> Call:
     """Nest as ``web.Application`` does."""
-    return update_wrapper(partial(outer, handler=inner), inner)  # type: ignore[call-overload]  # as loosely typed as there
+    return update_wrapper(partial(outer, handler=inner), inner)
 
 
 def ten_middlewares() -> Call:
@@ -77,7 +78,7 @@ def ten_interceptors() -> Call:
 
 async def measure() -> dict[str, float]:
     """Return the CPU seconds per request of each way."""
-    request = make_mocked_request("GET", "/", writer=Writer())  # type: ignore[arg-type]  # enough of one
+    request = make_mocked_request("GET", "/", writer=Writer())
     ways = {"handler": handler, "middlewares": ten_middlewares(), "interceptors": ten_interceptors()}
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(ROUNDS):

@@ -27,7 +27,7 @@ WHOLE_SEED = ContextKey[bool]("whole_seed")  # set once the page was sent all
 async def load(channel: EventChannel, context: RequestContext) -> None:
     """Send the last minute, or what is newer than the page's last event id, and then each sample as it is taken."""
     machine = context.request.app[MACHINE]
-    number = machine.number_of(context.request.headers.get("Last-Event-ID", ""))
+    number = machine.number_of(context.last_event_id or "")
     with _droppable(channel, context):
         while True:
             for sample in await machine.newer(number):
@@ -41,7 +41,7 @@ async def load(channel: EventChannel, context: RequestContext) -> None:
 def _droppable(channel: EventChannel, context: RequestContext) -> Iterator[None]:
     """Let ``drop`` find the channel by the name that the page gave itself."""
     pages = context.request.app[PAGES]
-    client = context.request.query.get("client", context.execution_id)
+    client = context.request.query.get("client") or str(context.execution_id)
     pages[client] = channel
     try:
         yield

@@ -37,7 +37,7 @@ async def numbers(stream, count):
 async def until(condition):
     """Let the application run until that holds; the client is told before the chain has left."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # nobody tells of the end of a chain but its log
+        while not condition():  # nobody tells of the end of a chain but its log
             await asyncio.sleep(0)
 
 

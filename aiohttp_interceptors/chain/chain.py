@@ -19,8 +19,10 @@ class Chain:
     __slots__ = ("enters", "leaves", "steps")
 
     def __init__(self, steps: Iterable[Interceptor[Any]] = ()) -> None:
-        self.steps = tuple(steps)
-        self.enters: tuple[Callable[[Any], Any], ...] = tuple(step.enter for step in self.steps if step.enter is not None)
+        self.steps: tuple[Interceptor[Any], ...] = tuple(steps)
+        self.enters: tuple[Callable[[Any], Any], ...] = tuple(
+            step.enter for step in self.steps if step.enter is not None
+        )
         self.leaves: tuple[Callable[[Any], Any], ...] = tuple(
             step.leave for step in reversed(self.steps) if step.leave is not None
         )

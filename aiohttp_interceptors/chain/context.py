@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 from ..observe.facts import Observer
 from .execution import Execution
@@ -19,8 +19,6 @@ __all__ = ["Context", "ContextKey"]
 
 T = TypeVar("T")
 D = TypeVar("D")
-Self = TypeVar("Self", bound="Context")
-
 
 
 def _new_serial() -> Iterator[int]:
@@ -51,7 +49,7 @@ class ContextKey(Generic[T]):
     def __init__(self, name: str) -> None:
         if not isinstance(name, str):
             raise TypeError(f"a ContextKey's name is a str, not {name!r}")
-        self.name = name
+        self.name: str = name
 
     def __repr__(self) -> str:
         return f"<ContextKey {self.name!r}>"
@@ -83,14 +81,15 @@ class Context(MutableMapping[object, object]):
         self.error = None
         self.execution_id = next(_serial) if execution_id is None else execution_id
 
-    @overload
+    # The keys are narrower than a mapping's in general: that is the point of them.
+    @overload  # type: ignore[override]  # as said
     def __getitem__(self, key: ContextKey[T]) -> T: ...
     @overload
     def __getitem__(self, key: str) -> object: ...
     def __getitem__(self, key: object) -> object:
         return self._values[key]
 
-    @overload
+    @overload  # type: ignore[override]  # as said
     def __setitem__(self, key: ContextKey[T], value: T) -> None: ...
     @overload
     def __setitem__(self, key: str, value: object) -> None: ...
@@ -99,7 +98,7 @@ class Context(MutableMapping[object, object]):
             raise TypeError(f"a context's key is a ContextKey or a str, not {key!r}")
         self._values[key] = value
 
-    @overload
+    @overload  # type: ignore[override]  # as said
     def get(self, key: ContextKey[T]) -> T | None: ...
     @overload
     def get(self, key: ContextKey[T], default: D) -> T | D: ...
@@ -121,7 +120,7 @@ class Context(MutableMapping[object, object]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.execution_id} {self._values!r}>"
 
-    def copy(self: Self) -> Self:
+    def copy(self) -> Self:
         """Return another context with the same values, id and observers, in no execution.
 
         A stage may return it: the chain goes on with the copy.
@@ -154,11 +153,11 @@ class Context(MutableMapping[object, object]):
         """The exceptions that another one replaced, newest first."""
         return self._suppressed
 
-    def enqueue(self: Self, *interceptors: InterceptorLike[Self]) -> None:
-        """Append to what is still to be entered. Raises ``QueueClosed`` outside ``enter``, ``TypeError`` for ``None``."""
+    def enqueue(self, *interceptors: InterceptorLike[Self]) -> None:
+        """Append to what is still to be entered. Raises ``QueueClosed`` outside ``enter``, ``TypeError`` for others."""
         self._pending("enqueue").append(interceptors_of(interceptors, skip_none=False))
 
-    def inject(self: Self, *interceptors: InterceptorLike[Self]) -> None:
+    def inject(self, *interceptors: InterceptorLike[Self]) -> None:
         """Put in front of what is still to be entered. Raises as ``enqueue`` does."""
         self._pending("inject").prepend(interceptors_of(interceptors, skip_none=False))
 
@@ -166,13 +165,13 @@ class Context(MutableMapping[object, object]):
         """Enter nothing more: once this stage returns, the chain leaves. Raises ``QueueClosed`` outside ``enter``."""
         self._pending("terminate").terminate()
 
-    def terminate_when(self: Self, predicate: Callable[[Self], object]) -> None:
+    def terminate_when(self, predicate: Callable[[Self], object]) -> None:
         """Ask this after each ``enter`` that ran; when true, enter nothing more. Raises ``QueueClosed`` as above."""
         if not callable(predicate) or inspect.iscoroutinefunction(predicate):
             raise TypeError(f"terminate_when takes a plain function of the context, not {predicate!r}")
         self._pending("terminate_when").add_predicate(predicate)
 
-    def with_error(self: Self, exception: Exception) -> Self:
+    def with_error(self, exception: Exception) -> Self:
         """Return the context so that this stage ends as if it had raised the exception: ``return c.with_error(e)``."""
         if not isinstance(exception, Exception):
             raise TypeError(f"with_error takes an exception, not {exception!r}")
@@ -189,7 +188,7 @@ class Context(MutableMapping[object, object]):
         self._running("bind").bind(variable, value)
 
     def add_observer(self, observer: Observer) -> None:
-        """Tell this callable of each stage that ran, that of the caller included; one that raises is logged and dropped."""
+        """Tell this callable of each stage that ran, the caller's included; one that raises is logged and dropped."""
         if not callable(observer) or inspect.iscoroutinefunction(observer):
             raise TypeError(f"an observer is a plain function of one fact, not {observer!r}")
         self._observers += (observer,)

@@ -57,7 +57,9 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     return cast("C", await drive(execution))
 
 
-async def drive(execution: Execution, handler: Any = None, conclude: Callable[[Any], Any] | None = None) -> Any:
+async def drive(  # noqa: C901, PLR0912  # split up, it costs each request several coroutines more
+    execution: Execution, handler: Any = None, conclude: Callable[[Any], Any] | None = None
+) -> Any:
     """Run an execution and return its context, or what ``conclude`` makes of it.
 
     The handler, if any, is called once the queue is empty and nothing has terminated the chain.

@@ -35,28 +35,30 @@ class Execution:
     """
 
     __slots__ = (
-        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "kind", "stage", "terminated"
+        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "kind", "stage",
+        "terminated",
     )  # fmt: skip
 
-    changed = False  # whether the queue is another one than when the stage began
+    changed: bool = False  # whether the queue is another one than when the stage began
     outer: Execution | None = None  # the execution that one of whose stages started this one
     predicates: tuple[Callable[[Any], object], ...] = ()
     attached: Exception | None = None
     requested: tuple[tuple[ContextVar[Any], object], ...] = ()  # bound by the stage that runs now
     brackets: dict[int, AsyncGenerator[None, None]] | None = None  # open generators by position
-    since = 0.0  # perf_counter seconds when the observed stage began
+    since: float = 0.0  # perf_counter seconds when the observed stage began
     values: dict[object, object] | None = None  # the context's values at that moment
     report: Failure | None = None  # of the failure that is being offered outward
     inherited: Failure | None = None  # what was being offered outward when this execution began inside another one
 
     def __init__(self, context: Context, kind: type[Context], chain: Chain = Chain()) -> None:  # noqa: B008  # immutable
-        self.context = context
-        self.kind = kind
-        self.chain = chain
+        self.context: Context = context
+        self.kind: type[Context] = kind
+        self.chain: Chain = chain
         self.cursor: Iterator[Any] | None = None  # until it is started
         self.handler: object = None  # what stands behind the chain, while it runs
         self.stage: Stage = "enter"
-        self.alert = self.terminated = False
+        self.alert: bool = False
+        self.terminated: bool = False
         self.failure: Exception | None = None
         self.bindings: tuple[tuple[int, ContextVar[Any], Token[Any]], ...] = ()  # with positions, outermost first
 
@@ -96,12 +98,15 @@ class Execution:
         return self
 
     def append(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
+        """Have these entered after what is queued."""
         self._set_queue(self.queue + interceptors)
 
     def prepend(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
+        """Have these entered next."""
         self._set_queue(interceptors + self.queue)
 
     def terminate(self) -> None:
+        """Have nothing more entered."""
         self._set_queue(())
         self.terminated = True
 
@@ -113,14 +118,17 @@ class Execution:
             self.alert = self.changed = True
 
     def add_predicate(self, predicate: Callable[[Any], object]) -> None:
+        """Ask this after each ``enter``."""
         self.predicates += (predicate,)
         self.alert = True
 
     def attach(self, exception: Exception) -> None:
+        """Have the stage that runs now end as if it had raised this."""
         self.attached = exception
         self.alert = True
 
     def bind(self, variable: ContextVar[T], value: T) -> None:
+        """Set a variable once the stage that runs now has returned."""
         self.requested += ((variable, value),)
         self.alert = True
 

@@ -16,7 +16,7 @@ __all__ = ["Interceptor", "InterceptorLike", "Result", "Stage", "as_interceptor"
 Stage: TypeAlias = Literal["enter", "leave", "error"]
 STAGES: tuple[Stage, ...] = ("enter", "leave", "error")
 
-C = TypeVar("C", bound="Context", contravariant=True)
+C = TypeVar("C", bound="Context", contravariant=True)  # noqa: PLC0105  # the reader needs no suffix to read it
 X = TypeVar("X", bound="Context")
 
 Result: TypeAlias = "Context | Awaitable[Context | None] | None"

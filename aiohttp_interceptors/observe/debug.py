@@ -43,7 +43,9 @@ def debug_observer(*, omit: Omit = (), changes_only: bool = False) -> Observer:
     return observe
 
 
-def _leaves(values: Mapping[object, object], path: Path, omitted: Callable[[Path], bool]) -> Iterator[tuple[Path, object]]:
+def _leaves(
+    values: Mapping[object, object], path: Path, omitted: Callable[[Path], bool]
+) -> Iterator[tuple[Path, object]]:
     """Walk nested dictionaries down to what is none, or is omitted."""
     for key, value in values.items():
         here = (*path, key)

@@ -52,7 +52,7 @@ class Decoder:
     _retry: int | None
 
     def __init__(self) -> None:
-        self.last_event_id = ""
+        self.last_event_id: str = ""
         self.retry: int | None = None
         self._text = codecs.getincrementaldecoder("utf-8")("replace")
         self._line: list[str] = []  # the pieces of a line whose end has not come

@@ -94,8 +94,15 @@ def _written(what: str, verb: str, args: tuple[Any, ...], values: Mapping[str, A
 
 
 _CHANGES = "__setitem__ __delitem__ clear update "
-_ITEM = {"popitem": lambda mapping: next(iter(mapping.items())), "setdefault": Mapping.get}
-_ONE = {"pop": CIMultiDict.getone, "popone": CIMultiDict.getone, "popall": CIMultiDict.getall}
+_ITEM: dict[str, Callable[..., Any]] = {
+    "popitem": lambda mapping: next(iter(mapping.items())),
+    "setdefault": Mapping.get,
+}
+_ONE: dict[str, Callable[..., Any]] = {
+    "pop": CIMultiDict.getone,
+    "popone": CIMultiDict.getone,
+    "popall": CIMultiDict.getall,
+}
 _freeze(FrozenHeaders, "headers", _CHANGES + "add extend merge", {**_ITEM, **_ONE})
 _freeze(_FrozenCookies, "cookies", _CHANGES + "load", {**_ITEM, "pop": dict.get})
 
@@ -119,9 +126,9 @@ def _guarded_property(name: str) -> Any:
 
     def write(self: CommitGuard, value: Any) -> None:
         if self.head_sent:
-            return drop(f"{name} = {value!r}")
-        # super() reads a property but does not set one.
-        return getattr(web.Response if name in _BODY else web.StreamResponse, name).__set__(self, value)
+            drop(f"{name} = {value!r}")
+        else:  # super() reads a property but does not set one
+            getattr(web.Response if name in _BODY else web.StreamResponse, name).__set__(self, value)
 
     return property(read, write)
 
@@ -137,16 +144,17 @@ class CommitGuard(web.StreamResponse):
 
     head_sent: bool = False
 
-    set_status = _guarded_method("set_status")
-    set_cookie = _guarded_method("set_cookie")
-    del_cookie = _guarded_method("del_cookie")
-    enable_compression = _guarded_method("enable_compression")
-    enable_chunked_encoding = _guarded_method("enable_chunked_encoding")
-    content_type = _guarded_property("content_type")
-    charset = _guarded_property("charset")
-    content_length = _guarded_property("content_length")
-    last_modified = _guarded_property("last_modified")
-    etag = _guarded_property("etag")
+    if not TYPE_CHECKING:  # a type checker sees what the guarded class has
+        set_status = _guarded_method("set_status")
+        set_cookie = _guarded_method("set_cookie")
+        del_cookie = _guarded_method("del_cookie")
+        enable_compression = _guarded_method("enable_compression")
+        enable_chunked_encoding = _guarded_method("enable_chunked_encoding")
+        content_type = _guarded_property("content_type")
+        charset = _guarded_property("charset")
+        content_length = _guarded_property("content_length")
+        last_modified = _guarded_property("last_modified")
+        etag = _guarded_property("etag")
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -169,8 +177,9 @@ class CommitGuard(web.StreamResponse):
 class _BodyGuard(CommitGuard):
     """The guard for a ``web.Response`` that somebody prepared by hand."""
 
-    body = _guarded_property("body")
-    text = _guarded_property("text")
+    if not TYPE_CHECKING:  # as above
+        body = _guarded_property("body")
+        text = _guarded_property("text")
 
 
 def seal(response: web.StreamResponse) -> None:

@@ -33,10 +33,10 @@ class Connection:
         self._waiting: list[asyncio.Future[None]] = []
         self._watcher: _Watcher | None = None
         self.on_lost: Callable[[], None] | None = None
-        self.bytes = 0  # of frames, without heartbeats and chunk sizes
-        self.paused = request.protocol.writing_paused
-        self.last_write = self._loop.time()
-        self.lost = self._transport is None or self._transport.is_closing()
+        self.bytes: int = 0  # of frames, without heartbeats and chunk sizes
+        self.paused: bool = request.protocol.writing_paused
+        self.last_write: float = self._loop.time()
+        self.lost: bool = self._transport is None or self._transport.is_closing()
         if self._transport is not None and not self.lost:
             self._watcher = _Watcher(self, cast("asyncio.Protocol", self._transport.get_protocol()))
             self._transport.set_protocol(self._watcher)
@@ -54,7 +54,7 @@ class Connection:
             self._send(HEARTBEAT)
 
     async def writable(self) -> bool:
-        """Wait until the transport takes more, and return ``True``, or ``False`` if the client left. Cancelling is safe."""
+        """Wait until the transport takes more, and return whether the client is there. Cancelling is safe."""
         while self.paused and not self.lost:
             waiter = self._loop.create_future()
             self._waiting.append(waiter)
@@ -93,7 +93,7 @@ class Connection:
     # What the event loop says, through the watcher.
 
     def lose(self) -> None:
-        """The client has left, or the connection broke. Twice is once."""
+        """Note that the client has left, or that the connection broke. Twice is once."""
         if self.lost:
             return
         self.lost = True
@@ -102,11 +102,14 @@ class Connection:
             self.on_lost()
         self._wake()
 
-    def pause(self, paused: bool) -> None:  # noqa: FBT001  # the two calls of a protocol, as one
-        """The transport's buffer is full, or has room again."""
-        self.paused = paused
-        if not paused:
-            self._wake()
+    def pause(self) -> None:
+        """Note that the transport's buffer is full."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Note that the transport's buffer has room again."""
+        self.paused = False
+        self._wake()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -137,8 +140,8 @@ class _Watcher(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.inner.pause_writing()
-        self._connection.pause(True)
+        self._connection.pause()
 
     def resume_writing(self) -> None:
         self.inner.resume_writing()
-        self._connection.pause(False)
+        self._connection.resume()

@@ -73,7 +73,7 @@ class RequestContext(Context):
 
     @property
     def last_event_id(self) -> str | None:
-        """The id of the last event that a returning client has: its ``Last-Event-ID``, or the query's ``last_event_id``.
+        """The last event that a returning client has: its ``Last-Event-ID``, or the query's ``last_event_id``.
 
         The query is for a first connection that goes on from a page's state; a browser's header wins, because it
         reconnects to the same URL. ``None`` if there is none, or it is no text. Source: WHATWG HTML 9.2.

@@ -23,7 +23,7 @@ class Streams:
     """The open streams of an application."""
 
     def __init__(self) -> None:
-        self.closing = False
+        self.closing: bool = False
         self._open: set[Endable] = set()
 
     @classmethod
@@ -54,7 +54,8 @@ def setup(app: web.Application) -> None:
     """Prepare an application, before it starts and before it is added to another one. Twice is once.
 
     On stop, its open streams end and their clients see a clean end, where aiohttp alone would wait for them. Staged
-    ``response_headers`` also reach responses that a handler prepares itself, a WebSocket among them. Raises ``RuntimeError`` when it is too late.
+    ``response_headers`` also reach responses that a handler prepares itself, a WebSocket among them. Raises
+    ``RuntimeError`` when it is too late.
     """
     if not isinstance(app, web.Application):
         raise TypeError(f"setup takes a web.Application, not {app!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeAlias, TypeVar, cast
 
 from aiohttp import web
@@ -74,10 +74,11 @@ def _intercepted_view(chain: Chain, view: type[web.View]) -> type[web.View]:
     """Make the subclass of a view whose requests take the chain."""
 
     class Intercepted(view):  # type: ignore[misc, valid-type]  # its base is known at run time only
-        def __await__(self) -> Iterator[Any]:
+        def __await__(self) -> Generator[Any, None, web.StreamResponse]:
             @types.coroutine
-            def call(_: web.Request) -> Iterator[Any]:
-                return (yield from super(Intercepted, self).__await__())
+            def call(_: web.Request) -> Generator[Any, None, web.StreamResponse]:
+                answer: web.StreamResponse = yield from super(Intercepted, self).__await__()
+                return answer
 
             call.__name__ = view.__name__
             return _run(self.request, chain, call).__await__()
@@ -90,7 +91,7 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Hand
     """Make a route's handler of a chain in which some interceptor attaches the response.
 
     ``app.router.add_get("/", as_handler(auth, page))``; the last one may be an aiohttp handler. Without a response at
-    the end, ``NoResponse`` is raised to aiohttp, which answers 500. Raises ``TypeError`` for what is not an interceptor.
+    the end, ``NoResponse`` is raised to aiohttp, which answers 500. Raises ``TypeError`` for what is no interceptor.
     """
     *links, last = interceptors or (None,)
     handler = cast("Handler", last) if inspect.iscoroutinefunction(last) else None

@@ -43,18 +43,7 @@ def start_event_stream(
 
     Raises ``TypeError`` or ``ValueError`` for arguments that cannot work.
     """
-    _check_call("stream_ready", stream_ready, "channel", "context")
-    if heartbeat is not None:
-        if isinstance(heartbeat, bool) or not isinstance(heartbeat, (int, float)):
-            raise TypeError(f"heartbeat is a number of seconds or None, not {heartbeat!r}")
-        if not 0 < heartbeat < float("inf"):
-            raise ValueError(f"heartbeat is more than 0 seconds, not {heartbeat!r}; None means no heartbeat")
-    if not callable(buffer):
-        new_queue(buffer)
-    Event("", retry=retry)
-    if on_close is not None:
-        _check_call("on_close", on_close, "context", "reason")
-
+    _check_options(stream_ready, heartbeat, buffer, retry, on_close)
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"
 
@@ -130,7 +119,24 @@ def _pump_of(generate: Callable[[RequestContext], AsyncGenerator[Event | str, No
     return ready
 
 
-def _check_call(what: str, function: Any, *arguments: str) -> None:  # noqa: ANN401  # anything can be passed wrongly
+def _check_options(
+    stream_ready: object, heartbeat: object, buffer: int | Callable[[], EventQueue], retry: int | None, on_close: object
+) -> None:
+    """Refuse what cannot work, before anybody opens a stream."""
+    _check_call("stream_ready", stream_ready, "channel", "context")
+    if heartbeat is not None:
+        if isinstance(heartbeat, bool) or not isinstance(heartbeat, (int, float)):
+            raise TypeError(f"heartbeat is a number of seconds or None, not {heartbeat!r}")
+        if not 0 < heartbeat < float("inf"):
+            raise ValueError(f"heartbeat is more than 0 seconds, not {heartbeat!r}; None means no heartbeat")
+    if not callable(buffer):
+        new_queue(buffer)
+    Event("", retry=retry)
+    if on_close is not None:
+        _check_call("on_close", on_close, "context", "reason")
+
+
+def _check_call(what: str, function: Any, *arguments: str) -> None:  # anything can be passed wrongly
     """Refuse a function that does not take these arguments."""
     call = f"{what}({', '.join(arguments)})"
     if not callable(function):

@@ -952,12 +952,21 @@ class TestNesting:
             with pytest.raises(KeyError):
                 await execute(context, trail.link("x", enter=raising(KeyError())))
             seen.append(context.error is not None)  # until the stage returns, one can see what was caught
+
+        look = trail.link("b", enter=lambda context: seen.append(context.error))
+        await execute(None, Interceptor("a", enter=nest), look)
+        assert seen == [True, None]
+
+    async def test_an_error_from_inside_that_the_stage_caught_is_none_of_the_next_execute(self, trail: Trail) -> None:
+        seen: list[object] = []
+
+        async def nest(context: Context) -> None:
+            with pytest.raises(KeyError):
+                await execute(context, trail.link("x", enter=raising(KeyError())))
             await execute(context, trail.link("y", enter=lambda context: seen.append(context.error)))
 
-        await execute(
-            None, Interceptor("a", enter=nest), trail.link("b", enter=lambda context: seen.append(context.error))
-        )
-        assert seen == [True, None, None]
+        await execute(None, Interceptor("a", enter=nest))
+        assert seen == [None]
 
     async def test_an_execute_inside_an_error_stage_leaves_the_outer_error_as_it_was(self, trail: Trail) -> None:
         boom, told = KeyError("outer"), []

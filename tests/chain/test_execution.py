@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import structlog
+from aiohttp import web
 
+from aiohttp_interceptors.chain.chain import Chain
 from aiohttp_interceptors.chain.context import Context
 from aiohttp_interceptors.chain.execute import drive, execute
 from aiohttp_interceptors.chain.execution import Execution
@@ -18,7 +20,8 @@ from aiohttp_interceptors.chain.interceptor import Interceptor
 from aiohttp_interceptors.chain.sugar import after, around, before
 from aiohttp_interceptors.errors import QueueClosed
 from aiohttp_interceptors.observe.facts import StageRan
-from aiohttp_interceptors.testing import captured_logs
+from aiohttp_interceptors.testing import captured_logs, request_context
+from aiohttp_interceptors.web.context import RequestContext
 
 VARIABLE: ContextVar[int] = ContextVar("VARIABLE", default=0)
 UNSET: ContextVar[int] = ContextVar("UNSET")
@@ -554,6 +557,41 @@ class TestWhere:
         assert context._execution is not None
         await drive(context._execution, page)
         assert trail == ["enter b", "page", "leave b", "leave a"]
+
+    async def test_after_the_handler_an_error_is_told_with_the_interceptor_that_leaves(self) -> None:
+        async def page(context: Context) -> None: ...
+
+        boom, readings = KeyError(), Readings()
+        chain = Chain([after(readings.stage("leave a")), Interceptor("b", binding(1), raising(boom)), after(nothing)])
+        with pytest.raises(KeyError):
+            await drive(Execution(Context(), Context, chain), page)
+        assert boom.__notes__ == ["raised in interceptor 'b', stage leave"]
+        chain = Chain([after(readings.stage("leave a")), before(binding(1)), after(readings.stage("leave c"))])
+        await drive(Execution(Context(), Context, chain), page)
+        assert readings == [("leave c", 1), ("leave a", 0)]
+
+    async def test_the_chain_leaves_with_the_context_that_the_handler_put_in_its_place(self) -> None:
+        seen: list[Context] = []
+        twins: list[Context] = []
+
+        async def page(context: Context) -> None:
+            twins.append(context.copy())
+            assert context._execution is not None
+            context._execution.adopt(twins[0])
+
+        came_out = await drive(Execution(Context(), Context, Chain([after(seen.append, name="a")])), page)
+        assert came_out is seen[0] is twins[0]
+
+    async def test_a_request_context_receives_what_the_handler_returned(self) -> None:
+        response = web.Response()
+
+        async def page(request: web.Request) -> web.Response:
+            assert request is context.request
+            return response
+
+        context = request_context()
+        await drive(Execution(context, RequestContext), page)
+        assert context.response is response
 
     async def test_what_comes_out_can_be_concluded(self) -> None:
         context = Context()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from aiohttp import ETag, web
 from aiohttp_sse import sse_response
 
 from aiohttp_interceptors import (
-    Event,
     EventStreamResponse,
     Interceptor,
     RequestContext,
@@ -152,7 +150,7 @@ class TestEveryMutator:
         assert isinstance(error, ResponseCommitted)
         assert str(error) == f"{attempted}: the head is on the wire, so the change was dropped"
         lines = traceback.extract_tb(error.__traceback__)
-        assert [line.name for line in lines][0] == "offend"
+        assert lines[0].name == "offend"
         assert lines[0].line == "change(context.response)"
         assert lines[-1].line.startswith(f'"{mutation}": (lambda')
 
@@ -227,7 +225,7 @@ class TestEveryWay:
 
     async def test_the_same_response_is_no_change(self, wire_with, logged):
         def keep(context: RequestContext) -> None:
-            context.response = context.response  # noqa: PLW0127  # it is what is tested
+            context.response = context.response  # it is what is tested
 
         plain, tried = await wire_with(KINDS["own StreamResponse"], Interceptor("late", leave=keep))
         assert tried == plain
@@ -281,12 +279,19 @@ class TestEveryWay:
         assert answer.count(b"HTTP/1.1") == 1
         assert seen == ["1" if with_setup else None]
         (record,) = errors(logged)
-        assert (record["event"], record["interceptor"], record["stage"]) == ("change_after_commit_dropped", "twice", "enter")
-        assert record["attempted"] == {
-            "return another response": "return <Response OK not prepared>",
-            "return None": "return None",
-            "raise HTTPException": "raise <HTTPBadRequest Bad Request not prepared>",
-        }[way]
+        assert (record["event"], record["interceptor"], record["stage"]) == (
+            "change_after_commit_dropped",
+            "twice",
+            "enter",
+        )
+        assert (
+            record["attempted"]
+            == {
+                "return another response": "return <Response OK not prepared>",
+                "return None": "return None",
+                "raise HTTPException": "raise <HTTPBadRequest Bad Request not prepared>",
+            }[way]
+        )
 
     async def test_the_head_of_a_websocket_is_committed_too(self, serve, session, logged):
         async def talk(request: web.Request) -> web.StreamResponse:
@@ -365,10 +370,19 @@ class TestBeforeCommit:
             return response
 
         watch = Interceptor(
-            "watch", *(lambda context: committed.append(context.committed),) * 2  # enter and leave
+            "watch",
+            *(lambda context: committed.append(context.committed),) * 2,  # enter and leave
         )
         answer = await (await serve(application(handler, watch))).exchange(GET)
-        for expected in (b"201 Created", b"early=1", b"other=2", b"gone=", b"X-Early: 1", b'Etag: "tag"', b"01 Jan 2026"):
+        for expected in (
+            b"201 Created",
+            b"early=1",
+            b"other=2",
+            b"gone=",
+            b"X-Early: 1",
+            b'Etag: "tag"',
+            b"01 Jan 2026",
+        ):
             assert expected in answer
         assert committed == [False, True]
         assert errors(logged) == []
@@ -417,6 +431,8 @@ async def main():
 
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stderr == ""
     assert done.stdout == "200 data: one\n\n\nset_status(500); raise <HTTPFound Found not prepared>\n"

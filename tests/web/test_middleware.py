@@ -10,19 +10,15 @@ from aiohttp import web
 from aiohttp_interceptors import (
     Context,
     ContextKey,
-    Event,
     Interceptor,
     NoResponse,
     RequestContext,
     around,
     as_handler,
     before,
-    event_stream,
     intercept,
     interceptor_middleware,
     on_error,
-    setup,
-    start_event_stream,
 )
 
 TRACE = ContextKey[list[str]]("trace")
@@ -106,7 +102,9 @@ class TestOneChain:
         assert (await get(serve, session, app))[1] == "hello"
         assert tracer.trace == ["enter a", "handler", "leave a"]
 
-    async def test_a_chain_of_parent_and_sub_app_is_one_with_aiohttp_middlewares_in_between(self, serve, session, tracer):
+    async def test_a_chain_of_parent_and_sub_app_is_one_with_aiohttp_middlewares_in_between(
+        self, serve, session, tracer
+    ):
         @web.middleware
         async def plain(request: web.Request, handler) -> web.StreamResponse:
             tracer.trace.append("plain in")
@@ -119,11 +117,16 @@ class TestOneChain:
         app = web.Application(middlewares=[interceptor_middleware(tracer("parent")), plain])
         app.add_subapp("/sub", sub)
         assert (await get(serve, session, app, "/sub/"))[1] == "hello"
-        ins, outs = ["enter parent", "plain in", "enter sub", "enter route"], ["leave route", "leave sub", "plain out", "leave parent"]
+        ins, outs = (
+            ["enter parent", "plain in", "enter sub", "enter route"],
+            ["leave route", "leave sub", "plain out", "leave parent"],
+        )
         assert tracer.trace == [*ins, "handler", *outs]
         assert len({id(context) for context in tracer.contexts}) == 1
 
-    async def test_an_error_of_the_route_is_offered_outward_to_the_application_and_names_its_origin(self, serve, session, tracer):
+    async def test_an_error_of_the_route_is_offered_outward_to_the_application_and_names_its_origin(
+        self, serve, session, tracer
+    ):
         failures = []
 
         @on_error(LookupError)
@@ -319,7 +322,9 @@ class TestOutcomes:
                 caught.append(exception.status)
                 raise
 
-        app = web.Application(middlewares=[interceptor_middleware(tracer("a")), plain, interceptor_middleware(tracer("b"))])
+        app = web.Application(
+            middlewares=[interceptor_middleware(tracer("a")), plain, interceptor_middleware(tracer("b"))]
+        )
         assert (await get(serve, session, app))[0] == 404
         assert caught == [404]
         assert tracer.trace == ["enter a", "enter b", "leave b", "leave a"]
@@ -413,7 +418,9 @@ class TestOutcomes:
             entered.set()
             await asyncio.Event().wait()
 
-        app = web.Application(middlewares=[interceptor_middleware(bracket("outer"), tracer("a"), bracket("inner"), wait)])
+        app = web.Application(
+            middlewares=[interceptor_middleware(bracket("outer"), tracer("a"), bracket("inner"), wait)]
+        )
         server = await serve(app, handler_cancellation=True)
         raw = await server.connect("GET / HTTP/1.1\nHost: x\n\n")
         await entered.wait()
@@ -436,7 +443,7 @@ class TestMisuse:
 
     @pytest.mark.parametrize("wrong", [lambda request: None, 42, Tracer, partial(print)])
     def test_intercept_decorates_handlers_only(self, tracer, wrong):
-        with pytest.raises(TypeError, match="decorates an async function or a web.View class, not"):
+        with pytest.raises(TypeError, match=r"decorates an async function or a web\.View class, not"):
             intercept(tracer("a"))(wrong)
 
     @pytest.mark.parametrize("nothing", [(), (None,)])

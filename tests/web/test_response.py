@@ -113,7 +113,9 @@ async def test_preparing_twice_is_preparing_once(serve):
     assert (await (await serve(application(handler))).exchange(GET)).count(b"HTTP/1.1") == 1
 
 
-@pytest.mark.parametrize(("method", "allowed", "status"), [("POST", False, 405), ("POST", True, 200), ("HEAD", False, 200)])
+@pytest.mark.parametrize(
+    ("method", "allowed", "status"), [("POST", False, 405), ("POST", True, 200), ("HEAD", False, 200)]
+)
 async def test_other_methods_are_refused_unless_allowed_and_head_gets_the_head(serve, session, method, allowed, status):
     async def handler(stream, request):
         pass

@@ -146,6 +146,7 @@ class TestOpening:
 
     async def test_http_1_0_streams_without_chunks_and_ends_with_the_connection(self, serve):
         """sse-peers 4, no. 19."""
+
         async def ready(channel, context):
             await channel.put("one")
             channel.close()
@@ -209,6 +210,7 @@ class TestProducing:
 
     async def test_twenty_puts_into_a_buffer_of_ten_all_arrive(self, serve, session):
         """Behaviours 94 and 96: the pump runs before ready returns; all that was put before closing is delivered."""
+
         async def ready(channel, context):
             for number in range(20):
                 assert await channel.put(Event("bar", "foo", id=number))
@@ -258,6 +260,7 @@ class TestProducing:
     @pytest.mark.parametrize("kind", ["async", "plain"])
     async def test_a_producer_that_raises_ends_the_stream_after_what_it_put(self, serve, logged, kind):
         """Behaviour 98: logged once with its traceback, channel closed, put False, hook called."""
+
         async def ready(channel, context):
             channel.put_nowait("x")
             raise LookupError("broken")
@@ -271,7 +274,9 @@ class TestProducing:
         if kind == "plain":
             closes = stream.closes
             app = web.Application()
-            app.router.add_get("/", as_handler(start_event_stream(plain, on_close=lambda c, reason: closes.append((True, reason)))))
+            app.router.add_get(
+                "/", as_handler(start_event_stream(plain, on_close=lambda c, reason: closes.append((True, reason))))
+            )
         server = await serve(app)
         assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
         await server.stop()
@@ -305,13 +310,18 @@ class TestProducing:
 
     async def test_retry_rides_in_the_first_events_frame(self, serve):
         """DESIGN 5.3: no frame without data, because some clients hand it on as an empty event."""
+
         async def ready(channel, context):
             await channel.put("one")
             await channel.put("two")
             channel.close()
 
         server = await serve(Watched(ready, retry=1500).app)
-        assert (await server.exchange(GET)).split(b"\r\n\r\n")[1].startswith(b"22\r\ndata: one\nretry: 1500\n\ndata: two\n\n")
+        assert (
+            (await server.exchange(GET))
+            .split(b"\r\n\r\n")[1]
+            .startswith(b"22\r\ndata: one\nretry: 1500\n\ndata: two\n\n")
+        )
 
     async def test_a_slow_client_is_felt_by_put(self, serve):
         """Behaviour 111: put waits, memory is bounded, nothing is lost when the client reads on."""
@@ -408,8 +418,11 @@ class TestTheClientLeaves:
         assert stream.closes == [(True, CloseReason.CLIENT_LEFT)]
         raw.reset()
 
-    async def test_an_idle_stream_notices_without_a_heartbeat_and_without_a_put(self, serve, handler_cancellation, logged):
+    async def test_an_idle_stream_notices_without_a_heartbeat_and_without_a_put(
+        self, serve, handler_cancellation, logged
+    ):
         """Behaviours 109, 113 and 114; sse-peers 4, no. 2: at once, told why, and never an error in the log."""
+
         async def ready(channel, context):
             await channel.wait_closed()
 
@@ -462,7 +475,9 @@ class TestTheClientLeaves:
         await within(stream.left.wait())
         assert done.is_set()
 
-    async def test_a_producer_that_ignores_its_cancellation_is_left_behind_with_a_warning(self, serve, logged, monkeypatch):
+    async def test_a_producer_that_ignores_its_cancellation_is_left_behind_with_a_warning(
+        self, serve, logged, monkeypatch
+    ):
         monkeypatch.setattr("aiohttp_interceptors.web.stream.GRACE", 0.01)
         release = asyncio.Event()
         finished = asyncio.Event()
@@ -598,6 +613,7 @@ class TestShutdown:
 class TestHeartbeat:
     async def test_an_idle_stream_beats_and_a_page_sees_nothing_of_it(self, serve, session):
         """Behaviours 103 and 105: a comment each interval, also while ready is still executing."""
+
         async def ready(channel, context):
             await channel.wait_closed()
 
@@ -672,8 +688,16 @@ class TestMisuse:
             ({"buffer": None}, TypeError, "buffer is a number of events or makes an asyncio.Queue, not None"),
             ({"retry": -1}, ValueError, "retry is a whole number of milliseconds from 0 to 9007199254740991, not -1"),
             ({"retry": 1.5}, TypeError, "retry is a whole number of milliseconds from 0 to 9007199254740991, not 1.5"),
-            ({"on_close": 1}, TypeError, r"on_close is a plain or an async function, called as on_close\(context, reason\), not 1"),
-            ({"on_close": lambda: None}, TypeError, r"on_close is called as on_close\(context, reason\), which .* does not take"),
+            (
+                {"on_close": 1},
+                TypeError,
+                r"on_close is a plain or an async function, called as on_close\(context, reason\), not 1",
+            ),
+            (
+                {"on_close": lambda: None},
+                TypeError,
+                r"on_close is called as on_close\(context, reason\), which .* does not take",
+            ),
             ({"name": ""}, ValueError, "an interceptor's name is not blank"),
             ({"name": 1}, TypeError, "an interceptor's name is a str, not 1"),
         ],

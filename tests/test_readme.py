@@ -1,0 +1,47 @@
+"""The README's first program, as it stands but for the port, and what it promises."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiohttp_interceptors.testing import open_stream
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+async def test_the_first_program_runs(port, session):
+    program = PROGRAMS[0].replace("port=8080", f"port={port}")
+    assert str(port) in program
+    with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            while "Running on" not in server.stdout.readline():
+                assert server.poll() is None
+            url = f"http://127.0.0.1:{port}"
+            async with session.get(url) as page:
+                assert "new EventSource('/ticks')" in await page.text()
+            async with open_stream(session, url + "/ticks", last_event_id="41") as stream:
+                event = await stream.next()
+                assert (event.data, event.id) == ("tick 41", "42")
+        finally:
+            server.terminate()
+        assert "/ticks 200" in server.stdout.read()
+
+
+def test_it_is_short_and_the_other_programs_are_python():
+    assert len(PROGRAMS[0].strip().splitlines()) <= 26
+    for program in PROGRAMS:
+        compile(program, "README.md", "exec")

@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 from ..observe.facts import Observer
 from .execution import Execution
@@ -19,23 +19,6 @@ __all__ = ["Context", "ContextKey"]
 
 T = TypeVar("T")
 D = TypeVar("D")
-
-
-def _new_serial() -> Iterator[int]:
-    """Count execution ids from a place that no other process is likely to count from; all of them fit a JSON number."""
-    return itertools.count(secrets.randbits(32) << 20)
-
-
-_serial = _new_serial()
-
-
-def _renumber() -> None:
-    global _serial  # noqa: PLW0603  # a forked worker shall not repeat its parent's execution ids
-    _serial = _new_serial()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renumber)
 
 
 class ContextKey(Generic[T]):
@@ -64,6 +47,7 @@ class Context(MutableMapping[object, object]):
 
     __slots__ = ("__weakref__", "_execution", "_observers", "_suppressed", "_values", "error", "execution_id")
 
+    _serial: ClassVar[Iterator[int]]
     execution_id: int | str
     error: Failure | None
     """What was raised and not yet handled; an ``error`` stage reads here who raised it, and where."""
@@ -79,7 +63,7 @@ class Context(MutableMapping[object, object]):
         self._suppressed: tuple[Exception, ...] = ()
         self._execution: Execution | None = None
         self.error = None
-        self.execution_id = next(_serial) if execution_id is None else execution_id
+        self.execution_id = next(Context._serial) if execution_id is None else execution_id
 
     # The keys are narrower than a mapping's in general: that is the point of them.
     @overload  # type: ignore[override]  # as said
@@ -233,3 +217,13 @@ class Context(MutableMapping[object, object]):
 
 def _copied(value: object) -> object:
     return {key: _copied(item) for key, item in value.items()} if type(value) is dict else value
+
+
+def _count_anew() -> None:
+    """Count execution ids from where no other process is likely to count; all of them fit a JSON number."""
+    Context._serial = itertools.count(secrets.randbits(32) << 20)
+
+
+_count_anew()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_anew)

@@ -160,7 +160,8 @@ class Execution:
         self.handler = None
         self.stage = "leave"
         self.cursor = iter(self.chain.leaves)
-        self.unwind()
+        if self.bindings:
+            self.unwind()
 
     def unwind(self) -> None:
         """Take back what was bound further in than the ``leave`` that comes next."""

@@ -15,7 +15,7 @@ from .commit import CommitGuard, FrozenHeaders, committed_in, drop, seal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["RequestContext"]
+__all__ = ["RequestContext", "contexts"]
 
 # These may be sent many times and each one counts; of any other header the staged ones take the place.
 ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})
@@ -33,7 +33,11 @@ class RequestContext(Context):
     request: web.Request
 
     def __init__(self, request: web.Request, /, *, execution_id: int | str | None = None) -> None:
-        Context.__init__(self, None, execution_id)  # as super() does, at half its price
+        # What Context.__init__ does, written out: the call would be a tenth of what a chain costs a request.
+        self._values = {}
+        self._observers = self._suppressed = ()
+        self._execution = self.error = None
+        self.execution_id = next(Context._serial) if execution_id is None else execution_id
         self.request = request
         self._writer = request.writer
         self._response: web.StreamResponse | None = None
@@ -91,11 +95,11 @@ class RequestContext(Context):
     @staticmethod
     def of(request: web.BaseRequest) -> RequestContext | None:
         """Return the context of a request, or of a clone of it, while its chain runs."""
-        return _contexts.get(request.writer)
+        return contexts.get(request.writer)
 
     def register(self) -> None:
         """Be the context of the request until the chain is over."""
-        _contexts[self._writer] = self
+        contexts[self._writer] = self
 
     def stage_into(self, response: web.StreamResponse) -> None:
         """Merge what is staged into a response that is about to be sent."""
@@ -141,7 +145,7 @@ class RequestContext(Context):
 
     def _release(self) -> None:
         self._execution = None
-        _contexts.pop(self._writer, None)
+        contexts.pop(self._writer, None)
 
     def _invoke(self, handler: Callable[[web.Request], Awaitable[object]]) -> Awaitable[object]:
         return handler(self.request)
@@ -195,7 +199,8 @@ def _is_text(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-_contexts: dict[AbstractStreamWriter, RequestContext] = {}  # by what a request and its clones have in common
+contexts: dict[AbstractStreamWriter, RequestContext] = {}
+"""The context of each request whose chain runs, by what the request and its clones have in common."""
 
 
 class _AlreadySent(CommitGuard):

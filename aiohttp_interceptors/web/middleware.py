@@ -16,7 +16,7 @@ from ..chain.execute import drive
 from ..chain.execution import Execution
 from ..chain.interceptor import InterceptorLike, interceptors_of
 from ..observe.logs import logged_execution_id
-from .context import RequestContext
+from .context import RequestContext, contexts
 
 __all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware"]
 
@@ -30,13 +30,7 @@ def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Mi
     ``app.middlewares.append(interceptor_middleware(a, b))``; ``None`` among them is skipped.
     Raises ``TypeError`` for what is not an interceptor.
     """
-    chain = Chain(interceptors_of(interceptors))
-
-    @web.middleware
-    def run_chain(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-        return _run(request, chain, handler)
-
-    return run_chain
+    return web.middleware(functools.partial(_run, Chain(interceptors_of(interceptors))))
 
 
 def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:
@@ -63,7 +57,7 @@ def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H
                 return cast("web.StreamResponse", await handler(*args))
 
             call.__name__ = handler.__name__
-            return await _run(request, chain, call)
+            return await _run(chain, request, call)
 
         return cast("H", intercepted)
 
@@ -81,7 +75,7 @@ def _intercepted_view(chain: Chain, view: type[web.View]) -> type[web.View]:
                 return answer
 
             call.__name__ = view.__name__
-            return _run(self.request, chain, call).__await__()
+            return _run(chain, self.request, call).__await__()
 
     functools.update_wrapper(Intercepted, view, updated=())
     return Intercepted
@@ -100,26 +94,25 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Hand
         raise TypeError("as_handler takes at least one interceptor")
 
     async def chain_handler(request: web.Request) -> web.StreamResponse:
-        return await _run(request, chain, handler)
+        return await _run(chain, request, handler)
 
     chain_handler.__name__ = chain_handler.__qualname__ = getattr(handler, "__name__", None) or chain.steps[-1].name
     return chain_handler
 
 
-def _run(request: web.Request, chain: Chain, handler: Handler | None) -> Awaitable[web.StreamResponse]:
+def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitable[web.StreamResponse]:
     """Run a chain around a handler, in the context that the request has already or in a new one."""
-    outer = RequestContext.of(request)
-    if outer is not None:
-        return _run_inside(outer, request, chain, handler)
-    context = RequestContext(request)
-    context.register()
+    writer = request.writer
+    if writer in contexts:
+        return _run_inside(contexts[writer], chain, request, handler)
+    contexts[writer] = context = RequestContext(request)
     # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own context variables.
     logged_execution_id.set(context.execution_id)
     return drive(Execution(context, RequestContext, chain), handler, RequestContext.conclude)
 
 
 async def _run_inside(
-    outer: RequestContext, request: web.Request, chain: Chain, handler: Handler | None
+    outer: RequestContext, chain: Chain, request: web.Request, handler: Handler | None
 ) -> web.StreamResponse:
     """Run a chain as the inner part of the one that the request is in."""
     execution, asked = outer._execution, outer.request

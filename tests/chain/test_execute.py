@@ -995,6 +995,21 @@ class TestNesting:
         assert caught.value is boom
         assert context.suppressed == ()
 
+    async def test_the_outer_error_is_seen_two_executes_deep(self, trail: Trail) -> None:
+        told: list[object] = []
+
+        async def deeper(context: Context) -> None:
+            await execute(context, trail.link("x", enter=lambda context: told.append(context.error)))
+
+        async def nest(context: Context, exception: Exception) -> None:
+            told.append(context.error)
+            await execute(context, Interceptor("deeper", enter=deeper))
+            told.append(context.error)
+
+        await execute(None, Interceptor("b", error=nest), trail.link("c", enter=raising(KeyError())))
+        assert told[0] is not None
+        assert told == [told[0]] * 3
+
     async def test_an_error_inside_an_error_stage_that_then_declines_leaves_no_trace(self, trail: Trail) -> None:
         boom, told = KeyError("outer"), []
 

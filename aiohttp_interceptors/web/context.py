@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web import Response
 from multidict import CIMultiDict
 
 from ..chain.context import Context
@@ -119,16 +120,18 @@ class RequestContext(Context):
         Raises ``NoResponse`` if there is none.
         """
         response = self._response
-        if self._staged is not None and response is not None and self._execution is None and not self.committed:
-            self.stage_into(response)
-        if response is None and self.committed:
+        if type(response) is Response and self._staged is None:  # mostly so
+            return response
+        if self.committed:
             return self._committed_response(None)
         if response is None:
             raise NoResponse(
                 f"no interceptor attached a response to {self.request.method} {self.request.path}; "
                 "set context.response in one of them, or put a handler at the end of the chain"
             )
-        if isinstance(response, Exception):  # an HTTPException, and far cheaper to ask
+        if self._execution is None:  # this was the outermost part of the chain
+            self.stage_into(response)
+        if isinstance(response, web.HTTPException):
             raise response
         return response
 
@@ -151,7 +154,7 @@ class RequestContext(Context):
         return handler(self.request)
 
     def _receive(self, result: object) -> None:
-        if type(result) is web.Response and self._writer.output_size == 0:  # mostly so, and far cheaper than the rest
+        if type(result) is Response and self._writer.output_size == 0:  # mostly so, and far cheaper than the rest
             self._response = result
         elif isinstance(result, web.StreamResponse):
             self._attach(result, "return")

@@ -102,10 +102,10 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Hand
 
 def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitable[web.StreamResponse]:
     """Run a chain around a handler, in the context that the request has already or in a new one."""
-    writer = request.writer
-    if writer in contexts:
-        return _run_inside(contexts[writer], chain, request, handler)
-    contexts[writer] = context = RequestContext(request)
+    context = RequestContext(request)
+    outer = contexts.setdefault(context._writer, context)
+    if outer is not context:
+        return _run_inside(outer, chain, request, handler)
     # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own context variables.
     logged_execution_id.set(context.execution_id)
     return drive(Execution(context, RequestContext, chain), handler, RequestContext.conclude)

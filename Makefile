@@ -9,7 +9,7 @@ bin := $(VENV)/bin
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser test oldest bench clean
+.PHONY: help setup demo lint format types unit browser test oldest bench docs clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -52,6 +52,10 @@ oldest: ## Run the tests that need no browser with the oldest dependencies that 
 bench: setup ## Run the benchmarks, one after the other
 	@for program in benchmarks/*.py; do \
 		echo "== $$program"; $(bin)/python "$$program" || exit 1; done
+
+docs: ## Build the documentation into build/site
+	@scripts/setup docs
+	$(bin)/mkdocs build --strict --quiet
 
 clean: ## Remove all that these targets made
 	rm -rf $(VENV) $(VENV)-oldest .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

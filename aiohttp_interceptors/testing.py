@@ -16,17 +16,15 @@ import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 from unittest import mock
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
 from aiohttp.test_utils import TestClient, make_mocked_request
 
-from .chain.chain import Chain
 from .chain.context import Context
-from .chain.execute import drive
-from .chain.execution import Execution
-from .chain.interceptor import InterceptorLike, interceptors_of
+from .chain.execute import execute
+from .chain.interceptor import InterceptorLike
 from .observe.logs import captured_logs
 from .sse.channel import CloseReason, EventChannel
 from .sse.event import Event
@@ -50,12 +48,9 @@ async def run_chain(context: C, /, *interceptors: InterceptorLike[C]) -> C:
     A ``RequestContext`` behaves as in aiohttp: attaching a response ends the way in, a raised ``HTTPException`` is
     attached as the response. Raises what nobody handled.
     """
-    kind: type[Context] = Context
     if isinstance(context, RequestContext):
-        kind = RequestContext
         context.register()
-    await drive(execution := Execution(context, kind, Chain(interceptors_of(interceptors))))
-    return cast("C", execution.context)
+    return await execute(context, *interceptors)
 
 
 def request_context(

@@ -81,7 +81,7 @@ async def measure() -> list[dict[str, float]]:
     """Return the CPU seconds per request of each way, round by round."""
     request = make_mocked_request("GET", "/", writer=Writer())
     ways = {"handler": handler, "middlewares": ten_middlewares(), "interceptors": ten_interceptors()}
-    rounds = []
+    rounds: list[dict[str, float]] = []
     for _ in range(ROUNDS):
         rounds.append(took := {})
         for name, call in ways.items():

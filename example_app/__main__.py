@@ -64,9 +64,9 @@ def explain(error: OSError, port: int) -> str | None:
     """Say what to do about a port that cannot be had, or ``None`` if that is not the matter."""
     if error.errno == errno.EADDRINUSE:
         another = port + 1 if port + 1 in PORTS else 8080
-        return f"port {port} is taken; stop what uses it, or choose another: python -m example_app --port {another}"
+        return f"port {port} is taken; stop what uses it, or choose another: PORT={another} make demo"
     if error.errno == errno.EACCES:
-        return f"port {port} is for the administrator; choose another: python -m example_app --port 8080"
+        return f"port {port} is for the administrator; choose another: PORT=8080 make demo"
     return None
 
 

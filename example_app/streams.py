@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from aiohttp_interceptors import ContextKey, Event, EventChannel, RequestContext, before
+from aiohttp_interceptors import CloseReason, ContextKey, Event, EventChannel, RequestContext, before
 
 from .machine import Machine
 
@@ -55,7 +55,7 @@ async def drop(request: web.Request) -> web.Response:
     channel = request.app[PAGES].get(request.query.get("client", ""))
     if channel is None:
         raise web.HTTPNotFound(text="no stream of that client is open\n")
-    channel.close()
+    channel.end(CloseReason.KICKED)
     return web.Response(status=204)
 
 
@@ -63,7 +63,7 @@ async def drop(request: web.Request) -> web.Response:
 def resume_seed(context: RequestContext) -> None:
     """Find out where the page is; one that has seen all is told 204, on which a browser stops coming back."""
     try:
-        last = int(context.request.headers.get("Last-Event-ID", "0"))
+        last = int(context.last_event_id or 0)
     except ValueError:
         last = 0
     if last >= SEEDS:

@@ -288,8 +288,7 @@ async def test_a_taken_port_is_one_line_that_says_what_to_do(taken_port):
         status, _, err = await outcome(process)
     assert status == 1
     assert err == (
-        f"port {taken_port} is taken; stop what uses it, or choose another: "
-        f"python -m example_app --port {taken_port + 1}\n"
+        f"port {taken_port} is taken; stop what uses it, or choose another: PORT={taken_port + 1} make demo\n"
     )
 
 

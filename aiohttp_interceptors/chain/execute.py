@@ -52,7 +52,7 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
         raise TypeError(f"execute takes a context first, not {current!r}")
     execution = current._execution
     if execution is None or execution.cursor is not None:
-        execution = Execution(current, Context)
+        execution = Execution(current)
     execution.append(interceptors_of(interceptors))
     return cast("C", await drive(execution))
 

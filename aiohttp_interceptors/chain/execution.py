@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import QueueClosed
 from ..observe.facts import StageRan
 from ..observe.logs import log
+from .bindings import Bindings, bound, unbound
 from .chain import Chain
 from .failure import Failure
 from .interceptor import Interceptor, Stage
@@ -35,7 +36,7 @@ class Execution:
     """
 
     __slots__ = (
-        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "kind", "stage",
+        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "stage",
         "terminated",
     )  # fmt: skip
 
@@ -50,9 +51,8 @@ class Execution:
     report: Failure | None = None  # of the failure that is being offered outward
     inherited: Failure | None = None  # what was being offered outward when this execution began inside another one
 
-    def __init__(self, context: Context, kind: type[Context], chain: Chain = Chain()) -> None:  # noqa: B008  # immutable
+    def __init__(self, context: Context, chain: Chain = Chain()) -> None:  # noqa: B008  # it is immutable
         self.context: Context = context
-        self.kind: type[Context] = kind
         self.chain: Chain = chain
         self.cursor: Iterator[Any] | None = None  # until it is started
         self.handler: object = None  # what stands behind the chain, while it runs
@@ -60,7 +60,7 @@ class Execution:
         self.alert: bool = False
         self.terminated: bool = False
         self.failure: Exception | None = None
-        self.bindings: tuple[tuple[int, ContextVar[Any], Token[Any]], ...] = ()  # with positions, outermost first
+        self.bindings: Bindings = ()
 
     @property
     def position(self) -> int:
@@ -106,12 +106,13 @@ class Execution:
         self._set_queue(interceptors + self.queue)
 
     def terminate(self) -> None:
-        """Have nothing more entered."""
-        self._set_queue(())
+        """Have nothing more entered, whatever is queued later."""
         self.terminated = True
+        self._set_queue(())
 
     def _set_queue(self, queue: tuple[Interceptor[Any], ...]) -> None:
         entered = self.chain.steps[: self.position]
+        queue = () if self.terminated else queue
         self.chain = Chain(entered + queue)
         if self.cursor is not None:
             self.cursor = iter(Chain(queue).enters)
@@ -174,10 +175,10 @@ class Execution:
         if result is context:
             return context
         name, stage = self.where()
-        if not isinstance(result, self.kind):
+        if not isinstance(result, context._kind):
             raise TypeError(
                 f"interceptor {name!r}, stage {stage}, returned {result!r}; "
-                f"a stage returns None or a {self.kind.__name__}"
+                f"a stage returns None or a {context._kind.__name__}"
             )
         if result._execution is not None:
             raise TypeError(f"interceptor {name!r}, stage {stage}, returned {result!r}, which another execution uses")
@@ -198,7 +199,8 @@ class Execution:
             context.error = self.inherited  # not that of an execution inside this stage, which has dealt with it
         requested, self.requested = self.requested, ()
         for variable, value in requested:
-            self._bind_now(variable, value)
+            position = self.position if self.stage == "enter" else 0
+            self.bindings = bound(self.bindings, position, variable, value)
         if context._observers:
             self._tell()
         exception, self.attached = self.attached, None
@@ -253,10 +255,7 @@ class Execution:
 
     def unbind(self, position: int) -> None:
         """Take back what was bound from this position inwards."""
-        while self.bindings and self.bindings[-1][0] >= position:
-            _, variable, token = self.bindings[-1]
-            self.bindings = self.bindings[:-1]
-            variable.reset(token)
+        self.bindings = unbound(self.bindings, position)
 
     def open_brackets(self) -> Iterator[tuple[int, AsyncGenerator[None, None]]]:
         """Hand out all generators that are still open, inner ones first."""
@@ -276,15 +275,6 @@ class Execution:
             began_with._execution = self.outer
             began_with.error = self.context.error
             self.outer.alert = True
-
-    def _bind_now(self, variable: ContextVar[Any], value: object) -> None:
-        token = variable.set(value)
-        if self.stage == "enter":
-            self.bindings += ((self.position, variable, token),)
-            return
-        # Bound on the way out: the inner binders have no say any more, and what was there before them comes back last.
-        first = next((earlier for _, bound, earlier in self.bindings if bound is variable), token)
-        self.bindings = ((0, variable, first), *(kept for kept in self.bindings if kept[1] is not variable))
 
     def _tell(self) -> None:
         """Tell each observer of the stage that returned; one that raises is logged and dropped."""

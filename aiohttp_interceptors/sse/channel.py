@@ -89,6 +89,18 @@ class EventChannel:
             self._told = _release(self._waiting) or self._told
             self._wake()
 
+    def end(self, reason: CloseReason) -> None:
+        """End the stream now, for this reason, without what was put and not yet sent. The first reason counts.
+
+        Whoever waits for the end, or to put, is told now. ``CloseReason.KICKED`` is for an application's own use.
+        """
+        if self.reason is None:
+            self.reason = reason
+            self.close()
+            self._wake()  # also if it was closed before
+            self._wake = _nobody
+            self._told = _release(self._over) or self._told
+
     async def wait_closed(self) -> CloseReason:
         """Wait until the stream is over and return why. Cancelling is safe."""
         while self.reason is None:
@@ -113,14 +125,6 @@ class EventChannel:
             events.append(queue.get_nowait())
         self._wake_next(len(events))
         return events
-
-    def end(self, reason: CloseReason) -> None:
-        """Say that the stream is over: whoever waits for it, or to put, is told now. The first reason counts."""
-        if self.reason is None:
-            self.reason = reason
-            self._wake = _nobody
-            self.close()
-            self._told = _release(self._over) or self._told
 
     @property
     def told(self) -> bool:

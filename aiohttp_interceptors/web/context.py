@@ -202,6 +202,8 @@ def _is_text(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
+RequestContext._kind = RequestContext
+
 contexts: dict[AbstractStreamWriter, RequestContext] = {}
 """The context of each request whose chain runs, by what the request and its clones have in common."""
 

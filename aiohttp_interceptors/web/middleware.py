@@ -108,7 +108,7 @@ def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitab
         return _run_inside(outer, chain, request, handler)
     # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own context variables.
     logged_execution_id.set(context.execution_id)
-    return drive(Execution(context, RequestContext, chain), handler, RequestContext.conclude)
+    return drive(Execution(context, chain), handler, RequestContext.conclude)
 
 
 async def _run_inside(
@@ -118,7 +118,7 @@ async def _run_inside(
     execution, asked = outer._execution, outer.request
     outer.request = request  # a middleware in between may have cloned it
     try:
-        context = await drive(Execution(outer, RequestContext, chain), handler)
+        context = await drive(Execution(outer, chain), handler)
     finally:
         outer.request = asked
     if execution is not None and context is not outer:

@@ -384,10 +384,10 @@ class TestTerminators:
         async def handler(context: Context) -> None:
             handled.append(context)
 
-        await drive(Execution(Context(), Context, Chain([trail.link("a", enter=Context.terminate)])), handler)
+        await drive(Execution(Context(), Chain([trail.link("a", enter=Context.terminate)])), handler)
         assert handled == []
         context = Context()
-        await drive(Execution(context, Context, Chain([trail.link("a")])), handler)
+        await drive(Execution(context, Chain([trail.link("a")])), handler)
         assert len(handled) == 1
         assert handled[0] is context
 

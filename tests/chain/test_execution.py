@@ -21,7 +21,6 @@ from aiohttp_interceptors.chain.sugar import after, around, before
 from aiohttp_interceptors.errors import QueueClosed
 from aiohttp_interceptors.observe.facts import StageRan
 from aiohttp_interceptors.testing import captured_logs, request_context
-from aiohttp_interceptors.web.context import RequestContext
 
 VARIABLE: ContextVar[int] = ContextVar("VARIABLE", default=0)
 UNSET: ContextVar[int] = ContextVar("UNSET")
@@ -541,7 +540,7 @@ class TestWhere:
                 return "<page>"
 
         with pytest.raises(QueueClosed, match=r"terminate\(\) was called in stage enter of '<page>'") as caught:
-            await drive(Execution(Context(), Context), Page())
+            await drive(Execution(Context()), Page())
         assert caught.value.__notes__ == ["raised in interceptor '<page>', stage enter"]
 
     async def test_the_handler_comes_after_all_that_was_enqueued_and_before_all_leaves(self) -> None:
@@ -564,10 +563,10 @@ class TestWhere:
         boom, readings = KeyError(), Readings()
         chain = Chain([after(readings.stage("leave a")), Interceptor("b", binding(1), raising(boom)), after(nothing)])
         with pytest.raises(KeyError):
-            await drive(Execution(Context(), Context, chain), page)
+            await drive(Execution(Context(), chain), page)
         assert boom.__notes__ == ["raised in interceptor 'b', stage leave"]
         chain = Chain([after(readings.stage("leave a")), before(binding(1)), after(readings.stage("leave c"))])
-        await drive(Execution(Context(), Context, chain), page)
+        await drive(Execution(Context(), chain), page)
         assert readings == [("leave c", 1), ("leave a", 0)]
 
     async def test_the_chain_leaves_with_the_context_that_the_handler_put_in_its_place(self) -> None:
@@ -579,7 +578,7 @@ class TestWhere:
             assert context._execution is not None
             context._execution.adopt(twins[0])
 
-        came_out = await drive(Execution(Context(), Context, Chain([after(seen.append, name="a")])), page)
+        came_out = await drive(Execution(Context(), Chain([after(seen.append, name="a")])), page)
         assert came_out is seen[0] is twins[0]
 
     async def test_a_request_context_receives_what_the_handler_returned(self) -> None:
@@ -590,11 +589,11 @@ class TestWhere:
             return response
 
         context = request_context()
-        await drive(Execution(context, RequestContext), page)
+        await drive(Execution(context), page)
         assert context.response is response
 
     async def test_what_comes_out_can_be_concluded(self) -> None:
         context = Context()
         concluded: list[Context] = []
-        assert await drive(Execution(context, Context), None, lambda context: concluded.append(context) or 42) == 42
+        assert await drive(Execution(context), None, lambda context: concluded.append(context) or 42) == 42
         assert concluded[0] is context

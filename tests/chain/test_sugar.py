@@ -70,7 +70,7 @@ class TestBeforeAndAfter:
 
     @pytest.mark.parametrize("decorator", [before, after])
     @pytest.mark.parametrize(
-        "wrong", [42, "name", Interceptor("a", enter=lambda context: None), functools.partial(print)], ids=repr
+        "wrong", [42, "name", asyncio, Interceptor("a", enter=lambda context: None), functools.partial(print)], ids=repr
     )
     def test_what_has_no_name_is_refused(self, decorator: Any, wrong: object) -> None:
         with pytest.raises(TypeError) as caught:
@@ -239,6 +239,21 @@ class TestAround:
             await execute(context, bracket, bracket, failing(boom))
         assert caught.value is boom
         assert context.suppressed == ()
+
+    async def test_a_runtime_error_in_place_of_stop_async_iteration_stays_one(self) -> None:
+        old = StopAsyncIteration()
+
+        @around
+        async def replacing(context: Context) -> Any:
+            try:
+                yield
+            except StopAsyncIteration:
+                raise RuntimeError("new") from None
+
+        context = Context()
+        with pytest.raises(RuntimeError, match="new"):
+            await execute(context, replacing, failing(old))
+        assert context.suppressed == (old,)
 
     async def test_a_runtime_error_passes_through_as_itself(self) -> None:
         cause, boom = StopAsyncIteration(), RuntimeError("boom")

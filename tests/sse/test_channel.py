@@ -136,12 +136,17 @@ async def test_put_nowait_does_not_overtake_who_waits():
     assert texts(channel) == ["waits"]
 
 
-async def test_put_does_not_overtake_who_waits():
+@pytest.mark.parametrize("runs_first", ["waits", "late"])
+async def test_put_does_not_overtake_who_waits(runs_first):
     channel = full_channel(1)
     (waits,) = start(channel.put("waits"))
     await turns()
-    channel.take()
-    (late,) = start(channel.put("late"))
+    if runs_first == "waits":
+        channel.take()
+        (late,) = start(channel.put("late"))
+    else:
+        (late,) = start(channel.put("late"))
+        channel.take()
     await turns()
     assert (waits.done(), late.done()) == (True, False)
     assert texts(channel) == ["waits"]

@@ -574,6 +574,38 @@ class TestTheClientLeaves:
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+class TestTheApplicationEndsIt:
+    async def test_a_kicked_client_sees_the_end_and_everybody_is_told_why(self, serve):
+        async def ready(channel, context):
+            await channel.put("x")
+            await channel.wait_closed()
+
+        stream = Watched(ready, heartbeat=None)
+        server = await serve(stream.app)
+        raw = await server.connect(GET)
+        await raw.until(b"data: x\n\n\r\n")
+        stream.channel.end(CloseReason.KICKED)
+        assert await raw.reader.read() == b"0\r\n\r\n"
+        await within(stream.left.wait())
+        assert stream.closes == [(True, CloseReason.KICKED)]
+        await raw.close()
+
+    async def test_a_kicked_client_that_reads_nothing_is_cut(self, serve):
+        async def ready(channel, context):
+            while await channel.put("x" * 65536):
+                pass
+
+        stream = Watched(ready, heartbeat=None)
+        server = await serve(stream.app)
+        raw = await server.connect(GET)
+        await within(stream.opened.wait())
+        await until(lambda: stream.channel._waiting)
+        stream.channel.end(CloseReason.KICKED)
+        await within(stream.left.wait())
+        assert stream.closes == [(True, CloseReason.KICKED)]
+        raw.reset()
+
+
 class TestShutdown:
     async def test_every_stream_ends_cleanly_when_the_application_stops(self, serve):
         """Behaviour 102: channels are closed, put answers False, clients see the end of the body, at once."""

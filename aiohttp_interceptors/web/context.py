@@ -10,6 +10,7 @@ from aiohttp.web import Response
 from multidict import CIMultiDict
 
 from ..chain.context import Context
+from ..chain.failure import Failure
 from ..errors import NoResponse
 from .commit import CommitGuard, FrozenHeaders, committed_in, drop, seal
 
@@ -37,8 +38,9 @@ class RequestContext(Context):
         # What Context.__init__ does, written out: the call would be a tenth of what a chain costs a request.
         self._values = {}
         self._observers = self._suppressed = ()
-        self._execution = self.error = None
-        self.execution_id = next(Context._serial) if execution_id is None else execution_id
+        self._execution = None
+        self.error: Failure | None = None
+        self.execution_id: int | str = next(Context._serial) if execution_id is None else execution_id
         self.request = request
         self._writer = request.writer
         self._response: web.StreamResponse | None = None

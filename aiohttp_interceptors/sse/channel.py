@@ -96,8 +96,9 @@ class EventChannel:
         """
         if self.reason is None:
             self.reason = reason
+            if self._closed:
+                self._wake()
             self.close()
-            self._wake()  # also if it was closed before
             self._wake = _nobody
             self._told = _release(self._over) or self._told
 

@@ -507,11 +507,17 @@ async def test_the_stream_is_woken_by_each_put_and_by_close():
     assert len(woken) == 3
 
 
-async def test_a_stream_that_is_over_is_not_woken_by_its_own_end():
+@pytest.mark.parametrize("closed_before", [False, True])
+async def test_a_stream_that_is_ended_is_woken_once_and_never_again(closed_before):
     channel, woken = EventChannel(), []
+    if closed_before:
+        channel.close()
     channel.attach(lambda: woken.append(1))
+    channel.end(CloseReason.KICKED)
     channel.end(CloseReason.CLIENT_LEFT)
-    assert woken == []
+    channel.close()
+    assert woken == [1]
+    assert channel.reason is CloseReason.KICKED
 
 
 # Other queues.

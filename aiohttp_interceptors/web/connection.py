@@ -23,7 +23,7 @@ class Connection:
     """
 
     __slots__ = ("__weakref__", "_chunked", "_loop", "_transport", "_waiting", "_watcher", "_writer",
-                 "bytes", "last_write", "lost", "on_lost", "paused")  # fmt: skip
+                 "bytes", "last_write", "lost", "on_change", "paused")  # fmt: skip
 
     def __init__(self, request: web.BaseRequest, response: web.StreamResponse, interval: float | None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -32,7 +32,7 @@ class Connection:
         self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
         self._waiting: list[asyncio.Future[None]] = []
         self._watcher: _Watcher | None = None
-        self.on_lost: Callable[[], None] | None = None
+        self.on_change: Callable[[], None] | None = None  # told when it is lost, and when it has room again
         self.bytes: int = 0  # of frames, without heartbeats and chunk sizes
         self.paused: bool = request.protocol.writing_paused
         self.last_write: float = self._loop.time()
@@ -64,7 +64,7 @@ class Connection:
     def release(self) -> None:
         """Touch the transport no more, and put aiohttp's protocol back in its place. Twice is once."""
         transport, watcher = self._transport, self._watcher
-        self._transport = self._watcher = self.on_lost = None
+        self._transport = self._watcher = self.on_change = None
         if transport is None or watcher is None:
             return
         heartbeat().discard(self)
@@ -98,8 +98,6 @@ class Connection:
             return
         self.lost = True
         heartbeat().discard(self)
-        if self.on_lost is not None:
-            self.on_lost()
         self._wake()
 
     def pause(self) -> None:
@@ -112,6 +110,8 @@ class Connection:
         self._wake()
 
     def _wake(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.done():

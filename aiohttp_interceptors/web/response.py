@@ -123,9 +123,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         connection = self._open_connection()
         if self._ended is None:
             self._ended = asyncio.Event()
-            connection.on_lost = self._ended.set
-            if connection.lost:
-                self._ended.set()
+            connection.on_change = self._on_change
+            self._on_change()  # it may be lost already
         await self._ended.wait()
 
     def stop_streaming(self) -> None:
@@ -133,6 +132,10 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if self._ended is None:
             self._ended = asyncio.Event()
         self._ended.set()
+
+    def _on_change(self) -> None:
+        if self.connection is not None and self.connection.lost:
+            self.stop_streaming()
 
     def _open_connection(self) -> Connection:
         if self.connection is None:

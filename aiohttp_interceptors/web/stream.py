@@ -46,14 +46,13 @@ class Stream:
         self._began = time.monotonic()
         self._waiter: asyncio.Future[None] | None = None
         channel.attach(self._wake)
-        connection.on_lost = self._on_lost
+        connection.on_change = self._on_change
 
     async def run(self, stream_ready: StreamReady, on_close: OnClose | None) -> None:
         """Keep the stream until it is over. Cancelling ends it, and the cancellation goes on."""
         producer = asyncio.create_task(self._produce(stream_ready))
         try:
-            if self._connection.lost:
-                self._on_lost()
+            self._on_change()  # it may be lost already
             await self._pump()
             await self._end_of_body()
         finally:
@@ -61,7 +60,10 @@ class Stream:
             await _in_full(self._wind_up(producer, on_close))
 
     async def _wind_up(self, producer: asyncio.Task[None], on_close: OnClose | None) -> None:
-        """Tell the hook, see the producer off, and log."""
+        """See the producer off, tell the hook, and log."""
+        knows = self._channel.told or self._channel.reason is CloseReason.CLOSED
+        if not knows:
+            producer.cancel()
         await self._tell(on_close)
         await self._end_of(producer)
         log.debug(
@@ -79,20 +81,21 @@ class Stream:
         self._channel.end(reason)
         self._wake()
 
-    def _on_lost(self) -> None:
-        self.end(CloseReason.CLIENT_LEFT)
+    def _on_change(self) -> None:
+        if self._connection.lost:
+            self.end(CloseReason.CLIENT_LEFT)
+        self._wake()
 
     async def _pump(self) -> None:
         """Write what is put, all that is there in one piece, until the channel is over."""
         channel, connection = self._channel, self._connection
         while channel.reason is None:
-            events = channel.take()
+            events = [] if connection.paused else channel.take()
             if events:
                 self._events += len(events)
                 first, self._retry = self._retry, None
                 connection.write(encode(events[0], retry=first) + b"".join(map(encode, events[1:])))
-                await connection.writable()
-            elif channel.closed:
+            elif channel.closed and not connection.paused:
                 self.end(CloseReason.ERROR if self._failed else CloseReason.CLOSED)
             else:
                 self._waiter = asyncio.get_running_loop().create_future()
@@ -104,9 +107,9 @@ class Stream:
 
     async def _end_of_body(self) -> None:
         """Tell the client that the stream is complete, if it is there to be told."""
-        if self._connection.paused and self._channel.reason is not CloseReason.CLOSED:
+        if self._connection.paused:
             self._connection.abort()  # it does not read, and there is nothing more that it must have
-        elif await self._connection.writable():
+        elif not self._connection.lost:
             await self._response.write_eof()
 
     async def _produce(self, stream_ready: StreamReady) -> None:
@@ -138,10 +141,10 @@ class Stream:
             log.exception("stream_on_close_failed", execution_id=self._context.execution_id, exc_info=error)
 
     async def _end_of(self, producer: asyncio.Task[None]) -> None:
-        """Let a producer that knows of the end return by itself; cancel one that cannot know."""
-        if self._channel.told or self._channel.reason is CloseReason.CLOSED:
-            await asyncio.wait([producer], timeout=GRACE)
-        producer.cancel()
+        """Let a producer that knows of the end return by itself; give up on one that does not."""
+        done, _ = await asyncio.wait([producer], timeout=GRACE)
+        if not done:
+            producer.cancel()
         done, _ = await asyncio.wait([producer], timeout=GRACE)
         if not done:
             log.warning(

@@ -454,7 +454,8 @@ async def test_a_put_after_the_end_is_told():
     (put,) = start(channel.put("a"))
     await asyncio.sleep(0)
     assert (put.done(), channel.told) == (False, True)
-    assert await put is False
+    await asyncio.sleep(0)
+    assert put.result() is False
 
 
 async def test_what_is_told_stays_told():

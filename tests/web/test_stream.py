@@ -599,7 +599,7 @@ class TestTheApplicationEndsIt:
         server = await serve(stream.app)
         raw = await server.connect(GET)
         await within(stream.opened.wait())
-        await until(lambda: stream.channel._waiting)
+        await until(lambda: stream.channel._waiting and stream.context.response.connection.paused)
         stream.channel.end(CloseReason.KICKED)
         await within(stream.left.wait())
         assert stream.closes == [(True, CloseReason.KICKED)]
@@ -631,6 +631,21 @@ class TestShutdown:
             await client.close()
         assert stream.closes == [(True, CloseReason.SHUTDOWN)] * 5
         assert answers == [False] * 5
+
+    async def test_a_client_that_reads_nothing_holds_nobody_up(self, serve):
+        async def ready(channel, context):
+            while await channel.put("x" * 65536):
+                pass
+
+        stream = Watched(ready)
+        setup(stream.app)
+        server = await serve(stream.app)
+        raw = await server.connect(KEEP)
+        await within(stream.opened.wait())
+        await until(lambda: stream.channel._waiting and stream.context.response.connection.paused)
+        await within(server.stop(), 1.0)  # less than the server's own shutdown_timeout
+        assert stream.closes == [(True, CloseReason.SHUTDOWN)]
+        raw.reset()
 
     async def test_a_stopping_application_takes_no_new_stream(self, serve, session):
         app = Watched().app

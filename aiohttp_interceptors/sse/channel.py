@@ -86,7 +86,7 @@ class EventChannel:
         """Take no more events, and end the stream when all that were put have been sent. Twice is once."""
         if not self._closed:
             self._closed = True
-            self._told = _release(self._waiting) or self._told
+            self._told = _release(self._waiting)
             self._wake()
 
     def end(self, reason: CloseReason) -> None:
@@ -147,8 +147,7 @@ class EventChannel:
                 self._waiting[place] = waiter = _new_waiter()
                 await waiter
         except asyncio.CancelledError:
-            if not self._queue.full():
-                self._wake_next(1)  # perhaps the room was meant for us, and nobody else would be told of it
+            self._wake_next(1)  # perhaps there is room that was meant for us, and nobody else would be told of it
             raise
         finally:
             self._waiting.remove(waiter)

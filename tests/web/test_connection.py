@@ -58,7 +58,7 @@ async def test_aiohttps_protocol_is_put_back_once(serve):
     connection.abort()
     assert connection.bytes == 0
     opened.go.set()
-    assert (await raw.until(b"0\r\n\r\n")).endswith(b"\r\n\r\n0\r\n\r\n")
+    assert (await raw.until(b"\r\n\r\n0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
     await raw.close()
 
 

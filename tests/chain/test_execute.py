@@ -433,7 +433,7 @@ class TestResponses:
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
     async def test_a_raised_http_exception_is_a_response_and_no_error(self, trail: Trail, stage: str) -> None:
-        """§5.2 in the chain: it ends the way in as an attached response does, and is offered to nobody."""
+        """It ends the way in as an attached response does, and is offered to nobody."""
         refusal, seen = web.HTTPForbidden(), []
         stages = {"enter": raising(KeyError()) if stage == "error" else nothing, stage: raising(refusal)}
         context = await run_chain(
@@ -501,7 +501,7 @@ class TestResponses:
 
 class TestErrors:
     async def test_what_nobody_handled_is_raised_itself_with_a_note(self, trail: Trail) -> None:
-        """Behaviour 25: by §5.1 it is the original itself, not a wrapper whose cause is the original."""
+        """Behaviour 25: by our rule it is the original itself, not a wrapper whose cause is the original."""
         boom = KeyError("boom")
         with pytest.raises(KeyError) as caught:
             await execute(None, trail.link("a"), trail.link("b", error=declines), trail.link("c", enter=raising(boom)))
@@ -537,7 +537,7 @@ class TestErrors:
         assert trail == ["enter a", "enter b", "error b", "error a"]
 
     async def test_an_interceptor_whose_leave_raised_is_asked_itself(self, trail: Trail) -> None:
-        """Behaviour 28: by §5.1 in leave as in enter, where Pedestal goes to the next outer one."""
+        """Behaviour 28: by our rule in leave as in enter, where Pedestal goes to the next outer one."""
         await execute(
             None,
             trail.link("a"),
@@ -599,7 +599,7 @@ class TestErrors:
         assert seen == ["ValueError in interceptor 'a', stage enter"]
 
     async def test_an_error_is_there_while_it_is_unhandled_and_gone_when_it_is_handled(self, trail: Trail) -> None:
-        """Behaviour 32: by §5.1 ``context.error`` is set in the error stage, but returning is enough to handle it."""
+        """Behaviour 32: by our rule ``context.error`` is set in the error stage, but returning is enough to handle it."""
         seen: list[bool] = []
 
         def look(context: Context, *_: object) -> None:
@@ -734,7 +734,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
     async def test_none_means_the_same_context(self, trail: Trail, stage: str) -> None:
-        """Behaviour 39: by §5.1 None is no mistake; the same context goes on."""
+        """Behaviour 39: by our rule None is no mistake; the same context goes on."""
         context = Context()
         failing = trail.link("b", enter=raising(KeyError()) if stage == "error" else nothing)
         assert await execute(context, trail.link("a", **{stage: returning(None)}), failing) is context
@@ -1129,7 +1129,7 @@ class TestConcurrency:
 
 
 class TestCancellation:
-    """Behaviours 44 and 55: by §5.1 nobody is offered it, no leave runs, and ``@around`` is closed in reverse."""
+    """Behaviours 44 and 55: by our rule nobody is offered it, no leave runs, and ``@around`` is closed in reverse."""
 
     @staticmethod
     def bracket(trail: list[str], name: str) -> Interceptor[Any]:

@@ -417,7 +417,7 @@ class TestObservers:
         assert told == [("first", "nothing"), ("first", "replace"), ("second", "replace")]
 
     async def test_an_observer_that_raises_is_logged_and_dropped(self) -> None:
-        """Behaviours 64 and 118: by §5.1 it is no error of the interceptor; the others are told as ever."""
+        """Behaviours 64 and 118: by our rule it is no error of the interceptor; the others are told as ever."""
         boom, told = ValueError("boom"), []
 
         class Broken:

@@ -189,7 +189,7 @@ class TestAround:
 
     @pytest.mark.parametrize("when", ["before", "after"])
     async def test_what_it_raises_itself_it_is_not_asked_about(self, when: str) -> None:
-        """By §5.1 the raiser's own error stage is asked; a generator that raised is over, so it declines."""
+        """By our rule the raiser's own error stage is asked; a generator that raised is over, so it declines."""
         boom, told = KeyError(when), []
 
         @around

@@ -140,7 +140,7 @@ def test_a_name_alone_gets_empty_data():
     "alone", [{"id": "1"}, {"id": ""}, {"retry": 0}, {"comment": ""}, {"id": "1", "retry": 2, "comment": "c"}]
 )
 def test_id_retry_and_comment_may_stand_without_data(alone):
-    """Behaviour 87 differs: DESIGN 5.3 has frames without data, when asked for."""
+    """Behaviour 87 differs: there are frames without data, when asked for."""
     assert fields(Event(**alone)) == alone
 
 

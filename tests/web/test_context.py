@@ -82,11 +82,11 @@ class TestLastEventId:
         ],
     )
     def test_is_the_header_then_the_query(self, path, headers, expected):
-        """sse-peers 4, no. 51 and 52: an empty header is none; the header wins, because a browser's URL is frozen."""
+        """peer bug 51 and 52: an empty header is none; the header wins, because a browser's URL is frozen."""
         assert request_context("GET", path, headers=headers).last_event_id == expected
 
     async def test_is_none_when_it_is_no_text(self, serve):
-        """sse-peers lab fact L6: bytes that are no UTF-8 are lone surrogates in aiohttp, and could not be sent back."""
+        """bytes that are no UTF-8 are lone surrogates in aiohttp, and could not be sent back."""
         seen = []
         look = Interceptor("look", enter=lambda context: seen.append(context.last_event_id))
         server = await serve(application(plain, look))

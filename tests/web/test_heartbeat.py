@@ -61,7 +61,7 @@ def clock():
 
 
 def test_an_idle_connection_beats_once_an_interval(clock):
-    """Behaviour 103; sse-peers 4, no. 17."""
+    """Behaviour 103; peer bug 17."""
     heart, connection = Heartbeat(), Clockwork(clock)
     heart.add(connection, 10)
     clock.advance(35)

@@ -75,7 +75,7 @@ def levels(logged, *wanted: str) -> list[dict]:
 
 class TestOpening:
     async def test_the_head_is_on_the_wire_before_stream_ready_is_called_and_needs_no_event(self, serve):
-        """Behaviours 80 and 93: status 200 and the headers at once, with the bare content type of DESIGN 5.3."""
+        """Behaviours 80 and 93: status 200 and the headers at once, with the bare content type."""
         stream = Watched(heartbeat=None)
         server = await serve(stream.app)
         raw = await server.connect(GET)
@@ -90,7 +90,7 @@ class TestOpening:
         await raw.close()
 
     async def test_no_connection_header_is_forced(self, serve):
-        """sse-peers 4, no. 74: a stream does not say ``Connection: close``."""
+        """peer bug 74: a stream does not say ``Connection: close``."""
         server = await serve(Watched().app)
         raw = await server.connect(KEEP)
         assert b"\r\nConnection:" not in await raw.until(b"\r\n\r\n")
@@ -132,7 +132,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("method", ["HEAD", "GET", "POST"])
     async def test_head_gets_the_head_and_no_stream(self, serve, session, method):
-        """Behaviour 101 and sse-peers 4, no. 12; other methods stream."""
+        """Behaviour 101 and peer bug 12; other methods stream."""
         stream = Watched(lambda channel, context: channel.put("x"), heartbeat=None)
         server = await serve(stream.app)
         async with session.request(method, server.url) as response:
@@ -145,7 +145,7 @@ class TestOpening:
                 response.close()
 
     async def test_http_1_0_streams_without_chunks_and_ends_with_the_connection(self, serve):
-        """sse-peers 4, no. 19."""
+        """peer bug 19."""
 
         async def ready(channel, context):
             await channel.put("one")
@@ -309,7 +309,7 @@ class TestProducing:
         assert [type(record["exc_info"]) for record in levels(logged, "error")] == [ValueError]
 
     async def test_retry_rides_in_the_first_events_frame(self, serve):
-        """DESIGN 5.3: no frame without data, because some clients hand it on as an empty event."""
+        """No frame without data, because some clients hand it on as an empty event."""
 
         async def ready(channel, context):
             await channel.put("one")
@@ -421,7 +421,7 @@ class TestTheClientLeaves:
     async def test_an_idle_stream_notices_without_a_heartbeat_and_without_a_put(
         self, serve, handler_cancellation, logged
     ):
-        """Behaviours 109, 113 and 114; sse-peers 4, no. 2: at once, told why, and never an error in the log."""
+        """Behaviours 109, 113 and 114; peer bug 2: at once, told why, and never an error in the log."""
 
         async def ready(channel, context):
             await channel.wait_closed()
@@ -440,7 +440,7 @@ class TestTheClientLeaves:
         assert (line["log_level"], line["reason"], line["events"]) == ("debug", "client_left", 0)
 
     async def test_a_producer_that_waits_for_something_else_is_cancelled(self, serve, handler_cancellation):
-        """sse-peers 4, no. 1: a handler that awaits its own queue ends too, with its finally."""
+        """peer bug 1: a handler that awaits its own queue ends too, with its finally."""
         cleaned = asyncio.Event()
 
         async def ready(channel, context):
@@ -546,7 +546,7 @@ class TestTheClientLeaves:
         await raw.close()
 
     async def test_a_client_that_left_before_the_head_is_no_error(self, serve, logged, caplog):
-        """sse-peers 4, no. 4: nothing is registered, ready is not called."""
+        """peer bug 4: nothing is registered, ready is not called."""
         gone = asyncio.Event()
         arrived = asyncio.Event()
         tried = asyncio.Event()

@@ -599,7 +599,7 @@ class TestErrors:
         assert seen == ["ValueError in interceptor 'a', stage enter"]
 
     async def test_an_error_is_there_while_it_is_unhandled_and_gone_when_it_is_handled(self, trail: Trail) -> None:
-        """Behaviour 32: by our rule ``context.error`` is set in the error stage, but returning is enough to handle it."""
+        """Behaviour 32: by our rule ``context.error`` is set in the error stage, but returning handles it."""
         seen: list[bool] = []
 
         def look(context: Context, *_: object) -> None:

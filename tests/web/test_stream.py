@@ -669,6 +669,30 @@ class TestHeartbeat:
                 assert await stream.next_frame() == Event(comment="")
             assert stream.raw.replace(b":\n\n", b"") == b""
 
+    async def test_a_heartbeat_never_lands_inside_a_frame(self, serve, session):
+        """Behaviour 107: with several tasks putting at once, and a heartbeat in every turn of the loop."""
+        expected = [f"{task}\n{number}\n" for task in range(4) for number in range(100)]
+
+        async def ready(channel, context):
+            async def put(task: int) -> None:
+                for number in range(100):
+                    await channel.put(f"{task}\n{number}\n")
+                    await asyncio.sleep(0)
+
+            async def beat() -> None:
+                while True:
+                    context.response.connection.beat()
+                    await asyncio.sleep(0)
+
+            beating = asyncio.create_task(beat())
+            await asyncio.gather(*map(put, range(4)))
+            beating.cancel()
+            channel.close()
+
+        async with open_stream(session, (await serve(Watched(ready).app)).url) as stream:
+            assert sorted(event.data for event in await stream.rest()) == sorted(expected)
+            assert stream.raw.count(b":\n\n") > 10
+
 
 class TestEventStream:
     async def test_a_generator_of_events_is_a_handler(self, serve, session):

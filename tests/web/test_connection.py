@@ -44,6 +44,19 @@ async def test_requests_pipelined_behind_a_stream_are_answered_after_it(serve):
     await raw.close()
 
 
+async def test_what_is_written_is_counted_with_its_chunk_size(serve):
+    opened = Opened()
+    server = await serve(opened.application())
+    raw = await server.connect(GET)
+    connection = await opened.connection
+    before = connection._writer.output_size
+    connection.write(b"data: x\n\n")
+    assert connection._writer.output_size - before == len(b"9\r\ndata: x\n\n\r\n")
+    assert connection.bytes == 9
+    opened.go.set()
+    await raw.close()
+
+
 async def test_aiohttps_protocol_is_put_back_once(serve):
     opened = Opened()
     server = await serve(opened.application())

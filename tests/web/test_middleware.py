@@ -20,6 +20,7 @@ from aiohttp_interceptors import (
     interceptor_middleware,
     on_error,
 )
+from aiohttp_interceptors.web.context import contexts
 
 TRACE = ContextKey[list[str]]("trace")
 
@@ -112,9 +113,15 @@ class TestOneChain:
             tracer.trace.append("plain out")
             return response
 
-        sub = web.Application(middlewares=[interceptor_middleware(tracer("sub"))])
+        requests = []
+
+        def remember(context: RequestContext) -> None:
+            requests.append(context.request)
+
+        look = Interceptor("look", remember, remember)
+        sub = web.Application(middlewares=[interceptor_middleware(tracer("sub"), look)])
         sub.router.add_get("/", intercept(tracer("route"))(tracer.handler()))
-        app = web.Application(middlewares=[interceptor_middleware(tracer("parent")), plain])
+        app = web.Application(middlewares=[interceptor_middleware(tracer("parent"), look), plain])
         app.add_subapp("/sub", sub)
         assert (await get(serve, session, app, "/sub/"))[1] == "hello"
         ins, outs = (
@@ -123,6 +130,9 @@ class TestOneChain:
         )
         assert tracer.trace == [*ins, "handler", *outs]
         assert len({id(context) for context in tracer.contexts}) == 1
+        outside, inside = requests[0], requests[1]
+        assert inside is not outside
+        assert [request is inside for request in requests] == [False, True, True, False]
 
     async def test_an_error_of_the_route_is_offered_outward_to_the_application_and_names_its_origin(
         self, serve, session, tracer
@@ -166,9 +176,15 @@ class TestOneChain:
 
         seen = []
         look = Interceptor("look", leave=lambda context: seen.append(("twin" in context, context.response.text)))
+
+        async def handler(request: web.Request) -> web.Response:
+            assert "twin" in RequestContext.of(request)
+            return web.Response(text="hello")
+
         app = web.Application(middlewares=[interceptor_middleware(look, replace)])
-        app.router.add_get("/", intercept(look, replace)(tracer.handler()))
+        app.router.add_get("/", intercept(look, replace)(handler))
         assert (await get(serve, session, app))[1] == "hello"
+        assert contexts == {}
         assert seen == [(True, "hello"), (True, "hello")]
 
     async def test_a_context_of_another_kind_is_refused(self, serve, session, tracer):

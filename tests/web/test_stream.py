@@ -22,6 +22,7 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.testing import open_stream
+from aiohttp_interceptors.web.lifespan import _STREAMS
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 KEEP = "GET / HTTP/1.1\nHost: x\n\n"
@@ -311,17 +312,21 @@ class TestProducing:
     async def test_retry_rides_in_the_first_events_frame(self, serve):
         """No frame without data, because some clients hand it on as an empty event."""
 
+        more = asyncio.Event()
+
         async def ready(channel, context):
-            await channel.put("one")
-            await channel.put("two")
+            channel.put_nowait("one")
+            channel.put_nowait("two")
+            await more.wait()
+            await channel.put("three")
             channel.close()
 
         server = await serve(Watched(ready, retry=1500).app)
-        assert (
-            (await server.exchange(GET))
-            .split(b"\r\n\r\n")[1]
-            .startswith(b"22\r\ndata: one\nretry: 1500\n\ndata: two\n\n")
-        )
+        raw = await server.connect(GET)
+        await raw.until(b"data: one\nretry: 1500\n\ndata: two\n\n\r\n")
+        more.set()
+        assert await raw.until(b"0\r\n\r\n") == b"d\r\ndata: three\n\n\r\n0\r\n\r\n"
+        await raw.close()
 
     async def test_a_slow_client_is_felt_by_put(self, serve):
         """Behaviour 111: put waits, memory is bounded, nothing is lost when the client reads on."""
@@ -439,8 +444,11 @@ class TestTheClientLeaves:
         (line,) = [line for line in logged if line["event"] == "stream_closed"]
         assert (line["log_level"], line["reason"], line["events"]) == ("debug", "client_left", 0)
 
-    async def test_a_producer_that_waits_for_something_else_is_cancelled(self, serve, handler_cancellation):
+    async def test_a_producer_that_waits_for_something_else_is_cancelled(
+        self, serve, handler_cancellation, monkeypatch
+    ):
         """peer bug 1: a handler that awaits its own queue ends too, with its finally."""
+        monkeypatch.setattr("aiohttp_interceptors.web.stream.GRACE", 1000)  # which it is not given
         cleaned = asyncio.Event()
 
         async def ready(channel, context):
@@ -624,7 +632,9 @@ class TestShutdown:
             await client.until(b"data: x\n\n\r\n")
         loop = asyncio.get_running_loop()
         began = loop.time()
+        assert len(stream.app[_STREAMS]._open) == 5
         await server.stop()
+        assert len(stream.app[_STREAMS]._open) == 0
         assert loop.time() - began < 1.0  # the server's own shutdown_timeout, after which it would cut the streams
         for client in clients:
             assert await client.reader.read() == b"0\r\n\r\n"

@@ -84,7 +84,7 @@ async def serve() -> AsyncIterator[Serve]:
     servers: list[Server] = []
 
     async def start(app: web.Application, **settings: object) -> Server:
-        runner = web.AppRunner(app, shutdown_timeout=1.0, **settings)
+        runner = web.AppRunner(app, **{"shutdown_timeout": 1.0, **settings})
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

@@ -4,6 +4,7 @@ import copy
 import enum
 import json
 import pickle
+from unittest import mock
 
 import pytest
 
@@ -327,6 +328,10 @@ def test_it_is_equal_to_one_of_the_same_fields_only(other):
     assert not other == FULL  # noqa: SIM201  # the other operator
     assert FULL in {FULL, other}
     assert len({FULL, other}) == 2
+
+
+def test_what_compares_itself_to_an_event_is_asked():
+    assert FULL == mock.ANY
 
 
 def test_equal_events_have_one_hash():

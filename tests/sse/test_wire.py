@@ -330,6 +330,8 @@ FRAMES = {
     "retry only": ("retry: 1\n\n", [Event(retry=1)]),
     "type only": ("event: x\n\n", []),
     "unknown only": ("foo: x\n\n", []),
+    "unknown with digits": ("foo: 12\nretries: 12\n\n", []),
+    "empty type": ("event:\ndata: a\n\n", [Event("a")]),
     "empty": ("\n\n\n", []),
     "each has its own": (
         ": c\nevent: n\ndata: d\nid: i\nretry: 3\n\ndata: e\n\n",

@@ -15,6 +15,7 @@ from aiohttp_interceptors import (
     after,
     as_handler,
     before,
+    intercept,
     start_event_stream,
 )
 from aiohttp_interceptors.testing import (
@@ -94,6 +95,25 @@ async def test_a_raised_http_exception_is_attached():
     context = await run_chain(request_context(), note, refuse)
     assert context.response.status == 404
     assert context["left with"] == 404
+
+
+async def test_a_stage_may_not_return_a_context_of_another_kind():
+    with pytest.raises(TypeError, match="a stage returns None or a RequestContext"):
+        await run_chain(request_context(), before(lambda _: Context()))
+
+
+async def test_an_intercepted_handler_joins_the_chain_that_calls_it():
+    @intercept(before(lambda context: context.update(seen="inside")))
+    async def page(request):
+        return web.Response(text="page")
+
+    @before
+    async def call(context):
+        context.response = await page(context.request)
+
+    context = await run_chain(request_context(), call)
+    assert context["seen"] == "inside"
+    assert context.response.text == "page"
 
 
 async def test_a_request_comes_from_nowhere():
@@ -233,6 +253,20 @@ async def test_the_buffer_is_as_large_as_was_said():
 
     with pytest.raises(asyncio.QueueFull):
         await collect_events(ready, buffer=2)
+
+
+@pytest.mark.parametrize("count", [10, 11])
+async def test_the_buffer_is_a_streams_if_nothing_was_said(count):
+    def ready(channel, context):
+        for _ in range(count):
+            channel.put_nowait("a")
+        channel.close()
+
+    if count > 10:
+        with pytest.raises(asyncio.QueueFull):
+            await collect_events(ready)
+    else:
+        assert len(await collect_events(ready)) == count
 
 
 async def test_what_a_producer_raises_is_raised():

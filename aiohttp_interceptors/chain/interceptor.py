@@ -89,23 +89,20 @@ def _check_stage(name: str, stage: Stage, function: object) -> None:
         raise TypeError(f"{where} is a plain or an async function, not {function!r}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{where} is a generator, {function!r}; an async generator with one yield goes under @around")
-    check_call(name, stage, function)
+    check_call(where, stage, function, *(("context", "exception") if stage == "error" else ("context",)))
 
 
-def check_call(name: str, stage: Stage, function: Callable[..., object]) -> None:
-    """Refuse what does not take the arguments of that stage."""
-    wanted = ("context", "exception") if stage == "error" else ("context",)
+def check_call(what: str, call: str, function: Callable[..., object], *arguments: str) -> None:
+    """Refuse a function that does not take these arguments; ``call`` is how it is called."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # some builtins have none; then the call itself will tell
         return
     try:
-        signature.bind(*wanted)
+        signature.bind(*arguments)
     except TypeError as mismatch:
-        call = f"{stage}({', '.join(wanted)})"
-        raise TypeError(
-            f"{stage} of interceptor {name!r} is called as {call}, which {function!r} does not take: {mismatch}"
-        ) from None
+        shown = f"{call}({', '.join(arguments)})"
+        raise TypeError(f"{what} is called as {shown}, which {function!r} does not take: {mismatch}") from None
 
 
 def as_interceptor(candidate: object) -> Interceptor[Context]:

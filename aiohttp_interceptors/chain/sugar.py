@@ -87,7 +87,7 @@ def around(function: Callable[[C], AsyncIterator[None]]) -> Interceptor[C]:
     name = _name_of(function, "around")
     if not inspect.isasyncgenfunction(function):
         raise TypeError(f"@around takes an async generator function with one yield, not {function!r}")
-    check_call(name, "enter", function)
+    check_call(f"enter of interceptor {name!r}", "enter", function, "context")
 
     async def enter(context: C) -> None:
         generator: AsyncGenerator[None, None] = function(context)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, TypedDict, Unpack, overload
+from typing import TypedDict, Unpack, overload
 
 from aiohttp import web
 
-from ..chain.interceptor import Interceptor
+from ..chain.interceptor import Interceptor, check_call
 from ..sse.channel import EventChannel, EventQueue, new_queue
 from ..sse.event import Event
 from .context import RequestContext
@@ -106,7 +106,7 @@ def _handler_of(function: Callable[..., object], options: StreamOptions) -> Hand
 
 def _pump_of(generate: Callable[[RequestContext], AsyncGenerator[Event | str, None]]) -> StreamReady:
     """Make a ``stream_ready`` function of an async generator function."""
-    _check_call("a generator of events", generate, "context")
+    check_call("a generator of events", generate.__name__, generate, "context")
 
     async def ready(channel: EventChannel, context: RequestContext) -> None:
         async with aclosing(generate(context)) as events:
@@ -123,7 +123,9 @@ def _check_options(
     stream_ready: object, heartbeat: object, buffer: int | Callable[[], EventQueue], retry: int | None, on_close: object
 ) -> None:
     """Refuse what cannot work, before anybody opens a stream."""
-    _check_call("stream_ready", stream_ready, "channel", "context")
+    if not callable(stream_ready):
+        raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
+    check_call("stream_ready", "stream_ready", stream_ready, "channel", "context")
     if heartbeat is not None:
         if isinstance(heartbeat, bool) or not isinstance(heartbeat, (int, float)):
             raise TypeError(f"heartbeat is a number of seconds or None, not {heartbeat!r}")
@@ -133,15 +135,6 @@ def _check_options(
         new_queue(buffer)
     Event("", retry=retry)
     if on_close is not None:
-        _check_call("on_close", on_close, "context", "reason")
-
-
-def _check_call(what: str, function: Any, *arguments: str) -> None:  # anything can be passed wrongly
-    """Refuse a function that does not take these arguments."""
-    call = f"{what}({', '.join(arguments)})"
-    if not callable(function):
-        raise TypeError(f"{what} is a plain or an async function, called as {call}, not {function!r}")
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as mismatch:
-        raise TypeError(f"{what} is called as {call}, which {function!r} does not take: {mismatch}") from None
+        if not callable(on_close):
+            raise TypeError(f"on_close is a plain or an async function, not {on_close!r}")
+        check_call("on_close", "on_close", on_close, "context", "reason")

@@ -2,7 +2,7 @@
 
 What aiohttp-sse does before it writes is compiled from its own source: the body of ``EventSourceResponse.send`` up to
 the ``try`` that holds the write, and then what it writes. That leaves out what only that method has to do
-(``asyncio.timeout`` and a coroutine cost it three times as much again), so it is the comparison that is best for it.
+(``asyncio.timeout`` and a coroutine cost it several times as much again): it is the comparison that is best for it.
 Before anything is measured, the bytes are compared to those of a real ``send``. Its lines end with CRLF, as they do by
 default, and ours with LF.
 

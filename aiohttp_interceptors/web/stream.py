@@ -118,7 +118,9 @@ class Stream:
             result = stream_ready(self._channel, self._context)
             if inspect.isawaitable(result):
                 await result
-        except Exception as error:  # noqa: BLE001  # whatever a producer raises, its stream ends and the log says why
+        except (Exception, asyncio.CancelledError) as error:  # whatever it is, the stream ends
+            if isinstance(error, asyncio.CancelledError) and self._channel.reason is not None:
+                raise  # it is over, and that is why; else the producer awaited something that was cancelled
             self._failed = True
             log.exception(
                 "stream_producer_failed",

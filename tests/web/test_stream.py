@@ -288,6 +288,20 @@ class TestProducing:
         assert isinstance(record["exc_info"], LookupError)
         assert traceback.extract_tb(record["exc_info"].__traceback__)[-1].line == 'raise LookupError("broken")'
 
+    async def test_a_producer_that_awaited_something_cancelled_ends_its_stream_too(self, serve, logged):
+        async def ready(channel, context):
+            await channel.put("x")
+            task = asyncio.create_task(asyncio.Event().wait())
+            task.cancel()
+            await task
+
+        stream = Watched(ready)
+        server = await serve(stream.app)
+        assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
+        await within(stream.left.wait())
+        assert stream.closes == [(True, CloseReason.ERROR)]
+        assert [line["event"] for line in levels(logged, "error")] == ["stream_producer_failed"]
+
     async def test_what_cannot_be_sent_is_the_producers_error(self, serve, logged):
         """Behaviour 91: in the producer's hands, and if it lets it go, the stream ends cleanly."""
         caught = []

@@ -131,7 +131,6 @@ async def _recover(execution: Execution, raised: Exception) -> Context:
                 await _offer(execution)
         except Exception as another:  # noqa: BLE001  # it takes the same way
             exception = another
-    execution.stage = "leave"
     return execution.context
 
 

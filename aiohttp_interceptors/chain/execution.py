@@ -161,8 +161,7 @@ class Execution:
         self.handler = None
         self.stage = "leave"
         self.cursor = iter(self.chain.leaves)
-        if self.bindings:
-            self.unwind()
+        self.unwind()
 
     def unwind(self) -> None:
         """Take back what was bound further in than the ``leave`` that comes next."""

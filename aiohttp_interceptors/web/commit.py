@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from http.cookies import SimpleCookie
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .context import RequestContext
 
 __all__ = ["CommitGuard", "FrozenHeaders", "committed_in", "drop", "seal"]
-
-R = TypeVar("R", bound=web.StreamResponse)
 
 committed_in: ContextVar[RequestContext | None] = ContextVar("aiohttp_interceptors.committed_in", default=None)
 """The context of the request that this task serves, from commit on: setting it earlier would cost every request."""

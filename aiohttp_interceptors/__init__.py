@@ -29,24 +29,41 @@ if TYPE_CHECKING:
     from .chain.sugar import before as before
     from .chain.sugar import on_error as on_error
     from .errors import ChannelFull as ChannelFull
+    from .errors import EventTooLarge as EventTooLarge
     from .errors import NoResponse as NoResponse
     from .errors import QueueClosed as QueueClosed
     from .errors import ResponseCommitted as ResponseCommitted
     from .observe.debug import debug_observer as debug_observer
+    from .observe.facts import EventsDropped as EventsDropped
     from .observe.facts import StageRan as StageRan
+    from .observe.facts import StreamClosed as StreamClosed
+    from .observe.facts import StreamOpened as StreamOpened
+    from .observe.facts import StreamRefused as StreamRefused
     from .sse.channel import CloseReason as CloseReason
     from .sse.channel import EventChannel as EventChannel
     from .sse.event import Event as Event
+    from .sse.queues import ConflatingQueue as ConflatingQueue
+    from .sse.queues import DroppingQueue as DroppingQueue
+    from .sse.queues import LossyQueue as LossyQueue
+    from .sse.queues import SlidingQueue as SlidingQueue
+    from .sse.queues import dropped_comment as dropped_comment
+    from .sse.queues import dropped_event as dropped_event
     from .sse.wire import Decoder as Decoder
     from .sse.wire import encode as encode
     from .web.context import RequestContext as RequestContext
+    from .web.drain import Drain as Drain
     from .web.lifespan import setup as setup
     from .web.middleware import as_handler as as_handler
     from .web.middleware import intercept as intercept
     from .web.middleware import interceptor_middleware as interceptor_middleware
+    from .web.refusal import StopReconnecting as StopReconnecting
     from .web.response import EventStreamResponse as EventStreamResponse
     from .web.start import event_stream as event_stream
     from .web.start import start_event_stream as start_event_stream
+    from .web.stream import Stream as Stream
+    from .web.stream import StreamStatistics as StreamStatistics
+    from .web.streams import STREAMS as STREAMS
+    from .web.streams import Streams as Streams
     from .web.uncaught import uncaught_exception as uncaught_exception
 
 __version__ = "0.1.0"
@@ -58,17 +75,22 @@ _HOMES = {
     "chain.failure": "Failure",
     "chain.interceptor": "Interceptor",
     "chain.sugar": "after around before on_error",
-    "errors": "ChannelFull NoResponse QueueClosed ResponseCommitted",
+    "errors": "ChannelFull EventTooLarge NoResponse QueueClosed ResponseCommitted",
     "observe.debug": "debug_observer",
-    "observe.facts": "StageRan",
+    "observe.facts": "EventsDropped StageRan StreamClosed StreamOpened StreamRefused",
     "sse.channel": "CloseReason EventChannel",
     "sse.event": "Event",
+    "sse.queues": "ConflatingQueue DroppingQueue LossyQueue SlidingQueue dropped_comment dropped_event",
     "sse.wire": "Decoder encode",
     "web.context": "RequestContext",
+    "web.drain": "Drain",
     "web.lifespan": "setup",
     "web.middleware": "as_handler intercept interceptor_middleware",
+    "web.refusal": "StopReconnecting",
     "web.response": "EventStreamResponse",
     "web.start": "event_stream start_event_stream",
+    "web.stream": "Stream StreamStatistics",
+    "web.streams": "STREAMS Streams",
     "web.uncaught": "uncaught_exception",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

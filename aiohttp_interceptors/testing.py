@@ -32,7 +32,7 @@ from .sse.wire import Decoder
 from .web.context import RequestContext
 
 if TYPE_CHECKING:
-    from .web.stream import StreamReady
+    from .web.producer import StreamReady
 
 __all__ = ["OpenStream", "captured_logs", "collect_events", "open_stream", "request_context", "run_chain"]
 

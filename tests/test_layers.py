@@ -94,4 +94,4 @@ def code_lines(file: Path) -> int:
 
 
 def test_the_library_stays_small() -> None:
-    assert sum(map(code_lines, FILES)) < 2_300
+    assert sum(map(code_lines, FILES)) < 3_400

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Observer", "StageRan"]
+__all__ = [
+    "EventsDropped",
+    "Observer",
+    "StageRan",
+    "StreamClosed",
+    "StreamFact",
+    "StreamObserver",
+    "StreamOpened",
+    "StreamRefused",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +33,53 @@ class StageRan:
 
 
 Observer: TypeAlias = Callable[[StageRan], object]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """The head of an event stream is on the wire."""
+
+    execution_id: int | str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClosed:
+    """An event stream is over, and its producer has been seen off."""
+
+    execution_id: int | str
+    path: str
+    reason: str
+    """A ``CloseReason``."""
+    events: int
+    bytes: int
+    """Of the events sent, without heartbeats and the chunk sizes of HTTP."""
+    dropped: int
+    """Events that a queue which loses events has lost."""
+    seconds: float
+    """From the head on the wire to the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRefused:
+    """A request got no stream, because there are too many or the server stops."""
+
+    execution_id: int | str
+    path: str
+    status: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDropped:
+    """A queue that loses events has lost some since the last such fact of its stream."""
+
+    execution_id: int | str
+    path: str
+    count: int
+    total: int
+    """Since the stream was opened."""
+
+
+StreamFact: TypeAlias = StreamOpened | StreamClosed | StreamRefused | EventsDropped
+StreamObserver: TypeAlias = Callable[[StreamFact], object]

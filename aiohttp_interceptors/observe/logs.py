@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import asdict
 from typing import Protocol, cast
 
 import structlog
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-__all__ = ["Log", "captured_logs", "log", "logged_execution_id"]
+from .facts import EventsDropped, StreamClosed, StreamFact, StreamOpened, StreamRefused
+
+__all__ = ["Log", "captured_logs", "log", "log_fact", "logged_execution_id"]
 
 
 class Log(Protocol):
@@ -37,3 +40,19 @@ logged_execution_id.reset(_token)
 def captured_logs() -> AbstractContextManager[list[EventDict]]:
     """Capture what is logged inside the ``with`` block, as dictionaries, the context variables included."""
     return capture_logs(processors=[structlog.contextvars.merge_contextvars])
+
+
+_LINES: dict[type[StreamFact], str] = {
+    StreamOpened: "stream_opened",
+    StreamClosed: "stream_closed",
+    StreamRefused: "stream_refused",
+    EventsDropped: "stream_events_dropped",
+}
+# Somebody should look at these; everything else that ends a stream happens all day.
+_REMARKABLE = ("stalled", "lagged")
+
+
+def log_fact(fact: StreamFact) -> None:
+    """Log what happened to a stream: at debug, or as a warning if somebody should look at it."""
+    usual = isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _REMARKABLE)
+    (log.debug if usual else log.warning)(_LINES[type(fact)], **asdict(fact))

@@ -6,7 +6,7 @@ import codecs
 
 from .event import _NO_MORE, MAX_RETRY, Event
 
-__all__ = ["HEARTBEAT", "Decoder", "encode"]
+__all__ = ["HEARTBEAT", "Decoder", "encode", "is_larger"]
 
 HEARTBEAT = b":\n\n"  # an empty comment: the shortest thing that a proxy takes for life and a page does not see
 
@@ -34,6 +34,13 @@ def encode(event: Event, retry: int | None = None) -> bytes:
     if own_retry is not None or retry is not None:
         frame += f"retry: {retry if own_retry is None else own_retry}\n"
     return (frame + "\n").encode()
+
+
+def is_larger(event: Event, size: int) -> bool:
+    """Tell whether an event has more bytes on the wire than that; most are so small that nobody has to encode them."""
+    # A character has at most 4 bytes, and a line end becomes 7; the field names and their ends have 64.
+    characters = len(event._data or "") + (len("".join(map(str, event._more))) if event._more else 0)
+    return characters * 7 + 64 > size and len(encode(event)) > size
 
 
 class Decoder:

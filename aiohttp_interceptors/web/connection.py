@@ -8,40 +8,83 @@ from typing import cast
 
 from aiohttp import hdrs, web
 
+from ..sse.channel import CloseReason
 from ..sse.wire import HEARTBEAT
-from .heartbeat import heartbeat
+from .rounds import TOGETHER, Visit, rounds
+from .socket_options import SocketOptions
+from .stall import Stall
+from .watcher import Watcher
 
-__all__ = ["Connection"]
+__all__ = ["BATCH", "Connection"]
+
+# Bytes that may wait in the transport before it says that it has no room, and those at which it has room again: asyncio
+# has 64 KiB and uvloop's lower mark is at 16 bytes. Together with a batch, half of what a stalled stream may hold.
+HIGH_WATER, LOW_WATER = 16 * 1024, 4 * 1024
+# Bytes to write in one piece. A larger one would save no system call worth speaking of.
+BATCH = 16 * 1024
 
 
 class Connection:
     """Write frames of one committed response to its transport.
 
-    A protocol that forwards everything to aiohttp's own stands in front of it while the stream is open: it is told by
-    the event loop of loss, pause and resume, so that nobody polls, and nobody waits in aiohttp's ``drain``, which does
-    not survive being cancelled. ``release`` puts aiohttp's protocol back for the next request of the connection.
+    A protocol that forwards what aiohttp must know stands in front of aiohttp's own while the stream is open: it is
+    told by the event loop of loss, pause and resume, so that nobody polls, and nobody waits in aiohttp's ``drain``,
+    which does not survive being cancelled. ``release`` puts back the protocol, the transport's limits and the socket's
+    options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
     """
 
-    __slots__ = ("__weakref__", "_chunked", "_loop", "_transport", "_waiting", "_watcher", "_writer",
-                 "bytes", "last_write", "lost", "on_change", "paused")  # fmt: skip
+    __slots__ = ("_chunked", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_transport", "_visit",
+                 "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "on_change", "paused",
+                 "sent")  # fmt: skip
 
-    def __init__(self, request: web.BaseRequest, response: web.StreamResponse, interval: float | None) -> None:
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        heartbeat: float | None,
+        stall_timeout: float | None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
         self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
-        self._waiting: list[asyncio.Future[None]] = []
-        self._watcher: _Watcher | None = None
+        self._waiting: list[asyncio.Future[None]] | None = None
+        self._watcher: Watcher | None = None
+        self._visit: Visit | None = None
+        self._heartbeat = heartbeat
+        self.last_write: float = self._loop.time()
+        self._stall = None if stall_timeout is None else Stall(stall_timeout, self.last_write)
         self.on_change: Callable[[], None] | None = None  # told when it is lost, and when it has room again
         self.bytes: int = 0  # of frames, without heartbeats and chunk sizes
-        self.paused: bool = request.protocol.writing_paused
-        self.last_write: float = self._loop.time()
-        self.lost: bool = self._transport is None or self._transport.is_closing()
-        if self._transport is not None and not self.lost:
-            self._watcher = _Watcher(self, cast("asyncio.Protocol", self._transport.get_protocol()))
-            self._transport.set_protocol(self._watcher)
-            if interval is not None:
-                heartbeat().add(self, interval)
+        self.sent: int = 0  # bytes handed to the transport
+        self.paused: bool = False
+        self.loss: CloseReason | None = None  # why it was lost, once it is
+        if self._transport is None or self._transport.is_closing():
+            self.loss = CloseReason.CLIENT_LEFT
+        else:
+            self._take_over(self._transport, request, stall_timeout)
+
+    def _take_over(self, transport: asyncio.Transport, request: web.BaseRequest, stall_timeout: float | None) -> None:
+        """Stand between the event loop and aiohttp, and have the kernel tell early what it notices."""
+        self._options = SocketOptions(transport, stall_timeout)
+        self._limits = transport.get_write_buffer_limits()
+        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        self.paused = request.protocol.writing_paused
+        inner = cast("asyncio.Protocol", transport.get_protocol())
+        self._watcher = Watcher(self, transport, inner, hold=request.content.is_eof())
+        due = self._next_visit(self.last_write)
+        if due is not None:
+            self._visit = rounds().add(self, due)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client has left, or the connection broke."""
+        return self.loss is not None
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes the transport holds that the kernel has not taken."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def write(self, frames: bytes) -> None:
         """Hand whole frames to the transport, in one piece; on a lost connection do nothing."""
@@ -57,19 +100,23 @@ class Connection:
         """Wait until the transport takes more, and return whether the client is there. Cancelling is safe."""
         while self.paused and not self.lost:
             waiter = self._loop.create_future()
+            if self._waiting is None:
+                self._waiting = []
             self._waiting.append(waiter)
             await waiter
         return not self.lost
 
     def release(self) -> None:
-        """Touch the transport no more, and put aiohttp's protocol back in its place. Twice is once."""
+        """Touch the transport no more, and leave it as it was before the stream. Twice is once."""
         transport, watcher = self._transport, self._watcher
         self._transport = self._watcher = self.on_change = None
         if transport is None or watcher is None:
             return
-        heartbeat().discard(self)
-        if transport.get_protocol() is watcher:
-            transport.set_protocol(watcher.inner)
+        self._cancel_visit()
+        self._options.restore()
+        low, high = self._limits
+        transport.set_write_buffer_limits(high=high, low=low)
+        watcher.step_aside()
 
     def abort(self) -> None:
         """Drop what is not sent and close the connection now."""
@@ -78,27 +125,55 @@ class Connection:
 
     def _send(self, data: bytes) -> bool:
         transport = self._transport
-        if transport is None or self.lost:
+        if transport is None or self.loss is not None:
             return False
         if transport.is_closing():  # a write failed; the event loop will say so in its next turn
-            self.lose()
+            self.lose(CloseReason.CLIENT_LEFT)
             return False
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         transport.write(data)
         self._writer.output_size += len(data)  # aiohttp counts what is sent, for the access log
+        self.sent += len(data)
         self.last_write = self._loop.time()
         return True
 
+    # From time to time.
+
+    def visit(self, now: float) -> float | None:
+        """Send a heartbeat if the stream is idle, and give up on a client that takes nothing."""
+        if self._heartbeat is not None and now - self.last_write >= self._heartbeat - TOGETHER:
+            self.beat()
+        if self._stall is not None and self._stall.look(now, self.sent, self._owed()):
+            self.lose(CloseReason.STALLED)
+            self.abort()
+            return None
+        return self._next_visit(now)
+
+    def _next_visit(self, now: float) -> float | None:
+        beat = None if self._heartbeat is None else self.last_write + self._heartbeat
+        if beat is not None and beat <= now:  # it is paused, and gets its heartbeat when it is not
+            beat = now + cast("float", self._heartbeat)
+        look = None if self._stall is None else now + self._stall.period
+        return min((due for due in (beat, look) if due is not None), default=None)
+
+    def _owed(self) -> int:
+        """Count the bytes that the client has not confirmed."""
+        return self.unsent + self._options.unacknowledged()
+
+    def _cancel_visit(self) -> None:
+        if self._visit is not None:
+            self._visit.cancel()
+            self._visit = None
+
     # What the event loop says, through the watcher.
 
-    def lose(self) -> None:
-        """Note that the client has left, or that the connection broke. Twice is once."""
-        if self.lost:
-            return
-        self.lost = True
-        heartbeat().discard(self)
-        self._wake()
+    def lose(self, reason: CloseReason) -> None:
+        """Note that the client has left, or that the connection broke. The first reason counts."""
+        if self.loss is None:
+            self.loss = reason
+            self._cancel_visit()
+            self._wake()
 
     def pause(self) -> None:
         """Note that the transport's buffer is full."""
@@ -112,36 +187,7 @@ class Connection:
     def _wake(self) -> None:
         if self.on_change is not None:
             self.on_change()
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
+        waiting, self._waiting = self._waiting, None
+        for waiter in waiting or ():
             if not waiter.done():
                 waiter.set_result(None)
-
-
-class _Watcher(asyncio.Protocol):
-    """Forward every call of the event loop to aiohttp's protocol, and tell the connection of those that matter."""
-
-    __slots__ = ("_connection", "inner")
-
-    def __init__(self, connection: Connection, inner: asyncio.Protocol) -> None:
-        self._connection = connection
-        self.inner = inner
-
-    def data_received(self, data: bytes) -> None:
-        self.inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        self._connection.lose()  # aiohttp closes on EOF, also on a half-close
-        return self.inner.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.lose()
-        self.inner.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self.inner.pause_writing()
-        self._connection.pause()
-
-    def resume_writing(self) -> None:
-        self.inner.resume_writing()
-        self._connection.resume()

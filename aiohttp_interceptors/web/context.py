@@ -17,6 +17,8 @@ from .commit import CommitGuard, FrozenHeaders, committed_in, drop, seal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .stream import Stream
+
 __all__ = ["RequestContext", "contexts"]
 
 # These may be sent many times and each one counts; of any other header the staged ones take the place.
@@ -30,7 +32,7 @@ class RequestContext(Context):
     an error.
     """
 
-    __slots__ = ("_preparing", "_response", "_staged", "_writer", "request")
+    __slots__ = ("_preparing", "_response", "_staged", "_writer", "request", "stream")
 
     request: web.Request
 
@@ -46,6 +48,8 @@ class RequestContext(Context):
         self._response: web.StreamResponse | None = None
         self._staged: CIMultiDict[str] | None = None
         self._preparing: web.StreamResponse | None = None
+        self.stream: Stream | None = None
+        """The event stream that this request has, once it is open."""
 
     @property
     def response(self) -> web.StreamResponse | None:
@@ -116,6 +120,15 @@ class RequestContext(Context):
                 headers.popall(name, None)
         headers.extend(staged)
 
+    def unstage(self, headers: CIMultiDict[str] | None) -> None:
+        """Stage again what was merged into a response that could not be sent after all."""
+        self._staged, self._preparing = headers, None
+
+    @property
+    def staged(self) -> CIMultiDict[str] | None:
+        """What is staged now, if anything is."""
+        return self._staged
+
     def conclude(self) -> web.StreamResponse:
         """Return what aiohttp shall send, or raise it if it is an ``HTTPException``, which aiohttp wants raised.
 
@@ -142,6 +155,7 @@ class RequestContext(Context):
         if isinstance(twin, RequestContext):
             twin._writer = self._writer
             twin.request, twin._response, twin._preparing = self.request, self._response, self._preparing
+            twin.stream = self.stream
             twin._staged = None if self._staged is None else self._staged.copy()
 
     def _continue(self, context: Context) -> None:

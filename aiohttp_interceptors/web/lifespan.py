@@ -2,68 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from aiohttp import web
 
-from ..sse.channel import CloseReason
+from ..observe.facts import StreamObserver
 from .context import RequestContext
+from .drain import Drain
+from .limits import Key, Limits
+from .streams import STREAMS, Streams
 
-__all__ = ["Streams", "setup"]
-
-
-class Endable(Protocol):
-    """A stream, as the application sees it."""
-
-    def end(self, reason: CloseReason) -> None:
-        """End it, at once."""
+__all__ = ["setup"]
 
 
-class Streams:
-    """The open streams of an application."""
-
-    def __init__(self) -> None:
-        self.closing: bool = False
-        self._open: set[Endable] = set()
-
-    @classmethod
-    def of(cls, request: web.Request) -> Streams:
-        """Return those of the innermost application that was set up, or else of this stream alone."""
-        apps = reversed(request.match_info.apps)
-        return next((app[_STREAMS] for app in apps if _STREAMS in app), None) or cls()
-
-    def add(self, stream: Endable) -> None:
-        """Remember an open stream."""
-        self._open.add(stream)
-
-    def discard(self, stream: Endable) -> None:
-        """Forget a stream that is over."""
-        self._open.discard(stream)
-
-    def close(self) -> None:
-        """End all streams and take no new ones."""
-        self.closing = True
-        for stream in list(self._open):
-            stream.end(CloseReason.SHUTDOWN)
-
-
-_STREAMS = web.AppKey("aiohttp_interceptors.streams", Streams)
-
-
-def setup(app: web.Application) -> None:
+def setup(
+    app: web.Application,
+    *,
+    drain: Drain | None = None,
+    max_streams: int | None = None,
+    max_streams_per_key: int | None = None,
+    key: Key | None = None,
+    observer: StreamObserver | None = None,
+) -> None:
     """Prepare an application, before it starts and before it is added to another one. Twice is once.
 
-    On stop, its open streams end and their clients see a clean end, where aiohttp alone would wait for them. Staged
-    ``response_headers`` also reach responses that a handler prepares itself, a WebSocket among them. Raises
-    ``RuntimeError`` when it is too late.
+    On stop, its open streams end as ``drain`` says, where aiohttp alone would wait for them. Staged
+    ``response_headers`` also reach responses that a handler prepares itself, a WebSocket among them.
+
+    From ``max_streams`` open streams on, a request for another gets 503; from ``max_streams_per_key`` on, of those for
+    which ``key(request)`` is the same (a user, an address), 429; both with a ``Retry-After`` of its own. HEAD is not
+    counted. A browser's ``EventSource`` does not come back after either. ``observer(fact)`` is told what happens to
+    streams: ``StreamOpened``, ``StreamClosed``, ``StreamRefused``, ``EventsDropped``.
+
+    Raises ``TypeError`` or ``ValueError`` for what cannot work, ``RuntimeError`` when it is too late.
     """
     if not isinstance(app, web.Application):
         raise TypeError(f"setup takes a web.Application, not {app!r}")
-    if _STREAMS in app:
+    if drain is not None and not isinstance(drain, Drain):
+        raise TypeError(f"drain is a Drain, not {drain!r}")
+    if observer is not None and not callable(observer):
+        raise TypeError(f"observer is a function of a fact, not {observer!r}")
+    limits = Limits(max_streams, max_streams_per_key, key)
+    if STREAMS in app:
+        if any(option is not None for option in (drain, max_streams, max_streams_per_key, key, observer)):
+            raise RuntimeError("setup(app) was called before; give it all its options in one call")
         return
     if app.frozen or app.pre_frozen:
         raise RuntimeError("setup(app) comes before the application starts, and before add_subapp")
-    app[_STREAMS] = Streams()
+    app[STREAMS] = Streams(drain, limits, observer)
     app.on_response_prepare.append(_before_commit)
     app.on_shutdown.append(_on_shutdown)
 
@@ -76,4 +60,4 @@ async def _before_commit(request: web.Request, response: web.StreamResponse) -> 
 
 
 async def _on_shutdown(app: web.Application) -> None:
-    app[_STREAMS].close()
+    await app[STREAMS].close()

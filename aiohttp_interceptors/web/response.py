@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse
 
+from ..sse.channel import CloseReason
 from ..sse.event import Event
 from ..sse.wire import encode
 from .commit import CommitGuard
 from .connection import Connection
 from .context import RequestContext
+
+if TYPE_CHECKING:
+    from aiohttp.http_writer import StreamWriter
 
 __all__ = ["EventStreamResponse"]
 
@@ -51,6 +56,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         )
         self._heartbeat = ping_interval
         self._ended: asyncio.Event | None = None
+        self._sent_through: AbstractStreamWriter | None = None
         self.connection: Connection | None = None
         """What writes to the client; there is none before ``prepare``, and none for HEAD."""
         del self.headers[hdrs.CONNECTION]
@@ -63,6 +69,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if not self._allow_all_methods and request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
             raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET, hdrs.METH_HEAD))
         context = RequestContext.of(request)
+        staged = None if context is None else context.staged
         if context is not None:
             content_type = self.headers[hdrs.CONTENT_TYPE]
             context.stage_into(self)
@@ -70,12 +77,20 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         self.headers.popall(hdrs.CONTENT_LENGTH, None)
         if request.version < (1, 1):
             self.force_close()  # without chunks, the end of the connection is the end of the stream
-        writer = await super(EventSourceResponse, self).prepare(request)
+        try:
+            writer = await super(EventSourceResponse, self).prepare(request)
+        except Exception:
+            if request.writer.output_size == 0:  # the answer to that error shall be framed and headed as it says
+                cast("StreamWriter", request.writer).chunked = False
+                if context is not None:
+                    context.unstage(staged)
+            raise
         self.head_sent = True
+        self._sent_through = writer
         if context is not None:
             context.response = self
         if request.method != hdrs.METH_HEAD:
-            self.connection = Connection(request, self, self._heartbeat)
+            self.connection = Connection(request, self, self._heartbeat, self._send_timeout)
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -102,16 +117,23 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             frame = frame.replace(b"\n", self._sep.encode())
         connection = self._open_connection()
         connection.write(frame)
-        try:
-            async with asyncio.timeout(self._send_timeout):
-                alive = await connection.writable()
-        except TimeoutError:
+        if connection.paused:
+            try:
+                async with asyncio.timeout(self._send_timeout):
+                    await connection.writable()
+            except TimeoutError:
+                connection.lose(CloseReason.STALLED)
+                connection.abort()
+        if connection.loss is not None:
             self.stop_streaming()
-            connection.abort()
-            raise
-        if not alive:
-            self.stop_streaming()
+            if connection.loss is CloseReason.STALLED:
+                raise TimeoutError(f"the client has read nothing for {self._send_timeout} seconds")
             raise ClientConnectionResetError("the client has left the event stream")
+
+    @property
+    def body_length(self) -> int:
+        """Bytes on the wire so far, the head included: for the access log, also of a client that left."""
+        return super().body_length or (0 if self._sent_through is None else self._sent_through.output_size)
 
     def is_connected(self) -> bool:
         """Tell whether the stream is open and the client there."""

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import TypedDict, Unpack, overload
+from contextlib import aclosing, suppress
+from typing import Unpack, overload
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..chain.interceptor import Interceptor, check_call
-from ..sse.channel import EventChannel, EventQueue, new_queue
+from ..observe.facts import StreamOpened
+from ..sse.buffer import EventQueue
+from ..sse.channel import EventChannel
 from ..sse.event import Event
+from .accept import accepts_event_stream
 from .context import RequestContext
-from .lifespan import Streams
 from .middleware import Handler, as_handler
+from .producer import StreamReady
+from .refusal import not_acceptable, too_slow
 from .response import EventStreamResponse
-from .stream import OnClose, Stream, StreamReady
+from .settings import MAX_EVENT_SIZE, ErrorEvent, OnClose, StreamOptions, StreamSettings
+from .stream import Stream
+from .streams import Streams
 
-__all__ = ["StreamOptions", "event_stream", "start_event_stream"]
+__all__ = ["event_stream", "start_event_stream"]
 
 
-def start_event_stream(
+def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and has a default
     stream_ready: StreamReady,
     *,
     heartbeat: float | None = 10.0,
@@ -29,56 +36,101 @@ def start_event_stream(
     retry: int | None = None,
     on_close: OnClose | None = None,
     name: str | None = None,
+    stall_timeout: float | None = 60.0,
+    max_age: float | None = None,
+    max_event_size: int | None = MAX_EVENT_SIZE,
+    error_event: ErrorEvent | None = None,
+    finite: bool = False,
+    strict: bool = False,
 ) -> Interceptor[RequestContext]:
     """Make an interceptor that commits an event stream and pauses the chain for as long as the stream is open.
 
     ``stream_ready(channel, context)``, plain or ``async``, is called once, when the head is on the wire and heartbeats
     run. Its return does not end the stream; ``channel.close()`` does, after all that was put has been sent. When the
     client leaves, ``put`` returns ``False`` at once, also to a caller that waits; a ``stream_ready`` that waits for
-    something else is cancelled. One that raises is logged, and the stream ends. For HEAD it is not called.
+    something else is cancelled. One that raises is logged, and the stream ends, with the ``error_event`` (an event, or
+    a function of the exception that makes one) if there is one. For HEAD it is not called. A request's body is read
+    before, as far as the application's ``client_max_size`` and ``stall_timeout`` allow.
 
     ``heartbeat`` is in seconds of idleness, ``None`` for none. ``buffer`` is how many events may wait, or a factory of
     an ``asyncio.Queue``. ``retry``, in milliseconds, goes out with the first event. ``on_close(context, reason)``,
     plain or ``async``, is called once, after the channel has closed, whatever closed it.
 
+    A client that takes nothing of what was sent to it for ``stall_timeout`` seconds is cut, with reason ``stalled``;
+    one that vanished is owed something from the next heartbeat on. After ``max_age`` seconds, less up to a fifth by
+    chance, a stream ends as ``expired`` and the client comes back. An event of more than ``max_event_size`` bytes is
+    refused where it is put. A ``finite`` stream may end by itself when the server stops, for the drain's grace. A
+    ``strict`` one answers 406 to a request whose ``Accept`` excludes event streams.
+
     Raises ``TypeError`` or ``ValueError`` for arguments that cannot work.
     """
-    _check_options(stream_ready, heartbeat, buffer, retry, on_close)
+    if not callable(stream_ready):
+        raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
+    check_call("stream_ready", "stream_ready", stream_ready, "channel", "context")
+    settings = StreamSettings(
+        heartbeat, buffer, retry, on_close, stall_timeout, max_age, max_event_size, error_event, finite, strict
+    )
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"
 
     async def enter(context: RequestContext) -> None:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        streams = Streams.of(context.request)
-        if streams.closing:
-            raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"}, text="The server is stopping.")
-        response = EventStreamResponse(allow_all_methods=True, ping_interval=heartbeat)
-        try:
-            await response.prepare(context.request)
-        except ConnectionError:  # the client left before the head; aiohttp notes that by itself
-            context.response = response
-            return
-        context.response = response
-        if response.connection is not None:
-            stream = Stream(context, response, response.connection, EventChannel(buffer), retry)
-            streams.add(stream)
-            try:
-                await stream.run(stream_ready, on_close)
-            finally:
-                streams.discard(stream)
+        await _open(context, stream_ready, settings)
 
     return Interceptor(name, enter)
 
 
-class StreamOptions(TypedDict, total=False):
-    """The options of ``start_event_stream``."""
+async def _open(context: RequestContext, stream_ready: StreamReady, settings: StreamSettings) -> None:
+    """Open a stream in a place that the application has for it, and keep it until it is over."""
+    request = context.request
+    if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
+        raise not_acceptable()
+    response = EventStreamResponse(
+        allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
+    )
+    if request.method == hdrs.METH_HEAD:
+        await _commit(context, response)
+        return
+    await _read_body(request, settings.stall_timeout)
+    streams = Streams.of(request)
+    place = streams.admit(request, context.execution_id)
+    try:
+        await _commit(context, response)
+        if response.connection is not None:
+            stream = context.stream = Stream(context, response, response.connection, settings, streams)
+            streams.tell(StreamOpened(context.execution_id, request.path))
+            streams.add(stream)
+            try:
+                await stream.run(stream_ready)
+            finally:
+                streams.discard(stream)
+    finally:
+        streams.give_back(place)
 
-    heartbeat: float | None
-    buffer: int | Callable[[], EventQueue]
-    retry: int | None
-    on_close: OnClose | None
-    name: str | None
+
+async def _commit(context: RequestContext, response: EventStreamResponse) -> None:
+    """Send the head; a client that left before is noted by aiohttp by itself."""
+    with suppress(ConnectionError):
+        await response.prepare(context.request)
+    context.response = response
+
+
+async def _read_body(request: web.Request, seconds: float | None) -> None:
+    """Read the request's body: who does not read the rest of a request does not see its client leave either."""
+    if not request.can_read_body:
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await request.read()
+    except TimeoutError:
+        raise too_slow() from None
+
+
+def _header(request: web.Request, name: str) -> str | None:
+    """Return a header that may have come in several lines as one (RFC 9110, 5.3)."""
+    lines = request.headers.getall(name, [])
+    return ",".join(lines) if lines else None
 
 
 @overload
@@ -117,24 +169,3 @@ def _pump_of(generate: Callable[[RequestContext], AsyncGenerator[Event | str, No
 
     ready.__name__ = generate.__name__
     return ready
-
-
-def _check_options(
-    stream_ready: object, heartbeat: object, buffer: int | Callable[[], EventQueue], retry: int | None, on_close: object
-) -> None:
-    """Refuse what cannot work, before anybody opens a stream."""
-    if not callable(stream_ready):
-        raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
-    check_call("stream_ready", "stream_ready", stream_ready, "channel", "context")
-    if heartbeat is not None:
-        if isinstance(heartbeat, bool) or not isinstance(heartbeat, (int, float)):
-            raise TypeError(f"heartbeat is a number of seconds or None, not {heartbeat!r}")
-        if not 0 < heartbeat < float("inf"):
-            raise ValueError(f"heartbeat is more than 0 seconds, not {heartbeat!r}; None means no heartbeat")
-    if not callable(buffer):
-        new_queue(buffer)
-    Event("", retry=retry)
-    if on_close is not None:
-        if not callable(on_close):
-            raise TypeError(f"on_close is a plain or an async function, not {on_close!r}")
-        check_call("on_close", "on_close", on_close, "context", "reason")

@@ -1,171 +1,251 @@
-"""One open stream: pump a channel into a connection until one of them is over, and wind up."""
+"""One open stream: pump a channel into a connection until one of them is over."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
+import random
 import time
-from collections.abc import Callable, Coroutine
-from typing import TypeAlias
+from dataclasses import dataclass
 
+from ..observe.facts import EventsDropped, StreamClosed
 from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
+from ..sse.event import Event
 from ..sse.wire import encode
-from .connection import Connection
+from .connection import BATCH, Connection
 from .context import RequestContext
+from .drain import Drain
+from .producer import Producer, StreamReady
 from .response import EventStreamResponse
+from .rounds import Visit, rounds
+from .settings import StreamSettings
+from .streams import Streams
+from .turn import Turn, turn
 
-__all__ = ["OnClose", "Stream", "StreamReady"]
+__all__ = ["Stream", "StreamStatistics"]
 
-StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
-OnClose: TypeAlias = Callable[[RequestContext, CloseReason], object]
+# The part of max_age that a stream lives at least; the rest is left to chance, so that streams that were opened
+# together do not come back together.
+YOUNGEST = 0.8
 
-# Seconds that a producer has to return once it knows that its stream is over. It is for cleaning up, which must be
-# allowed to wait for a database; longer than this and it keeps the rest of the chain from leaving.
-GRACE = 5.0
+
+@dataclass(frozen=True, slots=True)
+class StreamStatistics:
+    """What an open stream, or one that is over, has done."""
+
+    events: int
+    """Sent; heartbeats are none."""
+    bytes: int
+    """Of the events sent, without the chunk sizes of HTTP."""
+    buffered: int
+    """Events that wait in the channel."""
+    unsent: int
+    """Bytes that the transport holds because the client does not read."""
+    dropped: int
+    """Events that a queue which loses events has lost."""
+    seconds: float
+    """Since the head was on the wire, until the end if it is over."""
+    reason: CloseReason | None
+    """Why it ended; ``None`` as long as it has not."""
 
 
 class Stream:
     """One open stream: its channel, its connection, and the one reason for its end."""
+
+    __slots__ = ("_began", "_connection", "_context", "_dropped", "_due", "_ended", "_events", "_last_words", "_over",
+                 "_producer", "_response", "_settings", "_streams", "_turn", "_visit", "channel")  # fmt: skip
 
     def __init__(
         self,
         context: RequestContext,
         response: EventStreamResponse,
         connection: Connection,
-        channel: EventChannel,
-        retry: int | None,
+        settings: StreamSettings,
+        streams: Streams,
     ) -> None:
         self._context = context
         self._response = response
         self._connection = connection
-        self._channel = channel
-        self._retry = retry
-        self._failed = False
-        self._events = 0
+        self._settings = settings
+        self._streams = streams
+        self.channel: EventChannel = EventChannel(
+            settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
+        )
+        self._producer = Producer(self.channel, context)
+        self._turn: Turn = turn()
+        self._over = asyncio.get_running_loop().create_future()
+        self._visit: Visit | None = None
+        self._last_words = b""
+        self._due = False  # in this turn's pumping already
+        self._events = self._dropped = 0
         self._began = time.monotonic()
-        self._waiter: asyncio.Future[None] | None = None
-        channel.attach(self._wake)
+        self._ended: float | None = None
+        self.channel.attach(self._wake, self._relieve)
         connection.on_change = self._on_change
 
-    async def run(self, stream_ready: StreamReady, on_close: OnClose | None) -> None:
+    @property
+    def finite(self) -> bool:
+        """Whether its producer ends it after some time, so that a stopping server may wait for that."""
+        return self._settings.finite
+
+    async def run(self, stream_ready: StreamReady) -> None:
         """Keep the stream until it is over. Cancelling ends it, and the cancellation goes on."""
-        producer = asyncio.create_task(self._produce(stream_ready))
         try:
+            if self._settings.max_age is not None:
+                loop, age = asyncio.get_running_loop(), self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311
+                self._visit = rounds().add(self, loop.time() + age)
+            self._producer.start(stream_ready)
             self._on_change()  # it may be lost already
-            await self._pump()
-            await self._end_of_body()
+            await self._over
+            if not self._connection.lost:
+                await self._end_of_body()
         finally:
             self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
-            await _in_full(self._wind_up(producer, on_close))
-
-    async def _wind_up(self, producer: asyncio.Task[None], on_close: OnClose | None) -> None:
-        """See the producer off, tell the hook, and log."""
-        knows = self._channel.told or self._channel.reason is CloseReason.CLOSED
-        if not knows:
-            producer.cancel()
-        await self._tell(on_close)
-        await self._end_of(producer)
-        log.debug(
-            "stream_closed",
-            reason=str(self._channel.reason),
-            events=self._events,
-            bytes=self._connection.bytes,
-            seconds=round(time.monotonic() - self._began, 3),
-            path=self._context.request.path,
-            execution_id=self._context.execution_id,
-        )
+            if self._visit is not None:
+                self._visit.cancel()
+            self._report_dropped()
+            self._ended = time.monotonic()
+            try:
+                await self._producer.see_off(self._settings.on_close)
+            finally:
+                self._report_closed()
 
     def end(self, reason: CloseReason) -> None:
-        """End the stream at once, for this reason if it is the first: a ``put`` that waits is told now."""
-        self._channel.end(reason)
+        """End the stream, for this reason if it is the first: a ``put`` that waits is told now."""
+        self.channel.end(reason)
         self._wake()
 
-    def _on_change(self) -> None:
-        if self._connection.lost:
-            self.end(CloseReason.CLIENT_LEFT)
-        self._wake()
+    def say_farewell(self, drain: Drain) -> None:
+        """End the stream because the server stops, and tell its client when to come back."""
+        if self.channel.reason is None:
+            retry = self._settings.retry
+            if retry is not None:  # what carries no data is for browsers only, and retry says that it is one
+                retry += int(random.uniform(0, drain.spread) * 1000)  # noqa: S311  # nothing secret
+            if drain.farewell is not None:
+                self._last_words = encode(drain.farewell, retry)
+            elif retry is not None:
+                self._last_words = encode(Event(retry=retry))
+            self.end(CloseReason.SHUTDOWN)
 
-    async def _pump(self) -> None:
-        """Write what is put, all that is there in one piece, until the channel is over."""
-        channel, connection = self._channel, self._connection
-        while channel.reason is None:
-            events = [] if connection.paused else channel.take()
-            if events:
-                self._events += len(events)
-                first, self._retry = self._retry, None
-                connection.write(encode(events[0], retry=first) + b"".join(map(encode, events[1:])))
-            elif channel.closed and not connection.paused:
-                self.end(CloseReason.ERROR if self._failed else CloseReason.CLOSED)
-            else:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
+    def abort(self) -> None:
+        """End the stream and wait for nobody, neither its client nor its producer."""
+        self.end(CloseReason.SHUTDOWN)
+        self._connection.abort()
+        self._producer.abandon()
+
+    def statistics(self) -> StreamStatistics:
+        """Return what the stream has done so far."""
+        return StreamStatistics(
+            events=self._events,
+            bytes=self._connection.bytes,
+            buffered=self.channel.buffered,
+            unsent=self._connection.unsent,
+            dropped=self.channel.dropped,
+            seconds=(self._ended or time.monotonic()) - self._began,
+            reason=self.channel.reason,
+        )
+
+    # What wakes it: the channel, the connection, the clock.
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self.channel.reason is not None:
+            if not self._over.done():
+                self._over.set_result(None)
+        elif not self._due:
+            self._due = True
+            self._turn.add(self)
 
-    async def _end_of_body(self) -> None:
-        """Tell the client that the stream is complete, if it is there to be told."""
-        if self._connection.paused:
-            self._connection.abort()  # it does not read, and there is nothing more that it must have
-        elif not self._connection.lost:
-            await self._response.write_eof()
+    def _on_change(self) -> None:
+        if self._connection.loss is not None:
+            self.channel.end(self._connection.loss)
+        self._wake()
 
-    async def _produce(self, stream_ready: StreamReady) -> None:
-        """Call the producer; what it raises ends the stream after what it put."""
-        try:
-            result = stream_ready(self._channel, self._context)
-            if inspect.isawaitable(result):
-                await result
-        except (Exception, asyncio.CancelledError) as error:  # whatever it is, the stream ends
-            if isinstance(error, asyncio.CancelledError) and self._channel.reason is not None:
-                raise  # it is over, and that is why; else the producer awaited something that was cancelled
-            self._failed = True
-            log.exception(
-                "stream_producer_failed",
-                producer=getattr(stream_ready, "__qualname__", repr(stream_ready)),
-                path=self._context.request.path,
-                execution_id=self._context.execution_id,
-                exc_info=error,
-            )
-            self._channel.close()
+    def visit(self, now: float) -> None:  # noqa: ARG002  # one visit only, whatever the time
+        """End a stream that is old enough."""
+        self.end(CloseReason.EXPIRED)
 
-    async def _tell(self, on_close: OnClose | None) -> None:
-        """Call ``on_close``; what it raises is logged and hinders nothing."""
-        if on_close is None:
+    def pump(self) -> None:
+        """Write what was put, and end the stream when it was closed and all is sent."""
+        self._due = False
+        channel = self.channel
+        if channel.reason is not None:
             return
         try:
-            told = on_close(self._context, self._channel.reason or CloseReason.CLOSED)
-            if inspect.isawaitable(told):
-                await told
-        except Exception as error:  # noqa: BLE001  # the stream is over, whatever its observer thinks of it
-            log.exception("stream_on_close_failed", execution_id=self._context.execution_id, exc_info=error)
+            self._flush()
+        except Exception as error:  # noqa: BLE001  # a queue of the user's own: its stream ends, and no other
+            log.exception("stream_buffer_failed", execution_id=self._context.execution_id, exc_info=error)
+            self.end(CloseReason.ERROR)
+        if channel.closed and not channel.buffered and not self._connection.paused:
+            self.end(CloseReason.CLOSED if self._producer.error is None else CloseReason.ERROR)
 
-    async def _end_of(self, producer: asyncio.Task[None]) -> None:
-        """Let a producer that knows of the end return by itself; give up on one that does not."""
-        done, _ = await asyncio.wait([producer], timeout=GRACE)
-        if not done:
-            producer.cancel()
-        done, _ = await asyncio.wait([producer], timeout=GRACE)
-        if not done:
-            log.warning(
-                "stream_producer_ignores_its_end",
-                seconds=GRACE,
-                path=self._context.request.path,
-                execution_id=self._context.execution_id,
+    def _flush(self) -> None:
+        """Write, in pieces of about a batch, as much as the connection takes."""
+        channel, connection = self.channel, self._connection
+        while not connection.paused and connection.loss is None:
+            frames = channel.take_frames(BATCH)
+            if not frames:
+                break
+            self._events += len(frames)
+            connection.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        if channel.lossy:
+            self._report_dropped()
+
+    def _relieve(self) -> None:
+        """Write now what a queue would lose otherwise."""
+        if self.channel.reason is None:
+            self._flush()
+
+    async def _end_of_body(self) -> None:
+        """Send what was put and the last words, and tell the client that the stream is complete.
+
+        A client that was kicked and does not read is cut; for any other the connection's stall limit counts, and for
+        a server that stops its drain's.
+        """
+        connection, channel = self._connection, self.channel
+        if self._producer.error is not None:
+            self._last_words = self._error_event(self._producer.error)
+        while connection.paused or channel.buffered or self._last_words:
+            if connection.paused and (channel.reason is CloseReason.KICKED or not await connection.writable()):
+                connection.abort()
+                return
+            self._flush()
+            if self._last_words and not connection.paused:
+                connection.write(self._last_words)
+                self._last_words = b""
+        if not connection.lost:
+            await self._response.write_eof()
+
+    def _error_event(self, error: BaseException) -> bytes:
+        """Make the frame that tells a page of an error, if it is to be told."""
+        event = self._settings.error_event
+        if event is None:
+            return b""
+        try:
+            return encode(event if isinstance(event, Event) else event(error))
+        except Exception as failure:  # noqa: BLE001  # the stream ends anyhow, and the page is told nothing
+            log.exception("stream_error_event_failed", execution_id=self._context.execution_id, exc_info=failure)
+            return b""
+
+    # What is told.
+
+    def _report_dropped(self) -> None:
+        total = self.channel.dropped
+        if total != self._dropped:
+            count, self._dropped = total - self._dropped, total
+            self._streams.tell(
+                EventsDropped(self._context.execution_id, self._context.request.path, count=count, total=total)
             )
 
-
-async def _in_full(coroutine: Coroutine[None, None, None]) -> None:
-    """Run something to its end, also while being cancelled, as ``handler_cancellation`` does when a client leaves."""
-    task = asyncio.create_task(coroutine)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
+    def _report_closed(self) -> None:
+        done = self.statistics()
+        self._streams.tell(
+            StreamClosed(
+                self._context.execution_id,
+                self._context.request.path,
+                reason=str(done.reason),
+                events=done.events,
+                bytes=done.bytes,
+                dropped=done.dropped,
+                seconds=round(done.seconds, 3),
+            )
+        )

@@ -126,8 +126,10 @@ async def test_several_may_wait_for_room(serve):
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
+    raw.writer.transport.pause_reading()
     while not connection.paused:
         connection.write(b"x" * 65536)
+        await asyncio.sleep(0)
     waiting = [asyncio.create_task(connection.writable()) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()

@@ -1,0 +1,150 @@
+"""The function that feeds a stream: called once, and seen off when the stream is over."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias
+
+from ..observe.logs import log
+from ..sse.channel import CloseReason, EventChannel
+from .context import RequestContext
+from .settings import OnClose
+
+__all__ = ["Producer", "StreamReady"]
+
+StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
+
+# Seconds that a producer has to return once it knows that its stream is over. It is for cleaning up, which must be
+# allowed to wait for a database; longer than this and it keeps the rest of the chain from leaving.
+GRACE = 5.0
+
+
+class Producer:
+    """Call a ``stream_ready`` function, and let what it raises end its stream."""
+
+    __slots__ = ("_abandoned", "_channel", "_context", "_name", "_task", "error")
+
+    error: BaseException | None
+    """What it raised, if it did; logged already."""
+
+    def __init__(self, channel: EventChannel, context: RequestContext) -> None:
+        self._channel = channel
+        self._context = context
+        self._name = ""
+        self._task: asyncio.Future[Any] | None = None
+        self._abandoned: asyncio.Future[None] | None = None
+        self.error = None
+
+    def start(self, stream_ready: StreamReady) -> None:
+        """Call it; only what it returns to be awaited gets a task."""
+        self._name = getattr(stream_ready, "__qualname__", "") or repr(stream_ready)
+        try:
+            result = stream_ready(self._channel, self._context)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the stream ends
+            self._fail(error)
+            return
+        if inspect.isawaitable(result):
+            self._task = asyncio.ensure_future(result)
+            self._task.add_done_callback(self._returned)
+
+    async def see_off(self, on_close: OnClose | None) -> None:
+        """Tell ``on_close`` why the stream ended, and wait until the producer has cleaned up.
+
+        One that cannot know of the end, because it waits for something else than its channel, is cancelled; one that
+        was told has some seconds. Runs to its end also while being cancelled, and the cancellation goes on.
+        """
+        task = self._task
+        if task is not None and not task.done() and not self._knows():
+            task.cancel()
+        told = self._tell(on_close)
+        if told is not None or (task is not None and not task.done()):
+            await _in_full(self._wait(told))
+
+    def abandon(self) -> None:
+        """Wait for it no longer."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._abandoned is None:
+            self._abandoned = asyncio.get_running_loop().create_future()
+        if not self._abandoned.done():
+            self._abandoned.set_result(None)
+
+    def _knows(self) -> bool:
+        return self._channel.told or self._channel.reason is CloseReason.CLOSED
+
+    def _returned(self, task: asyncio.Future[object]) -> None:
+        try:
+            task.result()
+        except asyncio.CancelledError as error:
+            if self._channel.reason is None:  # else it is over, and that is why
+                self._fail(error)  # it awaited something that was cancelled
+        except Exception as error:  # noqa: BLE001  # as above
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.error = error
+        log.exception(
+            "stream_producer_failed",
+            producer=self._name,
+            path=self._context.request.path,
+            execution_id=self._context.execution_id,
+            exc_info=error,
+        )
+        self._channel.close()
+
+    def _tell(self, on_close: OnClose | None) -> Awaitable[object] | None:
+        """Call ``on_close`` now, and return what of it is to be awaited."""
+        if on_close is None:
+            return None
+        try:
+            told = on_close(self._context, self._channel.reason or CloseReason.CLOSED)
+        except Exception as error:  # noqa: BLE001  # the stream is over, whatever its observer thinks of it
+            self._on_close_failed(error)
+            return None
+        return told if inspect.isawaitable(told) else None
+
+    async def _wait(self, told: Awaitable[object] | None) -> None:
+        if told is not None:
+            try:
+                await told
+            except Exception as error:  # noqa: BLE001  # as above
+                self._on_close_failed(error)
+        if self._task is not None:
+            await self._until_it_returns(self._task)
+
+    async def _until_it_returns(self, task: asyncio.Future[Any]) -> None:
+        """Let a producer that knows of the end return by itself; give up on one that does not."""
+        if self._abandoned is None:
+            self._abandoned = asyncio.get_running_loop().create_future()
+        for _ in range(2):
+            await asyncio.wait([task, self._abandoned], timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
+            task.cancel()
+            if self._abandoned.done():
+                await asyncio.wait([task], timeout=0)  # its turn to go
+            if task.done():
+                return
+        log.warning(
+            "stream_producer_ignores_its_end",
+            producer=self._name,
+            path=self._context.request.path,
+            execution_id=self._context.execution_id,
+        )
+
+    def _on_close_failed(self, error: Exception) -> None:
+        log.exception("stream_on_close_failed", execution_id=self._context.execution_id, exc_info=error)
+
+
+async def _in_full(coroutine: Coroutine[None, None, None]) -> None:
+    """Run something to its end, also while being cancelled, as ``handler_cancellation`` does when a client leaves."""
+    task = asyncio.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

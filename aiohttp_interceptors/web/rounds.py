@@ -1,0 +1,111 @@
+"""One timer of an event loop for all its streams: heartbeats, stalled clients, and streams that are old enough."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+__all__ = ["TOGETHER", "Rounds", "Visit", "Visited", "rounds"]
+
+# What is due within this many seconds is done with what is due now: fewer wake-ups, and a proxy's idle timeout is
+# thousands of times as long.
+TOGETHER = 0.02
+
+
+class Visited(Protocol):
+    """What has something to do from time to time."""
+
+    def visit(self, now: float) -> float | None:
+        """Do what is due, and return when to come again, in the loop's seconds, or ``None`` for never."""
+
+
+class Visit:
+    """An appointment; ``cancel`` is all that its owner does with it."""
+
+    __slots__ = ("_rounds", "due", "serial", "visited")
+
+    def __init__(self, owner: Rounds, due: float, serial: int, visited: Visited) -> None:
+        self._rounds: Rounds | None = owner
+        self.due = due
+        self.serial = serial  # orders those that are due at the same time
+        self.visited: Visited | None = visited
+
+    def __lt__(self, other: Visit) -> bool:
+        return (self.due, self.serial) < (other.due, other.serial)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody is to be visited any more."""
+        return self.visited is None
+
+    def cancel(self) -> None:
+        """Do not come any more. Twice is once."""
+        owner, self._rounds, self.visited = self._rounds, None, None
+        if owner is not None:
+            owner._leave()
+
+
+class Rounds:
+    """Visit each of many when it is due."""
+
+    def __init__(self) -> None:
+        self._due: list[Visit] = []  # a heap; those that were cancelled stay until they come up
+        self._serial = itertools.count()
+        self._expected = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, visited: Visited, due: float) -> Visit:
+        """Make an appointment, in the loop's seconds."""
+        visit = Visit(self, due, next(self._serial), visited)
+        heapq.heappush(self._due, visit)
+        self._expected += 1
+        self._schedule()
+        return visit
+
+    def _leave(self) -> None:
+        """Note that one is not expected any more; with the last one the timer goes too."""
+        self._expected -= 1
+        if not self._expected:
+            self._due.clear()
+            self._schedule()
+
+    def _schedule(self) -> None:
+        """Have the timer go off when the first one is due."""
+        if self._timer is not None:
+            if self._due and self._timer.when() <= self._due[0].due:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(self._due[0].due, self._go) if self._due else None
+
+    def _go(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        due = []  # all of them first: one that wants to be visited again soon is not visited twice
+        while self._due and self._due[0].due <= now + TOGETHER:
+            due.append(heapq.heappop(self._due))
+        for visit in due:
+            self._visit(visit, now)
+        self._schedule()
+
+    def _visit(self, visit: Visit, now: float) -> None:
+        if visit.visited is None:
+            return
+        again = visit.visited.visit(now)
+        if visit.cancelled:  # during the visit
+            return
+        if again is None:
+            visit.cancel()
+        else:
+            visit.due = max(again, now + TOGETHER / 2)  # whoever wants to come at once leaves time for others
+            heapq.heappush(self._due, visit)
+
+
+_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Rounds] = WeakKeyDictionary()
+
+
+def rounds() -> Rounds:
+    """Return those of the running event loop."""
+    return _of_loop.setdefault(asyncio.get_running_loop(), Rounds())

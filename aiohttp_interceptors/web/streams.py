@@ -1,0 +1,141 @@
+"""The open streams of an application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Iterator
+from typing import Protocol
+
+from aiohttp import web
+
+from ..observe.facts import StreamFact, StreamObserver, StreamRefused
+from ..observe.logs import log, log_fact
+from .drain import Drain
+from .limits import Limits
+from .refusal import stopping
+
+__all__ = ["STREAMS", "OpenStream", "Streams"]
+
+# Seconds for streams that were aborted to run what remains of them: nobody of ours waits for anything any more.
+ABORTED = 1.0
+
+
+class OpenStream(Protocol):
+    """A stream, as its application sees it."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether it ends by itself after some time."""
+
+    def say_farewell(self, drain: Drain) -> None:
+        """End because the server stops."""
+
+    def abort(self) -> None:
+        """End, and wait for nobody."""
+
+
+class Streams:
+    """The open streams of an application: who may open one, which there are, and how they end with it."""
+
+    def __init__(
+        self, drain: Drain | None = None, limits: Limits | None = None, observer: StreamObserver | None = None
+    ) -> None:
+        self.closing: bool = False
+        self._drain = drain or Drain()
+        self._limits = limits or Limits(None, None, None)
+        self._observer = observer
+        self._open: set[OpenStream] = set()
+        self._left: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        """Count those that are open."""
+        return len(self._open)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[OpenStream]:
+        """Walk over those that are open now."""
+        return iter(list(self._open))
+
+    @staticmethod
+    def of(request: web.Request) -> Streams:
+        """Return those of the innermost application that was set up, or else of all that were not."""
+        for app in reversed(request.match_info.apps):
+            if STREAMS in app:
+                return app[STREAMS]
+        return _OF_NO_SETUP
+
+    def admit(self, request: web.Request, execution_id: int | str) -> Hashable:
+        """Take a place for a stream and return whose it is, for ``give_back``. Raises an ``HTTPException``."""
+        try:
+            if self.closing:
+                raise stopping(self._drain.spread)
+            return self._limits.take(request)
+        except web.HTTPException as refusal:
+            self.tell(
+                StreamRefused(execution_id, request.path, status=refusal.status, why=(refusal.text or "").strip())
+            )
+            raise
+
+    def give_back(self, place: Hashable) -> None:
+        """Give back what ``admit`` took."""
+        self._limits.give_back(place)
+
+    def add(self, stream: OpenStream) -> None:
+        """Remember an open stream."""
+        self._open.add(stream)
+        if self.closing:  # it was let in before, and its head took until now
+            stream.say_farewell(self._drain)
+
+    def discard(self, stream: OpenStream) -> None:
+        """Forget a stream that is over."""
+        self._open.discard(stream)
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
+    def tell(self, fact: StreamFact) -> None:
+        """Log a fact, and tell the observer; one that raises is logged and not told again."""
+        log_fact(fact)
+        if self._observer is not None:
+            try:
+                self._observer(fact)
+            except Exception as error:  # noqa: BLE001  # it only looks on
+                self._observer = None
+                log.exception("stream_observer_dropped", exc_info=error)
+
+    async def close(self) -> None:
+        """Take no new streams, and end the open ones as the drain says. Cancelling is safe: the rest is for aiohttp."""
+        self.closing = True
+        drain = self._drain
+        if drain.grace:
+            for stream in self:
+                if not stream.finite:
+                    stream.say_farewell(drain)
+            await self._until(lambda: not any(stream.finite for stream in self._open), drain.grace)
+        for stream in self:
+            stream.say_farewell(drain)
+        await self._until(lambda: not self._open, drain.timeout)
+        if self._open:
+            log.warning("streams_aborted", streams=len(self._open), seconds=drain.timeout)
+            for stream in self:
+                stream.abort()
+            await self._until(lambda: not self._open, ABORTED)
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until it holds, as streams leave, but not longer than that."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self._left = asyncio.get_running_loop().create_future()
+                    await self._left
+        except TimeoutError:
+            pass
+        finally:
+            self._left = None
+
+
+STREAMS = web.AppKey("aiohttp_interceptors.streams", Streams)
+"""Where an application that was set up has its open streams: ``len(request.config_dict[STREAMS])``."""
+
+_OF_NO_SETUP = Streams()

@@ -57,7 +57,7 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     return cast("C", await drive(execution))
 
 
-async def drive(  # noqa: C901, PLR0912  # split up, it costs each request several coroutines more
+async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each request several coroutines more
     execution: Execution, handler: Any = None, conclude: Callable[[Any], Any] | None = None
 ) -> Any:
     """Run an execution and return its context, or what ``conclude`` makes of it.
@@ -84,7 +84,13 @@ async def drive(  # noqa: C901, PLR0912  # split up, it costs each request sever
                     for enter in execution.cursor:
                         result = enter(context)
                         if result is not None:
-                            context = await _adopted(execution, result)
+                            if (
+                                type(result) is CoroutineType
+                            ):  # not in _adopted: in here a stream waits while it is open
+                                result = await result
+                                context = execution.context if result is None else execution.adopt(result)
+                            else:
+                                context = await _adopted(execution, result)
                         if execution.alert and execution.attend():
                             break  # the queue is another one now
                     else:

@@ -57,7 +57,7 @@ class EventChannel:
         self._max_event_size = max_event_size
         # Both are made when first needed: most streams have nobody in line, and an open one shall cost little.
         self._waiting: deque[asyncio.Future[None]] | None = None  # a put each, oldest first
-        self._over: set[asyncio.Future[None]] | None = None  # a wait_closed each
+        self._over: list[asyncio.Future[None]] | None = None  # a wait_closed each
         self._wake: Callable[[], None] = _nobody
         self._relieve: Callable[[], None] = _nobody
         self._asleep = True  # whether the stream must be told of the next event
@@ -139,13 +139,13 @@ class EventChannel:
         """Wait until the stream is over and return why. Cancelling is safe."""
         while self.reason is None:
             if self._over is None:
-                self._over = set()
+                self._over = []
             waiter = _new_waiter()
-            self._over.add(waiter)
+            self._over.append(waiter)
             try:
                 await waiter
             finally:
-                self._over.discard(waiter)
+                self._over.remove(waiter)
         return self.reason
 
     # The stream's side.

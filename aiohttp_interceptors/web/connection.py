@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from ..sse.channel import CloseReason
 from ..sse.wire import HEARTBEAT
@@ -14,6 +14,9 @@ from .rounds import TOGETHER, Visit, rounds
 from .socket_options import SocketOptions
 from .stall import Stall
 from .watcher import Watcher
+
+if TYPE_CHECKING:
+    from aiohttp.http_writer import StreamWriter
 
 __all__ = ["BATCH", "Connection"]
 
@@ -40,14 +43,13 @@ class Connection:
     def __init__(
         self,
         request: web.BaseRequest,
-        response: web.StreamResponse,
         heartbeat: float | None,
         stall_timeout: float | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
-        self._chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
+        self._chunked = cast("StreamWriter", request.writer).chunked
         self._waiting: list[asyncio.Future[None]] | None = None
         self._watcher: Watcher | None = None
         self._visit: Visit | None = None
@@ -82,9 +84,17 @@ class Connection:
         return self.loss is not None
 
     @property
+    def overrun(self) -> bool:
+        """Whether the client sent more requests behind this one than are kept, so that it cannot be answered."""
+        return self._watcher is not None and self._watcher.overrun
+
+    @property
     def unsent(self) -> int:
         """How many bytes the transport holds that the kernel has not taken."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        transport = self._transport
+        if transport is None or transport.is_closing():  # asyncio's, with TLS, can then not be asked any more
+            return 0
+        return transport.get_write_buffer_size()
 
     def write(self, frames: bytes) -> None:
         """Hand whole frames to the transport, in one piece; on a lost connection do nothing."""
@@ -113,9 +123,10 @@ class Connection:
         if transport is None or watcher is None:
             return
         self._cancel_visit()
-        self._options.restore()
-        low, high = self._limits
-        transport.set_write_buffer_limits(high=high, low=low)
+        if not transport.is_closing():
+            self._options.restore()
+            low, high = self._limits
+            transport.set_write_buffer_limits(high=high, low=low)
         watcher.step_aside()
 
     def abort(self) -> None:

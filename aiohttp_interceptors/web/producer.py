@@ -106,22 +106,28 @@ class Producer:
         return told if inspect.isawaitable(told) else None
 
     async def _wait(self, told: Awaitable[object] | None) -> None:
-        if told is not None:
-            try:
-                await told
-            except Exception as error:  # noqa: BLE001  # as above
-                self._on_close_failed(error)
-        if self._task is not None:
-            await self._until_it_returns(self._task)
-
-    async def _until_it_returns(self, task: asyncio.Future[Any]) -> None:
-        """Let a producer that knows of the end return by itself; give up on one that does not."""
         if self._abandoned is None:
             self._abandoned = asyncio.get_running_loop().create_future()
+        if told is not None:
+            await self._until_told(asyncio.ensure_future(told), self._abandoned)
+        if self._task is not None:
+            await self._until_it_returns(self._task, self._abandoned)
+
+    async def _until_told(self, told: asyncio.Future[Any], abandoned: asyncio.Future[None]) -> None:
+        """Let ``on_close`` return by itself, unless nobody waits any longer."""
+        await asyncio.wait([told, abandoned], return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():
+            told.cancel()
+            await asyncio.wait([told], timeout=0)  # its turn to go
+        if told.done() and not told.cancelled() and isinstance(error := told.exception(), Exception):
+            self._on_close_failed(error)
+
+    async def _until_it_returns(self, task: asyncio.Future[Any], abandoned: asyncio.Future[None]) -> None:
+        """Let a producer that knows of the end return by itself; give up on one that does not."""
         for _ in range(2):
-            await asyncio.wait([task, self._abandoned], timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task, abandoned], timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
             task.cancel()
-            if self._abandoned.done():
+            if abandoned.done():
                 await asyncio.wait([task], timeout=0)  # its turn to go
             if task.done():
                 return

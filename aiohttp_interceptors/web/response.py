@@ -90,13 +90,15 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if context is not None:
             context.response = self
         if request.method != hdrs.METH_HEAD:
-            self.connection = Connection(request, self, self._heartbeat, self._send_timeout)
+            self.connection = Connection(request, self._heartbeat, self._send_timeout)
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
         """End the stream and let the connection go on without it."""
         self.stop_streaming()
         if self.connection is not None:
+            if self.connection.overrun:
+                self.force_close()
             self.connection.release()
         await super().write_eof(data)
 

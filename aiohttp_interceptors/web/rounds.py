@@ -13,6 +13,8 @@ __all__ = ["TOGETHER", "Rounds", "Visit", "Visited", "rounds"]
 # What is due within this many seconds is done with what is due now: fewer wake-ups, and a proxy's idle timeout is
 # thousands of times as long.
 TOGETHER = 0.02
+# Cancelled appointments that may stay, besides as many as there are others: a max_age can be hours away.
+SPARE = 100
 
 
 class Visited(Protocol):
@@ -52,7 +54,7 @@ class Rounds:
     """Visit each of many when it is due."""
 
     def __init__(self) -> None:
-        self._due: list[Visit] = []  # a heap; those that were cancelled stay until they come up
+        self._due: list[Visit] = []  # a heap; some of those that were cancelled stay until they come up
         self._serial = itertools.count()
         self._expected = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -71,6 +73,9 @@ class Rounds:
         if not self._expected:
             self._due.clear()
             self._schedule()
+        elif len(self._due) > 2 * self._expected + SPARE:
+            self._due = [visit for visit in self._due if not visit.cancelled]
+            heapq.heapify(self._due)
 
     def _schedule(self) -> None:
         """Have the timer go off when the first one is due."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Unpack, overload
 
@@ -73,10 +73,10 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"
 
-    async def enter(context: RequestContext) -> None:
+    def enter(context: RequestContext) -> Awaitable[None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        await _open(context, stream_ready, settings)
+        return _open(context, stream_ready, settings)
 
     return Interceptor(name, enter)
 
@@ -102,9 +102,11 @@ async def _open(context: RequestContext, stream_ready: StreamReady, settings: St
             streams.tell(StreamOpened(context.execution_id, request.path))
             streams.add(stream)
             try:
-                await stream.run(stream_ready)
+                stream.begin(stream_ready)
+                await stream.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
+                await stream.end_of_body()
             finally:
-                streams.discard(stream)
+                await stream.wind_up()
     finally:
         streams.give_back(place)
 

@@ -52,8 +52,8 @@ class StreamStatistics:
 class Stream:
     """One open stream: its channel, its connection, and the one reason for its end."""
 
-    __slots__ = ("_began", "_connection", "_context", "_dropped", "_due", "_ended", "_events", "_last_words", "_over",
-                 "_producer", "_response", "_settings", "_streams", "_turn", "_visit", "channel")  # fmt: skip
+    __slots__ = ("_began", "_connection", "_context", "_dropped", "_due", "_ended", "_events", "_last_words",
+                 "_producer", "_response", "_settings", "_streams", "_turn", "_visit", "channel", "over")  # fmt: skip
 
     def __init__(
         self,
@@ -73,7 +73,8 @@ class Stream:
         )
         self._producer = Producer(self.channel, context)
         self._turn: Turn = turn()
-        self._over = asyncio.get_running_loop().create_future()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the stream is over, whatever ended it."""
         self._visit: Visit | None = None
         self._last_words = b""
         self._due = False  # in this turn's pumping already
@@ -88,27 +89,28 @@ class Stream:
         """Whether its producer ends it after some time, so that a stopping server may wait for that."""
         return self._settings.finite
 
-    async def run(self, stream_ready: StreamReady) -> None:
-        """Keep the stream until it is over. Cancelling ends it, and the cancellation goes on."""
+    # The life of a stream: begin, wait until it is over, end_of_body unless cancelled, and wind_up in any case.
+
+    def begin(self, stream_ready: StreamReady) -> None:
+        """Call the producer, and have the clock look after the stream."""
+        if self._settings.max_age is not None:
+            loop, age = asyncio.get_running_loop(), self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311
+            self._visit = rounds().add(self, loop.time() + age)
+        self._producer.start(stream_ready)
+        self._on_change()  # it may be lost already
+
+    async def wind_up(self) -> None:
+        """See the producer off and tell how it went. Runs to its end also while being cancelled."""
+        self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
+        if self._visit is not None:
+            self._visit.cancel()
+        self._report_dropped()
+        self._ended = time.monotonic()
         try:
-            if self._settings.max_age is not None:
-                loop, age = asyncio.get_running_loop(), self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311
-                self._visit = rounds().add(self, loop.time() + age)
-            self._producer.start(stream_ready)
-            self._on_change()  # it may be lost already
-            await self._over
-            if not self._connection.lost:
-                await self._end_of_body()
+            await self._producer.see_off(self._settings.on_close)
         finally:
-            self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
-            if self._visit is not None:
-                self._visit.cancel()
-            self._report_dropped()
-            self._ended = time.monotonic()
-            try:
-                await self._producer.see_off(self._settings.on_close)
-            finally:
-                self._report_closed()
+            self._streams.discard(self)
+            self._report_closed()
 
     def end(self, reason: CloseReason) -> None:
         """End the stream, for this reason if it is the first: a ``put`` that waits is told now."""
@@ -149,8 +151,8 @@ class Stream:
 
     def _wake(self) -> None:
         if self.channel.reason is not None:
-            if not self._over.done():
-                self._over.set_result(None)
+            if not self.over.done():
+                self.over.set_result(None)
         elif not self._due:
             self._due = True
             self._turn.add(self)
@@ -195,13 +197,15 @@ class Stream:
         if self.channel.reason is None:
             self._flush()
 
-    async def _end_of_body(self) -> None:
+    async def end_of_body(self) -> None:
         """Send what was put and the last words, and tell the client that the stream is complete.
 
         A client that was kicked and does not read is cut; for any other the connection's stall limit counts, and for
         a server that stops its drain's.
         """
         connection, channel = self._connection, self.channel
+        if connection.lost:
+            return
         if self._producer.error is not None:
             self._last_words = self._error_event(self._producer.error)
         while connection.paused or channel.buffered or self._last_words:

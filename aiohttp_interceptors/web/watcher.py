@@ -9,8 +9,8 @@ from ..sse.channel import CloseReason
 
 __all__ = ["Watched", "Watcher"]
 
-# Bytes of further requests that are kept for after the stream. A browser sends none; whoever sends more than this is
-# read no further, and its leaving is then noticed by a failing write.
+# Bytes of further requests that are kept for after the stream. A browser sends none; of whoever sends more than this
+# nothing is kept, and its connection ends with the stream. It is read all the same, or its leaving would go unseen.
 HELD = 64 * 1024
 
 
@@ -34,7 +34,7 @@ class Watcher(asyncio.Protocol):
     after some requests that it cannot answer yet, and who does not read does not see the client leave.
     """
 
-    __slots__ = ("_connection", "_held", "_transport", "_was_reading", "inner")
+    __slots__ = ("_connection", "_held", "_hold", "_transport", "_was_reading", "inner", "overrun")
 
     def __init__(
         self, connection: Watched, transport: asyncio.Transport, inner: asyncio.Protocol, *, hold: bool
@@ -42,7 +42,9 @@ class Watcher(asyncio.Protocol):
         self._connection = connection
         self._transport = transport
         self.inner = inner
-        self._held: bytearray | None = bytearray() if hold else None
+        self._hold = hold
+        self._held: bytearray | None = None  # most clients send nothing
+        self.overrun: bool = False  # more was sent than is kept, and it is gone
         self._was_reading = transport.is_reading()
         transport.set_protocol(self)
         if hold and not self._was_reading:
@@ -51,11 +53,11 @@ class Watcher(asyncio.Protocol):
     def step_aside(self) -> None:
         """Put aiohttp's protocol back, in the state that it believes the transport to be in."""
         transport = self._transport
-        if transport.get_protocol() is not self:
+        if transport.is_closing() or transport.get_protocol() is not self:
             return
         transport.set_protocol(self.inner)
         held, self._held = self._held, None
-        if held is None or transport.is_closing():
+        if not self._hold:
             return
         if self._was_reading:
             transport.resume_reading()
@@ -65,12 +67,16 @@ class Watcher(asyncio.Protocol):
             self.inner.data_received(bytes(held))
 
     def data_received(self, data: bytes) -> None:
-        if self._held is None:
+        if not self._hold:
             self.inner.data_received(data)
             return
+        if self._held is None:
+            self._held = bytearray()
+        if self.overrun or len(self._held) + len(data) > HELD:
+            self.overrun = True
+            self._held.clear()
+            return
         self._held += data
-        if len(self._held) > HELD:
-            self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
         self._connection.lose(CloseReason.CLIENT_LEFT)  # aiohttp closes on EOF, also on a half-close

@@ -2,6 +2,7 @@
 # made with. Continuous integration runs these targets too.
 
 VENV ?= .venv
+SECONDS ?= 180
 export VENV
 
 bin := $(VENV)/bin
@@ -9,7 +10,7 @@ bin := $(VENV)/bin
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser test oldest bench docs clean
+.PHONY: help setup demo lint format types unit browser compat test oldest matrix bench soak docs clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -41,7 +42,10 @@ browser: setup ## Run the tests in a real browser
 	@scripts/chromium
 	$(bin)/python -m pytest -m browser
 
-test: lint types ## Check everything: lint, types, all tests, coverage
+compat: setup ## Run aiohttp-sse's own tests on our class
+	@scripts/aiohttp-sse-tests
+
+test: lint types compat ## Check everything: lint, types, all tests, coverage
 	@scripts/chromium
 	$(bin)/python -m pytest --cov
 
@@ -49,14 +53,21 @@ oldest: ## Run the tests that need no browser with the oldest dependencies that 
 	@VENV=$(VENV)-oldest OLDEST=1 scripts/setup test
 	$(VENV)-oldest/bin/python -m pytest -m "not browser"
 
-bench: setup ## Run the benchmarks, one after the other
+matrix: ## Run the tests that need no browser with every Python that is there
+	@scripts/matrix
+
+bench: ## Run the benchmarks, one after the other
+	@scripts/setup bench
 	@for program in benchmarks/*.py; do \
 		echo "== $$program"; $(bin)/python "$$program" || exit 1; done
+
+soak: setup ## Have random clients do their worst for SECONDS (180)
+	$(bin)/python tests/soak/soak.py --seconds $(SECONDS)
 
 docs: ## Build the documentation into build/site
 	@scripts/setup docs
 	$(bin)/mkdocs build --strict --quiet
 
 clean: ## Remove all that these targets made
-	rm -rf $(VENV) $(VENV)-oldest .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-3.* .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,11 +18,11 @@ from .watcher import Watcher
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
 
-__all__ = ["BATCH", "Connection"]
+__all__ = ["BATCH", "HIGH_WATER", "Connection"]
 
-# Bytes that may wait in the transport before it says that it has no room, and those at which it has room again: asyncio
-# has 64 KiB and uvloop's lower mark is at 16 bytes. Together with a batch, half of what a stalled stream may hold.
-HIGH_WATER, LOW_WATER = 16 * 1024, 4 * 1024
+# Bytes that may wait in the transport before it says that it has no room; it has again at a quarter of them (uvloop's
+# own lower mark is at 16 bytes). Together with a batch, half of what a stalled stream may hold.
+HIGH_WATER = 16 * 1024
 # Bytes to write in one piece. A larger one would save no system call worth speaking of.
 BATCH = 16 * 1024
 
@@ -36,7 +36,7 @@ class Connection:
     options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
     """
 
-    __slots__ = ("_chunked", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_transport", "_visit",
+    __slots__ = ("_beat", "_chunked", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_transport", "_visit",
                  "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "on_change", "paused",
                  "sent")  # fmt: skip
 
@@ -45,6 +45,8 @@ class Connection:
         request: web.BaseRequest,
         heartbeat: float | None,
         stall_timeout: float | None,
+        beat: bytes = HEARTBEAT,
+        high_water: int = HIGH_WATER,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = request.transport
@@ -54,6 +56,7 @@ class Connection:
         self._watcher: Watcher | None = None
         self._visit: Visit | None = None
         self._heartbeat = heartbeat
+        self._beat = beat
         self.last_write: float = self._loop.time()
         self._stall = None if stall_timeout is None else Stall(stall_timeout, self.last_write)
         self.on_change: Callable[[], None] | None = None  # told when it is lost, and when it has room again
@@ -64,13 +67,15 @@ class Connection:
         if self._transport is None or self._transport.is_closing():
             self.loss = CloseReason.CLIENT_LEFT
         else:
-            self._take_over(self._transport, request, stall_timeout)
+            self._take_over(self._transport, request, stall_timeout, high_water)
 
-    def _take_over(self, transport: asyncio.Transport, request: web.BaseRequest, stall_timeout: float | None) -> None:
+    def _take_over(
+        self, transport: asyncio.Transport, request: web.BaseRequest, stall_timeout: float | None, high_water: int
+    ) -> None:
         """Stand between the event loop and aiohttp, and have the kernel tell early what it notices."""
         self._options = SocketOptions(transport, stall_timeout)
         self._limits = transport.get_write_buffer_limits()
-        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        transport.set_write_buffer_limits(high=high_water, low=high_water // 4)
         self.paused = request.protocol.writing_paused
         inner = cast("asyncio.Protocol", transport.get_protocol())
         self._watcher = Watcher(self, transport, inner, hold=request.content.is_eof())
@@ -104,7 +109,7 @@ class Connection:
     def beat(self) -> None:
         """Write a heartbeat; a paused connection has older bytes to send than that."""
         if not self.paused:
-            self._send(HEARTBEAT)
+            self._send(self._beat)
 
     async def writable(self) -> bool:
         """Wait until the transport takes more, and return whether the client is there. Cancelling is safe."""
@@ -155,7 +160,7 @@ class Connection:
         """Send a heartbeat if the stream is idle, and give up on a client that takes nothing."""
         if self._heartbeat is not None and now - self.last_write >= self._heartbeat - TOGETHER:
             self.beat()
-        if self._stall is not None and self._stall.look(now, self.sent, self._owed()):
+        if self._stall is not None and self._stall.look(now, *self._taken_and_owed()):
             self.lose(CloseReason.STALLED)
             self.abort()
             return None
@@ -165,12 +170,14 @@ class Connection:
         beat = None if self._heartbeat is None else self.last_write + self._heartbeat
         if beat is not None and beat <= now:  # it is paused, and gets its heartbeat when it is not
             beat = now + cast("float", self._heartbeat)
-        look = None if self._stall is None else now + self._stall.period
+        look = None if self._stall is None else self._stall.next_look(now)
         return min((due for due in (beat, look) if due is not None), default=None)
 
-    def _owed(self) -> int:
-        """Count the bytes that the client has not confirmed."""
-        return self.unsent + self._options.unacknowledged()
+    def _taken_and_owed(self) -> tuple[int, int]:
+        """Count the bytes that the client has confirmed, and those that it has not."""
+        owed = self.unsent + self._options.unacknowledged()
+        taken = self._options.acknowledged()
+        return self.sent - owed if taken is None else taken, owed
 
     def _cancel_visit(self) -> None:
         if self._visit is not None:

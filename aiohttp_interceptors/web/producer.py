@@ -110,7 +110,8 @@ class Producer:
             self._abandoned = asyncio.get_running_loop().create_future()
         if told is not None:
             await self._until_told(asyncio.ensure_future(told), self._abandoned)
-        if self._task is not None:
+        # Most have returned by now, and need no timer: asyncio keeps a cancelled one, and with it all of the request.
+        if self._task is not None and not self._task.done():
             await self._until_it_returns(self._task, self._abandoned)
 
     async def _until_told(self, told: asyncio.Future[Any], abandoned: asyncio.Future[None]) -> None:

@@ -12,27 +12,29 @@ from aiohttp_sse import EventSourceResponse
 
 from ..sse.channel import CloseReason
 from ..sse.event import Event
-from ..sse.wire import encode
+from ..sse.wire import HEARTBEAT, encode
 from .commit import CommitGuard
-from .connection import Connection
+from .connection import HIGH_WATER, Connection
 from .context import RequestContext
 
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
 
-__all__ = ["EventStreamResponse"]
+__all__ = ["ChannelResponse", "EventStreamResponse"]
+
+_LEFT = "the client has left the event stream"
 
 
 class EventStreamResponse(CommitGuard, EventSourceResponse):
     """An ``aiohttp_sse.EventSourceResponse`` whose client is watched and whose head cannot change once it is sent.
 
-    ``sse_response(request, response_cls=EventStreamResponse)`` gives an aiohttp-sse application this stream. Unlike
-    there: a disconnect is known at once and not at the next ping, heartbeats go to idle streams only and need no task,
-    lines end with LF, ``Connection`` is left to aiohttp, and HEAD gets the head. ``ping_interval`` (seconds) may be
-    ``None`` for no heartbeats.
+    ``sse_response(request, response_cls=EventStreamResponse)`` gives an aiohttp-sse application this stream, with the
+    same bytes. Unlike there: a disconnect is known at once and not at the next ping, pings go to idle streams only and
+    need no task, the head says ``no-transform`` and leaves ``Connection`` to aiohttp, and a second ``prepare`` for a
+    client that has left raises ``ConnectionResetError``. ``ping_interval`` (seconds) may be ``None`` for no pings.
     """
 
-    DEFAULT_SEPARATOR = "\n"
+    _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
     def __init__(
         self,
@@ -65,9 +67,11 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Commit: send the head, with what interceptors staged, and begin to watch the client. Twice is once."""
         if self.prepared:
+            if self.connection is not None and self.connection.lost:
+                raise ClientConnectionResetError(_LEFT)
             return await super(EventSourceResponse, self).prepare(request)
-        if not self._allow_all_methods and request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
-            raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET, hdrs.METH_HEAD))
+        if not self._allow_all_methods and request.method != hdrs.METH_GET:
+            raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET,))
         context = RequestContext.of(request)
         staged = None if context is None else context.staged
         if context is not None:
@@ -89,13 +93,15 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         self._sent_through = writer
         if context is not None:
             context.response = self
-        if request.method != hdrs.METH_HEAD:
-            self.connection = Connection(request, self._heartbeat, self._send_timeout)
+        if request.method == hdrs.METH_HEAD:
+            self._end()
+        else:
+            self.connection = Connection(request, self._heartbeat, self._send_timeout, self._beat(), self._high_water)
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
         """End the stream and let the connection go on without it."""
-        self.stop_streaming()
+        self._end()
         if self.connection is not None:
             if self.connection.overrun:
                 self.force_close()
@@ -114,10 +120,12 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         Raises ``ValueError`` for fields that cannot be sent, ``ConnectionResetError`` when the client has left, and
         ``TimeoutError``, after it closed the connection, when the client read nothing for ``send_timeout`` seconds.
         """
-        frame = encode(Event(data, event, id, retry))
-        if self._sep != "\n":
-            frame = frame.replace(b"\n", self._sep.encode())
+        frame = self._frame(data, id, event, retry)
+        if self._eof_sent:
+            raise RuntimeError("Cannot call write() after write_eof()")  # aiohttp's words
         connection = self._open_connection()
+        if connection is None:
+            return
         connection.write(frame)
         if connection.paused:
             try:
@@ -127,10 +135,10 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 connection.lose(CloseReason.STALLED)
                 connection.abort()
         if connection.loss is not None:
-            self.stop_streaming()
+            self._end()
             if connection.loss is CloseReason.STALLED:
                 raise TimeoutError(f"the client has read nothing for {self._send_timeout} seconds")
-            raise ClientConnectionResetError("the client has left the event stream")
+            raise ClientConnectionResetError(_LEFT)
 
     @property
     def body_length(self) -> int:
@@ -145,23 +153,56 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     async def wait(self) -> None:
         """Wait until the client has left or ``stop_streaming`` was called. Cancelling is safe."""
         connection = self._open_connection()
-        if self._ended is None:
+        if connection is not None and self._ended is None:
             self._ended = asyncio.Event()
             connection.on_change = self._on_change
             self._on_change()  # it may be lost already
-        await self._ended.wait()
+        if self._ended is not None:
+            await self._ended.wait()
 
     def stop_streaming(self) -> None:
         """Let ``wait`` return. Twice is once."""
+        self._open_connection()
+        self._end()
+
+    def _end(self) -> None:
         if self._ended is None:
             self._ended = asyncio.Event()
         self._ended.set()
 
     def _on_change(self) -> None:
         if self.connection is not None and self.connection.lost:
-            self.stop_streaming()
+            self._end()
 
-    def _open_connection(self) -> Connection:
-        if self.connection is None:
+    def _open_connection(self) -> Connection | None:
+        """Return the connection; there is none for HEAD, whose answer has no body."""
+        if self.connection is None and not self.prepared:
             raise RuntimeError("Response is not started")  # aiohttp-sse's words
         return self.connection
+
+    def _beat(self) -> bytes:
+        """Return the bytes that keep an idle stream alive: aiohttp-sse's."""
+        return f": ping{self._sep}{self._sep}".encode()
+
+    def _frame(self, data: str, id: str | None, event: str | None, retry: int | None) -> bytes:  # noqa: A002  # as above
+        """Encode an event with aiohttp-sse's bytes, which begin with the id, and refuse it in aiohttp-sse's words."""
+        if isinstance(id, str) and (self.LINE_SEP_EXPR.search(id) or "\0" in id):
+            raise ValueError(f"id must not contain line separators or null characters, and {id!r} does")
+        if isinstance(event, str) and self.LINE_SEP_EXPR.search(event):
+            raise ValueError(f"event must not contain line separators, and {event!r} does")
+        if isinstance(retry, int) and retry < 0:
+            raise ValueError(f"retry must not be negative, and {retry!r} is")
+        frame = encode(Event(data, event, None, retry))
+        if id is not None and (first := Event(id=id)).id is not None:
+            frame = encode(first)[:-1] + frame
+        return frame if self._sep == "\n" else frame.replace(b"\n", self._sep.encode())
+
+
+class ChannelResponse(EventStreamResponse):
+    """The response of a stream with a channel: lines end with LF, and a heartbeat is the shortest there is."""
+
+    DEFAULT_SEPARATOR = "\n"
+    _high_water = HIGH_WATER
+
+    def _beat(self) -> bytes:
+        return HEARTBEAT

@@ -24,6 +24,7 @@ NOT_SENT = 16 * 1024
 SEND_BUFFER = 64 * 1024
 
 _LINUX_NOTSENT_LOWAT, _LINUX_USER_TIMEOUT = 25, 18  # <linux/tcp.h>
+_LINUX_INFO, _BYTES_ACKED = 11, slice(120, 128)  # TCP_INFO and a field of its struct, since Linux 4.1
 _DARWIN_NOTSENT_LOWAT, _DARWIN_CONNDROPTIME = 0x201, 0x80  # <netinet/tcp.h>
 _DARWIN_NWRITE = 0x1024  # <sys/socket.h>
 
@@ -81,6 +82,19 @@ class SocketOptions:
             return _unacknowledged(self._socket, number)
         except OSError:
             return 0
+
+    def acknowledged(self) -> int | None:
+        """Count the bytes that the client's kernel has ever confirmed; ``None`` where nobody can tell.
+
+        With TLS what was sent does not tell it: one byte of ours may be thirty on the wire.
+        """
+        if PLATFORM != "linux" or self._socket is None or not self._options:
+            return None
+        try:
+            told = self._socket.getsockopt(socket.IPPROTO_TCP, _LINUX_INFO, _BYTES_ACKED.stop)
+        except OSError:
+            return None
+        return int.from_bytes(told[_BYTES_ACKED], sys.byteorder) if len(told) == _BYTES_ACKED.stop else None
 
     def _replace(self, level: int, name: int, value: int) -> int:
         """Set an option and return what it was."""

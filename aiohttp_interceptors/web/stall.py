@@ -6,10 +6,11 @@ __all__ = ["Stall"]
 
 # Looks per timeout. More of them would find the last byte that was taken more exactly, and cost more.
 LOOKS = 4
+ROUNDING = 1e-6  # seconds
 
 
 class Stall:
-    """Tell, from what was sent and what of it the client has not taken, whether it takes nothing any more.
+    """Tell, from how much the client has taken and what it is owed, whether it takes nothing any more.
 
     It says so at the latest ``timeout`` seconds after the client took its last byte, or was first owed one, and not
     before three quarters of that: between two looks nobody knows when a byte was taken. Decides, and touches nothing.
@@ -22,15 +23,14 @@ class Stall:
         self._since = now
         self._taken = 0
 
-    @property
-    def period(self) -> float:
-        """Seconds from one look to the next."""
-        return self.timeout / LOOKS
+    def next_look(self, now: float) -> float:
+        """Return when to look again at the latest."""
+        up = self._since + self.timeout * (1 - 1 / LOOKS)
+        return min(now + self.timeout / LOOKS, up) if up > now else now + self.timeout / LOOKS
 
-    def look(self, now: float, sent: int, owed: int) -> bool:
-        """Return whether the client is stalled, ``owed`` of the ``sent`` bytes being still on their way."""
-        taken = sent - owed
+    def look(self, now: float, taken: int, owed: int) -> bool:
+        """Return whether the client is stalled, having taken so many bytes in all and being owed so many."""
         if owed == 0 or taken > self._taken:
             self._since = now
         self._taken = taken
-        return now - self._since >= self.timeout - self.period
+        return now - self._since >= self.timeout * (1 - 1 / LOOKS) - ROUNDING

@@ -20,7 +20,7 @@ from .context import RequestContext
 from .middleware import Handler, as_handler
 from .producer import StreamReady
 from .refusal import not_acceptable, too_slow
-from .response import EventStreamResponse
+from .response import ChannelResponse
 from .settings import MAX_EVENT_SIZE, ErrorEvent, OnClose, StreamOptions, StreamSettings
 from .stream import Stream
 from .streams import Streams
@@ -86,7 +86,7 @@ async def _open(context: RequestContext, stream_ready: StreamReady, settings: St
     request = context.request
     if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
         raise not_acceptable()
-    response = EventStreamResponse(
+    response = ChannelResponse(
         allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
     )
     if request.method == hdrs.METH_HEAD:
@@ -111,7 +111,7 @@ async def _open(context: RequestContext, stream_ready: StreamReady, settings: St
         streams.give_back(place)
 
 
-async def _commit(context: RequestContext, response: EventStreamResponse) -> None:
+async def _commit(context: RequestContext, response: ChannelResponse) -> None:
     """Send the head; a client that left before is noted by aiohttp by itself."""
     with suppress(ConnectionError):
         await response.prepare(context.request)
@@ -125,7 +125,7 @@ async def _read_body(request: web.Request, seconds: float | None) -> None:
     try:
         async with asyncio.timeout(seconds):
             await request.read()
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):  # a client that left meanwhile is no error, and reads no answer
         raise too_slow() from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..observe.facts import EventsDropped, StreamClosed
@@ -16,7 +17,7 @@ from .connection import BATCH, Connection
 from .context import RequestContext
 from .drain import Drain
 from .producer import Producer, StreamReady
-from .response import EventStreamResponse
+from .response import ChannelResponse
 from .rounds import Visit, rounds
 from .settings import StreamSettings
 from .streams import Streams
@@ -58,7 +59,7 @@ class Stream:
     def __init__(
         self,
         context: RequestContext,
-        response: EventStreamResponse,
+        response: ChannelResponse,
         connection: Connection,
         settings: StreamSettings,
         streams: Streams,
@@ -217,7 +218,8 @@ class Stream:
                 connection.write(self._last_words)
                 self._last_words = b""
         if not connection.lost:
-            await self._response.write_eof()
+            with suppress(ConnectionError):  # the last write failed, and the event loop has yet to say so
+                await self._response.write_eof()
 
     def _error_event(self, error: BaseException) -> bytes:
         """Make the frame that tells a page of an error, if it is to be told."""

@@ -63,7 +63,9 @@ def test_each_third_party_name_has_its_owner(file: Path) -> None:
         assert path.startswith(OWNERS[name]), f"{path} imports {name}, whose owner is {OWNERS[name]}"
 
 
-@pytest.mark.parametrize("room", ["errors", "observe.debug", "chain.execute", "chain.sugar", "sse.channel", "sse.wire"])
+@pytest.mark.parametrize(
+    "room", ["errors", "observe.debug", "chain.execute", "chain.sugar", "sse.channel", "sse.queues", "sse.wire"]
+)
 def test_what_is_left_of_the_web_works_without_aiohttp(room: str) -> None:
     code = f"""
 import sys

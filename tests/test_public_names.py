@@ -12,7 +12,9 @@ STABLE = {
     *("Interceptor", "Context", "ContextKey", "execute", "before", "after", "around", "on_error", "debug_observer"),
     *("RequestContext", "interceptor_middleware", "intercept", "as_handler", "setup"),
     *("Event", "EventChannel", "ChannelFull", "CloseReason", "start_event_stream", "event_stream"),
-    "EventStreamResponse",
+    *("EventStreamResponse", "Drain", "StopReconnecting", "EventTooLarge", "Stream", "StreamStatistics", "STREAMS"),
+    *("SlidingQueue", "DroppingQueue", "ConflatingQueue", "dropped_comment", "dropped_event"),
+    *("StreamOpened", "StreamClosed", "StreamRefused", "EventsDropped"),
 }
 
 

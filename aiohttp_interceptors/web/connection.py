@@ -75,6 +75,8 @@ class Connection:
         """Stand between the event loop and aiohttp, and have the kernel tell early what it notices."""
         self._options = SocketOptions(transport, stall_timeout)
         self._limits = transport.get_write_buffer_limits()
+        if transport.get_extra_info("sslcontext") is not None:
+            high_water = 1  # below is one more buffer, of 64 KiB, whose limits nobody can set: let none wait above it
         transport.set_write_buffer_limits(high=high_water, low=high_water // 4)
         self.paused = request.protocol.writing_paused
         inner = cast("asyncio.Protocol", transport.get_protocol())

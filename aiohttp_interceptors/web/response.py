@@ -67,7 +67,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Commit: send the head, with what interceptors staged, and begin to watch the client. Twice is once."""
         if self.prepared:
-            if self.connection is not None and self.connection.lost:
+            if request.transport is None or request.transport.is_closing():
                 raise ClientConnectionResetError(_LEFT)
             return await super(EventSourceResponse, self).prepare(request)
         if not self._allow_all_methods and request.method != hdrs.METH_GET:

@@ -13,7 +13,7 @@ class Stall:
     """Tell, from how much the client has taken and what it is owed, whether it takes nothing any more.
 
     It says so at the latest ``timeout`` seconds after the client took its last byte, or was first owed one, and not
-    before three quarters of that: between two looks nobody knows when a byte was taken. Decides, and touches nothing.
+    before half of that: between two looks nobody knows when a byte was sent or taken. Decides, and touches nothing.
     """
 
     __slots__ = ("_since", "_taken", "timeout")

@@ -53,7 +53,7 @@ class StreamStatistics:
 class Stream:
     """One open stream: its channel, its connection, and the one reason for its end."""
 
-    __slots__ = ("_began", "_connection", "_context", "_dropped", "_due", "_ended", "_events", "_last_words",
+    __slots__ = ("_began", "_broken", "_connection", "_context", "_dropped", "_due", "_ended", "_events", "_last_words",
                  "_producer", "_response", "_settings", "_streams", "_turn", "_visit", "channel", "over")  # fmt: skip
 
     def __init__(
@@ -78,6 +78,7 @@ class Stream:
         """Done when the stream is over, whatever ended it."""
         self._visit: Visit | None = None
         self._last_words = b""
+        self._broken = False  # its queue raised, and is not asked again
         self._due = False  # in this turn's pumping already
         self._events = self._dropped = 0
         self._began = time.monotonic()
@@ -177,6 +178,7 @@ class Stream:
             self._flush()
         except Exception as error:  # noqa: BLE001  # a queue of the user's own: its stream ends, and no other
             log.exception("stream_buffer_failed", execution_id=self._context.execution_id, exc_info=error)
+            self._broken = True
             self.end(CloseReason.ERROR)
         if channel.closed and not channel.buffered and not self._connection.paused:
             self.end(CloseReason.CLOSED if self._producer.error is None else CloseReason.ERROR)
@@ -190,7 +192,8 @@ class Stream:
                 break
             self._events += len(frames)
             connection.write(frames[0] if len(frames) == 1 else b"".join(frames))
-        if channel.lossy:
+        # While the client reads nothing each doubling is told, or there would be a line in the log for every event.
+        if channel.lossy and (not connection.paused or channel.dropped >= 2 * self._dropped):
             self._report_dropped()
 
     def _relieve(self) -> None:
@@ -209,11 +212,12 @@ class Stream:
             return
         if self._producer.error is not None:
             self._last_words = self._error_event(self._producer.error)
-        while connection.paused or channel.buffered or self._last_words:
+        while connection.paused or (channel.buffered and not self._broken) or self._last_words:
             if connection.paused and (channel.reason is CloseReason.KICKED or not await connection.writable()):
                 connection.abort()
                 return
-            self._flush()
+            if not self._broken:
+                self._flush()
             if self._last_words and not connection.paused:
                 connection.write(self._last_words)
                 self._last_words = b""

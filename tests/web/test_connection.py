@@ -116,7 +116,7 @@ async def test_a_paused_connection_is_not_bothered_with_heartbeats(serve):
     connection.paused = False
     connection.beat()
     connection.write(b"data: x\n\n")
-    assert await raw.until(b"data: x\n\n\r\n") == b"3\r\n:\n\n\r\n9\r\ndata: x\n\n\r\n"
+    assert await raw.until(b"data: x\n\n\r\n") == b"a\r\n: ping\r\n\r\n\r\n9\r\ndata: x\n\n\r\n"
     opened.go.set()
     await raw.close()
 

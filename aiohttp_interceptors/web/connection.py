@@ -113,6 +113,10 @@ class Connection:
         if not self.paused:
             self._send(self._beat)
 
+    def beat_no_more(self) -> None:
+        """Write no heartbeat from now on."""
+        self._heartbeat = None
+
     async def writable(self) -> bool:
         """Wait until the transport takes more, and return whether the client is there. Cancelling is safe."""
         while self.paused and not self.lost:

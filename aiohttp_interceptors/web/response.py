@@ -72,15 +72,23 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             return await super(EventSourceResponse, self).prepare(request)
         if not self._allow_all_methods and request.method != hdrs.METH_GET:
             raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET,))
-        context = RequestContext.of(request)
+        self.headers.popall(hdrs.CONTENT_LENGTH, None)
+        if request.version < (1, 1):
+            self.force_close()  # without chunks, the end of the connection is the end of the stream
+        self._sent_through = await self._commit(request, RequestContext.of(request))
+        if request.method == hdrs.METH_HEAD:
+            self._end()
+        else:
+            self.connection = Connection(request, self._heartbeat, self._send_timeout, self._beat(), self._high_water)
+        return self._sent_through
+
+    async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
+        """Send the head, with what is staged; if that fails, leave the connection fit for another answer."""
         staged = None if context is None else context.staged
         if context is not None:
             content_type = self.headers[hdrs.CONTENT_TYPE]
             context.stage_into(self)
             self.headers[hdrs.CONTENT_TYPE] = content_type  # or it is no event stream to any browser
-        self.headers.popall(hdrs.CONTENT_LENGTH, None)
-        if request.version < (1, 1):
-            self.force_close()  # without chunks, the end of the connection is the end of the stream
         try:
             writer = await super(EventSourceResponse, self).prepare(request)
         except Exception:
@@ -90,13 +98,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                     context.unstage(staged)
             raise
         self.head_sent = True
-        self._sent_through = writer
         if context is not None:
             context.response = self
-        if request.method == hdrs.METH_HEAD:
-            self._end()
-        else:
-            self.connection = Connection(request, self._heartbeat, self._send_timeout, self._beat(), self._high_water)
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -162,7 +165,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     def stop_streaming(self) -> None:
         """Let ``wait`` return. Twice is once."""
-        self._open_connection()
+        connection = self._open_connection()
+        if connection is not None:
+            connection.beat_no_more()
         self._end()
 
     def _end(self) -> None:
@@ -186,6 +191,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     def _frame(self, data: str, id: str | None, event: str | None, retry: int | None) -> bytes:  # noqa: A002  # as above
         """Encode an event with aiohttp-sse's bytes, which begin with the id, and refuse it in aiohttp-sse's words."""
+        if data is None:
+            raise TypeError("data is a str, not None")
         if isinstance(id, str) and (self.LINE_SEP_EXPR.search(id) or "\0" in id):
             raise ValueError(f"id must not contain line separators or null characters, and {id!r} does")
         if isinstance(event, str) and self.LINE_SEP_EXPR.search(event):

@@ -115,6 +115,19 @@ async def test_preparing_twice_is_preparing_once(serve):
     assert (await (await serve(application(handler))).exchange(GET)).count(b"HTTP/1.1") == 1
 
 
+async def test_preparing_again_for_a_client_that_has_left_says_so_before_the_event_loop_does(serve):
+    told = asyncio.Event()
+
+    async def handler(stream, request):
+        request.transport.close()
+        with pytest.raises(ConnectionResetError, match="the client has left"):
+            await stream.prepare(request)
+        told.set()
+
+    await (await serve(application(handler))).exchange(GET)
+    assert told.is_set()
+
+
 @pytest.mark.parametrize(
     ("method", "allowed", "status"),
     [("POST", False, 405), ("POST", True, 200), ("HEAD", False, 405), ("HEAD", True, 200)],
@@ -165,3 +178,22 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(RuntimeError, match="Response is not started"):
         asyncio.run(EventStreamResponse().send("x"))
     assert not EventStreamResponse().is_connected()
+
+
+async def test_a_stream_that_was_stopped_beats_no_more(serve):
+    async def handler(stream, request):
+        await stream.send("x")
+        stream.stop_streaming()
+        stream.connection.visit(asyncio.get_running_loop().time() + 1000)
+
+    answer = await (await serve(application(handler, send_timeout=None))).exchange(GET)
+    assert answer.endswith(b"\r\n\r\nb\r\ndata: x\r\n\r\n\r\n0\r\n\r\n")
+
+
+async def test_data_that_is_none_is_refused_as_there(serve, caplog):
+    async def handler(stream, request):
+        with pytest.raises(TypeError, match="data is a str, not None"):
+            await stream.send(None)
+
+    assert b"data" not in await (await serve(application(handler))).exchange(GET)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

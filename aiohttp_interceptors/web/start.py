@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Unpack, overload
 
 from aiohttp import hdrs, web
@@ -113,8 +113,12 @@ async def _open(context: RequestContext, stream_ready: StreamReady, settings: St
 
 async def _commit(context: RequestContext, response: ChannelResponse) -> None:
     """Send the head; a client that left before is noted by aiohttp by itself."""
-    with suppress(ConnectionError):
+    try:
         await response.prepare(context.request)
+    except ConnectionError:
+        transport = context.request.transport
+        if transport is not None and not transport.is_closing():
+            raise  # not the client's: an application's hook may have a database, and the client waits for an answer
     context.response = response
 
 

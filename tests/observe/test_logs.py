@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable
 
+import pytest
 import structlog
 
-from aiohttp_interceptors.observe.logs import captured_logs, log, logged_execution_id
+from aiohttp_interceptors import CloseReason
+from aiohttp_interceptors.observe.facts import EventsDropped, StreamClosed, StreamOpened, StreamRefused
+from aiohttp_interceptors.observe.logs import captured_logs, log, log_fact, logged_execution_id
 
 
 def alone(function: Callable[[], None]) -> None:
@@ -62,3 +65,48 @@ def test_nothing_is_captured_outside_the_block() -> None:
         log.debug("later")
     assert logs == []
     assert len(later) == 1
+
+
+@pytest.mark.parametrize(
+    ("fact", "line"),
+    [
+        (StreamOpened("run 1", "/a"), {"event": "stream_opened", "log_level": "debug"}),
+        (
+            StreamRefused("run 1", "/a", 429, "You have too many streams open."),
+            {
+                "event": "stream_refused",
+                "log_level": "warning",
+                "status": 429,
+                "why": "You have too many streams open.",
+            },
+        ),
+        (
+            EventsDropped("run 1", "/a", count=2, total=5),
+            {"event": "stream_events_dropped", "log_level": "warning", "count": 2, "total": 5},
+        ),
+    ],
+)
+def test_what_happens_to_a_stream_is_one_line(fact, line) -> None:
+    with captured_logs() as logs:
+        log_fact(fact)
+    assert logs == [{"execution_id": "run 1", "path": "/a", **line}]
+
+
+@pytest.mark.parametrize("reason", CloseReason)
+def test_a_client_that_leaves_is_debug_and_one_that_was_cut_is_a_warning(reason) -> None:
+    """peer bug 14: closing a tab is nothing that anybody has to look at."""
+    with captured_logs() as logs:
+        log_fact(StreamClosed("run 1", "/a", str(reason), events=1, bytes=9, dropped=2, seconds=0.5))
+    assert logs == [
+        {
+            "event": "stream_closed",
+            "log_level": "warning" if reason in (CloseReason.STALLED, CloseReason.LAGGED) else "debug",
+            "execution_id": "run 1",
+            "path": "/a",
+            "reason": reason,
+            "events": 1,
+            "bytes": 9,
+            "dropped": 2,
+            "seconds": 0.5,
+        }
+    ]

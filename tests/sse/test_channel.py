@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.errors import ChannelFull
+from aiohttp_interceptors.errors import ChannelFull, EventTooLarge
 from aiohttp_interceptors.sse.channel import CloseReason, EventChannel
 from aiohttp_interceptors.sse.event import Event
+from aiohttp_interceptors.sse.queues import SlidingQueue
+from aiohttp_interceptors.sse.wire import encode, is_larger
 
 
 async def turns(count=5):
@@ -71,7 +73,7 @@ async def test_what_is_no_event_is_refused(wrong):
 
 
 async def test_what_cannot_be_sent_is_refused_where_it_is_put():
-    """Behaviour 91: a text that cannot be encoded raises in its ``put``, and the stream never sees it (scenario 41)."""
+    """Behaviour 91: a text that cannot be encoded raises in its ``put``, not in the stream (peer bug 41)."""
     channel = EventChannel()
     with pytest.raises(ValueError, match="UTF-8"):
         await channel.put("\ud800")
@@ -495,17 +497,24 @@ async def test_one_of_several_is_enough():
 # The stream is woken.
 
 
-async def test_the_stream_is_woken_by_each_put_and_by_close():
-    channel, woken = EventChannel(3), []
+async def test_the_stream_is_woken_by_the_first_put_since_it_took_and_by_close():
+    channel, woken = EventChannel(9), []
     channel.attach(lambda: woken.append(channel.closed))
     await channel.put("a")
     channel.put_nowait("b")
+    assert woken == [False]
+    assert texts(channel) == ["a", "b"]
+    assert woken == [False]
+    await channel.put("c")
     assert woken == [False, False]
+    assert channel.take_frames(1) == [b"data: c\n\n"]
+    await channel.put("d")
+    assert woken == [False] * 3
     channel.close()
-    assert woken == [False, False, True]
+    assert woken == [False, False, False, True]
     channel.close()
-    channel.put_nowait("c")
-    assert len(woken) == 3
+    channel.put_nowait("e")
+    assert len(woken) == 4
 
 
 @pytest.mark.parametrize("closed_before", [False, True])
@@ -780,3 +789,122 @@ def test_in_any_order_of_things_nothing_is_lost_or_doubled(capacity, moves, end)
     for producer in producers:
         waited = [text for text in taken if text in producer.waited]
         assert waited == sorted(waited, key=producer.waited.index)
+
+
+# What a stream takes, as bytes.
+
+
+async def test_frames_are_taken_until_there_are_enough_bytes():
+    channel = full_channel(5)  # 13 bytes each
+    assert channel.take_frames(14) == [b"data: old 0\n\n", b"data: old 1\n\n"]
+    assert channel.take_frames(13) == [b"data: old 2\n\n"]
+    assert channel.take_frames(0) == []
+    assert channel.buffered == 2
+    assert channel.take_frames(10**6) == [b"data: old 3\n\n", b"data: old 4\n\n"]
+    assert channel.take_frames(10**6) == []
+
+
+async def test_the_first_frame_carries_retry_and_a_take_of_nothing_does_not_lose_it():
+    channel = EventChannel(retry=3000)
+    assert channel.take_frames(100) == []
+    channel.put_nowait("a")
+    assert channel.take_frames(0) == []
+    channel.put_nowait("b")
+    first, second = channel.take_frames(100)
+    assert b"retry: 3000\n" in first
+    assert b"retry" not in second
+    channel.put_nowait("c")
+    assert channel.take_frames(100) == [b"data: c\n\n"]
+
+
+async def test_as_many_puts_go_on_as_frames_were_taken():
+    channel = full_channel(4)
+    waiting = start(*(channel.put(f"new {number}") for number in range(4)))
+    await turns()
+    assert len(channel.take_frames(14)) == 2
+    await turns()
+    assert [put.done() for put in waiting] == [True, True, False, False]
+    assert channel.buffered == 4
+    assert len(channel.take_frames(10**6)) == 4
+    await turns()
+    assert all(put.done() for put in waiting)
+
+
+async def test_what_is_buffered_is_counted():
+    channel = EventChannel(3)
+    assert channel.buffered == 0
+    channel.put_nowait("a")
+    await channel.put("b")
+    assert channel.buffered == 2
+    channel.close()
+    assert channel.buffered == 2
+    channel.take_frames(1)
+    assert channel.buffered == 1
+
+
+@pytest.mark.parametrize(("buffer", "lossy"), [(2, False), (asyncio.Queue, False), (lambda: SlidingQueue(2), True)])
+async def test_what_a_queue_lost_is_counted(buffer, lossy):
+    channel = EventChannel(buffer)
+    assert channel.lossy is lossy
+    assert channel.dropped == 0
+    if lossy:
+        for number in range(5):
+            assert await channel.put(str(number))
+        assert channel.dropped == 3
+        assert channel.take_frames(100) == [b"data: 3\n\n", b"data: 4\n\n"]
+        assert channel.dropped == 3
+
+
+async def test_a_stream_that_can_send_is_asked_before_a_queue_loses_an_event():
+    channel, sent = EventChannel(lambda: SlidingQueue(2)), []
+    channel.attach(lambda: None, lambda: sent.extend(channel.take_frames(10**6)))
+    for number in range(5):
+        channel.put_nowait(str(number))
+    assert channel.dropped == 0
+    assert sent == [b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"]
+    assert channel.buffered == 1
+
+
+# An event may be so large.
+
+
+@pytest.mark.parametrize("event", [Event("x" * 100), Event("é\n€😀", "name", "id", 10, "comment"), Event("")])
+async def test_an_event_of_exactly_the_limit_is_taken_and_a_byte_more_is_refused(event):
+    size = len(encode(event))
+    assert await EventChannel(max_event_size=size).put(event)
+    assert EventChannel(max_event_size=size).put_nowait(event)
+    channel = EventChannel(max_event_size=size - 1)
+    with pytest.raises(EventTooLarge, match=rf"^the event has {size} bytes and max_event_size is {size - 1}: "):
+        await channel.put(event)
+    with pytest.raises(EventTooLarge):
+        channel.put_nowait(event)
+    assert channel.buffered == 0
+
+
+async def test_a_text_is_measured_as_the_event_it_becomes():
+    channel = EventChannel(max_event_size=10)
+    assert await channel.put("é")
+    assert channel.put_nowait("ab")
+    with pytest.raises(EventTooLarge):
+        await channel.put("éb")
+
+
+async def test_one_that_is_too_large_is_refused_in_a_closed_channel_too():
+    """An error of the program is seen whether the client is there or not."""
+    channel = EventChannel(max_event_size=10)
+    channel.close()
+    with pytest.raises(EventTooLarge):
+        await channel.put("x" * 11)
+
+
+LINES = st.text(st.sampled_from("aé€😀\n\r:"), max_size=30)
+ONE_LINE = st.none() | st.text("aé€", max_size=10)
+
+
+@given(
+    st.builds(Event, LINES, ONE_LINE, ONE_LINE, st.none() | st.integers(0, 10**6), st.none() | LINES),
+    st.integers(-4, 4),
+)
+def test_larger_is_what_has_more_bytes_on_the_wire(event, distance):
+    size = len(encode(event))
+    assert is_larger(event, size + distance) is (distance < 0)

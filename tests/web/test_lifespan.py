@@ -1,9 +1,23 @@
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 from aiohttp import web
 
-from aiohttp_interceptors import RequestContext, as_handler, before, interceptor_middleware, setup, start_event_stream
+from aiohttp_interceptors import (
+    CloseReason,
+    Drain,
+    Event,
+    RequestContext,
+    as_handler,
+    before,
+    interceptor_middleware,
+    setup,
+    start_event_stream,
+)
+from aiohttp_interceptors.web.streams import STREAMS
 
 KEEP = "GET /s/ HTTP/1.1\nHost: x\n\n"
 
@@ -31,6 +45,69 @@ def test_only_an_application_can_be_set_up(wrong):
         setup(wrong)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"drain": 5}, TypeError, "drain is a Drain, not 5"),
+        ({"drain": Drain}, TypeError, "drain is a Drain, not <class"),
+        ({"observer": "log"}, TypeError, "observer is a function of a fact, not 'log'"),
+        ({"max_streams": "5"}, TypeError, "max_streams is a number of streams or None, not '5'"),
+        ({"max_streams": True}, TypeError, "max_streams is a number of streams or None, not True"),
+        ({"max_streams": -1}, ValueError, "max_streams is 0 streams or more, not -1; None means no limit"),
+        ({"max_streams_per_key": 1.5, "key": str}, TypeError, "max_streams_per_key is a number of streams or None"),
+        ({"max_streams_per_key": -1, "key": str}, ValueError, "max_streams_per_key is 0 streams or more, not -1"),
+        ({"max_streams_per_key": 1}, TypeError, "max_streams_per_key and key come together"),
+        ({"key": str}, TypeError, "max_streams_per_key and key come together"),
+        ({"max_streams_per_key": 1, "key": "user"}, TypeError, "key is a function of the request, not 'user'"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_and_nothing_is_set_up(options, error, message):
+    app = web.Application()
+    with pytest.raises(error, match=re.escape(message)):
+        setup(app, **options)
+    assert STREAMS not in app
+    assert len(app.on_shutdown) == len(app.on_response_prepare) == 0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"drain": Drain()}, {"max_streams": 1}, {"max_streams_per_key": 1, "key": str}, {"observer": print}],
+    ids=["drain", "max_streams", "max_streams_per_key", "observer"],
+)
+def test_options_that_come_in_a_second_call_are_refused(option):
+    app = web.Application()
+    setup(app, max_streams=5)
+    with pytest.raises(RuntimeError, match="give it all its options in one call"):
+        setup(app, **option)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"farewell": "bye"}, TypeError, "farewell is an Event or None, not 'bye'"),
+        ({"spread": "5"}, TypeError, "spread is a number of seconds, not '5'"),
+        ({"spread": None}, TypeError, "spread is a number of seconds, not None"),
+        ({"spread": -1}, ValueError, "spread is 0 seconds or more, not -1"),
+        ({"spread": math.inf}, ValueError, "spread is 0 seconds or more, not inf"),
+        ({"spread": math.nan}, ValueError, "spread is 0 seconds or more, not nan"),
+        ({"grace": None}, TypeError, "grace is a number of seconds, not None"),
+        ({"grace": True}, TypeError, "grace is a number of seconds, not True"),
+        ({"grace": -0.5}, ValueError, "grace is 0 seconds or more, not -0.5"),
+        ({"grace": math.inf}, ValueError, "grace is 0 seconds or more, not inf"),
+        ({"timeout": None}, TypeError, "timeout is a number of seconds, not None"),
+        ({"timeout": 0}, ValueError, "timeout is more than 0 seconds, not 0"),
+        ({"timeout": math.inf}, ValueError, "timeout is more than 0 seconds, not inf"),
+    ],
+)
+def test_a_drain_that_cannot_work_is_refused(values, error, message):
+    with pytest.raises(error, match=re.escape(message) + "$"):
+        Drain(**values)
+
+
+def test_a_drain_without_a_spread_or_a_grace_is_one():
+    assert Drain(spread=0, grace=0) == Drain(spread=0.0)
+
+
 @pytest.mark.parametrize("which", ["parent", "sub", "both"])
 async def test_streams_of_a_sub_app_end_with_whoever_was_set_up(serve, which):
     async def ready(channel, context):
@@ -46,6 +123,49 @@ async def test_streams_of_a_sub_app_end_with_whoever_was_set_up(serve, which):
     await raw.until(b"\r\n\r\n")
     await server.stop()
     assert await raw.reader.read() == b"0\r\n\r\n"
+    await raw.close()
+
+
+async def test_the_innermost_application_that_was_set_up_says_how_its_streams_end(serve):
+    async def ready(channel, context):
+        await channel.wait_closed()
+
+    stream = as_handler(start_event_stream(ready))
+    app, one, two, bare = (web.Application() for _ in range(4))
+    for path, each in {"": app, "/one": one, "/two": two, "/bare": bare}.items():
+        each.router.add_get("/s/", stream)
+        if each is not bare:
+            setup(each, drain=Drain(farewell=Event(f"bye {path}")))
+        if each is not app:
+            app.add_subapp(path, each)
+    server = await serve(app, shutdown_timeout=1000)
+    paths = {"": "", "/one": "/one", "/two": "/two", "/bare": ""}
+    clients = [await server.connect(KEEP.replace("/s/", f"{path}/s/")) for path in paths]
+    for client in clients:
+        await client.until(b"\r\n\r\n")
+    await server.stop()
+    for client, whose in zip(clients, paths.values(), strict=True):
+        frame = f"data: bye {whose}\n\n".encode()
+        assert await client.reader.read() == b"%x\r\n%b\r\n0\r\n\r\n" % (len(frame), frame)
+        await client.close()
+
+
+async def test_without_setup_streams_end_when_the_server_waits_no_longer(serve):
+    """As aiohttp alone ends them: after twice its timeout, without an end of the body."""
+    reasons = []
+
+    async def ready(channel, context):
+        await channel.wait_closed()
+
+    app = web.Application()
+    stream = start_event_stream(ready, on_close=lambda context, reason: reasons.append(reason))
+    app.router.add_get("/s/", as_handler(stream))
+    server = await serve(app, shutdown_timeout=0.05)
+    raw = await server.connect(KEEP)
+    await raw.until(b"\r\n\r\n")
+    await server.stop()
+    assert await raw.reader.read() == b""
+    assert reasons == [CloseReason.SHUTDOWN]
     await raw.close()
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import traceback
 
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 
 from aiohttp_interceptors import (
     CloseReason,
@@ -12,6 +14,9 @@ from aiohttp_interceptors import (
     EventChannel,
     Interceptor,
     RequestContext,
+    SlidingQueue,
+    StreamClosed,
+    StreamOpened,
     after,
     around,
     as_handler,
@@ -765,6 +770,119 @@ class TestEventStream:
         app.router.add_get("/", ready)
         async with open_stream(session, (await serve(app)).url) as stream:
             assert [event.data async for event in stream] == ["x"]
+
+
+class TestWhatItHasDone:
+    async def test_is_told_while_it_is_open_and_when_it_is_over(self, serve):
+        seen = []
+
+        async def ready(channel, context):
+            seen.append(context.stream.statistics())
+            await channel.put("x" * 10)
+            await channel.put(Event("é", id="1"))
+            seen.append(context.stream.statistics())
+            while context.stream.statistics().buffered:
+                await asyncio.sleep(0)
+            seen.append(context.stream.statistics())
+            channel.close()
+
+        stream = Watched(ready, heartbeat=None)
+        server = await serve(stream.app)
+        body = (await server.exchange(GET)).partition(b"\r\n\r\n")[2]
+        await within(stream.left.wait())
+        over = stream.context.stream.statistics()
+        frames = len(b"data: xxxxxxxxxx\n\n" + "data: é\nid: 1\n\n".encode())
+        assert [(done.events, done.bytes, done.buffered, done.reason) for done in [*seen, over]] == [
+            (0, 0, 0, None),
+            (0, 0, 2, None),
+            (2, frames, 0, None),
+            (2, frames, 0, CloseReason.CLOSED),
+        ]
+        assert sum(map(len, body.split(b"\r\n")[1:-3:2])) == frames
+        assert 0 <= seen[0].seconds <= seen[1].seconds <= seen[2].seconds <= over.seconds
+        assert stream.context.stream.statistics() == over
+        assert (over.dropped, over.unsent) == (0, 0)
+
+    async def test_cannot_be_changed(self, serve):
+        stream = Watched(lambda channel, context: channel.put("x"), heartbeat=None)
+        raw = await (await serve(stream.app)).connect(GET)
+        await within(stream.opened.wait())
+        done = stream.context.stream.statistics()
+        for field in dataclasses.fields(done):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(done, field.name, 1)
+        await raw.close()
+
+    async def test_what_the_client_does_not_read_is_counted_and_what_a_queue_lost(self, serve):
+        async def ready(channel, context):
+            while context.stream.statistics().dropped < 5:
+                await channel.put("x" * 65536)
+            await channel.wait_closed()
+
+        stream = Watched(ready, heartbeat=None, buffer=lambda: SlidingQueue(3))
+        raw = await (await serve(stream.app)).connect(GET)
+        await until(lambda: stream.context is not None and stream.context.stream.statistics().dropped >= 5)
+        done = stream.context.stream.statistics()
+        assert done.buffered == 3
+        assert done.unsent > 0
+        assert done.bytes == done.events * 65544
+        raw.reset()
+
+    async def test_the_log_and_an_observer_are_told_the_true_sizes_once_each(self, serve, logged):
+        """What is told at the end is what the client got."""
+        facts = []
+        stream = Watched(lambda channel, context: finish(channel), heartbeat=None)
+        setup(stream.app, observer=facts.append)
+        server = await serve(stream.app)
+        body = (await server.exchange(GET)).partition(b"\r\n\r\n")[2]
+        await within(stream.left.wait())
+        size = sum(map(len, body.split(b"\r\n")[1:-3:2]))
+        opened, closed = facts
+        run = stream.context.execution_id
+        assert opened == StreamOpened(run, "/")
+        assert dataclasses.replace(closed, seconds=0) == StreamClosed(run, "/", "closed", 2, size, 0, 0)
+        lines = [line for line in logged if line["event"].startswith("stream_")]
+        assert [(line["event"], line["log_level"]) for line in lines] == [
+            ("stream_opened", "debug"),
+            ("stream_closed", "debug"),
+        ]
+        assert {name: lines[1][name] for name in ("reason", "events", "bytes")} == {
+            "reason": "closed",
+            "events": 2,
+            "bytes": size,
+        }
+
+    @pytest.mark.parametrize("leaves", [False, True])
+    async def test_the_access_log_has_the_true_size(self, serve, leaves):
+        """Behaviour 117: also that of a client that left, for which aiohttp alone counts nothing."""
+        sizes = []
+
+        class AccessLogger(AbstractAccessLogger):
+            def log(self, request, response, time):
+                sizes.append((response.status, response.body_length))
+
+        async def ready(channel, context):
+            await channel.put("x")
+            if not leaves:
+                channel.close()
+            await channel.wait_closed()
+
+        stream = Watched(ready, heartbeat=None)
+        server = await serve(stream.app, access_log_class=AccessLogger)
+        raw = await server.connect(GET)
+        answer = await raw.until(b"data: x\n\n\r\n" if leaves else b"0\r\n\r\n")
+        head = answer.index(b"\r\n\r\n") + 4
+        await raw.close()
+        await until(lambda: sizes)
+        ((status, size),) = sizes
+        assert status == 200
+        assert size in (len(answer), len(answer) - head, len(answer) - head - (0 if leaves else 5)), (size, answer)
+
+
+async def finish(channel):
+    await channel.put("x")
+    await channel.put(Event("y", id="1"))
+    channel.close()
 
 
 class TestMisuse:

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+import sys
+
+import pytest
+import trustme
+import uvloop
+from aiohttp import web
+
+from aiohttp_interceptors import (
+    CloseReason,
+    ConflatingQueue,
+    DroppingQueue,
+    Event,
+    EventChannel,
+    EventsDropped,
+    RequestContext,
+    SlidingQueue,
+    StreamClosed,
+    as_handler,
+    setup,
+    start_event_stream,
+)
+from aiohttp_interceptors.sse.queues import dropped_comment, dropped_event
+from aiohttp_interceptors.sse.wire import encode
+from aiohttp_interceptors.web.streams import STREAMS
+
+KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+PATIENCE = 10.0
+EVENT = "x" * (1024 - len("data: \n\n"))  # 1 KiB in the stream
+FELT = 256 * 1024  # bytes that may have been put before a put waits
+HELD = 64 * 1024  # bytes that a stream may hold of them, besides its channel
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
+]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture(params=["plain", "tls"])
+def tls(request) -> bool:
+    return request.param == "tls"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def connect(serve, tls, authority):
+    """Serve an application, and give the socket of a client that reads nothing unless it is told to."""
+    sockets = []
+
+    async def start(app: web.Application) -> socket.socket:
+        server = await serve(app)
+        address, trust = server.runner.addresses[0], None
+        if tls:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            authority.issue_cert("localhost").configure_cert(context)
+            await web.TCPSite(server.runner, "127.0.0.1", 0, ssl_context=context).start()
+            address, trust = server.runner.addresses[-1], ssl.create_default_context()
+            authority.configure_trust(trust)
+
+        def dial() -> socket.socket:
+            sock = socket.create_connection(address[:2], timeout=PATIENCE)
+            if trust is not None:
+                sock = trust.wrap_socket(sock, server_hostname="localhost")
+            sock.sendall(KEEP)
+            return sock
+
+        sockets.append(await asyncio.to_thread(dial))
+        return sockets[-1]
+
+    yield start
+    for sock in sockets:
+        sock.close()
+
+
+async def until(condition) -> None:
+    """Give way to others until it holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def until_it_stays(value) -> None:
+    """Give way to others until it has been the same for a thousand turns of the event loop."""
+    async with asyncio.timeout(PATIENCE):
+        last, same = value(), 0
+        while same < 1000:
+            await asyncio.sleep(0)
+            same = same + 1 if value() == last else 0
+            last = value()
+
+
+class Fed:
+    """A stream, the facts of its application, and a producer that puts 1 KiB events for as long as it may."""
+
+    def __init__(self, feed: bool = True, **options: object) -> None:
+        self.put = 0
+        self.said: list[bool] = []
+        self.opened = asyncio.Event()
+        self.over = asyncio.Event()
+        self.channel: EventChannel | None = None
+        self.context: RequestContext | None = None
+        self.facts: list[object] = []
+
+        async def ready(channel: EventChannel, context: RequestContext) -> None:
+            self.channel, self.context = channel, context
+            self.opened.set()
+            while feed:
+                if not await channel.put(EVENT):
+                    self.said.append(False)
+                    return
+                self.put += 1
+                if channel.lossy:
+                    await asyncio.sleep(0)
+
+        def on_close(context: RequestContext, reason: CloseReason) -> None:
+            self.over.set()
+
+        self.app = web.Application()
+        setup(self.app, observer=self.facts.append)
+        options = {"heartbeat": None, "on_close": on_close, **options}
+        self.app.router.add_get("/", as_handler(start_event_stream(ready, **options)))
+
+    @property
+    def connection(self):
+        return self.context.response.connection
+
+    def statistics(self):
+        return self.context.stream.statistics()
+
+
+class TestAPutThatWaits:
+    @pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="the kernel has no limit for what is not sent")
+    async def test_is_felt_within_256_kib_when_the_client_does_not_read_at_all(self, connect):
+        """peer bugs 32 and 35: by default, and of that the stream holds its channel and 64 KiB."""
+        stream = Fed()
+        await connect(stream.app)
+        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await until(lambda: stream.channel._waiting)
+        await until_it_stays(lambda: stream.put)
+        assert 10 <= stream.put <= FELT / 1024
+        assert stream.channel._waiting
+        done = stream.statistics()
+        assert done.buffered == stream.channel.buffered == 10
+        assert done.unsent <= HELD
+        assert done.events + done.buffered == stream.put
+
+    async def test_is_woken_when_the_client_reads_and_nothing_is_lost(self, connect):
+        stream = Fed()
+        sock = await connect(stream.app)
+        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await until(lambda: stream.channel._waiting and stream.connection.paused)
+        put = stream.put
+
+        def read() -> bytes:
+            body = b""
+            while body.count(b"data: ") < put + 1:
+                body += sock.recv(65536)
+            return body
+
+        body = await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)
+        assert body.count(b"data: " + EVENT.encode() + b"\n\n") >= put
+        assert stream.put > put
+
+
+class TestAQueueThatLosesEvents:
+    """A stalled client costs its producer nothing, and what it lost is known to everybody."""
+
+    @pytest.mark.parametrize("queue", [SlidingQueue, DroppingQueue, ConflatingQueue])
+    async def test_never_lets_a_put_wait_and_counts_to_the_event(self, connect, queue):
+        """peer bug 33."""
+        stream = Fed(buffer=lambda: queue(20))
+        await connect(stream.app)
+        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await until(lambda: stream.channel.dropped >= 100 and stream.connection.paused)
+        await until_it_stays(lambda: stream.statistics().events)
+        done = stream.statistics()
+        assert done.dropped == stream.channel.dropped
+        assert done.events + done.buffered + done.dropped == stream.put
+        assert done.buffered == 20
+        assert done.unsent <= HELD
+
+    async def test_tells_the_observer_now_and_then_and_at_the_end_the_whole(self, connect):
+        """peer bug 33: overflow is a fact, and what the facts say adds up."""
+        stream = Fed(feed=False, buffer=lambda: SlidingQueue(20))
+        sock = await connect(stream.app)
+        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        while stream.channel.dropped < 500:
+            assert stream.channel.put_nowait(EVENT)
+            await asyncio.sleep(0)
+        dropped = stream.channel.dropped
+        stream.context.stream.abort()
+        await asyncio.wait_for(stream.over.wait(), PATIENCE)
+        await until(lambda: any(isinstance(fact, StreamClosed) for fact in stream.facts))
+        facts = [fact for fact in stream.facts if isinstance(fact, EventsDropped)]
+        assert sum(fact.count for fact in facts) == facts[-1].total == dropped
+        assert [fact.total for fact in facts] == sorted({fact.total for fact in facts})
+        assert len(facts) < 20  # and not one for each
+        closed = next(fact for fact in stream.facts if isinstance(fact, StreamClosed))
+        assert closed.dropped == dropped
+        sock.close()
+
+    @pytest.mark.parametrize("notice", [dropped_comment, dropped_event])
+    async def test_says_so_in_the_stream_where_events_are_missing(self, connect, notice):
+        """peer bugs 33 and 36: the notice needs no room, and the client can tell every event that it did not get."""
+        stream = Fed(feed=False, buffer=lambda: SlidingQueue(20, notice=notice))
+        sock = await connect(stream.app)
+        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        number = 0
+        while stream.channel.dropped < 500:
+            assert stream.channel.put_nowait(Event(f"{number} {EVENT}"))
+            number += 1
+            await asyncio.sleep(0)
+        stream.channel.close()
+
+        def read() -> bytes:
+            body = b""
+            while not body.endswith(b"\r\n0\r\n\r\n"):
+                body += sock.recv(65536)
+            return body
+
+        frames = _unchunked(await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)).split(b"\n\n")
+        expected, dropped = 0, 0
+        for frame in frames[:-1]:
+            if b"dropped" in frame:
+                count = int(re.search(rb"\d+", frame)[0])
+                assert frame + b"\n\n" == encode(notice(count))
+                dropped += count
+                expected += count
+            else:
+                assert int(frame.split()[1]) == expected
+                expected += 1
+        assert (expected, dropped) == (number, stream.channel.dropped)
+
+    async def test_kicking_gets_through_a_full_queue(self, connect):
+        """peer bugs 34 and 36: what ends a stream never waits for room, and its producer ends with it."""
+        stream = Fed()
+        await connect(stream.app)
+        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await until(lambda: stream.channel._waiting and stream.connection.paused)
+        stream.channel.end(CloseReason.KICKED)
+        await asyncio.wait_for(stream.over.wait(), PATIENCE)
+        await until(lambda: len(stream.app[STREAMS]) == 0)
+        assert stream.said == [False]
+
+
+def _unchunked(answer: bytes) -> bytes:
+    """Return the body of a chunked answer."""
+    _, rest = answer.split(b"\r\n\r\n", 1)
+    body = b""
+    while rest:
+        size, rest = rest.split(b"\r\n", 1)
+        body += rest[: int(size, 16)]
+        rest = rest[int(size, 16) + 2 :]
+    return body

@@ -1,0 +1,517 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import struct
+
+import pytest
+import trustme
+import uvloop
+from aiohttp import web
+
+from aiohttp_interceptors import (
+    CloseReason,
+    EventChannel,
+    Interceptor,
+    RequestContext,
+    around,
+    as_handler,
+    before,
+    interceptor_middleware,
+    setup,
+    start_event_stream,
+)
+from aiohttp_interceptors.web.rounds import rounds
+from aiohttp_interceptors.web.streams import STREAMS
+
+KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
+PATIENCE = 10.0
+FULL = "x" * 16384
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
+]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture(params=["plain", "tls"])
+def tls(request) -> bool:
+    return request.param == "tls"
+
+
+async def within(awaitable, seconds: float = PATIENCE):
+    return await asyncio.wait_for(awaitable, seconds)
+
+
+async def until(condition) -> None:
+    """Give way to others until it holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Turns:
+    """Count the turns of the event loop, and note in which one something happened."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.at: dict[str, int] = {}
+        self._loop = asyncio.get_running_loop()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self.turn += 1
+        self._next = self._loop.call_soon(self._go_on)
+
+    def note(self, what: str) -> None:
+        self.at.setdefault(what, self.turn)
+
+    def after_the_kernel(self, what: str) -> int:
+        return self.at[what] - self.at["the kernel tells us"]
+
+    def stop(self) -> None:
+        self._next.cancel()
+
+
+class Doorman(asyncio.Protocol):
+    """Stand in front of the protocol of an open stream and note when the event loop speaks of the client's end."""
+
+    def __init__(self, transport: asyncio.Transport, turns: Turns) -> None:
+        self._inner = transport.get_protocol()
+        self._turns = turns
+        transport.set_protocol(self)
+
+    def data_received(self, data):
+        self._inner.data_received(data)
+
+    def eof_received(self):
+        self._turns.note("the kernel tells us")
+        return self._inner.eof_received()
+
+    def connection_lost(self, exc):
+        self._turns.note("the kernel tells us")
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self):
+        self._inner.pause_writing()
+
+    def resume_writing(self):
+        self._inner.resume_writing()
+
+
+class Client:
+    """A blocking socket, whose every move is its own: nothing is read that a test does not read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    async def read_until(self, mark: bytes | None) -> bytes:
+        return await within(asyncio.to_thread(self._read_until, mark))
+
+    def _read_until(self, mark: bytes | None) -> bytes:
+        """Read up to these bytes, or up to the end."""
+        seen = b""
+        while mark is None or not seen.endswith(mark):
+            piece = self.sock.recv(1)
+            if not piece:
+                break
+            seen += piece
+        return seen
+
+    def leave(self, how: str) -> None:
+        if how == "half-close":
+            self.sock.shutdown(socket.SHUT_WR)
+        else:
+            if how == "reset":
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.sock.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+class Site:
+    """A server, plain or with TLS, and its clients."""
+
+    def __init__(self, server, port: int, trust: ssl.SSLContext | None) -> None:
+        self.server = server
+        self._port = port
+        self._trust = trust
+        self.clients: list[Client] = []
+
+    async def connect(self, request: bytes = KEEP) -> Client:
+        client = Client(await within(asyncio.to_thread(self._connect, request)))
+        self.clients.append(client)
+        return client
+
+    def _connect(self, request: bytes) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self._port), timeout=10)
+        if self._trust is not None:
+            sock = self._trust.wrap_socket(sock, server_hostname="localhost")
+        sock.sendall(request)
+        return sock
+
+
+@pytest.fixture
+async def listen(serve, tls, authority):
+    sites: list[Site] = []
+
+    async def start(app: web.Application, **settings: object) -> Site:
+        server = await serve(app, **settings)
+        port, trust = server.port, None
+        if tls:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            authority.issue_cert("localhost").configure_cert(context)
+            await web.TCPSite(server.runner, "127.0.0.1", 0, ssl_context=context).start()
+            port, trust = server.runner.addresses[-1][1], ssl.create_default_context()
+            authority.configure_trust(trust)
+        sites.append(Site(server, port, trust))
+        return sites[-1]
+
+    yield start
+    for site in sites:
+        for client in site.clients:
+            client.close()
+
+
+class Watched:
+    """A stream whose producer puts until its client's buffers are full, or waits; and the notes of its end."""
+
+    def __init__(self, *, fill: bool = False, path: str = "/", **options: object) -> None:
+        self.turns = Turns()
+        self.opened = asyncio.Event()
+        self.over = asyncio.Event()
+        self.left = asyncio.Event()
+        self.channel: EventChannel | None = None
+        self.context: RequestContext | None = None
+        self.reasons: list[CloseReason] = []
+        self.leaves = 0
+        self.cancelling: list[int] = []
+        self.put_said: list[bool] = []
+        self.body = b""
+        self._fill = fill
+
+        def on_close(context: RequestContext, reason: CloseReason) -> None:
+            self.turns.note("on_close")
+            self.reasons.append(reason)
+            self.over.set()
+
+        @around
+        async def leaving(context: RequestContext):
+            try:
+                yield
+            finally:
+                self.leaves += 1
+                self.cancelling.append(asyncio.current_task().cancelling())
+                self.left.set()
+
+        options = {"heartbeat": None, "buffer": 4, "on_close": on_close, **options}
+        self.app = web.Application(middlewares=[interceptor_middleware(leaving)])
+        setup(self.app)
+        self.app.router.add_route("*", path, as_handler(start_event_stream(self._ready, **options)))
+        self.app.router.add_get("/next", self._next)
+        self.answered = 0
+
+    async def _ready(self, channel: EventChannel, context: RequestContext) -> None:
+        self.channel, self.context = channel, context
+        self.body = await context.request.read()
+        self.opened.set()
+        while self._fill:
+            taken = await channel.put(FULL)
+            if not taken:
+                self.turns.note("put said False")
+                self.put_said.append(taken)
+                break
+        else:
+            await channel.wait_closed()
+            self.turns.note("wait_closed returned")
+
+    async def _next(self, request: web.Request) -> web.Response:
+        self.answered += 1
+        return web.Response(text=f"answer {self.answered}.")
+
+    @property
+    def connection(self):
+        return self.context.response.connection
+
+    async def is_open(self) -> None:
+        """Wait until it is, and put somebody at the door who notes its end."""
+        await within(self.opened.wait())
+        Doorman(self.context.request.transport, self.turns)
+
+    async def is_full(self) -> None:
+        """Wait until the producer waits because the client reads nothing."""
+        await self.is_open()
+        await until(lambda: self.channel._waiting and self.connection.paused)
+
+    async def has_ended(self) -> None:
+        await within(self.left.wait())
+        self.turns.stop()
+
+
+class TestAtOnce:
+    """One turn of the event loop after it was told, everybody who must know does: no polling, no heartbeat."""
+
+    @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
+    async def test_an_idle_stream_ends_in_the_turn_after_the_kernel_told(
+        self, listen, handler_cancellation, how, logged, caplog
+    ):
+        """peer bugs 1 and 2: on_close is called, and who waited for the end knows of it."""
+        stream = Watched()
+        site = await listen(stream.app, handler_cancellation=handler_cancellation)
+        client = await site.connect()
+        await stream.is_open()
+        client.leave(how)
+        await stream.has_ended()
+        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.turns.after_the_kernel("wait_closed returned") <= 1
+        assert stream.reasons == [CloseReason.CLIENT_LEFT]
+        assert {line["log_level"] for line in logged} <= {"debug", "info"}
+        assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+
+    @pytest.mark.parametrize("how", ["reset", "half-close"])
+    async def test_with_a_full_write_buffer_a_put_that_waits_is_told_in_the_next_turn(
+        self, listen, handler_cancellation, how, tls, event_loop_policy
+    ):
+        """peer bugs 1 and 34: the client reads nothing and leaves; the producer ends by itself."""
+        if tls and how == "half-close" and isinstance(event_loop_policy, uvloop.EventLoopPolicy):
+            pytest.skip("uvloop does not tell, see the next test")
+        stream = Watched(fill=True)
+        site = await listen(stream.app, handler_cancellation=handler_cancellation)
+        client = await site.connect()
+        await stream.is_full()
+        client.leave(how)
+        await stream.has_ended()
+        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.turns.after_the_kernel("put said False") <= 1
+        assert stream.put_said == [False]
+        assert stream.reasons == [CloseReason.CLIENT_LEFT]
+
+    async def test_what_no_event_loop_tells_ends_as_a_stall(self, listen):
+        """uvloop keeps to itself that a client behind a full TLS buffer half-closed without a close_notify."""
+        stream = Watched(fill=True, stall_timeout=0.2)
+        site = await listen(stream.app)
+        client = await site.connect()
+        await stream.is_full()
+        client.leave("half-close")
+        await stream.has_ended()
+        assert stream.put_said == [False]
+        assert stream.reasons[0] in {CloseReason.CLIENT_LEFT, CloseReason.STALLED}
+
+    @pytest.mark.parametrize("how", ["close", "half-close"])
+    @pytest.mark.parametrize("together", [True, False], ids=["same segment", "later"])
+    async def test_forty_pipelined_requests_behind_the_stream_hide_nothing(self, listen, together, how):
+        stream = Watched()
+        site = await listen(stream.app)
+        client = await site.connect(KEEP + NEXT * 40 if together else KEEP)
+        await stream.is_open()
+        if not together:
+            client.send(NEXT * 40)
+        client.leave(how)
+        await stream.has_ended()
+        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.reasons == [CloseReason.CLIENT_LEFT]
+        assert stream.answered == 0
+
+    async def test_more_behind_the_stream_than_is_kept_hides_nothing_either(self, listen):
+        stream = Watched()
+        site = await listen(stream.app)
+        client = await site.connect()
+        await stream.is_open()
+        await within(asyncio.to_thread(client.send, NEXT * 10_000))
+        client.leave("half-close")
+        await stream.has_ended()
+        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.reasons == [CloseReason.CLIENT_LEFT]
+
+    @pytest.mark.parametrize("late", [False, True], ids=["with the head", "after the head"])
+    @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+    async def test_behind_a_body_that_was_read_before(self, listen, late, chunked):
+        """A POST, as chat completions use it: who does not read the rest of a request sees no end of it."""
+        stream = Watched()
+        site = await listen(stream.app)
+        framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 8"
+        head = b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n"
+        body = b"8\r\nquestion\r\n0\r\n\r\n" if chunked else b"question"
+        client = await site.connect(head if late else head + body)
+        if late:
+            assert not stream.opened.is_set()
+            client.send(body)
+        await stream.is_open()
+        assert stream.body == b"question"
+        client.leave("close")
+        await stream.has_ended()
+        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.reasons == [CloseReason.CLIENT_LEFT]
+
+
+class TestWhatIsBehind:
+    @pytest.mark.parametrize("together", [True, False], ids=["same segment", "later"])
+    async def test_forty_pipelined_requests_are_all_answered_after_the_stream_in_order(self, listen, together):
+        stream = Watched()
+        site = await listen(stream.app)
+        client = await site.connect(KEEP + NEXT * 40 if together else KEEP)
+        await within(stream.opened.wait())
+        if not together:
+            client.send(NEXT * 40)
+        assert stream.channel.put_nowait("x")
+        assert (await client.read_until(b"data: x\n\n\r\n")).count(b"HTTP/1.1") == 1
+        assert stream.answered == 0
+        stream.channel.close()
+        answers = await client.read_until(b"answer 40.")
+        assert answers.startswith(b"0\r\n\r\nHTTP/1.1 200 OK\r\n")
+        assert [answers.index(b"answer %d." % number) for number in range(1, 41)] == sorted(
+            answers.index(b"answer %d." % number) for number in range(1, 41)
+        )
+        client.send(NEXT)
+        await client.read_until(b"answer 41.")
+
+    async def test_more_than_is_kept_is_dropped_and_the_connection_ends_with_the_stream(self, listen):
+        """The memory that a client can take behind its stream is bounded, and it can see what was not answered."""
+        stream = Watched()
+        site = await listen(stream.app)
+        client = await site.connect()
+        await within(stream.opened.wait())
+        watcher = stream.connection._watcher
+        sending = asyncio.ensure_future(asyncio.to_thread(client.send, NEXT * 10_000))
+        held = 0
+        while not (sending.done() and watcher.overrun):
+            held = max(held, len(watcher._held or b""))
+            await asyncio.sleep(0)
+        assert held <= 64 * 1024
+        assert stream.channel.put_nowait("x")
+        stream.channel.close()
+        everything = await client.read_until(None)
+        assert everything.endswith(b"data: x\n\n\r\n0\r\n\r\n")
+        assert stream.answered == 0
+        assert stream.reasons == [CloseReason.CLOSED]
+
+    async def test_a_body_that_never_arrives_is_waited_for_as_long_as_a_stall(self, listen):
+        stream = Watched(stall_timeout=0.2)
+        site = await listen(stream.app)
+        client = await site.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nques")
+        answer = await client.read_until(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert not stream.opened.is_set()
+        assert len(stream.app[STREAMS]) == 0
+
+    async def test_a_client_that_leaves_in_its_body_gets_no_stream(self, listen):
+        stream = Watched()
+        site = await listen(stream.app)
+        client = await site.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nques")
+        client.leave("close")
+        await stream.has_ended()
+        assert not stream.opened.is_set()
+        assert stream.reasons == []
+
+
+class TestOnce:
+    @pytest.mark.parametrize("end", ["client", "close", "shutdown", "error"])
+    async def test_what_comes_after_the_stream_runs_once_whatever_ended_it(
+        self, listen, end, handler_cancellation, monkeypatch
+    ):
+        """peer bugs 5 and 6: and nothing of how the library ends a producer is seen by the chain."""
+        stream = Watched()
+        site = await listen(stream.app, handler_cancellation=handler_cancellation)
+        client = await site.connect()
+        await within(stream.opened.wait())
+        if end == "client":
+            client.leave("close")
+        elif end == "close":
+            stream.channel.close()
+        elif end == "shutdown":
+            await site.server.stop()
+        else:
+            stream.channel.end(CloseReason.ERROR)
+        await stream.has_ended()
+        await site.server.stop()
+        assert stream.leaves == len(stream.reasons) == 1
+        if not handler_cancellation:
+            assert stream.cancelling == [0]
+
+    async def test_a_client_that_left_before_the_head_gets_no_stream(self, listen, handler_cancellation, logged):
+        """peer bug 4: nothing is registered, nothing is buffered for nobody."""
+        arrived = asyncio.Event()
+        tried = asyncio.Event()
+
+        @before
+        async def wait(context: RequestContext) -> None:
+            arrived.set()
+            while context.request.transport is not None:
+                await asyncio.sleep(0)
+
+        called = []
+        over = Interceptor("over", leave=lambda context: tried.set(), error=lambda context, error: tried.set())
+        app = web.Application()
+        setup(app)
+        ready = lambda channel, context: called.append(1)
+        app.router.add_get("/", as_handler(over, wait, start_event_stream(ready, on_close=ready)))
+        site = await listen(app, handler_cancellation=False)
+        client = await site.connect()
+        await within(arrived.wait())
+        client.leave("close")
+        await within(tried.wait())
+        assert called == []
+        assert len(app[STREAMS]) == 0
+        assert {line["log_level"] for line in logged} <= {"debug", "info"}
+
+
+async def test_a_thousand_clients_that_come_and_go_leave_nothing(serve):
+    """peer bug 3: no task, no timer, no stream, no appointment, no channel."""
+    closes = []
+
+    async def ready(channel, context):
+        await channel.put("x")
+        await channel.wait_closed()
+
+    app = web.Application()
+    setup(app)
+    app.router.add_get("/", as_handler(start_event_stream(ready, on_close=lambda *end: closes.append(end[1]))))
+    server = await serve(app)
+    loop = asyncio.get_running_loop()
+    stays = await server.connect(KEEP.decode().replace("\r\n", "\n"))  # or nothing would be kept anyhow
+    await stays.until(b"data: x\n\n\r\n")
+
+    def there() -> tuple[int, ...]:
+        timers = [timer for timer in getattr(loop, "_scheduled", ()) if not timer.cancelled()]
+        return len(asyncio.all_tasks()), len(timers), len(app[STREAMS]), rounds()._expected
+
+    async def come_and_go(number: int) -> None:
+        raw = await server.connect(KEEP.decode().replace("\r\n", "\n"))
+        if number % 3:
+            await raw.until(b"data: x\n\n\r\n")
+        if number % 2:
+            raw.reset()
+        else:
+            await raw.close()
+
+    baseline, channels = there(), _channels()  # aiohttp caches the applications of other tests, and what they hold
+    for number in range(1000):
+        await come_and_go(number)
+    while there() != baseline:  # without a timeout, which is a timer
+        await asyncio.sleep(0)
+    await until(lambda: _channels() <= channels + 1)  # uvloop may hold on to one
+    await stays.close()
+    assert set(closes) == {CloseReason.CLIENT_LEFT}
+    assert len(rounds()._due) < 200
+
+
+def _channels() -> int:
+    gc.collect()
+    return sum(isinstance(thing, EventChannel) for thing in gc.get_objects())

@@ -1,0 +1,649 @@
+"""How open streams end when their server stops."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import re
+import socket
+import sys
+import threading
+import warnings
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import uvloop
+from aiohttp import web
+
+from aiohttp_interceptors import (
+    CloseReason,
+    Drain,
+    Event,
+    as_handler,
+    before,
+    interceptor_middleware,
+    setup,
+    start_event_stream,
+)
+from aiohttp_interceptors.web.rounds import rounds
+from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.turn import turn
+
+if sys.platform != "win32":
+    import resource
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+
+GET = "GET / HTTP/1.1\nHost: x\n\n"
+END = b"0\r\n\r\n"
+PATIENCE = 10.0  # seconds that a test waits for what must come
+FOREVER = 15.0  # more than that: whoever waits for it fails, and is not in the way of the next test for long
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.14 on
+        return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture(autouse=True)
+def quiet(logged):
+    """Keep a thousand lines about a thousand streams to ourselves."""
+
+
+async def within(awaitable, seconds: float = PATIENCE):
+    return await asyncio.wait_for(awaitable, seconds)
+
+
+async def until(condition) -> None:
+    """Give way to others until it holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def chunk(frame: str) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(frame), frame.encode())
+
+
+def application(ready, drain: Drain | None = None, **options) -> SimpleNamespace:
+    """Make an application with one stream at ``/``, and note why each of them ended."""
+    reasons: list[CloseReason] = []
+    options.setdefault("on_close", lambda context, reason: reasons.append(reason))
+    app = web.Application()
+    setup(app, drain=drain)
+    app.router.add_get("/", as_handler(start_event_stream(ready, **options)))
+    return SimpleNamespace(app=app, reasons=reasons, streams=app[STREAMS])
+
+
+async def connected(server, path: str = "/"):
+    """Open a stream, and wait until its head has come."""
+    raw = await server.connect(GET.replace("/", path, 1))
+    await raw.until(b"\r\n\r\n")
+    return raw
+
+
+async def rest(raw) -> bytes:
+    """Read what still comes, until the server closes."""
+    data = await within(raw.reader.read())
+    await raw.close()
+    return data
+
+
+async def waits(channel, context):
+    await channel.wait_closed()
+
+
+def aborted(logged) -> list[int]:
+    return [line["streams"] for line in logged if line["event"] == "streams_aborted"]
+
+
+class TestFarewell:
+    async def test_every_client_gets_it_and_a_clean_end(self, serve):
+        """peer bug 23: the farewell and the end of the body, so that a browser sees no error."""
+        opened = application(waits, Drain(farewell=Event("bye", name="farewell")))
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        clients = [await connected(server) for _ in range(5)]
+        await within(server.stop())
+        for client in clients:
+            assert await rest(client) == chunk("event: farewell\ndata: bye\n\n") + END
+        assert opened.reasons == [CloseReason.SHUTDOWN] * 5
+        assert len(opened.streams) == 0
+
+    async def test_it_comes_after_what_was_put(self, serve):
+        channels = []
+
+        async def ready(channel, context):
+            channels.append(channel)
+            await channel.wait_closed()
+
+        app = web.Application()
+
+        async def put_last(app):
+            assert channels[0].put_nowait("last")
+
+        app.on_shutdown.append(put_last)  # and in the same turn the streams end
+        setup(app, drain=Drain(farewell=Event("bye")))
+        app.router.add_get("/", as_handler(start_event_stream(ready)))
+        server = await serve(app, shutdown_timeout=FOREVER)
+        client = await connected(server)
+        await until(lambda: channels)
+        await within(server.stop())
+        assert await rest(client) == chunk("data: last\n\n") + chunk("data: bye\n\n") + END
+
+    async def test_put_answers_false_at_once_and_nothing_that_was_taken_is_lost(self, serve):
+        """Also a put that has been waiting, and before the client reads again."""
+        answered = asyncio.Event()
+        taken = 0
+        streams = []
+
+        async def ready(channel, context):
+            nonlocal taken
+            streams.append(context.stream)
+            while await channel.put(f"{taken} " + "x" * 50_000):
+                taken += 1
+            answered.set()
+
+        opened = application(ready, Drain(farewell=Event("bye"), timeout=FOREVER))
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        client = await server.connect(GET)
+        client.writer.transport.pause_reading()
+        await until(lambda: streams and streams[0].statistics().buffered == 10)
+        stopping = asyncio.ensure_future(server.stop())
+        await within(answered.wait())
+        assert not stopping.done()
+        client.writer.transport.resume_reading()
+        body = await rest(client)
+        await within(stopping)
+        assert [int(number) for number in re.findall(rb"data: (\d+) x", body)] == list(range(taken))
+        assert body.endswith(chunk("data: bye\n\n") + END)
+
+    @pytest.mark.parametrize(
+        ("drain", "expected"), [(Drain(), b""), (Drain(farewell=Event("bye")), chunk("data: bye\n\n"))]
+    )
+    async def test_a_stream_without_retry_gets_no_frame_without_data(self, serve, drain, expected):
+        """Clients that are no browsers hand such a frame to their application as an empty event."""
+        server = await serve(application(waits, drain).app)
+        client = await connected(server)
+        await within(server.stop())
+        assert await rest(client) == expected + END
+
+
+class TestSpread:
+    @pytest.mark.usefixtures("many_files")
+    async def test_times_to_return_are_uniform_over_it(self, serve):
+        """peer bug 29: a Kolmogorov-Smirnov test that fails by chance less than once in a million runs."""
+        count, retry, spread = 1000, 2000, 5.0
+        opened = application(waits, Drain(spread=spread), retry=retry)
+        server = await serve(opened.app)
+        clients = await plain_clients(server, opened, count)
+        await within(server.stop())
+        values = []
+        for client in clients:
+            body = (await received(client)).partition(b"\r\n\r\n")[2]
+            values.append(int(re.fullmatch(rb"[0-9a-f]+\r\nretry: (\d+)\n\n\r\n0\r\n\r\n", body)[1]))
+            client.close()
+        assert retry <= min(values)
+        assert max(values) <= retry + spread * 1000
+        bound = math.sqrt(math.log(2 / 1e-6) / (2 * count))  # Dvoretzky, Kiefer, Wolfowitz and Massart
+        assert distance_from_uniform([(value - retry) / (spread * 1000) for value in values]) < bound + 0.001
+
+    async def test_the_farewell_carries_the_time_to_return(self, serve):
+        server = await serve(application(waits, Drain(farewell=Event("bye"), spread=1.0), retry=2000).app)
+        client = await connected(server)
+        await within(server.stop())
+        frame = re.fullmatch(rb"[0-9a-f]+\r\ndata: bye\nretry: (\d+)\n\n\r\n0\r\n\r\n", await rest(client))
+        assert 2000 <= int(frame[1]) <= 3000
+
+    async def test_none_leaves_retry_as_it_is(self, serve):
+        server = await serve(application(waits, Drain(spread=0), retry=2000).app)
+        client = await connected(server)
+        await within(server.stop())
+        assert await rest(client) == chunk("retry: 2000\n\n") + END
+
+
+def distance_from_uniform(values: list[float]) -> float:
+    """Return the greatest distance between the distribution of the values and the uniform one over 0 to 1."""
+    ordered, count = sorted(values), len(values)
+    return max(max((place + 1) / count - value, value - place / count) for place, value in enumerate(ordered))
+
+
+class TestGrace:
+    async def test_a_finite_stream_ends_by_itself_and_is_not_cut(self, serve, logged):
+        """peer bug 30: while one that is not finite ends at once."""
+        go, put = asyncio.Event(), []
+
+        async def answer(channel, context):
+            await go.wait()
+            put.extend([await channel.put(word) for word in ("the", "whole", "answer")])
+            channel.close()
+
+        opened = application(waits, Drain(farewell=Event("bye"), grace=FOREVER))
+        opened.app.router.add_get("/answer", as_handler(start_event_stream(answer, finite=True)))
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        endless, finite = await connected(server), await connected(server, "/answer")
+        stopping = asyncio.ensure_future(server.stop())
+        assert await rest(endless) == chunk("data: bye\n\n") + END
+        assert len(opened.streams) == 1
+        assert not stopping.done()
+        go.set()
+        body = await rest(finite)
+        await within(stopping)
+        assert re.findall(rb"data: (.+)", body) == [b"the", b"whole", b"answer"]
+        assert body.endswith(b"data: answer\n\n\r\n" + END)
+        assert put == [True] * 3
+        assert not aborted(logged)
+
+    async def test_a_finite_stream_that_does_not_end_is_ended_after_it(self, serve, logged):
+        opened = application(waits, Drain(farewell=Event("bye"), grace=0.05), finite=True)
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        client = await connected(server)
+        await within(server.stop())
+        assert await rest(client) == chunk("data: bye\n\n") + END
+        assert opened.reasons == [CloseReason.SHUTDOWN]
+        assert not aborted(logged)
+
+    async def test_a_client_that_leaves_ends_it(self, serve):
+        opened = application(waits, Drain(grace=FOREVER), finite=True)
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        client = await connected(server)
+        await until(lambda: len(opened.streams) == 1)
+        stopping = asyncio.ensure_future(server.stop())
+        await until(lambda: opened.streams.closing)
+        client.reset()
+        await within(stopping)
+        assert opened.reasons == [CloseReason.CLIENT_LEFT]
+
+    async def test_without_it_a_finite_stream_ends_like_any_other(self, serve):
+        opened = application(waits, finite=True)
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        client = await connected(server)
+        await within(server.stop())
+        assert await rest(client) == END
+
+
+class TestStragglers:
+    """peer bug 28: whoever holds up the end is given up at the timeout, and that is logged."""
+
+    async def test_a_client_that_does_not_read_is_cut(self, serve, logged, handler_cancellation):
+        streams = []
+
+        async def ready(channel, context):
+            streams.append(context.stream)
+            while await channel.put("x" * 50_000):
+                pass
+
+        opened = application(ready, Drain(timeout=0.05))
+        server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
+        client = await server.connect(GET)
+        client.writer.transport.pause_reading()
+        await until(lambda: streams and streams[0].statistics().buffered == 10)
+        await within(server.stop())
+        assert aborted(logged) == [1]
+        assert opened.reasons == [CloseReason.SHUTDOWN]
+        client.reset()
+
+    async def test_a_client_that_does_not_read_the_last_bytes_keeps_no_socket(self, serve, handler_cancellation):
+        """Less than what pauses a stream is in the transport, and the kernel takes no more."""
+        streams, channels = [], []
+
+        async def ready(channel, context):
+            streams.append(context.stream)
+            channels.append(channel)
+            await channel.wait_closed()
+
+        opened = application(ready, Drain(timeout=0.05))
+        server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
+        client = plain_client(server.port, receive_buffer=4096)
+        await until(lambda: channels)
+        turns = 0
+        while turns < 1000:  # so long has the kernel taken nothing
+            turns = turns + 1 if streams[0].statistics().unsent else 0
+            if not turns:
+                channels[0].put_nowait("x" * 2000)
+            await asyncio.sleep(0)
+        transport = streams[0]._connection._transport
+        assert not streams[0]._connection.paused
+        await within(server.stop())
+        await until(lambda: transport.get_extra_info("socket").fileno() < 0)
+        client.close()
+
+    async def test_a_producer_that_ignores_its_cancellation_is_left_behind(self, serve, logged, handler_cancellation):
+        free, returned = asyncio.Event(), asyncio.Event()
+
+        async def ready(channel, context):
+            while not free.is_set():
+                try:
+                    await free.wait()
+                except asyncio.CancelledError:
+                    pass
+            returned.set()
+
+        opened = application(ready, Drain(farewell=Event("bye"), timeout=0.05))
+        server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
+        client = await connected(server)
+        try:
+            await within(server.stop())
+            assert await rest(client) == chunk("data: bye\n\n") + END
+            assert aborted(logged) == [1]
+            assert [line["event"] for line in logged].count("stream_producer_ignores_its_end") == 1
+            assert not returned.is_set()
+        finally:
+            free.set()
+            await within(returned.wait())
+
+    async def test_a_producer_in_a_slow_finally_is_cancelled_there(self, serve, logged, handler_cancellation):
+        ends = []
+
+        async def ready(channel, context):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ends.append(channel.reason)
+
+        opened = application(ready, Drain(farewell=Event("bye"), timeout=0.05))
+        server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
+        client = await connected(server)
+        await within(server.stop())
+        assert await rest(client) == chunk("data: bye\n\n") + END
+        assert ends == [CloseReason.SHUTDOWN]
+        assert aborted(logged) == [1]
+
+    async def test_an_on_close_that_does_not_return_is_cancelled(self, serve, logged, handler_cancellation):
+        ends = []
+
+        async def on_close(context, reason):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ends.append(reason)
+
+        opened = application(waits, Drain(timeout=0.05), on_close=on_close)
+        server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
+        client = await connected(server)
+        await within(server.stop())
+        assert await rest(client) == END
+        assert ends == [CloseReason.SHUTDOWN]
+        assert aborted(logged) == [1]
+
+    async def test_one_that_cleans_up_in_time_is_none(self, serve, logged):
+        cleaning, cleaned = asyncio.Event(), asyncio.Event()
+
+        async def ready(channel, context):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cleaning.set()
+                await cleaned.wait()
+
+        opened = application(ready, Drain(timeout=FOREVER))
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        client = await connected(server)
+        stopping = asyncio.ensure_future(server.stop())
+        await within(cleaning.wait())
+        assert not stopping.done()
+        cleaned.set()
+        await within(stopping)
+        assert await rest(client) == END
+        assert not aborted(logged)
+
+
+class TestNewStreams:
+    """peer bug 24: a stream that is asked for while the server stops is refused, or ends like the others."""
+
+    async def test_they_get_503_and_times_to_return_that_differ(self, serve):
+        go, entered, count = asyncio.Event(), [], 60
+
+        @before
+        async def slow(context):
+            entered.append(context)
+            await go.wait()
+
+        def ready(channel, context):
+            raise AssertionError("a stream was started")
+
+        app = web.Application(middlewares=[interceptor_middleware(slow)])
+        setup(app, drain=Drain(spread=20.0))
+        app.router.add_get("/", as_handler(start_event_stream(ready)))
+        server = await serve(app, shutdown_timeout=FOREVER)
+        clients = [await server.connect(GET) for _ in range(count)]
+        await until(lambda: len(entered) == count)
+        stopping = asyncio.ensure_future(server.stop())
+        await until(lambda: app[STREAMS].closing)
+        go.set()
+        answers = [await rest(client) for client in clients]
+        await within(stopping)
+        assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in answers)
+        times = {int(re.search(rb"\r\nRetry-After: (\d+)\r\n", answer)[1]) for answer in answers}
+        assert 1 <= min(times) < max(times) <= 20
+        assert len(app[STREAMS]) == 0
+
+    @pytest.mark.parametrize("finite", [False, True])
+    async def test_one_that_was_admitted_before_ends_when_its_head_is_sent(self, serve, finite):
+        go, preparing, called = asyncio.Event(), asyncio.Event(), []
+
+        async def slow(request, response):
+            preparing.set()
+            await go.wait()
+
+        async def ready(channel, context):
+            called.append(await channel.put("x"))
+            await channel.wait_closed()
+
+        opened = application(ready, Drain(farewell=Event("bye")), finite=finite)
+        opened.app.on_response_prepare.append(slow)
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        client = await server.connect(GET)
+        await within(preparing.wait())
+        assert len(opened.streams) == 0
+        stopping = asyncio.ensure_future(server.stop())
+        await until(lambda: opened.streams.closing)
+        go.set()
+        assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert await rest(client) == chunk("data: bye\n\n") + END
+        await within(stopping)
+        assert True not in called
+        assert opened.reasons == [CloseReason.SHUTDOWN]
+        assert len(opened.streams) == 0
+
+
+class TestNothingIsLeft:
+    async def test_of_a_hundred_streams_whatever_their_producers_do(self, serve):
+        """peer bug 22: waiting for the end, idle, or busy; nobody waits for aiohttp's timeout."""
+
+        async def ready(channel, context):
+            if context.request.query["does"] == "waits":
+                await channel.wait_closed()
+            elif context.request.query["does"] == "idles":
+                await asyncio.Event().wait()
+            else:
+                while await channel.put("x"):
+                    await asyncio.sleep(0)
+
+        opened = application(ready)
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        clients = [await connected(server, f"/?does={does}") for does in ("waits", "idles", "works") for _ in range(34)]
+        await until(lambda: len(opened.streams) == 102)
+        await within(server.stop())
+        assert opened.reasons == [CloseReason.SHUTDOWN] * 102
+        for client in clients:
+            assert (await rest(client)).endswith(END)
+
+    @pytest.mark.usefixtures("many_files")
+    async def test_of_a_thousand_streams(self, serve):
+        """No task, no timer, no open file."""
+        count = 1000
+        opened = application(waits, Drain(farewell=Event("bye")), retry=1000, max_age=FOREVER)
+        server = await serve(opened.app, shutdown_timeout=FOREVER)
+        tasks, timers, files = asyncio.all_tasks(), running_timers(), psutil.Process().num_fds()
+        clients = await plain_clients(server, opened, count)
+        assert len(asyncio.all_tasks() - tasks) >= count
+        assert running_timers() > timers
+        await within(server.stop())
+        assert asyncio.all_tasks() == tasks
+        assert running_timers() == timers
+        assert rounds()._timer is None
+        for client in clients:
+            body = await received(client)
+            assert b"\r\ndata: bye\nretry: " in body
+            assert body.endswith(END)
+        assert psutil.Process().num_fds() == files - 1 + count  # it listens no more; the clients have not closed
+        for client in clients:
+            client.close()
+
+
+def plain_client(port: int, receive_buffer: int | None = None) -> socket.socket:
+    """Ask for a stream, with a socket that belongs to no event loop and that nobody reads."""
+    client = socket.socket()
+    client.settimeout(PATIENCE)
+    if receive_buffer is not None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    client.connect(("127.0.0.1", port))
+    client.sendall(GET.replace("\n", "\r\n").encode())
+    client.setblocking(False)
+    return client
+
+
+async def plain_clients(server, opened, count: int) -> list[socket.socket]:
+    """Open streams, a hundred at a time because of the server's backlog."""
+    clients = []
+    while len(clients) < count:
+        clients.extend([plain_client(server.port) for _ in range(100)])
+        await until(lambda: len(opened.streams) == len(clients))
+    return clients
+
+
+async def received(client: socket.socket) -> bytes:
+    """Read what has come and still comes, until the server closes."""
+    data = b""
+    while more := await within(asyncio.get_running_loop().sock_recv(client, 65536)):
+        data += more
+    return data
+
+
+def running_timers() -> int:
+    """Count the timers of the running event loop that will go off."""
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, uvloop.Loop):
+        handles = [each for each in gc.get_objects() if isinstance(each, uvloop.loop.TimerHandle)]
+    else:
+        handles = loop._scheduled
+    return sum(not handle.cancelled() for handle in handles)
+
+
+@pytest.fixture
+def many_files():
+    """Let this process open as many files as a thousand streams and their clients take."""
+    if sys.platform == "win32":
+        pytest.skip("there are no numbers of open files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = 2500
+    if soft != resource.RLIM_INFINITY and soft < need:
+        if hard != resource.RLIM_INFINITY and hard < need:
+            pytest.skip(f"a process may open {hard} files here")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class TestTwoServers:
+    async def test_the_second_streams_on_when_the_first_has_stopped(self, serve):
+        """peer bug 26: two applications in one process share an interceptor, and nothing else."""
+        channels = {}
+
+        async def ready(channel, context):
+            channels[context.request.path] = channel
+            await channel.wait_closed()
+
+        stream = start_event_stream(ready)
+        servers, clients = [], []
+        for path in ("/first", "/second"):
+            app = web.Application()
+            setup(app, drain=Drain(farewell=Event(f"bye {path}")))
+            app.router.add_get(path, as_handler(stream))
+            servers.append(await serve(app, shutdown_timeout=FOREVER))
+            clients.append(await connected(servers[-1], path))
+        await until(lambda: len(channels) == 2)
+        await within(servers[0].stop())
+        assert await rest(clients[0]) == chunk("data: bye /first\n\n") + END
+        assert await channels["/second"].put("still here")
+        await clients[1].until(b"data: still here\n\n\r\n")
+        another = await connected(servers[1], "/second")
+        await within(servers[1].stop())
+        assert await rest(clients[1]) == await rest(another) == chunk("data: bye /second\n\n") + END
+
+
+@pytest.mark.parametrize("second", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("first", [asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_two_event_loops_in_two_threads_share_an_interceptor(first, second):
+    """peer bug 27: nothing is bound to another event loop, and the end of one is not that of the other."""
+
+    async def ready(channel, context):
+        while await channel.put("tick"):
+            await asyncio.sleep(0.001)
+
+    handler = as_handler(start_event_stream(ready, heartbeat=0.1, max_age=FOREVER))
+    drain = Drain(farewell=Event("bye"))
+    one, two = (ThreadedServer(factory, handler, drain) for factory in (first, second))
+    try:
+        assert one.shared.isdisjoint(two.shared)
+        clients = [socket.create_connection(("127.0.0.1", each.port), PATIENCE) for each in (one, two)]
+        readers = [client.makefile("rb") for client in clients]
+        for client, reader in zip(clients, readers, strict=True):
+            client.sendall(GET.replace("\n", "\r\n").encode())
+            while reader.readline() != b"data: tick\n":
+                pass
+        one.stop()
+        assert readers[0].read().endswith(chunk("data: bye\n\n") + END)
+        for _ in range(3):
+            while readers[1].readline() != b"data: tick\n":
+                pass
+        two.stop()
+        assert readers[1].read().endswith(chunk("data: bye\n\n") + END)
+        for each in (*readers, *clients):
+            each.close()
+    finally:
+        for each in (one, two):
+            each.stop()
+
+
+class ThreadedServer:
+    """A server in a thread and an event loop of its own."""
+
+    def __init__(self, new_loop, handler, drain: Drain) -> None:
+        self._handler, self._drain = handler, drain
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._main, args=[new_loop], daemon=True)
+        self._thread.start()
+        assert self._started.wait(PATIENCE)
+
+    def _main(self, new_loop) -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        app = web.Application()
+        setup(app, drain=self._drain)
+        app.router.add_get("/", self._handler)
+        runner = web.AppRunner(app, shutdown_timeout=FOREVER)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.port = runner.addresses[0][1]
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self.shared = {turn(), rounds()}  # by the streams of an event loop, and by those of no other
+        self._started.set()
+        await self._stopping.wait()
+        await runner.cleanup()
+
+    def stop(self) -> None:
+        """Stop, and wait until the thread has ended. Twice is once."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join(PATIENCE)
+            assert not self._thread.is_alive()

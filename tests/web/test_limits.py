@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import warnings
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import uvloop
+from aiohttp import web
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from aiohttp_interceptors import CloseReason, Event, EventTooLarge, as_handler, before, setup, start_event_stream
+from aiohttp_interceptors.testing import open_stream
+from aiohttp_interceptors.web.limits import Limits
+from aiohttp_interceptors.web.rounds import Rounds
+from aiohttp_interceptors.web.stream import Stream
+from aiohttp_interceptors.web.streams import STREAMS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.14 on
+        return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+async def until(condition) -> None:
+    """Give way to others until it holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Everybody(asyncio.Event):
+    """Set when that many have arrived."""
+
+    def __init__(self, expected):
+        super().__init__()
+        self._missing = expected
+        if not expected:
+            self.set()
+
+    def arrive(self):
+        self._missing -= 1
+        if self._missing == 0:
+            self.set()
+
+
+async def waits(channel, context):
+    await channel.put("x")
+    await channel.wait_closed()
+
+
+def app_of(*interceptors, ready=waits, limits=None, **options):
+    app = web.Application()
+    setup(app, **(limits or {}))
+    app.router.add_route("*", "/", as_handler(*interceptors, start_event_stream(ready, heartbeat=None, **options)))
+    return app
+
+
+def taken(app) -> int:
+    return app[STREAMS]._limits.taken
+
+
+def by_user(request):
+    return request.headers["User"]
+
+
+def get(user="alice", method="GET"):
+    return f"{method} / HTTP/1.1\nHost: x\nUser: {user}\n\n"
+
+
+class TestHowManyThereAre:
+    async def test_one_too_many_in_all_gets_503_and_may_come_back(self, serve):
+        """peer bug 69: the connection is not spent, and as soon as a place is free it gets one."""
+        app = app_of(limits={"max_streams": 2})
+        server = await serve(app)
+        first, second = [await server.connect(get()) for _ in range(2)]
+        for raw in (first, second):
+            await raw.until(b"data: x\n\n\r\n")
+        third = await server.connect(get())
+        head = await third.until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: " in head
+        await third.until(b"There are too many streams.\n")
+        assert taken(app) == len(app[STREAMS]) == 2
+        first.reset()
+        await until(lambda: taken(app) == 1)
+        third.writer.write(get().replace("\n", "\r\n").encode())
+        await third.until(b"data: x\n\n\r\n")
+        assert taken(app) == 2
+        for raw in (second, third):
+            await raw.close()
+        await until(lambda: taken(app) == 0)
+
+    async def test_one_too_many_of_a_user_gets_429_and_others_get_theirs(self, serve):
+        """peer bug 69."""
+        app = app_of(limits={"max_streams_per_key": 1, "key": by_user})
+        server = await serve(app)
+        alice = await server.connect(get("alice"))
+        await alice.until(b"data: x\n\n\r\n")
+        again = await server.connect(get("alice"))
+        head = await again.until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nRetry-After: " in head
+        bob = await server.connect(get("bob"))
+        await bob.until(b"data: x\n\n\r\n")
+        await alice.close()
+        await until(lambda: taken(app) == 1)
+        fresh = await server.connect(get("alice"))
+        await fresh.until(b"data: x\n\n\r\n")
+        for raw in (again, bob, fresh):
+            await raw.close()
+        await until(lambda: taken(app) == 0)
+        assert not app[STREAMS]._limits._of_each  # a user who left leaves nothing behind
+
+    async def test_head_takes_no_place_and_needs_none(self, serve):
+        app = app_of(limits={"max_streams": 0})
+        server = await serve(app)
+        raw = await server.connect(get(method="HEAD") * 3)
+        for _ in range(3):
+            assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert taken(app) == 0
+        await raw.close()
+
+    @pytest.mark.parametrize(
+        ("key", "status"),
+        [
+            (lambda request: request.headers["Absent"], b"500"),
+            (lambda request: ["not hashable"], b"500"),
+            (lambda request: (_ for _ in ()).throw(web.HTTPUnauthorized), b"401"),
+        ],
+    )
+    async def test_a_key_that_raises_is_an_error_before_the_stream_and_takes_no_place(self, serve, key, status):
+        app = app_of(limits={"max_streams_per_key": 1, "max_streams": 1, "key": key})
+        server = await serve(app)
+        for _ in range(2):
+            raw = await server.connect(get())
+            assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
+            assert taken(app) == 0
+            await raw.close()
+
+    async def test_the_count_is_exact_whatever_hundreds_of_clients_do(self, serve, handler_cancellation):
+        """peer bugs 44 and 69: they leave, are cut in the head, fail before it, are cancelled, or read to the end."""
+        most, each = 20, 3
+        seen = Counter()
+        handlers = []
+        app_seen = []
+
+        @before
+        def note(context):
+            handlers.append(asyncio.current_task())
+
+        async def ready(channel, context):
+            open_now = Counter(stream._context.request.headers["User"] for stream in app[STREAMS])
+            app_seen.append((taken(app), max(open_now.values())))
+            await waits(channel, context)
+
+        async def fail(request, response):
+            await asyncio.sleep(0)
+            if request.headers.get("Fate") == "fail" and response.status == 200:
+                raise RuntimeError("not this one")
+
+        app = app_of(note, ready=ready, limits={"max_streams": most, "max_streams_per_key": each, "key": by_user})
+        app.on_response_prepare.append(fail)
+        server = await serve(app, handler_cancellation=handler_cancellation)
+        chance = random.Random(1)
+
+        async def client(answered):
+            fate = chance.choice(["leave", "reset", "at once", "fail", "cancel", "end"])
+            raw = await server.connect(
+                f"GET / HTTP/1.1\nHost: x\nUser: {chance.choice('000123456789')}\nFate: {fate}\n\n"
+            )
+            if fate == "at once":
+                raw.reset()
+                answered.arrive()
+                return
+            try:
+                head = await raw.until(b"\r\n\r\n")
+                seen[head[9:12]] += 1
+                answered.arrive()
+                await answered.wait()
+                if head.startswith(b"HTTP/1.1 200"):
+                    await raw.until(b"\n\r\n")  # the event, or the end if it was kicked before
+                    if fate == "end":
+                        chance.choice(list(app[STREAMS])).end(CloseReason.KICKED)
+                    elif fate == "cancel":
+                        chance.choice(handlers).cancel()
+            except (asyncio.IncompleteReadError, ConnectionError):
+                seen["cancelled"] += 1
+            finally:
+                await raw.close()
+
+        for expected in (75, 0, 75, 0):  # every other time nobody goes on before all have an answer
+            answered = Everybody(expected)
+            async with asyncio.timeout(10):
+                await asyncio.gather(*(client(answered) for _ in range(75)))
+        await until(lambda: taken(app) == 0 and len(app[STREAMS]) == 0)
+        assert not app[STREAMS]._limits._of_each
+        assert {b"200", b"429", b"500", b"503"} <= set(seen)
+        assert max(total for total, _ in app_seen) <= most
+        assert max(of_one for _, of_one in app_seen) <= each
+        assert app_seen
+
+
+class LimitsAgainstAList(RuleBasedStateMachine):
+    """Places are taken and given back in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.limits = Limits(5, 2, lambda request: request.user)
+        self.places = []
+
+    @rule(user=st.sampled_from([None, 0, False, "a", ("b", 1)]))
+    def take(self, user):
+        expected = (
+            web.HTTPServiceUnavailable
+            if len(self.places) == 5
+            else web.HTTPTooManyRequests
+            if self.places.count(user) == 2
+            else None
+        )
+        if expected is None:
+            assert self.limits.take(SimpleNamespace(user=user)) == user
+            self.places.append(user)
+        else:
+            with pytest.raises(expected):
+                self.limits.take(SimpleNamespace(user=user))
+
+    @rule(data=st.data())
+    def give_back(self, data):
+        if self.places:
+            place = data.draw(st.sampled_from(self.places))
+            self.places.remove(place)
+            self.limits.give_back(place)
+
+    @invariant()
+    def they_agree(self):
+        assert self.limits.taken == len(self.places)
+        assert dict(self.limits._of_each) == dict(Counter(self.places))
+
+
+def test_in_any_order_the_count_is_that_of_a_list():
+    run_state_machine_as_test(LimitsAgainstAList)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_streams": -1}, ValueError, "max_streams is 0 streams or more, not -1; None means no limit"),
+        ({"max_streams": 1.5}, TypeError, "max_streams is a number of streams or None, not 1.5"),
+        ({"max_streams": True}, TypeError, "max_streams is a number of streams or None, not True"),
+        ({"max_streams_per_key": 2}, TypeError, "max_streams_per_key and key come together"),
+        ({"key": by_user}, TypeError, "max_streams_per_key and key come together"),
+        ({"key": "user", "max_streams_per_key": 2}, TypeError, "key is a function of the request, not 'user'"),
+        ({"observer": 1}, TypeError, "observer is a function of a fact, not 1"),
+        ({"drain": 5.0}, TypeError, "drain is a Drain, not 5.0"),
+    ],
+)
+def test_limits_that_cannot_work_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        setup(web.Application(), **options)
+
+
+class TestHowOldTheyGet:
+    async def test_a_stream_ends_as_expired_and_its_client_goes_on_where_it_was(self, serve, session):
+        """What was put is sent, the end is clean, and the next stream knows the last id."""
+        ids, closes = [], []
+
+        async def ready(channel, context):
+            start = int(context.last_event_id or 0)
+            ids.append(start)
+            for number in range(start + 1, start + 4):
+                await channel.put(Event(str(number), id=str(number)))
+            await channel.wait_closed()
+
+        app = app_of(ready=ready, max_age=0.02, on_close=lambda context, reason: closes.append(reason))
+        server = await serve(app)
+        last, got = None, []
+        for _ in range(3):
+            async with open_stream(session, server.url, last_event_id=last) as stream:
+                got += [event.data async for event in stream]
+                last = got[-1]
+        assert got == [str(number) for number in range(1, 10)]
+        assert ids == [0, 3, 6]
+        await until(lambda: taken(app) == 0)
+        assert closes == [CloseReason.EXPIRED] * 3
+
+    async def test_the_age_is_left_to_chance_so_that_they_do_not_return_together(self, serve, monkeypatch):
+        """Between four fifths of it and all of it, each as likely: a Kolmogorov-Smirnov test."""
+        due, real = [], Rounds.add
+
+        def add(self, visited, when):
+            if isinstance(visited, Stream):
+                due.append(when - asyncio.get_running_loop().time())
+            return real(self, visited, when)
+
+        monkeypatch.setattr(Rounds, "add", add)
+        app = app_of(ready=lambda channel, context: channel.close(), max_age=1000.0, stall_timeout=None)
+        server = await serve(app)
+        raw = await server.connect(get())
+        for _ in range(300):
+            await raw.until(b"0\r\n\r\n")
+            raw.writer.write(get().replace("\n", "\r\n").encode())
+        await raw.close()
+        ages = sorted((age / 1000.0 - 0.8) / 0.2 for age in due)
+        assert len(ages) >= 300
+        assert -0.001 < ages[0] < ages[-1] < 1.001
+        count = len(ages)
+        distance = max(max((n + 1) / count - age, age - n / count) for n, age in enumerate(ages))
+        assert distance * count**0.5 < 2.7  # by chance once in a million runs
+
+    async def test_what_waits_in_the_channel_is_sent_before_the_end(self, serve):
+        async def ready(channel, context):
+            while await channel.put("x" * 10_000):
+                pass
+
+        app = app_of(ready=ready, max_age=0.02, max_event_size=None)
+        server = await serve(app)
+        raw = await server.connect(get().replace("Host", "Connection: close\nHost"))
+        body = await asyncio.wait_for(raw.reader.read(), 10)
+        assert body.endswith(b"x\n\n\r\n0\r\n\r\n")
+        await raw.close()
+
+
+class TestHowLargeAnEventIs:
+    async def test_one_that_is_too_large_fails_in_the_producer_and_the_stream_goes_on(self, serve):
+        failed = []
+
+        async def ready(channel, context):
+            await channel.put("x" * 92)
+            try:
+                await channel.put("y" * 93)
+            except EventTooLarge as error:
+                failed.append(str(error))
+            await channel.put("z")
+            channel.close()
+
+        server = await serve(app_of(ready=ready, max_event_size=100))
+        raw = await server.connect(get())
+        await raw.until(b"\r\n\r\n")
+        body = await raw.until(b"0\r\n\r\n")
+        assert b"x" * 92 in body
+        assert b"y" not in body
+        assert b"data: z\n\n" in body
+        assert failed[0].startswith("the event has 101 bytes and max_event_size is 100: ")
+        await raw.close()

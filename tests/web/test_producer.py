@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from aiohttp_interceptors import CloseReason, EventChannel
+from aiohttp_interceptors.web import producer as module
+from aiohttp_interceptors.web.producer import Producer
+
+CONTEXT = SimpleNamespace(request=SimpleNamespace(path="/"), execution_id="run 1")
+
+
+async def begun(ready):
+    """Start a producer and let it run until it waits."""
+    channel = EventChannel()
+    producer = Producer(channel, CONTEXT)
+    producer.start(ready)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return channel, producer
+
+
+async def test_a_plain_function_needs_no_task():
+    before = asyncio.all_tasks()
+    channel, producer = await begun(lambda channel, context: channel.put_nowait("x"))
+    assert asyncio.all_tasks() == before
+    assert channel.buffered == 1
+    assert producer.error is None
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "future"])
+async def test_what_it_raises_closes_the_channel_and_is_one_line_in_the_log(kind, logged):
+    """peer bug 14: what was put before is still sent."""
+    boom = ValueError("boom")
+
+    def plain(channel, context):
+        channel.put_nowait("x")
+        raise boom
+
+    async def later(channel, context):
+        plain(channel, context)
+
+    def future(channel, context):
+        channel.put_nowait("x")
+        made = asyncio.get_running_loop().create_future()
+        made.set_exception(boom)
+        return made
+
+    channel, producer = await begun({"plain": plain, "async": later, "future": future}[kind])
+    assert channel.closed
+    assert channel.reason is None
+    assert channel.buffered == 1
+    assert producer.error is boom
+    (line,) = logged
+    assert (line["event"], line["log_level"], line["exc_info"], line["path"]) == (
+        "stream_producer_failed",
+        "error",
+        boom,
+        "/",
+    )
+    assert kind in line["producer"] or kind == "async"
+
+
+async def test_one_that_cannot_know_of_the_end_is_cancelled_and_may_clean_up(logged):
+    """peer bugs 1 and 20: what cancels it is its stream alone; work that it shielded or handed on goes on."""
+    cleaned, work, finish = [], [], asyncio.Event()
+
+    async def background():
+        await finish.wait()
+        return "done"
+
+    async def ready(channel, context):
+        work.append(asyncio.create_task(background()))
+        try:
+            await asyncio.shield(work[0])
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    channel, producer = await begun(ready)
+    channel.end(CloseReason.CLIENT_LEFT)
+    await producer.see_off(None)
+    assert cleaned == [True]
+    assert not work[0].done()
+    finish.set()
+    assert await work[0] == "done"
+    assert logged == []
+
+
+async def test_one_that_waits_on_its_channel_is_told_and_not_cancelled():
+    """peer bug 20."""
+    ended = []
+
+    async def ready(channel, context):
+        reason = await channel.wait_closed()
+        await asyncio.sleep(0)
+        ended.append(reason)
+
+    channel, producer = await begun(ready)
+    channel.end(CloseReason.CLIENT_LEFT)
+    await producer.see_off(None)
+    assert ended == [CloseReason.CLIENT_LEFT]
+
+
+async def test_one_that_ignores_all_of_it_is_left_behind_with_a_warning(logged, monkeypatch):
+    """peer bug 28."""
+    monkeypatch.setattr(module, "GRACE", 0.01)
+    release = asyncio.Event()
+
+    async def ready(channel, context):
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                pass
+
+    channel, producer = await begun(ready)
+    channel.end(CloseReason.CLIENT_LEFT)
+    await producer.see_off(None)
+    assert [line["event"] for line in logged] == ["stream_producer_ignores_its_end"]
+    release.set()
+    await producer._task
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_who_is_told_of_the_end_may_raise(kind, logged):
+    def plain(context, reason):
+        raise ValueError(str(reason))
+
+    async def later(context, reason):
+        plain(context, reason)
+
+    channel, producer = await begun(lambda channel, context: None)
+    channel.end(CloseReason.KICKED)
+    await producer.see_off(plain if kind == "plain" else later)
+    assert [(line["event"], str(line["exc_info"])) for line in logged] == [("stream_on_close_failed", "kicked")]
+
+
+async def test_seeing_it_off_runs_to_its_end_also_while_being_cancelled_and_the_cancellation_goes_on():
+    """peer bug 6."""
+    told, waits, release = [], asyncio.Event(), asyncio.Event()
+
+    async def on_close(context, reason):
+        waits.set()
+        await release.wait()
+        told.append(reason)
+
+    channel, producer = await begun(lambda channel, context: None)
+    channel.end(CloseReason.SHUTDOWN)
+    task = asyncio.create_task(producer.see_off(on_close))
+    await waits.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert told == [CloseReason.SHUTDOWN]
+
+
+async def test_once_abandoned_nobody_waits_for_it():
+    async def ready(channel, context):
+        await asyncio.Event().wait()
+
+    async def on_close(context, reason):
+        await asyncio.Event().wait()
+
+    channel, producer = await begun(ready)
+    channel.end(CloseReason.SHUTDOWN)
+    task = asyncio.create_task(producer.see_off(on_close))
+    await asyncio.sleep(0)
+    producer.abandon()
+    producer.abandon()
+    await asyncio.wait_for(task, 10)
+    assert producer._task.cancelled()

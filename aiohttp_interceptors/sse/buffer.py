@@ -40,7 +40,7 @@ class BoundedBuffer:
     __slots__ = ("_events", "_first", "maxsize")
 
     def __init__(self, maxsize: int) -> None:
-        self.maxsize = maxsize
+        self.maxsize: int = maxsize
         self._events: list[Event] = []
         self._first = 0  # those before it were taken
 

@@ -31,8 +31,8 @@ class Visit:
 
     def __init__(self, owner: Rounds, due: float, serial: int, visited: Visited) -> None:
         self._rounds: Rounds | None = owner
-        self.due = due
-        self.serial = serial  # orders those that are due at the same time
+        self.due: float = due
+        self.serial: int = serial  # orders those that are due at the same time
         self.visited: Visited | None = visited
 
     def __lt__(self, other: Visit) -> bool:

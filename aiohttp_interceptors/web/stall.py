@@ -19,7 +19,7 @@ class Stall:
     __slots__ = ("_since", "_taken", "timeout")
 
     def __init__(self, timeout: float, now: float) -> None:
-        self.timeout = timeout
+        self.timeout: float = timeout
         self._since = now
         self._taken = 0
 

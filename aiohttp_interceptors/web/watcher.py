@@ -41,7 +41,7 @@ class Watcher(asyncio.Protocol):
     ) -> None:
         self._connection = connection
         self._transport = transport
-        self.inner = inner
+        self.inner: asyncio.Protocol = inner
         self._hold = hold
         self._held: bytearray | None = None  # most clients send nothing
         self.overrun: bool = False  # more was sent than is kept, and it is gone

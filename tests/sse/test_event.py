@@ -371,3 +371,11 @@ class Tick(Event):
 
 def test_it_is_small():
     assert not hasattr(FULL, "__dict__")
+
+
+def test_changing_a_value_after_it_was_made_an_event_changes_nothing():
+    """Peer bug 42: what is put is text, and no later reader sees another one."""
+    value = {"names": ["a"]}
+    event = Event.json(value)
+    value["names"].append("b")
+    assert event.data == '{"names":["a"]}'

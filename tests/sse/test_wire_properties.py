@@ -191,7 +191,7 @@ INNOCENT = {"data": "price: 1", "name": "tick", "id": "41", "retry": 3000, "comm
 @example(field="id", text="41\n\ndata: stolen\n\n", where=[])
 @example(field="id", text="41\0", where=[])
 def test_no_text_makes_another_field_or_another_event(field, text, where):
-    """Scenario 66: no text in any field creates a second field or event (CWE-93).
+    """Peer bug 66: no text in any field creates a second field or event (CWE-93).
 
     Either the event is refused when it is built, or what arrives is one event with the text in its field, by our
     parser and by httpx-sse, and all other fields are untouched.

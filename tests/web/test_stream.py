@@ -81,7 +81,7 @@ def levels(logged, *wanted: str) -> list[dict]:
 
 class TestOpening:
     async def test_the_head_is_on_the_wire_before_stream_ready_is_called_and_needs_no_event(self, serve):
-        """Behaviours 80 and 93: status 200 and the headers at once, with the bare content type."""
+        """Behaviours 80 and 93, peer bug 13: status 200 and the headers at once, with the bare content type."""
         stream = Watched(heartbeat=None)
         server = await serve(stream.app)
         raw = await server.connect(GET)
@@ -685,7 +685,7 @@ class TestShutdown:
 
 class TestHeartbeat:
     async def test_an_idle_stream_beats_and_a_page_sees_nothing_of_it(self, serve, session):
-        """Behaviours 103 and 105: a comment each interval, also while ready is still executing."""
+        """Behaviours 103 and 105, peer bug 18: a comment each interval, also while ready is still executing."""
 
         async def ready(channel, context):
             await channel.wait_closed()
@@ -696,7 +696,7 @@ class TestHeartbeat:
             assert stream.raw.replace(b":\n\n", b"") == b""
 
     async def test_a_heartbeat_never_lands_inside_a_frame(self, serve, session):
-        """Behaviour 107: with several tasks putting at once, and a heartbeat in every turn of the loop."""
+        """Behaviour 107, peer bug 15: with several tasks putting at once, and a heartbeat in every turn of the loop."""
         expected = [f"{task}\n{number}\n" for task in range(4) for number in range(100)]
 
         async def ready(channel, context):
@@ -913,7 +913,7 @@ class TestMisuse:
         ],
     )
     def test_of_an_option_is_refused_when_built(self, arguments, error, message):
-        """Behaviour 106: one default interval, None disables, 0 and less raise at construction."""
+        """Behaviour 106, peer bug 16: one default interval, None disables, 0 and less raise at construction."""
         with pytest.raises(error, match=message):
             start_event_stream(lambda channel, context: None, **arguments)
         with pytest.raises(error, match=message):

@@ -208,11 +208,13 @@ class Stream:
         a server that stops its drain's.
         """
         connection, channel = self._connection, self.channel
-        if connection.lost:
-            return
         if self._producer.error is not None:
             self._last_words = self._error_event(self._producer.error)
-        while connection.paused or (channel.buffered and not self._broken) or self._last_words:
+        while not connection.lost:
+            if not (connection.paused or (channel.buffered and not self._broken) or self._last_words):
+                with suppress(ConnectionError):  # the last write failed, and the event loop has yet to say so
+                    await self._response.write_eof()
+                return
             if connection.paused and (channel.reason is CloseReason.KICKED or not await connection.writable()):
                 connection.abort()
                 return
@@ -221,9 +223,6 @@ class Stream:
             if self._last_words and not connection.paused:
                 connection.write(self._last_words)
                 self._last_words = b""
-        if not connection.lost:
-            with suppress(ConnectionError):  # the last write failed, and the event loop has yet to say so
-                await self._response.write_eof()
 
     def _error_event(self, error: BaseException) -> bytes:
         """Make the frame that tells a page of an error, if it is to be told."""

@@ -632,6 +632,38 @@ class TestTheApplicationEndsIt:
         assert stream.closes == [(True, CloseReason.KICKED)]
         raw.reset()
 
+    async def test_a_connection_that_breaks_while_the_rest_is_sent_ends_it(self, serve):
+        """What the client will not get any more must not be tried for ever."""
+
+        async def ready(channel, context):
+            for _ in range(3):
+                channel.put_nowait("x" * 20_000)  # each a batch of its own
+            context.response.connection._transport.close()  # which the event loop tells in its next turn
+            await context.stream.end_of_body()
+
+        stream = Watched(ready, heartbeat=None)
+        server = await serve(stream.app)
+        raw = await server.connect(GET)
+        await within(stream.left.wait())
+        assert stream.closes == [(True, CloseReason.CLIENT_LEFT)]
+        await raw.close()
+
+    async def test_a_queue_that_raises_ends_its_stream_and_is_asked_no_more(self, serve, logged):
+        class Broken(asyncio.Queue):
+            def get_nowait(self):
+                raise LookupError("lost")
+
+        async def ready(channel, context):
+            await channel.put("x")
+            await channel.wait_closed()
+
+        stream = Watched(ready, buffer=lambda: Broken(3), error_event=Event("sorry", "error"))
+        server = await serve(stream.app)
+        assert (await server.exchange(GET)).endswith(b"\r\n\r\n0\r\n\r\n")
+        await within(stream.left.wait())
+        assert stream.closes == [(True, CloseReason.ERROR)]
+        assert [line["event"] for line in levels(logged, "error")] == ["stream_buffer_failed"]
+
 
 class TestShutdown:
     async def test_every_stream_ends_cleanly_when_the_application_stops(self, serve):

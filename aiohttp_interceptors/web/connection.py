@@ -166,6 +166,9 @@ class Connection:
         """Send a heartbeat if the stream is idle, and give up on a client that takes nothing."""
         if self._heartbeat is not None and now - self.last_write >= self._heartbeat - TOGETHER:
             self.beat()
+        if self._transport is None or self._transport.is_closing():  # and its socket cannot be asked any more
+            self.lose(CloseReason.CLIENT_LEFT)
+            return None
         if self._stall is not None and self._stall.look(now, *self._taken_and_owed()):
             self.lose(CloseReason.STALLED)
             self.abort()

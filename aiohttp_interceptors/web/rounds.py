@@ -57,7 +57,8 @@ class Rounds:
         self._due: list[Visit] = []  # a heap; some of those that were cancelled stay until they come up
         self._serial = itertools.count()
         self._expected = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._when = 0.0  # the timer goes off; uvloop gives a handle that does not know, if that is now
 
     def add(self, visited: Visited, due: float) -> Visit:
         """Make an appointment, in the loop's seconds."""
@@ -80,10 +81,13 @@ class Rounds:
     def _schedule(self) -> None:
         """Have the timer go off when the first one is due."""
         if self._timer is not None:
-            if self._due and self._timer.when() <= self._due[0].due:
+            if self._due and self._when <= self._due[0].due:
                 return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(self._due[0].due, self._go) if self._due else None
+            self._timer = None
+        if self._due:
+            self._when = self._due[0].due
+            self._timer = asyncio.get_running_loop().call_at(self._when, self._go)
 
     def _go(self) -> None:
         self._timer = None
@@ -98,7 +102,12 @@ class Rounds:
     def _visit(self, visit: Visit, now: float) -> None:
         if visit.visited is None:
             return
-        again = visit.visited.visit(now)
+        again: float | None = None
+        try:
+            again = visit.visited.visit(now)
+        except Exception as error:  # noqa: BLE001  # of one, and no reason not to visit the others
+            context = {"message": f"{visit.visited!r} raised when it was visited", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
         if visit.cancelled:  # during the visit
             return
         if again is None:

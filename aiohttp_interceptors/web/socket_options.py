@@ -28,6 +28,8 @@ _LINUX_INFO, _BYTES_ACKED = 11, slice(120, 128)  # TCP_INFO and a field of its s
 _DARWIN_NOTSENT_LOWAT, _DARWIN_CONNDROPTIME = 0x201, 0x80  # <netinet/tcp.h>
 _DARWIN_NWRITE = 0x1024  # <sys/socket.h>
 
+_CLOSED = (OSError, ValueError)  # what a closed socket raises: asyncio's, and uvloop's
+
 Option = tuple[int, int, int]
 """Level, name and value, as ``setsockopt`` takes them."""
 
@@ -62,14 +64,14 @@ class SocketOptions:
         self._before: tuple[int, ...] = ()
         if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
             self._options = options_on(PLATFORM, stall_timeout)
-            with suppress(OSError):  # it is closing, and the transport will say so
+            with suppress(*_CLOSED):  # it is closing, and the transport will say so
                 self._before = tuple(self._replace(*option) for option in self._options)
 
     def restore(self) -> None:
         """Put back what was there before the stream, for the next request of the connection. Twice is once."""
         before, self._before = self._before, ()
         if self._socket is not None:
-            with suppress(OSError):  # as above
+            with suppress(*_CLOSED):  # as above
                 for (level, name, _), value in zip(self._options, before, strict=False):
                     self._socket.setsockopt(level, name, value)
 
@@ -80,7 +82,7 @@ class SocketOptions:
             return 0
         try:
             return _unacknowledged(self._socket, number)
-        except OSError:
+        except _CLOSED:
             return 0
 
     def acknowledged(self) -> int | None:
@@ -92,7 +94,7 @@ class SocketOptions:
             return None
         try:
             told = self._socket.getsockopt(socket.IPPROTO_TCP, _LINUX_INFO, _BYTES_ACKED.stop)
-        except OSError:
+        except _CLOSED:
             return None
         return int.from_bytes(told[_BYTES_ACKED], sys.byteorder) if len(told) == _BYTES_ACKED.stop else None
 

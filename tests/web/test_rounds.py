@@ -4,6 +4,7 @@ import asyncio
 import heapq
 
 import pytest
+import uvloop
 
 from aiohttp_interceptors.web.rounds import TOGETHER, rounds
 
@@ -207,3 +208,34 @@ async def test_each_event_loop_has_its_own():
 
 async def _rounds_of_another_loop():
     return rounds()
+
+
+def test_one_that_raises_is_told_of_and_keeps_nobody_else_waiting(clock):
+    told = []
+    clock.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+
+    def fail() -> None:
+        raise LookupError("broken")
+
+    broken, other = Once(fail), Once()
+    rounds().add(broken, clock.now + 1)
+    rounds().add(other, clock.now + 1)
+    clock.advance(100)
+    assert (broken.visits, other.visits) == ([101], [101])
+    assert [str(error) for error in told] == ["broken"]
+    assert clock.pending() == []
+
+
+def test_what_is_overdue_is_visited_on_uvloop_too():
+    """There, what is due at once gets a handle that does not know its time."""
+
+    async def add_two() -> list[float]:
+        done, loop = asyncio.Event(), asyncio.get_running_loop()
+        first, second = Once(), Once(done.set)
+        rounds().add(first, loop.time() - 1)
+        rounds().add(second, loop.time() - 1)
+        await asyncio.wait_for(done.wait(), 10)
+        return [*first.visits, *second.visits]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert len(runner.run(add_two())) == 2

@@ -10,6 +10,11 @@ The map:
   ``uncaught_exception`` answers what nobody handled.
 * **Streams**: ``start_event_stream`` and ``event_stream`` give a producer an ``EventChannel`` to put an ``Event`` into;
   a ``CloseReason`` says why a stream ended. ``EventStreamResponse`` does it for aiohttp-sse's interface.
+  ``SlidingQueue``, ``DroppingQueue`` and ``ConflatingQueue`` are for producers that never wait; ``StopReconnecting``
+  tells a browser to stay away.
+* **All streams of an application**: ``setup`` limits them and ends them as a ``Drain`` says; ``STREAMS`` is where an
+  application has its ``Streams``, and ``context.stream`` is a request's ``Stream`` with its ``StreamStatistics``. What
+  happens to them is told as ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` and ``EventsDropped``.
 * **Testing** your own: ``aiohttp_interceptors.testing``.
 """
 

@@ -39,7 +39,7 @@ class EventChannel:
     tasks may put.
     """
 
-    __slots__ = ("_asleep", "_buffer", "_closed", "_max_event_size", "_over", "_relieve", "_retry", "_told",
+    __slots__ = ("_asleep", "_buffer", "_closed", "_lossy", "_max_event_size", "_over", "_relieve", "_retry", "_told",
                  "_waiting", "_wake", "reason")  # fmt: skip
 
     reason: CloseReason | None
@@ -53,6 +53,7 @@ class EventChannel:
         max_event_size: int | None = None,
     ) -> None:
         self._buffer = new_buffer(buffer)
+        self._lossy = self._buffer if isinstance(self._buffer, LossyQueue) else None  # looked at for each put
         self._retry = retry
         self._max_event_size = max_event_size
         # Both are made when first needed: most streams have nobody in line, and an open one shall cost little.
@@ -78,12 +79,12 @@ class EventChannel:
     @property
     def lossy(self) -> bool:
         """Whether its queue may lose events."""
-        return isinstance(self._buffer, LossyQueue)
+        return self._lossy is not None
 
     @property
     def dropped(self) -> int:
         """How many events a queue that loses events has lost so far."""
-        return self._buffer.dropped if isinstance(self._buffer, LossyQueue) else 0
+        return 0 if self._lossy is None else self._lossy.dropped
 
     async def put(self, event: Event | str) -> bool:
         """Hand over an event, waiting for room, and return ``True``; ``False`` once the stream is over, at once.
@@ -197,10 +198,10 @@ class EventChannel:
         return event
 
     def _take(self, event: Event) -> None:
-        buffer = self._buffer
-        if isinstance(buffer, LossyQueue) and buffer.qsize() >= buffer.maxsize:
+        lossy = self._lossy
+        if lossy is not None and lossy.qsize() >= lossy.maxsize:
             self._relieve()
-        buffer.put_nowait(event)
+        self._buffer.put_nowait(event)
         if self._asleep:
             self._asleep = False
             self._wake()

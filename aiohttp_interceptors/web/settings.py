@@ -36,7 +36,7 @@ class StreamOptions(TypedDict, total=False):
     strict: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSettings:
     """What all streams of one interceptor share. Raises ``TypeError`` or ``ValueError`` for what cannot work."""
 

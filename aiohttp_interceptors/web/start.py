@@ -68,7 +68,16 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
         raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
     check_call("stream_ready", "stream_ready", stream_ready, "channel", "context")
     settings = StreamSettings(
-        heartbeat, buffer, retry, on_close, stall_timeout, max_age, max_event_size, error_event, finite, strict
+        heartbeat=heartbeat,
+        buffer=buffer,
+        retry=retry,
+        on_close=on_close,
+        stall_timeout=stall_timeout,
+        max_age=max_age,
+        max_event_size=max_event_size,
+        error_event=error_event,
+        finite=finite,
+        strict=strict,
     )
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"

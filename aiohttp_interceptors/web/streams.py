@@ -14,13 +14,13 @@ from .drain import Drain
 from .limits import Limits
 from .refusal import stopping
 
-__all__ = ["STREAMS", "OpenStream", "Streams"]
+__all__ = ["STREAMS", "Drainable", "Streams"]
 
 # Seconds for streams that were aborted to run what remains of them: nobody of ours waits for anything any more.
 ABORTED = 1.0
 
 
-class OpenStream(Protocol):
+class Drainable(Protocol):
     """A stream, as its application sees it."""
 
     @property
@@ -44,7 +44,7 @@ class Streams:
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
         self._observer = observer
-        self._open: set[OpenStream] = set()
+        self._open: set[Drainable] = set()
         self._left: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Streams:
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Iterator[OpenStream]:
+    def __iter__(self) -> Iterator[Drainable]:
         """Walk over those that are open now."""
         return iter(list(self._open))
 
@@ -82,13 +82,13 @@ class Streams:
         """Give back what ``admit`` took."""
         self._limits.give_back(place)
 
-    def add(self, stream: OpenStream) -> None:
+    def add(self, stream: Drainable) -> None:
         """Remember an open stream."""
         self._open.add(stream)
         if self.closing:  # it was let in before, and its head took until now
             stream.say_farewell(self._drain)
 
-    def discard(self, stream: OpenStream) -> None:
+    def discard(self, stream: Drainable) -> None:
         """Forget a stream that is over."""
         self._open.discard(stream)
         if self._left is not None and not self._left.done():

@@ -28,9 +28,9 @@ from aiohttp_interceptors import (
 from aiohttp_interceptors.sse.queues import dropped_comment, dropped_event
 from aiohttp_interceptors.sse.wire import encode
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.waiting import PATIENCE, until
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-PATIENCE = 10.0
 EVENT = "x" * (1024 - len("data: \n\n"))  # 1 KiB in the stream
 FELT = 256 * 1024  # bytes that may have been put before a put waits
 HELD = 64 * 1024  # bytes that a stream may hold of them, besides its channel
@@ -84,13 +84,6 @@ async def connect(serve, tls, authority):
     yield start
     for sock in sockets:
         sock.close()
-
-
-async def until(condition) -> None:
-    """Give way to others until it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def until_it_stays(value) -> None:

@@ -25,10 +25,10 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.web.rounds import rounds
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.waiting import until, within
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
-PATIENCE = 10.0
 FULL = "x" * 16384
 
 pytestmark = [
@@ -45,17 +45,6 @@ def event_loop_policy(request):
 @pytest.fixture(params=["plain", "tls"])
 def tls(request) -> bool:
     return request.param == "tls"
-
-
-async def within(awaitable, seconds: float = PATIENCE):
-    return await asyncio.wait_for(awaitable, seconds)
-
-
-async def until(condition) -> None:
-    """Give way to others until it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 class Turns:

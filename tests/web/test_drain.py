@@ -30,6 +30,7 @@ from aiohttp_interceptors import (
 from aiohttp_interceptors.web.rounds import rounds
 from aiohttp_interceptors.web.streams import STREAMS
 from aiohttp_interceptors.web.turn import turn
+from tests.waiting import PATIENCE, until, within
 
 if sys.platform != "win32":
     import resource
@@ -38,7 +39,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_polic
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 END = b"0\r\n\r\n"
-PATIENCE = 10.0  # seconds that a test waits for what must come
 FOREVER = 15.0  # more than that: whoever waits for it fails, and is not in the way of the next test for long
 
 
@@ -52,17 +52,6 @@ def event_loop_policy(request):
 @pytest.fixture(autouse=True)
 def quiet(logged):
     """Keep a thousand lines about a thousand streams to ourselves."""
-
-
-async def within(awaitable, seconds: float = PATIENCE):
-    return await asyncio.wait_for(awaitable, seconds)
-
-
-async def until(condition) -> None:
-    """Give way to others until it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 def chunk(frame: str) -> bytes:

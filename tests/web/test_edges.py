@@ -24,6 +24,7 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
@@ -36,13 +37,6 @@ def event_loop_policy(request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.14 on
         return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
-
-
-async def until(condition) -> None:
-    """Give way to others until it holds."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def echo(channel, context):

@@ -18,6 +18,7 @@ from aiohttp_interceptors.web.limits import Limits
 from aiohttp_interceptors.web.rounds import Rounds
 from aiohttp_interceptors.web.stream import Stream
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
@@ -27,13 +28,6 @@ def event_loop_policy(request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.14 on
         return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
-
-
-async def until(condition) -> None:
-    """Give way to others until it holds."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 class Everybody(asyncio.Event):

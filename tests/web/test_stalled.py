@@ -25,9 +25,9 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.web.socket_options import options_on
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.waiting import PATIENCE, until, within
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-PATIENCE = 10.0
 STALL = 0.3
 SMALL = 4096  # bytes of a client's receive buffer; the kernel makes a little more of it
 KILOBYTE = "x" * 1024
@@ -52,17 +52,6 @@ def tls(request) -> bool:
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
-
-
-async def within(awaitable):
-    return await asyncio.wait_for(awaitable, PATIENCE)
-
-
-async def until(condition) -> None:
-    """Give way to others until it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 class Open:

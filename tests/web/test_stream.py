@@ -28,20 +28,10 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.waiting import until, within
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 KEEP = "GET / HTTP/1.1\nHost: x\n\n"
-
-
-async def within(awaitable, seconds: float = 10.0):
-    return await asyncio.wait_for(awaitable, seconds)
-
-
-async def until(condition) -> None:
-    """Give way to others until it holds."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 class Watched:

@@ -91,6 +91,11 @@ class Connection:
         return self.loss is not None
 
     @property
+    def closing(self) -> bool:
+        """Whether nothing can be written any more, be it only that the event loop has yet to say why."""
+        return self.loss is not None or self._transport is None or self._transport.is_closing()
+
+    @property
     def overrun(self) -> bool:
         """Whether the client sent more requests behind this one than are kept, so that it cannot be answered."""
         return self._watcher is not None and self._watcher.overrun
@@ -149,8 +154,8 @@ class Connection:
         transport = self._transport
         if transport is None or self.loss is not None:
             return False
-        if transport.is_closing():  # a write failed; the event loop will say so in its next turn
-            self.lose(CloseReason.CLIENT_LEFT)
+        if transport.is_closing():
+            self._lose_soon()
             return False
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
@@ -167,7 +172,7 @@ class Connection:
         if self._heartbeat is not None and now - self.last_write >= self._heartbeat - TOGETHER:
             self.beat()
         if self._transport is None or self._transport.is_closing():  # and its socket cannot be asked any more
-            self.lose(CloseReason.CLIENT_LEFT)
+            self._lose_soon()
             return None
         if self._stall is not None and self._stall.look(now, *self._taken_and_owed()):
             self.lose(CloseReason.STALLED)
@@ -201,6 +206,14 @@ class Connection:
             self.loss = reason
             self._cancel_visit()
             self._wake()
+
+    def _lose_soon(self) -> None:
+        """Take no more for a closing transport, and note its loss once the event loop could say why it closes.
+
+        It tells of a failed write in its next turn, and with TLS in the one after that.
+        """
+        self.paused = True
+        self._loop.call_soon(self._loop.call_soon, self.lose, CloseReason.CLIENT_LEFT)
 
     def pause(self) -> None:
         """Note that the transport's buffer is full."""

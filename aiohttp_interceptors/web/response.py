@@ -130,14 +130,14 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if connection is None:
             return
         connection.write(frame)
-        if connection.paused:
+        if connection.paused and not connection.closing:
             try:
                 async with asyncio.timeout(self._send_timeout):
                     await connection.writable()
             except TimeoutError:
                 connection.lose(CloseReason.STALLED)
                 connection.abort()
-        if connection.loss is not None:
+        if connection.closing:
             self._end()
             if connection.loss is CloseReason.STALLED:
                 raise TimeoutError(f"the client has read nothing for {self._send_timeout} seconds")

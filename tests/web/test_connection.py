@@ -4,7 +4,8 @@ import asyncio
 
 from aiohttp import web
 
-from aiohttp_interceptors import EventStreamResponse
+from aiohttp_interceptors import CloseReason, EventStreamResponse
+from tests.waiting import within
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 
@@ -98,9 +99,11 @@ async def test_a_write_to_a_closing_transport_finds_the_client_gone(serve):
     connection.on_change = lambda: told.append(connection.lost)
     connection._transport.close()
     connection.write(b"data: x\n\n")
-    assert connection.lost
-    assert told == [True]
+    assert connection.paused
     assert connection.bytes == 0
+    assert not await within(connection.writable())
+    assert connection.loss is CloseReason.CLIENT_LEFT
+    assert told == [True]
     opened.go.set()
     await raw.close()
 

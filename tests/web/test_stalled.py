@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 
 import pytest
 import trustme
@@ -31,6 +32,7 @@ KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 STALL = 0.3
 SMALL = 4096  # bytes of a client's receive buffer; the kernel makes a little more of it
 KILOBYTE = "x" * 1024
+TCP_CLOSED = b"\x07"  # the state of a socket that the kernel gave up, TCP_CLOSE in <netinet/tcp.h>
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
@@ -183,6 +185,19 @@ class TestAClientThatStopsReading:
         assert stream.reason is CloseReason.STALLED
         assert stream.stream.statistics().events == events
         assert stream.connection.sent > sent  # heartbeats
+
+    async def test_is_stalled_too_when_a_write_is_the_first_to_meet_what_the_kernel_decided(self, connect):
+        """A failed write closes the transport; why it failed is told in a later turn."""
+        _, stream = await connect(Streams(heartbeat=1000.0))
+        stream.only("the kernel")
+        await stream.fill_the_kernel(KILOBYTE)
+        sock = stream.context.request.transport.get_extra_info("socket")
+        while sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED:
+            time.sleep(0.01)  # noqa: ASYNC251  # the event loop must not see it first
+        stream.connection.beat()
+        stream.connection.visit(asyncio.get_running_loop().time())
+        await within(stream.over.wait())
+        assert stream.reason is CloseReason.STALLED
 
     @pytest.mark.parametrize("notices", ["the stream", "the kernel"])
     async def test_is_cut_too_when_small_events_never_fill_the_buffers(self, connect, notices):

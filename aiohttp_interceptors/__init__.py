@@ -12,6 +12,10 @@ The map:
   a ``CloseReason`` says why a stream ended. ``EventStreamResponse`` does it for aiohttp-sse's interface.
   ``SlidingQueue``, ``DroppingQueue`` and ``ConflatingQueue`` are for producers that never wait; ``StopReconnecting``
   tells a browser to stay away.
+* **The Hub**: ``publish`` an event under a topic of a ``Hub``, and ``start_topic_stream`` has it on every stream that
+  asked for it, as a ``Record`` with an id; a client that was away goes on where it was, after a ``Snapshot`` of the
+  state or told of the ``Gap`` and its ``GapReason``. ``HubStatistics`` is what it holds and has done; a ``Subscriber``
+  is what it knows of one stream.
 * **All streams of an application**: ``setup`` limits them and ends them as a ``Drain`` says; ``STREAMS`` is where an
   application has its ``Streams``, and ``context.stream`` is a request's ``Stream`` with its ``StreamStatistics``. What
   happens to them is told as ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` and ``EventsDropped``.
@@ -38,6 +42,12 @@ if TYPE_CHECKING:
     from .errors import NoResponse as NoResponse
     from .errors import QueueClosed as QueueClosed
     from .errors import ResponseCommitted as ResponseCommitted
+    from .hub.gap import Gap as Gap
+    from .hub.gap import GapReason as GapReason
+    from .hub.hub import Hub as Hub
+    from .hub.record import Record as Record
+    from .hub.statistics import HubStatistics as HubStatistics
+    from .hub.subscriber import Subscriber as Subscriber
     from .observe.debug import debug_observer as debug_observer
     from .observe.facts import EventsDropped as EventsDropped
     from .observe.facts import StageRan as StageRan
@@ -63,12 +73,14 @@ if TYPE_CHECKING:
     from .web.middleware import interceptor_middleware as interceptor_middleware
     from .web.refusal import StopReconnecting as StopReconnecting
     from .web.response import EventStreamResponse as EventStreamResponse
+    from .web.snapshot import Snapshot as Snapshot
     from .web.start import event_stream as event_stream
     from .web.start import start_event_stream as start_event_stream
     from .web.stream import Stream as Stream
     from .web.stream import StreamStatistics as StreamStatistics
     from .web.streams import STREAMS as STREAMS
     from .web.streams import Streams as Streams
+    from .web.topics import start_topic_stream as start_topic_stream
     from .web.uncaught import uncaught_exception as uncaught_exception
 
 __version__ = "0.1.0"
@@ -81,6 +93,11 @@ _HOMES = {
     "chain.interceptor": "Interceptor",
     "chain.sugar": "after around before on_error",
     "errors": "ChannelFull EventTooLarge NoResponse QueueClosed ResponseCommitted",
+    "hub.gap": "Gap GapReason",
+    "hub.hub": "Hub",
+    "hub.record": "Record",
+    "hub.statistics": "HubStatistics",
+    "hub.subscriber": "Subscriber",
     "observe.debug": "debug_observer",
     "observe.facts": "EventsDropped StageRan StreamClosed StreamOpened StreamRefused",
     "sse.channel": "CloseReason EventChannel",
@@ -93,9 +110,11 @@ _HOMES = {
     "web.middleware": "as_handler intercept interceptor_middleware",
     "web.refusal": "StopReconnecting",
     "web.response": "EventStreamResponse",
+    "web.snapshot": "Snapshot",
     "web.start": "event_stream start_event_stream",
     "web.stream": "Stream StreamStatistics",
     "web.streams": "STREAMS Streams",
+    "web.topics": "start_topic_stream",
     "web.uncaught": "uncaught_exception",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -14,6 +14,7 @@ STABLE = {
     *("Event", "EventChannel", "ChannelFull", "CloseReason", "start_event_stream", "event_stream"),
     *("EventStreamResponse", "Drain", "StopReconnecting", "EventTooLarge", "Stream", "StreamStatistics", "STREAMS"),
     *("SlidingQueue", "DroppingQueue", "ConflatingQueue", "dropped_comment", "dropped_event"),
+    *("Hub", "start_topic_stream", "Snapshot", "Gap", "GapReason", "Record", "Subscriber", "HubStatistics"),
     *("StreamOpened", "StreamClosed", "StreamRefused", "EventsDropped"),
 }
 

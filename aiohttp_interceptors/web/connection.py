@@ -36,9 +36,9 @@ class Connection:
     options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
     """
 
-    __slots__ = ("_beat", "_chunked", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_transport", "_visit",
-                 "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "on_change", "paused",
-                 "sent")  # fmt: skip
+    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_transport", "_visit",
+                 "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "on_change", "on_pause", "paused",
+                 "sent", "wrap")  # fmt: skip
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
-        self._chunked = cast("StreamWriter", request.writer).chunked
+        self.wrap: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _plain
         self._waiting: list[asyncio.Future[None]] | None = None
         self._watcher: Watcher | None = None
         self._visit: Visit | None = None
@@ -60,8 +60,10 @@ class Connection:
         self.last_write: float = self._loop.time()
         self._stall = None if stall_timeout is None else Stall(stall_timeout, self.last_write)
         self.on_change: Callable[[], None] | None = None  # told when it is lost, and when it has room again
-        self.bytes: int = 0  # of frames, without heartbeats and chunk sizes
+        self.on_pause: Callable[[], None] | None = None  # told when it has no room any more
+        self.bytes: int = 0  # of frames, without heartbeats, chunk sizes, and what was relayed
         self.sent: int = 0  # bytes handed to the transport
+        self._counted = 0  # of those, the ones that aiohttp has been told of
         self.paused: bool = False
         self.loss: CloseReason | None = None  # why it was lost, once it is
         if self._transport is None or self._transport.is_closing():
@@ -113,6 +115,19 @@ class Connection:
         if self._send(frames):
             self.bytes += len(frames)
 
+    def relay(self, payload: bytes, now: float) -> None:
+        """Hand to the transport what ``wrap`` made of frames, at this time of the event loop.
+
+        The same bytes go to many connections, one after the other: what is done here is paid for by each of them.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._lose_soon()
+            return
+        transport.write(payload)
+        self.sent += len(payload)
+        self.last_write = now
+
     def beat(self) -> None:
         """Write a heartbeat; a paused connection has older bytes to send than that."""
         if not self.paused:
@@ -135,7 +150,8 @@ class Connection:
     def release(self) -> None:
         """Touch the transport no more, and leave it as it was before the stream. Twice is once."""
         transport, watcher = self._transport, self._watcher
-        self._transport = self._watcher = self.on_change = None
+        self._transport = self._watcher = self.on_change = self.on_pause = None
+        self._count()
         if transport is None or watcher is None:
             return
         self._cancel_visit()
@@ -157,13 +173,16 @@ class Connection:
         if transport.is_closing():
             self._lose_soon()
             return False
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+        data = self.wrap(data)
         transport.write(data)
-        self._writer.output_size += len(data)  # aiohttp counts what is sent, for the access log
         self.sent += len(data)
         self.last_write = self._loop.time()
         return True
+
+    def _count(self) -> None:
+        """Have aiohttp count what was sent, for the access log."""
+        self._writer.output_size += self.sent - self._counted
+        self._counted = self.sent
 
     # From time to time.
 
@@ -204,6 +223,7 @@ class Connection:
         """Note that the client has left, or that the connection broke. The first reason counts."""
         if self.loss is None:
             self.loss = reason
+            self._count()
             self._cancel_visit()
             self._wake()
 
@@ -212,12 +232,16 @@ class Connection:
 
         It tells of a failed write in its next turn, and with TLS in the one after that.
         """
+        if self._transport is None:
+            return
         self.paused = True
         self._loop.call_soon(self._loop.call_soon, self.lose, CloseReason.CLIENT_LEFT)
 
     def pause(self) -> None:
         """Note that the transport's buffer is full."""
         self.paused = True
+        if self.on_pause is not None:
+            self.on_pause()
 
     def resume(self) -> None:
         """Note that the transport's buffer has room again."""
@@ -231,3 +255,13 @@ class Connection:
         for waiter in waiting or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _chunk(frames: bytes) -> bytes:
+    """Wrap frames as HTTP/1.1 does (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(frames), frames)
+
+
+def _plain(frames: bytes) -> bytes:
+    """Leave frames as they are, for HTTP/1.0."""
+    return frames

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+
 from aiohttp import web
 
+from ..hub.hub import Hub
 from ..observe.facts import StreamObserver
 from .context import RequestContext
 from .drain import Drain
@@ -15,7 +18,7 @@ __all__ = ["setup"]
 
 def setup(
     app: web.Application,
-    *,
+    *hubs: Hub,
     drain: Drain | None = None,
     max_streams: int | None = None,
     max_streams_per_key: int | None = None,
@@ -23,6 +26,8 @@ def setup(
     observer: StreamObserver | None = None,
 ) -> None:
     """Prepare an application, before it starts and before it is added to another one. Twice is once.
+
+    Its ``hubs`` belong to its event loop from its start on, so that other threads can publish, and are closed with it.
 
     On stop, its open streams end as ``drain`` says, where aiohttp alone would wait for them. Staged
     ``response_headers`` also reach responses that a handler prepares itself, a WebSocket among them.
@@ -40,9 +45,12 @@ def setup(
         raise TypeError(f"drain is a Drain, not {drain!r}")
     if observer is not None and not callable(observer):
         raise TypeError(f"observer is a function of a fact, not {observer!r}")
+    for hub in hubs:
+        if not isinstance(hub, Hub):
+            raise TypeError(f"setup takes the application and its Hubs, not {hub!r}")
     limits = Limits(max_streams, max_streams_per_key, key)
     if STREAMS in app:
-        if any(option is not None for option in (drain, max_streams, max_streams_per_key, key, observer)):
+        if hubs or any(option is not None for option in (drain, max_streams, max_streams_per_key, key, observer)):
             raise RuntimeError("setup(app) was called before; give it all its options in one call")
         return
     if app.frozen or app.pre_frozen:
@@ -50,6 +58,19 @@ def setup(
     app[STREAMS] = Streams(drain, limits, observer)
     app.on_response_prepare.append(_before_commit)
     app.on_shutdown.append(_on_shutdown)
+    if hubs:
+        app.cleanup_ctx.append(_lives_of(hubs))
+
+
+def _lives_of(hubs: tuple[Hub, ...]) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def lives(_: web.Application) -> AsyncIterator[None]:
+        for hub in hubs:
+            hub.open()
+        yield
+        for hub in hubs:
+            hub.close()
+
+    return lives
 
 
 async def _before_commit(request: web.Request, response: web.StreamResponse) -> None:

@@ -5,16 +5,35 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, Protocol, TypeAlias
 
 from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
 from .context import RequestContext
 from .settings import OnClose
 
-__all__ = ["Producer", "StreamReady"]
+__all__ = ["Fed", "Producer", "StreamReady"]
 
 StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
+
+
+P = ParamSpec("P")
+
+
+class Fed(Protocol):
+    """What a producer feeds, a channel or a stream."""
+
+    @property
+    def reason(self) -> CloseReason | None:
+        """Why it is over; ``None`` as long as it is not."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the producer can know that it is over."""
+
+    def close(self) -> None:
+        """Take no more, and be over once all is sent."""
+
 
 # Seconds that a producer has to return once it knows that its stream is over. It is for cleaning up, which must be
 # allowed to wait for a database; longer than this and it keeps the rest of the chain from leaving.
@@ -24,24 +43,24 @@ GRACE = 5.0
 class Producer:
     """Call a ``stream_ready`` function, and let what it raises end its stream."""
 
-    __slots__ = ("_abandoned", "_channel", "_context", "_name", "_task", "error")
+    __slots__ = ("_abandoned", "_context", "_fed", "_name", "_task", "error")
 
     error: BaseException | None
     """What it raised, if it did; logged already."""
 
-    def __init__(self, channel: EventChannel, context: RequestContext) -> None:
-        self._channel = channel
+    def __init__(self, fed: Fed, context: RequestContext) -> None:
+        self._fed = fed
         self._context = context
         self._name = ""
         self._task: asyncio.Future[Any] | None = None
         self._abandoned: asyncio.Future[None] | None = None
         self.error = None
 
-    def start(self, stream_ready: StreamReady) -> None:
+    def start(self, function: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> None:
         """Call it; only what it returns to be awaited gets a task."""
-        self._name = getattr(stream_ready, "__qualname__", "") or repr(stream_ready)
+        self._name = getattr(function, "__qualname__", "") or repr(function)
         try:
-            result = stream_ready(self._channel, self._context)
+            result = function(*arguments, **named)
         except Exception as error:  # noqa: BLE001  # whatever it is, the stream ends
             self._fail(error)
             return
@@ -72,13 +91,13 @@ class Producer:
             self._abandoned.set_result(None)
 
     def _knows(self) -> bool:
-        return self._channel.told or self._channel.reason is CloseReason.CLOSED
+        return self._fed.told or self._fed.reason is CloseReason.CLOSED
 
     def _returned(self, task: asyncio.Future[object]) -> None:
         try:
             task.result()
         except asyncio.CancelledError as error:
-            if self._channel.reason is None:  # else it is over, and that is why
+            if self._fed.reason is None:  # else it is over, and that is why
                 self._fail(error)  # it awaited something that was cancelled
         except Exception as error:  # noqa: BLE001  # as above
             self._fail(error)
@@ -92,14 +111,14 @@ class Producer:
             execution_id=self._context.execution_id,
             exc_info=error,
         )
-        self._channel.close()
+        self._fed.close()
 
     def _tell(self, on_close: OnClose | None) -> Awaitable[object] | None:
         """Call ``on_close`` now, and return what of it is to be awaited."""
         if on_close is None:
             return None
         try:
-            told = on_close(self._context, self._channel.reason or CloseReason.CLOSED)
+            told = on_close(self._context, self._fed.reason or CloseReason.CLOSED)
         except Exception as error:  # noqa: BLE001  # the stream is over, whatever its observer thinks of it
             self._on_close_failed(error)
             return None

@@ -1,4 +1,4 @@
-"""How an event stream behaves: the options of ``start_event_stream``, checked before anybody opens one."""
+"""How event streams behave: the options of their interceptors, checked before anybody opens one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from ..sse.channel import CloseReason
 from ..sse.event import Event
 from .context import RequestContext
 
-__all__ = ["MAX_EVENT_SIZE", "OnClose", "StreamOptions", "StreamSettings", "check_seconds"]
+__all__ = [
+    "MAX_EVENT_SIZE",
+    "ChannelSettings",
+    "ErrorEvent",
+    "OnClose",
+    "StreamOptions",
+    "StreamSettings",
+    "check_function",
+    "check_seconds",
+]
 
 OnClose: TypeAlias = Callable[[RequestContext, CloseReason], object]
 ErrorEvent: TypeAlias = Event | Callable[[BaseException], Event]
@@ -41,32 +50,41 @@ class StreamSettings:
     """What all streams of one interceptor share. Raises ``TypeError`` or ``ValueError`` for what cannot work."""
 
     heartbeat: float | None
-    buffer: int | Callable[[], EventQueue]
     retry: int | None
     on_close: OnClose | None
     stall_timeout: float | None
     max_age: float | None
-    max_event_size: int | None
-    error_event: ErrorEvent | None
-    finite: bool
     strict: bool
+    finite: bool = False
 
     def __post_init__(self) -> None:
         check_seconds("heartbeat", self.heartbeat, "no heartbeat")
         check_seconds("stall_timeout", self.stall_timeout, "no limit")
         check_seconds("max_age", self.max_age, "no limit")
+        Event("", retry=self.retry)
+        if self.on_close is not None:
+            check_function("on_close", self.on_close, "context", "reason")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSettings(StreamSettings):
+    """What all streams share that have a channel."""
+
+    buffer: int | Callable[[], EventQueue]
+    max_event_size: int | None
+    error_event: ErrorEvent | None
+
+    def __post_init__(self) -> None:
+        StreamSettings.__post_init__(self)  # super() does not know a class that was made anew to have slots
         if not callable(self.buffer):
             new_buffer(self.buffer)
-        Event("", retry=self.retry)
         size = self.max_event_size
         if size is not None and (type(size) is not int or size < 1):
             raise (ValueError if type(size) is int else TypeError)(
                 f"max_event_size is a number of bytes, 1 or more, or None, not {size!r}"
             )
-        if self.on_close is not None:
-            _check_function("on_close", self.on_close, "context", "reason")
         if self.error_event is not None and not isinstance(self.error_event, Event):
-            _check_function("error_event", self.error_event, "exception")
+            check_function("error_event", self.error_event, "exception")
 
 
 def check_seconds(name: str, value: object, none: str, least: float | None = None) -> None:
@@ -80,7 +98,8 @@ def check_seconds(name: str, value: object, none: str, least: float | None = Non
         raise ValueError(f"{name} is {bound}, not {value!r}" + (f"; None means {none}" if none else ""))
 
 
-def _check_function(name: str, function: object, *arguments: str) -> None:
+def check_function(name: str, function: object, *arguments: str) -> None:
+    """Raise ``TypeError`` for what cannot be called with these arguments."""
     if not callable(function):
         raise TypeError(f"{name} is a plain or an async function, not {function!r}")
     check_call(name, name, function, *arguments)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Unpack, overload
 
-from aiohttp import hdrs, web
-
 from ..chain.interceptor import Interceptor, check_call
-from ..observe.facts import StreamOpened
 from ..sse.buffer import EventQueue
 from ..sse.channel import EventChannel
 from ..sse.event import Event
-from .accept import accepts_event_stream
+from .channel_stream import ChannelStream
+from .connection import Connection
 from .context import RequestContext
 from .middleware import Handler, as_handler
+from .opening import open_stream
 from .producer import StreamReady
-from .refusal import not_acceptable, too_slow
 from .response import ChannelResponse
-from .settings import MAX_EVENT_SIZE, ErrorEvent, OnClose, StreamOptions, StreamSettings
+from .settings import MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions
 from .stream import Stream
 from .streams import Streams
 
@@ -67,7 +64,7 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     if not callable(stream_ready):
         raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
     check_call("stream_ready", "stream_ready", stream_ready, "channel", "context")
-    settings = StreamSettings(
+    settings = ChannelSettings(
         heartbeat=heartbeat,
         buffer=buffer,
         retry=retry,
@@ -82,70 +79,17 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"
 
+    def make(
+        context: RequestContext, response: ChannelResponse, connection: Connection, streams: Streams, _: object
+    ) -> Stream:
+        return ChannelStream(context, response, connection, streams, settings, stream_ready)
+
     def enter(context: RequestContext) -> Awaitable[None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return _open(context, stream_ready, settings)
+        return open_stream(context, settings, make)
 
     return Interceptor(name, enter)
-
-
-async def _open(context: RequestContext, stream_ready: StreamReady, settings: StreamSettings) -> None:
-    """Open a stream in a place that the application has for it, and keep it until it is over."""
-    request = context.request
-    if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
-        raise not_acceptable()
-    response = ChannelResponse(
-        allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
-    )
-    if request.method == hdrs.METH_HEAD:
-        await _commit(context, response)
-        return
-    await _read_body(request, settings.stall_timeout)
-    streams = Streams.of(request)
-    place = streams.admit(request, context.execution_id)
-    try:
-        await _commit(context, response)
-        if response.connection is not None:
-            stream = context.stream = Stream(context, response, response.connection, settings, streams)
-            streams.tell(StreamOpened(context.execution_id, request.path))
-            streams.add(stream)
-            try:
-                stream.begin(stream_ready)
-                await stream.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
-                await stream.end_of_body()
-            finally:
-                await stream.wind_up()
-    finally:
-        streams.give_back(place)
-
-
-async def _commit(context: RequestContext, response: ChannelResponse) -> None:
-    """Send the head; a client that left before is noted by aiohttp by itself."""
-    try:
-        await response.prepare(context.request)
-    except ConnectionError:
-        transport = context.request.transport
-        if transport is not None and not transport.is_closing():
-            raise  # not the client's: an application's hook may have a database, and the client waits for an answer
-    context.response = response
-
-
-async def _read_body(request: web.Request, seconds: float | None) -> None:
-    """Read the request's body: who does not read the rest of a request does not see its client leave either."""
-    if not request.can_read_body:
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await request.read()
-    except (TimeoutError, ConnectionError):  # a client that left meanwhile is no error, and reads no answer
-        raise too_slow() from None
-
-
-def _header(request: web.Request, name: str) -> str | None:
-    """Return a header that may have come in several lines as one (RFC 9110, 5.3)."""
-    lines = request.headers.getall(name, [])
-    return ",".join(lines) if lines else None
 
 
 @overload

@@ -52,6 +52,7 @@ async def test_what_is_written_is_counted_with_its_chunk_size(serve):
     connection = await opened.connection
     before = connection._writer.output_size
     connection.write(b"data: x\n\n")
+    connection.release()
     assert connection._writer.output_size - before == len(b"9\r\ndata: x\n\n\r\n")
     assert connection.bytes == 9
     opened.go.set()

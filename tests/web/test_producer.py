@@ -16,7 +16,7 @@ async def begun(ready):
     """Start a producer and let it run until it waits."""
     channel = EventChannel()
     producer = Producer(channel, CONTEXT)
-    producer.start(ready)
+    producer.start(ready, channel, CONTEXT)
     for _ in range(3):
         await asyncio.sleep(0)
     return channel, producer

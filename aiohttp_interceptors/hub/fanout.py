@@ -1,0 +1,174 @@
+"""The edge of the Hub: in each turn of the event loop, once, what is new goes to whom it is for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+
+from ..observe.logs import log as logger
+from .audience import Audience, Select
+from .log import Log, Reading
+from .record import Record
+from .topic import Patterns
+
+__all__ = ["Fanout"]
+
+# Looks per history_age at topics in which nothing happens: what is too old is not read anyhow, only kept.
+LOOKS = 16
+
+_Key = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
+
+
+class Fanout:
+    """The audiences of a Hub, its log, and the flush that brings them together. One event loop's."""
+
+    def __init__(self, log: Log, history_age: float | None) -> None:
+        self.log: Log = log
+        self.subscribers: int = 0
+        self.live: int = 0
+        self.gaps: int = 0
+        self.delivered: int = 0
+        self._history_age = history_age
+        self._audiences: dict[_Key, Audience] = {}
+        self._patterns: Patterns[Audience] = Patterns()
+        self._dirty: dict[Audience, None] = {}
+        self._scheduled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._expiry: asyncio.TimerHandle | None = None
+
+    # The event loop.
+
+    def bind(self) -> asyncio.AbstractEventLoop:
+        """Belong to the running event loop. Raises ``RuntimeError`` while streams of another one are open."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self.subscribers and self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError("this Hub has open streams in another event loop; publish_threadsafe reaches them")
+            self._loop, self._thread = loop, threading.get_ident()
+            self._scheduled, self._expiry = False, None
+            if self._dirty:
+                self._schedule(loop)
+        return loop
+
+    def elsewhere(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop, for another thread. Raises ``RuntimeError`` as long as there is none."""
+        if self._loop is None:
+            raise RuntimeError("this Hub has no event loop yet: setup(app, hub) gives it the application's")
+        return self._loop
+
+    def in_loop(self, call: Callable[[], None]) -> None:
+        """Call something in the event loop's thread, at once if that is this one."""
+        if threading.get_ident() == self._thread:
+            call()
+        else:
+            self.elsewhere().call_soon_threadsafe(call)
+
+    def close(self) -> None:
+        """Wait for nothing any more. Twice is once."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    # What is new.
+
+    def spread(self, record: Record) -> None:
+        """Have a record written in this turn to all who keep up and asked for its topic."""
+        for audience in self._patterns.matching(record.topic):
+            audience.pending.append(record)
+            self._dirty[audience] = None
+        loop = self._loop
+        assert loop is not None  # noqa: S101  # bound before anything is published
+        if self._dirty and not self._scheduled:
+            self._schedule(loop)
+        if self._expiry is None and self._history_age is not None:
+            self._expiry = loop.call_later(self._history_age, self._expire)
+
+    def mark(self, audience: Audience) -> None:
+        """Have an audience flushed in this turn."""
+        self._dirty[audience] = None
+        if not self._scheduled and self._loop is not None:
+            self._schedule(self._loop)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = True
+        loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        dirty, self._dirty = self._dirty, {}
+        for audience in dirty:
+            self.flush(audience)
+
+    def flush(self, audience: Audience) -> None:
+        """Flush one audience now."""
+        loop = self._loop
+        assert loop is not None  # noqa: S101  # only somebody with an audience flushes
+        try:
+            self.delivered += audience.flush(loop.time())
+        except Exception as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
+            logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
+
+    # What was.
+
+    def read(self, position: int, topics: frozenset[str], most: int | None, since: Mapping[str, int] | None) -> Reading:
+        """Read the log, from which what is too old is gone."""
+        assert self._loop is not None  # noqa: S101  # bound before anybody subscribes
+        self.log.expire(self._loop.time())
+        return self.log.after(position, topics, most, since)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        loop, age = self._loop, self._history_age
+        if loop is not None and age is not None:
+            now = loop.time()
+            self.log.expire(now)
+            due = self.log.next_expiry()
+            if due is not None:
+                self._expiry = loop.call_at(max(due, now + age / LOOKS), self._expire)
+
+    # Who is there.
+
+    def enter(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> Audience:
+        """Return the audience for one more subscriber, which is counted."""
+        self.subscribers += 1
+        return self._join(topics, select, wrap)
+
+    def move(self, audience: Audience, topics: frozenset[str]) -> Audience:
+        """Return the audience of a subscriber that leaves another one because its topics changed."""
+        new = self._join(topics, audience.select, audience.wrap)
+        self._leave(audience)
+        return new
+
+    def leave(self, audience: Audience) -> None:
+        """Count one subscriber less."""
+        self.subscribers -= 1
+        self._leave(audience)
+
+    def listeners(self, topic: str) -> int:
+        """Count the subscribers that hear of a topic."""
+        return sum(audience.size for audience in self._patterns.matching(topic))
+
+    @property
+    def audiences(self) -> int:
+        """How many sets of subscribers there are that are told the same."""
+        return len(self._audiences)
+
+    def _join(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> Audience:
+        key = topics, select, wrap
+        audience = self._audiences.get(key)
+        if audience is None:
+            audience = self._audiences[key] = Audience(topics, select, wrap, self.log.end)
+            for name in topics:
+                self._patterns.add(name, audience)
+        audience.size += 1
+        return audience
+
+    def _leave(self, audience: Audience) -> None:
+        """Forget an audience when its last subscriber has left."""
+        audience.size -= 1
+        if not audience.size:
+            del self._audiences[audience.topics, audience.select, audience.wrap]
+            for name in audience.topics:
+                self._patterns.discard(name, audience)

@@ -1,0 +1,215 @@
+"""The Hub's memory: one order of all records, and for each topic the latest ones. Decides, and awaits nothing."""
+
+from __future__ import annotations
+
+import heapq
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+
+from ..sse.event import Event
+from ..sse.wire import encode
+from .gap import GapReason
+from .record import Record
+from .ring import Bounds, Ring
+from .topic import is_wildcard
+from .topic_tree import TopicTree
+
+__all__ = ["Log", "Reading", "first"]
+
+_ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})", re.ASCII)  # as many digits as are surely cheap to read
+EPOCH_BYTES = 5  # of chance: that two lives of a Hub share an epoch is less likely than a disk that lies
+# Topics without a record whose names are still known, so that a gap in one is none for the others.
+EMPTIED = 4096
+_position = attrgetter("position")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the log has after a position."""
+
+    records: list[Record]
+    """In order; the first ones, if there are more bytes than were asked for."""
+    missing: int
+    """The position of the latest record that is no longer there, or may have been; 0 if none is missing."""
+    lost: int
+    """That of the latest one which no other of its topic and key makes up for; 0 if there is none."""
+
+
+class Log:
+    """Give records their place in one order, and keep of each topic as many as the bounds say.
+
+    A position is a whole number, 1 for the first record. An id is the log's epoch, which no other log shares, and a
+    position. ``now`` is in seconds of any one clock that does not go back.
+    """
+
+    def __init__(self, bounds: Bounds, epoch: str | None = None) -> None:
+        self.epoch: str = epoch or secrets.token_hex(EPOCH_BYTES)
+        self.end: int = 0
+        """The position of the latest record."""
+        self.records: int = 0
+        self.bytes: int = 0
+        self._bounds = bounds
+        self._rings: dict[str, Ring] = {}
+        self._tree = TopicTree()
+        self._ages: list[tuple[float, int, Ring]] = []  # a heap: when the oldest record of each ring is too old
+        self._emptied: OrderedDict[str, Ring] = OrderedDict()  # the one that was emptied first comes first
+        self._forgotten = 0  # the latest eviction of a topic whose name is no longer known
+
+    @property
+    def topics(self) -> int:
+        """How many topics have a record."""
+        return len(self._rings) - len(self._emptied)
+
+    def __contains__(self, topic: str) -> bool:
+        """Whether the name of the topic is known."""
+        return topic in self._rings
+
+    # Positions and ids.
+
+    def id_of(self, position: int) -> str:
+        """Return the id of a position."""
+        return f"{self.epoch}-{position}"
+
+    def locate(self, given: str) -> tuple[int, GapReason | None]:
+        """Return the position to go on from after an id, and why that is not where its owner was, if it is not.
+
+        After another life's id, that is the beginning of this one, of which its owner has seen nothing; after one that
+        says nothing, the end.
+        """
+        found = _ID.fullmatch(given) if len(given) <= 64 else None  # noqa: PLR2004  # longer than any that fits
+        if found is None:
+            return self.end, GapReason.UNKNOWN
+        if found[1] != self.epoch:
+            return 0, GapReason.FOREIGN
+        position = int(found[2])
+        return (position, None) if position <= self.end else (self.end, GapReason.FUTURE)
+
+    # Writing.
+
+    def append(self, topic: str, event: Event, key: str | None, now: float) -> Record:
+        """Give an event its place, and evict what is one too many."""
+        self.expire(now)
+        self.end = position = self.end + 1
+        event_id = self.id_of(position)
+        record = Record(position, event_id, topic, event, b"id: %b\n%b" % (event_id.encode(), encode(event)), key, now)
+        ring = self._ring(topic)
+        if not ring and self._bounds.history_age is not None:
+            heapq.heappush(self._ages, (now + self._bounds.history_age, position, ring))
+        ring.append(record)
+        self._tree.touch(ring)
+        self.records += 1
+        self.bytes += len(record.frame)
+        most = self._bounds.history_bytes
+        while len(ring) > self._bounds.history or (most is not None and ring.bytes > most):
+            self._evict(ring)
+        return record
+
+    def _ring(self, topic: str) -> Ring:
+        """Return the topic's ring, which is about to have a record."""
+        ring = self._rings.get(topic)
+        if ring is None:
+            ring = self._rings[topic] = Ring(topic, self._forgotten)
+        elif not ring:
+            del self._emptied[topic]
+        return ring
+
+    def expire(self, now: float) -> None:
+        """Evict what is too old."""
+        ages, age = self._ages, self._bounds.history_age
+        while age is not None and ages and ages[0][0] <= now:
+            _, _, ring = heapq.heappop(ages)
+            while ring and ring.oldest.time + age <= now:
+                self._evict(ring)
+            if ring:
+                heapq.heappush(ages, (ring.oldest.time + age, ring.oldest.position, ring))
+
+    def next_expiry(self) -> float | None:
+        """Return when ``expire`` may have something to do, or ``None`` for never."""
+        return self._ages[0][0] if self._ages else None
+
+    def _evict(self, ring: Ring) -> None:
+        self.records -= 1
+        self.bytes -= len(ring.oldest.frame)
+        ring.evict()
+        if not ring:
+            self._emptied[ring.topic] = ring
+            if len(self._emptied) > EMPTIED:
+                self._forget(*self._emptied.popitem(last=False))
+
+    def _forget(self, topic: str, ring: Ring) -> None:
+        """Forget the name of a topic that has no record."""
+        self._forgotten = max(self._forgotten, ring.evicted)
+        del self._rings[topic]
+        self._tree.remove(topic)
+
+    # Reading.
+
+    def after(
+        self, position: int, topics: Iterable[str], most: int | None = None, since: Mapping[str, int] | None = None
+    ) -> Reading:
+        """Return the records after a position under these names and wildcards, in order.
+
+        ``most`` is how many bytes are wanted about; at least one record is given. A name in ``since`` counts from the
+        position there, if that is the later one. Costs what it returns, not what the log holds.
+        """
+        starts = self._starts(position, topics, since)
+        forgotten = self._forgotten if self._is_forgotten(position, topics, since) else 0
+        missing = max((ring.evicted for ring, start in starts.values() if ring.evicted > start), default=forgotten)
+        lost = max((ring.lost for ring, start in starts.values() if ring.lost > start), default=forgotten)
+        found = [ring.after(start) for ring, start in starts.values()]
+        records = found[0] if len(found) == 1 else heapq.merge(*found, key=_position)
+        return Reading(first(records, most), max(missing, forgotten), max(lost, forgotten))
+
+    def newest(self, topics: Iterable[str], count: int) -> int:
+        """Return the position before the latest records under these names and wildcards, that many at most.
+
+        None is missing after it: it is not before what was evicted last.
+        """
+        rings = [ring for ring, _ in self._starts(0, topics, None).values()]
+        positions = (record.position for ring in rings for record in ring.newest(count))
+        latest = heapq.nlargest(count, positions)
+        return max(latest[-1] - 1, *(ring.evicted for ring in rings), 0) if latest else self.end
+
+    def _starts(
+        self, position: int, topics: Iterable[str], since: Mapping[str, int] | None
+    ) -> dict[str, tuple[Ring, int]]:
+        """Return the rings that have seen something after the position, and from where each is to be read."""
+        starts: dict[str, tuple[Ring, int]] = {}
+        for name in topics:
+            start = max(position, since.get(name, 0)) if since else position
+            if is_wildcard(name):
+                rings: Iterable[Ring] = self._tree.active(name, start)
+            else:
+                ring = self._rings.get(name)
+                rings = (ring,) if ring is not None and ring.last > start else ()
+            for ring in rings:
+                known = starts.get(ring.topic)
+                if known is None or known[1] > start:
+                    starts[ring.topic] = ring, start
+        return starts
+
+    def _is_forgotten(self, position: int, topics: Iterable[str], since: Mapping[str, int] | None) -> bool:
+        """Tell whether something may have been evicted under a name that is no longer known."""
+        if position >= self._forgotten:
+            return False
+        return any(
+            (is_wildcard(name) or name not in self._rings) and (since.get(name, 0) if since else 0) < self._forgotten
+            for name in topics
+        )
+
+
+def first(records: Iterable[Record], most: int | None) -> list[Record]:
+    """Return the first records, until they have about that many bytes."""
+    if most is None:
+        return list(records)
+    found, size = [], 0
+    for record in records:
+        found.append(record)
+        size += len(record.frame)
+        if size >= most:
+            break
+    return found

@@ -1,0 +1,39 @@
+"""An event that has its place in the Hub's order."""
+
+from __future__ import annotations
+
+from ..sse.event import Event
+
+__all__ = ["Record"]
+
+
+class Record:
+    """An event, its topic, and its place in the Hub's one order. Nobody changes one."""
+
+    __slots__ = ("event", "frame", "id", "key", "position", "time", "topic")
+
+    def __init__(
+        self,
+        position: int,
+        id: str | None,  # noqa: A002  # the field's name in the standard
+        topic: str,
+        event: Event,
+        frame: bytes,
+        key: str | None,
+        time: float,
+    ) -> None:
+        self.position: int = position
+        """Greater than that of every record before it; 0 for an ephemeral event, which has no place."""
+        self.id: str | None = id
+        """The position as a client knows it; ``None`` for an ephemeral event."""
+        self.topic: str = topic
+        self.event: Event = event
+        self.frame: bytes = frame
+        """What goes over the wire, the same to everybody."""
+        self.key: str | None = key
+        """What it is about: a later record of its topic with the same key makes up for it."""
+        self.time: float = time
+        """When it was published, in seconds of the log's clock."""
+
+    def __repr__(self) -> str:
+        return f"Record(id={self.id!r}, topic={self.topic!r}, event={self.event!r}, key={self.key!r})"

@@ -1,0 +1,111 @@
+"""The bounded history of one topic."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from operator import attrgetter
+
+from ..sse.event import Event
+from .record import Record
+
+__all__ = ["Bounds", "Ring"]
+
+_position = attrgetter("position")
+_GONE = Record(0, None, "", Event(""), b"", None, 0.0)  # in the place of an evicted one, so that its memory is free
+# Evicted records that may stay in front of a ring's list: moving the rest for each one that goes would cost its length.
+SLACK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a topic's history is bounded by, whichever is reached first. Raises for what cannot be meant."""
+
+    history: int
+    """Records; 0 for none."""
+    history_bytes: int | None
+    """Bytes on the wire; ``None`` for no limit."""
+    history_age: float | None
+    """Seconds; ``None`` for no limit."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in ("history", self.history, 0), ("history_bytes", self.history_bytes, 1):
+            if value is None and name != "history":
+                continue
+            if type(value) is not int:
+                raise TypeError(f"{name} is a whole number, not {value!r}")
+            if value < least:
+                raise ValueError(f"{name} is {least} or more, not {value!r}")
+        age = self.history_age
+        if age is not None and (isinstance(age, bool) or not isinstance(age, (int, float))):
+            raise TypeError(f"history_age is a number of seconds or None, not {age!r}")
+        if age is not None and not 0 < age < float("inf"):
+            raise ValueError(f"history_age is more than 0 seconds, not {age!r}; None means no limit")
+
+
+class Ring:
+    """The latest records of one topic, oldest first, and what it no longer has."""
+
+    __slots__ = ("_latest", "_records", "_start", "bytes", "evicted", "last", "lost", "topic")
+
+    def __init__(self, topic: str, evicted: int) -> None:
+        self.topic: str = topic
+        self.bytes: int = 0
+        self.last: int = evicted
+        """The position of the latest record that it was ever given."""
+        self.evicted: int = evicted
+        """The position of the latest record that it no longer has."""
+        self.lost: int = evicted
+        """That of the latest one which it no longer had when no other made up for it."""
+        self._records: list[Record] = []
+        self._start = 0
+        self._latest: dict[str, int] | None = None  # of each key the position of its latest record, while it is here
+
+    def __len__(self) -> int:
+        return len(self._records) - self._start
+
+    @property
+    def oldest(self) -> Record:
+        """The record that is evicted next; there must be one."""
+        return self._records[self._start]
+
+    def append(self, record: Record) -> None:
+        """Add a record, whose position is greater than all here."""
+        self._records.append(record)
+        self.bytes += len(record.frame)
+        self.last = record.position
+        if record.key is not None:
+            if self._latest is None:
+                self._latest = {}
+            self._latest[record.key] = record.position
+
+    def evict(self) -> None:
+        """Remove the oldest record."""
+        records, start = self._records, self._start
+        record = records[start]
+        self.bytes -= len(record.frame)
+        self.evicted = record.position
+        if not self._is_superseded(record):
+            self.lost = record.position
+            if record.key is not None and self._latest is not None:
+                del self._latest[record.key]
+        start += 1
+        if start > SLACK and 2 * start > len(records):
+            del records[:start]
+            start = 0
+        else:
+            records[start - 1] = _GONE
+        self._start = start
+
+    def _is_superseded(self, record: Record) -> bool:
+        return record.key is not None and self._latest is not None and self._latest[record.key] > record.position
+
+    def after(self, position: int) -> list[Record]:
+        """Return the records after a position, oldest first."""
+        if position >= self.last:
+            return []
+        return self._records[bisect_right(self._records, position, self._start, key=_position) :]
+
+    def newest(self, count: int) -> list[Record]:
+        """Return the latest records, that many if there are, oldest first."""
+        return self._records[max(self._start, len(self._records) - count) :]

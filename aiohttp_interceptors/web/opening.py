@@ -1,0 +1,93 @@
+"""From a request to an open stream, and from its end to the rest of the chain."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from aiohttp import hdrs, web
+
+from ..observe.facts import StreamOpened
+from .accept import accepts_event_stream
+from .connection import Connection
+from .context import RequestContext
+from .refusal import not_acceptable, too_slow
+from .response import ChannelResponse
+from .settings import StreamSettings
+from .stream import Stream
+from .streams import Streams
+
+__all__ = ["MakeStream", "open_stream"]
+
+MakeStream: TypeAlias = Callable[[RequestContext, ChannelResponse, Connection, Streams, Any], Stream]
+
+
+async def open_stream(
+    context: RequestContext,
+    settings: StreamSettings,
+    make: MakeStream,
+    choose: Callable[[RequestContext], Awaitable[object] | object] | None = None,
+) -> None:
+    """Open a stream in a place that the application has for it, and keep it until it is over.
+
+    What ``choose`` returns, before commit and also for HEAD, ``make`` is given.
+    """
+    request = context.request
+    if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
+        raise not_acceptable()
+    choice = None if choose is None else choose(context)
+    if inspect.isawaitable(choice):
+        choice = await choice
+    response = ChannelResponse(
+        allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
+    )
+    if request.method == hdrs.METH_HEAD:
+        await _commit(context, response)
+        return
+    await _read_body(request, settings.stall_timeout)
+    streams = Streams.of(request)
+    place = streams.admit(request, context.execution_id)
+    try:
+        await _commit(context, response)
+        if response.connection is not None:
+            stream = context.stream = make(context, response, response.connection, streams, choice)
+            streams.tell(StreamOpened(context.execution_id, request.path))
+            streams.add(stream)
+            try:
+                stream.begin()
+                await stream.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
+                await stream.end_of_body()
+            finally:
+                await stream.wind_up()
+    finally:
+        streams.give_back(place)
+
+
+async def _commit(context: RequestContext, response: ChannelResponse) -> None:
+    """Send the head; a client that left before is noted by aiohttp by itself."""
+    try:
+        await response.prepare(context.request)
+    except ConnectionError:
+        transport = context.request.transport
+        if transport is not None and not transport.is_closing():
+            raise  # not the client's: an application's hook may have a database, and the client waits for an answer
+    context.response = response
+
+
+async def _read_body(request: web.Request, seconds: float | None) -> None:
+    """Read the request's body: who does not read the rest of a request does not see its client leave either."""
+    if not request.can_read_body:
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await request.read()
+    except (TimeoutError, ConnectionError):  # a client that left meanwhile is no error, and reads no answer
+        raise too_slow() from None
+
+
+def _header(request: web.Request, name: str) -> str | None:
+    """Return a header that may have come in several lines as one (RFC 9110, 5.3)."""
+    lines = request.headers.getall(name, [])
+    return ",".join(lines) if lines else None

@@ -1,0 +1,159 @@
+"""An open stream of a Hub: a subscriber whose outlet is the connection."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Awaitable
+from contextlib import aclosing
+
+from ..hub.gap import Gap
+from ..hub.hub import Hub
+from ..hub.subscriber import Subscriber
+from ..observe.logs import log as logger
+from ..sse.channel import CloseReason
+from ..sse.wire import encode
+from .connection import Connection
+from .context import RequestContext
+from .producer import Producer
+from .response import ChannelResponse
+from .snapshot import Snapshot, SnapshotOf
+from .stream import Stream, StreamStatistics
+from .streams import Streams
+from .topic_settings import TopicSettings
+
+__all__ = ["TopicStream"]
+
+
+class TopicStream(Stream):
+    """One open stream of what is published under some topics."""
+
+    __slots__ = ("_after", "_events", "_hub", "_reason", "_topic_settings", "subscriber")
+
+    told: bool = False
+    """Whether the functions that were called for the stream can know that it is over."""
+
+    def __init__(  # made in one place
+        self,
+        context: RequestContext,
+        response: ChannelResponse,
+        connection: Connection,
+        streams: Streams,
+        settings: TopicSettings,
+        hub: Hub,
+        topics: tuple[str, ...],
+    ) -> None:
+        super().__init__(context, response, connection, streams, settings)
+        self._topic_settings = settings
+        self._hub = hub
+        self._after = _given_id(context)
+        self._events = 0  # of the snapshot
+        self._reason: CloseReason | None = None
+        select = None if settings.select is None else functools.partial(settings.select, context)
+        self.subscriber: Subscriber = hub.subscribe(
+            topics, connection, self._on_end, after=self._after, select=select, policy=settings.policy
+        )
+        """What the Hub knows of it: its topics can be changed there."""
+        connection.on_change = self._on_change
+        connection.on_pause = self.subscriber.pause
+
+    @property
+    def reason(self) -> CloseReason | None:
+        """Why it ended; ``None`` as long as it has not."""
+        return self._reason
+
+    def end(self, reason: CloseReason) -> None:
+        """End the stream, for this reason if it is the first: it hears of nothing any more."""
+        if self._reason is None:
+            self._reason = reason
+            self.subscriber.close()
+            if not self.over.done():
+                self.over.set_result(None)
+
+    def close(self) -> None:
+        """End the stream because a function failed that was called for it."""
+        self.end(CloseReason.ERROR)
+
+    def statistics(self) -> StreamStatistics:
+        """Return what the stream has done so far."""
+        return StreamStatistics(
+            events=self._events + self.subscriber.events,
+            bytes=self._connection.bytes + self.subscriber.written,
+            buffered=0,
+            unsent=self._connection.unsent,
+            dropped=0,
+            seconds=(self._ended or time.monotonic()) - self._began,
+            reason=self._reason,
+        )
+
+    async def wind_up(self) -> None:
+        """See off the functions that were called for it, and tell how it went. Runs to its end also when cancelled."""
+        if self._producer is None and self._settings.on_close is not None:
+            self._producer = Producer(self, self._context)
+        await super().wind_up()
+
+    def _start(self) -> None:
+        settings = self._topic_settings
+        if settings.stream_ready is None and settings.snapshot is None:
+            self.subscriber.start()
+        else:
+            self._producer = Producer(self, self._context)
+            self._producer.start(self._feed)
+
+    def _on_change(self) -> None:
+        if self._connection.loss is not None:
+            self.end(self._connection.loss)
+        else:
+            self.subscriber.resume()
+
+    def _on_end(self, reason: CloseReason, error: Exception | None) -> None:
+        if error is not None:
+            logger.exception("stream_failed", execution_id=self._context.execution_id, exc_info=error)
+        self.end(reason)
+
+    def _feed(self) -> Awaitable[object] | None:
+        """Call the functions that an application has for its streams, and return what of it is to be awaited."""
+        settings, context = self._topic_settings, self._context
+        ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, context)
+        awaited = ready if inspect.isawaitable(ready) else None
+        if settings.snapshot is None or self._is_resumed():
+            self.subscriber.start()
+            return awaited
+        return self._begin_with(settings.snapshot, awaited)
+
+    def _is_resumed(self) -> bool:
+        """Tell whether the client has the state already, and lacks only changes that the log has."""
+        return self._after is not None and self.subscriber.gap() is None
+
+    async def _begin_with(self, snapshot_of: SnapshotOf, then: Awaitable[object] | None) -> None:
+        """Write the state before the changes. What is cut before its last event begins with the state again."""
+        subscriber, connection, log = self.subscriber, self._connection, self._hub.log
+        gap, position, told = subscriber.gap(), log.end, False
+        policy = self._topic_settings.policy
+        snapshot = await Snapshot.taken(snapshot_of, self._context)
+        if snapshot.id is not None:
+            position, reason = log.locate(snapshot.id)
+            gap = gap if reason is None else Gap(reason, snapshot.id, None)
+        beginning = policy.prefix
+        if gap is not None:
+            beginning += encode(gap.event(policy.gap_event))
+        async with aclosing(snapshot.frames(beginning, log.id_of(position))) as pieces:
+            async for count, frames in pieces:
+                if connection.paused and not await connection.writable():
+                    return
+                connection.write(frames)
+                self._events += count
+                told = True
+        if told and gap is not None:
+            self._events += 1
+            subscriber.count_gap()
+        subscriber.start(position, gap, told=told)
+        if then is not None:
+            await then
+
+
+def _given_id(context: RequestContext) -> str | None:
+    """Return the id that the client had last, be it text or not: what is none is answered with a gap."""
+    request = context.request
+    return request.headers.get("Last-Event-ID") or request.query.get("last_event_id") or None

@@ -6,7 +6,7 @@ import heapq
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -24,6 +24,8 @@ _ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})", re.ASCII)  # as many digits 
 EPOCH_BYTES = 5  # of chance: that two lives of a Hub share an epoch is less likely than a disk that lies
 # Topics without a record whose names are still known, so that a gap in one is none for the others.
 EMPTIED = 4096
+SMALLEST = 16  # bytes of a frame about, so that of each topic no more records are looked at than can be wanted
+WIDEN = 4  # the latest records are looked for in so many times as many positions, until there are enough
 _position = attrgetter("position")
 
 
@@ -36,7 +38,7 @@ class Reading:
     missing: int
     """The position of the latest record that is no longer there, or may have been; 0 if none is missing."""
     lost: int
-    """That of the latest one which no other of its topic and key makes up for; 0 if there is none."""
+    """That of the latest one which no other of its topic and key made up for when it went; 0 if there is none."""
 
 
 class Log:
@@ -55,7 +57,7 @@ class Log:
         self._bounds = bounds
         self._rings: dict[str, Ring] = {}
         self._tree = TopicTree()
-        self._ages: list[tuple[float, int, Ring]] = []  # a heap: when the oldest record of each ring is too old
+        self._ages: list[tuple[float, int, Ring]] = []  # a heap, of each ring once: when its oldest record is too old
         self._emptied: OrderedDict[str, Ring] = OrderedDict()  # the one that was emptied first comes first
         self._forgotten = 0  # the latest eviction of a topic whose name is no longer known
 
@@ -93,12 +95,11 @@ class Log:
     def append(self, topic: str, event: Event, key: str | None, now: float) -> Record:
         """Give an event its place, and evict what is one too many."""
         self.expire(now)
-        self.end = position = self.end + 1
+        position = self.end + 1
         event_id = self.id_of(position)
         record = Record(position, event_id, topic, event, b"id: %b\n%b" % (event_id.encode(), encode(event)), key, now)
+        self.end = position
         ring = self._ring(topic)
-        if not ring and self._bounds.history_age is not None:
-            heapq.heappush(self._ages, (now + self._bounds.history_age, position, ring))
         ring.append(record)
         self._tree.touch(ring)
         self.records += 1
@@ -106,6 +107,8 @@ class Log:
         most = self._bounds.history_bytes
         while len(ring) > self._bounds.history or (most is not None and ring.bytes > most):
             self._evict(ring)
+        if not ring.due and ring and self._bounds.history_age is not None:
+            self._await_age(ring, self._bounds.history_age)
         return record
 
     def _ring(self, topic: str) -> Ring:
@@ -122,10 +125,16 @@ class Log:
         ages, age = self._ages, self._bounds.history_age
         while age is not None and ages and ages[0][0] <= now:
             _, _, ring = heapq.heappop(ages)
+            ring.due = False
             while ring and ring.oldest.time + age <= now:
                 self._evict(ring)
             if ring:
-                heapq.heappush(ages, (ring.oldest.time + age, ring.oldest.position, ring))
+                self._await_age(ring, age)
+
+    def _await_age(self, ring: Ring, age: float) -> None:
+        """Have a ring looked at when the record that is its oldest one now is too old."""
+        ring.due = True
+        heapq.heappush(self._ages, (ring.oldest.time + age, ring.oldest.position, ring))
 
     def next_expiry(self) -> float | None:
         """Return when ``expire`` may have something to do, or ``None`` for never."""
@@ -149,7 +158,7 @@ class Log:
     # Reading.
 
     def after(
-        self, position: int, topics: Iterable[str], most: int | None = None, since: Mapping[str, int] | None = None
+        self, position: int, topics: Collection[str], most: int | None = None, since: Mapping[str, int] | None = None
     ) -> Reading:
         """Return the records after a position under these names and wildcards, in order.
 
@@ -160,22 +169,30 @@ class Log:
         forgotten = self._forgotten if self._is_forgotten(position, topics, since) else 0
         missing = max((ring.evicted for ring, start in starts.values() if ring.evicted > start), default=forgotten)
         lost = max((ring.lost for ring, start in starts.values() if ring.lost > start), default=forgotten)
-        found = [ring.after(start) for ring, start in starts.values()]
+        count = None if most is None else most // SMALLEST + 1
+        found = [ring.after(start, count) for ring, start in starts.values()]
         records = found[0] if len(found) == 1 else heapq.merge(*found, key=_position)
         return Reading(first(records, most), max(missing, forgotten), max(lost, forgotten))
 
-    def newest(self, topics: Iterable[str], count: int) -> int:
+    def newest(self, topics: Collection[str], count: int) -> int:
         """Return the position before the latest records under these names and wildcards, that many at most.
 
         None is missing after it: it is not before what was evicted last.
         """
-        rings = [ring for ring, _ in self._starts(0, topics, None).values()]
-        positions = (record.position for ring in rings for record in ring.newest(count))
-        latest = heapq.nlargest(count, positions)
-        return max(latest[-1] - 1, *(ring.evicted for ring in rings), 0) if latest else self.end
+        start, span = self.end, count
+        rings: list[Ring] = []
+        positions: list[int] = []
+        while start and len(positions) < count:
+            start, span = max(self.end - span, 0), span * WIDEN
+            rings = [ring for ring, _ in self._starts(start, topics, None).values()]
+            positions = [record.position for ring in rings for record in ring.after(start)[-count:]]
+        if not positions:
+            return self.end
+        position = max(heapq.nlargest(count, positions)[-1] - 1, *(ring.evicted for ring in rings))
+        return self._forgotten if self._is_forgotten(position, topics, None) else position
 
     def _starts(
-        self, position: int, topics: Iterable[str], since: Mapping[str, int] | None
+        self, position: int, topics: Collection[str], since: Mapping[str, int] | None
     ) -> dict[str, tuple[Ring, int]]:
         """Return the rings that have seen something after the position, and from where each is to be read."""
         starts: dict[str, tuple[Ring, int]] = {}
@@ -192,7 +209,7 @@ class Log:
                     starts[ring.topic] = ring, start
         return starts
 
-    def _is_forgotten(self, position: int, topics: Iterable[str], since: Mapping[str, int] | None) -> bool:
+    def _is_forgotten(self, position: int, topics: Collection[str], since: Mapping[str, int] | None) -> bool:
         """Tell whether something may have been evicted under a name that is no longer known."""
         if position >= self._forgotten:
             return False

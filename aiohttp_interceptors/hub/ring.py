@@ -46,11 +46,13 @@ class Bounds:
 class Ring:
     """The latest records of one topic, oldest first, and what it no longer has."""
 
-    __slots__ = ("_latest", "_records", "_start", "bytes", "evicted", "last", "lost", "topic")
+    __slots__ = ("_latest", "_records", "_start", "bytes", "due", "evicted", "last", "lost", "topic")
 
     def __init__(self, topic: str, evicted: int) -> None:
         self.topic: str = topic
         self.bytes: int = 0
+        self.due: bool = False
+        """Whether the log will look at it when its oldest record is too old."""
         self.last: int = evicted
         """The position of the latest record that it was ever given."""
         self.evicted: int = evicted
@@ -90,7 +92,10 @@ class Ring:
             if record.key is not None and self._latest is not None:
                 del self._latest[record.key]
         start += 1
-        if start > SLACK and 2 * start > len(records):
+        if start == len(records):  # a topic without records keeps no memory for any
+            self._records, self._latest = [], None
+            start = 0
+        elif start > SLACK and 2 * start > len(records):
             del records[:start]
             start = 0
         else:
@@ -100,12 +105,9 @@ class Ring:
     def _is_superseded(self, record: Record) -> bool:
         return record.key is not None and self._latest is not None and self._latest[record.key] > record.position
 
-    def after(self, position: int) -> list[Record]:
-        """Return the records after a position, oldest first."""
+    def after(self, position: int, most: int | None = None) -> list[Record]:
+        """Return the records after a position, oldest first, that many at most."""
         if position >= self.last:
             return []
-        return self._records[bisect_right(self._records, position, self._start, key=_position) :]
-
-    def newest(self, count: int) -> list[Record]:
-        """Return the latest records, that many if there are, oldest first."""
-        return self._records[max(self._start, len(self._records) - count) :]
+        start = bisect_right(self._records, position, self._start, key=_position)
+        return self._records[start : None if most is None else start + most]

@@ -100,7 +100,7 @@ class Subscriber:
         if now_live:
             self._fall_behind()
             self._position = self._fanout.log.end
-        else:
+        elif self._started:  # before, all topics count from where it begins, as if they had been given at once
             self._since = {name: end for name, end in (self._since or {}).items() if name in topics}
             self._since.update(dict.fromkeys(topics - audience.topics, self._fanout.log.end))
         audience.leave(self)
@@ -148,6 +148,8 @@ class Subscriber:
 
     def close(self) -> None:
         """Hear of nothing any more. Twice is once."""
+        if self._live and self._audience is not None and self._audience.pending:
+            self._fanout.flush(self._audience)  # what was published before its end is for it too
         audience = self._audience
         if audience is not None:
             if self._live:
@@ -209,8 +211,11 @@ class Subscriber:
                 self.outlet.relay(self.outlet.wrap(frames), now)
             if through > self._position:
                 self._position = through
-            elif audience.pending or self._prefix:  # published in this very flush; or no frame has come to be the first
+            elif audience.pending:  # published in this very flush
                 self._wait()
+                break
+            elif self._prefix:  # no frame has come to be the first
+                audience.await_flush(self)
                 break
             elif audience is self._audience:
                 self._become_live(audience)

@@ -10,7 +10,7 @@ __all__ = ["Patterns", "check_pattern", "check_topic", "is_wildcard"]
 
 MAX_TOPIC = 255  # characters; a name is a key, not content
 # Printable, without blanks: a topic is written in logs and in the subjects of brokers.
-_NAME = re.compile(rf"[^\s\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_TOPIC}}}")
+_NAME = re.compile(rf"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{MAX_TOPIC}}}")
 ONE, REST = "*", ">"
 
 Value = TypeVar("Value")
@@ -60,16 +60,16 @@ class Patterns(Generic[Value]):
     def add(self, pattern: str, value: Value) -> None:
         """Put a value under a name or wildcard."""
         if is_wildcard(pattern):
-            self._wildcards += 1
-            self._root.at(pattern.split(".")).values[value] = None
+            values = self._root.at(pattern.split(".")).values
+            self._wildcards += value not in values
+            values[value] = None
         else:
             self._exact.setdefault(pattern, {})[value] = None
 
     def discard(self, pattern: str, value: Value) -> None:
         """Take a value away again; names that nothing is under any more are forgotten."""
         if is_wildcard(pattern):
-            self._wildcards -= 1
-            self._root.remove(pattern.split("."), value)
+            self._wildcards -= self._root.remove(pattern.split("."), value)
         elif pattern in self._exact:
             values = self._exact[pattern]
             values.pop(value, None)
@@ -106,15 +106,17 @@ class _Node(Generic[Value]):
             node = node.children.setdefault(token, _Node())
         return node
 
-    def remove(self, tokens: list[str], value: Value) -> None:
-        """Remove a value below here, and the branches that hold nothing any more."""
+    def remove(self, tokens: list[str], value: Value) -> bool:
+        """Remove a value below here, and the branches that hold nothing any more; return whether it was there."""
         if not tokens:
-            self.values.pop(value, None)
-            return
-        child = self.children[tokens[0]]
-        child.remove(tokens[1:], value)
+            return self.values.pop(value, self) is None
+        child = self.children.get(tokens[0])
+        if child is None:
+            return False
+        removed = child.remove(tokens[1:], value)
         if not child.children and not child.values:
             del self.children[tokens[0]]
+        return removed
 
     def matching(self, tokens: list[str], depth: int) -> Iterator[_Node[Value]]:
         if depth == len(tokens):

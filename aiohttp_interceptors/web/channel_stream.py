@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from ..observe.facts import EventsDropped
 from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
@@ -45,7 +43,6 @@ class ChannelStream(Stream):
         self._due = False  # in this turn's pumping already
         self._events = self._dropped = 0
         self.channel.attach(self._wake, self._relieve)
-        connection.on_change = self._on_change
 
     @property
     def reason(self) -> CloseReason | None:
@@ -65,7 +62,7 @@ class ChannelStream(Stream):
             buffered=self.channel.buffered,
             unsent=self._connection.unsent,
             dropped=self.channel.dropped,
-            seconds=(self._ended or time.monotonic()) - self._began,
+            seconds=self._seconds,
             reason=self.channel.reason,
         )
 
@@ -93,7 +90,8 @@ class ChannelStream(Stream):
     def _start(self) -> None:
         self._feeder.start(self._ready, self.channel, self._context)
 
-    def _on_change(self) -> None:
+    def connection_changed(self) -> None:
+        """Note that the connection is lost, or has room again."""
         if self._connection.loss is not None:
             self.channel.end(self._connection.loss)
         self._wake()

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from http.cookies import SimpleCookie
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from ..errors import ResponseCommitted
@@ -21,15 +21,15 @@ from ..observe.logs import log
 if TYPE_CHECKING:
     from .context import RequestContext
 
-__all__ = ["CommitGuard", "FrozenHeaders", "committed_in", "drop", "seal"]
+__all__ = ["CommitGuard", "FrozenHeaders", "contexts", "drop", "seal"]
 
-committed_in: ContextVar[RequestContext | None] = ContextVar("aiohttp_interceptors.committed_in", default=None)
-"""The context of the request that this task serves, from commit on: setting it earlier would cost every request."""
+contexts: dict[AbstractStreamWriter, RequestContext] = {}
+"""The context of each request whose chain runs, by what the request and its clones have in common."""
 
 
-def drop(attempted: str, cause: Exception | None = None) -> None:
+def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, cause: Exception | None = None) -> None:
     """Log, once and with the traceback of the offending line, a change that a committed response cannot take."""
-    context = committed_in.get()
+    context = _context_of(committed) if committed is None or isinstance(committed, web.StreamResponse) else committed
     execution = None if context is None else context._execution
     name, stage = (None, None) if execution is None else execution.where()
     error = cause or ResponseCommitted(f"{attempted}: the head is on the wire, so the change was dropped")
@@ -43,6 +43,11 @@ def drop(attempted: str, cause: Exception | None = None) -> None:
         execution_id=None if context is None else context.execution_id,
         exc_info=error,
     )
+
+
+def _context_of(response: web.StreamResponse | None) -> RequestContext | None:
+    """Find whose response it is: so seldom that no response, while it is open, need remember it."""
+    return next((context for context in contexts.values() if context.response is response is not None), None)
 
 
 def _offending_line() -> TracebackType | None:
@@ -62,11 +67,22 @@ def _offending_line() -> TracebackType | None:
 class FrozenHeaders(CIMultiDict[str]):
     """The headers that were sent: can be read as ever, and drops what would change them."""
 
-    __slots__ = ()
+    __slots__ = ("_committed",)
+
+    _committed: RequestContext | web.StreamResponse | None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str], committed: RequestContext | web.StreamResponse) -> FrozenHeaders:
+        """Copy headers of a response, or of what a request had staged."""
+        frozen = cls(headers)
+        frozen._committed = committed
+        return frozen
 
 
 class _FrozenCookies(SimpleCookie):
     """The cookies that were sent: can be read as ever, and drops what would change them."""
+
+    _committed: web.StreamResponse
 
 
 def _freeze(kind: type, what: str, verbs: str, reads: dict[str, Callable[..., Any]]) -> None:
@@ -75,7 +91,7 @@ def _freeze(kind: type, what: str, verbs: str, reads: dict[str, Callable[..., An
 
         def method(self: Any, *args: Any, _verb: str = verb, **values: Any) -> Any:
             if not (_verb == "setdefault" and args[0] in self):
-                drop(_written(what, _verb, args, values))
+                drop(_written(what, _verb, args, values), getattr(self, "_committed", None))
             return reads[_verb](self, *args, **values) if _verb in reads else None
 
         setattr(kind, verb, method)
@@ -110,7 +126,7 @@ def _guarded_method(name: str) -> Any:
 
     def method(self: CommitGuard, *args: Any, **values: Any) -> Any:
         if self.head_sent:
-            return drop(_written("", name, args, values))
+            return drop(_written("", name, args, values), self)
         return getattr(super(CommitGuard, self), name)(*args, **values)
 
     return method
@@ -124,7 +140,7 @@ def _guarded_property(name: str) -> Any:
 
     def write(self: CommitGuard, value: Any) -> None:
         if self.head_sent:
-            drop(f"{name} = {value!r}")
+            drop(f"{name} = {value!r}", self)
         else:  # super() reads a property but does not set one
             getattr(web.Response if name in _BODY else web.StreamResponse, name).__set__(self, value)
 
@@ -158,7 +174,7 @@ class CommitGuard(web.StreamResponse):
     def headers(self) -> CIMultiDict[str]:
         """The headers; after commit a copy that drops changes, made when asked for so that open streams hold none."""
         headers = super().headers
-        return FrozenHeaders(headers) if self.head_sent else headers
+        return FrozenHeaders.of(headers, self) if self.head_sent else headers
 
     @property
     def cookies(self) -> SimpleCookie:
@@ -167,6 +183,7 @@ class CommitGuard(web.StreamResponse):
         if not self.head_sent:
             return cookies
         frozen = _FrozenCookies()
+        frozen._committed = self
         for name, morsel in cookies.items():
             dict.__setitem__(frozen, name, morsel.copy())
         return frozen

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from aiohttp import web
 
 from ..sse.channel import CloseReason
 from ..sse.wire import HEARTBEAT
 from .rounds import TOGETHER, Visit, rounds
-from .socket_options import SocketOptions
-from .stall import Stall
+from .socket_options import SocketOptions, shared
+from .stall import LOOKS, Stall
 from .watcher import Watcher
 
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
 
-__all__ = ["BATCH", "HIGH_WATER", "Connection"]
+__all__ = ["BATCH", "HIGH_WATER", "Connection", "Owner"]
 
 # Bytes that may wait in the transport before it says that it has no room; it has again at a quarter of them (uvloop's
 # own lower mark is at 16 bytes). Together with a batch, half of what a stalled stream may hold.
 HIGH_WATER = 16 * 1024
 # Bytes to write in one piece. A larger one would save no system call worth speaking of.
 BATCH = 16 * 1024
+
+
+class Owner(Protocol):
+    """Whose connection it is, and who is told of what happens to it."""
+
+    def connection_changed(self) -> None:
+        """Note that it is lost, or has room again."""
+
+    def connection_paused(self) -> None:
+        """Note that it has no room any more."""
 
 
 class Connection:
@@ -36,9 +46,9 @@ class Connection:
     options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
     """
 
-    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_transport", "_visit",
-                 "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "on_change", "on_pause", "paused",
-                 "sent", "wrap")  # fmt: skip
+    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_stall_timeout",
+                 "_transport", "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "owner",
+                 "paused", "sent", "wrap")  # fmt: skip
 
     def __init__(
         self,
@@ -58,9 +68,9 @@ class Connection:
         self._heartbeat = heartbeat
         self._beat = beat
         self.last_write: float = self._loop.time()
-        self._stall = None if stall_timeout is None else Stall(stall_timeout, self.last_write)
-        self.on_change: Callable[[], None] | None = None  # told when it is lost, and when it has room again
-        self.on_pause: Callable[[], None] | None = None  # told when it has no room any more
+        self._stall_timeout = stall_timeout
+        self._stall: Stall | None = None  # while the client is owed something, which it mostly is not
+        self.owner: Owner | None = None
         self.bytes: int = 0  # of frames, without heartbeats, chunk sizes, and what was relayed
         self.sent: int = 0  # bytes handed to the transport
         self._counted = 0  # of those, the ones that aiohttp has been told of
@@ -76,7 +86,7 @@ class Connection:
     ) -> None:
         """Stand between the event loop and aiohttp, and have the kernel tell early what it notices."""
         self._options = SocketOptions(transport, stall_timeout)
-        self._limits = transport.get_write_buffer_limits()
+        self._limits = shared(transport.get_write_buffer_limits())
         if transport.get_extra_info("sslcontext") is not None:
             high_water = 1  # below is one more buffer, of 64 KiB, whose limits nobody can set: let none wait above it
         transport.set_write_buffer_limits(high=high_water, low=high_water // 4)
@@ -150,7 +160,7 @@ class Connection:
     def release(self) -> None:
         """Touch the transport no more, and leave it as it was before the stream. Twice is once."""
         transport, watcher = self._transport, self._watcher
-        self._transport = self._watcher = self.on_change = self.on_pause = None
+        self._transport = self._watcher = self.owner = None
         self._count()
         if transport is None or watcher is None:
             return
@@ -193,7 +203,7 @@ class Connection:
         if self._transport is None or self._transport.is_closing():  # and its socket cannot be asked any more
             self._lose_soon()
             return None
-        if self._stall is not None and self._stall.look(now, *self._taken_and_owed()):
+        if self._stall_timeout is not None and self._is_stalled(now, self._stall_timeout):
             self.lose(CloseReason.STALLED)
             self.abort()
             return None
@@ -203,8 +213,22 @@ class Connection:
         beat = None if self._heartbeat is None else self.last_write + self._heartbeat
         if beat is not None and beat <= now:  # it is paused, and gets its heartbeat when it is not
             beat = now + cast("float", self._heartbeat)
-        look = None if self._stall is None else self._stall.next_look(now)
+        look: float | None = None
+        if self._stall is not None:
+            look = self._stall.next_look(now)
+        elif self._stall_timeout is not None:
+            look = now + self._stall_timeout / LOOKS
         return min((due for due in (beat, look) if due is not None), default=None)
+
+    def _is_stalled(self, now: float, timeout: float) -> bool:
+        """Tell whether the client takes nothing any more of what it is owed."""
+        taken, owed = self._taken_and_owed()
+        if not owed:
+            self._stall = None
+            return False
+        if self._stall is None:
+            self._stall = Stall(timeout, now, taken)
+        return self._stall.look(now, taken, owed)
 
     def _taken_and_owed(self) -> tuple[int, int]:
         """Count the bytes that the client has confirmed, and those that it has not."""
@@ -240,8 +264,8 @@ class Connection:
     def pause(self) -> None:
         """Note that the transport's buffer is full."""
         self.paused = True
-        if self.on_pause is not None:
-            self.on_pause()
+        if self.owner is not None:
+            self.owner.connection_paused()
 
     def resume(self) -> None:
         """Note that the transport's buffer has room again."""
@@ -249,8 +273,8 @@ class Connection:
         self._wake()
 
     def _wake(self) -> None:
-        if self.on_change is not None:
-            self.on_change()
+        if self.owner is not None:
+            self.owner.connection_changed()
         waiting, self._waiting = self._waiting, None
         for waiter in waiting or ():
             if not waiter.done():

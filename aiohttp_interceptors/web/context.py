@@ -12,14 +12,14 @@ from multidict import CIMultiDict
 from ..chain.context import Context
 from ..chain.failure import Failure
 from ..errors import NoResponse
-from .commit import CommitGuard, FrozenHeaders, committed_in, drop, seal
+from .commit import CommitGuard, FrozenHeaders, contexts, drop, seal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .stream import Stream
 
-__all__ = ["RequestContext", "contexts"]
+__all__ = ["RequestContext"]
 
 # These may be sent many times and each one counts; of any other header the staged ones take the place.
 ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})
@@ -72,7 +72,7 @@ class RequestContext(Context):
         After commit, what is staged here is dropped and logged.
         """
         if self.committed:
-            return FrozenHeaders() if self._response is None else FrozenHeaders(self._response.headers)
+            return FrozenHeaders.of({} if self._response is None else self._response.headers, self)
         if self._staged is None:
             self._staged = CIMultiDict()
         return self._staged
@@ -176,7 +176,7 @@ class RequestContext(Context):
             self._attach(result, "return")
         elif self.committed:
             self._committed_response(None)
-            drop(f"return {result!r}")
+            drop(f"return {result!r}", self)
         else:
             name = "a handler" if self._execution is None else self._execution.where()[0]
             raise TypeError(f"{name} returned {result!r}; an aiohttp handler returns a response")
@@ -186,14 +186,14 @@ class RequestContext(Context):
         if self._writer.output_size == 0:
             self._response = response
         elif response is not self._committed_response(response):
-            drop(f"{attempted} {response!r}")
+            drop(f"{attempted} {response!r}", self)
 
     def _absorb(self, exception: Exception) -> bool:
         if not isinstance(exception, web.HTTPException):
             return False
         if self.committed:
             self._committed_response(None)
-            drop(f"raise {exception!r}", exception)
+            drop(f"raise {exception!r}", self, exception)
         else:
             self._response = exception
         return True
@@ -206,7 +206,6 @@ class RequestContext(Context):
             )
             self._response = next(known, None) or _AlreadySent()
             seal(self._response)
-            committed_in.set(self)
         return self._response
 
     def _complete(self) -> bool:
@@ -219,9 +218,6 @@ def _is_text(value: str) -> bool:
 
 
 RequestContext._kind = RequestContext
-
-contexts: dict[AbstractStreamWriter, RequestContext] = {}
-"""The context of each request whose chain runs, by what the request and its clones have in common."""
 
 
 class _AlreadySent(CommitGuard):

@@ -16,7 +16,8 @@ from ..chain.execute import drive
 from ..chain.execution import Execution
 from ..chain.interceptor import InterceptorLike, interceptors_of
 from ..observe.logs import logged_execution_id
-from .context import RequestContext, contexts
+from .commit import contexts
+from .context import RequestContext
 
 __all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware"]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse
+from multidict import CIMultiDict
 
 from ..sse.channel import CloseReason
 from ..sse.event import Event
@@ -25,6 +27,12 @@ __all__ = ["ChannelResponse", "EventStreamResponse"]
 _LEFT = "the client has left the event stream"
 
 
+@lru_cache(64)
+def _shared(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
+    """Return headers that were sent, without their date: which streams of one kind have in common."""
+    return CIMultiDict(headers)
+
+
 class EventStreamResponse(CommitGuard, EventSourceResponse):
     """An ``aiohttp_sse.EventSourceResponse`` whose client is watched and whose head cannot change once it is sent.
 
@@ -34,6 +42,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     client that has left raises ``ConnectionResetError``. ``ping_interval`` (seconds) may be ``None`` for no pings.
     """
 
+    _date: str | None = None
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
     def __init__(
@@ -97,10 +106,20 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 if context is not None:
                     context.unstage(staged)
             raise
+        self._date = self._headers.get(hdrs.DATE)
+        self._headers = _shared(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
         self.head_sent = True
         if context is not None:
             context.response = self
         return writer
+
+    @property
+    def headers(self) -> CIMultiDict[str]:
+        """The headers; after commit a copy that drops changes."""
+        headers = super().headers
+        if self._date is not None:
+            CIMultiDict.add(headers, hdrs.DATE, self._date)
+        return headers
 
     async def write_eof(self, data: bytes = b"") -> None:
         """End the stream and let the connection go on without it."""
@@ -158,8 +177,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         connection = self._open_connection()
         if connection is not None and self._ended is None:
             self._ended = asyncio.Event()
-            connection.on_change = self._on_change
-            self._on_change()  # it may be lost already
+            connection.owner = self
+            self.connection_changed()  # it may be lost already
         if self._ended is not None:
             await self._ended.wait()
 
@@ -175,7 +194,11 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             self._ended = asyncio.Event()
         self._ended.set()
 
-    def _on_change(self) -> None:
+    def connection_paused(self) -> None:
+        """Do nothing: who sends waits."""
+
+    def connection_changed(self) -> None:
+        """Note that the client has left."""
         if self.connection is not None and self.connection.lost:
             self._end()
 

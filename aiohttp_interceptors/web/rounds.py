@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import itertools
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -27,16 +26,15 @@ class Visited(Protocol):
 class Visit:
     """An appointment; ``cancel`` is all that its owner does with it."""
 
-    __slots__ = ("_rounds", "due", "serial", "visited")
+    __slots__ = ("_rounds", "due", "visited")
 
-    def __init__(self, owner: Rounds, due: float, serial: int, visited: Visited) -> None:
+    def __init__(self, owner: Rounds, due: float, visited: Visited) -> None:
         self._rounds: Rounds | None = owner
         self.due: float = due
-        self.serial: int = serial  # orders those that are due at the same time
         self.visited: Visited | None = visited
 
     def __lt__(self, other: Visit) -> bool:
-        return (self.due, self.serial) < (other.due, other.serial)
+        return self.due < other.due
 
     @property
     def cancelled(self) -> bool:
@@ -55,14 +53,13 @@ class Rounds:
 
     def __init__(self) -> None:
         self._due: list[Visit] = []  # a heap; some of those that were cancelled stay until they come up
-        self._serial = itertools.count()
         self._expected = 0
         self._timer: asyncio.Handle | None = None
         self._when = 0.0  # the timer goes off; uvloop gives a handle that does not know, if that is now
 
     def add(self, visited: Visited, due: float) -> Visit:
         """Make an appointment, in the loop's seconds."""
-        visit = Visit(self, due, next(self._serial), visited)
+        visit = Visit(self, due, visited)
         heapq.heappush(self._due, visit)
         self._expected += 1
         self._schedule()

@@ -8,13 +8,13 @@ import struct
 import sys
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
     import termios
 
-__all__ = ["SocketOptions", "options_on"]
+__all__ = ["SocketOptions", "options_on", "shared"]
 
 PLATFORM: str = sys.platform  # under a name of its own a type checker looks at all branches
 # Bytes that the kernel takes beyond what the network has room for. Without a limit it hides a client that does not
@@ -30,6 +30,7 @@ _DARWIN_NWRITE = 0x1024  # <sys/socket.h>
 
 _CLOSED = (OSError, ValueError)  # what a closed socket raises: asyncio's, and uvloop's
 
+Numbers = TypeVar("Numbers", bound=tuple[int, ...])
 Option = tuple[int, int, int]
 """Level, name and value, as ``setsockopt`` takes them."""
 
@@ -50,6 +51,12 @@ def options_on(platform: str, stall_timeout: float | None) -> tuple[Option, ...]
     return tuple(options)
 
 
+@lru_cache(64)
+def shared(values: Numbers) -> Numbers:
+    """Return an equal tuple that others have too: ten thousand sockets are set in a few ways."""
+    return values
+
+
 class SocketOptions:
     """Set a stream's options on the socket of a transport, and put back what was there.
 
@@ -65,7 +72,7 @@ class SocketOptions:
         if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
             self._options = options_on(PLATFORM, stall_timeout)
             with suppress(*_CLOSED):  # it is closing, and the transport will say so
-                self._before = tuple(self._replace(*option) for option in self._options)
+                self._before = shared(tuple([self._replace(*option) for option in self._options]))
 
     def restore(self) -> None:
         """Put back what was there before the stream, for the next request of the connection. Twice is once."""

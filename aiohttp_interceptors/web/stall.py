@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Stall"]
+__all__ = ["LOOKS", "Stall"]
 
 # Looks per timeout. More of them would find the last byte that was taken more exactly, and cost more.
 LOOKS = 4
@@ -18,10 +18,10 @@ class Stall:
 
     __slots__ = ("_since", "_taken", "timeout")
 
-    def __init__(self, timeout: float, now: float) -> None:
+    def __init__(self, timeout: float, now: float, taken: int = 0) -> None:
         self.timeout: float = timeout
         self._since = now
-        self._taken = 0
+        self._taken = taken
 
     def next_look(self, now: float) -> float:
         """Return when to look again at the latest."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class Stream(ABC):
         """Done when the stream is over, whatever ended it."""
         self._visit: Visit | None = None
         self._last_words = b""
-        self._began = time.monotonic()
+        self._began = connection.last_write  # and not a number of its own for each open stream
         self._ended: float | None = None
 
     @property
@@ -104,8 +103,11 @@ class Stream(ABC):
         """Call who feeds it."""
 
     @abstractmethod
-    def _on_change(self) -> None:
+    def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""
+
+    def connection_paused(self) -> None:
+        """Note that the connection has no room any more."""
 
     def _write_rest(self) -> bool:
         """Write what still waits, as far as the connection takes it, and return whether more does."""
@@ -115,6 +117,11 @@ class Stream(ABC):
         """Return what tells a page that its stream ends because of an error."""
         return None
 
+    @property
+    def _seconds(self) -> float:
+        """Since the head was on the wire, until the end if it is over."""
+        return (self._ended or asyncio.get_running_loop().time()) - self._began
+
     # The life of a stream: begin, wait until it is over, end_of_body unless cancelled, and wind_up in any case.
 
     def begin(self) -> None:
@@ -123,7 +130,8 @@ class Stream(ABC):
             loop, age = asyncio.get_running_loop(), self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311
             self._visit = rounds().add(self, loop.time() + age)
         self._start()
-        self._on_change()  # it may be lost already
+        self._connection.owner = self
+        self.connection_changed()  # it may be lost already
 
     def visit(self, now: float) -> None:  # noqa: ARG002  # one visit only, whatever the time
         """End a stream that is old enough."""
@@ -155,7 +163,7 @@ class Stream(ABC):
         self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
         if self._visit is not None:
             self._visit.cancel()
-        self._ended = time.monotonic()
+        self._ended = asyncio.get_running_loop().time()
         try:
             if self._producer is not None:
                 await self._producer.see_off(self._settings.on_close)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-import time
 from collections.abc import Awaitable
 from contextlib import aclosing
 
@@ -55,8 +55,6 @@ class TopicStream(Stream):
             topics, connection, self._on_end, after=self._after, select=select, policy=settings.policy
         )
         """What the Hub knows of it: its topics can be changed there."""
-        connection.on_change = self._on_change
-        connection.on_pause = self.subscriber.pause
 
     @property
     def reason(self) -> CloseReason | None:
@@ -83,7 +81,7 @@ class TopicStream(Stream):
             buffered=0,
             unsent=self._connection.unsent,
             dropped=0,
-            seconds=(self._ended or time.monotonic()) - self._began,
+            seconds=self._seconds,
             reason=self._reason,
         )
 
@@ -101,11 +99,16 @@ class TopicStream(Stream):
             self._producer = Producer(self, self._context)
             self._producer.start(self._feed)
 
-    def _on_change(self) -> None:
+    def connection_changed(self) -> None:
+        """Note that the connection is lost, or has room again."""
         if self._connection.loss is not None:
             self.end(self._connection.loss)
         else:
             self.subscriber.resume()
+
+    def connection_paused(self) -> None:
+        """Note that the connection has no room any more."""
+        self.subscriber.pause()
 
     def _on_end(self, reason: CloseReason, error: Exception | None) -> None:
         if error is not None:
@@ -120,7 +123,10 @@ class TopicStream(Stream):
         if settings.snapshot is None or self._is_resumed():
             self.subscriber.start()
             return awaited
-        return self._begin_with(settings.snapshot, awaited)
+        beginning = asyncio.ensure_future(self._begin_with(settings.snapshot, awaited))
+        if inspect.iscoroutine(awaited):
+            beginning.add_done_callback(lambda _: awaited.close())  # if it never came to it
+        return beginning
 
     def _is_resumed(self) -> bool:
         """Tell whether the client has the state already, and lacks only changes that the log has."""

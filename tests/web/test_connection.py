@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 from aiohttp import web
 
@@ -97,7 +98,7 @@ async def test_a_write_to_a_closing_transport_finds_the_client_gone(serve):
     raw = await server.connect(GET)
     connection = await opened.connection
     told = []
-    connection.on_change = lambda: told.append(connection.lost)
+    connection.owner = SimpleNamespace(connection_changed=lambda: told.append(connection.lost))
     connection._transport.close()
     connection.write(b"data: x\n\n")
     assert connection.paused

@@ -71,7 +71,7 @@ class Open:
     def only(self, notices: str) -> None:
         """Leave it to one of the two that notice a client which confirms nothing."""
         if notices == "the kernel":
-            self.connection._stall.timeout = 1000.0
+            self.connection._stall_timeout = 1000.0
         else:
             sock = self.context.request.transport.get_extra_info("socket")
             sock.setsockopt(*options_on(sys.platform, 1000.0)[1])

@@ -41,8 +41,8 @@ class Audience:
     of each. Those that *wait* have a position of their own, and read the log from there in the next flush.
     """
 
-    __slots__ = ("_line", "_live", "_waiting", "bytes", "events", "pending", "position", "select", "size", "topics",
-                 "wrap")  # fmt: skip
+    __slots__ = ("_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position", "select", "size",
+                 "topics", "wrap")  # fmt: skip
 
     def __init__(
         self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], position: int
@@ -52,6 +52,7 @@ class Audience:
         self.wrap: Callable[[bytes], bytes] = wrap
         self.position: int = position
         self.pending: list[Record] = []  # published since the last flush
+        self.flushing: bool = False  # some of those that keep up have not got all of the records of this flush
         self.events: int = 0  # sent to whoever was live all the time
         self.bytes: int = 0
         self.size: int = 0  # subscribers, also those that are neither live nor waiting
@@ -83,35 +84,45 @@ class Audience:
         return True
 
     def flush(self, now: float) -> int:
-        """Write what is pending to those that keep up, have the others catch up, and return the deliveries."""
+        """Write what is pending to those that keep up, have the others catch up, and return the deliveries.
+
+        When called by what it calls itself, which would write the later records first, it does nothing.
+        """
+        if self.flushing:
+            return 0
         records, self.pending = self.pending, []
         delivered = 0
-        if records and self._live and self.select is not None:
-            records = self._selected(records, self.select)
-        if not self._live:
-            if records:
-                self._advance(records)
-        elif len(records) == 1:
-            delivered = self._write(records, records[0].frame, now)
-        else:
-            for piece in pieces(records):
-                delivered += self._write(piece, b"".join([record.frame for record in piece]), now)
+        if records:
+            self.flushing = True
+            try:
+                delivered = self._spread(records, now)
+            finally:
+                self.flushing = False
+            self._advance(records)
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
             for subscriber in waiting:
                 delivered += subscriber.catch_up(now)
         return delivered
 
+    def _spread(self, records: list[Record], now: float) -> int:
+        """Write records to those that keep up, and return the deliveries."""
+        if self._live and self.select is not None:
+            records = self._selected(records, self.select)
+        if not self._live:
+            return 0
+        if len(records) == 1:
+            return self._write(records, records[0].frame, now)
+        return sum(self._write(piece, b"".join([record.frame for record in piece]), now) for piece in pieces(records))
+
     def _selected(self, records: list[Record], select: Select) -> list[Record]:
         """Return those that the select function wants; if it raises, its streams end, and no other."""
         try:
-            chosen = [record for record in records if select(record)]
+            return [record for record in records if select(record)]
         except Exception as error:  # noqa: BLE001  # whatever it is
             for subscriber in list(self._live):
                 subscriber.fail(error)
             return []
-        self._advance(records)
-        return chosen
 
     def _advance(self, records: list[Record]) -> None:
         """Note that who keeps up has these; ephemeral ones have no place."""

@@ -37,19 +37,23 @@ class Fanout:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._expiry: asyncio.TimerHandle | None = None
+        # The latest reading: of a thousand clients that were cut off together, all ask for the same.
+        self._read: tuple[tuple[object, ...], Reading] | None = None
 
     # The event loop.
 
     def bind(self) -> asyncio.AbstractEventLoop:
-        """Belong to the running event loop. Raises ``RuntimeError`` while streams of another one are open."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self.subscribers and self._loop is not None and not self._loop.is_closed():
-                raise RuntimeError("this Hub has open streams in another event loop; publish_threadsafe reaches them")
+        """Belong to the running event loop. Raises ``RuntimeError`` while another one runs, or has open streams."""
+        loop, old = asyncio.get_running_loop(), self._loop
+        if loop is not old:
+            if old is not None and not old.is_closed() and (self.subscribers or old.is_running()):
+                raise RuntimeError("this Hub belongs to another event loop; publish_threadsafe reaches its streams")
+            self.close()
             self._loop, self._thread = loop, threading.get_ident()
-            self._scheduled, self._expiry = False, None
+            self._scheduled = False
             if self._dirty:
                 self._schedule(loop)
+            self._expire()
         return loop
 
     def elsewhere(self) -> asyncio.AbstractEventLoop:
@@ -115,8 +119,14 @@ class Fanout:
     def read(self, position: int, topics: frozenset[str], most: int | None, since: Mapping[str, int] | None) -> Reading:
         """Read the log, from which what is too old is gone."""
         assert self._loop is not None  # noqa: S101  # bound before anybody subscribes
-        self.log.expire(self._loop.time())
-        return self.log.after(position, topics, most, since)
+        log = self.log
+        log.expire(self._loop.time())
+        if since:
+            return log.after(position, topics, most, since)
+        asked = position, topics, most, log.end, log.records
+        if self._read is None or self._read[0] != asked:
+            self._read = asked, log.after(position, topics, most)
+        return self._read[1]
 
     def _expire(self) -> None:
         self._expiry = None

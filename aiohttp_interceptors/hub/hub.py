@@ -48,6 +48,11 @@ class Hub:
         history_age: float | None = 3600.0,
         max_event_size: int | None = MAX_EVENT_SIZE,
     ) -> None:
+        size = max_event_size
+        if size is not None and (type(size) is not int or size < 1):
+            raise (ValueError if type(size) is int else TypeError)(
+                f"max_event_size is a number of bytes, 1 or more, or None, not {size!r}"
+            )
         self._fanout = Fanout(Log(Bounds(history, history_bytes, history_age)), history_age)
         self._max_event_size = max_event_size
         self._published = 0
@@ -136,7 +141,7 @@ class Hub:
         """
         fanout = self._fanout
         fanout.bind()
-        names = frozenset(map(check_pattern, topics))
+        names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
         gap: Gap | None = None
         if after is not None:
             position, reason = fanout.log.locate(after)

@@ -8,6 +8,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 
 from ..sse.event import Event
@@ -18,18 +19,18 @@ from .ring import Bounds, Ring
 from .topic import is_wildcard
 from .topic_tree import TopicTree
 
-__all__ = ["Log", "Reading", "first"]
+__all__ = ["Log", "Reading", "conflated", "first"]
 
 _ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})", re.ASCII)  # as many digits as are surely cheap to read
 EPOCH_BYTES = 5  # of chance: that two lives of a Hub share an epoch is less likely than a disk that lies
 # Topics without a record whose names are still known, so that a gap in one is none for the others.
 EMPTIED = 4096
-SMALLEST = 16  # bytes of a frame about, so that of each topic no more records are looked at than can be wanted
+SMALLEST = 8  # bytes that every frame has: of each topic no more records are looked at than can be wanted
 WIDEN = 4  # the latest records are looked for in so many times as many positions, until there are enough
 _position = attrgetter("position")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     """What the log has after a position."""
 
@@ -39,6 +40,13 @@ class Reading:
     """The position of the latest record that is no longer there, or may have been; 0 if none is missing."""
     lost: int
     """That of the latest one which no other of its topic and key made up for when it went; 0 if there is none."""
+    more: bool
+    """Whether there may be more records than these."""
+
+    @cached_property
+    def frames(self) -> bytes:
+        """The bytes of the records: made once, however many come back from the same place."""
+        return b"".join([record.frame for record in self.records])
 
 
 class Log:
@@ -172,7 +180,8 @@ class Log:
         count = None if most is None else most // SMALLEST + 1
         found = [ring.after(start, count) for ring, start in starts.values()]
         records = found[0] if len(found) == 1 else heapq.merge(*found, key=_position)
-        return Reading(first(records, most), max(missing, forgotten), max(lost, forgotten))
+        some, more = first(records, most)
+        return Reading(some, max(missing, forgotten), max(lost, forgotten), more)
 
     def newest(self, topics: Collection[str], count: int) -> int:
         """Return the position before the latest records under these names and wildcards, that many at most.
@@ -219,14 +228,20 @@ class Log:
         )
 
 
-def first(records: Iterable[Record], most: int | None) -> list[Record]:
-    """Return the first records, until they have about that many bytes."""
+def first(records: Iterable[Record], most: int | None) -> tuple[list[Record], bool]:
+    """Return the first records, until they have about that many bytes, and whether there may be more."""
     if most is None:
-        return list(records)
+        return list(records), False
     found, size = [], 0
     for record in records:
         found.append(record)
         size += len(record.frame)
         if size >= most:
-            break
-    return found
+            return found, True
+    return found, False
+
+
+def conflated(records: list[Record]) -> list[Record]:
+    """Return of the records of one topic and key the latest only."""
+    latest = {(record.topic, record.key): record for record in records}
+    return [record for record in records if record.key is None or latest[record.topic, record.key] is record]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
 from ..sse.wire import encode
 from .audience import BATCH, Audience, Outlet
 from .gap import Gap, GapReason
-from .log import Reading, first
+from .log import Reading, conflated, first
 from .policy import Policy
-from .record import Record
 from .topic import check_pattern
 
 if TYPE_CHECKING:
@@ -84,29 +84,34 @@ class Subscriber:
         Raises ``TypeError`` or ``ValueError`` for what is no topic.
         """
         added = [check_pattern(topic) for topic in topics]
-        self._fanout.in_loop(lambda: self._change(self.topics.union(added)))
+        self._fanout.in_loop(lambda: self._change(lambda topics: topics.union(added)))
 
     def remove(self, *topics: str) -> None:
         """Hear no more of these names and wildcards, as they were given. Others may still match their topics."""
-        self._fanout.in_loop(lambda: self._change(self.topics.difference(topics)))
+        self._fanout.in_loop(lambda: self._change(lambda given: given.difference(topics)))
 
-    def _change(self, topics: frozenset[str]) -> None:
+    def _change(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
+        self._settle()
         audience = self._audience
-        if audience is None or topics == audience.topics:
+        if audience is None or (topics := change(audience.topics)) == audience.topics:
             return
-        if self._live and audience.pending:
-            self._fanout.flush(audience)  # what was published before goes to whom it was published for
-        now_live = self._live
-        if now_live:
+        complete = self._live and not audience.flushing
+        if self._live:
             self._fall_behind()
-            self._position = self._fanout.log.end
-        elif self._started:  # before, all topics count from where it begins, as if they had been given at once
+        if self._started:  # before, all topics count from where it begins, as if they had been given at once
             self._since = {name: end for name, end in (self._since or {}).items() if name in topics}
             self._since.update(dict.fromkeys(topics - audience.topics, self._fanout.log.end))
         audience.leave(self)
-        self._audience = self._fanout.move(audience, topics)
-        if self._started and not self.outlet.paused:
+        self._audience = new = self._fanout.move(audience, topics)
+        if complete and not new.pending and not new.flushing:
+            self._become_live(new)
+        elif self._started and not self.outlet.paused:
             self._wait()
+
+    def _settle(self) -> None:
+        """Have what was published so far go to whom it was published for, before something else holds."""
+        if self._live and self._audience is not None and self._audience.pending:
+            self._fanout.flush(self._audience)
 
     # The life of a subscriber.
 
@@ -148,8 +153,10 @@ class Subscriber:
 
     def close(self) -> None:
         """Hear of nothing any more. Twice is once."""
-        if self._live and self._audience is not None and self._audience.pending:
-            self._fanout.flush(self._audience)  # what was published before its end is for it too
+        self._settle()
+        self._leave()
+
+    def _leave(self) -> None:
         audience = self._audience
         if audience is not None:
             if self._live:
@@ -163,8 +170,13 @@ class Subscriber:
         self._end(CloseReason.ERROR, error)
 
     def _end(self, reason: CloseReason, error: Exception | None = None) -> None:
-        self.close()
-        self._on_end(reason, error)
+        if self._audience is None:
+            return
+        self._leave()
+        try:
+            self._on_end(reason, error)
+        except Exception as failure:  # noqa: BLE001  # a defect, and the other streams are still to be served
+            logger.exception("stream_end_failed", reason=reason.value, exc_info=failure)
 
     def _wait(self) -> None:
         if self._audience is not None:
@@ -177,7 +189,8 @@ class Subscriber:
         audience.leave(self)
         self._live = False
         self._fanout.live -= 1
-        self._position = audience.position
+        # While nothing is on its way, that is everything there is, whenever it last was something for this audience.
+        self._position = audience.position if audience.pending or audience.flushing else self._fanout.log.end
         self._events += audience.events
         self._bytes += audience.bytes
 
@@ -193,36 +206,50 @@ class Subscriber:
 
     def catch_up(self, now: float) -> int:
         """Write what the log has after the position, as far as the outlet takes it, and return how many records."""
-        delivered = 0
-        while not self.outlet.paused and not self._live:
-            audience = self._audience
-            if audience is None:
-                break
-            try:
-                told, records, through = self._next(audience)
-            except Exception as error:  # noqa: BLE001  # the select function's, whatever it is
-                self.fail(error)
-                break
-            if told or records:
-                frames = told + b"".join([record.frame for record in records])
-                self._events += len(records)
-                self._bytes += len(frames)
-                delivered += len(records)
-                self.outlet.relay(self.outlet.wrap(frames), now)
-            if through > self._position:
-                self._position = through
-            elif audience.pending:  # published in this very flush
-                self._wait()
-                break
-            elif self._prefix:  # no frame has come to be the first
-                audience.await_flush(self)
-                break
-            elif audience is self._audience:
-                self._become_live(audience)
+        delivered, more = 0, True
+        while more and not self.outlet.paused and self._audience is not None:
+            frames, count, more = self._step(self._audience)
+            if frames:
+                try:
+                    self.outlet.relay(self.outlet.wrap(frames), now)
+                except Exception as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
+                    self.fail(error)
+            delivered += count
         return delivered
 
-    def _next(self, audience: Audience) -> tuple[bytes, list[Record], int]:
-        """Return what to say of the stream itself, the records to write, and the position that this comes to."""
+    def first(self) -> bytes:
+        """Begin, as ``start`` does, but give the first frames to the caller, who writes them at once."""
+        if self._started or self._audience is None:
+            return b""
+        self._started = True
+        frames, count, more = self._step(self._audience)
+        self._fanout.delivered += count
+        if more:
+            self._wait()
+        return frames
+
+    def _step(self, audience: Audience) -> tuple[bytes, int, bool]:
+        """Take the next frames from the log, their number of records, and whether there may be more to take now."""
+        try:
+            frames, count, through, more = self._next(audience)
+        except Exception as error:  # noqa: BLE001  # the select function's, whatever it is
+            self.fail(error)
+            return b"", 0, False
+        self._events += count
+        self._bytes += len(frames)
+        self._position = max(self._position, through)
+        if more or audience is not self._audience:
+            return frames, count, more
+        if audience.pending or audience.flushing:  # published in this very flush
+            self._wait()
+        elif self._prefix:  # no frame has come to be the first
+            audience.await_flush(self)
+        else:
+            self._become_live(audience)
+        return frames, count, False
+
+    def _next(self, audience: Audience) -> tuple[bytes, int, int, bool]:
+        """Return the next frames, their number of records, the position they come to, and whether there may be more."""
         most = None if self._conflates else BATCH
         reading = self._fanout.read(self._position, audience.topics, most, self._since)
         if reading.missing > self._excused and self._policy.on_gap == "conflate" and not self._conflates:
@@ -230,17 +257,18 @@ class Subscriber:
             reading = self._fanout.read(self._position, audience.topics, None, self._since)
         told = self._beginning_or_gap(reading)
         if told is None:
-            return b"", [], self._position
-        records = reading.records
+            return b"", 0, self._position, False
+        records, more = reading.records, reading.more
         through = records[-1].position if records else self._position
         if audience.select is not None:
             records = [record for record in records if audience.select(record)]
         if self._conflates and records:
-            records = first(conflated(records), BATCH)
-            through = records[-1].position
+            records, more = first(conflated(records), BATCH)
+            through = records[-1].position if more else through
         if records and not told:
             told, self._prefix = self._prefix, b""
-        return told, records, through
+        frames = reading.frames if records is reading.records else b"".join([record.frame for record in records])
+        return told + frames, len(records), through, more
 
     def _beginning_or_gap(self, reading: Reading) -> bytes | None:
         """Return the frame that says from where the stream goes on, if any; ``None`` when it does not go on."""
@@ -252,7 +280,7 @@ class Subscriber:
                 self._end(CloseReason.LAGGED)
                 return None
             gap = Gap(GapReason.EVICTED, self._fanout.log.id_of(self._position), None)
-        self._excused = max(self._excused, reading.missing)
+        self._excused = max(self._excused, missing)
         prefix = self._prefix
         if gap is not None:
             self._prefix = b""
@@ -275,9 +303,3 @@ class Subscriber:
             return frame
         self._position = before
         return b"id: %b\n%b" % (log.id_of(before).encode(), frame)
-
-
-def conflated(records: list[Record]) -> list[Record]:
-    """Return of the records of one topic and key the latest only."""
-    latest = {(record.topic, record.key): record for record in records}
-    return [record for record in records if record.key is None or latest[record.topic, record.key] is record]

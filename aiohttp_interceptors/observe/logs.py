@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import asdict
 from typing import Protocol, cast
 
 import structlog
@@ -55,4 +54,5 @@ _REMARKABLE = ("stalled", "lagged")
 def log_fact(fact: StreamFact) -> None:
     """Log what happened to a stream: at debug, or as a warning if somebody should look at it."""
     usual = isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _REMARKABLE)
-    (log.debug if usual else log.warning)(_LINES[type(fact)], **asdict(fact))
+    told = {name: getattr(fact, name) for name in type(fact).__slots__}  # asdict copies, ten times as long
+    (log.debug if usual else log.warning)(_LINES[type(fact)], **told)

@@ -14,7 +14,7 @@ from .accept import accepts_event_stream
 from .connection import Connection
 from .context import RequestContext
 from .refusal import not_acceptable, too_slow
-from .response import ChannelResponse
+from .response import ChannelResponse, TopicResponse
 from .settings import StreamSettings
 from .stream import Stream
 from .streams import Streams
@@ -40,9 +40,8 @@ async def open_stream(
     choice = None if choose is None else choose(context)
     if inspect.isawaitable(choice):
         choice = await choice
-    response = ChannelResponse(
-        allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
-    )
+    kind = TopicResponse if settings.held and request.method != hdrs.METH_HEAD else ChannelResponse
+    response = kind(allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout)
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
         return
@@ -56,7 +55,9 @@ async def open_stream(
             streams.tell(StreamOpened(context.execution_id, request.path))
             streams.add(stream)
             try:
-                stream.begin()
+                frames = stream.begin()
+                if isinstance(response, TopicResponse):
+                    await response.begin(frames)
                 await stream.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
                 await stream.end_of_body()
             finally:

@@ -22,7 +22,7 @@ from .context import RequestContext
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
 
-__all__ = ["ChannelResponse", "EventStreamResponse"]
+__all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
 _LEFT = "the client has left the event stream"
 
@@ -116,6 +116,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     @property
     def headers(self) -> CIMultiDict[str]:
         """The headers; after commit a copy that drops changes."""
+        if not self.head_sent:
+            return self._headers
         headers = super().headers
         if self._date is not None:
             CIMultiDict.add(headers, hdrs.DATE, self._date)
@@ -236,3 +238,21 @@ class ChannelResponse(EventStreamResponse):
 
     def _beat(self) -> bytes:
         return HEARTBEAT
+
+
+class TopicResponse(ChannelResponse):
+    """The response of a Hub's stream: its head waits for ``begin``, and goes out with the first frames."""
+
+    _send_headers_immediately = False
+
+    async def begin(self, frames: bytes) -> None:
+        """Send the head and these frames, in one piece: what a client that returns costs is mostly system calls."""
+        writer = self._payload_writer
+        if writer is None:
+            return
+        try:
+            if frames:
+                await writer.write(frames)  # less than what aiohttp would wait for
+            writer.send_headers()  # twice is once
+        except ConnectionError:  # the event loop has yet to say so
+            pass

@@ -119,4 +119,8 @@ _of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Rounds] = WeakKeyDictiona
 
 def rounds() -> Rounds:
     """Return those of the running event loop."""
-    return _of_loop.setdefault(asyncio.get_running_loop(), Rounds())
+    loop = asyncio.get_running_loop()
+    found = _of_loop.get(loop)
+    if found is None:
+        found = _of_loop[loop] = Rounds()
+    return found

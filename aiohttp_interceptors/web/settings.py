@@ -57,6 +57,11 @@ class StreamSettings:
     strict: bool
     finite: bool = False
 
+    @property
+    def held(self) -> bool:
+        """Whether the head waits for the first frames, because nobody is called who must find it on the wire."""
+        return False
+
     def __post_init__(self) -> None:
         check_seconds("heartbeat", self.heartbeat, "no heartbeat")
         check_seconds("stall_timeout", self.stall_timeout, "no limit")

@@ -69,10 +69,11 @@ class SocketOptions:
         self._socket: socket.socket | None = transport.get_extra_info("socket")
         self._options: tuple[Option, ...] = ()
         self._before: tuple[int, ...] = ()
-        if self._socket is not None and self._socket.family in (socket.AF_INET, socket.AF_INET6):
-            self._options = options_on(PLATFORM, stall_timeout)
-            with suppress(*_CLOSED):  # it is closing, and the transport will say so
-                self._before = shared(tuple([self._replace(*option) for option in self._options]))
+        if self._socket is not None:
+            options = options_on(PLATFORM, stall_timeout)
+            with suppress(*_CLOSED):  # it is a Unix socket, or it is closing, and the transport will say so
+                self._before = shared(tuple([self._replace(*option) for option in options]))
+                self._options = options
 
     def restore(self) -> None:
         """Put back what was there before the stream, for the next request of the connection. Twice is once."""

@@ -99,14 +99,14 @@ class Stream(ABC):
         """Return what the stream has done so far."""
 
     @abstractmethod
-    def _start(self) -> None:
-        """Call who feeds it."""
+    def _start(self) -> bytes:
+        """Call who feeds it, and return the frames that go with the head, if that has waited."""
 
     @abstractmethod
     def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""
 
-    def connection_paused(self) -> None:
+    def connection_paused(self) -> None:  # noqa: B027  # not everybody needs to know
         """Note that the connection has no room any more."""
 
     def _write_rest(self) -> bool:
@@ -124,14 +124,15 @@ class Stream(ABC):
 
     # The life of a stream: begin, wait until it is over, end_of_body unless cancelled, and wind_up in any case.
 
-    def begin(self) -> None:
-        """Call who feeds it, and have the clock look after it."""
+    def begin(self) -> bytes:
+        """Call who feeds it, set its clock, and return the frames that go with a head that has waited."""
         if self._settings.max_age is not None:
             loop, age = asyncio.get_running_loop(), self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311
             self._visit = rounds().add(self, loop.time() + age)
-        self._start()
+        frames = self._start()
         self._connection.owner = self
         self.connection_changed()  # it may be lost already
+        return frames
 
     def visit(self, now: float) -> None:  # noqa: ARG002  # one visit only, whatever the time
         """End a stream that is old enough."""

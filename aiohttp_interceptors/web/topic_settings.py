@@ -32,6 +32,11 @@ class TopicSettings(StreamSettings):
     stream_ready: SubscriberReady | None
     policy: Policy
 
+    @property
+    def held(self) -> bool:
+        """Whether the head waits for the first frames, because nobody is called who must find it on the wire."""
+        return self.snapshot is None and self.stream_ready is None
+
     def __post_init__(self) -> None:
         StreamSettings.__post_init__(self)  # super() does not know a class that was made anew to have slots
         if self.select is not None:

@@ -91,13 +91,12 @@ class TopicStream(Stream):
             self._producer = Producer(self, self._context)
         await super().wind_up()
 
-    def _start(self) -> None:
-        settings = self._topic_settings
-        if settings.stream_ready is None and settings.snapshot is None:
-            self.subscriber.start()
-        else:
-            self._producer = Producer(self, self._context)
-            self._producer.start(self._feed)
+    def _start(self) -> bytes:
+        if self._settings.held:
+            return self.subscriber.first()
+        self._producer = Producer(self, self._context)
+        self._producer.start(self._feed)
+        return b""
 
     def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""

@@ -41,4 +41,8 @@ _of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Turn] = WeakKeyDictionary
 
 def turn() -> Turn:
     """Return that of the running event loop."""
-    return _of_loop.setdefault(asyncio.get_running_loop(), Turn())
+    loop = asyncio.get_running_loop()
+    found = _of_loop.get(loop)
+    if found is None:
+        found = _of_loop[loop] = Turn()
+    return found

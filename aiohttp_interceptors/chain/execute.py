@@ -84,10 +84,10 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                     for enter in execution.cursor:
                         result = enter(context)
                         if result is not None:
-                            if (
-                                type(result) is CoroutineType
-                            ):  # not in _adopted: in here a stream waits while it is open
+                            if type(result) is CoroutineType:  # not in _adopted: in here a stream waits
                                 result = await result
+                                if type(result) is CoroutineType:  # what it goes on with in a smaller frame
+                                    result = await result
                                 context = execution.context if result is None else execution.adopt(result)
                             else:
                                 context = await _adopted(execution, result)

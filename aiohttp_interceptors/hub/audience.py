@@ -58,7 +58,7 @@ class Audience:
         self.size: int = 0  # subscribers, also those that are neither live nor waiting
         self._live: dict[Subscriber, None] = {}
         self._line: tuple[Outlet, ...] | None = None  # of the live ones; a tuple is walked faster, and does not change
-        self._waiting: dict[Subscriber, None] = {}
+        self._waiting: dict[Subscriber, int] = {}  # how many were pending when each came
 
     @property
     def live(self) -> int:
@@ -72,7 +72,7 @@ class Audience:
 
     def await_flush(self, subscriber: Subscriber) -> None:
         """Have somebody catch up in the next flush."""
-        self._waiting[subscriber] = None
+        self._waiting.setdefault(subscriber, len(self.pending))
 
     def leave(self, subscriber: Subscriber) -> bool:
         """Take somebody out of both, and return whether they kept up."""
@@ -101,9 +101,24 @@ class Audience:
             self._advance(records)
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
-            for subscriber in waiting:
+            passing = any(record.id is None for record in records)
+            for subscriber, before in waiting.items():
                 delivered += subscriber.catch_up(now)
+                if passing and subscriber in self._live:
+                    delivered += self._pass_on(subscriber, records[before:], now)
         return delivered
+
+    def _pass_on(self, subscriber: Subscriber, records: list[Record], now: float) -> int:
+        """Write to somebody who has just caught up the ephemeral records, which the log does not have."""
+        select = self.select
+        try:
+            missed = [record for record in records if record.id is None and (select is None or select(record))]
+            if missed:
+                subscriber.relay(b"".join([record.frame for record in missed]), len(missed), now)
+        except Exception as error:  # noqa: BLE001  # the select function's or a transport's own
+            subscriber.fail(error)
+            return 0
+        return len(missed)
 
     def _spread(self, records: list[Record], now: float) -> int:
         """Write records to those that keep up, and return the deliveries."""

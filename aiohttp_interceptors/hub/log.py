@@ -222,10 +222,8 @@ class Log:
         """Tell whether something may have been evicted under a name that is no longer known."""
         if position >= self._forgotten:
             return False
-        return any(
-            (is_wildcard(name) or name not in self._rings) and (since.get(name, 0) if since else 0) < self._forgotten
-            for name in topics
-        )
+        known = self._rings  # of which no wildcard is one
+        return any(name not in known and (since.get(name, 0) if since else 0) < self._forgotten for name in topics)
 
 
 def first(records: Iterable[Record], most: int | None) -> tuple[list[Record], bool]:

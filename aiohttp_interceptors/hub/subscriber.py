@@ -141,6 +141,17 @@ class Subscriber:
         if not self.outlet.paused:
             self._wait()
 
+    def first(self) -> bytes:
+        """Begin, as ``start`` does, but give the first frames to the caller, who writes them at once."""
+        if self._started or self._audience is None:
+            return b""
+        self._started = True
+        frames, count, more = self._step(self._audience)
+        self._fanout.delivered += count
+        if more:
+            self._wait()
+        return frames
+
     def pause(self) -> None:
         """Note that the outlet takes no more: the position is all that is kept from now on."""
         if self._live:
@@ -217,16 +228,11 @@ class Subscriber:
             delivered += count
         return delivered
 
-    def first(self) -> bytes:
-        """Begin, as ``start`` does, but give the first frames to the caller, who writes them at once."""
-        if self._started or self._audience is None:
-            return b""
-        self._started = True
-        frames, count, more = self._step(self._audience)
-        self._fanout.delivered += count
-        if more:
-            self._wait()
-        return frames
+    def relay(self, frames: bytes, count: int, now: float) -> None:
+        """Write so many events that are for nobody else."""
+        self._events += count
+        self._bytes += len(frames)
+        self.outlet.relay(self.outlet.wrap(frames), now)
 
     def _step(self, audience: Audience) -> tuple[bytes, int, bool]:
         """Take the next frames from the log, their number of records, and whether there may be more to take now."""
@@ -238,7 +244,7 @@ class Subscriber:
         self._events += count
         self._bytes += len(frames)
         self._position = max(self._position, through)
-        if more or audience is not self._audience:
+        if more or audience is not self._audience or self.outlet.paused:  # with room again it goes on
             return frames, count, more
         if audience.pending or audience.flushing:  # published in this very flush
             self._wait()

@@ -87,9 +87,8 @@ class ChannelStream(Stream):
         if channel.closed and not channel.buffered and not self._connection.paused:
             self.end(CloseReason.CLOSED if self._feeder.error is None else CloseReason.ERROR)
 
-    def _start(self) -> bytes:
+    def _start(self) -> None:
         self._feeder.start(self._ready, self.channel, self._context)
-        return b""
 
     def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""

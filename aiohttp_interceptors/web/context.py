@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from contextvars import Token
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -12,6 +14,7 @@ from multidict import CIMultiDict
 from ..chain.context import Context
 from ..chain.failure import Failure
 from ..errors import NoResponse
+from ..observe.logs import logged_execution_id
 from .commit import CommitGuard, FrozenHeaders, contexts, drop, seal
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class RequestContext(Context):
     an error.
     """
 
-    __slots__ = ("_preparing", "_response", "_staged", "_writer", "request", "stream")
+    __slots__ = ("_logged", "_preparing", "_response", "_staged", "_writer", "request", "stream")
 
     request: web.Request
 
@@ -48,6 +51,7 @@ class RequestContext(Context):
         self._response: web.StreamResponse | None = None
         self._staged: CIMultiDict[str] | None = None
         self._preparing: web.StreamResponse | None = None
+        self._logged: Token[int | str] | None = None
         self.stream: Stream | None = None
         """The event stream that this request has, once it is open."""
 
@@ -103,6 +107,18 @@ class RequestContext(Context):
     def of(request: web.BaseRequest) -> RequestContext | None:
         """Return the context of a request, or of a clone of it, while its chain runs."""
         return contexts.get(request.writer)
+
+    def put_on_log_lines(self) -> None:
+        """Have every line that this task logs tell the execution id. Twice is once."""
+        if self._logged is None:
+            self._logged = logged_execution_id.set(self.execution_id)
+
+    def take_off_log_lines(self) -> None:
+        """Undo that, in a task that will wait for long: a context variable costs each of them 120 bytes."""
+        logged, self._logged = self._logged, None
+        if logged is not None:
+            with suppress(ValueError):  # a middleware has put what is inside of it into another task
+                logged_execution_id.reset(logged)
 
     def register(self) -> None:
         """Be the context of the request until the chain is over."""

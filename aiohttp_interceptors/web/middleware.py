@@ -15,7 +15,6 @@ from ..chain.chain import Chain
 from ..chain.execute import drive
 from ..chain.execution import Execution
 from ..chain.interceptor import InterceptorLike, interceptors_of
-from ..observe.logs import logged_execution_id
 from .commit import contexts
 from .context import RequestContext
 
@@ -108,7 +107,7 @@ def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitab
     if outer is not context:
         return _run_inside(outer, chain, request, handler)
     # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own context variables.
-    logged_execution_id.set(context.execution_id)
+    context.put_on_log_lines()
     return drive(Execution(context, chain), handler, RequestContext.conclude)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
@@ -29,10 +29,11 @@ async def open_stream(
     settings: StreamSettings,
     make: MakeStream,
     choose: Callable[[RequestContext], Awaitable[object] | object] | None = None,
-) -> None:
-    """Open a stream in a place that the application has for it, and keep it until it is over.
+) -> Coroutine[None, None, None] | None:
+    """Open a stream in a place that the application has for it, and return what keeps it until it is over.
 
-    What ``choose`` returns, before commit and also for HEAD, ``make`` is given.
+    What ``choose`` returns, before commit and also for HEAD, ``make`` is given. The chain awaits what is returned in
+    the place of this: ten thousand open streams shall not each keep what it took to open them.
     """
     request = context.request
     if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
@@ -44,26 +45,21 @@ async def open_stream(
     response = kind(allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout)
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
-        return
+        return None
     await _read_body(request, settings.stall_timeout)
     streams = Streams.of(request)
     place = streams.admit(request, context.execution_id)
     try:
         await _commit(context, response)
-        if response.connection is not None:
-            stream = context.stream = make(context, response, response.connection, streams, choice)
-            streams.tell(StreamOpened(context.execution_id, request.path))
-            streams.add(stream)
-            try:
-                frames = stream.begin()
-                if isinstance(response, TopicResponse):
-                    await response.begin(frames)
-                await stream.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
-                await stream.end_of_body()
-            finally:
-                await stream.wind_up()
-    finally:
+        if response.connection is None:
+            streams.give_back(place)
+            return None
+        stream = context.stream = make(context, response, response.connection, streams, choice)
+    except BaseException:
         streams.give_back(place)
+        raise
+    streams.tell(StreamOpened(context.execution_id, request.path))
+    return stream.run(place)
 
 
 async def _commit(context: RequestContext, response: ChannelResponse) -> None:

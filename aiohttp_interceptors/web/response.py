@@ -244,6 +244,8 @@ class TopicResponse(ChannelResponse):
     """The response of a Hub's stream: its head waits for ``begin``, and goes out with the first frames."""
 
     _send_headers_immediately = False
+    # What the kernel does not take the log keeps for all; and uvloop writes at once only what is more than this.
+    _high_water = 1
 
     async def begin(self, frames: bytes) -> None:
         """Send the head and these frames, in one piece: what a client that returns costs is mostly system calls."""

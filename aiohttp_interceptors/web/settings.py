@@ -59,7 +59,7 @@ class StreamSettings:
 
     @property
     def held(self) -> bool:
-        """Whether the head waits for the first frames, because nobody is called who must find it on the wire."""
+        """Whether the head waits for the first frames, to go out with them."""
         return False
 
     def __post_init__(self) -> None:

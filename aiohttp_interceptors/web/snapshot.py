@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import TypeAlias, cast
 
@@ -27,7 +27,7 @@ class Snapshot:
     __slots__ = ("events", "id")
 
     def __init__(self, events: Events, id: str | None = None) -> None:  # noqa: A002  # the field's name
-        if isinstance(events, (str, Event)) or not isinstance(events, (Iterable, AsyncIterable)):
+        if isinstance(events, (str, bytes, Event, Mapping)) or not isinstance(events, (Iterable, AsyncIterable)):
             raise TypeError(f"a snapshot is a list or an async iterable of events, or a Snapshot, not {events!r}")
         if id is not None and not isinstance(id, str):
             raise TypeError(f"a snapshot's id is what publish returned, a str or None, not {id!r}")

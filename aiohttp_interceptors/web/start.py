@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Unpack, overload
+from typing import Unpack, cast, overload
 
 from ..chain.interceptor import Interceptor, check_call
 from ..sse.buffer import EventQueue
@@ -87,7 +87,7 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     def enter(context: RequestContext) -> Awaitable[None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return open_stream(context, settings, make)
+        return cast("Awaitable[None]", open_stream(context, settings, make))
 
     return Interceptor(name, enter)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from .connection import Connection
 from .context import RequestContext
 from .drain import Drain
 from .producer import Producer
-from .response import ChannelResponse
+from .response import ChannelResponse, TopicResponse
 from .rounds import Visit, rounds
 from .settings import ErrorEvent, StreamSettings
 from .streams import Streams
@@ -99,8 +100,8 @@ class Stream(ABC):
         """Return what the stream has done so far."""
 
     @abstractmethod
-    def _start(self) -> bytes:
-        """Call who feeds it, and return the frames that go with the head, if that has waited."""
+    def _start(self) -> None:
+        """Call who feeds it."""
 
     @abstractmethod
     def connection_changed(self) -> None:
@@ -108,6 +109,10 @@ class Stream(ABC):
 
     def connection_paused(self) -> None:  # noqa: B027  # not everybody needs to know
         """Note that the connection has no room any more."""
+
+    def _first_frames(self) -> bytes:
+        """Return the frames that go with the head, if that has waited."""
+        return b""
 
     def _write_rest(self) -> bool:
         """Write what still waits, as far as the connection takes it, and return whether more does."""
@@ -122,17 +127,36 @@ class Stream(ABC):
         """Since the head was on the wire, until the end if it is over."""
         return (self._ended or asyncio.get_running_loop().time()) - self._began
 
-    # The life of a stream: begin, wait until it is over, end_of_body unless cancelled, and wind_up in any case.
+    # The life of a stream.
 
-    def begin(self) -> bytes:
-        """Call who feeds it, set its clock, and return the frames that go with a head that has waited."""
+    async def run(self, place: Hashable) -> None:
+        """Begin, wait for the end, send it unless cancelled, and in any case wind up and give back the place."""
+        self._streams.add(self)
+        try:
+            await self._open()
+            self._context.take_off_log_lines()
+            await self.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
+            self._context.put_on_log_lines()
+            await self.end_of_body()
+        finally:
+            try:
+                await self.wind_up()
+            finally:
+                self._streams.give_back(place)
+
+    async def _open(self) -> None:
+        self._connection.owner = self
+        if isinstance(self._response, TopicResponse):
+            await self._response.begin(self._first_frames())
+        self.begin()
+
+    def begin(self) -> None:
+        """Call who feeds it, and have the clock look after it."""
         if self._settings.max_age is not None:
             loop, age = asyncio.get_running_loop(), self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311
             self._visit = rounds().add(self, loop.time() + age)
-        frames = self._start()
-        self._connection.owner = self
+        self._start()
         self.connection_changed()  # it may be lost already
-        return frames
 
     def visit(self, now: float) -> None:  # noqa: ARG002  # one visit only, whatever the time
         """End a stream that is old enough."""

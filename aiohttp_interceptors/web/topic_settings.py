@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,13 +35,15 @@ class TopicSettings(StreamSettings):
 
     @property
     def held(self) -> bool:
-        """Whether the head waits for the first frames, because nobody is called who must find it on the wire."""
+        """Whether the head waits for the first frames: nobody is called who must find it on the wire."""
         return self.snapshot is None and self.stream_ready is None
 
     def __post_init__(self) -> None:
         StreamSettings.__post_init__(self)  # super() does not know a class that was made anew to have slots
         if self.select is not None:
             check_function("select", self.select, "context", "record")
+            if inspect.iscoroutinefunction(self.select):  # what it returns is true, whatever it is about to say
+                raise TypeError(f"select is a plain function, called for each record, not {self.select!r}")
         if self.snapshot is not None:
             check_function("snapshot", self.snapshot, "context")
         if self.stream_ready is not None:

@@ -91,12 +91,13 @@ class TopicStream(Stream):
             self._producer = Producer(self, self._context)
         await super().wind_up()
 
-    def _start(self) -> bytes:
-        if self._settings.held:
-            return self.subscriber.first()
-        self._producer = Producer(self, self._context)
-        self._producer.start(self._feed)
-        return b""
+    def _first_frames(self) -> bytes:
+        return self.subscriber.first()
+
+    def _start(self) -> None:
+        if not self._settings.held:
+            self._producer = Producer(self, self._context)
+            self._producer.start(self._feed)
 
     def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""
@@ -116,8 +117,8 @@ class TopicStream(Stream):
 
     def _feed(self) -> Awaitable[object] | None:
         """Call the functions that an application has for its streams, and return what of it is to be awaited."""
-        settings, context = self._topic_settings, self._context
-        ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, context)
+        settings = self._topic_settings
+        ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, self._context)
         awaited = ready if inspect.isawaitable(ready) else None
         if settings.snapshot is None or self._is_resumed():
             self.subscriber.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable
+from typing import cast
 
 from ..chain.interceptor import Interceptor, check_call
 from ..hub.hub import Hub
@@ -57,8 +58,9 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     the state that a stream begins with, as a list or an async iterable of events or as a ``Snapshot``: it is called
     when the stream has its position, and its events go out before any record. A client that returned and missed
     nothing has the state already, and gets none. ``stream_ready(subscriber, context)`` is called once the stream is
-    registered, and if it is ``async`` runs after the snapshot and is cancelled when the stream ends;
-    ``subscriber.add`` and ``remove`` change the topics of an open stream.
+    registered: the stream hears of what is published then, and topics that it adds are gone on with as the others are.
+    An ``async`` one runs after the snapshot, is cancelled when the stream ends, and ends it when it raises. Later
+    ``subscriber.add`` and ``remove`` change the topics of the open stream.
 
     A client that reads slowly costs no memory and delays nobody: it gets from the history what it has missed. When
     that is gone, ``on_gap`` says what happens: ``"signal"`` tells it and goes on, ``"close"`` ends the stream, as
@@ -108,7 +110,7 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     def enter(context: RequestContext) -> Awaitable[None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return open_stream(context, settings, make, choose)
+        return cast("Awaitable[None]", open_stream(context, settings, make, choose))
 
     return Interceptor(name, enter)
 

@@ -1,0 +1,424 @@
+"""Publishing: what is refused, from which thread, in which event loop, and that nothing stays that is not needed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+
+import pytest
+
+from aiohttp_interceptors.errors import EventTooLarge
+from aiohttp_interceptors.hub.hub import Hub
+from aiohttp_interceptors.hub.log import EMPTIED
+from aiohttp_interceptors.hub.policy import Policy
+from aiohttp_interceptors.hub.ring import Ring
+from aiohttp_interceptors.sse.channel import CloseReason
+from aiohttp_interceptors.sse.event import Event
+from tests.hub.outlet import Outlet, live, start, subscribe, turn
+from tests.waiting import until, within
+
+
+class Unheard(Outlet):
+    """Its transport fails whatever is written."""
+
+    def relay(self, payload, now):
+        raise OSError("gone")
+
+
+def elsewhere(call):
+    """Do something in a thread of its own, and wait for it there."""
+    return within(asyncio.to_thread(call))
+
+
+class TestPublish:
+    async def test_each_record_has_the_next_id_whatever_its_topic(self):
+        hub = Hub()
+        ids = [await hub.publish(topic, "x") for topic in ("a", "b.c", "a")]
+        assert ids == [f"{hub.log.epoch}-{position}" for position in (1, 2, 3)]
+
+    async def test_an_ephemeral_event_has_no_id_is_not_kept_and_moves_nobody(self):
+        """peer bug 54"""
+        hub = Hub()
+        stream = await live(hub, "a")
+        before = await hub.publish("a", "1")
+        assert await hub.publish("a", "fleeting", ephemeral=True) is None
+        await turn()
+        assert [(frame.data, frame.id) for frame in stream.frames] == [("1", before), ("fleeting", None)]
+        assert stream.last_event_id == before
+        late = start(hub, "a", after=before)
+        await turn()
+        assert late.frames == []
+        assert hub.statistics().records == 1
+        assert hub.statistics().published == 2
+
+    async def test_ephemeral_events_keep_their_place_among_the_others_of_a_turn(self):
+        hub = Hub()
+        stream = await live(hub, "a")
+        for number in range(6):
+            await hub.publish("a", f"{number}", ephemeral=number % 2 == 0)
+        await turn()
+        assert stream.texts == list("012345")
+
+    async def test_an_ephemeral_event_alone_starts_no_topic(self):
+        hub = Hub()
+        await hub.publish("typing", "x", ephemeral=True)
+        assert hub.statistics().topics == 0
+
+    async def test_an_event_goes_out_as_it_is(self):
+        hub = Hub()
+        stream = await live(hub, "a")
+        event = Event("two\nlines", "name", retry=7, comment="seen by no page")
+        event_id = await hub.publish("a", event)
+        await turn()
+        assert stream.frames == [Event("two\nlines", "name", event_id, 7, "seen by no page")]
+
+    async def test_changing_a_value_after_it_was_published_changes_nothing(self):
+        """peer bug 42"""
+        hub = Hub()
+        stream, late = await live(hub, "a"), subscribe(hub, "a")
+        value = {"list": [1]}
+        await hub.publish("a", Event.json(value))
+        value["list"].append(2)
+        late.subscriber.start()
+        await turn()
+        assert stream.texts == late.texts == ['{"list":[1]}']
+
+    async def test_cancelling_who_publishes_neither_doubles_nor_loses(self):
+        hub = Hub()
+        stream = await live(hub, "a")
+        task = asyncio.create_task(hub.publish("a", "1"))
+        await turn()
+        task.cancel()
+        await turn()
+        assert task.done()
+        assert not task.cancelled()
+        assert stream.texts == ["1"]
+
+
+class TestWhatIsRefused:
+    WRONG = (
+        ("a", 7, TypeError, "an Event or a str is published, not 7"),
+        ("a", b"x", TypeError, "an Event or a str is published"),
+        ("a", {"x": 1}, TypeError, r"Event.json\(value\)"),
+        ("a", None, TypeError, "an Event or a str is published"),
+        ("a", "\ud800", ValueError, "UTF-8"),
+        ("a", Event("x", id="7"), ValueError, "the Hub gives events their ids"),
+        ("a", "x" * 101, EventTooLarge, "more than 100 bytes was published under 'a'; see max_event_size"),
+        ("a.*", "x", ValueError, "is a wildcard for many"),
+        (">", "x", ValueError, "is a wildcard for many"),
+        ("a..b", "x", ValueError, "tokens separated by single dots"),
+        ("", "x", ValueError, "a topic is 1 to 255 characters"),
+        ("a b", "x", ValueError, "without blanks"),
+        (7, "x", TypeError, "a topic is a str, not 7"),
+        (None, "x", TypeError, "a topic is a str, not None"),
+        (["a"], "x", TypeError, "."),
+    )
+
+    @pytest.mark.parametrize(("topic", "event", "error", "message"), WRONG)
+    @pytest.mark.parametrize("ephemeral", [False, True])
+    async def test_it_fails_the_publisher_and_no_stream(self, topic, event, error, message, ephemeral):
+        """peer bug 41: also what cannot be encoded."""
+        hub = Hub(max_event_size=100)
+        stream = await live(hub, ">")
+        before = hub.statistics()
+        with pytest.raises(error, match=message):
+            await hub.publish(topic, event, ephemeral=ephemeral)
+        with pytest.raises(error, match=message):
+            hub.publish_threadsafe(topic, event, ephemeral=ephemeral)
+        await turn(2)
+        assert hub.statistics() == before
+        await hub.publish("a", "good")
+        await turn()
+        assert stream.texts == ["good"]
+        assert stream.ends == []
+
+    async def test_a_key_is_text(self):
+        with pytest.raises(TypeError, match="an event's key is a str or None, not 7"):
+            await Hub().publish("a", "x", key=7)
+
+    async def test_an_event_as_large_as_is_allowed_is_none_too_large(self):
+        hub = Hub(max_event_size=100)
+        await hub.publish("a", "x" * (100 - len("data: \n\n")))
+        with pytest.raises(EventTooLarge):
+            await hub.publish("a", "x" * (101 - len("data: \n\n")))
+        assert await Hub(max_event_size=None).publish("a", "x" * 2**21)
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"history": -1}, ValueError),
+            ({"history": None}, TypeError),
+            ({"history_bytes": 0}, ValueError),
+            ({"history_age": 0}, ValueError),
+            ({"max_event_size": 0}, ValueError),
+            ({"max_event_size": "1"}, TypeError),
+        ],
+    )
+    def test_a_hub_that_cannot_work_is_not_made(self, options, error):
+        with pytest.raises(error, match=f"{next(iter(options))} is "):
+            Hub(**options)
+
+    async def test_who_subscribes_to_what_is_no_topic_is_not_counted(self):
+        hub, outlet = Hub(), Outlet()
+        for topics in (["a", "b..c"], [7], ["a b"]):
+            with pytest.raises((TypeError, ValueError)):
+                hub.subscribe(topics, outlet, outlet.ended)
+        assert hub.statistics().subscribers == hub.statistics().audiences == 0
+
+    async def test_one_topic_is_not_taken_for_its_letters(self):
+        hub, outlet = Hub(), Outlet()
+        outlet.subscriber = hub.subscribe("abc", outlet, outlet.ended, policy=Policy())
+        assert outlet.subscriber.topics == {"abc"}
+
+
+class TestThreads:
+    async def test_a_thread_wakes_an_idle_event_loop(self):
+        """peer bug 38: nothing else happens in it, and no timer is due."""
+        hub, arrived = Hub(history_age=None), asyncio.Event()
+        stream = await live(hub, "a")
+        stream.received = lambda frames: arrived.set()
+        thread = threading.Thread(target=hub.publish_threadsafe, args=("a", "x"))
+        thread.start()
+        await within(arrived.wait())
+        thread.join()
+
+    async def test_the_id_can_be_asked_for(self):
+        hub = Hub()
+        stream = await live(hub, "a")
+        event_id = await elsewhere(lambda: hub.publish_threadsafe("a", "x").result())
+        assert event_id == hub.log.id_of(1)
+        await turn()
+        assert stream.frames[0].id == event_id
+        assert await elsewhere(lambda: hub.publish_threadsafe("a", "x", ephemeral=True, key="k").result()) is None
+
+    @pytest.mark.parametrize("asks", [False, True])
+    async def test_many_threads_publish_each_in_its_order(self, asks):
+        hub = Hub()
+        streams = [await live(hub, "t.>") for _ in range(3)]
+
+        def work(name):
+            futures = []
+            for number in range(100):
+                future = hub.publish_threadsafe(f"t.{name}", f"{name} {number}", key=f"{name}")
+                futures.append(future.result() if asks else future)
+            return futures
+
+        with ThreadPoolExecutor(8) as pool:
+            loop = asyncio.get_running_loop()
+            results = await within(asyncio.gather(*(loop.run_in_executor(pool, work, name) for name in range(8))))
+        await until(lambda: len(streams[0].texts) == 800)
+        for stream in streams:
+            for name in range(8):
+                mine = [text for text in stream.texts if text.startswith(f"{name} ")]
+                assert mine == [f"{name} {number}" for number in range(100)]
+        ids = [future if asks else future.result(0) for futures in results for future in futures]
+        assert sorted(ids, key=lambda id_: int(id_.split("-")[1])) == [frame.id for frame in streams[0].frames]
+
+    async def test_a_cancelled_one_is_not_published(self):
+        hub = Hub()
+        stream = await live(hub, "a")
+        futures = [hub.publish_threadsafe("a", text) for text in "123"]  # in the loop's own thread: not yet
+        assert futures[1].cancel()
+        await turn(2)
+        assert stream.texts == ["1", "3"]
+        assert not futures[0].cancel()
+        with pytest.raises(CancelledError):
+            futures[1].result(0)
+
+    def test_before_the_hub_has_an_event_loop_it_is_refused_and_once_it_is_open_it_is_not(self):
+        hub = Hub()
+        with pytest.raises(RuntimeError, match=r"no event loop yet: setup\(app, hub\)"):
+            hub.publish_threadsafe("a", "x")
+        assert hub.statistics().published == 0
+
+        async def opened():
+            hub.open()
+            hub.open()
+            return await elsewhere(lambda: hub.publish_threadsafe("a", "x").result())
+
+        assert asyncio.run(opened()) == hub.log.id_of(1)
+
+    def test_after_the_event_loop_has_closed_it_is_refused(self):
+        hub = Hub()
+
+        async def opened():
+            hub.open()
+
+        asyncio.run(opened())
+        with pytest.raises(RuntimeError, match="closed"):
+            hub.publish_threadsafe("a", "x")
+        assert hub.statistics().published == 0
+
+
+class TestEventLoops:
+    def test_a_second_one_goes_on_where_the_first_ended(self):
+        hub = Hub()
+
+        async def first():
+            stream = await live(hub, "a")
+            await hub.publish("a", "1")
+            await turn()
+            await hub.publish("a", "2")
+            stream.subscriber.close()
+            return stream.frames[0].id
+
+        async def second(after):
+            stream = start(hub, "a", after=after)
+            assert await elsewhere(lambda: hub.publish_threadsafe("a", "3").result()) == hub.log.id_of(3)
+            await turn()
+            return stream.texts
+
+        last = asyncio.run(first())
+        assert asyncio.run(second(last)) == ["2", "3"]
+
+    def test_what_the_first_had_yet_to_flush_does_not_stop_the_second(self):
+        hub = Hub()
+        loop = asyncio.new_event_loop()
+
+        async def first():
+            stream = await live(hub, "a")
+            await hub.publish("a", "1")
+            loop.stop()  # after this turn, and the flush is due in the next
+            return stream
+
+        async def second():
+            hub.open()
+            await turn()
+            assert task.result().texts == ["1"]
+            stream = await live(hub, "a")
+            await hub.publish("a", "2")
+            await turn()
+            return stream.texts
+
+        task = loop.create_task(first())
+        loop.run_forever()
+        loop.close()
+        assert task.result().texts == []
+        assert asyncio.run(second()) == ["2"]
+        assert task.result().texts == ["1", "2"]
+
+    async def test_one_of_another_thread_is_refused_while_this_one_runs(self):
+        hub = Hub()
+        hub.open()
+
+        def publish():
+            with pytest.raises(RuntimeError, match="belongs to another event loop; publish_threadsafe reaches"):
+                asyncio.run(hub.publish("a", "x"))
+            return True
+
+        assert await elsewhere(publish)
+        assert hub.statistics().published == 0
+        assert await hub.publish("a", "x") == hub.log.id_of(1)
+
+    def test_one_that_waits_and_has_open_streams_is_not_deserted(self):
+        hub = Hub()
+        loop = asyncio.new_event_loop()
+        stream = loop.run_until_complete(live(hub, "a"))
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            asyncio.run(hub.publish("a", "x"))
+        stream.subscriber.close()
+        assert asyncio.run(hub.publish("a", "x")) == hub.log.id_of(1)
+        loop.close()
+
+
+class TestWhatStays:
+    async def test_numbers_return_to_where_they_were(self):
+        """peer bug 44: whatever failed meanwhile."""
+        hub = Hub(history_age=0.001)
+        options = [{}, {"outlet": Unheard()}, {"select": lambda record: 1 / 0}, {"outlet": Outlet(0)}, {"retry": 5}]
+        streams = [start(hub, "a", f"b.{number}", **each) for number, each in enumerate(options)]
+        never_started = subscribe(hub, "a", "c.*")
+        assert hub.statistics().subscribers == hub.subscribers("a") == 6
+        assert hub.statistics().behind == 6
+        await turn()
+        for _ in range(3):
+            await hub.publish("a", "x")
+            await turn()
+        assert [stream.ends[0][0] for stream in streams if stream.ends] == [CloseReason.ERROR] * 2
+        statistics = hub.statistics()
+        assert (statistics.subscribers, statistics.audiences, statistics.behind) == (4, 4, 2)
+        assert statistics.published == 3
+        for stream in (*streams, never_started):
+            stream.subscriber.close()
+            stream.resume()
+        await turn()
+        await until(lambda: hub.statistics().records == 0)
+        statistics = hub.statistics()
+        assert (statistics.subscribers, statistics.audiences, statistics.behind) == (0, 0, 0)
+        assert (statistics.topics, statistics.bytes) == (0, 0)
+        assert hub.subscribers("a") == hub.subscribers("c.x") == 0
+
+    async def test_what_was_delivered_is_counted(self):
+        hub = Hub()
+        streams = [await live(hub, "a") for _ in range(3)]
+        behind = start(hub, "a")
+        for _ in range(4):
+            await hub.publish("a", "x")
+        await hub.publish("b", "x")
+        await turn()
+        assert hub.statistics().delivered == sum(len(stream.texts) for stream in (*streams, behind)) == 16
+
+    async def test_an_idle_hub_frees_what_is_too_old(self):
+        """peer bug 45"""
+        hub = Hub(history_age=0.001)
+        for number in range(3):
+            await hub.publish(f"a.{number}", "x")
+        assert hub.statistics().records == hub.statistics().topics == 3
+        await until(lambda: hub.statistics().records == 0)
+        assert hub.statistics().topics == hub.statistics().bytes == 0
+
+    def test_an_idle_hub_frees_what_another_event_loop_left(self):
+        hub = Hub(history_age=0.05)
+
+        async def publish():
+            await hub.publish("a", "x")
+
+        async def idle():
+            hub.open()
+            await until(lambda: hub.statistics().records == 0)
+
+        asyncio.run(publish())
+        assert hub.statistics().records == 1
+        asyncio.run(idle())
+
+    async def test_topics_that_nobody_hears_and_that_have_no_history_are_freed(self):
+        """peer bug 45"""
+
+        def rings():
+            gc.collect()
+            return sum(isinstance(thing, Ring) for thing in gc.get_objects())
+
+        at_first = rings()
+        hub = Hub(history=0)
+        streams = [await live(hub, f"user.{number}") for number in range(3)]
+        for number in range(2 * EMPTIED):
+            await hub.publish(f"user.{number}", "x")
+        for stream in streams:
+            stream.subscriber.close()
+        await turn()
+        assert hub.statistics().topics == hub.statistics().records == hub.statistics().audiences == 0
+        assert rings() - at_first <= EMPTIED
+
+    async def test_a_hub_that_was_closed_leaves_nothing_in_the_event_loop(self):
+        def timers():
+            gc.collect()
+            return sum(isinstance(t, asyncio.TimerHandle) and not t.cancelled() for t in gc.get_objects())
+
+        at_first = timers()
+        hub = Hub()
+        await hub.publish("a", "x")
+        assert timers() == at_first + 1
+        hub.close()
+        hub.close()
+        assert timers() == at_first
+        assert hub.statistics().records == 1
+
+    async def test_a_future_that_nobody_asks_is_no_warning(self):
+        hub = Hub()
+        hub.open()
+        assert isinstance(hub.publish_threadsafe("a", "x"), Future)
+        gc.collect()
+        await turn()
+        assert hub.statistics().published == 1

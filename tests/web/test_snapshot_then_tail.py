@@ -1,0 +1,137 @@
+"""State plus changes, whatever is published while a stream begins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import pytest
+import uvloop
+
+from aiohttp_interceptors import Event, Hub, Snapshot
+from tests.listener import Listener, application, listen
+from tests.waiting import until, within
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
+]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture(autouse=True)
+def quiet(logged):
+    """Keep what is logged of streams to ourselves."""
+
+
+class Board:
+    """An application's state, and what happens to it meanwhile: changes at each point where somebody else may run."""
+
+    def __init__(self, seed: int) -> None:
+        self.hub = Hub()
+        self.state: dict[str, int] = {}
+        self.total = 0
+        self.id: str | None = None
+        self.chance = random.Random(seed)
+        self.number = 0
+
+    async def change(self) -> None:
+        self.number += 1
+        key = self.chance.choice("abc")
+        self.state[key] = self.number  # first the state, then the word of it
+        self.id = await self.hub.publish("board", Event.json([key, self.number], name="change"))
+        self.total += self.number
+
+    async def point(self) -> None:
+        for _ in range(self.chance.choice([0, 0, 1, 3])):
+            await self.change()
+        await asyncio.sleep(0)
+        for _ in range(self.chance.choice([0, 0, 1, 3])):
+            await self.change()
+
+    async def points(self) -> None:
+        for _ in range(self.chance.randrange(3)):
+            await self.point()
+
+    async def topics(self, context) -> str:
+        await self.points()
+        return "board"
+
+    async def of_the_time_of_an_id(self, context) -> Snapshot:
+        await self.points()
+        total, last = self.total, self.id
+        await self.points()
+
+        async def events():
+            await self.points()
+            yield Event(str(total), "total")
+            await self.points()
+            yield Event("done", "done")
+            await self.points()
+
+        return Snapshot(events(), last or self.hub.log.id_of(0))
+
+    async def of_one_time(self, context) -> list[Event]:
+        await self.points()
+        state = [Event.json([key, self.state.get(key)], name="state") for key in "abc"]
+        await self.points()
+        return state
+
+    async def of_some_time(self, context):
+        await self.points()
+        for key in "abc":
+            yield Event.json([key, self.state.get(key)], name="state")  # each of another time
+            await self.points()
+
+
+class Page:
+    """What a page makes of it."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, int] = {}
+        self.total = 0
+
+    async def follow(self, listener: Listener, last: int) -> None:
+        """Read until the last change is there."""
+        number = -1
+        while number < last:
+            event = await listener.event()
+            if event.name == "total":
+                self.total = int(event.data)
+            elif event.name == "state":
+                key, value = json.loads(event.data)
+                self.state[key] = value
+            elif event.name == "change":
+                key, number = json.loads(event.data)
+                self.state[key] = number
+                self.total += number
+
+
+@pytest.mark.parametrize("form", ["of_the_time_of_an_id", "of_one_time", "of_some_time"])
+async def test_state_and_changes_have_no_hole_whatever_is_published_when(serve, form):
+    """Each of a thousand streams meets other changes at other points; with an id no change comes twice either."""
+    board = Board(0)
+    server = await serve(application(board.hub, board.topics, snapshot=getattr(board, form)))
+    for seed in range(1000):
+        board.chance.seed(seed)
+        opening = asyncio.create_task(listen(server))
+        await board.points()
+        listener = await within(opening)
+        await board.points()
+        await until(lambda: board.hub.statistics().subscribers == 1 and board.hub.statistics().behind == 0)
+        await board.change()
+        page = Page()
+        await page.follow(listener, board.number)
+        if form == "of_the_time_of_an_id":
+            assert page.total == board.total
+        else:
+            assert page.state == board.state
+        listener.raw.reset()
+        await listener.close()
+        await until(lambda: board.hub.statistics().subscribers == 0)
+    assert board.number > 5000

@@ -1,0 +1,300 @@
+"""What start_topic_stream makes of a request, before the first record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+import uvloop
+from aiohttp import web
+
+from aiohttp_interceptors import (
+    Context,
+    ContextKey,
+    Event,
+    Hub,
+    RequestContext,
+    before,
+    execute,
+    interceptor_middleware,
+    start_topic_stream,
+)
+from aiohttp_interceptors.web.streams import STREAMS
+from tests.listener import application, listen
+from tests.waiting import until
+
+USER = ContextKey[str]("user")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
+]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture(autouse=True)
+def quiet(logged):
+    """Keep what is logged of streams to ourselves."""
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub()
+
+
+@before
+def authenticate(context: RequestContext) -> None:
+    context[USER] = context.request.query.get("user")
+    if context[USER] is None:
+        raise web.HTTPUnauthorized
+
+
+class TestTopics:
+    @pytest.mark.parametrize("form", ["name", "list", "iterator", "function", "async function"])
+    async def test_come_in_any_of_these_forms(self, serve, hub, form):
+        async def later(context: RequestContext) -> list[str]:
+            await asyncio.sleep(0)
+            return ["a", "b"]
+
+        topics = {
+            "name": "*",
+            "list": ["a", "b"],
+            "iterator": iter(["a", "b"]),
+            "function": lambda context: {"a", "b"},
+            "async function": later,
+        }[form]
+        server = await serve(application(hub, topics))
+        for _ in range(2):  # an iterator is not used up by the first client
+            listener = await listen(server)
+            await until(lambda: hub.subscribers("a") == 1)
+            for topic in "a.x", "a", "b.x", "b":
+                await hub.publish(topic, topic)
+            assert await listener.data(2) == ["a", "b"]
+            await listener.close()
+            await until(lambda: hub.subscribers("a") == 0)
+
+    async def test_of_a_function_are_those_that_an_interceptor_in_front_allows(self, serve, hub):
+        """peer bug 55: also of what has been."""
+        await hub.publish("user.anna", "for Anna")
+        await hub.publish("user.bert", "for Bert")
+        app = application(hub, lambda context: f"user.{context[USER]}", authenticate, replay=10)
+        server = await serve(app)
+        refused = await listen(server)
+        assert refused.status == 401
+        await refused.close()
+        for user, data in ("anna", "for Anna"), ("bert", "for Bert"):
+            listener = await listen(server, f"/?user={user}")
+            assert await listener.data(1) == [data]
+            await listener.close()
+        other = await listen(server, "/?user=bert", after=hub.log.id_of(0))
+        await hub.publish("user.anna", "for Anna")
+        await hub.publish("user.bert", "more for Bert")
+        assert await other.data(2) == ["for Bert", "more for Bert"]
+        await other.close()
+
+    async def test_of_a_function_may_be_none_at_all_until_some_are_added(self, serve, hub):
+        server = await serve(
+            application(hub, lambda context: [], stream_ready=lambda subscriber, context: subscriber.add("a"))
+        )
+        listener = await listen(server)
+        assert (await listener.frame()).id == hub.log.id_of(0)
+        await hub.publish("a", "x")
+        assert await listener.data(1) == ["x"]
+        await listener.close()
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    async def test_may_be_refused_with_a_response_of_any_status(self, serve, hub, method, asynchronous):
+        def refuse(context: RequestContext) -> str:
+            raise web.HTTPForbidden(text="not yours")
+
+        async def refuse_later(context: RequestContext) -> str:
+            return refuse(context)
+
+        server = await serve(application(hub, refuse_later if asynchronous else refuse))
+        listener = await listen(server, method=method)
+        assert listener.status == 403
+        assert hub.statistics().subscribers == 0
+        await listener.close()
+
+    @pytest.mark.parametrize("wrong", [None, 5, b"a", ["a", 5], "", "a..b", "a.>.b", ["a b"], "x" * 256])
+    async def test_that_are_none_are_an_error_of_the_function_and_nothing_is_committed(self, serve, hub, wrong):
+        """The client gets a 500, and the log the value."""
+        seen = []
+
+        @web.middleware
+        async def look(request, handler):
+            try:
+                return await handler(request)
+            except (TypeError, ValueError) as error:
+                seen.append(str(error))
+                raise web.HTTPInternalServerError from None
+
+        server = await serve(application(hub, lambda context: wrong, middlewares=[look]))
+        listener = await listen(server)
+        assert listener.status == 500
+        assert len(seen) == 1
+        assert "topic" in seen[0]
+        assert hub.statistics().subscribers == 0
+        await listener.close()
+
+    async def test_of_one_client_that_match_twice_give_it_each_record_once(self, serve, hub):
+        """peer bug 39."""
+        server = await serve(application(hub, ["a.b", "a.*", "a.>", ">", "a.b"], replay=10))
+        await hub.publish("a.b", "old")
+        listener = await listen(server)
+        assert await listener.data(1) == ["old"]
+        for data in "1", "2":
+            await hub.publish("a.b", data)
+        assert await listener.data(2) == ["1", "2"]
+        await listener.close()
+        listener = await listen(server, after=hub.log.id_of(1))
+        assert await listener.data(2) == ["1", "2"]
+        await listener.close()
+
+
+class TestTheFirstFrame:
+    async def test_has_the_id_to_return_with_and_retry(self, serve, hub):
+        """peer bug 57: at once, with the head, although nothing is published."""
+        await hub.publish("a", "before")
+        listener = await listen(await serve(application(hub, "a", retry=3000)))
+        assert await listener.frame() == Event(id=hub.log.id_of(1), retry=3000)
+        await hub.publish("a", "x")
+        assert await listener.frame() == Event("x", id=hub.log.id_of(2))
+        await listener.close()
+
+    async def test_is_the_first_event_without_prime_and_retry_waits_for_it(self, serve, hub):
+        listener = await listen(await serve(application(hub, "a", retry=3000, prime=False, name="topics")))
+        await until(lambda: hub.statistics().subscribers == 1)
+        await hub.publish("a", "x")
+        assert await listener.frame() == Event("x", id=hub.log.id_of(1), retry=3000)
+        for data in "y", "z":  # of one write
+            await hub.publish("a", data)
+        assert await listener.frame() == Event("y", id=hub.log.id_of(2))
+        assert await listener.frame() == Event("z", id=hub.log.id_of(3))
+        await listener.close()
+
+    async def test_is_none_without_prime_and_without_retry(self, serve, hub):
+        listener = await listen(await serve(application(hub, "a", prime=False)))
+        await until(lambda: hub.statistics().subscribers == 1)
+        await hub.publish("a", "x")
+        await listener.frame()
+        assert listener.body == b"id: %b\ndata: x\n\n" % hub.log.id_of(1).encode()
+        await listener.close()
+
+    async def test_comes_to_a_client_that_returns_too_and_tells_of_a_gap_when_there_is_one(self, serve, hub):
+        server = await serve(application(hub, "a", retry=3000, gap_event="hole"))
+        listener = await listen(server, after=hub.log.id_of(0))
+        assert await listener.frame() == Event(id=hub.log.id_of(0), retry=3000)
+        await listener.close()
+        listener = await listen(server, after="x")
+        frame = await listener.frame()
+        assert (frame.name, frame.id, frame.retry) == ("hole", hub.log.id_of(0), 3000)
+        assert json.loads(frame.data) == {"reason": "unknown", "after": "x", "first": None}
+        await listener.close()
+
+    @pytest.mark.parametrize("count", [1, 3, 100])
+    async def test_comes_before_what_is_replayed_and_has_its_beginning(self, serve, hub, count):
+        """A client that is cut before the first record gets the same ones when it returns."""
+        for number in range(5):
+            await hub.publish("a", str(number))
+            await hub.publish("b", "other")
+        wanted = ["0", "1", "2", "3", "4"][-count:]
+        server = await serve(application(hub, "a", replay=count))
+        listener = await listen(server)
+        beginning = (await listener.frame()).id
+        assert await listener.data(len(wanted)) == wanted
+        await listener.close()
+        listener = await listen(server, after=beginning)
+        assert await listener.data(len(wanted)) == wanted
+        await listener.close()
+
+
+class TestAClient:
+    async def test_that_asks_for_the_head_gets_the_head_alone(self, serve, hub):
+        asked = []
+
+        def topics(context: RequestContext) -> str:
+            asked.append(context.request.method)
+            return "a"
+
+        app = application(hub, topics, stream_ready=lambda subscriber, context: asked.append("ready"))
+        answer = await (await serve(app)).exchange("HEAD / HTTP/1.1\nHost: x\nConnection: close\n\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"Content-Type: text/event-stream" in head.split(b"\r\n")
+        assert body == b""
+        assert asked == ["HEAD"]
+        assert hub.statistics().subscribers == hub.statistics().audiences == len(app[STREAMS]) == 0
+
+    async def test_of_http_1_0_gets_the_same_events_without_chunks(self, serve, hub):
+        server = await serve(application(hub, "a"))
+        old, new = await listen(server, version="1.0"), await listen(server)
+        await until(lambda: hub.subscribers("a") == 2)
+        for number in range(10):
+            await hub.publish("a", f"line\n{number}")
+        for listener in old, new:
+            assert await listener.data(10) == [f"line\n{number}" for number in range(10)]
+        assert old.body == new.body
+        assert b"Transfer-Encoding" not in old.head
+        assert b"Transfer-Encoding: chunked" in new.head
+        await old.close()
+        await new.close()
+
+    async def test_hears_a_heartbeat_when_nothing_is_published(self, serve, hub):
+        listener = await listen(await serve(application(hub, "a", heartbeat=0.02, prime=False)))
+        assert [await listener.frame() for _ in range(2)] == [Event(comment="")] * 2
+        await hub.publish("a", "x")
+        assert await listener.data(1) == ["x"]
+        await listener.close()
+
+    async def test_that_accepts_no_event_stream_is_told_so_when_strict(self, serve, hub):
+        server = await serve(application(hub, "a", strict=True))
+        answer = await server.exchange("GET / HTTP/1.1\nHost: x\nAccept: text/html\nConnection: close\n\n")
+        assert answer.startswith(b"HTTP/1.1 406 ")
+
+    async def test_gets_what_was_staged_and_the_chain_leaves_when_its_stream_is_over(self, serve, hub):
+        @before
+        def stage(context: RequestContext) -> None:
+            context.response_headers["X-Staged"] = "1"
+
+        app = application(hub, "a", middlewares=[interceptor_middleware(stage)])
+        listener = await listen(await serve(app))
+        assert b"\r\nX-Staged: 1\r\n" in listener.head
+        await listener.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (("a", "a"), {}, TypeError, "hub is a Hub, not 'a'"),
+        ((Hub, "a"), {}, TypeError, "hub is a Hub, not <class"),
+        ((Hub(), None), {}, TypeError, "topics are a str, some of them, or a function of the context, not None"),
+        ((Hub(), ["a", 5]), {}, TypeError, "a topic is a str, not 5"),
+        ((Hub(), "a..b"), {}, ValueError, "a topic is tokens separated by single dots, not 'a..b'"),
+        ((Hub(), lambda: "a"), {}, TypeError, "topics"),
+        ((Hub(), "a"), {"name": 5}, TypeError, "name"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_at_once(arguments, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        start_topic_stream(*arguments, **options)
+
+
+def test_an_interceptor_is_named_after_its_topics():
+    def rooms(context):
+        return "a"
+
+    assert start_topic_stream(Hub(), ["a", "b.*"]).name == "start_topic_stream(a, b.*)"
+    assert start_topic_stream(Hub(), rooms).name == "start_topic_stream(rooms)"
+    assert start_topic_stream(Hub(), "a", name="feed").name == "feed"
+
+
+async def test_a_chain_outside_aiohttp_is_told_what_is_missing():
+    with pytest.raises(TypeError, match="needs the RequestContext of an aiohttp request"):
+        await execute(Context(), start_topic_stream(Hub(), "a"))

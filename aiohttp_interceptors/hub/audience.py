@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -72,7 +73,7 @@ class Audience:
 
     def await_flush(self, subscriber: Subscriber) -> None:
         """Have somebody catch up in the next flush."""
-        self._waiting.setdefault(subscriber, len(self.pending))
+        self._waiting.setdefault(subscriber, sys.maxsize if self.flushing else len(self.pending))
 
     def leave(self, subscriber: Subscriber) -> bool:
         """Take somebody out of both, and return whether they kept up."""

@@ -62,6 +62,10 @@ class Fanout:
             raise RuntimeError("this Hub has no event loop yet: setup(app, hub) gives it the application's")
         return self._loop
 
+    def now(self) -> float:
+        """Return the time of the event loop."""
+        return self.bind().time()
+
     def in_loop(self, call: Callable[[], None]) -> None:
         """Call something in the event loop's thread, at once if that is this one."""
         if threading.get_ident() == self._thread:
@@ -121,7 +125,7 @@ class Fanout:
         assert self._loop is not None  # noqa: S101  # bound before anybody subscribes
         log = self.log
         log.expire(self._loop.time())
-        if since:
+        if since or most is None:
             return log.after(position, topics, most, since)
         asked = position, topics, most, log.end, log.records
         if self._read is None or self._read[0] != asked:

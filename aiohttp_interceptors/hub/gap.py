@@ -32,10 +32,15 @@ class Gap:
     reason: GapReason
     after: str
     """The last id that the stream had, or said that it had."""
-    first: str | None
+    first: str | None = None
     """The id of the first of those that are not; ``None`` if there is none yet."""
+    last: str | None = None
+    """The id up to which others may be missing, if one topic has what another one of that time has not."""
 
     def event(self, name: str) -> Event:
         """Return what tells a page of it."""
         after = self.after[:SHOWN].encode(errors="replace").decode()
-        return Event.json({"reason": self.reason.value, "after": after, "first": self.first}, name=name)
+        told = {"reason": self.reason.value, "after": after, "first": self.first}
+        if self.last is not None:
+            told["last"] = self.last
+        return Event.json(told, name=name)

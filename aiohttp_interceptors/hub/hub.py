@@ -146,8 +146,11 @@ class Hub:
         if after is not None:
             position, reason = fanout.log.locate(after)
             gap = None if reason is None else Gap(reason, after, None)
+        elif policy.replay:
+            fanout.log.expire(asyncio.get_running_loop().time())  # or what goes when it is read would be a gap
+            position = fanout.log.newest(names, policy.replay)
         else:
-            position = fanout.log.newest(names, policy.replay) if policy.replay else fanout.log.end
+            position = fanout.log.end
         audience = fanout.enter(names, select, outlet.wrap)
         return Subscriber(fanout, audience, outlet, on_end, policy, position, gap)
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
-from ..sse.wire import encode
-from .audience import BATCH, Audience, Outlet
-from .gap import Gap, GapReason
-from .log import Reading, conflated, first
+from .audience import Audience, Outlet
+from .gap import Gap
 from .policy import Policy
+from .reader import Lagged, Reader
 from .topic import check_pattern
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ class Subscriber:
     from there when there is room again. ``add`` and ``remove`` may be called from any thread.
     """
 
-    __slots__ = ("_audience", "_begun", "_bytes", "_conflates", "_events", "_excused", "_fanout", "_gap", "_live",
-                 "_on_end", "_policy", "_position", "_prefix", "_since", "_started", "outlet")  # fmt: skip
+    __slots__ = ("_audience", "_bytes", "_events", "_fanout", "_on_end", "_policy", "_reader", "_rest", "_started",
+                 "outlet")  # fmt: skip
 
     def __init__(  # made by the Hub alone
         self,
@@ -46,14 +45,10 @@ class Subscriber:
         self._audience: Audience | None = audience
         self._on_end = on_end
         self._policy = policy
-        self._position = position
-        self._gap = gap
-        self._prefix = policy.prefix
+        self._reader: Reader | None = Reader(fanout, policy, position, gap)  # none while it is live
+        self._rest: tuple[Audience, int] | None = None  # what it was and up to where, when it ended with some to write
         self._events = self._bytes = 0  # while live, less what its audience had when it became that
-        self._started = self._live = self._conflates = False
-        self._begun = False  # its client has been told from where it goes on
-        self._excused = 0  # up to here its client knows that something is missing
-        self._since: dict[str, int] | None = None  # topics that were added later than the position
+        self._started = False
         self.outlet: Outlet = outlet
 
     @property
@@ -64,17 +59,17 @@ class Subscriber:
     @property
     def live(self) -> bool:
         """Whether it has all that was published."""
-        return self._live
+        return self._reader is None and self._audience is not None
 
     @property
     def events(self) -> int:
         """Events that were written, gaps among them."""
-        return self._events + (self._audience.events if self._live and self._audience else 0)
+        return self._events + (self._audience.events if self._reader is None and self._audience else 0)
 
     @property
     def written(self) -> int:
         """Bytes of those events, and of the first frame."""
-        return self._bytes + (self._audience.bytes if self._live and self._audience else 0)
+        return self._bytes + (self._audience.bytes if self._reader is None and self._audience else 0)
 
     # Topics.
 
@@ -95,12 +90,10 @@ class Subscriber:
         audience = self._audience
         if audience is None or (topics := change(audience.topics)) == audience.topics:
             return
-        complete = self._live and not audience.flushing
-        if self._live:
-            self._fall_behind()
+        complete = self._reader is None and not audience.flushing
+        reader = self._reader or self._fall_behind(audience)
         if self._started:  # before, all topics count from where it begins, as if they had been given at once
-            self._since = {name: end for name, end in (self._since or {}).items() if name in topics}
-            self._since.update(dict.fromkeys(topics - audience.topics, self._fanout.log.end))
+            reader.change(audience.topics, topics)
         audience.leave(self)
         self._audience = new = self._fanout.move(audience, topics)
         if complete and not new.pending and not new.flushing:
@@ -110,17 +103,14 @@ class Subscriber:
 
     def _settle(self) -> None:
         """Have what was published so far go to whom it was published for, before something else holds."""
-        if self._live and self._audience is not None and self._audience.pending:
+        if self._reader is None and self._audience is not None and self._audience.pending:
             self._fanout.flush(self._audience)
 
     # The life of a subscriber.
 
     def gap(self) -> Gap | None:
         """Return what its client would be told now that is missing."""
-        if self._gap is not None:
-            return self._gap
-        reading = self._fanout.read(self._position, self.topics, 1, self._since)
-        return Gap(GapReason.EVICTED, self._fanout.log.id_of(self._position), None) if reading.missing else None
+        return None if self._reader is None else self._reader.gap(self.topics)
 
     def count_gap(self) -> None:
         """Count a gap that its client was told of by somebody else."""
@@ -134,10 +124,8 @@ class Subscriber:
         if self._started or self._audience is None:
             return
         self._started = True
-        if position is not None:
-            self._position, self._gap = position, gap
-        if told:
-            self._gap, self._prefix, self._begun = None, b"", True
+        if position is not None and self._reader is not None:
+            self._reader.go_on(position, gap, told=told)
         if not self.outlet.paused:
             self._wait()
 
@@ -154,24 +142,46 @@ class Subscriber:
 
     def pause(self) -> None:
         """Note that the outlet takes no more: the position is all that is kept from now on."""
-        if self._live:
-            self._fall_behind()
+        if self._reader is None and self._audience is not None:
+            self._fall_behind(self._audience)
 
     def resume(self) -> None:
         """Catch up, in the next flush."""
-        if self._started and not self._live and self._audience is not None:
+        if self._started and self._reader is not None and self._audience is not None:
             self._wait()
 
     def close(self) -> None:
-        """Hear of nothing any more. Twice is once."""
+        """Hear of nothing any more, but keep what was published before for ``rest``. Twice is once."""
         self._settle()
-        self._leave()
+        audience, reader = self._audience, self._reader
+        if audience is not None:
+            self._leave()
+            if self._started and reader is not None:
+                self._reader, self._rest = reader, (audience, self._fanout.log.end)
+
+    def rest(self) -> bool:
+        """Write what was published before the end, as far as the outlet takes it, and return whether there is more."""
+        while self._rest is not None and self._reader is not None and not self.outlet.paused:
+            try:
+                taken = self._reader.take(*self._rest)
+            except Exception as error:  # noqa: BLE001  # the select function's, whatever it is; or it has lagged
+                if not isinstance(error, Lagged):
+                    logger.exception("stream_rest_failed", exc_info=error)
+                self._rest = None
+                break
+            if taken.frames:
+                self.relay(taken.frames, taken.records + taken.gaps, self._fanout.now())
+            self._fanout.delivered += taken.records
+            self._fanout.gaps += taken.gaps
+            if not taken.more:
+                self._rest = None
+        return self._rest is not None
 
     def _leave(self) -> None:
         audience = self._audience
         if audience is not None:
-            if self._live:
-                self._fall_behind()
+            if self._reader is None:
+                self._fall_behind(audience)
             audience.leave(self)
             self._audience = None
             self._fanout.leave(audience)
@@ -194,21 +204,20 @@ class Subscriber:
             self._audience.await_flush(self)
             self._fanout.mark(self._audience)
 
-    def _fall_behind(self) -> None:
-        audience = self._audience
-        assert audience is not None  # noqa: S101  # a live one has one
+    def _fall_behind(self, audience: Audience) -> Reader:
+        """Have a position of its own, from now on: that of its audience."""
         audience.leave(self)
-        self._live = False
         self._fanout.live -= 1
-        # While nothing is on its way, that is everything there is, whenever it last was something for this audience.
-        self._position = audience.position if audience.pending or audience.flushing else self._fanout.log.end
         self._events += audience.events
         self._bytes += audience.bytes
+        # While nothing is on its way, that is everything there is, whenever it last was something for this audience.
+        position = audience.position if audience.pending or audience.flushing else self._fanout.log.end
+        self._reader = reader = Reader(self._fanout, self._policy, position, begun=True)
+        return reader
 
     def _become_live(self, audience: Audience) -> None:
-        self._since, self._conflates = None, False
         audience.join(self)
-        self._live = True
+        self._reader = None
         self._fanout.live += 1
         self._events -= audience.events
         self._bytes -= audience.bytes
@@ -236,76 +245,26 @@ class Subscriber:
 
     def _step(self, audience: Audience) -> tuple[bytes, int, bool]:
         """Take the next frames from the log, their number of records, and whether there may be more to take now."""
+        reader = self._reader
+        if reader is None:
+            return b"", 0, False
         try:
-            frames, count, through, more = self._next(audience)
+            taken = reader.take(audience)
+        except Lagged:
+            self._end(CloseReason.LAGGED)
+            return b"", 0, False
         except Exception as error:  # noqa: BLE001  # the select function's, whatever it is
             self.fail(error)
             return b"", 0, False
-        self._events += count
-        self._bytes += len(frames)
-        self._position = max(self._position, through)
-        if more or audience is not self._audience or self.outlet.paused:  # with room again it goes on
-            return frames, count, more
+        self._events += taken.records + taken.gaps
+        self._bytes += len(taken.frames)
+        self._fanout.gaps += taken.gaps
+        if taken.more or audience is not self._audience or self.outlet.paused:  # with room again it goes on
+            return taken.frames, taken.records, taken.more
         if audience.pending or audience.flushing:  # published in this very flush
             self._wait()
-        elif self._prefix:  # no frame has come to be the first
+        elif reader.waits:
             audience.await_flush(self)
         else:
             self._become_live(audience)
-        return frames, count, False
-
-    def _next(self, audience: Audience) -> tuple[bytes, int, int, bool]:
-        """Return the next frames, their number of records, the position they come to, and whether there may be more."""
-        most = None if self._conflates else BATCH
-        reading = self._fanout.read(self._position, audience.topics, most, self._since)
-        if reading.missing > self._excused and self._policy.on_gap == "conflate" and not self._conflates:
-            self._conflates = True
-            reading = self._fanout.read(self._position, audience.topics, None, self._since)
-        told = self._beginning_or_gap(reading)
-        if told is None:
-            return b"", 0, self._position, False
-        records, more = reading.records, reading.more
-        through = records[-1].position if records else self._position
-        if audience.select is not None:
-            records = [record for record in records if audience.select(record)]
-        if self._conflates and records:
-            records, more = first(conflated(records), BATCH)
-            through = records[-1].position if more else through
-        if records and not told:
-            told, self._prefix = self._prefix, b""
-        frames = reading.frames if records is reading.records else b"".join([record.frame for record in records])
-        return told + frames, len(records), through, more
-
-    def _beginning_or_gap(self, reading: Reading) -> bytes | None:
-        """Return the frame that says from where the stream goes on, if any; ``None`` when it does not go on."""
-        gap, begun = self._gap, self._begun
-        self._gap, self._begun = None, True
-        missing = reading.lost if self._conflates else reading.missing
-        if gap is None and missing > self._excused:
-            if begun and self._policy.on_gap == "close":
-                self._end(CloseReason.LAGGED)
-                return None
-            gap = Gap(GapReason.EVICTED, self._fanout.log.id_of(self._position), None)
-        self._excused = max(self._excused, missing)
-        prefix = self._prefix
-        if gap is not None:
-            self._prefix = b""
-            return prefix + self._gap_frame(gap, reading)
-        if begun or not self._policy.prime:
-            return b""
-        self._prefix = b""
-        return prefix + b"id: %b\n\n" % self._fanout.log.id_of(self._position).encode()
-
-    def _gap_frame(self, gap: Gap, reading: Reading) -> bytes:
-        """Return the frame that tells of a gap; with an id, if that is not the client's own, so that it tells once."""
-        log = self._fanout.log
-        first, before = None, log.end
-        if reading.records:
-            first, before = reading.records[0].id, reading.records[0].position - 1
-        frame = encode(Gap(gap.reason, gap.after, first).event(self._policy.gap_event))
-        self._events += 1
-        self._fanout.gaps += 1
-        if before == self._position and gap.reason is GapReason.EVICTED:
-            return frame
-        self._position = before
-        return b"id: %b\n%b" % (log.id_of(before).encode(), frame)
+        return taken.frames, taken.records, False

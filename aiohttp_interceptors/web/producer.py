@@ -48,17 +48,17 @@ class Producer:
     error: BaseException | None
     """What it raised, if it did; logged already."""
 
-    def __init__(self, fed: Fed, context: RequestContext) -> None:
+    def __init__(self, fed: Fed, context: RequestContext, name: str = "") -> None:
         self._fed = fed
         self._context = context
-        self._name = ""
+        self._name = name  # in the log; else the function's own
         self._task: asyncio.Future[Any] | None = None
         self._abandoned: asyncio.Future[None] | None = None
         self.error = None
 
     def start(self, function: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> None:
         """Call it; only what it returns to be awaited gets a task."""
-        self._name = getattr(function, "__qualname__", "") or repr(function)
+        self._name = self._name or getattr(function, "__qualname__", "") or repr(function)
         try:
             result = function(*arguments, **named)
         except Exception as error:  # noqa: BLE001  # whatever it is, the stream ends

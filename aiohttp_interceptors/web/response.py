@@ -254,7 +254,7 @@ class TopicResponse(ChannelResponse):
             return
         try:
             if frames:
-                await writer.write(frames)  # less than what aiohttp would wait for
+                await cast("StreamWriter", writer).write(frames, drain=False)
             writer.send_headers()  # twice is once
         except ConnectionError:  # the event loop has yet to say so
             pass

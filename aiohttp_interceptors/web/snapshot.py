@@ -46,7 +46,7 @@ class Snapshot:
         """Give the frames in pieces, each with its number of events; the last one has the id.
 
         ``beginning`` goes before the first. A list is joined to pieces of about a batch; what an async iterable gives
-        is not kept waiting.
+        goes out when its next one is there, since only then it is known not to be the last.
         """
         count, ready = 0, beginning
         last: bytes | None = None

@@ -25,6 +25,9 @@ from .topic_settings import TopicSettings
 
 __all__ = ["TopicStream"]
 
+# What was published before such an end is still written; after any other the client comes back for it, or is gone.
+_COMPLETED = (CloseReason.CLOSED, CloseReason.SHUTDOWN)
+
 
 class TopicStream(Stream):
     """One open stream of what is published under some topics."""
@@ -96,8 +99,12 @@ class TopicStream(Stream):
 
     def _start(self) -> None:
         if not self._settings.held:
-            self._producer = Producer(self, self._context)
+            called = self._topic_settings.stream_ready or self._topic_settings.snapshot
+            self._producer = Producer(self, self._context, getattr(called, "__qualname__", repr(called)))
             self._producer.start(self._feed)
+
+    def _write_rest(self) -> bool:
+        return self.reason in _COMPLETED and self.subscriber.rest()
 
     def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""

@@ -145,6 +145,20 @@ class TestPieces:
         assert all(stream.texts == texts for stream in streams)
         assert hub.statistics().behind == 0
 
+    async def test_who_pauses_and_has_room_again_within_a_flush_gets_nothing_twice(self):
+        class Flickering(Outlet):
+            def relay(self, payload, now):
+                super().relay(payload, now)
+                self.pause()
+                self.resume()
+
+        hub = Hub()
+        stream = await live(hub, "a", outlet=Flickering())
+        await publish(hub, ["fleeting"], ephemeral=True)
+        await publish(hub, ["1", "2"])
+        await turn(3)
+        assert stream.texts == ["fleeting", "1", "2"]
+
     async def test_who_pauses_within_a_flush_loses_nothing_of_what_it_selects(self):
         hub = Hub(history_bytes=None)
         stream = await live(hub, "a", outlet=Outlet(0), select=lambda record: int(record.event.data.split()[0]) % 2)

@@ -17,6 +17,11 @@ def test_it_is_an_event_whose_data_is_json_of_the_reason_and_the_ids(reason):
     assert event == Event(f'{{"reason":"{reason}","after":"e-1","first":"e-5"}}', "gap")
 
 
+def test_it_says_up_to_where_others_may_be_missing_if_some_are_not():
+    event = Gap(GapReason.EVICTED, "e-1", "e-2", "e-7").event("gap")
+    assert event.data == '{"reason":"evicted","after":"e-1","first":"e-2","last":"e-7"}'
+
+
 def test_there_are_no_other_reasons():
     assert len(GapReason) == 4
 

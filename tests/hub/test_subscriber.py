@@ -410,7 +410,8 @@ class TestGaps:
         await publish(hub, ["6"])
         await turn()
         assert stream.texts == ["1", "gap", "quiet", "4", "5", "6"]
-        assert gaps(stream) == [{"reason": "evicted", "after": ids[0], "first": stream.frames[2].id}]
+        told = {"reason": "evicted", "after": ids[0], "first": stream.frames[2].id, "last": ids[2]}
+        assert gaps(stream) == [told]
         assert hub.statistics().gaps == 1
 
     async def test_a_gap_is_told_once_however_many_pieces_follow(self):

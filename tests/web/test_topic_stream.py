@@ -253,3 +253,23 @@ async def test_counters_return_to_nothing_whatever_ends_the_streams(serve, logge
         CloseReason.CLIENT_LEFT, CloseReason.KICKED, CloseReason.ERROR, CloseReason.EXPIRED}  # fmt: skip
     for listener in listeners:
         await listener.close()
+
+
+@pytest.mark.parametrize("reason", [CloseReason.CLOSED, CloseReason.SHUTDOWN])
+async def test_who_is_behind_gets_what_was_published_before_the_end_and_nothing_later(serve, reason):
+    """The end of a stream that has to come back for nothing, and the stop of a server whose ids end with it."""
+    hub, contexts = Hub(), []
+    app = application(hub, "a", stream_ready=lambda subscriber, context: contexts.append(context))
+    listener = await listen(await serve(app), room=4096)
+    ids = []
+    while not hub.statistics().behind:
+        ids.append(await hub.publish("a", "x" * 1000))
+        await asyncio.sleep(0)
+    ids += [await hub.publish("a", "x" * 1000) for _ in range(200)]
+    contexts[0].stream.end(reason)
+    await hub.publish("a", "too late")
+    events = await listener.rest()
+    assert [event.id for event in events if event.data] == ids
+    assert listener.complete
+    assert contexts[0].stream.statistics().events == len(ids)
+    await listener.close()

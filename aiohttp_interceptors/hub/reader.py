@@ -1,0 +1,139 @@
+"""Where a stream is that does not have everything: what to write next, and what to say that is missing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..sse.wire import encode
+from .audience import BATCH, Audience
+from .fanout import Fanout
+from .gap import Gap, GapReason
+from .log import Reading, conflated, first
+from .policy import Policy
+
+__all__ = ["Lagged", "Reader", "Taken"]
+
+
+class Lagged(Exception):  # never leaves the Hub
+    """The log no longer has what a stream missed, which for such a stream is the end."""
+
+
+class Taken(NamedTuple):
+    """What a reader took from the log."""
+
+    frames: bytes
+    records: int
+    gaps: int
+    more: bool
+    """Whether there may be more to take now."""
+
+
+class Reader:
+    """Read the log from a position of one's own. It decides; who has it writes."""
+
+    __slots__ = ("_begun", "_conflates", "_excused", "_fanout", "_gap", "_policy", "_position", "_prefix", "_since")
+
+    def __init__(
+        self, fanout: Fanout, policy: Policy, position: int, gap: Gap | None = None, *, begun: bool = False
+    ) -> None:
+        self._fanout = fanout
+        self._policy = policy
+        self._position = position
+        self._gap = gap
+        self._begun = begun  # the client has been told from where it goes on
+        self._prefix = b"" if begun else policy.prefix
+        self._excused = 0  # up to here the client knows that something is missing
+        self._conflates = False
+        self._since: dict[str, int] | None = None  # topics that were added later than the position
+
+    @property
+    def waits(self) -> bool:
+        """Whether no frame has come yet to be the first, so that the first record cannot be like everybody's."""
+        return bool(self._prefix)
+
+    def go_on(self, position: int, gap: Gap | None, *, told: bool) -> None:
+        """Go on from there, with that gap, if the client has not been ``told`` so."""
+        self._position, self._gap = position, gap
+        if told:
+            self._gap, self._prefix, self._begun = None, b"", True
+
+    def change(self, before: frozenset[str], topics: frozenset[str]) -> None:
+        """Read other topics from now on; those that are new count from the log's end."""
+        since = {name: end for name, end in (self._since or {}).items() if name in topics}
+        since.update(dict.fromkeys(topics - before, self._fanout.log.end))
+        self._since = since or None
+
+    def gap(self, topics: frozenset[str]) -> Gap | None:
+        """Return what the client would be told now that is missing."""
+        if self._gap is not None:
+            return self._gap
+        reading = self._fanout.read(self._position, topics, 1, self._since)
+        return self._evicted() if reading.missing else None
+
+    def take(self, audience: Audience, until: int | None = None) -> Taken:
+        """Take the next frames, of about a batch; of records up to a position, if there is one.
+
+        Raises ``Lagged`` when the stream is not to go on, and what the select function raises.
+        """
+        reading, begun = self._read(audience), self._begun
+        told = self._beginning(reading)
+        gaps = 0
+        if told is None:
+            told, gaps = self._gap_frame(reading, begun=begun), 1
+        records, more = reading.records, reading.more
+        if until is not None and records and records[-1].position > until:
+            records, more = [record for record in records if record.position <= until], False
+        through = records[-1].position if records else 0
+        if audience.select is not None:
+            records = [record for record in records if audience.select(record)]
+        if self._conflates and records:
+            records, more = first(conflated(records), BATCH)
+            through = records[-1].position if more else through
+        self._position = max(self._position, through)
+        if records and not told:
+            told, self._prefix = self._prefix, b""
+        frames = reading.frames if records is reading.records else b"".join([record.frame for record in records])
+        return Taken(told + frames, len(records), gaps, more)
+
+    def _read(self, audience: Audience) -> Reading:
+        most = None if self._conflates else BATCH
+        reading = self._fanout.read(self._position, audience.topics, most, self._since)
+        if reading.missing > self._excused and self._policy.on_gap == "conflate" and not self._conflates:
+            self._conflates = True
+            reading = self._fanout.read(self._position, audience.topics, None, self._since)
+        return reading
+
+    def _beginning(self, reading: Reading) -> bytes | None:
+        """Return what says from where the stream goes on, if its client does not know; ``None`` if that is a gap."""
+        missing = reading.lost if self._conflates else reading.missing
+        begun, self._begun = self._begun, True
+        if self._gap is None and missing > self._excused:
+            if begun and self._policy.on_gap == "close":
+                raise Lagged
+            self._gap = self._evicted()
+        self._excused = max(self._excused, missing)
+        if self._gap is not None:
+            return None
+        if begun or not self._policy.prime:
+            return b""
+        prefix, self._prefix = self._prefix, b""
+        return prefix + b"id: %b\n\n" % self._fanout.log.id_of(self._position).encode()
+
+    def _gap_frame(self, reading: Reading, *, begun: bool) -> bytes:
+        """Return the frame that tells of a gap, with an id so that it tells once; but none that was sent before."""
+        log, gap = self._fanout.log, self._gap
+        assert gap is not None  # noqa: S101  # the caller has found it
+        self._gap = None
+        first_id, before, last = None, log.end, None
+        if reading.records:
+            first_id, before = reading.records[0].id, reading.records[0].position - 1
+            last = log.id_of(reading.missing) if reading.missing > before else None
+        frame = encode(Gap(gap.reason, gap.after, first_id, last).event(self._policy.gap_event))
+        prefix, self._prefix = self._prefix, b""
+        if begun and before == self._position:
+            return prefix + frame
+        self._position = before
+        return b"%bid: %b\n%b" % (prefix, log.id_of(before).encode(), frame)
+
+    def _evicted(self) -> Gap:
+        return Gap(GapReason.EVICTED, self._fanout.log.id_of(self._position))

@@ -58,11 +58,13 @@ matrix: ## Run the tests that need no browser with every Python that is there
 
 bench: ## Run the benchmarks, one after the other
 	@scripts/setup bench
+	@scripts/fanout-peers
 	@for program in benchmarks/*.py; do \
 		echo "== $$program"; $(bin)/python "$$program" || exit 1; done
 
-soak: setup ## Have random clients do their worst for SECONDS (180)
+soak: setup ## Have random clients do their worst to streams, then to a Hub, for SECONDS (180) each
 	$(bin)/python tests/soak/soak.py --seconds $(SECONDS)
+	$(bin)/python tests/soak/hub_soak.py --seconds $(SECONDS)
 
 docs: ## Build the documentation into build/site
 	@scripts/setup docs

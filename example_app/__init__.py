@@ -1,1 +1,1 @@
-"""A machine monitor: what the library is for, in a small application. ``python -m example_app``."""
+"""A machine monitor and a chat: what the library is for, in a small application. ``python -m example_app``."""

@@ -6,12 +6,13 @@ import time
 from collections.abc import AsyncIterator
 
 import structlog
+from aiohttp import web
 
 from aiohttp_interceptors import ContextKey, RequestContext, after, around, before
 
 from .streams import WHOLE_SEED
 
-__all__ = ["content_security", "late_cookie", "request_log", "timing"]
+__all__ = ["content_security", "late_cookie", "request_log", "same_origin", "timing"]
 
 SECONDS = ContextKey[float]("seconds")
 
@@ -47,6 +48,13 @@ async def timing(context: RequestContext) -> AsyncIterator[None]:
 def content_security(context: RequestContext) -> None:
     """Allow the page nothing but its own server. Staged on the way in, so that it reaches streams too."""
     context.response_headers["Content-Security-Policy"] = "default-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+
+@before
+def same_origin(context: RequestContext) -> None:
+    """Refuse what a page of another site asks for behind its visitor's back. A browser tells; who is none need not."""
+    if context.request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+        raise web.HTTPForbidden
 
 
 @after

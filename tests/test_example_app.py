@@ -1,4 +1,4 @@
-"""The example application without a browser: its streams over real connections, and the program as a person runs it."""
+"""The example application without a browser: the machine's streams, and the program as a person runs it."""
 
 import asyncio
 import json
@@ -6,9 +6,6 @@ import os
 import re
 import signal
 import socket
-import sys
-from contextlib import asynccontextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -18,10 +15,9 @@ from aiohttp import ClientSession
 from aiohttp_interceptors.testing import captured_logs, open_stream
 from example_app.app import make_app
 from example_app.machine import HISTORY, Machine
-from example_app.streams import MACHINE, PAGES
-
-ROOT = Path(__file__).parents[1]
-PATIENCE = 20.0  # seconds; a new process imports aiohttp first
+from example_app.pages import PAGES
+from example_app.streams import MACHINE
+from tests.program import PATIENCE, free_port, outcome, program, serving
 
 
 @pytest.fixture
@@ -222,7 +218,7 @@ async def test_each_request_is_one_line_with_its_seconds(client):
     assert len({line["execution_id"] for line in requests}) == 3
 
 
-@pytest.mark.parametrize("path", ["/", "/static/page.js", "/static/vendor/uplot/LICENSE", "/events/load", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/rooms", "/static/page.js", "/events/load", "/events/room", "/nowhere"])
 async def test_every_answer_has_the_content_security_policy(client, path):
     async with client.get(path) as response:
         assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
@@ -235,9 +231,10 @@ async def test_a_plain_answer_tells_its_time_and_a_stream_does_not(client):
         assert "Server-Timing" not in stream.response.headers
 
 
-async def test_all_that_the_page_asks_for_is_there(client):
-    html = await (await client.get("/")).text()
-    script = await (await client.get("/static/page.js")).text()
+@pytest.mark.parametrize(("page", "script"), [("/", "/static/page.js"), ("/rooms", "/static/rooms.js")])
+async def test_all_that_a_page_asks_for_is_there(client, page, script):
+    html = await (await client.get(page)).text()
+    script = await (await client.get(script)).text()
     asked = re.findall(r'(?:src|href)="(/static/[^"]+)"', html) + [
         f"/static/{name}" for name in re.findall(r'from "\./(.+?)"', script)
     ]
@@ -250,37 +247,10 @@ async def test_all_that_the_page_asks_for_is_there(client):
 # The program.
 
 
-@asynccontextmanager
-async def program(*arguments, environment=None, stdout=asyncio.subprocess.PIPE):
-    """Run ``python -m example_app``, with warnings as errors, and end it at the latest when the block ends."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "error", "-m", "example_app", *arguments,
-        cwd=ROOT, stdout=stdout, stderr=asyncio.subprocess.PIPE, env={**os.environ, **(environment or {})},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def outcome(process):
-    async with asyncio.timeout(PATIENCE):
-        out, err = await process.communicate()
-    return process.returncode, (out or b"").decode(), err.decode()
-
-
 @pytest.fixture
 def taken_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
-
-
-@pytest.fixture
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 async def test_a_taken_port_is_one_line_that_says_what_to_do(taken_port):
@@ -308,27 +278,25 @@ async def test_a_port_that_is_none_is_refused_with_the_value(port):
     assert "Traceback" not in err
 
 
-async def serving(process):
-    """Wait until the program says where it serves, and return that line."""
-    async with asyncio.timeout(PATIENCE):
-        return json.loads(await process.stdout.readline())
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_it_quietly_within_moments_with_streams_open(free_port, number):
-    async with program("--port", str(free_port)) as process, ClientSession() as session:
+async def test_a_signal_ends_it_quietly_within_moments_with_streams_open(number):
+    port = free_port()
+    async with program("--port", str(port)) as process, ClientSession() as session:
         url = (await serving(process))["url"]
-        assert url == f"http://127.0.0.1:{free_port}"
+        assert url == f"http://127.0.0.1:{port}"
         async with (
             open_stream(session, f"{url}/events/load") as load,
             open_stream(session, f"{url}/events/seed") as seed,
+            open_stream(session, f"{url}/events/room") as room,
         ):
             await load.next()
             await seed.next()
+            await room.next()
             began = asyncio.get_running_loop().time()
             process.send_signal(number)
             await load.rest()  # a clean end, or this raises
             await seed.rest()
+            await room.rest()
             status, out, err = await outcome(process)
             seconds = asyncio.get_running_loop().time() - began
     assert (status, err) == (0, "")
@@ -337,12 +305,14 @@ async def test_a_signal_ends_it_quietly_within_moments_with_streams_open(free_po
     closed = [line for line in map(json.loads, out.splitlines()) if line["event"] == "stream_closed"]
     assert sorted((line["path"], line["reason"]) for line in closed) == [
         ("/events/load", "shutdown"),
+        ("/events/room", "shutdown"),
         ("/events/seed", "shutdown"),
     ]
 
 
-async def test_each_line_is_json_when_nobody_watches(free_port):
-    async with program("--port", str(free_port)) as process, ClientSession() as session:
+async def test_each_line_is_json_when_nobody_watches():
+    port = free_port()
+    async with program("--port", str(port)) as process, ClientSession() as session:
         url = (await serving(process))["url"]
         async with session.get(f"{url}/") as response:
             assert response.status == 200
@@ -355,13 +325,14 @@ async def test_each_line_is_json_when_nobody_watches(free_port):
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="terminals of this kind are POSIX's")
-async def test_a_person_at_a_terminal_gets_colours(free_port):
+async def test_a_person_at_a_terminal_gets_colours():
+    port = free_port()
     terminal, end = os.openpty()
     try:
-        async with program("--port", str(free_port), stdout=end) as process:
+        async with program("--port", str(port), stdout=end) as process:
             loop, heard = asyncio.get_running_loop(), b""
             async with asyncio.timeout(PATIENCE):
-                while f"http://127.0.0.1:{free_port}".encode() not in heard:
+                while f"http://127.0.0.1:{port}".encode() not in heard:
                     heard += await loop.run_in_executor(None, os.read, terminal, 1000)
             process.send_signal(signal.SIGINT)
             status, _, err = await outcome(process)

@@ -97,4 +97,4 @@ def code_lines(file: Path) -> int:
 
 
 def test_the_library_stays_small() -> None:
-    assert sum(map(code_lines, FILES)) < 4_400
+    assert sum(map(code_lines, FILES)) < 5_200

@@ -17,52 +17,26 @@
  * The data of an event is "number stamp size xxx...": every stream must get every number once, in order, complete.
  */
 #define _GNU_SOURCE
+#include "stream.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { STREAMS = 20000, LINE = 80, HEAD = 2048, PIECE = 1 << 18, IDS = 4096, PATIENCE = 60, CONTROL = -1, TIMER = -2 };
-enum place { IN_HEAD, IN_SIZE, IN_CHUNK, AFTER_CHUNK, RAW };
+enum { PIECE = 1 << 18, PATIENCE = 60, CONTROL = -1, TIMER = -2 };
 
-struct stream {
-    int fd;
-    enum place place;
-    int read, has_data, opening, line_size, head_size;
-    char last;                    /* byte of the line */
-    uint64_t chunk, next, number, stamp;
-    char line[LINE], id[LINE];
-    char *head;
-};
-
-static struct stream streams[STREAMS];
-static char piece[PIECE], ids[IDS][LINE];
-static int port, epoll, control, timer, opened, opening, failed_status;
-static uint64_t published, target, goal_first, goal_events, waiting, deliveries, answers_due;
-static uint32_t *latencies;
-static uint64_t latency_count, latency_room;
-static int recording, skip;
-
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    printf("{\"error\": \"");
-    vprintf(format, arguments);
-    printf("\"}\n");
-    fflush(stdout);
-    exit(1);
-}
+static char piece[PIECE];
+static int port, epoll, control, timer, opened;
+static uint64_t published, answers_due;
 
 static uint64_t now(void) {
     struct timespec at;
@@ -98,125 +72,6 @@ static void write_all(const char *data, size_t size) {
         if (sent < 0)
             fail("publish: %s", strerror(errno));
         data += sent, size -= sent;
-    }
-}
-
-/* An event is complete. */
-static void received(struct stream *s, uint64_t at) {
-    int index = s - streams;
-    s->has_data = 0;
-    if (s->number != s->next)
-        fail("stream %d got event %lu in the place of %lu", index, s->number, s->next);
-    s->next++;
-    deliveries++;
-    if (index == 0)
-        memcpy(ids[s->number % IDS], s->id, LINE);
-    if (recording && index >= skip && latency_count < latency_room)
-        latencies[latency_count++] = (at - s->stamp) / 1000;
-    if (s->opening) {
-        if (s->next == goal_first + goal_events)
-            s->opening = 0, opening--;
-    } else if (s->next == target)
-        waiting--;
-}
-
-static void line_ends(struct stream *s, uint64_t at) {
-    int size = s->line_size;
-    unsigned length;
-    if (size && s->last == '\r')
-        size--;
-    s->line_size = 0;
-    if (size == 0) {
-        if (s->has_data)
-            received(s, at);
-        return;
-    }
-    int kept = size < LINE - 1 ? size : LINE - 1;
-    s->line[kept] = 0;
-    if (!memcmp(s->line, "data:", 5)) {
-        char *value = s->line + 5 + (s->line[5] == ' ');
-        if (sscanf(value, "%lu %lu %u", &s->number, &s->stamp, &length) != 3)
-            fail("strange data: %.40s", s->line);
-        if ((unsigned)(size - (value - s->line)) != length)
-            fail("event %lu has %d bytes and not %u", s->number, size - (int)(value - s->line), length);
-        s->has_data = 1;
-    } else if (s == streams && !memcmp(s->line, "id:", 3))
-        strcpy(s->id, s->line + 3 + (s->line[3] == ' '));
-}
-
-static void take_lines(struct stream *s, const char *data, size_t size, uint64_t at) {
-    while (size) {
-        const char *end = memchr(data, '\n', size);
-        size_t part = end ? (size_t)(end - data) : size;
-        if (s->line_size < LINE - 1) {
-            size_t room = LINE - 1 - s->line_size;
-            memcpy(s->line + s->line_size, data, part < room ? part : room);
-        }
-        if (part)
-            s->last = data[part - 1];
-        s->line_size += part;
-        if (!end)
-            return;
-        line_ends(s, at);
-        data += part + 1, size -= part + 1;
-    }
-}
-
-static size_t take_head(struct stream *s, const char *data, size_t size) {
-    if (!s->head)
-        s->head = calloc(1, HEAD + 1);
-    size_t room = HEAD - s->head_size, part = size < room ? size : room;
-    int before = s->head_size;
-    memcpy(s->head + before, data, part);
-    s->head_size += part;
-    char *end = strstr(s->head, "\r\n\r\n");
-    if (!end) {
-        if (s->head_size == HEAD)
-            fail("a head of more than %d bytes", HEAD);
-        return part;
-    }
-    end[2] = 0;
-    if (strncmp(s->head, "HTTP/1.1 200", 12))
-        fail("a stream was answered %.12s", s->head);
-    s->place = strcasestr(s->head, "\r\ntransfer-encoding: chunked") ? IN_SIZE : RAW;
-    part = end + 4 - s->head - before;
-    free(s->head);
-    s->head = NULL;
-    if (!goal_events)
-        s->opening = 0, opening--;
-    return part;
-}
-
-static void take(struct stream *s, const char *data, size_t size, uint64_t at) {
-    while (size) {
-        size_t part = 1;
-        switch (s->place) {
-        case IN_HEAD:
-            part = take_head(s, data, size);
-            break;
-        case IN_SIZE:
-            if (*data == '\n') {
-                if (!s->chunk)
-                    fail("the server ended stream %d", (int)(s - streams));
-                s->place = IN_CHUNK;
-            } else if (*data != '\r')
-                s->chunk = s->chunk * 16 + (*data <= '9' ? *data - '0' : (*data | 32) - 'a' + 10);
-            break;
-        case IN_CHUNK:
-            part = size < s->chunk ? size : s->chunk;
-            take_lines(s, data, part, at);
-            if (!(s->chunk -= part))
-                s->place = AFTER_CHUNK;
-            break;
-        case AFTER_CHUNK:
-            if (*data == '\n')
-                s->place = IN_SIZE;
-            break;
-        case RAW:
-            part = size;
-            take_lines(s, data, size, at);
-        }
-        data += part, size -= part;
     }
 }
 
@@ -282,7 +137,7 @@ static void open_streams(int count, const char *path, int window, uint64_t first
     int last = opened + count;
     if (last > STREAMS)
         fail("more than %d streams", STREAMS);
-    goal_first = first, goal_events = events;
+    goal = events ? first + events : 0;
     while (opened < last || opening) {
         while (opened < last && opening < window) {
             struct stream *s = &streams[opened];
@@ -358,7 +213,7 @@ static void rate(int hertz, int count, int size, int skipped) {
     uint64_t began = now(), cpu = own_cpu(), before = deliveries, every = 1000000000u / hertz;
     struct itimerspec spec = {.it_value = {.tv_nsec = 1}, .it_interval = {every / 1000000000u, every % 1000000000u}};
     latencies = realloc(latencies, (latency_room = (uint64_t)count * opened) * sizeof *latencies);
-    latency_count = 0, recording = 1, skip = skipped;
+    latency_count = 0, skip = skipped;
     expect(count);
     timerfd_settime(timer, 0, &spec, NULL);
     for (int sent = 0; sent < count;)
@@ -366,7 +221,7 @@ static void rate(int hertz, int count, int size, int skipped) {
             post(1, size, 1), sent++;
     timerfd_settime(timer, 0, &(struct itimerspec){0}, NULL);
     wait_for_all();
-    recording = 0;
+    latency_room = 0;
     if (!latency_count)
         fail("nobody received anything");
     qsort(latencies, latency_count, sizeof *latencies, ascending);

@@ -73,19 +73,30 @@ def complaints():
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def page(browser, server, complaints):
-    """The page, just opened, in a browser that must have nothing to complain of at the end of the test."""
-    context = await browser.new_context()
-    page = await context.new_page()
+async def visit(browser, complaints):
+    """Open an address as somebody with a browser of their own, which must have nothing to complain of at the end."""
+    contexts = []
 
     def hear(line):
         # A test that looks at pixels again and again is advised to do it otherwise; the page itself never looks.
         if line.type in ("error", "warning") and "willReadFrequently" not in line.text:
             complaints.append(line.text)
 
-    page.on("console", hear)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    await page.goto(server.address)
-    yield page
-    await context.close()
+    async def visit(address):
+        contexts.append(await browser.new_context())
+        page = await contexts[-1].new_page()
+        page.on("console", hear)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        await page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        await context.close()
     assert complaints == []
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(server, visit):
+    """The machine's page, just opened."""
+    return await visit(server.address)

@@ -1,4 +1,4 @@
-"""The example's page in a real browser: what a person would see."""
+"""The example's page of the machine in a real browser: what a person would see."""
 
 import asyncio
 import re
@@ -7,6 +7,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import captured_logs
+from tests.browser.color import color, contrast, luminance
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -206,7 +207,7 @@ async def test_text_is_readable_in_light_and_dark(page, scheme, light):
     card = await color(page, ".card", "background-color")
     body = await color(page, "body", "background-color")
     for selector, background in [
-        ("h1", body), ("header .quiet", body), ("#load-state", body), ("footer", body),
+        ("h1", body), ("header .quiet", body), ("header nav :link", body), ("#load-state", body), ("footer", body),
         ("h2", card), (".card .quiet", card), ("#seed-state", card), (".number", card), ("#seed-events li", card),
         ("#drop", await color(page, "#drop", "background-color")),
     ]:  # fmt: skip
@@ -231,19 +232,3 @@ async def test_the_state_is_told_to_a_screen_reader_and_the_numbers_are_not(page
     assert await page.locator("#load-state").get_attribute("role") == "status"
     assert await page.locator("output").count() == 0  # which would be live
     assert await page.get_by_role("img").count() == 4
-
-
-async def color(page, selector, name):
-    value = await page.evaluate(f"getComputedStyle(document.querySelector({selector!r})).getPropertyValue({name!r})")
-    return [int(number) for number in re.findall(r"\d+", value)[:3]]
-
-
-def luminance(rgb):
-    """Relative luminance. Source: WCAG 2.2."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in rgb)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    dark, light = sorted([luminance(one), luminance(other)])
-    return (light + 0.05) / (dark + 0.05)

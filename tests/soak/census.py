@@ -8,17 +8,19 @@ from collections import Counter
 
 import psutil
 
-from aiohttp_interceptors import Streams
+from aiohttp_interceptors import Hub, Streams
 from aiohttp_interceptors.web.rounds import rounds
 from aiohttp_interceptors.web.turn import turn
 
 LIBRARY = "aiohttp_interceptors"
 # What aiohttp has for a connection or a request.
 OTHERS = {"RequestHandler", "Request", "StreamWriter", "StreamResponse"}
+# What a Hub has of its history, which is more or less at any moment, and for as many clients as there are.
+HISTORY = {"Record", "Event", "Reading"}
 
 
-def census(streams: Streams) -> dict[str, int]:
-    """Count tasks, timers, files, streams, places, and objects by class, all after garbage collection."""
+def census(streams: Streams, *hubs: Hub) -> dict[str, int]:
+    """Count tasks, timers, files, streams, subscribers, places, and objects by class, after garbage collection."""
     loop = asyncio.get_running_loop()
     visits = rounds()._expected
     turn()  # both are made when first needed, one for each loop, and stay
@@ -46,7 +48,13 @@ def census(streams: Streams) -> dict[str, int]:
     held["open streams"] = len(streams)
     held["places taken"] = streams._limits.taken
     held["keys with places"] = len(streams._limits._of_each)
-    return dict(held)
+    for number, hub in enumerate(hubs):
+        statistics = hub.statistics()
+        held[f"subscribers of hub {number}"] = statistics.subscribers
+        held[f"behind in hub {number}"] = statistics.behind
+        held[f"audiences of hub {number}"] = statistics.audiences
+        held[f"names asked for in hub {number}"] = len(hub._fanout._patterns)
+    return {name: number for name, number in held.items() if not hubs or name.removeprefix("object ") not in HISTORY}
 
 
 def growth(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
@@ -54,12 +62,12 @@ def growth(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
     return {name: number - before.get(name, 0) for name, number in now.items() if number > before.get(name, 0)}
 
 
-async def until_calm(streams: Streams, before: dict[str, int], patience: float) -> dict[str, int]:
+async def until_calm(streams: Streams, before: dict[str, int], patience: float, *hubs: Hub) -> dict[str, int]:
     """Wait until there is no more than before, or patience is over; return what there is more of."""
     loop = asyncio.get_running_loop()
     end = loop.time() + patience
     while True:
-        more = growth(before, census(streams))
+        more = growth(before, census(streams, *hubs))
         if not more or loop.time() > end:
             return more
         await asyncio.sleep(0.1)

@@ -14,6 +14,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 
 import structlog
@@ -23,21 +24,21 @@ from census import census, until_calm
 from feed import Feed
 from routes import Book, application
 
-from aiohttp_interceptors import STREAMS, Streams
+from aiohttp_interceptors import STREAMS, Hub, Streams
 
 AFTER_THE_END = 5.0  # seconds in which what closes must have closed
 
 
-def control(streams: Streams) -> web.Application:
+def control(streams: Streams, *hubs: Hub) -> web.Application:
     """Make the application that tells what the process holds, now or since ``/remember``."""
     began: dict[str, int] = {}
 
     async def remember(request: web.Request) -> web.Response:
-        began.update(census(streams))
+        began.update(census(streams, *hubs))
         return web.json_response(began)
 
     async def calm(request: web.Request) -> web.Response:
-        more = await until_calm(streams, began, float(request.query["patience"]))
+        more = await until_calm(streams, began, float(request.query["patience"]), *hubs)
         return web.json_response(more)
 
     app = web.Application()
@@ -60,21 +61,18 @@ class Lines(logging.Formatter):
         return json.dumps(line)
 
 
-async def serve(port: int, epoch: int, book: Book, max_streams: int, per_user: int) -> None:
+async def serve(app: web.Application, port: int, book: Book, *hubs: Hub) -> None:
     """Serve until SIGTERM, and write down what is left then."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    feed = Feed(epoch)
-    grow = asyncio.create_task(feed.grow())
-    app = application(feed, book, max_streams, per_user)
-    watched = web.AppRunner(control(app[STREAMS]), access_log=None)
+    watched = web.AppRunner(control(app[STREAMS], *hubs), access_log=None)
     await watched.setup()
     await web.TCPSite(watched, "127.0.0.1", 0).start()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
     await runner.setup()
     await asyncio.sleep(0)
-    began = census(app[STREAMS])
+    began = census(app[STREAMS], *hubs)
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
     sys.stdout.write(f"{watched.addresses[0][1]}\n")
     sys.stdout.flush()
@@ -82,13 +80,21 @@ async def serve(port: int, epoch: int, book: Book, max_streams: int, per_user: i
     before = loop.time()
     await runner.cleanup()
     book.total("cleanup", loop.time() - before)
-    book.total("left", await until_calm(app[STREAMS], began, AFTER_THE_END))
-    grow.cancel()
+    book.total("left", await until_calm(app[STREAMS], began, AFTER_THE_END, *hubs))
     await watched.cleanup()
 
 
-def main() -> None:
-    port, epoch, name, facts, max_streams, per_user = sys.argv[1:]
+async def live(port: int, epoch: int, facts: Path, max_streams: int, per_user: int) -> None:
+    feed = Feed(epoch)
+    grow = asyncio.create_task(feed.grow())
+    with facts.open("w") as file:
+        book = Book(file)
+        await serve(application(feed, book, max_streams, per_user), port, book)
+    grow.cancel()
+
+
+def run(name: str, life: Coroutine[None, None, None]) -> None:
+    """Run a life of a server on the event loop of this name, and log a line for each entry."""
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -99,9 +105,14 @@ def main() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )  # fmt: skip
     factory = uvloop.new_event_loop if name == "uvloop" else asyncio.new_event_loop
-    with Path(facts).open("w") as file, asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(int(port), int(epoch), Book(file), int(max_streams), int(per_user)))
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(life)
         gc.collect()  # what was lost complains now
+
+
+def main() -> None:
+    port, epoch, name, facts, max_streams, per_user = sys.argv[1:]
+    run(name, live(int(port), int(epoch), Path(facts), int(max_streams), int(per_user)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,8 @@ say = partial(print, flush=True)
 
 class Soak:
     """One run."""
+
+    program = "server.py"
 
     def __init__(self, seconds: float, clients: int, seed: int, folder: Path) -> None:
         self.lives: list[Life] = []
@@ -74,7 +77,7 @@ class Soak:
         arguments = (self._port, epoch, name, life.facts, self.max_streams, 3)
         with life.log.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-W", "always::ResourceWarning", HERE / "server.py", *map(str, arguments),
+                sys.executable, "-W", "always::ResourceWarning", HERE / self.program, *map(str, arguments),
                 stdout=asyncio.subprocess.PIPE, stderr=log,
             )  # fmt: skip
         try:
@@ -100,13 +103,7 @@ class Soak:
         if quiet:  # nobody has been there yet
             await self._ask(control, "/remember")
         if not self._tasks:
-            users = max(1, self._clients * 2 // 7)  # some have more clients than they may have streams
-            self._tasks = [
-                asyncio.create_task(
-                    Client(number, self._seed + life.epoch, self._port, self.ledger, users, life.epoch).run()
-                )
-                for number in range(self._clients)
-            ]
+            self._tasks = [asyncio.create_task(self._client(number, life.epoch)) for number in range(self._clients)]
         memory = psutil.Process(process.pid).memory_info
         began = time.monotonic()
         while (passed := time.monotonic() - began) < self._seconds and process.returncode is None:
@@ -116,6 +113,11 @@ class Soak:
         if quiet:
             await self._leave()
             life.left = await self._ask(control, f"/calm?patience={CALM}")
+
+    def _client(self, number: int, epoch: int) -> Coroutine[None, None, None]:
+        """Be a client until cancelled."""
+        users = max(1, self._clients * 2 // 7)  # some have more clients than they may have streams
+        return Client(number, self._seed + epoch, self._port, self.ledger, users, epoch).run()
 
     async def _leave(self) -> None:
         """Have all clients go."""
@@ -192,16 +194,22 @@ def verdict(problems: list[str], seed: int) -> int:
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Break streams at random, and see that nothing leaks or is lost.")
+def options(what: str, clients: int) -> tuple[float, int, int]:
+    """Return the seconds, the number of clients and the seed that the command line asks for."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--seconds", type=float, default=180)
-    parser.add_argument("--clients", type=int, default=250)
+    parser.add_argument("--clients", type=int, default=clients)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    options = parser.parse_args()
-    clients = as_many_as_files(options.clients)
-    say(f"{clients} clients for {options.seconds:.0f} s, seed {options.seed}")
+    asked = parser.parse_args()
+    clients = as_many_as_files(asked.clients)
+    say(f"{clients} clients for {asked.seconds:.0f} s, seed {asked.seed}")
+    return asked.seconds, clients, asked.seed
+
+
+def main() -> int:
+    seconds, clients, seed = options("Break streams at random, and see that nothing leaks or is lost.", clients=250)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(options.seconds, clients, options.seed, Path(folder))
+        soak = Soak(seconds, clients, seed, Path(folder))
         asyncio.run(soak.run())
         judge = Judge(soak.ledger.receipts, soak.max_streams)
         for life in soak.lives:
@@ -210,7 +218,7 @@ def main() -> int:
         soak.ledger.compare_connections()
         judge.expect(REASONS, soak.lives)
     table(soak, judge)
-    return verdict(soak.ledger.problems + judge.problems, options.seed)
+    return verdict(soak.ledger.problems + judge.problems, seed)
 
 
 if __name__ == "__main__":

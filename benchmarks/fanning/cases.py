@@ -1,0 +1,117 @@
+"""The cases: each takes a peer through one round, and adds what it measured to the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .figures import Figures
+from .peers import Peer
+from .process import Running
+
+COUNTS = (100, 1_000, 8_000)
+BURST = 50
+MISSED = 100  # events that a client gets when it comes back
+STOPPED, LARGE = 100, 8_192  # streams that do not read, and bytes of the events that they do not read
+HERTZ = 10
+
+
+class Size(NamedTuple):
+    """How much is measured in a round."""
+
+    deliveries: int
+    counts: tuple[int, ...]
+    bursts: int
+    opens: int
+    fill: int  # events until the buffers of who does not read are full
+    paced: int  # events at a fixed rate
+    idle: int
+
+
+FULL = Size(deliveries=60_000, counts=COUNTS, bursts=20, opens=5_000, fill=640, paced=40, idle=3_000)
+QUICK = Size(deliveries=15_000, counts=COUNTS[:2], bursts=4, opens=500, fill=640, paced=5, idle=700)
+
+
+def one(peer: Peer, size: Size, figures: Figures) -> None:
+    """Publish one event at a time: the next when every stream has it."""
+    with Running(peer, figures) as server:
+        opened = 0
+        for count in size.counts:
+            server.open(count - opened)
+            opened = count
+            server.publish(max(2, 20_000 // count))  # imports, caches and the interpreter's own specialisation
+            figures.add(f"one {count}", peer.name, server.publish(max(5, size.deliveries // count)) * 1e6)
+
+
+def burst(peer: Peer, size: Size, figures: Figures) -> None:
+    """Publish events back to back, to 1,000 streams."""
+    with Running(peer, figures) as server:
+        server.open(1_000)
+        server.publish(10)
+        server.publish(2, BURST)
+        figures.add("burst", peer.name, server.publish(size.bursts, BURST) * 1e6)
+
+
+def opens(peer: Peer, size: Size, figures: Figures) -> None:
+    """Have clients come, and others come back that have missed some events."""
+    with Running(peer, figures) as server:
+        server.open(300)
+        before = server.cpu()
+        server.open(size.opens)
+        figures.add("open", peer.name, (server.cpu() - before) / size.opens * 1e6)
+    if peer.replays:
+        with Running(peer, figures) as server:
+            server.open(1)
+            server.publish(3 * MISSED)
+            first = 2 * MISSED
+            last = server.tell("id", first - 1)["id"]
+            server.open(300, first=first, events=MISSED, after=last)
+            before = server.cpu()
+            server.open(size.opens, first=first, events=MISSED, after=last)
+            figures.add("reconnect", peer.name, (server.cpu() - before) / size.opens * 1e6)
+            server.publish(1)  # nobody had one too many
+
+
+def stopped(peer: Peer, size: Size, figures: Figures) -> None:
+    """Time 900 streams that read, beside 100 that do as well, and beside 100 that stopped."""
+    for column, number in (("reading", 0), ("stopped", STOPPED)):
+        with Running(peer, figures) as server:
+            server.open(STOPPED)
+            server.publish(20)
+            server.tell("stop", number)
+            server.publish(size.fill, size=LARGE)
+            server.open(1_000 - STOPPED)
+            server.publish(5, size=LARGE)
+            answer = server.tell("rate", HERTZ, size.paced, LARGE, STOPPED)
+            for what in ("p50", "p99"):
+                figures.add(f"{column} {what}", peer.name, answer[what] / 1e3)
+
+
+def latency(peer: Peer, size: Size, figures: Figures) -> None:
+    """Time events from publish to receive, at a fixed rate, for 1,000 streams."""
+    with Running(peer, figures) as server:
+        server.open(1_000)
+        server.publish(20)
+        answer = server.tell("rate", HERTZ, size.paced, 100, 0)
+        for what in ("p50", "p99"):
+            figures.add(f"latency {what}", peer.name, answer[what] / 1e3)
+
+
+def memory(peer: Peer, size: Size, figures: Figures) -> None:
+    """Open streams that stay idle, and see by how much the processes grow for each."""
+    with Running(peer, figures) as server:
+        server.open(1_000)
+        before = server.memory()
+        server.open(size.idle)
+        figures.add("memory", peer.name, (server.memory() - before) / size.idle / 1024)
+
+
+CASES: dict[str, Callable[[Peer, Size, Figures], None]] = {
+    "one": one,
+    "burst": burst,
+    "open": opens,
+    "stopped": stopped,
+    "latency": latency,
+    "memory": memory,
+}
+SILENT = ("open", "memory")  # the cases of a peer that publishes nothing

@@ -1,0 +1,79 @@
+"""The cost of a delivery over the number of streams, as SVG that is legible on light and on dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log10
+from typing import NamedTuple
+from xml.sax.saxutils import escape
+
+WIDTH, HEIGHT = 760, 440
+LEFT, RIGHT, TOP, BOTTOM = 60, 190, 60, 52
+LABEL = 17  # from one label to the next, at least
+STYLE = """
+svg { --paper: #ffffff; --ink: #1f2328; --faint: #d1d9e0; font: 13px system-ui, sans-serif }
+.c0 { --line: #57606a } .c1 { --line: #0969da } .c2 { --line: #0550ae } .c3 { --line: #1a7f37 }
+.c4 { --line: #9a6700 } .c5 { --line: #cf222e } .c6 { --line: #8250df }
+@media (prefers-color-scheme: dark) {
+  svg { --paper: #0d1117; --ink: #e6edf3; --faint: #30363d }
+  .c0 { --line: #9198a1 } .c1 { --line: #58a6ff } .c2 { --line: #a5d6ff } .c3 { --line: #3fb950 }
+  .c4 { --line: #d29922 } .c5 { --line: #ff7b72 } .c6 { --line: #d2a8ff }
+}
+rect { fill: var(--paper) } text { fill: var(--ink) } .grid { stroke: var(--faint) }
+polyline { fill: none; stroke: var(--line); stroke-width: 2 } .ours polyline { stroke-width: 3.5 }
+circle { fill: var(--line) } .name { fill: var(--line) } .ours .name { font-weight: 700 }
+"""
+
+
+class Curve(NamedTuple):
+    """A peer's microseconds by number of streams."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+
+
+def plot(curves: Sequence[Curve]) -> str:
+    """Draw the curves, the number of streams on a logarithmic axis."""
+    counts = sorted({count for curve in curves for count, _ in curve.points})
+    top = max(value for curve in curves for _, value in curve.points)
+    step = 10 if top > 25 else 5
+    top = step * (int(top / step) + 1)
+    low, high = log10(counts[0]), log10(counts[-1])
+
+    def x(count: float) -> float:
+        return LEFT + (log10(count) - low) / ((high - low) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        f"<title>CPU of the server per delivery</title><style>{STYLE}</style>",
+        f'<rect width="{WIDTH}" height="{HEIGHT}"/>',
+        f'<text x="{LEFT}" y="28" font-size="16">CPU of the server per delivery, µs; one event at a time</text>',
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">open streams</text>',
+    ]
+    for value in range(0, top + 1, step):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value}</text>')
+    parts += [
+        f'<text x="{x(count):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{count:,}</text>' for count in counts
+    ]
+    labels = spaced([y(curve.points[-1][1]) for curve in curves])
+    for number, (curve, at) in enumerate(zip(curves, labels, strict=True)):
+        points = [f"{x(count):.1f},{y(value):.1f}" for count, value in curve.points]
+        kind = f"c{number % 7}" + (" ours" if curve.name.startswith("ours") else "")
+        dots = "".join(f'<circle cx="{one.split(",")[0]}" cy="{one.split(",")[1]}" r="3.5"/>' for one in points)
+        name = f"{escape(curve.name)} {curve.points[-1][1]:.1f}"
+        parts.append(f'<g class="{kind}"><polyline points="{" ".join(points)}"/>{dots}')
+        parts.append(f'<text class="name" x="{WIDTH - RIGHT + 14}" y="{at + 4:.1f}">{name}</text></g>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def spaced(heights: Sequence[float]) -> list[float]:
+    """Move labels up, as far as they must so that none covers another."""
+    moved = [0.0] * len(heights)
+    last = float("inf")
+    for index in sorted(range(len(heights)), key=lambda one: -heights[one]):
+        last = moved[index] = min(heights[index], last - LABEL)
+    return moved

@@ -1,0 +1,179 @@
+"""The servers in Python: for each library the usual program that sends an event to everybody.
+
+    python -m fanning.server ours|aiohttp-sse|sse-starlette|bare asyncio|uvloop
+
+Prints its port. ``GET /stream`` opens a stream, the lines of the body of ``POST /publish`` are events, published back
+to back, and ``POST /collect`` collects garbage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from aiohttp import web
+
+NEVER = 3600.0  # seconds; no heartbeat falls into a measurement
+HISTORY = 1000
+
+
+class Queues:
+    """A queue per stream, as one writes it by hand."""
+
+    def __init__(self) -> None:
+        self.all: set[asyncio.Queue[str]] = set()
+
+    def add(self) -> asyncio.Queue[str]:
+        """Return a queue for one more stream."""
+        queue = asyncio.Queue[str]()
+        self.all.add(queue)
+        return queue
+
+    def publish(self, lines: list[str]) -> None:
+        """Put all events in all queues."""
+        for line in lines:
+            for queue in self.all:
+                queue.put_nowait(line)
+
+
+def ours() -> web.Application:
+    """Serve with this library."""
+    from aiohttp_interceptors import Hub, as_handler, setup, start_topic_stream  # noqa: PLC0415  # not in other servers
+
+    hub = Hub(history=HISTORY)
+
+    async def publish(request: web.Request) -> web.Response:
+        for line in (await request.text()).split("\n"):
+            await hub.publish("news", line)
+        return web.Response(status=204)
+
+    app = web.Application()
+    setup(app, hub)
+    app.router.add_get("/stream", as_handler(start_topic_stream(hub, "news", heartbeat=NEVER)))
+    app.router.add_post("/publish", publish)
+    return app
+
+
+def aiohttp_sse() -> web.Application:
+    """Serve with aiohttp-sse."""
+    from aiohttp_sse import sse_response  # noqa: PLC0415  # as above
+
+    queues = Queues()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        queue = queues.add()
+        try:
+            async with sse_response(request, ping_interval=NEVER) as response:
+                while response.is_connected():
+                    await response.send(await queue.get())
+        finally:
+            queues.all.discard(queue)
+        return response
+
+    async def publish(request: web.Request) -> web.Response:
+        queues.publish((await request.text()).split("\n"))
+        return web.Response(status=204)
+
+    app = web.Application()
+    app.router.add_get("/stream", stream)
+    app.router.add_post("/publish", publish)
+    return app
+
+
+def bare() -> web.Application:
+    """Serve streams that are opened and stay silent, with aiohttp alone."""
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await asyncio.get_running_loop().create_future()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/stream", stream)
+    return app
+
+
+async def serve_aiohttp(app: web.Application, listening: socket.socket) -> None:
+    """Serve until killed."""
+
+    async def collect(request: web.Request) -> web.Response:
+        gc.collect()
+        return web.Response(status=204)
+
+    app.router.add_post("/collect", collect)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=NEVER)
+    await runner.setup()
+    await web.SockSite(runner, listening, backlog=4096).start()
+    await asyncio.Event().wait()
+
+
+async def serve_starlette(listening: socket.socket) -> None:
+    """Serve with sse-starlette on uvicorn until killed."""
+    import uvicorn  # noqa: PLC0415  # as above
+    from sse_starlette import EventSourceResponse  # noqa: PLC0415  # as above
+    from starlette.applications import Starlette  # noqa: PLC0415  # as above
+    from starlette.requests import Request  # noqa: PLC0415  # as above
+    from starlette.responses import Response  # noqa: PLC0415  # as above
+    from starlette.routing import Route  # noqa: PLC0415  # as above
+
+    queues = Queues()
+
+    async def stream(request: Request) -> Response:
+        queue = queues.add()
+
+        async def generate() -> AsyncIterator[str]:
+            try:
+                while True:
+                    yield await queue.get()
+            finally:
+                queues.all.discard(queue)
+
+        return EventSourceResponse(generate(), ping=int(NEVER))
+
+    async def publish(request: Request) -> Response:
+        queues.publish((await request.body()).decode().split("\n"))
+        return Response(status_code=204)
+
+    async def collect(request: Request) -> Response:
+        gc.collect()
+        return Response(status_code=204)
+
+    routes = [Route("/stream", stream)]
+    routes += [Route(f"/{handler.__name__}", handler, methods=["POST"]) for handler in (publish, collect)]
+    config = uvicorn.Config(
+        Starlette(routes=routes), log_level="warning", access_log=False, timeout_keep_alive=int(NEVER), backlog=4096
+    )
+    await uvicorn.Server(config).serve([listening])
+
+
+async def serve(name: str, listening: socket.socket) -> None:
+    """Serve with the library of this name."""
+    if name == "sse-starlette":
+        await serve_starlette(listening)
+    else:
+        await serve_aiohttp({"ours": ours, "aiohttp-sse": aiohttp_sse, "bare": bare}[name](), listening)
+
+
+def main() -> None:
+    """Serve what the command line says."""
+    name, loop = sys.argv[1:]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    if loop == "uvloop":
+        import uvloop  # noqa: PLC0415  # as above
+
+        factory = uvloop.new_event_loop
+    listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    print(listening.getsockname()[1], flush=True)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(name, listening))
+
+
+if __name__ == "__main__":
+    main()

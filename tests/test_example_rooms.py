@@ -1,0 +1,212 @@
+"""The example application's rooms without a browser: what is written in one, who hears of it, and what is refused."""
+
+import json
+import time
+
+import pytest
+from aiohttp import FormData
+from yarl import URL
+
+from aiohttp_interceptors.testing import open_stream
+from example_app.app import LATEST, make_app
+from example_app.rooms import HUB, MAX_NAME, MAX_TEXT
+from tests.waiting import until
+
+NO_ROOMS = ["", "*", ">", "lobby.*", "a.b", ".", "a b", "a\n", "a/b", "ä", "²", "x" * 31, "a&room=b>"]
+
+
+@pytest.fixture
+async def client(aiohttp_client):
+    return await aiohttp_client(make_app())
+
+
+def address(path, room="lobby", **query):
+    return str(URL(path).with_query({"room": room, **query}))
+
+
+def room(client, name="lobby", /, *, last_event_id=None, **query):
+    return open_stream(client, address("/events/room", name, **query), last_event_id=last_event_id)
+
+
+async def say(client, text, *, room="lobby", name="Ada", **options):
+    async with client.post(address("/say", room), data={"name": name, "text": text}, **options) as response:
+        return response.status
+
+
+async def texts(stream, count):
+    """Read so many lines, whoever comes and goes meanwhile, and return their texts."""
+    found = []
+    while len(found) < count:
+        event = await stream.next()
+        if event.name != "here":
+            assert event.name == "line"
+            found.append(json.loads(event.data)["text"])
+    return found
+
+
+async def here(stream, count):
+    """Read until the stream tells that so many are here."""
+    while (event := await stream.next()).name != "here" or event.data != str(count):
+        pass
+    return event
+
+
+# What is written.
+
+
+async def test_a_line_reaches_all_who_are_in_the_room_and_nobody_else(client):
+    async with room(client, "tea") as one, room(client, "tea") as two, room(client, "coffee") as other:
+        assert await say(client, "milk?", room="tea") == 204
+        assert await say(client, "sugar?", room="coffee") == 204
+        assert await texts(one, 1) == await texts(two, 1) == ["milk?"]
+        assert await texts(other, 1) == ["sugar?"]
+
+
+async def test_a_line_tells_who_wrote_it_and_when(client):
+    async with room(client) as stream:
+        before = time.time()
+        await say(client, "  hello <b>there</b>\n", name=" Ada ")
+        await here(stream, 1)
+        event = await stream.next()
+    line = json.loads(event.data)
+    assert (event.name, line["name"], line["text"]) == ("line", "Ada", "hello <b>there</b>")
+    assert before <= line["time"] <= time.time()
+    assert event.id == stream.last_event_id
+
+
+async def test_who_comes_in_gets_the_latest_lines_and_then_what_is_written(client):
+    for number in range(LATEST + 5):
+        await say(client, f"{number}")
+    await say(client, "elsewhere", room="tea")
+    async with room(client) as stream:
+        assert await texts(stream, LATEST) == [f"{number}" for number in range(5, LATEST + 5)]
+        await say(client, "new")
+        assert await texts(stream, 1) == ["new"]
+
+
+async def test_without_a_room_it_is_the_lobby_and_capital_letters_are_small_ones(client):
+    async with open_stream(client, "/events/room") as lobby, room(client, "TEA") as tea:
+        await say(client, "one", room="Lobby")
+        await say(client, "two", room="tea")
+        assert await texts(lobby, 1) == ["one"]
+        assert await texts(tea, 1) == ["two"]
+
+
+# Who is here.
+
+
+async def test_all_in_a_room_are_told_how_many_are_here_when_somebody_comes_or_goes(client):
+    async with room(client, "tea") as one:
+        await here(one, 1)
+        async with room(client, "coffee") as other, room(client, "tea") as two:
+            await here(one, 2)
+            assert (await two.next()).data == "2"
+            assert (await other.next()).data == "1"
+        await here(one, 1)
+        assert [
+            event for event in (one.raw + other.raw).split(b"\n\n") if b"event: here" in event and b"id:" in event
+        ] == []
+
+
+async def test_how_many_are_here_is_no_line_of_the_history(client):
+    await say(client, "first")
+    for _ in range(LATEST + 5):
+        async with room(client) as stream:
+            await here(stream, 1)
+        await until(lambda: client.app[HUB].subscribers("rooms.lobby") == 0)
+    async with room(client) as stream:
+        assert await texts(stream, 1) == ["first"]
+
+
+# Away and back.
+
+
+async def test_a_page_that_was_dropped_goes_on_where_it_was_and_the_others_notice_nothing(client):
+    async with room(client, client="one") as one, room(client, client="two") as two:
+        await say(client, "a")
+        assert await texts(one, 1) == ["a"]
+        async with client.post("/drop?client=one") as response:
+            assert response.status == 204
+        assert "line" not in [event.name for event in await one.rest()]
+        for text in "bc":
+            await say(client, text)
+        async with room(client, client="one", last_event_id=one.last_event_id) as again:
+            await say(client, "d")
+            assert await texts(again, 3) == ["b", "c", "d"]
+        assert await texts(two, 4) == ["a", "b", "c", "d"]
+
+
+async def test_a_page_that_was_dropped_before_anything_was_written_misses_nothing(client):
+    async with room(client, client="one") as stream:
+        await here(stream, 1)
+    await say(client, "a")
+    async with room(client, last_event_id=stream.last_event_id) as again:
+        assert await texts(again, 1) == ["a"]
+
+
+async def test_a_new_source_can_be_told_in_the_query_where_the_old_one_was(client):
+    async with room(client) as stream:
+        await say(client, "a")
+        await texts(stream, 1)
+    await say(client, "b")
+    async with open_stream(client, address("/events/room", last_event_id=stream.last_event_id)) as again:
+        assert await texts(again, 1) == ["b"]
+
+
+async def test_after_a_restart_there_is_a_gap_and_then_all_that_the_new_server_knows(client, aiohttp_client):
+    async with room(client) as stream:
+        await say(client, "before")
+        await texts(stream, 1)
+    restarted = await aiohttp_client(make_app())
+    await say(restarted, "after")
+    async with room(restarted, last_event_id=stream.last_event_id) as again:
+        gap = await again.next()
+        assert gap.name == "gap"
+        assert json.loads(gap.data)["reason"] == "foreign"
+        assert await texts(again, 1) == ["after"]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("name", NO_ROOMS)
+async def test_a_room_of_another_name_is_none_and_nobody_hears_all_rooms(client, name):
+    for path in ("/rooms", "/events/room"):
+        async with client.get(address(path, name)) as response:
+            assert response.status == 400, path
+            assert "letters" in await response.text()
+    assert await say(client, "hello", room=name) == 400
+    assert client.app[HUB].statistics().published == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("", "hello"), (" ", "hello"), ("A" * (MAX_NAME + 1), "hello"),
+        ("Ada", ""), ("Ada", " \n"), ("Ada", "x" * (MAX_TEXT + 1)),
+    ],
+)  # fmt: skip
+async def test_a_line_without_name_or_text_or_with_too_much_is_refused(client, name, text):
+    assert await say(client, text, name=name) == 400
+    assert client.app[HUB].statistics().published == 0
+
+
+async def test_the_longest_line_is_none_too_long(client):
+    async with room(client) as stream:
+        assert await say(client, "é" * MAX_TEXT, name="é" * MAX_NAME) == 204
+        assert await texts(stream, 1) == ["é" * MAX_TEXT]
+
+
+async def test_a_file_is_no_text(client):
+    form = FormData({"name": "Ada"})
+    form.add_field("text", b"x" * (MAX_TEXT + 1), filename="text")
+    async with client.post("/say", data=form) as response:
+        assert response.status == 400
+
+
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 403), ("same-site", 403), ("none", 403), ("same-origin", 204)]
+)
+async def test_a_page_of_another_site_cannot_write_for_its_visitor(client, site, status):
+    assert await say(client, "hello", headers={"Sec-Fetch-Site": site}) == status
+    assert client.app[HUB].statistics().published == (status == 204)

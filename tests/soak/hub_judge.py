@@ -6,9 +6,9 @@ import json
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hub_ledger import Change, Published, Spans, read
+from hub_ledger import Change, Excuse, Published, Spans, read
 from hub_reading import GAP, PASSING, PRIME, RECORD, STATE, Item, Opening
 from hub_routes import PARTS, SNAPSHOT
 from judge import Judge
@@ -16,15 +16,6 @@ from reading import Receipt
 from wire import PATIENCE
 
 TURN = 1.0  # seconds that a turn of the server's event loop may take, on a busy machine
-
-
-class Excuse(NamedTuple):
-    """A gap that a client was told of at this time: some are missing after one position, up to another."""
-
-    after: int
-    first: int | None
-    last: int
-    time: float
 
 
 class HubJudge(Judge):
@@ -35,6 +26,7 @@ class HubJudge(Judge):
         self._openings = openings
         self._published: dict[str, Published] = {}
         self.changes: dict[str, list[Change]] = {}  # of a stream's topics
+        self._silent: list[Opening] = []
         self.told: Counter[str] = Counter()  # gaps, by reason
         self.seen: Counter[str] = Counter()  # what was checked
 
@@ -57,6 +49,8 @@ class HubJudge(Judge):
                 Case(self, opening).judge()
             except Wrong as wrong:
                 opening.problems.append(f"{wrong}; asked to go on after {opening.asked}")
+            if opening.silent:
+                self._silent.append(opening)
             opening.items = []
             self._receipts[opening.path] = opening
         self._openings[:] = [opening for opening in self._openings if not opening.over]
@@ -67,6 +61,16 @@ class HubJudge(Judge):
         if epoch not in self._published:
             raise Wrong(f"no Hub has given the id {event_id}")
         return self._published[epoch], int(position)
+
+    def compare(self) -> None:
+        """Compare each stream with what the servers say of it, and none may have kept silent."""
+        super().compare()
+        for opening in self._silent:
+            # A stopping aiohttp reads nothing from a connection that it has just accepted, until shutdown_timeout.
+            if opening.status or opening.path in self._closed:
+                self._wrong(f"{opening.path} ({opening.manner}): the server said nothing for too long")
+            else:
+                self.seen["requests that a stopping server has not read"] += 1
 
     def tell(self) -> None:
         """Print the counts of what was checked."""

@@ -32,6 +32,15 @@ class Change(NamedTuple):
     latest: int
 
 
+class Excuse(NamedTuple):
+    """A gap that a client was told of at this time: some are missing after one position, up to another."""
+
+    after: int
+    first: int | None
+    last: int
+    time: float
+
+
 class Published:
     """What one Hub has published in one server's life."""
 

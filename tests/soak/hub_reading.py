@@ -38,6 +38,7 @@ class Opening(Receipt):
     reading_since: float = 0.0  # it has read all there was from then on
     end: float = 0.0  # of reading
     over: bool = False
+    silent: bool = False  # the server said nothing for too long
 
 
 class Frames:

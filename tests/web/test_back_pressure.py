@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import trustme
-import uvloop
 from aiohttp import web
 
 from aiohttp_interceptors import (
@@ -28,6 +27,7 @@ from aiohttp_interceptors import (
 from aiohttp_interceptors.sse.queues import dropped_comment, dropped_event
 from aiohttp_interceptors.sse.wire import encode
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE, until
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -35,15 +35,7 @@ EVENT = "x" * (1024 - len("data: \n\n"))  # 1 KiB in the stream
 FELT = 256 * 1024  # bytes that may have been put before a put waits
 HELD = 64 * 1024  # bytes that a stream may hold of them, besides its channel
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
-]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+pytestmark = BOTH_LOOPS
 
 
 @pytest.fixture(params=["plain", "tls"])

@@ -10,11 +10,11 @@ import tracemalloc
 
 import pytest
 import trustme
-import uvloop
 from aiohttp import web
 
 from aiohttp_interceptors import CloseReason, Event, Hub
 from tests.listener import Listener, application, listen
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
 
 SMALL = 4096  # bytes that a client keeps unread, about
@@ -22,15 +22,9 @@ HELD = 128 * 1024  # bytes that the server may hold for one that does not read
 KILOBYTE = "x" * 1024
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
+    *BOTH_LOOPS,
     pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="the kernel takes what it likes"),
 ]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture(autouse=True)

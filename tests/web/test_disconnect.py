@@ -25,21 +25,14 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.web.rounds import rounds
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
 FULL = "x" * 16384
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
-]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+pytestmark = BOTH_LOOPS
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -276,7 +269,12 @@ class TestAtOnce:
 
     @pytest.mark.parametrize("how", ["reset", "half-close"])
     async def test_with_a_full_write_buffer_a_put_that_waits_is_told_in_the_next_turn(
-        self, listen, handler_cancellation, how, tls, event_loop_policy
+        self,
+        listen,
+        handler_cancellation,
+        how,
+        tls,
+        event_loop_policy,  # noqa: F811  # the fixture that is imported
     ):
         """peer bugs 1 and 34: the client reads nothing and leaves; the producer ends by itself."""
         if tls and how == "half-close" and isinstance(event_loop_policy, uvloop.EventLoopPolicy):

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import urllib.parse
 
 import pytest
-import uvloop
 
 from aiohttp_interceptors import Hub
 from tests.listener import Listener, application, listen
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
-]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+pytestmark = BOTH_LOOPS
 
 
 @pytest.fixture(autouse=True)

@@ -5,25 +5,17 @@ import socket
 import sys
 
 import pytest
-import uvloop
 from aiohttp import web
 
 from aiohttp_interceptors import as_handler, setup, start_event_stream
 from aiohttp_interceptors.web.socket_options import SocketOptions, options_on
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 
 KEEP = "GET / HTTP/1.1\nHost: x\n\n"
 PATIENCE = 10.0
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
-]
+pytestmark = BOTH_LOOPS
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the options of Linux")
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 class Bare:

@@ -12,7 +12,6 @@ import time
 
 import pytest
 import trustme
-import uvloop
 from aiohttp import web
 
 from aiohttp_interceptors import (
@@ -26,6 +25,7 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.web.socket_options import options_on
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE, until, within
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -35,15 +35,9 @@ KILOBYTE = "x" * 1024
 TCP_CLOSED = b"\x07"  # the state of a socket that the kernel gave up, TCP_CLOSE in <netinet/tcp.h>
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
+    *BOTH_LOOPS,
     pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="the kernel does not tell what was taken"),
 ]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture(params=["plain", "tls"])

@@ -5,22 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import uvloop
 
 from aiohttp_interceptors import CloseReason, Event, Hub, RequestContext, Subscriber
 from aiohttp_interceptors.web.streams import STREAMS
 from tests.listener import application, listen
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
-]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+pytestmark = BOTH_LOOPS
 
 
 class Watched:

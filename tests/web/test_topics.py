@@ -7,7 +7,6 @@ import json
 import re
 
 import pytest
-import uvloop
 from aiohttp import web
 
 from aiohttp_interceptors import (
@@ -23,19 +22,12 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.web.streams import STREAMS
 from tests.listener import application, listen
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until
 
 USER = ContextKey[str]("user")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14
-]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+pytestmark = BOTH_LOOPS
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,8 @@ class Log:
         """Return the records after a position under these names and wildcards, in order.
 
         ``most`` is how many bytes are wanted about; at least one record is given. A name in ``since`` counts from the
-        position there, if that is the later one. Costs what it returns, not what the log holds.
+        position there, if that is the later one. Costs what it returns, not what the log holds; with ``most``, also a
+        look at each topic that a wildcard matches and that has changed since.
         """
         starts = self._starts(position, topics, since)
         forgotten = self._forgotten if self._is_forgotten(position, topics, since) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -132,14 +133,14 @@ class HubClient:
         stops = chance.uniform(0, 2) if manner == "stops reading" else seconds
         while (now := time.monotonic()) < end:
             if now > opening.reading_since + stops:
+                opening.reading_since = math.inf
                 await asyncio.sleep(chance.uniform(1, 7))
                 stops, opening.reading_since = 2 * AWAY, time.monotonic()
                 end = max(end, opening.reading_since + chance.uniform(0, 12))
             if not (piece := await wire.piece()):
+                opening.closed = True
                 if wire.head.chunked:
                     frames.finish()
-                else:  # it had no other end
-                    opening.left = True
                 return
             if manner == "cuts" and chance.random() < 0.1:
                 frames.feed(piece[: chance.randrange(len(piece) + 1)])

@@ -38,6 +38,7 @@ class Opening(Receipt):
     reading_since: float = 0.0  # it has read all there was from then on
     end: float = 0.0  # of reading
     over: bool = False
+    closed: bool = False  # it has come to its end, which in HTTP/1.0 the connection's may be
     silent: bool = False  # the server said nothing for too long
 
 

@@ -4,6 +4,10 @@
 
     Exception
     ├── RuntimeError
+    │   ├── BrokerError          the publisher, who may publish again:
+    │   │   ├── BrokerDown           the broker does not answer, and the event was surely not stored
+    │   │   ├── OutcomeUnknown       it may have been: publish again with the same ``idempotency_key``
+    │   │   └── BrokerRefused        whoever configures the broker: it said no, and will again
     │   ├── QueueClosed          the author of a stage: the queue was changed while the chain was leaving
     │   ├── NoResponse           the author of a route: the chain ended and nobody attached a response
     │   └── ResponseCommitted    the author of a stage: the head is on the wire (logged, never raised into a stage)
@@ -21,7 +25,33 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["ChannelFull", "EventTooLarge", "NoResponse", "QueueClosed", "ResponseCommitted"]
+__all__ = [
+    "BrokerDown",
+    "BrokerError",
+    "BrokerRefused",
+    "ChannelFull",
+    "EventTooLarge",
+    "NoResponse",
+    "OutcomeUnknown",
+    "QueueClosed",
+    "ResponseCommitted",
+]
+
+
+class BrokerError(RuntimeError):
+    """A broker could not do what it was to do."""
+
+
+class BrokerDown(BrokerError):
+    """The broker does not answer. What was to be published was surely not stored: to try again later is safe."""
+
+
+class OutcomeUnknown(BrokerError):
+    """What was published may have been stored, or not: with the same ``idempotency_key`` to try again is safe."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker answers, and says no: what was to be published was not stored, and trying again does not help."""
 
 
 class QueueClosed(RuntimeError):

@@ -66,6 +66,10 @@ class Audience:
         """How many keep up."""
         return len(self._live)
 
+    def all_live(self) -> list[Subscriber]:
+        """Return those that keep up."""
+        return list(self._live)
+
     def join(self, subscriber: Subscriber) -> None:
         """Have somebody keep up who has everything that was flushed."""
         self._live[subscriber] = None

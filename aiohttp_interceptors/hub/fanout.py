@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from ..observe.logs import log as logger
+from .arrivals import Arrivals
 from .audience import Audience, Select
 from .log import Log, Reading
 from .record import Record
@@ -23,8 +24,9 @@ _Key = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
 class Fanout:
     """The audiences of a Hub, its log, and the flush that brings them together. One event loop's."""
 
-    def __init__(self, log: Log, history_age: float | None) -> None:
+    def __init__(self, log: Log, history_age: float | None, arrivals: Arrivals | None = None) -> None:
         self.log: Log = log
+        self.arrivals: Arrivals = arrivals or Arrivals(log, remote=False)
         self.subscribers: int = 0
         self.live: int = 0
         self.gaps: int = 0
@@ -75,6 +77,7 @@ class Fanout:
 
     def close(self) -> None:
         """Wait for nothing any more. Twice is once."""
+        self.arrivals.close()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -117,6 +120,19 @@ class Fanout:
             self.delivered += audience.flush(loop.time())
         except Exception as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
+
+    def interrupt(self, change: Callable[[], None]) -> None:
+        """Change the log's past or its order, and have each stream find out for itself what that means for it."""
+        self._flush()
+        live = [subscriber for audience in self._audiences.values() for subscriber in audience.all_live()]
+        for subscriber in live:
+            subscriber.pause()
+        change()
+        self._read = None
+        for audience in self._audiences.values():
+            audience.position = self.log.end
+        for subscriber in live:
+            subscriber.resume()
 
     # What was.
 

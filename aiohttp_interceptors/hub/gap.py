@@ -23,6 +23,8 @@ class GapReason(StrEnum):
     """It is no id of a Hub at all."""
     FUTURE = "future"
     """The Hub has not come that far."""
+    REWOUND = "rewound"
+    """Its broker has lost some of what it had taken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 
-from ..errors import EventTooLarge
+from ..observe.facts import HubObserver
 from ..sse.event import Event
-from ..sse.wire import encode, is_larger
+from ..sse.wire import encode
+from .arrivals import Arrivals, Located
 from .audience import Outlet, Select
+from .broker import Broker
 from .fanout import Fanout
 from .gap import Gap
+from .intake import Intake
 from .log import Log
 from .policy import Policy
+from .publication import Publication
 from .record import Record
+from .repeats import Repeats
 from .ring import Bounds
 from .statistics import HubStatistics
 from .subscriber import OnEnd, Subscriber
+from .supervision import Supervision
 from .topic import check_pattern, check_topic
 
 __all__ = ["Hub"]
@@ -31,7 +38,12 @@ class Hub:
 
     For each topic the latest records are kept: ``history`` of them, of at most ``history_bytes`` bytes on the wire,
     not older than ``history_age`` seconds; ``None`` is no limit. A stream that was away goes on where it was, or is
-    told that there is a gap. The memory is this process's, and when that ends all its ids become foreign ones.
+    told that there is a gap.
+
+    Without a ``broker`` that memory is this process's, and when that ends all its ids become foreign ones. With one,
+    all processes that have the same publish to all streams, with the same ids, and a new one begins with the history
+    that the broker has. While the broker is away streams stay open, ``publish`` raises, and ``ready`` is false;
+    ``observer(fact)`` is told of each change: ``HubUp``, ``HubDown``, ``HubResumed``.
 
     Topics are tokens separated by dots, at most 255 characters in all. Who subscribes may use wildcards: ``*`` is any
     one token, ``>`` at the end one or more. An event of more than ``max_event_size`` bytes is refused.
@@ -42,85 +54,130 @@ class Hub:
 
     def __init__(
         self,
+        broker: Broker | None = None,
         *,
         history: int = 1000,
         history_bytes: int | None = 2**20,
         history_age: float | None = 3600.0,
         max_event_size: int | None = MAX_EVENT_SIZE,
+        observer: HubObserver | None = None,
     ) -> None:
         size = max_event_size
         if size is not None and (type(size) is not int or size < 1):
             raise (ValueError if type(size) is int else TypeError)(
                 f"max_event_size is a number of bytes, 1 or more, or None, not {size!r}"
             )
-        self._fanout = Fanout(Log(Bounds(history, history_bytes, history_age)), history_age)
+        if broker is not None and not (callable(getattr(broker, "publish", None)) and hasattr(broker, "tail")):
+            raise TypeError(f"a Hub's broker is a Broker or None, not {broker!r}")
+        log = Log(Bounds(history, history_bytes, history_age))
+        arrivals = Arrivals(log, remote=broker is not None)
+        self._fanout = Fanout(log, history_age, arrivals)
         self._max_event_size = max_event_size
         self._published = 0
+        self._repeats: Repeats[str | None] = Repeats()
+        self._broker = broker
+        self._supervision: Supervision | None = None
+        if broker is not None:
+            self._supervision = Supervision(broker, Intake(self._fanout, arrivals), arrivals, observer)
+        self._following: asyncio.Task[None] | None = None
+        self._closed = False
 
     # Publishing.
 
     async def publish(
-        self, topic: str, event: Event | str, *, key: str | None = None, ephemeral: bool = False
+        self,
+        topic: str,
+        event: Event | str,
+        *,
+        key: str | None = None,
+        ephemeral: bool = False,
+        idempotency_key: str | None = None,
+        connection: object = None,
     ) -> str | None:
         """Publish an event under a topic and return its id; ``None`` for an ephemeral one.
 
-        It leaves for all streams before the event loop waits again, and no slow one delays that. A later event of the
-        same topic and ``key`` makes up for this one. An ``ephemeral`` event goes to those that keep up, has no id, and
-        is not kept.
+        It leaves for all streams before the event loop waits again, and no slow one delays that; with a broker, when
+        that has it and has brought it to each process. A later event of the same topic and ``key`` makes up for this
+        one. An ``ephemeral`` event goes to those that keep up, has no id, and is not kept.
+
+        Of the calls with one ``idempotency_key`` within two minutes only the first publishes, and all return its id: a
+        retry cannot double. ``connection`` is a database connection of a broker that can write in the caller's own
+        transaction; then nothing is published before that commits, and ``None`` is returned.
 
         Raises ``TypeError`` or ``ValueError`` (``EventTooLarge``) for what cannot be sent, and then nobody gets it. An
-        id of the event's own is refused: the Hub gives ids. Cancelling is safe.
+        id of the event's own is refused: the Hub gives ids. With a broker also, in a bounded time, ``BrokerDown`` or
+        ``BrokerRefused``, when nobody gets it, and ``OutcomeUnknown``, when they may. Cancelling is safe, but with a
+        broker the event may have been published.
         """
-        event = self._check(topic, event, key)
-        self._fanout.bind()
-        return self._publish(topic, event, key, ephemeral)
+        publication = self._check(topic, event, key, ephemeral, idempotency_key)
+        self.open()
+        if self._broker is not None:
+            return await self._hand_over(self._broker, publication, connection)
+        if connection is not None:
+            raise TypeError("a connection is for a broker that writes in its transaction, and this Hub has no broker")
+        return self._publish(publication)
 
     def publish_threadsafe(
-        self, topic: str, event: Event | str, *, key: str | None = None, ephemeral: bool = False
+        self,
+        topic: str,
+        event: Event | str,
+        *,
+        key: str | None = None,
+        ephemeral: bool = False,
+        idempotency_key: str | None = None,
     ) -> Future[str | None]:
         """Publish from any thread, and return a future of the id, which need not be asked.
 
         In the event loop's own thread do not wait for it. Raises as ``publish``, and ``RuntimeError`` when the Hub
-        has no event loop yet or none any more.
+        has no event loop yet or none any more; what a broker raises, the future has.
         """
-        event = self._check(topic, event, key)
+        publication = self._check(topic, event, key, ephemeral, idempotency_key)
+        loop = self._fanout.elsewhere()
+        if self._broker is not None:
+            return asyncio.run_coroutine_threadsafe(self._hand_over(self._broker, publication), loop)
         future: Future[str | None] = Future()
 
         def publish() -> None:
             if future.set_running_or_notify_cancel():
-                future.set_result(self._publish(topic, event, key, ephemeral))
+                future.set_result(self._publish(publication))
 
-        self._fanout.elsewhere().call_soon_threadsafe(publish)
+        loop.call_soon_threadsafe(publish)
         return future
 
-    def _check(self, topic: str, event: Event | str, key: str | None) -> Event:
-        """Return the event, if all of it can be published."""
+    def _check(
+        self,
+        topic: str,
+        event: Event | str,
+        key: str | None,
+        ephemeral: bool,  # noqa: FBT001
+        idempotency_key: str | None,
+    ) -> Publication:
         if topic not in self._fanout.log:
             check_topic(topic)
-        if not isinstance(event, Event):
-            if not isinstance(event, str):
-                raise TypeError(
-                    f"an Event or a str is published, not {event!r}; Event.json(value) makes one of a value"
-                )
-            event = Event(event)
-        if event.id is not None:
-            raise ValueError(f"the Hub gives events their ids, and {event!r} has one; see key")
-        if key is not None and not isinstance(key, str):
-            raise TypeError(f"an event's key is a str or None, not {key!r}")
-        size = self._max_event_size
-        if size is not None and is_larger(event, size):
-            raise EventTooLarge(f"an event of more than {size} bytes was published under {topic!r}; see max_event_size")
-        return event
+        return Publication(topic, event, key, ephemeral, idempotency_key, self._max_event_size)
 
-    def _publish(self, topic: str, event: Event, key: str | None, ephemeral: bool) -> str | None:  # noqa: FBT001
+    def _publish(self, given: Publication) -> str | None:
+        """Publish in this process, which is all there is."""
         now = asyncio.get_running_loop().time()
-        if ephemeral:
-            record = Record(0, None, topic, event, encode(event), key, now)
+        repeated = None if given.idempotency_key is None else self._repeats.find(given.idempotency_key, now)
+        if repeated is not None:
+            return repeated[0]
+        if given.ephemeral:
+            record = Record(0, None, given.topic, given.event, encode(given.event), given.key, now)
         else:
-            record = self._fanout.log.append(topic, event, key, now)
+            record = self._fanout.log.append(given.topic, given.event, given.key, now)
         self._published += 1
         self._fanout.spread(record)
+        if given.idempotency_key is not None:
+            self._repeats.note(given.idempotency_key, record.id, now)
         return record.id
+
+    async def _hand_over(self, broker: Broker, given: Publication, connection: object = None) -> str | None:
+        """Publish by the broker, from whose tail it comes back."""
+        key = given.idempotency_key
+        place = await broker.publish(given.topic, given.payload(), idempotency_key=key, connection=connection)
+        self._published += 1
+        return None if given.ephemeral or place is None else f"{place.epoch}-{place.position}"
 
     # Subscribing.
 
@@ -140,19 +197,39 @@ class Hub:
         for who brings an ``Outlet``, as ``start_topic_stream`` does.
         """
         fanout = self._fanout
-        fanout.bind()
+        self.open()
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
-        gap: Gap | None = None
-        if after is not None:
-            position, reason = fanout.log.locate(after)
-            gap = None if reason is None else Gap(reason, after, None)
-        elif policy.replay:
-            fanout.log.expire(asyncio.get_running_loop().time())  # or what goes when it is read would be a gap
-            position = fanout.log.newest(names, policy.replay)
-        else:
-            position = fanout.log.end
+
+        def beginning(located: Located) -> tuple[int, Gap | None]:
+            position, reason = located
+            if after is None and policy.replay:
+                fanout.log.expire(fanout.now())  # or what goes when it is read would be a gap
+                position = fanout.log.newest(names, policy.replay)
+            return position, None if reason is None or after is None else Gap(reason, after)
+
         audience = fanout.enter(names, select, outlet.wrap)
-        return Subscriber(fanout, audience, outlet, on_end, policy, position, gap)
+        located = fanout.arrivals.locate(after)
+        place = None if located is None else beginning(located)
+        subscriber = Subscriber(fanout, audience, outlet, on_end, policy, place)
+        if located is None:
+            fanout.arrivals.wait(subscriber, after, lambda located: subscriber.settle(*beginning(located)))
+        return subscriber
+
+    async def locate(self, given: str | None) -> Located:
+        """Return the position after an id, as the log does, when all that may come before it has come.
+
+        Cancelling is safe.
+        """
+        arrivals = self._fanout.arrivals
+        located = arrivals.locate(given)
+        if located is not None:
+            return located
+        future: asyncio.Future[Located] = asyncio.get_running_loop().create_future()
+        arrivals.wait(future, given, lambda located: None if future.done() else future.set_result(located))
+        try:
+            return await future
+        finally:
+            arrivals.discard(future)
 
     # Looking.
 
@@ -164,6 +241,11 @@ class Hub:
     def log(self) -> Log:
         """The records that are kept, and their one order."""
         return self._fanout.log
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that was published is here, and what is new comes: for the route that a load balancer asks."""
+        return self._supervision is None or self._supervision.up
 
     def statistics(self) -> HubStatistics:
         """Return what the Hub holds and has done. Costs the same however much that is."""
@@ -183,9 +265,19 @@ class Hub:
     # The life of a Hub, which setup(app, hub) takes care of.
 
     def open(self) -> None:
-        """Belong to the running event loop, so that other threads can publish. Twice is once."""
-        self._fanout.bind()
+        """Belong to the running event loop, so that other threads can publish, and follow the broker. Twice is once."""
+        loop = self._fanout.bind()
+        if self._supervision is not None and not self._closed and self._following is None:
+            self._following = loop.create_task(self._supervision.run())
 
-    def close(self) -> None:
-        """Leave nothing that waits in the event loop. Its history stays; twice is once."""
+    async def close(self) -> None:
+        """Leave nothing that waits in the event loop, and close the broker. Its history stays; twice is once."""
         self._fanout.close()
+        self._closed = self._broker is not None
+        following, self._following = self._following, None
+        if following is not None:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+        if self._broker is not None:
+            await self._broker.close()

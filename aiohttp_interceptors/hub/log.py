@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import re
-import secrets
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from operator import attrgetter
 
 from ..sse.event import Event
 from ..sse.wire import encode
+from .eras import Eras, new_epoch
 from .gap import GapReason
 from .record import Record
 from .ring import Bounds, Ring
@@ -21,8 +21,6 @@ from .topic_tree import TopicTree
 
 __all__ = ["Log", "Reading", "conflated", "first"]
 
-_ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})", re.ASCII)  # as many digits as are surely cheap to read
-EPOCH_BYTES = 5  # of chance: that two lives of a Hub share an epoch is less likely than a disk that lies
 # Topics without a record whose names are still known, so that a gap in one is none for the others.
 EMPTIED = 4096
 SMALLEST = 8  # bytes that every frame has: of each topic no more records are looked at than can be wanted
@@ -52,17 +50,22 @@ class Reading:
 class Log:
     """Give records their place in one order, and keep of each topic as many as the bounds say.
 
-    A position is a whole number, 1 for the first record. An id is the log's epoch, which no other log shares, and a
-    position. ``now`` is in seconds of any one clock that does not go back.
+    A position is a whole number, 1 for the first record of a Hub that has no broker. An id is an epoch, which no other
+    log has, and a position. ``now`` is in seconds of any one clock that does not go back.
     """
 
     def __init__(self, bounds: Bounds, epoch: str | None = None) -> None:
-        self.epoch: str = epoch or secrets.token_hex(EPOCH_BYTES)
         self.end: int = 0
         """The position of the latest record."""
-        self.records: int = 0
-        self.bytes: int = 0
+        self.records: int
+        self.bytes: int
         self._bounds = bounds
+        self._eras = Eras(epoch or new_epoch())
+        self._floor = 0  # of what was up to here, some may be missing under any name
+        self._clear()
+
+    def _clear(self) -> None:
+        self.records = self.bytes = 0
         self._rings: dict[str, Ring] = {}
         self._tree = TopicTree()
         self._ages: list[tuple[float, int, Ring]] = []  # a heap, of each ring once: when its oldest record is too old
@@ -80,34 +83,42 @@ class Log:
 
     # Positions and ids.
 
+    @property
+    def epoch(self) -> str:
+        """What the ids of new records begin with."""
+        return self._eras.epoch
+
     def id_of(self, position: int) -> str:
         """Return the id of a position."""
-        return f"{self.epoch}-{position}"
+        return self._eras.id_of(position)
 
     def locate(self, given: str) -> tuple[int, GapReason | None]:
         """Return the position to go on from after an id, and why that is not where its owner was, if it is not.
 
         After another life's id, that is the beginning of this one, of which its owner has seen nothing; after one that
-        says nothing, the end.
+        says nothing, the end. After one from before a broker was rewound, it is not later than what that still had.
         """
-        found = _ID.fullmatch(given) if len(given) <= 64 else None  # noqa: PLR2004  # longer than any that fits
-        if found is None:
-            return self.end, GapReason.UNKNOWN
-        if found[1] != self.epoch:
-            return 0, GapReason.FOREIGN
-        position = int(found[2])
-        return (position, None) if position <= self.end else (self.end, GapReason.FUTURE)
+        return self._eras.locate(given, self.end)
+
+    def is_ahead(self, given: str) -> bool:
+        """Tell whether an id may be that of a record which is still to come."""
+        return self._eras.is_ahead(given, self.end)
 
     # Writing.
 
     def append(self, topic: str, event: Event, key: str | None, now: float) -> Record:
-        """Give an event its place, and evict what is one too many."""
+        """Give an event the next place."""
         self.expire(now)
         position = self.end + 1
-        event_id = self.id_of(position)
+        event_id = f"{self._eras.epoch}-{position}"
         record = Record(position, event_id, topic, event, b"id: %b\n%b" % (event_id.encode(), encode(event)), key, now)
-        self.end = position
-        ring = self._ring(topic)
+        self.add(record)
+        return record
+
+    def add(self, record: Record) -> None:
+        """Add a record that has its place, after all others, and evict what is one too many."""
+        self.end = record.position
+        ring = self._ring(record.topic)
         ring.append(record)
         self._tree.touch(ring)
         self.records += 1
@@ -117,7 +128,30 @@ class Log:
             self._evict(ring)
         if not ring.due and ring and self._bounds.history_age is not None:
             self._await_age(ring, self._bounds.history_age)
-        return record
+
+    # What a broker says of its own.
+
+    def begin(self, epoch: str, position: int) -> None:
+        """Begin after a position of a broker's, up to which nothing is known. The log must be empty."""
+        self._eras = Eras(epoch)
+        self.end = self._floor = position
+
+    def lose(self, position: int) -> None:
+        """Note that after the end, up to and including a position, something is missing, of whichever topic."""
+        self.end = self._floor = position
+
+    def rewind(self, epoch: str, position: int) -> None:
+        """Forget what is after a position, and go on from there in another epoch."""
+        rings = self._rings.values()
+        kept = sorted((record for ring in rings for record in ring.after(0)), key=_position)
+        # Which topic lacks what of the rest is not worth knowing: this happens once in years.
+        gone = max([self._floor, self._forgotten, *(ring.evicted for ring in rings)])
+        self._eras.begin(epoch, position)
+        self._clear()
+        self._floor = min(gone, position)
+        for record in kept[: bisect_right(kept, position, key=_position)]:
+            self.add(record)
+        self.end = position
 
     def _ring(self, topic: str) -> Ring:
         """Return the topic's ring, which is about to have a record."""
@@ -175,7 +209,7 @@ class Log:
         look at each topic that a wildcard matches and that has changed since.
         """
         starts = self._starts(position, topics, since)
-        forgotten = self._forgotten if self._is_forgotten(position, topics, since) else 0
+        forgotten = self._unknown(position, topics, since)
         missing = max((ring.evicted for ring, start in starts.values() if ring.evicted > start), default=forgotten)
         lost = max((ring.lost for ring, start in starts.values() if ring.lost > start), default=forgotten)
         count = None if most is None else most // SMALLEST + 1
@@ -199,7 +233,7 @@ class Log:
         if not positions:
             return self.end
         position = max(heapq.nlargest(count, positions)[-1] - 1, *(ring.evicted for ring in rings))
-        return self._forgotten if self._is_forgotten(position, topics, None) else position
+        return max(position, self._unknown(position, topics, None))
 
     def _starts(
         self, position: int, topics: Collection[str], since: Mapping[str, int] | None
@@ -219,12 +253,16 @@ class Log:
                     starts[ring.topic] = ring, start
         return starts
 
-    def _is_forgotten(self, position: int, topics: Collection[str], since: Mapping[str, int] | None) -> bool:
-        """Tell whether something may have been evicted under a name that is no longer known."""
-        if position >= self._forgotten:
-            return False
+    def _unknown(self, position: int, topics: Collection[str], since: Mapping[str, int] | None) -> int:
+        """Return the latest position after that one of which nobody knows whether it was under one of these names."""
+        latest = max(self._forgotten, self._floor)
+        if position >= latest:
+            return 0
+        starts = [(name, max(position, since.get(name, 0)) if since else position) for name in topics]
+        if any(start < self._floor for _, start in starts):
+            return latest
         known = self._rings  # of which no wildcard is one
-        return any(name not in known and (since.get(name, 0) if since else 0) < self._forgotten for name in topics)
+        return latest if any(name not in known and start < self._forgotten for name, start in starts) else 0
 
 
 def first(records: Iterable[Record], most: int | None) -> tuple[list[Record], bool]:

@@ -31,7 +31,8 @@ class Taken(NamedTuple):
 class Reader:
     """Read the log from a position of one's own. It decides; who has it writes."""
 
-    __slots__ = ("_begun", "_conflates", "_excused", "_fanout", "_gap", "_policy", "_position", "_prefix", "_since")
+    __slots__ = ("_begun", "_conflates", "_epoch", "_excused", "_fanout", "_gap", "_policy", "_position", "_prefix",
+                 "_since")  # fmt: skip
 
     def __init__(
         self, fanout: Fanout, policy: Policy, position: int, gap: Gap | None = None, *, begun: bool = False
@@ -39,6 +40,7 @@ class Reader:
         self._fanout = fanout
         self._policy = policy
         self._position = position
+        self._epoch = fanout.log.epoch
         self._gap = gap
         self._begun = begun  # the client has been told from where it goes on
         self._prefix = b"" if begun else policy.prefix
@@ -53,7 +55,7 @@ class Reader:
 
     def go_on(self, position: int, gap: Gap | None, *, told: bool) -> None:
         """Go on from there, with that gap, if the client has not been ``told`` so."""
-        self._position, self._gap = position, gap
+        self._position, self._gap, self._epoch = position, gap, self._fanout.log.epoch
         if told:
             self._gap, self._prefix, self._begun = None, b"", True
 
@@ -65,6 +67,7 @@ class Reader:
 
     def gap(self, topics: frozenset[str]) -> Gap | None:
         """Return what the client would be told now that is missing."""
+        self._follow_rewind()
         if self._gap is not None:
             return self._gap
         reading = self._fanout.read(self._position, topics, 1, self._since)
@@ -75,6 +78,7 @@ class Reader:
 
         Raises ``Lagged`` when the stream is not to go on, and what the select function raises.
         """
+        self._follow_rewind()
         reading, begun = self._read(audience), self._begun
         told = self._beginning(reading)
         gaps = 0
@@ -94,6 +98,19 @@ class Reader:
             told, self._prefix = self._prefix, b""
         frames = reading.frames if records is reading.records else b"".join([record.frame for record in records])
         return Taken(told + frames, len(records), gaps, more)
+
+    def _follow_rewind(self) -> None:
+        """Go back to where the log of a broker that was rewound goes on."""
+        log, epoch = self._fanout.log, self._epoch
+        if epoch == log.epoch:
+            return
+        had = f"{epoch}-{self._position}"
+        self._epoch = log.epoch
+        self._position, reason = log.locate(had)
+        if self._gap is None:
+            self._gap = Gap(reason or GapReason.REWOUND, had)
+        self._excused = min(self._excused, self._position)
+        self._since = {name: min(end, self._position) for name, end in (self._since or {}).items()} or None
 
     def _read(self, audience: Audience) -> Reading:
         most = None if self._conflates else BATCH
@@ -130,7 +147,7 @@ class Reader:
             last = log.id_of(reading.missing) if reading.missing > before else None
         frame = encode(Gap(gap.reason, gap.after, first_id, last).event(self._policy.gap_event))
         prefix, self._prefix = self._prefix, b""
-        if begun and before == self._position:
+        if begun and before == self._position and gap.reason is GapReason.EVICTED:
             return prefix + frame
         self._position = before
         return b"%bid: %b\n%b" % (prefix, log.id_of(before).encode(), frame)

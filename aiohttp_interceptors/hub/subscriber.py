@@ -28,8 +28,8 @@ class Subscriber:
     from there when there is room again. ``add`` and ``remove`` may be called from any thread.
     """
 
-    __slots__ = ("_audience", "_bytes", "_events", "_fanout", "_on_end", "_policy", "_reader", "_rest", "_started",
-                 "outlet")  # fmt: skip
+    __slots__ = ("_audience", "_bytes", "_events", "_fanout", "_on_end", "_policy", "_reader", "_rest", "_settled",
+                 "_started", "outlet")  # fmt: skip
 
     def __init__(  # made by the Hub alone
         self,
@@ -38,14 +38,14 @@ class Subscriber:
         outlet: Outlet,
         on_end: OnEnd,
         policy: Policy,
-        position: int,
-        gap: Gap | None,
+        place: tuple[int, Gap | None] | None,
     ) -> None:
         self._fanout = fanout
         self._audience: Audience | None = audience
         self._on_end = on_end
         self._policy = policy
-        self._reader: Reader | None = Reader(fanout, policy, position, gap)  # none while it is live
+        self._settled = place is not None  # it is known from where it goes on
+        self._reader: Reader | None = Reader(fanout, policy, *(place or (fanout.log.end, None)))  # none while live
         self._rest: tuple[Audience, int] | None = None  # what it was and up to where, when it ended with some to write
         self._events = self._bytes = 0  # while live, less what its audience had when it became that
         self._started = False
@@ -92,7 +92,7 @@ class Subscriber:
             return
         complete = self._reader is None and not audience.flushing
         reader = self._reader or self._fall_behind(audience)
-        if self._started:  # before, all topics count from where it begins, as if they had been given at once
+        if self._started and self._settled:  # before, all topics count from where it begins, as if given at once
             reader.change(audience.topics, topics)
         audience.leave(self)
         self._audience = new = self._fanout.move(audience, topics)
@@ -116,6 +116,18 @@ class Subscriber:
         """Count a gap that its client was told of by somebody else."""
         self._fanout.gaps += 1
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is known from where it goes on."""
+        return self._settled
+
+    def settle(self, position: int, gap: Gap | None) -> None:
+        """Go on from there, which could not be said before."""
+        self._settled = True
+        if self._reader is not None and self._audience is not None:
+            self._reader.go_on(position, gap, told=False)
+            self.resume()
+
     def start(self, position: int | None = None, gap: Gap | None = None, *, told: bool = False) -> None:
         """Begin to write, in the next flush. Twice is once.
 
@@ -134,6 +146,8 @@ class Subscriber:
         if self._started or self._audience is None:
             return b""
         self._started = True
+        if not self._settled:
+            return b""
         frames, count, more = self._step(self._audience)
         self._fanout.delivered += count
         if more:
@@ -156,7 +170,7 @@ class Subscriber:
         audience, reader = self._audience, self._reader
         if audience is not None:
             self._leave()
-            if self._started and reader is not None:
+            if self._started and self._settled and reader is not None:
                 self._reader, self._rest = reader, (audience, self._fanout.log.end)
 
     def rest(self) -> bool:
@@ -185,6 +199,8 @@ class Subscriber:
             audience.leave(self)
             self._audience = None
             self._fanout.leave(audience)
+            if not self._settled:
+                self._fanout.arrivals.discard(self)
 
     def fail(self, error: Exception) -> None:
         """End the stream because of an error."""
@@ -200,7 +216,7 @@ class Subscriber:
             logger.exception("stream_end_failed", reason=reason.value, exc_info=failure)
 
     def _wait(self) -> None:
-        if self._audience is not None:
+        if self._audience is not None and self._settled:
             self._audience.await_flush(self)
             self._fanout.mark(self._audience)
 

@@ -8,6 +8,11 @@ from typing import TypeAlias
 
 __all__ = [
     "EventsDropped",
+    "HubDown",
+    "HubFact",
+    "HubObserver",
+    "HubResumed",
+    "HubUp",
     "Observer",
     "StageRan",
     "StreamClosed",
@@ -83,3 +88,34 @@ class EventsDropped:
 
 StreamFact: TypeAlias = StreamOpened | StreamClosed | StreamRefused | EventsDropped
 StreamObserver: TypeAlias = Callable[[StreamFact], object]
+
+
+@dataclass(frozen=True, slots=True)
+class HubUp:
+    """A Hub has read its broker's history, and hears of what is new."""
+
+    records: int
+    """That were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubDown:
+    """A Hub has lost its broker, or never had it: nothing new comes, and publishing fails."""
+
+    since: float
+    """When, in seconds of Unix time."""
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubResumed:
+    """A Hub has its broker back, and all that was published meanwhile, but for what is told as a gap."""
+
+    missed: int
+    """Records that came late."""
+    seconds: float
+    """That it was down."""
+
+
+HubFact: TypeAlias = HubUp | HubDown | HubResumed
+HubObserver: TypeAlias = Callable[[HubFact], object]

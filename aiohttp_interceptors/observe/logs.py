@@ -10,7 +10,17 @@ import structlog
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from .facts import EventsDropped, StreamClosed, StreamFact, StreamOpened, StreamRefused
+from .facts import (
+    EventsDropped,
+    HubDown,
+    HubFact,
+    HubResumed,
+    HubUp,
+    StreamClosed,
+    StreamFact,
+    StreamOpened,
+    StreamRefused,
+)
 
 __all__ = ["Log", "captured_logs", "log", "log_fact", "logged_execution_id"]
 
@@ -20,6 +30,9 @@ class Log(Protocol):
 
     def debug(self, event: str, /, **values: object) -> object:
         """Log what only a developer wants to know."""
+
+    def info(self, event: str, /, **values: object) -> object:
+        """Log what somebody may want to know."""
 
     def warning(self, event: str, /, **values: object) -> object:
         """Log what somebody should look at."""
@@ -41,7 +54,10 @@ def captured_logs() -> AbstractContextManager[list[EventDict]]:
     return capture_logs(processors=[structlog.contextvars.merge_contextvars])
 
 
-_LINES: dict[type[StreamFact], str] = {
+_LINES: dict[type[StreamFact | HubFact], str] = {
+    HubDown: "hub_down",
+    HubResumed: "hub_resumed",
+    HubUp: "hub_up",
     StreamOpened: "stream_opened",
     StreamClosed: "stream_closed",
     StreamRefused: "stream_refused",
@@ -51,8 +67,12 @@ _LINES: dict[type[StreamFact], str] = {
 _REMARKABLE = ("stalled", "lagged")
 
 
-def log_fact(fact: StreamFact) -> None:
-    """Log what happened to a stream: at debug, or as a warning if somebody should look at it."""
-    usual = isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _REMARKABLE)
+def log_fact(fact: StreamFact | HubFact) -> None:
+    """Log what happened: at debug if it happens all day, or as a warning if somebody should look at it."""
+    write = log.warning
+    if isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _REMARKABLE):
+        write = log.debug
+    elif isinstance(fact, HubUp | HubResumed):
+        write = log.info
     told = {name: getattr(fact, name) for name in type(fact).__slots__}  # asdict copies, ten times as long
-    (log.debug if usual else log.warning)(_LINES[type(fact)], **told)
+    write(_LINES[type(fact)], **told)

@@ -68,7 +68,7 @@ def _lives_of(hubs: tuple[Hub, ...]) -> Callable[[web.Application], AsyncIterato
             hub.open()
         yield
         for hub in hubs:
-            hub.close()
+            await hub.close()
 
     return lives
 

@@ -127,7 +127,7 @@ class TopicStream(Stream):
         settings = self._topic_settings
         ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, self._context)
         awaited = ready if inspect.isawaitable(ready) else None
-        if settings.snapshot is None or self._is_resumed():
+        if settings.snapshot is None or (self.subscriber.settled and self._is_resumed()):
             self.subscriber.start()
             return awaited
         beginning = asyncio.ensure_future(self._begin_with(settings.snapshot, awaited))
@@ -142,11 +142,18 @@ class TopicStream(Stream):
     async def _begin_with(self, snapshot_of: SnapshotOf, then: Awaitable[object] | None) -> None:
         """Write the state before the changes. What is cut before its last event begins with the state again."""
         subscriber, connection, log = self.subscriber, self._connection, self._hub.log
+        if not subscriber.settled:
+            await self._hub.locate(self._after)
+        if self._is_resumed():
+            subscriber.start()
+            if then is not None:
+                await then
+            return
         gap, position, told = subscriber.gap(), log.end, False
         policy = self._topic_settings.policy
         snapshot = await Snapshot.taken(snapshot_of, self._context)
         if snapshot.id is not None:
-            position, reason = log.locate(snapshot.id)
+            position, reason = await self._hub.locate(snapshot.id)
             gap = gap if reason is None else Gap(reason, snapshot.id, None)
         beginning = policy.prefix
         if gap is not None:

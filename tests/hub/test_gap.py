@@ -23,7 +23,7 @@ def test_it_says_up_to_where_others_may_be_missing_if_some_are_not():
 
 
 def test_there_are_no_other_reasons():
-    assert len(GapReason) == 4
+    assert len(GapReason) == 5
 
 
 def test_it_may_be_known_before_there_is_a_first_record():

@@ -410,8 +410,8 @@ class TestWhatStays:
         hub = Hub()
         await hub.publish("a", "x")
         assert timers() == at_first + 1
-        hub.close()
-        hub.close()
+        await hub.close()
+        await hub.close()
         assert timers() == at_first
         assert hub.statistics().records == 1
 

@@ -405,10 +405,10 @@ class TestIds:
             ("e-3", (3, None)),
             ("e-002", (2, None)),
             ("e-4", (3, GapReason.FUTURE)),
-            ("e-" + "9" * 18, (3, GapReason.FUTURE)),
+            ("e-" + "9" * 19, (3, GapReason.FUTURE)),
             ("other-2", (0, GapReason.FOREIGN)),
             ("0-2", (0, GapReason.FOREIGN)),
-            ("z" * 32 + "-" + "9" * 18, (0, GapReason.FOREIGN)),
+            ("z" * 32 + "-" + "9" * 19, (0, GapReason.FOREIGN)),
         ],
     )
     def test_an_id_of_a_hub_is_classified(self, given, expected):
@@ -424,7 +424,7 @@ class TestIds:
             *("", "-", "e", "e-", "-2", "2", "e2", "e--2", "e-+2", "e- 2", "e-2 ", " e-2", "e-2\n", "e-2-2", "e-2.0"),
             *("e-0x2", "e-1e0", "e-1_0", "e-\0", "e\0-2", "e-2\0", "E-2", "é-2", "e-\u0662", "e-\uff12", "e-²"),
             *("\ud800-2", "e-\udfff", "\ufeffe-2", "null", "undefined", "NaN", "[object Object]", "e-2,e-3"),
-            *("z" * 33 + "-2", "e-" + "0" * 18 + "2", "e-" + "9" * 19, "../../etc/passwd", "' OR 1=1 --"),
+            *("z" * 33 + "-2", "e-" + "0" * 19 + "2", "e-" + "9" * 20, "../../etc/passwd", "' OR 1=1 --"),
         ],
         ids=lambda given: ascii(given[:20]),
     )

@@ -111,7 +111,7 @@ async def test_a_hub_of_another_event_loop_is_an_error_before_commit(serve, read
         began.set()
         await asyncio.to_thread(going.wait)
         subscriber.close()
-        one.hub.close()
+        await one.hub.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
     thread.start()

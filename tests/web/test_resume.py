@@ -77,7 +77,7 @@ class TestAnId:
             b"{EPOCH}- 1",  # a blank at the end is none of the header's value
             b"{EPOCH}-1x",
             b"{EPOCH}-" + "١".encode(),
-            b"{EPOCH}-" + b"9" * 19,
+            b"{EPOCH}-" + b"9" * 20,
             b"{EPOCH}-" + b"9" * 8000,
             b"{EPOCH}-" + b"9" * 9000,
             b"{EPOCH}-1-1",

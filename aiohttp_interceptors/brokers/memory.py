@@ -1,0 +1,127 @@
+"""Several Hubs of one process as one: the reference of what a broker is, and something for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+from ..errors import BrokerDown
+from ..hub.broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
+from ..hub.eras import new_epoch
+from ..hub.repeats import Repeats
+
+__all__ = ["MemoryBroker", "MemoryLog"]
+
+MOST = 500  # entries in one batch, so that others have their turn of the event loop in between
+
+
+class _Stored(NamedTuple):
+    position: int
+    topic: str
+    payload: bytes
+    time: float
+
+
+class MemoryLog:
+    """What the Hubs have in common: the latest ``max_records`` entries, in one order."""
+
+    def __init__(self, max_records: int = 100_000) -> None:
+        self.epoch: str = new_epoch()
+        self.end: int = 0
+        self.trimmed: int = 0
+        """The position of the latest entry that is gone."""
+        self.begin: int = 0
+        """The position after which its epoch begins."""
+        self._entries: deque[_Stored] = deque()
+        self._max_records = max_records
+        self._repeats: Repeats[Place] = Repeats()
+        self._news: asyncio.Event = asyncio.Event()
+
+    def append(self, topic: str, payload: bytes, idempotency_key: str | None) -> Place:
+        """Append an entry, unless its key has come before, and return its place."""
+        now = asyncio.get_running_loop().time()
+        repeated = None if idempotency_key is None else self._repeats.find(idempotency_key, now)
+        if repeated is not None:
+            return repeated[0]
+        self.end += 1
+        self._entries.append(_Stored(self.end, topic, payload, now))
+        if len(self._entries) > self._max_records:
+            self.trimmed = self._entries.popleft().position
+        place = Place(self.epoch, self.end)
+        if idempotency_key is not None:
+            self._repeats.note(idempotency_key, place, now)
+        self._wake()
+        return place
+
+    def rewind(self, position: int) -> None:
+        """Lose what is after a position, as a server does whose disk lied."""
+        while self._entries and self._entries[-1].position > position:
+            self._entries.pop()
+        self.epoch, self.end, self.begin = new_epoch(), position, position
+        self._wake()
+
+    def after(self, position: int) -> list[Entry]:
+        """Return the next entries after a position."""
+        now = asyncio.get_running_loop().time()
+        first = max(0, len(self._entries) - (self.end - position))
+        return [
+            Entry(stored.position, stored.topic, stored.payload, now - stored.time)
+            for stored in list(self._entries)[first : first + MOST]
+        ]
+
+    async def change(self) -> None:
+        """Wait until there is something new."""
+        await self._news.wait()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class MemoryBroker:
+    """Join the Hubs that have brokers with the same ``log``. A ``Broker``."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        if not isinstance(log, MemoryLog):
+            raise TypeError(f"a MemoryBroker is made with the MemoryLog that its Hubs share, not {log!r}")
+        self._log = log
+        self._closed = False
+
+    async def publish(
+        self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
+    ) -> Place:
+        """Append an entry, as every ``Broker`` does."""
+        if connection is not None:
+            raise TypeError("a MemoryBroker writes in nobody's transaction; connection is for PostgreSQL")
+        if self._closed:
+            raise BrokerDown(f"{topic!r} was published after this broker was closed")
+        return self._log.append(topic, payload, idempotency_key)
+
+    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+        """Follow the entries after a place, as every ``Broker`` does."""
+        log = self._log
+        at = Place(log.epoch, log.trimmed) if after is None else after
+        yield Joined(at)
+        told = False
+        while True:
+            if at.epoch != log.epoch:
+                at = Place(log.epoch, min(at.position, log.begin))
+                yield Rewound(at)
+            elif at.position < log.trimmed:
+                at = Place(log.epoch, log.trimmed)
+                yield Lost(log.trimmed)
+            elif batch := log.after(at.position):
+                at = Place(log.epoch, batch[-1].position)
+                yield batch
+                await asyncio.sleep(0)
+            elif not told:
+                told = True
+                yield UpToDate()
+            else:
+                await log.change()
+
+    async def close(self) -> None:
+        """Publish no more. Twice is once."""
+        self._closed = True

@@ -1,0 +1,90 @@
+"""A Hub and its broker, over outages: one tail after the other, and one line for each change."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import aclosing
+
+from ..errors import BrokerError
+from ..observe.facts import HubDown, HubFact, HubObserver, HubResumed, HubUp
+from ..observe.logs import log as logger
+from ..observe.logs import log_fact
+from .arrivals import Arrivals
+from .broker import Broker, Rewound, TailItem, UpToDate
+from .intake import Intake
+
+__all__ = ["Supervision"]
+
+FIRST_DELAY = 0.1  # seconds; a server that restarts is back as soon
+# Seconds that a server which came back has to wait for us at most. With the jitter, fifty processes that lost it
+# together do not all come in one moment.
+LONGEST_DELAY = 5.0
+JITTER = 0.5  # the part of a delay that is left to chance
+
+
+class Supervision:
+    """Follow a broker, and again when it was lost, from the place where that happened."""
+
+    def __init__(self, broker: Broker, intake: Intake, arrivals: Arrivals, observer: HubObserver | None) -> None:
+        self._broker = broker
+        self._intake = intake
+        self._arrivals = arrivals
+        self._observer = observer
+        self._attempts = 0
+        self._since: float | None = None  # when it was lost; None if it was not, or nobody was told yet
+        self._lost = 0.0
+        self._taken = 0  # entries, when it was lost
+        self.up: bool = False
+        """Whether all there is has come, and what is new will."""
+
+    async def run(self) -> None:
+        """Follow it for ever."""
+        while True:
+            try:
+                async with aclosing(self._broker.tail(self._intake.place)) as tail:
+                    async for item in tail:
+                        self._take(item)
+                error: Exception = BrokerError("the tail ended")  # a connection that was closed in order is lost, too
+            except BrokerError as failure:
+                error = failure
+            except Exception as failure:  # noqa: BLE001  # a defect, of the broker or of ours; streams still live
+                logger.exception("hub_tail_failed", exc_info=failure)
+                error = failure
+            self._note_loss(error)
+            await asyncio.sleep(self._delay())
+
+    def _take(self, item: TailItem) -> None:
+        self._intake.take(item)
+        if isinstance(item, UpToDate) and not self.up:
+            self.up, self._attempts = True, 0
+            read = self._intake.entries - self._taken
+            if self._since is None:
+                self._tell(HubUp(read))
+            else:
+                self._tell(HubResumed(read, time.monotonic() - self._lost))
+                self._since = None
+        elif isinstance(item, Rewound):
+            logger.warning("hub_rewound", epoch=item.place.epoch, position=item.place.position)
+
+    def _note_loss(self, error: Exception) -> None:
+        """Tell that it is lost, once."""
+        self.up = self._arrivals.up = False
+        if self._since is None:
+            self._since, self._lost, self._taken = time.time(), time.monotonic(), self._intake.entries
+            self._tell(HubDown(self._since, str(error) or repr(error)))
+
+    def _delay(self) -> float:
+        """Return how long to wait before the next attempt, in seconds."""
+        self._attempts += 1
+        delay: float = min(FIRST_DELAY * 2 ** min(self._attempts - 1, 16), LONGEST_DELAY)
+        return delay * random.uniform(1 - JITTER, 1)  # noqa: S311
+
+    def _tell(self, fact: HubFact) -> None:
+        log_fact(fact)
+        if self._observer is not None:
+            try:
+                self._observer(fact)
+            except Exception as error:  # noqa: BLE001  # an observer's, which is no reason to lose the broker
+                logger.exception("hub_observer_failed", fact=fact, exc_info=error)

@@ -1,0 +1,37 @@
+"""The broker within one process keeps what all brokers promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
+from tests.brokers.contract import Contract, broker, brokers, topics  # noqa: F401  # fixtures
+
+
+class MemorySite:
+    """A log in memory."""
+
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+
+    def broker(self, *, max_records=None, publish_timeout=None):
+        if max_records is not None:
+            self.log._max_records = max_records
+        return MemoryBroker(self.log)
+
+    async def wipe(self):
+        self.log.rewind(0)
+
+
+@pytest.fixture
+def site():
+    return MemorySite()
+
+
+class TestMemory(Contract):
+    """As it says."""
+
+
+def test_it_is_made_with_the_log_that_hubs_share():
+    with pytest.raises(TypeError, match="MemoryLog"):
+        MemoryBroker("log")

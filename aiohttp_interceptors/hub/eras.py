@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from bisect import bisect_right
@@ -9,7 +10,7 @@ from operator import itemgetter
 
 from .gap import GapReason
 
-__all__ = ["Eras", "new_epoch"]
+__all__ = ["Eras", "new_epoch", "successor"]
 
 _ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,19})", re.ASCII)  # as many digits as a position has
 EPOCH_BYTES = 5  # of chance: that two lives of a Hub share an epoch is less likely than a disk that lies
@@ -20,6 +21,11 @@ _last = itemgetter(0)
 def new_epoch() -> str:
     """Return an epoch that nobody has used."""
     return secrets.token_hex(EPOCH_BYTES)
+
+
+def successor(epoch: str) -> str:
+    """Return the epoch that follows one whose log was rewound: the same for each process that finds that out."""
+    return hashlib.sha256(epoch.encode()).hexdigest()[: 2 * EPOCH_BYTES]
 
 
 class Eras:

@@ -16,6 +16,9 @@ The map:
   asked for it, as a ``Record`` with an id; a client that was away goes on where it was, after a ``Snapshot`` of the
   state or told of the ``Gap`` and its ``GapReason``. ``HubStatistics`` is what it holds and has done; a ``Subscriber``
   is what it knows of one stream.
+* **Between processes**: a Hub with a broker of ``aiohttp_interceptors.brokers`` (``sqlite``, ``redis``, ``postgres``,
+  ``nats``) publishes to all processes that have the same, and outlives each. ``HubUp``, ``HubDown`` and ``HubResumed``
+  tell how that is; publishing raises a ``BrokerError``: ``BrokerDown``, ``OutcomeUnknown`` or ``BrokerRefused``.
 * **All streams of an application**: ``setup`` limits them and ends them as a ``Drain`` says; ``STREAMS`` is where an
   application has its ``Streams``, and ``context.stream`` is a request's ``Stream`` with its ``StreamStatistics``. What
   happens to them is told as ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` and ``EventsDropped``.
@@ -37,9 +40,13 @@ if TYPE_CHECKING:
     from .chain.sugar import around as around
     from .chain.sugar import before as before
     from .chain.sugar import on_error as on_error
+    from .errors import BrokerDown as BrokerDown
+    from .errors import BrokerError as BrokerError
+    from .errors import BrokerRefused as BrokerRefused
     from .errors import ChannelFull as ChannelFull
     from .errors import EventTooLarge as EventTooLarge
     from .errors import NoResponse as NoResponse
+    from .errors import OutcomeUnknown as OutcomeUnknown
     from .errors import QueueClosed as QueueClosed
     from .errors import ResponseCommitted as ResponseCommitted
     from .hub.gap import Gap as Gap
@@ -50,6 +57,9 @@ if TYPE_CHECKING:
     from .hub.subscriber import Subscriber as Subscriber
     from .observe.debug import debug_observer as debug_observer
     from .observe.facts import EventsDropped as EventsDropped
+    from .observe.facts import HubDown as HubDown
+    from .observe.facts import HubResumed as HubResumed
+    from .observe.facts import HubUp as HubUp
     from .observe.facts import StageRan as StageRan
     from .observe.facts import StreamClosed as StreamClosed
     from .observe.facts import StreamOpened as StreamOpened
@@ -92,14 +102,15 @@ _HOMES = {
     "chain.failure": "Failure",
     "chain.interceptor": "Interceptor",
     "chain.sugar": "after around before on_error",
-    "errors": "ChannelFull EventTooLarge NoResponse QueueClosed ResponseCommitted",
+    "errors": "BrokerDown BrokerError BrokerRefused ChannelFull EventTooLarge NoResponse OutcomeUnknown QueueClosed "
+    "ResponseCommitted",
     "hub.gap": "Gap GapReason",
     "hub.hub": "Hub",
     "hub.record": "Record",
     "hub.statistics": "HubStatistics",
     "hub.subscriber": "Subscriber",
     "observe.debug": "debug_observer",
-    "observe.facts": "EventsDropped StageRan StreamClosed StreamOpened StreamRefused",
+    "observe.facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
     "sse.channel": "CloseReason EventChannel",
     "sse.event": "Event",
     "sse.queues": "ConflatingQueue DroppingQueue LossyQueue SlidingQueue dropped_comment dropped_event",

@@ -15,7 +15,8 @@ STABLE = {
     *("EventStreamResponse", "Drain", "StopReconnecting", "EventTooLarge", "Stream", "StreamStatistics", "STREAMS"),
     *("SlidingQueue", "DroppingQueue", "ConflatingQueue", "dropped_comment", "dropped_event"),
     *("Hub", "start_topic_stream", "Snapshot", "Gap", "GapReason", "Record", "Subscriber", "HubStatistics"),
-    *("StreamOpened", "StreamClosed", "StreamRefused", "EventsDropped"),
+    *("StreamOpened", "StreamClosed", "StreamRefused", "EventsDropped", "HubUp", "HubDown", "HubResumed"),
+    *("BrokerError", "BrokerDown", "BrokerRefused", "OutcomeUnknown"),
 }
 
 

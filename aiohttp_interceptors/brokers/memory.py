@@ -25,7 +25,10 @@ class _Stored(NamedTuple):
 
 
 class MemoryLog:
-    """What the Hubs have in common: the latest ``max_records`` entries, in one order."""
+    """What the Hubs have in common: the latest ``max_records`` entries, in one order.
+
+    It can be taken away and lose something, so that a test sees what an application makes of that.
+    """
 
     def __init__(self, max_records: int = 100_000) -> None:
         self.epoch: str = new_epoch()
@@ -34,6 +37,7 @@ class MemoryLog:
         """The position of the latest entry that is gone."""
         self.begin: int = 0
         """The position after which its epoch begins."""
+        self.up: bool = True
         self._entries: deque[_Stored] = deque()
         self._max_records = max_records
         self._repeats: Repeats[Place] = Repeats()
@@ -54,6 +58,15 @@ class MemoryLog:
             self._repeats.note(idempotency_key, place, now)
         self._wake()
         return place
+
+    def stop(self) -> None:
+        """Be away, as a server that has stopped: tails end, and publishing raises ``BrokerDown``. Twice is once."""
+        self.up = False
+        self._wake()
+
+    def start(self) -> None:
+        """Be back, with all there was. Twice is once."""
+        self.up = True
 
     def rewind(self, position: int) -> None:
         """Lose what is after a position, as a server does whose disk lied."""
@@ -97,15 +110,19 @@ class MemoryBroker:
             raise TypeError("a MemoryBroker writes in nobody's transaction; connection is for PostgreSQL")
         if self._closed:
             raise BrokerDown(f"{topic!r} was published after this broker was closed")
+        if not self._log.up:
+            raise BrokerDown(f"an event under {topic!r} was not stored, for the MemoryLog is stopped")
         return self._log.append(topic, payload, idempotency_key)
 
     async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
         log = self._log
+        if not log.up:
+            raise BrokerDown("the MemoryLog is stopped")
         at = Place(log.epoch, log.trimmed) if after is None else after
         yield Joined(at)
         told = False
-        while True:
+        while log.up:
             if at.epoch != log.epoch:
                 at = Place(log.epoch, min(at.position, log.begin))
                 yield Rewound(at)

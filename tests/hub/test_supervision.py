@@ -1,0 +1,448 @@
+"""A Hub follows its broker over outages: one tail after the other, and one line for each change."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiohttp_interceptors import BrokerDown, BrokerError, Event, Hub, HubDown, HubResumed, HubUp
+from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
+from aiohttp_interceptors.hub import supervision as module
+from tests.hub.outlet import Outlet, start
+from tests.waiting import until, within
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A server in this process is back at once, and so is who follows it."""
+    monkeypatch.setattr(module, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(module, "LONGEST_DELAY", 0.005)
+
+
+@pytest.fixture
+def log():
+    return MemoryLog()
+
+
+@pytest.fixture
+async def hubs(log):
+    """Make Hubs that share a log, each with the facts that it told."""
+    made = []
+
+    def make(broker=None, **options) -> Hub:
+        facts = []
+        hub = Hub(broker or MemoryBroker(log), observer=facts.append, **options)
+        hub.facts = facts
+        hub.open()
+        made.append(hub)
+        return hub
+
+    yield make
+    for hub in made:
+        await hub.close()
+
+
+async def ready(*hubs: Hub) -> None:
+    for hub in hubs:
+        await until(lambda hub=hub: hub.ready)
+
+
+async def has(outlet: Outlet, count: int) -> list[str]:
+    await until(lambda: len(outlet.texts) >= count)
+    return outlet.texts
+
+
+def kinds(hub: Hub) -> list[type]:
+    return [type(fact) for fact in hub.facts]
+
+
+class TestUp:
+    async def test_it_is_ready_when_it_has_read_the_history(self, hubs, log):
+        for number in range(3):
+            await MemoryBroker(log).publish("a", b"\x10data: %d\n\n" % number)
+        hub = hubs()
+        assert not hub.ready
+        await ready(hub)
+        assert hub.facts == [HubUp(3)]
+        assert [record.event.data for record in hub.log.after(0, ["a"]).records] == ["0", "1", "2"]
+
+    async def test_a_hub_without_a_broker_is_always_ready(self):
+        assert Hub().ready
+
+    async def test_what_one_publishes_all_have_with_the_same_id(self, hubs):
+        """Peer bug 63: four processes, and the clients of each see an event once, as the same one."""
+        four = [hubs() for _ in range(4)]
+        await ready(*four)
+        outlets = [start(hub, "a") for hub in four]
+        event_id = await four[0].publish("a", Event("x", "named"))
+        for outlet in outlets:
+            assert await has(outlet, 1) == ["x"]
+            assert outlet.last_event_id == event_id
+            assert outlet.frames[0].name == "named"
+            assert outlet.payloads == outlets[0].payloads
+
+    async def test_a_process_that_joins_late_gives_history_to_no_open_stream(self, hubs):
+        """Peer bug 61: neither to those of the others, nor to one of its own that came before it had read."""
+        early = hubs()
+        await ready(early)
+        open_one = start(early, "a")
+        for number in range(3):
+            await early.publish("a", str(number))
+        await has(open_one, 3)
+        late = hubs()
+        its_own = start(late, "a")
+        assert not its_own.subscriber.settled
+        await ready(late)
+        await early.publish("a", "new")
+        assert await has(its_own, 1) == ["new"]
+        assert await has(open_one, 4) == ["0", "1", "2", "new"]
+
+    async def test_a_client_that_comes_before_the_history_was_read_goes_on_where_it_was(self, hubs):
+        early = hubs()
+        await ready(early)
+        ids = [await early.publish("a", str(number)) for number in range(5)]
+        outlet = start(hubs(), "a", after=ids[1])
+        assert await has(outlet, 3) == ["2", "3", "4"]
+
+    async def test_replay_waits_for_the_history(self, hubs):
+        early = hubs()
+        for number in range(5):
+            await early.publish("a", str(number))
+        outlet = start(hubs(), "a", replay=2)
+        assert await has(outlet, 2) == ["3", "4"]
+
+    async def test_an_id_that_another_process_gave_a_moment_ago_is_waited_for(self, hubs, log):
+        one, other = hubs(), hubs()
+        await ready(one, other)
+        position = log.append("a", b"\x10data: 1\n\n", None)
+        event_id = f"{position.epoch}-{position.position}"
+        assert other.log.is_ahead(event_id)
+        outlet = start(other, "a", after=event_id)
+        await other.publish("a", "2")
+        assert await has(outlet, 1) == ["2"]
+
+    async def test_an_id_that_is_never_given_is_told_after_a_while(self, hubs, monkeypatch):
+        monkeypatch.setattr("aiohttp_interceptors.hub.arrivals.PATIENCE", 0.05)
+        hub = hubs()
+        await ready(hub)
+        outlet = start(hub, "a", after=f"{hub.log.epoch}-99")
+        assert await has(outlet, 1) == ["gap"]
+        assert '"future"' in outlet.frames[0].data
+
+    async def test_an_ephemeral_event_goes_to_all_and_is_kept_by_nobody(self, hubs):
+        one, other = hubs(), hubs()
+        await ready(one, other)
+        outlet = start(other, "a")
+        assert await one.publish("a", "typing", ephemeral=True) is None
+        await one.publish("a", "kept")
+        assert await has(outlet, 2) == ["typing", "kept"]
+        late = start(other, "a", replay=9)
+        assert await has(late, 1) == ["kept"]
+
+    async def test_keys_conflate_what_came_by_a_broker(self, hubs):
+        one, other = hubs(), hubs()
+        await ready(one, other)
+        await one.publish("a", "1", key="k")
+        await one.publish("a", "2", key="k")
+        await until(lambda: other.log.records == 2)
+        assert [record.key for record in other.log.after(0, ["a"]).records] == ["k", "k"]
+
+    async def test_events_of_other_threads_take_the_same_way(self, hubs):
+        one, other = hubs(), hubs()
+        await ready(one, other)
+        outlet = start(other, "a")
+        future = await asyncio.to_thread(one.publish_threadsafe, "a", "x", idempotency_key="k")
+        assert await asyncio.wrap_future(future) == await one.publish("a", "x", idempotency_key="k")
+        assert await has(outlet, 1) == ["x"]
+
+    async def test_an_entry_that_is_none_of_ours_is_skipped_and_logged(self, hubs, log, logged):
+        hub = hubs()
+        await ready(hub)
+        outlet = start(hub, "a")
+        stranger = MemoryBroker(log)
+        for payload in b"", b"\xffwhat", b"\x11\xff\xff":
+            await stranger.publish("a", payload)
+        await hub.publish("a", "x")
+        assert await has(outlet, 1) == ["x"]
+        assert [line["position"] for line in logged if line["event"] == "hub_entry_skipped"] == [1, 2, 3]
+
+    async def test_ages_count_from_when_it_was_published_not_read(self, log, hubs):
+        early = hubs(history_age=0.3)
+        await early.publish("a", "old")
+        loop = asyncio.get_running_loop()
+        published = loop.time()
+        await until(lambda: loop.time() > published + 0.15)
+        hub = hubs(history_age=0.3)
+        await ready(hub)
+        (record,) = hub.log.after(0, ["a"]).records
+        assert record.time == pytest.approx(published, abs=0.1)
+
+
+class TestDown:
+    async def test_streams_stay_open_publishing_fails_and_what_was_missed_comes(self, hubs, log, logged):
+        """Peer bug 59: not ready, an error for who publishes, no loss after the return, one line for each change."""
+        here, away = hubs(), MemoryBroker(log)
+        await ready(here)
+        outlet = start(here, "a")
+        await here.publish("a", "before")
+        await has(outlet, 1)
+        log.stop()
+        await until(lambda: not here.ready)
+        for _ in range(3):
+            with pytest.raises(BrokerDown, match="not stored"):
+                await here.publish("a", "lost", idempotency_key="k")
+        assert outlet.ends == []
+        log.start()
+        await away.publish("a", b"\x10data: meanwhile\n\n")
+        await ready(here)
+        await here.publish("a", "after", idempotency_key="k")
+        assert await has(outlet, 3) == ["before", "meanwhile", "after"]
+        assert kinds(here) == [HubUp, HubDown, HubResumed]
+        assert here.facts[1].error == "the tail ended"
+        assert here.facts[2].missed in {0, 1}  # it may have been back before
+        changes = [line["event"] for line in logged if line["event"].startswith("hub_")]
+        assert changes == ["hub_up", "hub_down", "hub_resumed"]
+        assert [line["log_level"] for line in logged if line["event"].startswith("hub_")] == ["info", "warning", "info"]
+
+    async def test_a_tail_that_ends_in_order_is_followed_by_another(self, hubs, log):
+        """Peer bug 60: a clean end is a loss too."""
+
+        class Ends(MemoryBroker):
+            tails = 0
+
+            async def tail(self, after):
+                self.tails += 1
+                async for item in super().tail(after):
+                    yield item
+                    if not hasattr(item, "place") and self.tails < 3:
+                        return
+
+        broker = Ends(log)
+        await MemoryBroker(log).publish("a", b"\x10data: x\n\n")
+        hub = hubs(broker)
+        await ready(hub)
+        assert broker.tails == 3
+        assert hub.log.end == 1
+
+    async def test_what_was_published_while_it_was_away_reaches_each_stream_once(self, hubs, log):
+        """Peer bug 64: an event that could not be published reaches nobody, and its retry everybody, once."""
+        one, other = hubs(), hubs()
+        await ready(one, other)
+        outlets = [start(one, "a"), start(other, "a")]
+        log.stop()
+        with pytest.raises(BrokerDown):
+            await one.publish("a", "x", idempotency_key="order 7")
+        log.start()
+        for _ in range(3):
+            await one.publish("a", "x", idempotency_key="order 7")
+        await other.publish("a", "last")
+        for outlet in outlets:
+            assert await has(outlet, 2) == ["x", "last"]
+
+    async def test_a_server_that_is_absent_at_the_start_is_waited_for(self, hubs, log):
+        log.stop()
+        hub = hubs()
+        outlet = start(hub, "a", after="whatever-1")
+        await until(lambda: kinds(hub) == [HubDown])
+        assert not hub.ready
+        assert outlet.frames == outlet.ends == []
+        log.start()
+        await ready(hub)
+        await hub.publish("a", "x")
+        assert await has(outlet, 2) == ["gap", "x"]
+        assert kinds(hub) == [HubDown, HubResumed]
+
+    async def test_a_stream_that_left_meanwhile_is_forgotten(self, hubs, log):
+        log.stop()
+        hub = hubs()
+        start(hub, "a").subscriber.close()
+        assert hub._fanout.arrivals._waiting == {}
+        assert hub.statistics().subscribers == 0
+
+    async def test_who_waits_for_what_is_ahead_waits_while_it_is_down(self, hubs, log, monkeypatch):
+        monkeypatch.setattr("aiohttp_interceptors.hub.arrivals.PATIENCE", 0.02)
+        hub = hubs()
+        await ready(hub)
+        log.stop()
+        await until(lambda: not hub.ready)
+        outlet = start(hub, "a", after=f"{log.epoch}-1")
+        assert log.append("a", b"\x10data: 1\n\n", None).position == 1
+        loop = asyncio.get_running_loop()
+        later = loop.time() + 0.1
+        await until(lambda: loop.time() > later)
+        assert outlet.frames == []
+        log.start()
+        await ready(hub)
+        await hub.publish("a", "2")
+        assert await has(outlet, 1) == ["2"]
+
+    async def test_a_defect_of_a_broker_is_logged_and_survived(self, hubs, log, logged):
+        class Breaks(MemoryBroker):
+            tails = 0
+
+            async def tail(self, after):
+                self.tails += 1
+                if self.tails < 3:
+                    raise ZeroDivisionError("once")
+                async for item in super().tail(after):
+                    yield item
+
+        hub = hubs(Breaks(log))
+        await ready(hub)
+        assert {line["event"] for line in logged} == {"hub_tail_failed", "hub_down", "hub_resumed"}
+        assert hub.facts[0].error == "once"
+
+    async def test_an_observer_that_raises_loses_nothing(self, log, logged):
+        def observer(fact):
+            raise ZeroDivisionError
+
+        hub = Hub(MemoryBroker(log), observer=observer)
+        hub.open()
+        await ready(hub)
+        await hub.close()
+        assert "hub_observer_failed" in {line["event"] for line in logged}
+
+    async def test_what_came_late_and_was_for_those_who_kept_up_goes_to_nobody(self, hubs, log):
+        hub = hubs()
+        await ready(hub)
+        outlet = start(hub, "a")
+        log.stop()
+        await until(lambda: not hub.ready)
+        log.append("a", b"\x12data: typing\n\n", None)
+        log.append("a", b"\x10data: said\n\n", None)
+        log.start()
+        assert await has(outlet, 1) == ["said"]
+
+    async def test_delays_grow_up_to_a_limit_and_are_left_to_chance(self, hubs, log, monkeypatch):
+        monkeypatch.setattr(module, "FIRST_DELAY", 0.1)
+        monkeypatch.setattr(module, "LONGEST_DELAY", 5.0)
+        supervision = hubs()._supervision
+        delays = [[supervision._delay() for _ in range(2000)] for _ in range(2)]
+        for limit, one, other in zip([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0], *delays, strict=False):
+            assert limit / 2 <= one <= limit or one <= 5.0
+            assert other <= 5.0
+        assert delays[0][:6] == sorted(delays[0][:6])
+        assert len(set(delays[0][-100:])) > 50
+        assert all(2.5 <= delay <= 5.0 for delay in delays[1])
+
+
+class TestGaps:
+    async def test_what_was_trimmed_past_a_sleeping_process_is_a_gap(self, hubs, log):
+        hub = hubs()
+        await ready(hub)
+        outlets = [start(hub, "a"), start(hub, "b")]
+        await hub.publish("a", "seen")
+        await has(outlets[0], 1)
+        log.stop()
+        await until(lambda: not hub.ready)
+        log._max_records = 2
+        for number in range(5):
+            log.append("a", b"\x10data: %d\n\n" % number, None)
+        log.start()
+        assert await has(outlets[0], 4) == ["seen", "gap", "3", "4"]
+        assert outlets[0].frames[1].data == (f'{{"reason":"evicted","after":"{log.epoch}-1","first":"{log.epoch}-5"}}')
+        assert await has(outlets[1], 1) == ["gap"]  # nobody knows of which topic they were
+
+    async def test_a_stream_that_is_to_end_rather_than_miss_something_ends(self, hubs, log):
+        hub = hubs()
+        await ready(hub)
+        outlet = start(hub, "a", on_gap="close")
+        await hub.publish("a", "seen")
+        await has(outlet, 1)
+        log.stop()
+        await until(lambda: not hub.ready)
+        log._max_records = 1
+        for _ in range(3):
+            log.append("a", b"\x10data: x\n\n", None)
+        log.start()
+        await until(lambda: outlet.ends)
+        assert outlet.ends == [("lagged", None)]
+
+    async def test_a_server_that_has_lost_its_tail_is_told_of_and_nothing_is_repeated(self, hubs, log, logged):
+        one, other = hubs(), hubs()
+        await ready(one, other)
+        outlets = [start(one, "a"), start(other, "a")]
+        ids = [await one.publish("a", str(number)) for number in range(5)]
+        for outlet in outlets:
+            await has(outlet, 5)
+        log.rewind(2)
+        new = await other.publish("a", "new")
+        for outlet in outlets:
+            assert await has(outlet, 7) == ["0", "1", "2", "3", "4", "gap", "new"]
+            assert f'"reason":"rewound","after":"{ids[4]}"' in outlet.frames[5].data
+            assert outlet.last_event_id == new
+        assert {line["event"] for line in logged} >= {"hub_rewound"}
+        # Who returns with an id from before is told, and goes on after what the server still has.
+        assert await has(start(one, "a", after=ids[4]), 2) == ["gap", "new"]
+        assert await has(start(one, "a", after=ids[0]), 3) == ["gap", "1", "new"]
+        assert await has(start(one, "a", after=new.replace("-3", "-2")), 1) == ["new"]
+
+    async def test_a_stream_that_does_not_read_is_told_when_it_reads_again(self, hubs, log):
+        hub = hubs()
+        await ready(hub)
+        slow = start(hub, "a")
+        await hub.publish("a", "0")
+        await has(slow, 1)
+        slow.pause()
+        for number in range(1, 4):
+            await hub.publish("a", str(number))
+        log.rewind(2)
+        await hub.publish("a", "new")
+        await until(lambda: hub.log.epoch == log.epoch)
+        slow.resume()
+        assert await has(slow, 4) == ["0", "gap", "1", "new"]
+
+    async def test_a_wiped_server_is_another_life(self, hubs, log):
+        hub = hubs()
+        await ready(hub)
+        outlet = start(hub, "a")
+        old = await hub.publish("a", "old")
+        await has(outlet, 1)
+        log.rewind(0)
+        await hub.publish("a", "new")
+        assert await has(outlet, 3) == ["old", "gap", "new"]
+        again = start(hub, "a", after=old)
+        assert await has(again, 2) == ["gap", "new"]
+        assert '"foreign"' in again.frames[0].data
+
+
+class TestClosing:
+    async def test_nothing_is_left_and_publishing_fails(self, log):
+        hub = Hub(MemoryBroker(log))
+        hub.open()
+        await ready(hub)
+        before = asyncio.all_tasks()
+        await hub.close()
+        await hub.close()
+        assert asyncio.all_tasks() < before
+        with pytest.raises(BrokerDown, match="closed"):
+            await hub.publish("a", "x")
+
+    async def test_it_closes_while_its_server_is_absent(self, log):
+        log.stop()
+        hub = Hub(MemoryBroker(log))
+        hub.open()
+        await until(lambda: hub._supervision._attempts > 1)
+        await within(hub.close())
+
+
+async def test_what_is_no_broker_is_refused():
+    with pytest.raises(TypeError, match="broker is a Broker or None, not 'redis://x'"):
+        Hub("redis://x")
+
+
+async def test_a_connection_needs_a_broker():
+    with pytest.raises(TypeError, match="has no broker"):
+        await Hub().publish("a", "x", connection=object())
+
+
+async def test_a_retry_with_a_key_publishes_nothing_without_a_broker_either():
+    hub = Hub()
+    first = await hub.publish("a", "x", idempotency_key="k")
+    assert await hub.publish("a", "x", idempotency_key="k") == first
+    assert hub.log.records == 1
+
+
+def test_errors_are_of_one_family():
+    assert issubclass(BrokerDown, BrokerError)

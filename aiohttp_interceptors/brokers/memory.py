@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator
+from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 from ..errors import BrokerDown
@@ -15,6 +18,7 @@ from ..hub.repeats import Repeats
 __all__ = ["MemoryBroker", "MemoryLog"]
 
 MOST = 500  # entries in one batch, so that others have their turn of the event loop in between
+_position = attrgetter("position")
 
 
 class _Stored(NamedTuple):
@@ -31,17 +35,28 @@ class MemoryLog:
     """
 
     def __init__(self, max_records: int = 100_000) -> None:
-        self.epoch: str = new_epoch()
+        if type(max_records) is not int or max_records < 1:
+            raise ValueError(f"max_records is a number of records, 1 or more, not {max_records!r}")
+        self.up: bool = True
         self.end: int = 0
         self.trimmed: int = 0
         """The position of the latest entry that is gone."""
-        self.begin: int = 0
-        """The position after which its epoch begins."""
-        self.up: bool = True
+        self._eras = [Place(new_epoch(), 0)]  # where each begins
         self._entries: deque[_Stored] = deque()
         self._max_records = max_records
         self._repeats: Repeats[Place] = Repeats()
         self._news: asyncio.Event = asyncio.Event()
+
+    @property
+    def epoch(self) -> str:
+        """What is appended now is of this one."""
+        return self._eras[-1].epoch
+
+    @property
+    def start(self) -> Place:
+        """The place before the first entry."""
+        era = max(bisect_right(self._eras, self.trimmed, key=_position) - 1, 0)
+        return Place(self._eras[era].epoch, self.trimmed)
 
     def append(self, topic: str, payload: bytes, idempotency_key: str | None) -> Place:
         """Append an entry, unless its key has come before, and return its place."""
@@ -64,7 +79,7 @@ class MemoryLog:
         self.up = False
         self._wake()
 
-    def start(self) -> None:
+    def restart(self) -> None:
         """Be back, with all there was. Twice is once."""
         self.up = True
 
@@ -72,16 +87,28 @@ class MemoryLog:
         """Lose what is after a position, as a server does whose disk lied."""
         while self._entries and self._entries[-1].position > position:
             self._entries.pop()
-        self.epoch, self.end, self.begin = new_epoch(), position, position
+        self._eras = [Place(era.epoch, min(era.position, position)) for era in self._eras]
+        self._eras.append(Place(new_epoch(), position))
+        self.end, self.trimmed = position, min(self.trimmed, position)
         self._wake()
 
-    def after(self, position: int) -> list[Entry]:
-        """Return the next entries after a position."""
+    def after(self, place: Place) -> Lost | Rewound | list[Entry]:
+        """Return what comes after a place: the next entries of its era, or what there is to say before."""
+        era = next((number for number, era in enumerate(self._eras) if era.epoch == place.epoch), None)
+        if era is None:
+            return Rewound(self.start)
+        following = self._eras[era + 1] if era + 1 < len(self._eras) else None
+        if following is not None and place.position >= following.position:
+            return Rewound(following)
+        border = self.end if following is None else following.position
+        if place.position < self.trimmed:
+            return Lost(min(self.trimmed, border))
         now = asyncio.get_running_loop().time()
-        first = max(0, len(self._entries) - (self.end - position))
+        first = place.position - self.trimmed
+        most = min(first + MOST, border - self.trimmed)
         return [
             Entry(stored.position, stored.topic, stored.payload, now - stored.time)
-            for stored in list(self._entries)[first : first + MOST]
+            for stored in islice(self._entries, first, most)
         ]
 
     async def change(self) -> None:
@@ -119,19 +146,20 @@ class MemoryBroker:
         log = self._log
         if not log.up:
             raise BrokerDown("the MemoryLog is stopped")
-        at = Place(log.epoch, log.trimmed) if after is None else after
+        at = after or log.start
         yield Joined(at)
         told = False
         while log.up:
-            if at.epoch != log.epoch:
-                at = Place(log.epoch, min(at.position, log.begin))
-                yield Rewound(at)
-            elif at.position < log.trimmed:
-                at = Place(log.epoch, log.trimmed)
-                yield Lost(log.trimmed)
-            elif batch := log.after(at.position):
-                at = Place(log.epoch, batch[-1].position)
-                yield batch
+            following = log.after(at)
+            if isinstance(following, Rewound):
+                at = following.place
+                yield following
+            elif isinstance(following, Lost):
+                at = Place(at.epoch, following.through)
+                yield following
+            elif following:
+                at = Place(at.epoch, following[-1].position)
+                yield following
                 await asyncio.sleep(0)
             elif not told:
                 told = True

@@ -92,7 +92,7 @@ class Subscriber:
             return
         complete = self._reader is None and not audience.flushing
         reader = self._reader or self._fall_behind(audience)
-        if self._started and self._settled:  # before, all topics count from where it begins, as if given at once
+        if self._started:  # before, all topics count from where it begins, as if they had been given at once
             reader.change(audience.topics, topics)
         audience.leave(self)
         self._audience = new = self._fanout.move(audience, topics)

@@ -57,7 +57,7 @@ class Supervision:
 
     def _take(self, item: TailItem) -> None:
         self._intake.take(item)
-        if isinstance(item, UpToDate) and not self.up:
+        if isinstance(item, UpToDate):
             self.up, self._attempts = True, 0
             read = self._intake.entries - self._taken
             if self._since is None:

@@ -112,7 +112,8 @@ class TestUp:
         outlet = start(hubs(), "a", replay=2)
         assert await has(outlet, 2) == ["3", "4"]
 
-    async def test_an_id_that_another_process_gave_a_moment_ago_is_waited_for(self, hubs, log):
+    async def test_an_id_that_another_process_gave_a_moment_ago_is_waited_for(self, hubs, log, monkeypatch):
+        monkeypatch.setattr("aiohttp_interceptors.hub.arrivals.PATIENCE", 60.0)
         one, other = hubs(), hubs()
         await ready(one, other)
         position = log.append("a", b"\x10data: 1\n\n", None)
@@ -163,6 +164,7 @@ class TestUp:
         stranger = MemoryBroker(log)
         for payload in b"", b"\xffwhat", b"\x11\xff\xff":
             await stranger.publish("a", payload)
+        await until(lambda: hub.log.end == 3)
         await hub.publish("a", "x")
         assert await has(outlet, 1) == ["x"]
         assert [line["position"] for line in logged if line["event"] == "hub_entry_skipped"] == [1, 2, 3]
@@ -193,7 +195,7 @@ class TestDown:
             with pytest.raises(BrokerDown, match="not stored"):
                 await here.publish("a", "lost", idempotency_key="k")
         assert outlet.ends == []
-        log.start()
+        log.restart()
         await away.publish("a", b"\x10data: meanwhile\n\n")
         await ready(here)
         await here.publish("a", "after", idempotency_key="k")
@@ -233,7 +235,7 @@ class TestDown:
         log.stop()
         with pytest.raises(BrokerDown):
             await one.publish("a", "x", idempotency_key="order 7")
-        log.start()
+        log.restart()
         for _ in range(3):
             await one.publish("a", "x", idempotency_key="order 7")
         await other.publish("a", "last")
@@ -244,14 +246,41 @@ class TestDown:
         log.stop()
         hub = hubs()
         outlet = start(hub, "a", after="whatever-1")
-        await until(lambda: kinds(hub) == [HubDown])
+        await until(lambda: hub._supervision._attempts > 3)
+        assert kinds(hub) == [HubDown]
         assert not hub.ready
         assert outlet.frames == outlet.ends == []
-        log.start()
+        log.restart()
         await ready(hub)
         await hub.publish("a", "x")
         assert await has(outlet, 2) == ["gap", "x"]
         assert kinds(hub) == [HubDown, HubResumed]
+        assert hub._supervision._attempts == 0  # so that the next outage is over as soon
+
+    async def test_each_outage_is_told_of(self, hubs, log):
+        hub = hubs()
+        for _ in range(3):
+            await ready(hub)
+            log.stop()
+            await until(lambda: not hub.ready)
+            log.restart()
+        await ready(hub)
+        assert kinds(hub) == [HubUp, *[HubDown, HubResumed] * 3]
+
+    async def test_a_broker_that_gives_twice_is_mended(self, hubs, log):
+        class Twice(MemoryBroker):
+            async def tail(self, after):
+                async for item in super().tail(after):
+                    yield item
+                    if isinstance(item, list):
+                        yield item
+
+        hub = hubs(Twice(log))
+        await ready(hub)
+        outlet = start(hub, "a")
+        for number in range(3):
+            await hub.publish("a", str(number))
+        assert await has(outlet, 3) == ["0", "1", "2"]
 
     async def test_a_stream_that_left_meanwhile_is_forgotten(self, hubs, log):
         log.stop()
@@ -272,7 +301,7 @@ class TestDown:
         later = loop.time() + 0.1
         await until(lambda: loop.time() > later)
         assert outlet.frames == []
-        log.start()
+        log.restart()
         await ready(hub)
         await hub.publish("a", "2")
         assert await has(outlet, 1) == ["2"]
@@ -311,7 +340,7 @@ class TestDown:
         await until(lambda: not hub.ready)
         log.append("a", b"\x12data: typing\n\n", None)
         log.append("a", b"\x10data: said\n\n", None)
-        log.start()
+        log.restart()
         assert await has(outlet, 1) == ["said"]
 
     async def test_delays_grow_up_to_a_limit_and_are_left_to_chance(self, hubs, log, monkeypatch):
@@ -339,7 +368,7 @@ class TestGaps:
         log._max_records = 2
         for number in range(5):
             log.append("a", b"\x10data: %d\n\n" % number, None)
-        log.start()
+        log.restart()
         assert await has(outlets[0], 4) == ["seen", "gap", "3", "4"]
         assert outlets[0].frames[1].data == (f'{{"reason":"evicted","after":"{log.epoch}-1","first":"{log.epoch}-5"}}')
         assert await has(outlets[1], 1) == ["gap"]  # nobody knows of which topic they were
@@ -355,7 +384,7 @@ class TestGaps:
         log._max_records = 1
         for _ in range(3):
             log.append("a", b"\x10data: x\n\n", None)
-        log.start()
+        log.restart()
         await until(lambda: outlet.ends)
         assert outlet.ends == [("lagged", None)]
 
@@ -408,6 +437,21 @@ class TestGaps:
 
 
 class TestClosing:
+    async def test_what_comes_later_opens_nothing(self, log):
+        hub = Hub(MemoryBroker(log))
+        hub.open()
+        await ready(hub)
+        await hub.close()
+        before = asyncio.all_tasks()
+        hub.open()
+        assert asyncio.all_tasks() == before
+
+    async def test_who_publishes_first_opens_it(self, log):
+        hub = Hub(MemoryBroker(log))
+        await hub.publish("a", "x")
+        await ready(hub)
+        await hub.close()
+
     async def test_nothing_is_left_and_publishing_fails(self, log):
         hub = Hub(MemoryBroker(log))
         hub.open()

@@ -1,0 +1,66 @@
+"""The servers that the tests of brokers share, each started when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.servers.nats import Nats
+from tests.servers.postgres import Postgres, initialize
+from tests.servers.process import ServerProcess
+from tests.servers.valkey import Valkey
+
+S = TypeVar("S", bound=ServerProcess)
+Own = Callable[..., S]
+
+
+def started(server: S) -> Iterator[S]:
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    yield from started(Valkey(tmp_path_factory.mktemp("valkey")))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    yield from started(Valkey(tmp_path_factory.mktemp("redis"), engine="redis"))
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    yield from started(Nats(tmp_path_factory.mktemp("nats")))
+
+
+@pytest.fixture(scope="session")
+def postgres_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data of a server that never ran."""
+    folder = tmp_path_factory.mktemp("postgres-template")
+    initialize(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory, postgres_template: Path) -> Iterator[Postgres]:
+    yield from started(Postgres(tmp_path_factory.mktemp("postgres"), template=postgres_template))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Callable[[ServerProcess], ServerProcess]]:
+    """Start a server of the test's own, which is ended with it: ``own(Valkey(tmp_path / "a"))``."""
+    servers: list[ServerProcess] = []
+
+    def start(server: S) -> S:
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()

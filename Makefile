@@ -7,6 +7,8 @@ export VENV
 
 bin := $(VENV)/bin
 # Pyright looks for Python in PATH. It need not say that there is a newer pyright: pyproject.toml names the version.
+# What tests drive that is no Python package; a program, and the package it is in.
+servers := redis-server=redis-server nginx=nginx pgbouncer=pgbouncer
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
@@ -36,17 +38,18 @@ types: setup ## Check types, and that all public names have complete ones
 	$(pyright) --verifytypes aiohttp_interceptors --ignoreexternal
 
 unit: setup ## Run the tests that need no browser
+	@scripts/debian $(servers)
 	$(bin)/python -m pytest -m "not browser"
 
 browser: setup ## Run the tests in a real browser
-	@scripts/chromium
+	@scripts/debian chromium=chromium $(servers)
 	$(bin)/python -m pytest -m browser
 
 compat: setup ## Run aiohttp-sse's own tests on our class
 	@scripts/aiohttp-sse-tests
 
 test: lint types compat ## Check everything: lint, types, all tests, coverage
-	@scripts/chromium
+	@scripts/debian chromium=chromium $(servers)
 	$(bin)/python -m pytest --cov
 
 oldest: ## Run the tests that need no browser with the oldest dependencies that are supported

@@ -1,5 +1,7 @@
 """A kit for testing interceptors and streams: chains without a server, producers without a client, streams that end.
 
+``TcpProxy`` is the network between two of them, or to a database, that can be slow, cut, and silent.
+
 ::
 
     async def test_the_counter_counts(aiohttp_client):
@@ -13,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 from unittest import mock
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
@@ -34,7 +38,7 @@ from .web.context import RequestContext
 if TYPE_CHECKING:
     from .web.producer import StreamReady
 
-__all__ = ["OpenStream", "captured_logs", "collect_events", "open_stream", "request_context", "run_chain"]
+__all__ = ["OpenStream", "TcpProxy", "captured_logs", "collect_events", "open_stream", "request_context", "run_chain"]
 
 C = TypeVar("C", bound=Context)
 
@@ -188,3 +192,99 @@ async def open_stream(
         yield OpenStream(response, patience)
     finally:
         response.close()
+
+
+class TcpProxy:
+    """A TCP port of 127.0.0.1 that leads to another, until the network between fails.
+
+    ::
+
+        async with TcpProxy("127.0.0.1", server.port) as proxy:
+            client = await connect("127.0.0.1", proxy.port)
+            proxy.stall()
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.delay: float = 0.0
+        """Seconds that each piece takes, in both directions."""
+        self.rate: float | None = None
+        """Bytes that pass in a second, in each direction of each connection; ``None`` for all."""
+        self.cut_after: int | None = None
+        """Bytes from the server after which a connection is cut; ``None`` for never."""
+        self.port: int = 0
+        """Where it listens, once it does."""
+        self._target = host, port
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._cut = False
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
+    def cut(self) -> None:
+        """Reset all connections, and each new one, until ``restore``. Twice is once."""
+        self._cut = True
+        for writers in self._connections.values():
+            for writer in writers:
+                _reset(writer)
+
+    def stall(self) -> None:
+        """Let nothing pass, and cut nothing, until ``restore``: both sides wait for the other. Twice is once."""
+        self._passing.clear()
+
+    def restore(self) -> None:
+        """Be a good network again: what waited passes now. Twice is once."""
+        self._cut = False
+        self._passing.set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None  # noqa: S101  # entered before
+        self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._connections[task] = (writer,)
+        try:
+            if not self._cut:
+                await self._passing.wait()
+                there, back = await asyncio.open_connection(*self._target)
+                self._connections[task] = writer, back
+                await asyncio.gather(self._pump(reader, back, None), self._pump(there, writer, self.cut_after))
+        except OSError:
+            pass
+        finally:
+            for one in self._connections.pop(task):
+                _reset(one)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None) -> None:
+        while piece := await reader.read(4096 if self.rate else 65536):
+            await asyncio.sleep(self.delay + (len(piece) / self.rate if self.rate else 0))
+            await self._passing.wait()
+            writer.write(piece if most is None else piece[:most])
+            await writer.drain()
+            if most is not None:
+                most -= len(piece)
+                if most <= 0:
+                    raise ConnectionResetError
+        if writer.can_write_eof():
+            writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection as one that broke."""
+    at_once = struct.pack("ii", 1, 0)  # l_onoff and l_linger: nothing is sent any more, but that it is over
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    writer.transport.abort()

@@ -21,6 +21,9 @@ OWNERS = {
     "aiohttp": ("web/", "testing.py"),
     "aiohttp_sse": ("web/",),
     "multidict": ("web/",),
+    "redis": ("brokers/redis",),
+    "psycopg": ("brokers/postgres",),
+    "nats": ("brokers/nats",),
 }
 """Which files may import a name that is neither ours nor Python's; a folder ends with a slash."""
 

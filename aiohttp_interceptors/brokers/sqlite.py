@@ -1,0 +1,213 @@
+"""A file of SQLite: history that outlives a restart, and processes of one machine as one. Nothing to install."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import BrokerDown
+from ..hub.broker import Joined, Lost, Place, Rewound, TailItem, UpToDate
+from .bell import Bell, ring
+from .sqlite_log import Page, Retention, SqliteLog
+from .writer import Draft, Writer
+
+__all__ = ["SqliteBroker"]
+
+SILENCE = 10.0  # seconds after which a disk that does not answer is lost
+POLL = 0.25  # seconds after which one looks for what no bell has told, and
+POLL_WITHOUT_BELL = 0.015  # where there are none: so that it is soon all the same
+T = TypeVar("T")
+
+
+class SqliteBroker:
+    """Keep the records of a Hub in a file, for this process and all others of this machine. A ``Broker``.
+
+    ``path`` is a file on a local disk, which is made if it is missing, in a folder that is there; beside it are made
+    those with ``-wal`` and ``-shm`` and a folder with ``-bells`` after its name. It keeps the latest ``max_records``
+    entries that are not older than ``max_age`` seconds (``None`` is no limit), and deletes others as it publishes.
+
+    What is acknowledged outlives the crash of a process, and with ``synchronous="FULL"`` that of the machine; with
+    ``"NORMAL"`` the latest may be lost then, which all clients are told of. ``publish`` raises within
+    ``publish_timeout`` seconds. A disk that is full, and a file that is locked for half that time, are ``BrokerDown``;
+    a file that is damaged, or not ours, is ``BrokerRefused``. Raises ``TypeError`` or ``ValueError`` for arguments that
+    cannot work.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_records: int = 100_000,
+        max_age: float | None = 86400.0,
+        publish_timeout: float = 5.0,
+        synchronous: str = "FULL",
+    ) -> None:
+        retention = Retention(
+            _checked_records(max_records), None if max_age is None else _checked_seconds("max_age", max_age)
+        )
+        if synchronous not in {"FULL", "NORMAL"}:
+            raise ValueError(f'synchronous is "FULL" or "NORMAL", not {synchronous!r}')
+        file = _checked_path(path)
+        patience = _checked_seconds("publish_timeout", publish_timeout) / 2
+        self._bells = Path(f"{file}-bells")
+        self._bell: Bell | None = None
+        self._known: Place | None = None
+        self._news = asyncio.Event()
+        self._writer = Writer(self._write, publish_timeout)
+        # Each has a thread and a connection, so that to read waits neither for a commit nor for a lock.
+        self._writing = _Thread(SqliteLog(file, patience, synchronous, retention), "write")
+        self._reading = _Thread(SqliteLog(file, patience, synchronous, retention), "read")
+
+    async def publish(
+        self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
+    ) -> Place:
+        """Append an entry, as every ``Broker`` does. A key that has no UTF-8 is a ``ValueError``."""
+        if connection is not None:
+            raise TypeError("a SqliteBroker writes in nobody's transaction; connection is for PostgreSQL")
+        if idempotency_key is not None:
+            idempotency_key.encode()  # here and not in the thread, where it would be the end of others too
+        return await self._writer.put(Draft(topic, payload, idempotency_key))
+
+    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+        """Follow the entries after a place, as every ``Broker`` does."""
+        if after is not None and self._known is None:
+            self._known = after
+        try:
+            page = await self._read(after)
+            self._hang_bell()
+            yield Joined(page.start if after is None else after)
+            told = False
+            while True:
+                if page.rewound is not None:
+                    self._note(page.rewound)
+                    yield Rewound(page.rewound)
+                if page.lost:
+                    yield Lost(page.start.position)
+                place = page.start
+                if page.entries:
+                    place = Place(place.epoch, page.entries[-1].position)
+                    self._note(place)
+                    yield page.entries
+                if not (page.more or told):
+                    told = True
+                    yield UpToDate()
+                rung = page.more or await self._wait()
+                self._news.clear()
+                page = await self._read(place)
+                if page.entries and not rung:
+                    self._hang_bell()  # who stored them has not found it
+        finally:
+            self._take_bell_down()
+
+    async def close(self) -> None:
+        """Give back the file and the threads, after those publishes that are on their way. Twice is once."""
+        await self._writer.close()
+        await self._writing.close()
+        await self._reading.close()
+
+    async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
+        own = None if self._bell is None else self._bell.path
+        places = await self._writing.run(lambda log: self._append(log, drafts, own))
+        self._note(max(places))
+        self._news.set()
+        return places
+
+    def _append(self, log: SqliteLog, drafts: Sequence[Draft], own: Path | None) -> list[Place]:
+        places = log.append(drafts, self._known)
+        ring(self._bells, own)
+        return places
+
+    async def _read(self, after: Place | None) -> Page:
+        try:
+            async with asyncio.timeout(SILENCE):
+                return await self._reading.run(lambda log: log.read(after, self._known))
+        except TimeoutError:
+            raise BrokerDown(f"the disk has not answered for {SILENCE} s") from None
+
+    def _note(self, place: Place) -> None:
+        """Note that a place was given or acknowledged."""
+        if self._known is None or self._known.epoch != place.epoch or self._known.position < place.position:
+            self._known = place
+
+    async def _wait(self) -> bool:
+        """Wait until there may be something new, and tell whether that was told."""
+        try:
+            async with asyncio.timeout(POLL_WITHOUT_BELL if self._bell is None else POLL):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _hang_bell(self) -> None:
+        self._take_bell_down()
+        with suppress(OSError, NotImplementedError):  # then there is none
+            self._bell = bell = Bell(self._bells)
+            asyncio.get_running_loop().add_reader(bell.file, self._on_ring, bell)
+            self._news.set()  # of what was stored before it hung
+            return
+        self._take_bell_down()
+
+    def _on_ring(self, bell: Bell) -> None:
+        bell.hush()
+        self._news.set()
+
+    def _take_bell_down(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            asyncio.get_running_loop().remove_reader(bell.file)
+            bell.close()
+
+
+class _Thread:
+    """A thread of its own for what is done with a log, in the order of the calls."""
+
+    def __init__(self, log: SqliteLog, name: str) -> None:
+        self._log = log
+        self._closed = False
+        self._executor = ThreadPoolExecutor(1, f"sqlite-{name}")
+
+    async def run(self, work: Callable[[SqliteLog], T]) -> T:
+        """Have something done. Cancelling it leaves it going on, or not begun."""
+        if self._closed:
+            raise BrokerDown("this broker was closed")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._log)
+
+    async def close(self) -> None:
+        """Close the log, and end the thread; one that hangs in a disk is left to itself."""
+        if not self._closed:
+            self._closed = True
+            closing = asyncio.get_running_loop().run_in_executor(self._executor, self._log.close)
+            self._executor.shutdown(wait=False)
+            await asyncio.wait([closing], timeout=SILENCE)
+
+
+def _checked_path(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"the path of a SqliteBroker is a str or a path, not {path!r}")
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"the path of a SqliteBroker is text, not {name!r}")
+    if not name or name == ":memory:" or name.startswith("file:"):
+        raise ValueError(f"a SqliteBroker needs the path of a file, which {name!r} is not")
+    return Path(os.path.abspath(name))  # a process may change its folder  # noqa: PTH100
+
+
+def _checked_records(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"max_records is a number of entries, 1 or more, not {value!r}")
+    if value < 1:
+        raise ValueError(f"max_records is a number of entries, 1 or more, not {value!r}")
+    return value
+
+
+def _checked_seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is a number of seconds, more than 0, not {value!r}")
+    return float(value)

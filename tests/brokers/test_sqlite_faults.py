@@ -1,0 +1,293 @@
+"""What a Hub on a file of SQLite makes of all that goes wrong: with other processes, real locks and full disks."""
+
+# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.hub.broker import Rewound, UpToDate
+from aiohttp_interceptors.hub.hub import Hub
+from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
+from tests.brokers.sqlite_process import line, process
+from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
+from tests.hub.outlet import live, start
+from tests.waiting import until, within
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A file is back at once, and so is who follows it."""
+    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.01)
+
+
+@pytest.fixture
+async def node(site):
+    """Make Hubs, each as one process has it, and close them at the end."""
+    hubs = []
+
+    async def make(*, ready=True, **options):
+        hub = Hub(site.broker(**options))
+        hubs.append(hub)
+        hub.open()
+        if ready:
+            await until(lambda: hub.ready)
+        return hub
+
+    yield make
+    for hub in hubs:
+        await hub.close()
+
+
+def texts(outlet, count):
+    """Wait for so many events, and return what they say."""
+    return until(lambda: len(outlet.texts) >= count)
+
+
+@pytest.mark.parametrize("acknowledged", [0, 40, 400])
+async def test_what_a_killed_process_had_acknowledged_comes_once(site, brokers, acknowledged):
+    broker = brokers()
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        async with process("publish", site.path) as publishing:
+            said = [await line(publishing) for _ in range(acknowledged)]
+            if not acknowledged:
+                await until(site.path.exists)
+            publishing.kill()
+            rest = (await within(publishing.stdout.read())).decode().splitlines(keepends=True)
+            said += [words.split() for words in rest if words.endswith("\n")]
+        # What it did not come to say is unknown, and a retry with its key is no second one.
+        sure = {int(which) for which, _, _ in said}
+        after = max(sure, default=-1) + 10
+        for which in range(after):
+            await broker.publish("t", number(which), idempotency_key=f"key {which}")
+        await reading.payloads(after)
+        assert sorted(map(int, [entry.payload for entry in reading.entries])) == list(range(after))
+        places = {int(entry.payload): (reading.place.epoch, str(entry.position)) for entry in reading.entries}
+        assert {int(which): (epoch, position) for which, epoch, position in said}.items() <= places.items()
+    assert site.sql("PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_four_processes_have_each_event_once_under_one_id(site, node):
+    """Peer bug 63."""
+    async with AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(process("follow", site.path, 50)) for _ in range(3)]
+        for other in others:
+            assert await line(other) == ["up"]
+        hub = await node()
+        here = await live(hub, "t")
+        ids = [await hub.publish("t", str(n)) for n in range(50)]
+        for other in others:
+            lines = [await line(other) for _ in range(50)]
+            assert [f"{epoch}-{position}" for epoch, position, *_ in lines] == ids
+            assert await within(other.wait(), 30) == 0
+        await texts(here, 50)
+        assert here.texts == [str(n) for n in range(50)]
+        assert [frame.id for frame in here.frames] == ids
+
+
+async def test_processes_that_start_at_once_make_one_log(site):
+    async with AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(process("publish", site.path)) for _ in range(4)]
+        lines = [await line(other) for other in others for _ in range(20)]
+        assert len({epoch for _, epoch, _ in lines}) == 1
+        for other in others:
+            other.kill()
+            await other.communicate()
+    assert site.sql("SELECT count(*), max(position) FROM entry WHERE position > 0")[0][0] >= 20
+
+
+async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
+    """Peer bug 61."""
+    one = await node()
+    for n in range(5):
+        await one.publish("t", str(n))
+    late = await node(ready=False)
+    early = start(late, "t")
+    await until(lambda: late.ready)
+    outlet = await live(late, "t")
+    await one.publish("t", "new")
+    await texts(outlet, 1)
+    await texts(early, 1)
+    assert outlet.texts == early.texts == ["new"]
+    assert late.log.end == one.log.end == 6
+
+
+async def test_a_process_that_stops_with_the_lock_stops_nobody_for_longer_than_is_said(site, node):
+    """Peer bugs 59 and 64: what failed is not delivered, and what is retried is so once."""
+    hub = await node(publish_timeout=0.3)
+    outlet = await live(hub, "t")
+    await hub.publish("t", "before")
+    async with process("hold", site.path) as holding:
+        assert await line(holding) == ["held"]
+        failed = await within(
+            asyncio.gather(
+                *[hub.publish("t", f"{n}", idempotency_key=f"{n}") for n in range(3)], return_exceptions=True
+            ),
+            3,
+        )
+        assert {type(error) for error in failed} <= {BrokerDown, OutcomeUnknown}
+        with pytest.raises((BrokerDown, OutcomeUnknown), match=r"locked|no answer"):
+            await within(hub.publish("t", "lost"), 3)
+        assert hub.ready  # to read needs no lock
+        assert outlet.texts == ["before"]
+        await until(lambda: stopped(holding.pid))
+        holding.send_signal(signal.SIGCONT)
+        await within(holding.wait())
+    for n in range(3):
+        await hub.publish("t", f"{n}", idempotency_key=f"{n}")
+    await texts(outlet, 4)
+    assert outlet.texts[0] == "before"
+    assert sorted(outlet.texts[1:]) == ["0", "1", "2"]
+
+
+def stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+@pytest.fixture(params=["limit", "disk"])
+def full(request, tmp_path):
+    """Have a path where there is little room, and return it, the room, and what makes more."""
+    if request.param == "limit":
+        yield tmp_path / "hub.db", 3_000_000, lambda: None
+        return
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    command = [mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
+    if os.geteuid() or not mount or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a disk")
+    yield folder / "hub.db", 0, lambda: subprocess.run([mount, "-o", "remount,size=64m", folder], check=True)
+    subprocess.run([umount, folder], check=True)
+
+
+async def test_a_disk_that_is_full_is_told_of_and_used_again_when_there_is_room(full):
+    path, room, make_room = full
+    async with process("fill", path, room) as filling:
+        said = [await line(filling)]
+        while said[-1][0].isdigit():
+            said.append(await line(filling))
+        *said, error = said
+        assert len(said) > 20
+        assert error[0] == "BrokerDown"
+        assert {"full", "disk"} & set(error)
+        site = SqliteSite(path)
+        stored = site.sql("SELECT count(*) FROM entry")
+        make_room()
+        filling.stdin.write(b"\n")
+        assert await line(filling) == [f"{len(said)}", f"{len(said) + 1}"]  # and it was not stored before
+        assert await within(filling.wait(), 30) == 0
+    assert stored == [(len(said),)]
+    rows = site.sql("SELECT position, rtrim(CAST(payload AS TEXT), '.') FROM entry")
+    assert rows == [(n + 1, f"{n}") for n in range(len(said) + 1)]
+    assert site.sql("PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_a_file_that_is_deleted_while_streams_are_open_is_a_gap_and_no_end(site, node, logged):
+    one, other = await node(), await node()
+    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    await one.publish("t", "old")
+    await texts(outlet, 1)
+    await texts(elsewhere, 1)
+    site.remove()
+    await other.publish("t", "new")
+    await texts(outlet, 3)
+    await texts(elsewhere, 3)
+    assert outlet.texts == elsewhere.texts == ["old", "gap", "new"]
+    assert outlet.last_event_id == elsewhere.last_event_id
+    assert outlet.ends == []
+    assert [entry["event"] for entry in logged if "rewound" in entry["event"]] == ["hub_rewound", "hub_rewound"]
+
+
+async def test_an_older_copy_in_place_of_the_file_is_a_gap_and_no_id_is_given_twice(site, node, tmp_path):
+    hub = await node()
+    outlet = await live(hub, "t")
+    ids = [await hub.publish("t", "0")]
+    site.copy(tmp_path / "backup")
+    ids += [await hub.publish("t", f"{n}") for n in range(1, 4)]
+    await texts(outlet, 4)
+    site.remove()
+    os.replace(tmp_path / "backup", site.path)  # noqa: PTH105
+    ids += [await hub.publish("t", f"{n}") for n in range(4, 8)]
+    await texts(outlet, 9)
+    assert outlet.texts == ["0", "1", "2", "3", "gap", "4", "5", "6", "7"]
+    assert len(set(ids)) == 8
+
+
+async def test_a_folder_that_comes_later_is_waited_for(tmp_path, logged):
+    site = SqliteSite(tmp_path / "mounted" / "hub.db")
+    hub = Hub(site.broker())
+    outlet = start(hub, "t")
+    with pytest.raises(BrokerRefused, match="folder"):
+        await hub.publish("t", "lost")
+    await until(lambda: hub._supervision._attempts > 3)
+    assert not hub.ready
+    assert not outlet.ends
+    site.path.parent.mkdir()
+    await until(lambda: hub.ready)
+    await hub.publish("t", "x")
+    await texts(outlet, 1)
+    assert outlet.texts == ["x"]
+    changes = [entry["event"] for entry in logged if entry["event"].startswith("hub_")]
+    assert changes == ["hub_down", "hub_resumed"]
+    await hub.close()
+
+
+async def test_a_damaged_file_is_told_of_until_it_is_moved_away(site, node, tmp_path):
+    hub = await node()
+    outlet = await live(hub, "t")
+    await asyncio.gather(*[hub.publish("t", f"{n}") for n in range(200)])
+    await texts(outlet, 200)
+    await hub.close()
+    with site.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(site.path.stat().st_size - 4096))
+    damaged = await node(ready=False)
+    with pytest.raises(BrokerRefused, match="move it away"):
+        await damaged.publish("t", "x")
+    await until(lambda: damaged._supervision._attempts > 2)
+    assert not damaged.ready
+    site.path.rename(tmp_path / "damaged")
+    await until(lambda: damaged.ready)
+    late = await live(damaged, "t")
+    await damaged.publish("t", "y")
+    await texts(late, 1)
+    assert late.texts == ["y"]
+
+
+async def test_an_event_of_a_megabyte_comes_to_other_processes(node):
+    """Peer bug 65."""
+    one, other = await node(), await node()
+    outlet = await live(other, "t")
+    await one.publish("t", "x" * 1_000_000)
+    await texts(outlet, 1)
+    assert outlet.texts == ["x" * 1_000_000]
+
+
+async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
+    """Some are closed, some are killed."""
+    hub = await node()
+    outlet = await live(hub, "t")
+    expected = []
+    for round_ in range(3):
+        async with process("publish", site.path) as publishing:
+            lines = [await line(publishing) for _ in range(10)]
+            publishing.kill()
+            await publishing.communicate()
+        expected += [await hub.publish("t", f"own {round_}")]
+        expected += [f"{epoch}-{position}" for _, epoch, position in lines]
+    await until(lambda: hub.log.end >= int(expected[-11].partition("-")[2]))
+    await until(lambda: set(expected) <= {frame.id for frame in outlet.frames})
+    ids = [frame.id for frame in outlet.frames]
+    assert len(set(ids)) == len(ids)
+    assert [int(each.partition("-")[2]) for each in ids] == list(range(1, len(ids) + 1))

@@ -1,0 +1,168 @@
+"""A client of Redis that is asked one thing at a time, never twice, and answers in a bounded time or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Protocol, TypeAlias, TypeVar, cast
+
+from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from .redis_log import Argument
+
+try:
+    from redis.asyncio import Redis
+    from redis.asyncio.connection import parse_url
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.exceptions import (
+        AskError,
+        AuthenticationError,
+        AuthorizationError,
+        BusyLoadingError,
+        ClusterDownError,
+        DataError,
+        MovedError,
+        NoScriptError,
+        ReadOnlyError,
+        ResponseError,
+        TryAgainError,
+    )
+except ImportError as error:
+    raise ImportError("a RedisBroker needs redis-py: pip install 'aiohttp-interceptors[redis]'") from error
+
+__all__ = ["Connect", "RedisSession", "Reply", "checked_connect"]
+
+Reply: TypeAlias = "bytes | int | list[Reply] | dict[bytes, Reply] | None"
+Connect: TypeAlias = str | Callable[[], Awaitable[Redis]]
+_T = TypeVar("_T")
+CLOSING = 1.0  # seconds that a server has to take leave
+# What the server says that will be otherwise soon: it starts, or is none to write to any more, or not yet.
+PASSING = (BusyLoadingError, ReadOnlyError, TryAgainError, ClusterDownError, MovedError, AskError)
+PASSING_CODES = ("NOREPLICAS", "BUSY", "-READONLY")
+
+
+class _Connection(Protocol):
+    async def send_command(self, *command: Argument, check_health: bool) -> None: ...
+
+    async def read_response(self, disable_decoding: bool, timeout: float) -> Reply: ...  # noqa: FBT001, ASYNC109
+
+    async def disconnect(self, nowait: bool) -> None: ...  # noqa: FBT001
+
+
+class _Pool(Protocol):
+    async def get_connection(self) -> _Connection: ...
+
+    async def release(self, connection: _Connection) -> None: ...
+
+
+def checked_connect(connect: Connect) -> Connect:
+    """Return a URL or a factory as it is. Raises ``TypeError`` or ``ValueError``."""
+    if isinstance(connect, str):
+        parse_url(connect)
+    elif not callable(connect):
+        raise TypeError(f"connect is a URL like redis://localhost:6379/0, or an async function, not {connect!r}")
+    return connect
+
+
+class RedisSession:
+    """Ask a server. Raises ``BrokerError`` alone."""
+
+    def __init__(self, client: Redis, patience: float) -> None:
+        self._client = client
+        self._pool = cast("_Pool", client.connection_pool)
+        self._patience = patience
+
+    @classmethod
+    async def open(cls, connect: Connect, patience: float) -> RedisSession:
+        """Make the client. ``patience`` is the seconds that connecting may take."""
+        if isinstance(connect, str):
+            return cls(_client(connect, patience), patience)
+        try:
+            async with asyncio.timeout(patience):
+                client = await connect()
+        except Exception as error:
+            raise _translated(error, f"connect() did not return for {patience} s", sent=False) from error
+        if not isinstance(client, Redis):
+            raise BrokerRefused(f"connect() returned {client!r}, which is no redis.asyncio.Redis")
+        return cls(client, patience)
+
+    async def run(self, script: str, *arguments: Argument, limit: float) -> Reply:
+        """Run a script as ``ask`` does, and send its text only to a server that does not know it."""
+        name = hashlib.sha1(script.encode()).hexdigest()  # noqa: S324  # what the server calls it
+        try:
+            return await self.ask("EVALSHA", name, *arguments, limit=limit)
+        except BrokerError as error:
+            if not isinstance(error.__cause__, NoScriptError):
+                raise
+        return await self.ask("EVAL", script, *arguments, limit=limit)
+
+    async def ask(self, *command: Argument, limit: float) -> Reply:
+        """Send a command, once, and return what the server answers within ``limit`` seconds.
+
+        Raises ``BrokerDown`` when it was surely not done, ``BrokerRefused`` when the server will not do it, and
+        ``OutcomeUnknown``. Cancelling closes the connection.
+        """
+        connection = await self._connection()
+        try:
+            async with asyncio.timeout(limit):
+                await _heeding(connection.send_command(*command, check_health=False))
+                # Its own time-out looks like an answer, so ours comes first.
+                return await connection.read_response(disable_decoding=True, timeout=limit + self._patience)
+        except Exception as error:
+            if not isinstance(error, ResponseError):
+                await connection.disconnect(nowait=True)
+            raise _translated(error, f"no answer of the server for {limit} s", sent=True) from error
+        finally:
+            await self._pool.release(connection)
+
+    async def _connection(self) -> _Connection:
+        """Return a connection that was alive just now."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await _heeding(self._pool.get_connection())
+        except Exception as error:
+            raise _translated(error, f"no connection to the server for {self._patience} s", sent=False) from error
+
+    async def close(self) -> None:
+        """Give back the connections. Twice is once."""
+        with suppress(Exception):
+            async with asyncio.timeout(CLOSING):
+                await self._client.aclose()
+                await self._client.connection_pool.disconnect()
+
+
+async def _heeding(doing: Awaitable[_T]) -> _T:
+    """Await what may swallow a cancellation, as ``asyncio.wait_for`` of Python 3.11 does, and with it redis-py."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    done = await doing
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return done
+
+
+def _client(url: str, patience: float) -> Redis:
+    """Return a client that does nothing by itself: redis-py's own repeats what may have been done."""
+    client: Redis = Redis.from_url(
+        url,
+        protocol=2,
+        socket_timeout=None,
+        socket_connect_timeout=patience,
+        health_check_interval=0,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return client
+
+
+def _translated(error: Exception, silence: str, *, sent: bool) -> BrokerError:
+    """Return what an error means for who publishes."""
+    if isinstance(error, BrokerError):
+        return error
+    text = silence if type(error) is TimeoutError else f"{type(error).__name__}: {error}"
+    if isinstance(error, PASSING) or (isinstance(error, ResponseError) and any(code in text for code in PASSING_CODES)):
+        return BrokerDown(f"the server cannot do it now: {text}")
+    if isinstance(error, AuthenticationError | AuthorizationError | ResponseError | DataError | UnicodeError):
+        return BrokerRefused(f"the server refused: {text}")
+    return OutcomeUnknown(text) if sent else BrokerDown(text)

@@ -1,0 +1,182 @@
+"""Hubs of several processes joined by a table of PostgreSQL, which an application's own transactions can write."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+
+from ..errors import BrokerDown, BrokerError, OutcomeUnknown
+from ..hub.broker import Place, TailItem
+from .postgres_bell import PostgresBell
+from .postgres_log import PostgresLog
+from .postgres_schema import TABLE, checked_table, migration
+from .postgres_session import Connect, Connection, PostgresSession, checked_connect, entrust, in_transaction
+from .postgres_tail import PostgresTail
+from .writer import Draft, Writer
+
+__all__ = ["PostgresBroker"]
+
+POLL = 1.0  # seconds after which one looks for what no bell has told, and
+POLL_WITHOUT_BELL = 0.1  # where there is none: so that it is soon all the same
+TRIM_EVERY = 1.0  # seconds between two deletions of what is too old, and
+TRIM_AFTER = 500  # publishes, of what is too much
+WATCH, LONGEST_WATCH = 0.01, 0.2  # seconds between two looks whether a caller's transaction has ended
+
+
+class PostgresBroker:
+    """Join the Hubs that have brokers with the same ``table``. A ``Broker``.
+
+    ``connect`` is a DSN, or an async function that returns a new ``psycopg.AsyncConnection``; what it returns is ours,
+    and closed. It is called anew after each loss. ``listen`` is another one of the same, for ``LISTEN``, where
+    ``connect`` goes through a pooler; without ``notify`` it is not needed, and the table is looked at every ``poll``
+    seconds (``None``: 0.1; with ``notify``, which makes news known at once, 1.0). The tables are made by a migration:
+    ``python -m aiohttp_interceptors.brokers.postgres [TABLE]`` prints it.
+
+    The latest ``max_records`` are kept that are not older than ``max_age`` seconds (``None``: no limit). A publish
+    takes ``publish_timeout`` seconds at most, and a server that says nothing for ``silence`` seconds is lost. Raises
+    ``TypeError`` or ``ValueError`` for arguments that cannot work.
+    """
+
+    def __init__(  # noqa: PLR0913  # each is something of its own
+        self,
+        connect: Connect,
+        *,
+        table: str = TABLE,
+        listen: Connect | None = None,
+        notify: bool = True,
+        poll: float | None = None,
+        max_records: int = 100_000,
+        max_age: float | None = 86_400.0,
+        publish_timeout: float = 5.0,
+        silence: float = 10.0,
+    ) -> None:
+        if type(max_records) is not int or max_records < 1:
+            raise (ValueError if type(max_records) is int else TypeError)(
+                f"max_records is a number of records, 1 or more, not {max_records!r}"
+            )
+        if type(notify) is not bool:
+            raise TypeError(f"notify is True or False, not {notify!r}")
+        self._connect = checked_connect(connect)
+        self._log = PostgresLog()
+        self._table = checked_table(table)
+        listening = self._connect if listen is None else checked_connect(listen, "listen")
+        self._max_records = max_records
+        self._max_age = None if max_age is None else _checked_seconds("max_age", max_age)
+        self._poll = None if poll is None else _checked_seconds("poll", poll)
+        self._publish_timeout = _checked_seconds("publish_timeout", publish_timeout)
+        self._silence = _checked_seconds("silence", silence)
+        self._channel = table if notify else None
+        self._bell = PostgresBell(listening if notify else None, table, self._silence)
+        self._writer = Writer(self._write, self._publish_timeout)
+        self._writing: PostgresSession | None = None
+        self._turn = asyncio.Lock()  # to use that
+        self._untrimmed, self._trimmed = 0, 0.0
+        self._watching: dict[Connection, asyncio.Task[None]] = {}
+
+    async def publish(
+        self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
+    ) -> Place | None:
+        """Append an entry, as every ``Broker`` does.
+
+        With a ``connection``, a ``psycopg.AsyncConnection``, it is appended when the transaction commits that this is
+        in, holds nobody up before, and is none if that is rolled back. At the isolation level "repeatable read" or
+        above the commit raises ``psycopg.errors.SerializationFailure`` when others have published meanwhile. A key that
+        is no text for PostgreSQL is a ``ValueError``.
+        """
+        if idempotency_key is not None and "\0" in idempotency_key:
+            raise ValueError(f"an idempotency_key has no NUL, as {idempotency_key!r} has")
+        if idempotency_key is not None:
+            idempotency_key.encode()  # here, where it is the end of no other's
+        draft = Draft(topic, payload, idempotency_key)
+        if connection is None:
+            return await self._writer.put(draft)
+        if not isinstance(connection, Connection):
+            raise TypeError(f"connection is a psycopg.AsyncConnection, not {connection!r}")
+        await entrust(connection, self._table, draft, self._publish_timeout)
+        if connection not in self._watching:
+            self._watching[connection] = asyncio.create_task(self._watch(connection))
+        return None
+
+    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+        """Follow the entries after a place, as every ``Broker`` does."""
+        session = await PostgresSession.open(self._connect, self._table, self._silence)
+        try:
+            self._bell.hang()
+            tail = PostgresTail(session, self._log, self._silence)
+            yield await tail.join(after)
+            while True:
+                for item in await tail.items():
+                    yield item
+                if tail.idle:
+                    await self._trim(session)
+                    await self._bell.wait(self._poll or (POLL if self._bell.hung else POLL_WITHOUT_BELL))
+        except OutcomeUnknown as error:
+            raise BrokerDown(str(error)) from error
+        finally:
+            await self._bell.take_down()
+            await session.close()
+
+    async def close(self) -> None:
+        """Give back all connections, as every ``Broker`` does. Twice is once."""
+        await self._writer.close()
+        if watching := list(self._watching.values()):
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
+        await self._drop()
+
+    async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
+        async with self._turn:
+            try:
+                if self._writing is not None and self._writing.is_lost():
+                    await self._drop()
+                if self._writing is None:
+                    patience = self._publish_timeout / 2
+                    self._writing = await PostgresSession.open(self._connect, self._table, patience)
+                places = await self._log.append(self._writing, drafts, self._channel, self._publish_timeout)
+            except BaseException:
+                await self._drop()
+                raise
+            self._bell.ring()
+            self._untrimmed += len(drafts)
+            if self._untrimmed >= TRIM_AFTER:
+                with suppress(BrokerError):  # what was published is
+                    await self._trim(self._writing, now=True)
+            return places
+
+    async def _trim(self, session: PostgresSession, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._trimmed >= TRIM_EVERY:
+            self._untrimmed, self._trimmed = 0, time.monotonic()
+            await self._log.trim(session, self._max_records, self._max_age, self._silence)
+
+    async def _drop(self) -> None:
+        session, self._writing = self._writing, None
+        if session is not None:
+            await session.close()
+
+    async def _watch(self, connection: Connection) -> None:
+        """Ring when a caller's transaction has ended, so that its commit need not: that would hold up others'."""
+        delay = WATCH
+        while in_transaction(connection):
+            await asyncio.sleep(delay)  # psycopg tells nobody
+            delay = min(delay * 1.1, LONGEST_WATCH)
+        del self._watching[connection]
+        self._bell.ring()
+        if self._channel is not None:
+            with suppress(BrokerError):  # there is polling
+                await self._write([])
+
+
+def _checked_seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is a number of seconds, more than 0, not {value!r}")
+    return float(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(migration(*sys.argv[1:2]))

@@ -1,0 +1,78 @@
+"""One tail of a log in PostgreSQL: where it is, and what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..hub.broker import Joined, Lost, Place, Rewound, TailItem, UpToDate
+from .postgres_log import Page, PostgresLog
+from .postgres_session import PostgresSession
+
+__all__ = ["PostgresTail"]
+
+MOST = 1000  # entries in one batch
+MOST_BYTES = 2**20  # of their payloads, if they are like those before
+
+
+class PostgresTail:
+    """Follow a log after a place, one page after the other. Raises ``BrokerError`` alone."""
+
+    def __init__(self, session: PostgresSession, log: PostgresLog, silence: float) -> None:
+        self._session = session
+        self._log = log
+        self._silence = silence
+        self._at: Place
+        self._count = 100  # entries in the next page
+        self._goal = 0  # the position that is up to date
+        self._told = False
+        self.idle: bool = False
+        """Whether nothing more was there."""
+
+    async def join(self, after: Place | None) -> Joined:
+        """Begin after a place. It comes first, and once."""
+        page = await self._read(after.position if after else 0)
+        self._at = after or Place(page.epoch, page.start)
+        self._goal = page.last
+        return Joined(self._at)
+
+    async def items(self) -> Sequence[TailItem]:
+        """Return what comes next; nothing, if that is nothing, or if the log goes on in another epoch."""
+        page = await self._read(self._at.position)
+        self.idle = False
+        if page.epoch != self._at.epoch:
+            return [await self._go_over(page)]
+        if void := self._log.void(self._at, page):
+            await self._log.rewind(self._session, void, self._silence)
+            return []
+        return self._take(page)
+
+    def _take(self, page: Page) -> list[TailItem]:
+        items: list[TailItem] = []
+        for entries in page.runs():
+            if entries[0].position > self._at.position + 1:
+                items.append(Lost(entries[0].position - 1))
+            items.append(entries)
+            self._at = Place(page.epoch, entries[-1].position)
+        if not page.rows and page.last > self._at.position:
+            items.append(Lost(page.last))
+            self._at = Place(page.epoch, page.last)
+        self._log.see(self._at, page)
+        self.idle = len(page.rows) < self._count
+        if page.rows:
+            self._count = max(min(MOST, int(MOST_BYTES * len(page.rows) / (page.size + 1))), 1)
+        if not self._told and self._at.position >= self._goal:
+            self._told = True
+            items.append(UpToDate())
+        return items
+
+    async def _go_over(self, page: Page) -> Rewound:
+        border = await self._log.border(self._session, self._at, self._silence)
+        if border is None:
+            page = await self._read(0)
+            border = page.start
+        self._at = Place(page.epoch, border)
+        self._goal = page.last
+        return Rewound(self._at)
+
+    async def _read(self, after: int) -> Page:
+        return await self._log.read(self._session, after, self._count, self._silence)

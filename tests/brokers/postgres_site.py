@@ -1,0 +1,40 @@
+"""A log in a server of PostgreSQL, and what others do to it."""
+
+from __future__ import annotations
+
+import itertools
+
+import psycopg
+import pytest
+
+from aiohttp_interceptors.brokers.postgres import PostgresBroker
+from aiohttp_interceptors.brokers.postgres_schema import migration
+
+numbers = itertools.count()
+
+
+class PostgresSite:
+    """A table of its own."""
+
+    def __init__(self, server):
+        self.server = server
+        self.table = f"records_{next(numbers)}"
+        self.sql(migration(self.table))
+
+    def broker(self, connect=None, **options):
+        return PostgresBroker(connect or self.server.dsn, **{"table": self.table, **options})
+
+    async def wipe(self):
+        for end in "", "_log", "_keys":
+            self.sql(f"TRUNCATE {self.table}{end}")
+
+    def sql(self, statement, *values):
+        """Do something to the tables that the broker has no word for."""
+        with psycopg.connect(self.server.dsn, autocommit=True) as connection:
+            cursor = connection.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else None
+
+
+@pytest.fixture
+def site(postgres):
+    return PostgresSite(postgres)

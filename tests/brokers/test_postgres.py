@@ -1,0 +1,361 @@
+"""PostgreSQL keeps what all brokers promise, and what a transaction of the application writes."""
+
+# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from contextlib import aclosing
+
+import psycopg
+import pytest
+
+from aiohttp_interceptors.brokers.postgres import PostgresBroker
+from aiohttp_interceptors.brokers.postgres_schema import migration
+from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub.broker import Joined, Lost, UpToDate
+from tests.brokers.contract import Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
+from tests.brokers.postgres_site import site  # noqa: F401  # a fixture
+from tests.waiting import until, within
+
+DSN = "postgresql://user@host/database"
+
+
+class TestPostgres(Contract):
+    """As it says."""
+
+
+@pytest.fixture
+async def connections(site):
+    """Connect as an application does; what is open is closed at the end."""
+    made = []
+
+    async def connect(**options):
+        made.append(await psycopg.AsyncConnection.connect(site.server.dsn, **options))
+        return made[-1]
+
+    yield connect
+    for connection in made:
+        await connection.close()
+
+
+# What a transaction of the application writes.
+
+
+async def test_what_a_transaction_writes_has_the_order_of_the_commits(brokers, connections):
+    broker = brokers()
+    first, second = await connections(), await connections()
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        assert await broker.publish("t", b"first a", connection=first) is None
+        await broker.publish("t", b"second", connection=second)
+        await broker.publish("t", b"first b", connection=first)
+        await second.commit()
+        await reading.payloads(1)
+        await first.commit()
+        assert await reading.payloads(3) == [b"second", b"first a", b"first b"]
+        assert [entry.position for entry in reading.entries] == [1, 2, 3]
+
+
+async def test_what_is_rolled_back_was_never_there(brokers, connections, site):
+    broker = brokers()
+    connection = await connections()
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        await broker.publish("t", b"void", connection=connection)
+        await connection.rollback()
+        async with connection.transaction():
+            await broker.publish("t", b"kept", connection=connection)
+            with pytest.raises(ZeroDivisionError):
+                async with connection.transaction():
+                    await broker.publish("t", b"void too", connection=connection)
+                    raise ZeroDivisionError
+        place = await broker.publish("t", b"last")
+        assert await reading.payloads(2) == [b"kept", b"last"]
+        assert place.position == 2
+    assert site.sql(f"SELECT count(*) FROM {site.table}_outbox") == [(0,)]
+
+
+async def test_a_transaction_that_stays_open_is_in_nobodys_way(brokers, connections):
+    one, other = brokers(publish_timeout=2), brokers(publish_timeout=2)
+    long, short = await connections(), await connections()
+    async with tail(other) as reading:
+        await reading.until(UpToDate)
+        await one.publish("t", b"long", connection=long)
+        assert (await one.publish("t", b"1")).position == 1
+        assert (await other.publish("t", b"2")).position == 2
+        async with short.transaction():
+            await one.publish("t", b"3", connection=short)
+        assert await reading.payloads(3) == [b"1", b"2", b"3"]
+        await long.commit()
+        assert (await reading.payloads(4))[3] == b"long"
+
+
+async def test_who_has_all_constraints_checked_at_once_has_the_lock_as_long_as_the_transaction(brokers, connections):
+    broker = brokers(publish_timeout=0.3)
+    connection = await connections()
+    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    await broker.publish("t", b"early", connection=connection)
+    with pytest.raises((BrokerDown, OutcomeUnknown), match=r"no answer"):
+        await within(broker.publish("t", b"late"))
+    await connection.commit()
+    async with tail(broker) as reading:
+        assert (await reading.payloads(1))[0] == b"early"
+
+
+@pytest.mark.parametrize("level", [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
+async def test_a_transaction_with_an_old_snapshot_is_told_to_retry(brokers, connections, level):
+    broker = brokers()
+    connection = await connections()
+    await connection.set_isolation_level(level)
+    await broker.publish("t", b"1")
+    await connection.execute("SELECT 1")
+    await broker.publish("t", b"quiet", connection=connection)
+    await connection.commit()
+    await connection.execute("SELECT 1")
+    await broker.publish("t", b"void", connection=connection)
+    await broker.publish("t", b"3")
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        await connection.commit()
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        assert [entry.payload for entry in reading.entries] == [b"1", b"quiet", b"3"]
+
+
+async def test_a_key_counts_in_a_transaction_too(brokers, connections):
+    broker = brokers()
+    connection = await connections()
+    await broker.publish("t", b"once", idempotency_key="k", connection=connection)
+    await connection.commit()
+    await broker.publish("t", b"again", idempotency_key="k", connection=connection)
+    await connection.commit()
+    assert (await broker.publish("t", b"and again", idempotency_key="k")).position == 1
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        assert [entry.payload for entry in reading.entries] == [b"once"]
+
+
+async def test_what_an_autocommitting_connection_writes_is_there_at_once(brokers, connections):
+    broker = brokers()
+    await broker.publish("t", b"x", connection=await connections(autocommit=True))
+    async with tail(broker) as reading:
+        assert await reading.payloads(1) == [b"x"]
+
+
+async def test_a_commit_is_heard_of_in_other_processes_without_polling(brokers, connections):
+    one, other = brokers(), brokers(poll=3600)
+    connection = await connections()
+    async with tail(other) as reading:
+        await reading.until(UpToDate)
+        await until(lambda: other._bell.hung)
+        await one.publish("t", b"x", connection=connection)
+        await connection.commit()
+        assert await reading.payloads(1) == [b"x"]
+
+
+async def test_a_failed_transaction_is_refused_and_a_lost_connection_unknown(brokers, connections, site):
+    broker = brokers()
+    connection = await connections()
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await connection.execute("SELECT 1 / 0")
+    with pytest.raises(BrokerRefused, match="aborted"):
+        await broker.publish("t", b"x", connection=connection)
+    await connection.rollback()
+    await broker.publish("t", b"y", connection=connection)
+    site.sql("SELECT pg_terminate_backend(%s, 5000)", connection.info.backend_pid)
+    with pytest.raises(OutcomeUnknown):
+        await broker.publish("t", b"z", connection=connection)
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        assert reading.entries == []
+
+
+async def test_what_is_in_a_transaction_while_it_is_closed_disturbs_nobody(brokers, connections):
+    broker = brokers()
+    connection = await connections()
+    await broker.publish("t", b"x", connection=connection)
+    await within(broker.close())
+    await connection.commit()
+    async with tail(brokers()) as reading:
+        assert await reading.payloads(1) == [b"x"]
+
+
+# What wakes others.
+
+
+async def test_the_bell_is_all_that_is_needed_to_be_quick(brokers):
+    one, other = brokers(), brokers(poll=3600)
+    async with tail(other) as reading:
+        await reading.until(UpToDate)
+        await until(lambda: other._bell.hung)
+        for n in range(20):
+            await one.publish("t", number(n))
+            await reading.payloads(n + 1)
+
+
+async def test_without_a_bell_one_looks(brokers, site):
+    one, other = brokers(notify=False), brokers(notify=False, poll=0.01)
+    async with tail(other) as reading:
+        await reading.until(UpToDate)
+        await one.publish("t", b"x")
+        assert await reading.payloads(1) == [b"x"]
+        assert site.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s", f'LISTEN "{site.table}%') == [(0,)]
+
+
+# What is kept.
+
+
+async def test_what_is_too_old_is_deleted_by_who_listens_too(brokers, site, monkeypatch):
+    one, other = brokers(max_age=3600), brokers(max_age=3600)
+    await one.publish("t", b"old", idempotency_key="k")
+    site.sql(f"UPDATE {site.table} SET created = created - interval '2 h'")
+    site.sql(f"UPDATE {site.table}_keys SET created = created - interval '2 h'")
+    await one.publish("t", b"young")
+    async with tail(other) as reading:
+        await reading.until(UpToDate)
+        assert 7200 - 60 < reading.entries[0].age < 7200 + 60
+    async with aclosing(other.tail(None)) as items:
+        other._trimmed = 0.0
+        while not isinstance(await within(anext(items)), UpToDate):
+            pass
+        following = asyncio.create_task(anext(items))
+        await until(lambda: site.sql(f"SELECT payload FROM {site.table}") == [(b"young",)])
+        await one.publish("t", b"new")
+        await within(following)
+    assert site.sql(f"SELECT trimmed FROM {site.table}_log") == [(1,)]
+    assert site.sql(f"SELECT * FROM {site.table}_keys") == []
+
+
+async def test_entries_that_somebody_has_deleted_are_told_of(brokers, site):
+    broker = brokers()
+    places = [await broker.publish("t", number(n)) for n in range(1, 11)]
+    site.sql(f"DELETE FROM {site.table} WHERE position IN (1, 5, 9, 10)")
+    async with tail(brokers()) as reading:
+        assert await reading.item() == Joined(places[0])
+        assert [entry.position for entry in await reading.item()] == [2, 3, 4]
+        assert await reading.item() == Lost(5)
+        assert [entry.position for entry in await reading.item()] == [6, 7, 8]
+        site.sql(f"DELETE FROM {site.table}")
+        assert await reading.item() == Lost(10)
+        assert await reading.item() == UpToDate()
+    async with tail(brokers()) as reading:
+        assert await reading.item() == Joined(places[9])
+
+
+# What it is made with, and what says no.
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"connect": 7}, TypeError),
+        ({"connect": "no dsn"}, ValueError),
+        ({"listen": 7}, TypeError),
+        ({"listen": "no dsn"}, ValueError),
+        ({"table": 7}, TypeError),
+        ({"table": "x; drop table y"}, ValueError),
+        ({"table": "x" * 51}, ValueError),
+        ({"notify": 1}, TypeError),
+        ({"poll": 0}, ValueError),
+        ({"poll": "1"}, TypeError),
+        ({"max_records": 0}, ValueError),
+        ({"max_records": 1.5}, TypeError),
+        ({"max_age": -1}, ValueError),
+        ({"publish_timeout": True}, TypeError),
+        ({"silence": float("inf")}, ValueError),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        PostgresBroker(**{"connect": DSN, **options})
+
+
+@pytest.mark.parametrize("connection", [object(), "postgresql://"])
+async def test_a_transaction_is_of_an_asynchronous_connection_of_psycopg(broker, connection):
+    with pytest.raises(TypeError, match=r"psycopg\.AsyncConnection"):
+        await broker.publish("t", b"x", connection=connection)
+
+
+@pytest.mark.parametrize("key", ["a\0b", "\ud800"])
+async def test_a_key_that_is_no_text_is_refused_alone(broker, key):
+    good = asyncio.create_task(broker.publish("t", b"x"))
+    with pytest.raises(ValueError, match=r"NUL|surrogates"):
+        await broker.publish("t", b"y", idempotency_key=key)
+    assert (await good).position == 1
+
+
+async def test_a_factory_may_return_what_connection_it_likes(brokers, site):
+    async def connect():
+        return await psycopg.AsyncConnection.connect(site.server.dsn, row_factory=psycopg.rows.dict_row)
+
+    broker = brokers(connect=connect)
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        await broker.publish("t", b"x")
+        assert await reading.payloads(1) == [b"x"]
+
+
+async def test_a_factory_that_returns_something_else_or_fails_is_told_of(brokers):
+    async def wrong():
+        return "connection"
+
+    async def failing():
+        raise ZeroDivisionError("what")
+
+    with pytest.raises(BrokerRefused, match=r"'connection', which is no psycopg\.AsyncConnection"):
+        await brokers(connect=wrong).publish("t", b"x")
+    with pytest.raises(BrokerDown, match="what"):
+        await brokers(connect=failing).publish("t", b"x")
+
+
+async def test_a_missing_table_is_told_of_with_what_to_do(brokers, site):
+    site.sql(f"DROP TABLE {site.table}, {site.table}_log, {site.table}_outbox CASCADE")
+    broker = brokers()
+    how = rf"python -m aiohttp_interceptors\.brokers\.postgres {site.table} prints"
+    with pytest.raises(BrokerRefused, match=how):
+        await broker.publish("t", b"x")
+    with pytest.raises(BrokerRefused, match=how):
+        async with tail(broker) as reading:
+            await reading.item()
+    async with await psycopg.AsyncConnection.connect(site.server.dsn) as connection:
+        with pytest.raises(BrokerRefused, match=how):
+            await broker.publish("t", b"x", connection=connection)
+    site.sql(migration(site.table))
+    assert (await broker.publish("t", b"x")).position == 1
+
+
+async def test_the_migration_can_be_run_again_and_keeps_what_is_there(broker, site):
+    await broker.publish("t", b"x")
+    site.sql(migration(site.table))
+    async with tail(broker) as reading:
+        assert await reading.payloads(1) == [b"x"]
+        assert (await broker.publish("t", b"y")).position == 2
+
+
+async def test_a_table_in_a_schema_that_is_in_nobodys_path(brokers, site, connections):
+    site.sql("CREATE SCHEMA IF NOT EXISTS elsewhere")
+    site.sql(migration("elsewhere.records"))
+    broker = brokers(table="elsewhere.records")
+    connection = await connections()
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        await broker.publish("t", b"x")
+        await broker.publish("t", b"y", connection=connection)
+        await connection.commit()
+        assert await reading.payloads(2) == [b"x", b"y"]
+
+
+def test_the_module_prints_the_migration():
+    command = [sys.executable, "-m", "aiohttp_interceptors.brokers.postgres"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == migration()
+    done = subprocess.run([*command, "other.name"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == migration("other.name")
+
+
+def test_without_psycopg_one_is_told_what_to_install():
+    code = "import sys; sys.modules['psycopg'] = None; import aiohttp_interceptors.brokers.postgres"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert "pip install 'aiohttp-interceptors[postgres]'" in done.stderr

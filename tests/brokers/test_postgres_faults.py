@@ -1,0 +1,467 @@
+"""What Hubs on PostgreSQL make of all that goes wrong: with a real one, killed, frozen, wiped and set back."""
+
+# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import psycopg
+import pytest
+
+from aiohttp_interceptors.brokers import postgres_bell
+from aiohttp_interceptors.brokers.postgres_schema import migration
+from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.hub import Hub
+from aiohttp_interceptors.testing import TcpProxy
+from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
+from tests.brokers.postgres_site import PostgresSite
+from tests.hub.outlet import live, start
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.postgres import Postgres
+from tests.waiting import until, within
+
+QUICK = {"silence": 0.6, "publish_timeout": 0.5, "poll": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A server is back at once, and so is who follows it."""
+    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(postgres_bell, "RETRY", 0.05)
+
+
+@pytest.fixture
+def server(own, tmp_path, postgres_template):
+    """A server of the test's own, which keeps what it acknowledges."""
+    return own(Postgres(tmp_path / "postgres", template=postgres_template, fsync="on"))
+
+
+@pytest.fixture
+def site(server):
+    return PostgresSite(server)
+
+
+@pytest.fixture
+async def node(site):
+    """Make Hubs, each as one process has it, and close them at the end."""
+    hubs = []
+
+    async def make(*, ready=True, **options):
+        hub = Hub(site.broker(**{"silence": 2.0, **options}))
+        hubs.append(hub)
+        hub.open()
+        if ready:
+            await until(lambda: hub.ready)
+        return hub
+
+    yield make
+    for hub in hubs:
+        await hub.close()
+
+
+@pytest.fixture
+async def network(server):
+    async with TcpProxy("127.0.0.1", server.port) as proxy:
+        yield proxy
+
+
+def through(network, server):
+    return server.dsn_of(port=network.port)
+
+
+def texts(outlet, count):
+    """Wait for so many events."""
+    return until(lambda: len(outlet.texts) >= count)
+
+
+def changes(logged):
+    return [entry["event"] for entry in logged if entry["event"].startswith("hub_")]
+
+
+async def persist(hub, text):
+    """Publish until it is known to be stored."""
+    while True:
+        try:
+            return await hub.publish("t", text, idempotency_key=text)
+        except (BrokerDown, OutcomeUnknown):
+            await asyncio.sleep(0)
+
+
+async def publish_all(hub, which, count, ids, failures):
+    for n in range(count):
+        text = f"{which}-{n}"
+        try:
+            ids[text] = await hub.publish("t", text, idempotency_key=text)
+        except BrokerError as error:
+            failures.append(error)
+            ids[text] = await persist(hub, text)
+
+
+async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, logged):
+    """Peer bugs 59 and 64: what failed is told, and what is tried again is stored once."""
+    hub, other = await node(), await node()
+    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    ids, failures = {}, []
+    publishing = [asyncio.create_task(publish_all(hub, which, 100, ids, failures)) for which in range(4)]
+    await until(lambda: len(ids) > 100)
+    server.kill()
+    await asyncio.to_thread(server.restart)
+    await within(asyncio.gather(*publishing), 30)
+    await texts(outlet, 400)
+    await texts(elsewhere, 400)
+    assert {type(error) for error in failures} <= {BrokerDown, OutcomeUnknown}
+    assert failures
+    assert outlet.texts == elsewhere.texts
+    assert sorted(outlet.texts) == sorted(ids)
+    assert {frame.data: frame.id for frame in outlet.frames} == ids
+    assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_down", "hub_resumed", "hub_resumed"]
+
+
+async def test_connections_that_the_server_ends_lose_nothing(node, site, logged):
+    """Peer bugs 60 and 63."""
+    hub, other = await node(), await node()
+    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    ids, failures = {}, []
+    publishing = asyncio.create_task(publish_all(hub, "a", 100, ids, failures))
+    for goal in 20, 40, 60:
+        await until(lambda goal=goal: len(ids) >= goal)
+        site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND "
+                 "backend_type = 'client backend'")  # fmt: skip
+        await until(lambda: hub.ready and other.ready)
+    await within(publishing, 30)
+    await texts(outlet, 100)
+    await texts(elsewhere, 100)
+    assert outlet.texts == elsewhere.texts == [f"a-{n}" for n in range(100)]
+    assert [frame.id for frame in outlet.frames] == [frame.id for frame in elsewhere.frames] == list(ids.values())
+    assert not outlet.ends
+
+
+async def test_a_lost_bell_is_hung_again_and_meanwhile_one_looks(node, site, logged, monkeypatch):
+    monkeypatch.setattr(postgres_bell, "RETRY", 3600)
+    hub, other = await node(poll=3600), await node()
+    bell = hub._broker._bell
+    outlet = await live(hub, "t")
+    await until(lambda: bell.hung)
+    hub._broker._poll = None
+    monkeypatch.setattr(postgres_bell, "RETRY", 0.05)
+    site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    for n in range(50):
+        await other.publish("t", str(n))
+    await texts(outlet, 50)
+    await until(lambda: bell.hung)
+    assert outlet.texts == [str(n) for n in range(50)]
+    assert changes(logged) == ["hub_up", "hub_up"]
+    assert "postgres_bell_lost" in [entry["event"] for entry in logged]
+
+
+async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(node, server, logged):
+    """Peer bugs 59 and 60."""
+    hub = await node(**QUICK)
+    outlet = await live(hub, "t")
+    await hub.publish("t", "before")
+    server.freeze()
+    with pytest.raises(OutcomeUnknown):
+        await within(hub.publish("t", "unknown", idempotency_key="unknown"), 3)
+    await until(lambda: not hub.ready)
+    with pytest.raises(BrokerDown):
+        await within(hub.publish("t", "lost"), 3)
+    assert not outlet.ends
+    server.thaw()
+    await until(lambda: hub.ready)
+    await persist(hub, "unknown")
+    await persist(hub, "after")
+    await texts(outlet, 3)
+    assert outlet.texts == ["before", "unknown", "after"]
+    assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
+
+
+async def test_a_still_server_holds_up_no_closing(site, server):
+    broker = site.broker(**QUICK)
+    await broker.publish("t", b"x")
+    async with tail(broker) as reading:
+        await reading.until(UpToDate)
+        server.freeze()
+        with pytest.raises(BrokerDown, match="no answer"):
+            while True:
+                await reading.item()
+    await within(broker.close(), 5)
+    server.thaw()
+
+
+async def test_a_network_that_swallows_all_is_found_out_and_what_was_missed_comes(node, network, server, logged):
+    far, near = await node(connect=through(network, server), **QUICK), await node()
+    outlet = await live(far, "t")
+    await near.publish("t", "1")
+    await texts(outlet, 1)
+    network.stall()
+    await near.publish("t", "2")
+    await until(lambda: not far.ready)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await within(far.publish("t", "lost"), 3)
+    network.cut()
+    network.restore()
+    await until(lambda: far.ready)
+    await near.publish("t", "3")
+    await until(lambda: outlet.texts[-1] == "3")
+    assert [text for text in outlet.texts if text != "lost"] == ["1", "2", "3"]
+    assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_resumed"]
+
+
+async def test_a_cut_network_is_gone_on_over(node, network, server):
+    far, near = await node(connect=through(network, server)), await node()
+    outlet = await live(far, "t")
+    network.cut()
+    await until(lambda: not far.ready)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await far.publish("t", "lost")
+    await near.publish("t", "missed")
+    network.restore()
+    await until(lambda: far.ready)
+    await texts(outlet, 1)
+    assert outlet.texts == ["missed"]
+
+
+async def test_a_slow_network_delays_and_loses_nothing(node, network, server):
+    network.delay = 0.02
+    far, near = await node(connect=through(network, server)), await node()
+    outlet = await live(far, "t")
+    await asyncio.gather(*[near.publish("t", str(n)) for n in range(300)])
+    await far.publish("t", "x" * 2**19)
+    await texts(outlet, 301)
+    assert outlet.texts[:300] == [str(n) for n in range(300)]
+
+
+async def test_an_answer_that_is_cut_leaves_the_outcome_unknown(site, network, server):
+    broker = site.broker(connect=through(network, server))
+    await broker.publish("t", b"1")
+    network.delay = 0.05
+    publishing = asyncio.create_task(broker.publish("t", b"2", idempotency_key="2"))
+    await until(lambda: site.sql(f"SELECT last FROM {site.table}_log") == [(2,)])
+    network.cut()
+    with pytest.raises(OutcomeUnknown):
+        await within(publishing)
+    network.restore()
+    assert (await within(broker.publish("t", b"2", idempotency_key="2"))).position == 2
+    await broker.close()
+
+
+async def test_a_server_that_comes_later_is_found(node, server, logged):
+    server.stop()
+    hub = await node(ready=False)
+    outlet = start(hub, "t")
+    await until(lambda: changes(logged) == ["hub_down"])
+    with pytest.raises(BrokerDown):
+        await hub.publish("t", "lost")
+    await asyncio.to_thread(server.restart)
+    await until(lambda: hub.ready)
+    await persist(hub, "x")
+    await texts(outlet, 1)
+    assert changes(logged) == ["hub_down", "hub_resumed"]
+
+
+async def test_a_wrong_password_is_refused(site, server):
+    broker = site.broker(connect=server.dsn_of(password="wrong"))
+    with pytest.raises(BrokerRefused, match="password"):
+        await broker.publish("t", b"x")
+    with pytest.raises(BrokerRefused, match="password"):
+        async with tail(broker) as reading:
+            await reading.item()
+    await broker.close()
+
+
+async def test_a_role_without_rights_is_refused(site, server):
+    site.sql("CREATE ROLE guest LOGIN PASSWORD 'secret'")
+    broker = site.broker(connect=server.dsn_of(user="guest"))
+    with pytest.raises(BrokerRefused, match="permission denied"):
+        await broker.publish("t", b"x")
+    with pytest.raises(BrokerRefused, match="permission denied"):
+        async with tail(broker) as reading:
+            await reading.item()
+    await broker.close()
+
+
+async def test_a_server_that_only_reads_is_down_for_who_publishes(site, server):
+    broker = site.broker(connect=f"{server.dsn}?options=-cdefault_transaction_read_only%3Don")
+    with pytest.raises(BrokerDown, match="read-only"):
+        await broker.publish("t", b"x")
+    await broker.close()
+
+
+async def test_a_payload_that_no_notify_takes_comes_whole(node):
+    """Peer bug 65."""
+    hub, other = await node(), await node()
+    outlet = await live(other, "t")
+    payload = "ü" * 2**18
+    await hub.publish("t", payload)
+    await texts(outlet, 1)
+    assert outlet.texts == [payload]
+
+
+async def test_a_table_that_is_dropped_and_made_again_is_another_log(node, site, logged):
+    hub, other = await node(**QUICK), await node(**QUICK)
+    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    await hub.publish("t", "old")
+    await texts(elsewhere, 1)
+    ends = ("", "_log", "_keys", "_outbox")
+    site.sql(f"DROP TABLE {', '.join(site.table + end for end in ends)} CASCADE")
+    await until(lambda: not (hub.ready or other.ready))
+    with pytest.raises(BrokerRefused, match="prints the SQL"):
+        await hub.publish("t", "lost")
+    site.sql(migration(site.table))
+    await until(lambda: hub.ready and other.ready)
+    await hub.publish("t", "new")
+    await until(lambda: outlet.texts[-1] == elsewhere.texts[-1] == "new")
+    assert outlet.texts == elsewhere.texts == ["old", "gap", "new"]
+
+
+async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
+    """Peer bug 61."""
+    one = await node()
+    for n in range(5):
+        await one.publish("t", str(n))
+    late = await node(ready=False)
+    early = start(late, "t")
+    await until(lambda: late.ready)
+    outlet = await live(late, "t")
+    await one.publish("t", "new")
+    await texts(outlet, 1)
+    await texts(early, 1)
+    assert outlet.texts == early.texts == ["new"]
+
+
+async def test_what_was_trimmed_past_a_sleeping_node_is_a_gap(node, network, server):
+    far, near = await node(connect=through(network, server), **QUICK), await node(max_records=100)
+    outlet = await live(far, "t")
+    await near.publish("t", "first")
+    await texts(outlet, 1)
+    network.cut()
+    await until(lambda: not far.ready)
+    await asyncio.gather(*[near.publish("t", str(n)) for n in range(1500)])
+    network.restore()
+    await until(lambda: outlet.texts[-1] == "1499")
+    assert outlet.texts[:2] == ["first", "gap"]
+    assert len(outlet.texts) < 1500
+
+
+class Copies:
+    """A server that is stopped, and set back to what it was before."""
+
+    def __init__(self, server):
+        self._server = server
+        self._copy = server.folder / "copy"
+
+    def keep(self):
+        self._server.stop()
+        shutil.copytree(self._server.folder / "data", self._copy)
+        self._server.restart()
+
+    def set_back(self):
+        self._server.stop()
+        shutil.rmtree(self._server.folder / "data")
+        shutil.copytree(self._copy, self._server.folder / "data")
+        self._server.restart()
+
+
+@pytest.fixture
+def copies(server):
+    return Copies(server)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 10], ids=lambda count: f"then {count} by others")
+async def test_a_tail_that_the_server_has_lost_is_told_of_by_all(site, brokers, copies, count):
+    """Also when it has others in its place by then, which nobody could tell by their positions."""
+    one, other, third = brokers(), brokers(), brokers()
+    for n in range(3):
+        await one.publish("t", number(n))
+    copies.keep()
+    lost = []
+    async with tail(one) as here, tail(other) as there:
+        while len(lost) < 5:
+            try:
+                lost.append(await one.publish("t", b"lost"))
+            except BrokerError:
+                pass
+        await here.payloads(8)
+        await there.payloads(8)
+    epoch = lost[-1].epoch
+    copies.set_back()
+    for n in range(count):
+        assert (await third.publish("t", b"new %d" % n)).epoch == epoch
+    new = [b"new %d" % n for n in range(count)]
+    for broker, place in (one, lost[-1]), (other, lost[-1]), (third, Place(epoch, 3)):
+        async with tail(broker, place) as reading:
+            rewound = await reading.until(Rewound)
+            assert rewound.place.position == 3
+            assert rewound.place.epoch != epoch
+            await reading.until(UpToDate)
+            assert [entry.payload for entry in reading.entries] == new
+    place = await one.publish("t", b"after")
+    assert place == Place(rewound.place.epoch, 4 + count)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+async def test_what_was_acknowledged_and_lost_before_it_was_read_is_told_of(site, brokers, copies, count):
+    one, other = brokers(), brokers()
+    first = await one.publish("t", b"first")
+    copies.keep()
+    lost = None
+    while lost is None:
+        try:
+            lost = await one.publish("t", b"lost")
+        except BrokerError:
+            pass
+    copies.set_back()
+    for n in range(count):
+        await other.publish("t", b"new %d" % n)
+    if not count:
+        place = await one.publish("t", b"new")
+        assert place.epoch != first.epoch
+        assert place.position == 2
+    async with tail(one, first) as reading:
+        assert (await reading.until(Rewound)).place.position == 1
+        await reading.until(UpToDate)
+        assert [entry.payload for entry in reading.entries] == ([b"new %d" % n for n in range(count)] or [b"new"])
+
+
+async def test_streams_are_told_of_a_lost_tail_and_go_on(node, copies, logged):
+    hub, other = await node(), await node()
+    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    await hub.publish("t", "kept")
+    copies.keep()
+    await persist(hub, "lost")
+    await texts(outlet, 2)
+    await texts(elsewhere, 2)
+    copies.set_back()
+    await persist(hub, "new")
+    await until(lambda: outlet.texts[-1] == elsewhere.texts[-1] == "new")
+    assert outlet.texts == elsewhere.texts == ["kept", "lost", "gap", "new"]
+
+
+async def test_a_restart_that_loses_nothing_is_no_gap(node, server, logged):
+    hub = await node()
+    outlet = await live(hub, "t")
+    await hub.publish("t", "before")
+    server.stop()
+    await asyncio.to_thread(server.restart)
+    await persist(hub, "after")
+    await texts(outlet, 2)
+    assert outlet.texts == ["before", "after"]
+    assert changes(logged)[-1] == "hub_resumed"
+
+
+async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without(own, tmp_path, site, node, server):
+    pooler = own(PgBouncer(tmp_path / "pgbouncer", server))
+    hubs = [await node(connect=pooler.dsn, listen=server.dsn, poll=3600) for _ in range(3)]
+    outlets = [await live(hub, "t") for hub in hubs]
+    await until(lambda: all(hub._broker._bell.hung for hub in hubs))
+    for n in range(30):
+        await hubs[n % 3].publish("t", str(n), idempotency_key=str(n))
+    async with await psycopg.AsyncConnection.connect(pooler.dsn, prepare_threshold=None) as connection:
+        await hubs[0].publish("t", "30", connection=connection)
+    for outlet in outlets:
+        await texts(outlet, 31)
+        assert outlet.texts == [str(n) for n in range(31)]

@@ -19,7 +19,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 from unittest import mock
 
@@ -286,5 +286,6 @@ class TcpProxy:
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Close a connection as one that broke."""
     at_once = struct.pack("ii", 1, 0)  # l_onoff and l_linger: nothing is sent any more, but that it is over
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    with suppress(OSError):  # it is closed, by the other side
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
     writer.transport.abort()

@@ -185,12 +185,9 @@ class Marks:
 
     def follow(self, log: NatsLog) -> None:
         """Forget what is void in a log."""
-        if self._eras and log.eras[0] != self._eras[0]:
-            self._keep(0)
-        elif self._eras:
-            for era in log.eras:
-                if era not in self._eras:
-                    self._keep(era.position)
+        for era in log.eras:
+            if self._eras and era not in self._eras:  # the first one, too, which is another stream's
+                self._keep(era.position)
         self._eras = log.eras
 
     def _keep(self, border: int) -> None:

@@ -202,6 +202,9 @@ async def test_an_entry_that_was_deleted_alone_is_told(site, brokers):
     async with site.administrator() as js:
         for position in 3, 4, 6:
             await js.delete_msg(site.stream, position)
+    async with tail(one, places[5]) as reading:  # whose last entry the server has no more, and is not rewound
+        assert await reading.item() == Joined(places[5])
+        assert await reading.item() == UpToDate()
     async with tail(other) as reading:
         await reading.until(Lost)
         assert reading.place == places[3]
@@ -210,9 +213,21 @@ async def test_an_entry_that_was_deleted_alone_is_told(site, brokers):
         await one.publish("t", b"6")
         assert (await reading.until(Lost)) == Lost(6)
         assert (await reading.payloads(4))[-1] == b"6"
-    async with tail(one, places[5]) as reading:  # which it knows, and the server has no more
-        assert await reading.payloads(1) == [b"6"]
-        assert reading.place.epoch == places[0].epoch
+
+
+async def test_a_place_that_the_server_does_not_have_yet_is_one_that_it_lost(brokers):
+    one, other = brokers(), brokers()
+    places = [await one.publish("t", number(n)) for n in range(3)]
+    async with tail(other, Place(places[0].epoch, 100)) as reading:
+        await reading.item()
+        rewound = await reading.item()
+        assert isinstance(rewound, Rewound)
+        assert rewound.place.position == 0
+        await reading.until(UpToDate)
+        assert [entry.payload for entry in reading.entries] == [b"0", b"1", b"2"]
+    assert (await other.publish("t", b"3")).epoch == rewound.place.epoch
+    async with tail(one, places[2]) as reading:
+        assert (await reading.until(Rewound)) == rewound
 
 
 async def test_what_is_larger_than_what_we_ask_for_at_once_comes_too(brokers):
@@ -259,7 +274,7 @@ async def test_what_the_client_drops_is_missed_and_asked_for_again(nats, brokers
 async def test_the_age_of_an_entry_is_by_the_servers_clock_alone(site, brokers, monkeypatch):
     one, other = brokers(), brokers()
     await one.publish("t", b"old")
-    monkeypatch.setattr("time.time", lambda: 0.0)  # as on a machine whose battery is empty
+    monkeypatch.setattr("time.time", lambda: 4e9)  # as on a machine that is in another century
     async with tail(other) as reading:
         await reading.until(UpToDate)
         assert 0 <= reading.entries[0].age < 5

@@ -21,7 +21,7 @@ __all__ = ["PostgresBroker"]
 
 POLL = 1.0  # seconds after which one looks for what no bell has told, and
 POLL_WITHOUT_BELL = 0.1  # where there is none: so that it is soon all the same
-TRIM_EVERY = 1.0  # seconds between two deletions of what is too old, and
+TRIM_EVERY = 10.0  # seconds between two deletions of what is too old, and
 TRIM_AFTER = 500  # publishes, of what is too much
 WATCH, LONGEST_WATCH = 0.01, 0.2  # seconds between two looks whether a caller's transaction has ended
 
@@ -69,11 +69,12 @@ class PostgresBroker:
         self._publish_timeout = _checked_seconds("publish_timeout", publish_timeout)
         self._silence = _checked_seconds("silence", silence)
         self._channel = table if notify else None
+        self._pooled = listen is not None or not notify  # else LISTEN works, which shows that nobody is between
         self._bell = PostgresBell(listening if notify else None, table, self._silence)
         self._writer = Writer(self._write, self._publish_timeout)
         self._writing: PostgresSession | None = None
         self._turn = asyncio.Lock()  # to use that
-        self._untrimmed, self._trimmed = 0, 0.0
+        self._untrimmed, self._trimmed = 0, float("-inf")
         self._watching: dict[Connection, asyncio.Task[None]] = {}
 
     async def publish(
@@ -102,7 +103,7 @@ class PostgresBroker:
 
     async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
-        session = await PostgresSession.open(self._connect, self._table, self._silence)
+        session = await self._open(self._silence)
         try:
             self._bell.hang()
             tail = PostgresTail(session, self._log, self._silence)
@@ -134,8 +135,7 @@ class PostgresBroker:
                 if self._writing is not None and self._writing.is_lost():
                     await self._drop()
                 if self._writing is None:
-                    patience = self._publish_timeout / 2
-                    self._writing = await PostgresSession.open(self._connect, self._table, patience)
+                    self._writing = await self._open(self._publish_timeout / 2)
                 places = await self._log.append(self._writing, drafts, self._channel, self._publish_timeout)
             except BaseException:
                 await self._drop()
@@ -147,10 +147,13 @@ class PostgresBroker:
                     await self._trim(self._writing, now=True)
             return places
 
+    async def _open(self, patience: float) -> PostgresSession:
+        return await PostgresSession.open(self._connect, self._table, patience, pooled=self._pooled)
+
     async def _trim(self, session: PostgresSession, *, now: bool = False) -> None:
         if now or time.monotonic() - self._trimmed >= TRIM_EVERY:
-            self._untrimmed, self._trimmed = 0, time.monotonic()
-            await self._log.trim(session, self._max_records, self._max_age, self._silence)
+            more = await self._log.trim(session, self._max_records, self._max_age, self._silence)
+            self._untrimmed, self._trimmed = 0, float("-inf") if more else time.monotonic()
 
     async def _drop(self) -> None:
         session, self._writing = self._writing, None

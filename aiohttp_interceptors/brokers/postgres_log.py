@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias, cast
 
 from ..hub.broker import Entry, Place
@@ -12,23 +13,32 @@ from .writer import Draft
 
 __all__ = ["Page", "PostgresLog"]
 
+_payload = itemgetter(2)
 LIVES = 64  # of the server, that are remembered; what is of an older one was trimmed long ago
 
-# Entries, then the end of the log with what is at the position itself, all as of one moment.
+# Entries; then, without payloads, which one is at the place itself, which is the last of them (for there are no holes,
+# unless somebody has made some), and which is where we have stored one; then the end of the log. All as of one moment.
 _PAGE = """
-(SELECT position, topic, payload, date_part('epoch', clock_timestamp() - created), life, date_part('epoch', created)
-  FROM {t} WHERE position > %s ORDER BY position LIMIT %s)
-UNION ALL SELECT last, epoch, NULL, 0, record.life, date_part('epoch', created)
-  FROM {t}_log LEFT JOIN {t} AS record ON position = %s
+(SELECT position, topic, payload, date_part('epoch', clock_timestamp() - created)
+  FROM {t} WHERE position > %(after)s::bigint ORDER BY position LIMIT %(count)s)
+UNION ALL SELECT position, life::text, NULL, date_part('epoch', created) FROM {t} WHERE position = ANY (ARRAY[
+  %(after)s::bigint, %(stored)s::bigint, (SELECT max(position) FROM {t} WHERE position <= %(after)s::bigint + %(count)s)
+])
+UNION ALL SELECT last, epoch, NULL, 0 FROM {t}_log
 """
 _CREATE = "SELECT epoch FROM {t}_lock()"
 _APPEND = "SELECT * FROM {t}_append(%s::text[], %s::bytea[], %s::text[], %s::text, %s::bigint, %s::text)"
-_REWIND = "SELECT {t}_rewind(%s::text, %s::bigint, %s::integer[], %s::text)"
+_REWIND = "SELECT {t}_rewind(%s::text, %s::bigint, %s::text[]::integer[], %s::text, %s::text)"
 _BORDER = "SELECT (eras ->> %s::text)::bigint FROM {t}_log"
+_LIVES = "SELECT DISTINCT life::text FROM {t} WHERE position > %s AND position <= %s"
 _TRIM = "SELECT {t}_trim(%s::bigint, %s::float8)"
 
-Mark: TypeAlias = tuple[object, object]
+Mark: TypeAlias = tuple[str, float]
 """The life of the server that took an entry, and when: no other has both."""
+
+
+Stored: TypeAlias = tuple[Place, str]
+"""A place, and the life of the server that took its entry."""
 
 
 class Page(NamedTuple):
@@ -37,21 +47,23 @@ class Page(NamedTuple):
     epoch: str
     last: int
     """The position of the latest entry that there ever was."""
-    mark: Mark
-    """Of the entry at the position that was asked for; of ``None`` if there is none."""
+    marks: dict[int, Mark]
+    """By position: of what is where it was asked for, of the last, and of what we have stored."""
     rows: list[Row]
     start: int
     """The position before the first entry that is left after the one that was asked for."""
+    stored: Stored | None
+    """What we had stored before this was asked for."""
 
     @property
     def size(self) -> int:
         """In bytes of payload."""
-        return sum([len(cast("bytes", row[2])) for row in self.rows])
+        return sum(map(len, cast("Iterator[bytes]", map(_payload, self.rows))))
 
     def runs(self) -> Iterator[list[Entry]]:
         """Walk the entries, in lists that have no holes: one, unless somebody has deleted some."""
         make = tuple.__new__  # what an Entry's own does, less a call for each
-        entries: list[Entry] = [make(Entry, row[:4]) for row in self.rows]
+        entries: list[Entry] = [make(Entry, row) for row in self.rows]
         while entries:
             first = entries[0].position
             end = len(entries)
@@ -66,41 +78,53 @@ class PostgresLog:
 
     def __init__(self) -> None:
         self._seen: tuple[Place, Mark] | None = None  # by the tail, latest
-        self._stored: tuple[Place, object] | None = None  # by publish, latest, and its life
-        self._lives: dict[object, None] = {}
+        self._stored: Stored | None = None  # by publish, latest
+        self._lives: dict[str, None] = {}
+        self.past: set[str] = set()
+        """Epochs that were left: one that is back is that of a copy."""
 
     async def read(self, session: PostgresSession, after: int, count: int, limit: float) -> Page:
         """Read up to ``count`` entries after a position."""
-        rows = await session.run(_PAGE, (after, count, after), limit)
+        stored = self._stored  # before the server looks, or it might be too new for what that sees
+        values = {"after": after, "count": count, "stored": stored[0].position if stored else after}
+        rows = await session.run(_PAGE, values, limit)
         if not rows or rows[-1][2] is not None:  # nobody has published yet, or somebody has deleted all
             await session.run(_CREATE, (), limit)
-            rows = await session.run(_PAGE, (after, count, after), limit)
-        last, epoch, _, _, *mark = rows.pop()
-        start = cast("int", rows[0][0]) - 1 if rows else cast("int", last)
-        return Page(cast("str", epoch), cast("int", last), (mark[0], mark[1]), rows, start)
+            rows = await session.run(_PAGE, values, limit)
+        last, epoch, _, _ = cast("tuple[int, str, None, float]", rows.pop())
+        marks: dict[int, Mark] = {}
+        while rows and rows[-1][2] is None:
+            position, life, _, time = cast("tuple[int, str, None, float]", rows.pop())
+            marks[position] = life, time
+        start = cast("int", rows[0][0]) - 1 if rows else last
+        return Page(epoch, last, marks, rows, start, stored)
 
     def void(self, at: Place, page: Page) -> Place | None:
         """Return a place that the server must have and has not, or has another entry at."""
-        if self._seen is not None and self._seen[0] == at and page.mark not in {self._seen[1], (None, None)}:
-            return at
+        seen = self._seen
         if page.last < at.position:
             return at
-        if self._stored is None or self._stored[0].epoch != at.epoch:
+        if seen is not None and seen[0] == at and page.marks.get(at.position, seen[1]) != seen[1]:
+            return at
+        if page.stored is None or page.stored[0].epoch != at.epoch:
             return None
-        place, life = self._stored
-        index = place.position - at.position - 1
-        other = 0 <= index < len(page.rows) and page.rows[index][0] == place.position and page.rows[index][4] != life
+        place, life = page.stored
+        other = page.marks.get(place.position, (life, 0.0))[0] != life
         return place if other or page.last < place.position else None
+
+    async def learn(self, session: PostgresSession, page: Page, limit: float) -> None:
+        """Note of which lives the entries of a page are, if that can be another than that of those before."""
+        last = cast("int", page.rows[-1][0]) if page.rows else 0
+        mark = page.marks.get(last)
+        if mark is not None and mark[0] not in self._lives:
+            for (life,) in await session.run(_LIVES, (page.start, last), limit):
+                self._note(cast("str", life))
 
     def see(self, at: Place, page: Page) -> None:
         """Note a place up to which a page was given."""
-        if page.rows:
-            self._seen = at, (page.rows[-1][4], page.rows[-1][5])
-            self._note(page.rows[0][4])
-        elif self._seen is None or self._seen[0] != at:
-            self._seen = at, page.mark
-        if self._seen[1][0] is not None:
-            self._note(self._seen[1][0])
+        mark = page.marks.get(at.position)
+        if mark is not None:
+            self._seen = at, mark
 
     async def append(
         self, session: PostgresSession, drafts: Sequence[Draft], bell: str | None, limit: float
@@ -115,17 +139,18 @@ class PostgresLog:
             return await self.append(session, drafts, bell, limit)
         made = [Place(cast("str", era), place) for place in cast("list[int]", places)]
         if made:
-            self._stored = max(made), life
-            self._note(life)
+            self._stored = max(made), str(life)
+            self._note(str(life))
         return made
 
-    async def rewind(self, session: PostgresSession, void: Place, limit: float) -> None:
+    async def rewind(self, session: PostgresSession, void: Place, limit: float, *, left: str | None = None) -> None:
         """Have the log go on in another epoch, because the server has lost what was at a place.
 
-        That goes on after the latest entry before it that is of a life of which we have had some.
+        That goes on after the latest entry before it that is of a life of which we have had some, and is named after
+        ``left``, an epoch that the server does not even know any more, if there is such a one.
         """
-        values = (*void, list(self._lives), successor(void.epoch))
-        await session.run(_REWIND, values, limit)
+        left = left or void.epoch
+        await session.run(_REWIND, (*void, list(self._lives), left, successor(left)), limit)
 
     async def border(self, session: PostgresSession, place: Place, limit: float) -> int | None:
         """Return the position up to which what is of a former epoch is still there; None if it is not one of ours."""
@@ -133,11 +158,12 @@ class PostgresLog:
         border = cast("int | None", rows[0][0]) if rows else None
         return None if border is None else min(border, place.position)
 
-    async def trim(self, session: PostgresSession, most: int, age: float | None, limit: float) -> None:
-        """Delete some of what is too much or too old."""
-        await session.run(_TRIM, (most, age), limit)
+    async def trim(self, session: PostgresSession, most: int, age: float | None, limit: float) -> bool:
+        """Delete some of what is too much or too old, and tell whether there is more."""
+        ((more,),) = await session.run(_TRIM, (most, age), limit)
+        return more is True
 
-    def _note(self, life: object) -> None:
+    def _note(self, life: str) -> None:
         self._lives[life] = None
         if len(self._lives) > LIVES:
             del self._lives[next(iter(self._lives))]

@@ -125,7 +125,7 @@ CREATE CONSTRAINT TRIGGER number AFTER INSERT ON {t}_outbox DEFERRABLE INITIALLY
   FOR EACH ROW EXECUTE FUNCTION {t}_number();
 
 CREATE OR REPLACE FUNCTION {t}_rewind(
-  known text, known_position bigint, lives integer[], following text
+  known text, known_position bigint, lives integer[], left_epoch text, following text
 ) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
   log {t}_log := {t}_lock();
@@ -134,7 +134,7 @@ BEGIN
   IF log.epoch = known THEN
     SELECT max(position) INTO border FROM {t} WHERE life = ANY (lives) AND position < known_position;
     border := coalesce(border, log.trimmed);
-    UPDATE {t}_log SET epoch = following, eras = jsonb_build_object(known, border) || (
+    UPDATE {t}_log SET epoch = following, eras = jsonb_build_object(known, border, left_epoch, border) || (
       SELECT coalesce(jsonb_object_agg(key, least(value::bigint, border)), '{{}}') FROM jsonb_each_text(log.eras)
     );
   END IF;
@@ -142,14 +142,14 @@ END $$;
 
 CREATE OR REPLACE FUNCTION {t}_trim(
   most bigint, age double precision
-) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+) RETURNS boolean LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
   log {t}_log;
   goal bigint;
 BEGIN
   SELECT * INTO log FROM {t}_log FOR UPDATE SKIP LOCKED;
   IF NOT FOUND THEN
-    RETURN;
+    RETURN false;
   END IF;
   SELECT greatest(max(position) FILTER (WHERE created < clock_timestamp() - make_interval(secs => age)),
       log.last - most) INTO goal
@@ -163,6 +163,7 @@ BEGIN
     SELECT key FROM {t}_keys WHERE created < clock_timestamp() - make_interval(secs => {life})
     ORDER BY created LIMIT {step}
   );
+  RETURN goal = log.trimmed + {step};
 END $$;
 COMMIT;
 """

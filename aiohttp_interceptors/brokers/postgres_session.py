@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -23,7 +23,9 @@ __all__ = ["Connect", "Connection", "PostgresSession", "Row", "checked_connect",
 
 Connection = psycopg.AsyncConnection
 Connect: TypeAlias = str | Callable[[], Awaitable[psycopg.AsyncConnection]]
+Values: TypeAlias = Sequence[object] | Mapping[str, object]
 Row: TypeAlias = tuple[object, ...]
+PREPARE_AFTER = 2  # uses of a statement
 # Classes of what a server says of a statement that it has undone, and that may go well another time: resources, locks,
 # a conflict, cancelled, a disk's error, a standby.
 PASSING = ("25006", "40", "53", "55", "57014", "58")
@@ -57,13 +59,18 @@ class PostgresSession:
         self._table = table
 
     @classmethod
-    async def open(cls, connect: Connect, table: str, patience: float) -> PostgresSession:
-        """Connect, which may take ``patience`` seconds."""
+    async def open(cls, connect: Connect, table: str, patience: float, *, pooled: bool = False) -> PostgresSession:
+        """Connect, which may take ``patience`` seconds.
+
+        Where it is ``pooled``, nothing is prepared, for that would be another's connection's next time.
+        """
+        prepare = None if pooled else PREPARE_AFTER
         try:
             async with asyncio.timeout(patience):
                 if isinstance(connect, str):
-                    # What is prepared is another's connection's next time, where a pooler is between.
-                    connection = await psycopg.AsyncConnection.connect(connect, autocommit=True, prepare_threshold=None)
+                    connection = await psycopg.AsyncConnection.connect(
+                        connect, autocommit=True, prepare_threshold=prepare
+                    )
                 else:
                     connection = _checked_connection(await connect())
                     await connection.set_autocommit(True)
@@ -84,7 +91,7 @@ class PostgresSession:
                 return not isinstance(error, BlockingIOError)
             return True  # nobody has asked for anything
 
-    async def run(self, statement: str, values: Sequence[object], limit: float) -> list[Row]:
+    async def run(self, statement: str, values: Values, limit: float) -> list[Row]:
         """Run a statement, in a transaction of its own, and return its rows, which take ``limit`` seconds at most.
 
         In the statement ``{t}`` is the table.
@@ -122,7 +129,7 @@ class PostgresSession:
         with suppress(psycopg.Error):
             await self._connection.close()
 
-    async def _execute(self, statement: str, values: Sequence[object]) -> list[Row]:
+    async def _execute(self, statement: str, values: Values) -> list[Row]:
         cursor = self._connection.cursor(binary=True, row_factory=tuple_row)
         await cursor.execute(statement.replace("{t}", self._table).encode(), values)
         return await cursor.fetchall() if cursor.description else []

@@ -39,11 +39,17 @@ class PostgresTail:
         """Return what comes next; nothing, if that is nothing, or if the log goes on in another epoch."""
         page = await self._read(self._at.position)
         self.idle = False
+        if page.epoch in self._log.past:
+            void = Place(page.epoch, page.last + 1)
+            await self._log.rewind(self._session, void, self._silence, left=self._at.epoch)
+            return []
         if page.epoch != self._at.epoch:
             return [await self._go_over(page)]
-        if void := self._log.void(self._at, page):
-            await self._log.rewind(self._session, void, self._silence)
+        lost = self._log.void(self._at, page)
+        if lost is not None:
+            await self._log.rewind(self._session, lost, self._silence)
             return []
+        await self._log.learn(self._session, page, self._silence)
         return self._take(page)
 
     def _take(self, page: Page) -> list[TailItem]:
@@ -70,6 +76,7 @@ class PostgresTail:
         if border is None:
             page = await self._read(0)
             border = page.start
+        self._log.past.add(self._at.epoch)
         self._at = Place(page.epoch, border)
         self._goal = page.last
         return Rewound(self._at)

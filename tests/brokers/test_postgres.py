@@ -150,9 +150,10 @@ async def test_a_commit_is_heard_of_in_other_processes_without_polling(brokers, 
     async with tail(other) as reading:
         await reading.until(UpToDate)
         await until(lambda: other._bell.hung)
-        await one.publish("t", b"x", connection=connection)
-        await connection.commit()
-        assert await reading.payloads(1) == [b"x"]
+        for n in range(5):
+            await one.publish("t", number(n), connection=connection)
+            await connection.commit()
+            await reading.payloads(n + 1)
 
 
 async def test_a_failed_transaction_is_refused_and_a_lost_connection_unknown(brokers, connections, site):
@@ -217,7 +218,7 @@ async def test_what_is_too_old_is_deleted_by_who_listens_too(brokers, site, monk
         await reading.until(UpToDate)
         assert 7200 - 60 < reading.entries[0].age < 7200 + 60
     async with aclosing(other.tail(None)) as items:
-        other._trimmed = 0.0
+        other._trimmed = float("-inf")
         while not isinstance(await within(anext(items)), UpToDate):
             pass
         following = asyncio.create_task(anext(items))
@@ -242,6 +243,16 @@ async def test_entries_that_somebody_has_deleted_are_told_of(brokers, site):
         assert await reading.item() == UpToDate()
     async with tail(brokers()) as reading:
         assert await reading.item() == Joined(places[9])
+
+
+async def test_a_key_of_a_log_that_was_wiped_stands_for_nothing(brokers, site):
+    broker = brokers()
+    old = await broker.publish("t", b"old", idempotency_key="k")
+    site.sql(f"TRUNCATE {site.table}, {site.table}_log")
+    new = await broker.publish("t", b"new", idempotency_key="k")
+    assert new.epoch != old.epoch
+    async with tail(broker) as reading:
+        assert await reading.payloads(1) == [b"new"]
 
 
 # What it is made with, and what says no.

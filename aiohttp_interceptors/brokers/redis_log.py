@@ -14,7 +14,7 @@ __all__ = ["SCRIPT", "Answer", "Argument", "Claim", "RawEntry", "RedisLog", "Ret
 
 # One run is atomic, and replicas have all of it or nothing. Each entry has the id of the one before it ("l"), so that
 # every hole shows. The meta hash has the epoch; the latest id; the life of the log, which ends when the server was
-# restarted or another was promoted (its replication history is a new one), and may have lost what was last; and up to
+# restarted or another was promoted (it has another run id), and may have lost what was last; and up to
 # which id lives and epochs that are over are still good. Who calls claims what the log of a life had. What is not true
 # of that any more was lost, and the log goes on in a new epoch. The time is the server's, unless that went back.
 SCRIPT = """
@@ -46,9 +46,9 @@ local function finish(kind, name, border)
   redis.call('HSET', meta, kind .. ':' .. name, border, kind, fresh)
 end
 
-local info = redis.pcall('INFO', 'replication')
-if type(info) == 'table' then return info end
-local here = string.match(info, 'master_replid:(%w+)') or ''
+local info = redis.pcall('INFO', 'server')
+if type(info) == 'table' then return redis.error_reply('NOPERM the right to INFO is missing: ' .. info.err) end
+local here = string.match(info, 'run_id:(%w+)') or ''
 local found = redis.call('HMGET', meta, 'epoch', 'life', 'last', 'server')
 local epoch, life, last, server = found[1], found[2], found[3], found[4]
 if not epoch then
@@ -63,13 +63,14 @@ elseif server ~= here then
 end
 
 local border = asked == epoch and later(at, last) and last
+local slept = false
 for i = CLAIMS, DRAFTS - 1, 3 do
   local claimed, lived, id = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   if claimed == epoch or claimed == asked then
     local kept = lived == life and last or redis.call('HGET', meta, 'life:' .. lived) or '0-0'
     if later(id, kept) then
       if claimed == epoch and not (border and later(kept, border)) then border = kept end
-      if claimed == asked and later(at, kept) then at = kept end
+      if claimed == asked and later(at, kept) then at, slept = kept, true end
     end
   end
 end
@@ -90,7 +91,7 @@ if asked ~= epoch then
     at = '0-0'
   end
   for name, id in pairs(over) do
-    if later(id, at) and (through == '' or later(through, id)) then era, through = name, id end
+    if not slept and later(id, at) and (through == '' or later(through, id)) then era, through = name, id end
   end
 end
 
@@ -223,9 +224,7 @@ class RedisLog:
         try:
             for raw, (link, before, _, topic, _, payload) in raws:
                 if before != expected:
-                    if link != b"l":
-                        raise ValueError(link)
-                    return made, position(before)
+                    return made, position(before if link == b"l" else b"")  # which is no id
                 milliseconds, _, sequence = raw.partition(b"-")
                 stamp = int(milliseconds)
                 age = (now - stamp) / 1000 if now > stamp else 0.0

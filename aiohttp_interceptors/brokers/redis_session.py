@@ -48,6 +48,8 @@ class _Connection(Protocol):
 
     async def read_response(self, disable_decoding: bool, timeout: float) -> Reply: ...  # noqa: FBT001, ASYNC109
 
+    async def connect(self) -> None: ...
+
     async def disconnect(self, nowait: bool) -> None: ...  # noqa: FBT001
 
 
@@ -121,7 +123,12 @@ class RedisSession:
         """Return a connection that was alive just now."""
         try:
             async with asyncio.timeout(self._patience):
-                return await _heeding(self._pool.get_connection())
+                connection = await _heeding(self._pool.get_connection())
+                look = getattr(connection, "can_read", None)  # the pool of redis-py 8 does not, by default
+                if look is not None and await look():  # data that nobody asked for, or the end
+                    await connection.disconnect(nowait=True)
+                    await _heeding(connection.connect())
+                return connection
         except Exception as error:
             raise _translated(error, f"no connection to the server for {self._patience} s", sent=False) from error
 

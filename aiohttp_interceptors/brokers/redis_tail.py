@@ -113,6 +113,5 @@ class RedisTail:
         return Lost(through)
 
     def _rewind(self, place: Place) -> Rewound:
-        self._start = None
-        self._at = Place(place.epoch, min(place.position, self._at.position))
-        return Rewound(self._at)
+        self._start, self._at = None, place
+        return Rewound(place)

@@ -1,0 +1,563 @@
+"""What a Hub on Redis or Valkey makes of all that goes wrong: with real servers that die, freeze, forget and move."""
+
+# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import pytest
+from redis.asyncio import Redis
+
+from aiohttp_interceptors.brokers.redis import RedisBroker
+from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
+from aiohttp_interceptors.testing import TcpProxy
+from tests.brokers.contract import number, tail
+from tests.brokers.redis_site import STREAM, RedisSite, ask, clock_library, node, server, servers, site  # noqa: F401  # fixtures
+from tests.hub.outlet import live, start
+from tests.servers.valkey import DURABLE
+from tests.waiting import until, within
+
+QUICK = {"silence": 0.4, "publish_timeout": 0.4}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A server is back at once, and so is who follows it."""
+    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.05)
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def engine(request):
+    return request.param
+
+
+def texts(outlet, count):
+    """Wait for so many events."""
+    return until(lambda: len(outlet.texts) >= count)
+
+
+def changes(logged):
+    return [line["event"] for line in logged if line["event"].startswith("hub_")]
+
+
+async def publish(hub, count, prefix=""):
+    return [await hub.publish("t", f"{prefix}{n}") for n in range(count)]
+
+
+def through(proxy):
+    return f"redis://127.0.0.1:{proxy.port}/0"
+
+
+# The server is lost, and is back.
+
+
+async def test_what_a_killed_server_had_acknowledged_comes_once(servers, node, engine, logged):
+    """Peer bugs 59 and 64: what failed is not delivered, and what is retried is so once."""
+    server = servers(*DURABLE, engine=engine)
+    hub, other = await node(server.url), await node(server.url)
+    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    count, outcomes = 400, {}
+
+    async def publish_one(n):
+        try:
+            outcomes[n] = await hub.publish("t", f"{n}", idempotency_key=f"key {n}")
+        except (BrokerDown, OutcomeUnknown) as error:
+            outcomes[n] = error
+
+    publishing = [asyncio.create_task(publish_one(n)) for n in range(count // 2)]
+    await until(lambda: outcomes)
+    publishing += [asyncio.create_task(publish_one(n)) for n in range(count // 2, count)]
+    await asyncio.sleep(0)
+    server.kill()
+    await within(asyncio.gather(*publishing))
+    await until(lambda: not hub.ready and not other.ready)
+    with pytest.raises(BrokerDown):
+        await hub.publish("t", "down")
+    assert outlet.ends == elsewhere.ends == []
+    server.restart()
+    await until(lambda: hub.ready and other.ready)
+    for n in range(count):
+        again = await hub.publish("t", f"{n}", idempotency_key=f"key {n}")
+        assert outcomes[n] == again or not isinstance(outcomes[n], str)
+    for each in outlet, elsewhere:
+        await texts(each, count)
+        assert sorted(map(int, each.texts)) == list(range(count))  # and no gap, for nothing was lost
+        assert each.ends == []
+    assert any(isinstance(outcome, str) for outcome in outcomes.values())
+    assert sorted(changes(logged)) == sorted(["hub_up", "hub_down", "hub_resumed"] * 2)
+
+
+@pytest.mark.parametrize("by", ["a URL", "a factory"])
+async def test_connections_that_the_server_kills_are_no_gap(site, node, logged, by):
+    """Peer bug 60: that one was closed in order does not end it."""
+
+    async def connect():
+        return Redis.from_url(site.server.url, protocol=3)
+
+    hub = await node(connect if by == "a factory" else site.server.url)
+    outlet = await live(hub, "t")
+    await hub.publish("t", "0")
+    for n in range(1, 4):
+        await site.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until(lambda: not hub.ready)
+        await hub.publish("t", f"{n}")
+        await until(lambda: hub.ready)
+    await texts(outlet, 4)
+    assert outlet.texts == ["0", "1", "2", "3"]
+    assert changes(logged) == ["hub_up"] + ["hub_down", "hub_resumed"] * 3
+
+
+async def test_a_frozen_server_is_found_out_and_gone_on_with(servers, node, engine, logged):
+    """Peer bug 59."""
+    server = servers(engine=engine)
+    hub = await node(server.url, **QUICK)
+    outlet = await live(hub, "t")
+    await hub.publish("t", "before")
+    server.freeze()
+    failed = await within(
+        asyncio.gather(*[hub.publish("t", f"{n}", idempotency_key=f"{n}") for n in range(3)], return_exceptions=True), 3
+    )
+    assert {type(error) for error in failed} <= {OutcomeUnknown, BrokerDown}
+    await until(lambda: not hub.ready)
+    with pytest.raises(BrokerDown, match="no connection"):
+        await within(hub.publish("t", "lost"), 3)
+    assert outlet.ends == []
+    server.thaw()
+    await until(lambda: hub.ready)
+    for n in range(3):
+        await hub.publish("t", f"{n}", idempotency_key=f"{n}")
+    await texts(outlet, 4)
+    assert outlet.texts == ["before", "0", "1", "2"]
+    assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
+
+
+async def test_a_server_that_pauses_its_clients_for_a_moment_is_not_lost(site, node, logged):
+    hub = await node(site.server.url)
+    outlet = await live(hub, "t")
+    await site.ask("CLIENT", "PAUSE", 200, "ALL")
+    await hub.publish("t", "x")
+    await texts(outlet, 1)
+    assert changes(logged) == ["hub_up"]
+
+
+async def test_a_server_that_is_absent_at_the_start_is_waited_for(servers, node, logged):
+    server = servers()
+    server.stop()
+    hub = await node(server.url, ready=False)
+    outlet = start(hub, "t")
+    with pytest.raises(BrokerDown, match="connect"):
+        await hub.publish("t", "lost")
+    await until(lambda: hub._supervision._attempts > 3)
+    assert not hub.ready
+    assert not outlet.ends
+    server.restart()
+    await until(lambda: hub.ready)
+    await hub.publish("t", "x")
+    await texts(outlet, 1)
+    assert outlet.texts == ["x"]
+    assert changes(logged) == ["hub_down", "hub_resumed"]
+
+
+@pytest.mark.parametrize("credentials", [":wrong@", ""])
+async def test_a_wrong_password_is_refused_until_it_is_right(servers, node, logged, credentials):
+    server = servers(password="secret")
+    hub = await node(server.url.replace(":secret@", credentials), ready=False)
+    with pytest.raises(BrokerRefused, match="Authentication"):
+        await hub.publish("t", "x")
+    await until(lambda: hub._supervision._attempts > 2)
+    assert not hub.ready
+    assert changes(logged) == ["hub_down"]
+    assert "Authentication" in next(line["error"] for line in logged if line["event"] == "hub_down")
+    async with Redis.from_url(server.url) as client:
+        await client.config_set("requirepass", "wrong" if credentials else "")
+    await until(lambda: hub.ready)
+
+
+# The network.
+
+
+async def test_a_network_that_is_cut_is_no_gap(site, node, logged):
+    async with TcpProxy("127.0.0.1", site.server.port) as proxy:
+        here, there = await node(through(proxy)), await node(site.server.url)
+        outlet = await live(here, "t")
+        await publish(here, 3)
+        proxy.cut()
+        await until(lambda: not here.ready)
+        with pytest.raises((BrokerDown, OutcomeUnknown)):
+            await within(here.publish("t", "lost"))
+        await publish(there, 3, "meanwhile ")
+        proxy.restore()
+        await until(lambda: here.ready)
+        await texts(outlet, 6)
+        assert outlet.texts == ["0", "1", "2", "meanwhile 0", "meanwhile 1", "meanwhile 2"]
+        assert "hub_rewound" not in changes(logged)
+        await here.close()
+
+
+async def test_a_network_that_swallows_all_is_found_out(site, node):
+    async with TcpProxy("127.0.0.1", site.server.port) as proxy:
+        here, there = await node(through(proxy), **QUICK), await node(site.server.url)
+        outlet = await live(here, "t")
+        await here.publish("t", "w")
+        proxy.stall()
+        with pytest.raises(OutcomeUnknown):
+            await here.publish("t", "x", idempotency_key="x")
+        await until(lambda: not here.ready)
+        await there.publish("t", "y")
+        proxy.restore()
+        await until(lambda: here.ready)
+        await here.publish("t", "x", idempotency_key="x")
+        await texts(outlet, 3)
+        assert sorted(outlet.texts) == ["w", "x", "y"]
+        await here.close()
+
+
+async def test_an_answer_that_breaks_off_leaves_the_outcome_unknown(site):
+    async with TcpProxy("127.0.0.1", site.server.port) as proxy:
+        broker = RedisBroker(through(proxy))
+        await broker.publish("t", b"0")
+        proxy.cut_after = 1000
+        await broker._drop()
+        with pytest.raises(OutcomeUnknown):
+            for _ in range(10):
+                await asyncio.gather(*[broker.publish("t", b"x") for _ in range(20)])
+        await broker.close()
+
+
+async def test_a_slow_network_brings_a_megabyte_in_its_time(site, node):
+    """Peer bug 65."""
+    async with TcpProxy("127.0.0.1", site.server.port) as proxy:
+        proxy.delay, proxy.rate = 0.002, 5e6
+        here, there = await node(through(proxy)), await node(site.server.url)
+        outlet, elsewhere = await live(here, "t"), await live(there, "t")
+        await here.publish("t", "x" * 1_000_000)
+        await there.publish("t", "y" * 1_000_000)
+        for each in outlet, elsewhere:
+            await texts(each, 2)
+            assert each.texts == ["x" * 1_000_000, "y" * 1_000_000]
+        await here.close()
+
+
+async def test_what_is_trimmed_while_a_node_is_cut_off_is_one_gap(site, node):
+    async with TcpProxy("127.0.0.1", site.server.port) as proxy:
+        here = await node(through(proxy), max_records=100)
+        there = await node(site.server.url, max_records=100)
+        outlet = await live(here, "t")
+        await here.publish("t", "seen")
+        await texts(outlet, 1)
+        proxy.cut()
+        await until(lambda: not here.ready)
+        await asyncio.gather(*[there.publish("t", f"{n}") for n in range(1000)])
+        proxy.restore()
+        await until(lambda: outlet.texts[-1] == "999")
+        kept = outlet.texts[2:]
+        assert outlet.texts[:2] == ["seen", "gap"]
+        assert kept == [f"{n}" for n in range(1000 - len(kept), 1000)]
+        assert len(kept) < 999
+        await here.close()
+
+
+# Nodes.
+
+
+async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(site, node):
+    """Peer bug 61."""
+    one = await node(site.server.url)
+    await publish(one, 5)
+    late = await node(site.server.url, ready=False)
+    early = start(late, "t")
+    await until(lambda: late.ready)
+    outlet = await live(late, "t")
+    await one.publish("t", "new")
+    await texts(outlet, 1)
+    await texts(early, 1)
+    assert outlet.texts == early.texts == ["new"]
+    assert late.log.end == one.log.end
+
+
+CLOCK = """
+import asyncio, sys, time
+from aiohttp_interceptors.brokers.redis import RedisBroker
+
+async def main():
+    broker = RedisBroker(sys.argv[1])
+    for n in range(5):
+        await broker.publish("t", b"\\x10data: %s %d\\n\\n" % (sys.argv[2].encode(), n))
+    async for item in broker.tail(None):
+        if isinstance(item, list):
+            print(time.time(), max(entry.age for entry in item))
+            break
+    await broker.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_nodes_whose_clocks_are_apart_see_one_order(site, node):
+    """Peer bug 62: no clock but the server's is asked."""
+    hub = await node(site.server.url)
+    outlet = await live(hub, "t")
+    clocks = []
+    for skew in ("+60", "-60", "+60"):
+        environment = {**os.environ, "LD_PRELOAD": clock_library(), "FAKETIME": f"{skew}s", "PYTHONPATH": "."}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CLOCK, site.server.url, skew, env=environment, stdout=subprocess.PIPE
+        )
+        out, _ = await within(process.communicate(), 30)
+        clock, age = map(float, out.split())
+        clocks.append(clock)
+        assert 0 <= age < 30
+    assert clocks[0] - clocks[1] > 90
+    await texts(outlet, 15)
+    assert outlet.texts == [f"{skew} {n}" for skew in ("+60", "-60", "+60") for n in range(5)]
+    positions = [int(frame.id.partition("-")[2]) for frame in outlet.frames]
+    assert positions == sorted(set(positions))
+
+
+# The server has lost something.
+
+
+@pytest.mark.parametrize("publisher", ["one", "other"])
+async def test_a_server_that_is_wiped_is_a_gap_and_no_end(site, node, logged, publisher):
+    one, other = await node(site.server.url), await node(site.server.url)
+    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    await one.publish("t", "old")
+    await texts(outlet, 1)
+    await texts(elsewhere, 1)
+    await site.wipe()
+    new = await {"one": one, "other": other}[publisher].publish("t", "new")
+    for each in outlet, elsewhere:
+        await texts(each, 3)
+        assert each.texts == ["old", "gap", "new"]
+        assert each.last_event_id == new
+        assert each.ends == []
+    assert changes(logged) == ["hub_up", "hub_up", "hub_rewound", "hub_rewound"]
+
+
+async def test_a_server_that_kept_nothing_over_its_restart_is_a_gap(servers, node, engine):
+    server = servers(engine=engine)
+    hub = await node(server.url)
+    outlet = await live(hub, "t")
+    await hub.publish("t", "old")
+    await texts(outlet, 1)
+    server.kill()
+    await until(lambda: not hub.ready)
+    server.restart()
+    await until(lambda: hub.ready)
+    await hub.publish("t", "new")
+    await texts(outlet, 3)
+    assert outlet.texts == ["old", "gap", "new"]
+
+
+class Pair:
+    """A server and its replica, and a factory that leads to the one that is to be used."""
+
+    def __init__(self, servers, engine, clock) -> None:
+        self.master = servers("--repl-diskless-sync-delay", "0", engine=engine)
+        skew = {"clock": clock} if clock else {}
+        self.replica = servers("--replicaof", f"127.0.0.1 {self.master.port}", engine=engine, **skew)
+        self.use = self.master
+
+    async def connect(self):
+        return Redis.from_url(self.use.url)
+
+    async def replicated(self):
+        """Wait until the replica has all there is."""
+        async with asyncio.timeout(20), Redis.from_url(self.master.url) as one, Redis.from_url(self.replica.url) as two:
+            while await one.xrange(STREAM) != await two.xrange(STREAM) or not await two.xlen(STREAM):
+                await asyncio.sleep(0)
+
+    async def promote(self):
+        await ask(self.replica, "REPLICAOF", "NO", "ONE")
+
+    def move(self):
+        self.master.kill()
+        self.use = self.replica
+
+
+@pytest.fixture(params=[("valkey", 0), ("redis", 0), ("redis", -60), ("redis", +60)], ids=str)
+def pair(request, servers):
+    return Pair(servers, *request.param)
+
+
+async def test_a_failover_that_lost_nothing_is_no_gap(pair, node, logged):
+    one, other = await node(pair.connect), await node(pair.connect)
+    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    ids = await publish(one, 5)
+    await pair.replicated()
+    await texts(elsewhere, 5)
+    await pair.promote()
+    pair.move()
+    await until(lambda: not one.ready and not other.ready)
+    await until(lambda: one.ready and other.ready)
+    ids += await publish(other, 5, "new ")
+    for each in outlet, elsewhere:
+        await texts(each, 10)
+        assert each.texts == [*map(str, range(5)), *[f"new {n}" for n in range(5)]]
+        assert [frame.id for frame in each.frames] == ids
+    assert "hub_rewound" not in changes(logged)
+
+
+@pytest.mark.parametrize("first", ["a node", "a stranger"])
+async def test_a_failover_that_lost_acknowledged_events_is_a_gap_for_all(pair, node, first):
+    """Whoever writes first on the new server, and whatever its clock says."""
+    one, other = await node(pair.connect), await node(pair.connect)
+    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    kept = await publish(one, 3, "kept ")
+    await pair.replicated()
+    await pair.promote()
+    lost = await publish(one, 30, "lost ")
+    await texts(outlet, 33)
+    await texts(elsewhere, 33)
+    stranger = RedisBroker(pair.replica.url)
+    expected = [f"kept {n}" for n in range(3)]
+    if first == "a stranger":
+        for n in range(3):
+            await stranger.publish("t", b"\x10data: strange %d\n\n" % n)
+        expected += [f"strange {n}" for n in range(3)]
+    pair.move()
+    await until(lambda: not one.ready and not other.ready)
+    await until(lambda: one.ready and other.ready)
+    new = await publish(other, 3, "new ")
+    expected += [f"new {n}" for n in range(3)]
+    for each in outlet, elsewhere:
+        await until(lambda each=each: each.texts[-1] == "new 2")
+        assert each.texts == [
+            *[f"kept {n}" for n in range(3)], *[f"lost {n}" for n in range(30)], "gap", *expected[3:]
+        ]  # fmt: skip
+        assert each.last_event_id == new[-1]
+        assert each.ends == []
+    assert not {*kept, *lost} & set(new)
+    # Who returns with the id of one that was lost is told, and so is who had not come to see any.
+    for after in lost[-1], kept[-1]:
+        again = start(one, "t", after=after)
+        await until(lambda again=again: again.texts[-1:] == ["new 2"])
+        assert again.texts == ["gap", *expected[3:]]
+    late = await node(pair.connect)
+    assert late.log.end == one.log.end
+    assert late.log.epoch == one.log.epoch
+    await stranger.close()
+
+
+async def test_what_was_acknowledged_and_lost_before_it_came_is_a_gap(servers, node, engine):
+    """The node that published it knows, and no other."""
+    pair = Pair(servers, engine, 0)
+    hub = await node(pair.connect)
+    outlet = await live(hub, "t")
+    await hub.publish("t", "kept")
+    await pair.replicated()
+    await texts(outlet, 1)
+    await pair.promote()
+    broker = hub._broker
+    async with TcpProxy("127.0.0.1", pair.master.port) as proxy:
+        tailing = broker._connect
+        broker._connect = lambda: asyncio.sleep(0, Redis.from_url(through(proxy)))
+        await ask(pair.master, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until(lambda: not hub.ready)
+        await until(lambda: hub.ready)
+        proxy.stall()
+        broker._connect = pair.connect
+        await broker._drop()
+        await hub.publish("t", "lost")
+        broker._connect = tailing
+        pair.move()
+        proxy.cut()
+        await until(lambda: not hub.ready)
+        await until(lambda: hub.ready)
+        await until(lambda: outlet.texts == ["kept", "gap"])
+        broker._connect = pair.connect
+    await broker._drop()
+    await hub.publish("t", "new")
+    await texts(outlet, 3)
+    assert outlet.texts == ["kept", "gap", "new"]
+
+
+async def test_a_server_that_is_no_master_any_more_is_left(servers, node, engine):
+    """A publish is not stored there, and says so."""
+    pair = Pair(servers, engine, 0)
+    hub = await node(pair.connect, silence=0.4)
+    outlet = await live(hub, "t")
+    await hub.publish("t", "0")
+    await pair.replicated()
+    await pair.promote()
+    await ask(pair.master, "REPLICAOF", "127.0.0.1", pair.replica.port)
+    with pytest.raises(BrokerDown, match="ReadOnlyError"):
+        await hub.publish("t", "refused")
+    await until(lambda: not hub.ready)
+    pair.use = pair.replica
+    await until(lambda: hub.ready)
+    await hub.publish("t", "1")
+    await texts(outlet, 2)
+    assert outlet.texts == ["0", "1"]
+
+
+async def test_a_stream_that_the_server_evicts_is_no_silent_hole(site, node):
+    one = await node(site.server.url)
+    outlet = await live(one, "t")
+    await publish(one, 3)
+    await texts(outlet, 3)
+    await site.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+    await site.ask("CONFIG", "SET", "maxmemory", 1)
+    try:
+        async with asyncio.timeout(10):
+            while await site.ask("DBSIZE"):
+                with pytest.raises(Exception, match="OOM"):
+                    await site.ask("SET", "other", "x" * 100)
+    finally:
+        await site.ask("CONFIG", "SET", "maxmemory", 0)
+        await site.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    await one.publish("t", "new")
+    await texts(outlet, 5)
+    assert outlet.texts == ["0", "1", "2", "gap", "new"]
+
+
+async def test_who_slept_over_a_loss_that_was_told_of_another_goes_back_to_its_own(servers, engine):
+    pair = Pair(servers, engine, 0)
+    broker, sleeper, stranger = RedisBroker(pair.connect), RedisBroker(pair.connect), RedisBroker(pair.replica.url)
+    async with tail(sleeper) as reading:
+        kept = await broker.publish("t", b"kept")
+        await pair.replicated()
+        await pair.promote()
+        lost = await broker.publish("t", b"lost")
+        await reading.payloads(2)
+    pair.move()
+    replica = RedisSite(pair.replica)
+    await stranger.publish("t", b"1")
+    backup = await replica.backup()
+    await stranger.publish("t", b"lost too")
+    await replica.restore(backup)
+    new = await stranger.publish("t", b"2")
+    assert new.epoch != kept.epoch
+    async with tail(sleeper, lost) as reading:
+        await reading.item()
+        assert await reading.item() == Rewound(Place(new.epoch, kept.position))
+        assert await reading.payloads(2) == [b"1", b"2"]
+        assert reading.place == new
+    for each in broker, sleeper, stranger:
+        await each.close()
+
+
+async def test_a_log_that_is_lost_twice_is_told_to_who_slept_over_both(servers, engine):
+    pair = Pair(servers, engine, 0)
+    broker, sleeper = RedisBroker(pair.connect), RedisBroker(pair.connect)
+    async with tail(sleeper) as reading:
+        await broker.publish("t", b"0")
+        await pair.replicated()
+        await pair.promote()
+        last = [await broker.publish("t", b"lost") for _ in range(3)][-1]
+        await reading.payloads(4)
+    pair.move()
+    await broker._drop()
+    for n in range(1, 3):
+        await broker.publish("t", number(n))
+    async with tail(sleeper, last) as reading:
+        await reading.until(UpToDate)
+        assert [entry.payload for entry in reading.entries] == [b"1", b"2"]
+    for each in broker, sleeper:
+        await each.close()

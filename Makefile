@@ -18,9 +18,9 @@ help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
 		printf '  make %-9s %s\n' "$$name" "$$what"; done
 
-demo: ## Run the example application on http://127.0.0.1:8080 (or PORT=...)
+demo: ## Run the example application on http://127.0.0.1:8080 (or PORT=...), or NODES=2 of it on one Valkey
 	@scripts/setup demo
-	@$(bin)/python -m example_app
+	@$(bin)/python -m example_app $(if $(NODES),--nodes $(NODES))
 
 setup: ## Install what the other targets need
 	@scripts/setup test lint
@@ -74,5 +74,6 @@ docs: ## Build the documentation into build/site
 	$(bin)/mkdocs build --strict --quiet
 
 clean: ## Remove all that these targets made
+	rm -rf example_app/history.sqlite3*
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-3.* .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

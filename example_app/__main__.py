@@ -1,4 +1,4 @@
-"""Run the example: ``python -m example_app [--port 8080]``."""
+"""Run the example: ``python -m example_app [--port 8080] [--history FILE | --redis URL | --nodes COUNT]``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import argparse
 import errno
 import os
 import sys
+from pathlib import Path
 
 import structlog
 from aiohttp import web
 
-from . import logs
+from aiohttp_interceptors.brokers.sqlite import SqliteBroker
+from aiohttp_interceptors.hub.broker import Broker
+
+from . import logs, nodes
 from .app import make_app
 
 PORTS = range(1, 65536)
+HISTORY = Path(__file__).parent / "history.sqlite3"
 HOST = "127.0.0.1"  # for this machine only: anybody who may see the page sees what the machine does
 
 
@@ -34,8 +39,19 @@ def main() -> int:
     parser.add_argument(
         "--port", type=port_number, default=os.environ.get("PORT", "8080"), help="default: $PORT, or else 8080"
     )
-    port: int = parser.parse_args().port
+    parser.add_argument(
+        "--history",
+        metavar="FILE",
+        default=os.environ.get("HISTORY", str(HISTORY)),
+        help="where the rooms are kept, so that they outlive the server; others with the same file share them",
+    )
+    parser.add_argument("--redis", metavar="URL", help="a Redis or Valkey to keep the rooms in, instead of a file")
+    parser.add_argument("--nodes", type=int, default=1, help="so many servers on one Valkey, which is started for them")
+    arguments = parser.parse_args()
+    port: int = arguments.port
     logs.configure()
+    if arguments.nodes > 1:
+        return nodes.run(arguments.nodes, port)
     log = structlog.get_logger("example_app")
 
     def announce(_: object) -> None:
@@ -43,7 +59,7 @@ def main() -> int:
 
     try:
         web.run_app(
-            make_app(),
+            make_app(broker_of(arguments.redis, arguments.history)),
             host=HOST,
             port=port,
             backlog=4096,  # aiohttp's 128 would make a crowd that reconnects at once wait for seconds
@@ -58,6 +74,15 @@ def main() -> int:
         print(explanation, file=sys.stderr)
         return 1
     return 0
+
+
+def broker_of(url: str | None, file: str) -> Broker:
+    """Return what keeps the rooms."""
+    if url is None:
+        return SqliteBroker(file)
+    from aiohttp_interceptors.brokers.redis import RedisBroker  # noqa: PLC0415  # which only this needs to have
+
+    return RedisBroker(url)
 
 
 def explain(error: OSError, port: int) -> str | None:

@@ -19,11 +19,12 @@ from aiohttp_interceptors import (
     start_topic_stream,
     uncaught_exception,
 )
+from aiohttp_interceptors.hub.broker import Broker
 
 from .interceptors import content_security, late_cookie, request_log, same_origin, timing
 from .machine import Machine
 from .pages import PAGES, drop, droppable
-from .rooms import HUB, joined, left, say, topic, topic_of
+from .rooms import HUB, health, joined, keep_telling, left, say, topic_of, topics
 from .streams import MACHINE, SEED_INTERVAL, load, resume_seed, seed
 
 __all__ = ["make_app"]
@@ -33,21 +34,24 @@ RETRY = 1000  # milliseconds after which a browser comes back; Chromium's own ch
 LATEST = 50  # lines that a page gets when it comes into a room
 
 
-def make_app(*, sample_interval: float = 1.0, seed_interval: float = 1.0) -> web.Application:
-    """Make the application; the intervals are in seconds."""
+def make_app(
+    broker: Broker | None = None, *, sample_interval: float = 1.0, seed_interval: float = 1.0
+) -> web.Application:
+    """Make the application, whose rooms are those of all with the same broker; the intervals are in seconds."""
     app = web.Application()
-    app[HUB] = hub = Hub()
+    app[HUB] = hub = Hub(broker)
     setup(app, hub)  # ends the open streams when the server stops
     app[MACHINE] = Machine()
     app[PAGES] = {}
     app[SEED_INTERVAL] = seed_interval
 
     async def sampling(app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(app[MACHINE].watch(sample_interval))
+        tasks = [asyncio.create_task(app[MACHINE].watch(sample_interval)), asyncio.create_task(keep_telling(app))]
         yield
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     app.cleanup_ctx.append(sampling)
 
@@ -61,9 +65,10 @@ def make_app(*, sample_interval: float = 1.0, seed_interval: float = 1.0) -> web
     app.router.add_get("/events/seed", as_handler(resume_seed, late_cookie, start_event_stream(seed, retry=RETRY)))
     app.router.add_post("/drop", drop)
 
-    room = start_topic_stream(hub, topic, replay=LATEST, stream_ready=joined, on_close=left, retry=RETRY)
+    room = start_topic_stream(hub, topics, replay=LATEST, stream_ready=joined, on_close=left, retry=RETRY)
     app.router.add_get("/rooms", room_page)
     app.router.add_get("/events/room", as_handler(droppable, room))
+    app.router.add_get("/health", health)
     app.router.add_post("/say", intercept(same_origin)(say))
     return app
 

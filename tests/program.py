@@ -9,6 +9,7 @@ import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0  # seconds; a new process imports aiohttp first
@@ -16,17 +17,22 @@ PATIENCE = 20.0  # seconds; a new process imports aiohttp first
 
 @asynccontextmanager
 async def program(*arguments, environment=None, stdout=asyncio.subprocess.PIPE):
-    """Run ``python -m example_app``, with warnings as errors, and end it at the latest when the block ends."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "error", "-m", "example_app", *arguments,
-        cwd=ROOT, stdout=stdout, stderr=asyncio.subprocess.PIPE, env={**os.environ, **(environment or {})},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    """Run ``python -m example_app``, with warnings as errors, and end it at the latest when the block ends.
+
+    Its history is its own, unless ``HISTORY`` in the environment says otherwise.
+    """
+    with TemporaryDirectory() as folder:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "error", "-m", "example_app", *arguments,
+            cwd=ROOT, stdout=stdout, stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "HISTORY": f"{folder}/history.sqlite3", **(environment or {})},
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
 
 
 async def outcome(process):

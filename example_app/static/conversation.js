@@ -4,6 +4,7 @@ const KEPT = 500; // lines; a page may stay open for weeks
 
 const GAPS = {
   foreign: "The server was started anew. What was written in the meantime may be missing here.",
+  rewound: "The server has lost some of what was written. It may be missing here.",
   evicted: "You were away for long. Some of what was written in the meantime is missing here.",
 };
 

@@ -2,10 +2,12 @@
 
 import { Conversation } from "./conversation.js";
 import { client, dropOnClick } from "./drop.js";
+import { Presence } from "./presence.js";
 import { show, showState } from "./show.js";
 
 const room = (new URLSearchParams(location.search).get("room") ?? "lobby").toLowerCase();
 const conversation = new Conversation(document.getElementById("lines"));
+const presence = new Presence((text) => show("here", text));
 let state = "connecting";
 let last = ""; // the id of the latest event, or the one that the stream began with
 
@@ -22,14 +24,16 @@ function follow() {
   });
   on("line", (line) => conversation.add(line));
   on("gap", ({ reason }) => conversation.tellGap(reason));
-  on("here", (count) => {
-    show("here", count === 1 ? "only you" : `${count} here`);
+  on("here", ({ server, count }) => {
+    presence.note(server, count);
     conversation.announce(); // it comes after the history
   });
+  source.addEventListener("server", ({ data }) => show("server", `on server ${data}`));
   source.addEventListener("open", () => enter("open"));
   source.addEventListener("error", () => {
     enter("lost", "lost, reconnecting");
-    show("here", ""); // nobody knows now
+    presence.forget(); // nobody knows now
+    show("server", "");
     // A browser comes back by itself from a lost connection, and says which event it has, but not from an answer that
     // is no stream, such as a proxy's 502. A new source is told where the old one was.
     if (source.readyState === EventSource.CLOSED) setTimeout(follow, 3000);
@@ -39,11 +43,16 @@ function follow() {
 const form = document.getElementById("say");
 const { name, text } = form.elements;
 let sending = false;
+let key = newKey(); // of the line that is being written: whoever sends it again sends it with the same one
+
+function newKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
 
 async function say() {
   if (sending || !text.value.trim()) return;
   sending = true;
-  const body = new URLSearchParams({ name: name.value, text: text.value });
+  const body = new URLSearchParams({ name: name.value, text: text.value, key });
   let problem = "";
   try {
     const response = await fetch(`/say?${new URLSearchParams({ room })}`, { method: "POST", body });
@@ -55,9 +64,11 @@ async function say() {
   show("unsent", problem && `Not sent: ${problem}.`);
   if (problem) return; // the text stays where it is, to be sent again
   text.value = "";
+  key = newKey();
   conversation.goToEnd();
 }
 
+text.addEventListener("input", () => { if (!sending) key = newKey(); });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   say();

@@ -16,7 +16,7 @@ import pytest
 
 from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import supervision
-from aiohttp_interceptors.hub.broker import Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.sqlite_process import line, process

@@ -106,7 +106,51 @@ async def test_a_dropped_connection_comes_back_without_a_lost_or_repeated_line(e
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-async def test_after_a_restart_of_the_server_both_are_told_of_the_gap_and_go_on(visit, complaints, how):
+async def test_after_a_restart_of_the_server_nothing_is_missing_or_twice(visit, complaints, how, tmp_path):
+    port, history = str(free_port()), {"HISTORY": str(tmp_path / "rooms.sqlite3")}
+    async with program("--port", port, environment=history) as process:
+        address = (await serving(process))["url"] + "/rooms"
+        ada, grace = await opened(await visit(address)), await opened(await visit(address))
+        await say(ada, "before")
+        await expect(lines(grace)).to_have_text(["before"])
+        process.send_signal(how)
+        await process.wait()
+        await expect(grace.locator("#room-state")).to_have_text("lost, reconnecting")
+    async with program("--port", port, environment=history) as process:
+        await serving(process)
+        await opened(ada)
+        await say(ada, "after")
+        await opened(grace)
+        for page in (ada, grace):
+            await expect(lines(page)).to_have_text(["before", "after"])
+        await grace.reload()
+        await expect(lines(grace)).to_have_text(["before", "after"])
+        for page in (ada, grace):
+            await page.context.close()
+    complaints[:] = [text for text in complaints if "ERR_" not in text]
+
+
+async def test_two_servers_with_one_history_are_one(visit, complaints, tmp_path):
+    history = {"HISTORY": str(tmp_path / "rooms.sqlite3")}
+    async with (
+        program("--port", str(free_port()), environment=history) as one,
+        program("--port", str(free_port()), environment=history) as other,
+    ):
+        ada = await opened(await visit((await serving(one))["url"] + "/rooms"))
+        grace = await opened(await visit((await serving(other))["url"] + "/rooms"))
+        assert await ada.locator("#server").text_content() != await grace.locator("#server").text_content()
+        await say(ada, "hello")
+        await say(grace, "hello, Ada")
+        for page in (ada, grace):
+            await expect(lines(page)).to_have_text(["hello", "hello, Ada"])
+            await expect(page.locator("#here")).to_have_text("2 here")
+        for page in (ada, grace):
+            await page.context.close()
+    complaints[:] = [text for text in complaints if "ERR_" not in text]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+async def test_after_the_server_has_lost_its_history_both_are_told_of_the_gap_and_go_on(visit, complaints, how):
     port = str(free_port())
     async with program("--port", port) as process:
         address = (await serving(process))["url"] + "/rooms"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 from redis.asyncio import Redis
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.hub.hub import Hub
-from tests.servers.engines import needs
 from tests.servers.valkey import Valkey
 from tests.waiting import until
 
@@ -21,29 +17,6 @@ async def ask(server, *command):
     """Do something to a server that the broker has no word for."""
     async with Redis.from_url(server.url, protocol=2) as client:
         return await client.execute_command(*command)
-
-
-def clock_library() -> str:
-    """Return what gives a program another clock; skip the test where there is none."""
-    found = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-    return needs("faketime", None if found is None else str(found))
-
-
-class SkewedRedis(Valkey):
-    """A Redis whose clock is so many seconds off. (Valkey's program is linked statically, and cannot be deceived.)"""
-
-    def __init__(self, folder, *options, engine, clock):
-        super().__init__(folder, *options, engine=engine)
-        self._environment = {
-            **os.environ,
-            "LD_PRELOAD": clock_library(),
-            "FAKETIME": f"{clock:+d}s",
-            "FAKETIME_DONT_RESET": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-
-    def environment(self):
-        return self._environment
 
 
 class RedisSite:
@@ -92,8 +65,7 @@ def servers(tmp_path):
     made = []
 
     def make(*options, **settings):
-        kind = SkewedRedis if settings.get("clock") else Valkey
-        made.append(kind(tmp_path / f"{len(made)}", *options, **settings))
+        made.append(Valkey(tmp_path / f"{len(made)}", *options, **settings))
         made[-1].start()
         return made[-1]
 

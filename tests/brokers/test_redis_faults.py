@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 
@@ -18,8 +17,9 @@ from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.testing import TcpProxy
 from tests.brokers.contract import number, tail
-from tests.brokers.redis_site import STREAM, RedisSite, ask, clock_library, node, server, servers, site  # noqa: F401  # fixtures
+from tests.brokers.redis_site import STREAM, RedisSite, ask, node, server, servers, site  # noqa: F401  # fixtures
 from tests.hub.outlet import live, start
+from tests.servers.clock import environment
 from tests.servers.valkey import DURABLE
 from tests.waiting import until, within
 
@@ -305,9 +305,9 @@ async def test_nodes_whose_clocks_are_apart_see_one_order(site, node):
     outlet = await live(hub, "t")
     clocks = []
     for skew in ("+60", "-60", "+60"):
-        environment = {**os.environ, "LD_PRELOAD": clock_library(), "FAKETIME": f"{skew}s", "PYTHONPATH": "."}
+        skewed = {**environment(int(skew)), "PYTHONPATH": "."}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", CLOCK, site.server.url, skew, env=environment, stdout=subprocess.PIPE
+            sys.executable, "-c", CLOCK, site.server.url, skew, env=skewed, stdout=subprocess.PIPE
         )
         out, _ = await within(process.communicate(), 30)
         clock, age = map(float, out.split())

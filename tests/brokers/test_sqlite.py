@@ -355,7 +355,7 @@ async def test_an_older_copy_in_place_of_the_file_is_told_of(site, brokers, tmp_
         await asyncio.gather(*[one.publish("t", b"lost") for n in range(5)])
         await reading.payloads(10)
         await also.payloads(10)
-        os.replace(tmp_path / "backup", site.path)
+        (tmp_path / "backup").replace(site.path)
         for each in reading, also:
             rewound = await each.until(Rewound)
             assert rewound.place.position == old.position

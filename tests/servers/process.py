@@ -25,6 +25,7 @@ class ServerProcess(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
+        self.environment: dict[str, str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -51,7 +52,7 @@ class ServerProcess(ABC):
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, env=self.environment,
             )  # fmt: skip
         deadline = time.monotonic() + PATIENCE
         while not self.answers():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import nats as client
 import psycopg
 import pytest
@@ -41,6 +43,16 @@ def test_a_frozen_one_is_silent_until_it_is_thawed(tmp_path):
             assert connection.ping()
     finally:
         server.kill()
+
+
+def test_a_clock_can_be_wrong(tmp_path):
+    server = Valkey(tmp_path, engine="redis", clock=-60)
+    server.start()
+    try:
+        with redis.Redis.from_url(server.url) as connection:
+            assert connection.time()[0] == pytest.approx(time.time() - 60, abs=10)
+    finally:
+        server.stop()
 
 
 def test_postgres_keeps_what_was_committed_and_knows_passwords(tmp_path):

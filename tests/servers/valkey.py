@@ -8,6 +8,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.servers.clock import environment
 from tests.servers.engines import needs
 from tests.servers.process import ServerProcess
 
@@ -23,15 +24,22 @@ def binary(engine: str) -> str:
 
 
 class Valkey(ServerProcess):
-    """A server with options as on its command line: ``Valkey(folder, "--appendonly", "yes")``."""
+    """A server with options as on its command line: ``Valkey(folder, "--appendonly", "yes")``.
+
+    With ``clock``, that of a Redis is so many seconds off. Valkey's program is linked statically, and not deceived.
+    """
 
     stop_signal = signal.SIGINT
 
-    def __init__(self, folder: Path, *options: str, engine: str = "valkey", password: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, engine: str = "valkey", password: str | None = None, clock: int = 0
+    ) -> None:
         super().__init__(folder)
         self._options = options
         self._binary = binary(engine)
         self._password = password
+        if clock:
+            self.environment = environment(clock)
 
     @property
     def url(self) -> str:

@@ -32,14 +32,14 @@ class Running:
         self._start = peer.start()
         load = compiled("load")
         os.sched_setaffinity(0, {SERVER_CORE})  # which a child inherits
-        self._server = subprocess.Popen(  # noqa: S603  # commands of ours
+        self._server = subprocess.Popen(  # commands of ours
             self._start.command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True
         )
         os.sched_setaffinity(0, {LOAD_CORE})
         try:
             port = self._start.port or int(self._line(self._server))
             self._await_listening(port)
-            self._load = subprocess.Popen(  # noqa: S603  # as above
+            self._load = subprocess.Popen(  # as above
                 [load, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
         except BaseException:

@@ -26,7 +26,7 @@ class Server:
 
     def __init__(self, name: str, loop: str, core: int) -> None:
         command = [sys.executable, "-m", "streaming.server", name, loop, str(core)]
-        self._process = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True)  # noqa: S603  # our own
+        self._process = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True)  # our own
         assert self._process.stdout is not None
         port = self._process.stdout.readline()
         assert port, f"the server {name} did not start"

@@ -372,7 +372,7 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
     await texts(outlet, 1)
     await texts(early, 1)
     assert outlet.texts == early.texts == ["new"]
-    assert late.log.end == one.log.end == 6
+    await until(lambda: late.log.end == one.log.end == 6)
 
 
 async def test_a_stream_that_is_deleted_while_hubs_follow_it_is_a_gap_and_no_end(site, node):

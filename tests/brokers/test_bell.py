@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sqlite3
 from contextlib import closing
 
@@ -38,6 +39,19 @@ async def test_another_process_is_woken_by_a_bell(tmp_path, monkeypatch, where):
             await reading.payloads(n + 1)
     await one.close()
     await other.close()
+
+
+async def test_a_bell_is_silent_again_when_it_was_heard(brokers):
+    one, other = brokers(), brokers()
+    async with tail(one) as reading:
+        await reading.until(UpToDate)
+        await other.publish("t", b"x")
+        await reading.payloads(1)
+        await until(lambda: not readable(one._bell.file))
+
+
+def readable(file):
+    return bool(select.select([file], [], [], 0)[0])
 
 
 async def test_ones_own_need_no_bell(site, brokers, monkeypatch):

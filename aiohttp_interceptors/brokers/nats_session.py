@@ -13,8 +13,8 @@ from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 try:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
-except ImportError as error:
-    raise ImportError("a NatsBroker needs nats-py: pip install 'aiohttp-interceptors[nats]'") from error
+except ImportError as _error:
+    raise ImportError("a NatsBroker needs nats-py: pip install 'aiohttp-interceptors[nats]'") from _error
 
 __all__ = ["Connect", "Msg", "NatsSession", "NoStream", "Reply", "checked", "reply_of"]
 

@@ -16,8 +16,8 @@ try:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.rows import tuple_row
-except ImportError as error:
-    raise ImportError("a PostgresBroker needs psycopg 3: pip install 'aiohttp-interceptors[postgres]'") from error
+except ImportError as _error:
+    raise ImportError("a PostgresBroker needs psycopg 3: pip install 'aiohttp-interceptors[postgres]'") from _error
 
 __all__ = ["Connect", "Connection", "PostgresSession", "Row", "checked_connect", "entrust", "in_transaction"]
 

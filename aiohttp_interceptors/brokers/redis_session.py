@@ -29,8 +29,8 @@ try:
         ResponseError,
         TryAgainError,
     )
-except ImportError as error:
-    raise ImportError("a RedisBroker needs redis-py: pip install 'aiohttp-interceptors[redis]'") from error
+except ImportError as _error:
+    raise ImportError("a RedisBroker needs redis-py: pip install 'aiohttp-interceptors[redis]'") from _error
 
 __all__ = ["Connect", "RedisSession", "Reply", "checked_connect"]
 

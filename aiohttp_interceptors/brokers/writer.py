@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -26,7 +26,7 @@ class Draft(NamedTuple):
 
 Outcome: TypeAlias = Place | BrokerError
 Write: TypeAlias = Callable[[Sequence[Draft]], Awaitable[Sequence[Outcome]]]
-_Waiting: TypeAlias = tuple[Draft, asyncio.Future[Place]]
+_Waiting: TypeAlias = tuple[asyncio.Future[Place], Draft]
 
 
 class Writer:
@@ -39,7 +39,7 @@ class Writer:
     def __init__(self, write: Write, timeout: float) -> None:
         self._write = write
         self._timeout = timeout
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: OrderedDict[asyncio.Future[Place], Draft] = OrderedDict()  # without those that were taken
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -47,21 +47,20 @@ class Writer:
         """Store a draft and return its place. Raises ``BrokerError`` within the timeout. Cancelling is safe."""
         if self._closed:
             raise BrokerDown(f"{draft.topic!r} was published after this broker was closed")
-        waiting: _Waiting = draft, asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
+        future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = draft
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
             async with asyncio.timeout(self._timeout):
-                return await waiting[1]
+                return await future
         except TimeoutError:
             what = f"no answer of the broker for {self._timeout} s about an event under {draft.topic!r}"
-            if waiting in self._waiting:
+            if future in self._waiting:
                 raise BrokerDown(f"{what}, which was not sent") from None
             raise OutcomeUnknown(what) from None
         finally:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            self._waiting.pop(future, None)
 
     async def close(self) -> None:
         """Take no more, and wait for what is on its way. Twice is once."""
@@ -73,8 +72,8 @@ class Writer:
         try:
             while self._waiting:
                 taken = self._take()
-                outcomes = await self._outcomes([draft for draft, _ in taken])
-                for (_, future), outcome in zip(taken, outcomes, strict=True):
+                outcomes = await self._outcomes([draft for _, draft in taken])
+                for (future, _), outcome in zip(taken, outcomes, strict=True):
                     if future.done():
                         continue
                     if isinstance(outcome, BrokerError):
@@ -85,11 +84,11 @@ class Writer:
             self._task = None
 
     def _take(self) -> list[_Waiting]:
-        taken = [self._waiting.popleft()]
-        size = len(taken[0][0].payload)
+        taken = [self._waiting.popitem(last=False)]
+        size = len(taken[0][1].payload)
         while self._waiting and len(taken) < MOST and size < MOST_BYTES:
-            taken.append(self._waiting.popleft())
-            size += len(taken[-1][0].payload)
+            taken.append(self._waiting.popitem(last=False))
+            size += len(taken[-1][1].payload)
         return taken
 
     async def _outcomes(self, drafts: Sequence[Draft]) -> Sequence[Outcome]:
@@ -101,7 +100,17 @@ class Writer:
             error = OutcomeUnknown(f"no answer of the broker for {self._timeout} s")
         except BrokerError as failure:
             error = failure
-        except Exception as failure:  # noqa: BLE001  # a defect, and nobody knows what it left
+        except (Exception, asyncio.CancelledError) as failure:  # a defect, and nobody knows what it left
+            task = asyncio.current_task()
+            if isinstance(failure, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # or else a client has cancelled what it was asked for, as one does that closes
             error = OutcomeUnknown(f"publishing failed: {failure!r}")
             error.__cause__ = failure
-        return [type(error)(*error.args).with_traceback(error.__traceback__) for _ in drafts]
+        return [_copy(error) for _ in drafts]
+
+
+def _copy(error: BrokerError) -> BrokerError:
+    """Return one that somebody of its own can raise."""
+    copy = type(error)(*error.args).with_traceback(error.__traceback__)
+    copy.__cause__ = error.__cause__
+    return copy

@@ -146,6 +146,8 @@ class Log:
         kept = sorted((record for ring in rings for record in ring.after(0)), key=_position)
         # Which topic lacks what of the rest is not worth knowing: this happens once in years.
         gone = max([self._floor, self._forgotten, *(ring.evicted for ring in rings)])
+        if position > self.end:  # what was between was never here
+            gone = position
         self._eras.begin(epoch, position)
         self._clear()
         self._floor = min(gone, position)

@@ -57,8 +57,12 @@ class Publication:
 def _check_key(key: str) -> None:
     if not isinstance(key, str):
         raise TypeError(f"an event's key is a str or None, not {key!r}")
-    if len(key) > MAX_KEY // 4 and len(key.encode()) > MAX_KEY:
-        raise ValueError(f"an event's key has at most {MAX_KEY} bytes, not {len(key.encode())}")
+    try:
+        size = len(key) if key.isascii() else len(key.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"an event's key is sent as UTF-8, which cannot carry {key!r}: {error.reason}") from None
+    if size > MAX_KEY:
+        raise ValueError(f"an event's key has at most {MAX_KEY} bytes, not {size}")
 
 
 def _check_idempotency_key(key: str) -> None:

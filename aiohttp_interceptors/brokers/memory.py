@@ -90,6 +90,7 @@ class MemoryLog:
         self._eras = [Place(era.epoch, min(era.position, position)) for era in self._eras]
         self._eras.append(Place(new_epoch(), position))
         self.end, self.trimmed = position, min(self.trimmed, position)
+        self._repeats.forget(lambda place: place.position > position)
         self._wake()
 
     def after(self, place: Place) -> Lost | Rewound | list[Entry]:

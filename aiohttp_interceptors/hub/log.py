@@ -138,7 +138,8 @@ class Log:
 
     def lose(self, position: int) -> None:
         """Note that after the end, up to and including a position, something is missing, of whichever topic."""
-        self.end = self._floor = position
+        if position > self.end:
+            self.end = self._floor = position
 
     def rewind(self, epoch: str, position: int) -> None:
         """Forget what is after a position, and go on from there in another epoch."""

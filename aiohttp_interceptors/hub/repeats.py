@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from .broker import IDEMPOTENCY_WINDOW
@@ -29,3 +30,8 @@ class Repeats(Generic[T]):
     def note(self, key: str, result: T, now: float) -> None:
         """Note the result of the first call with a key."""
         self._results[key] = now, result
+
+    def forget(self, is_void: Callable[[T], bool]) -> None:
+        """Forget the keys whose results are void: to try again is a first call."""
+        for key in [key for key, (_, result) in self._results.items() if is_void(result)]:
+            del self._results[key]

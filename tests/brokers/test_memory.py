@@ -32,6 +32,17 @@ class TestMemory(Contract):
     """As it says."""
 
 
+async def test_what_was_lost_can_be_published_again_with_its_key():
+    log = MemoryLog()
+    broker = MemoryBroker(log)
+    kept = await broker.publish("t", b"kept", idempotency_key="k")
+    await broker.publish("t", b"lost", idempotency_key="l")
+    log.rewind(1)
+    assert await broker.publish("t", b"kept", idempotency_key="k") == kept
+    again = await broker.publish("t", b"lost", idempotency_key="l")
+    assert (again.epoch, again.position) == (log.epoch, 2)
+
+
 def test_it_is_made_with_the_log_that_hubs_share():
     with pytest.raises(TypeError, match="MemoryLog"):
         MemoryBroker("log")

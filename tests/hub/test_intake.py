@@ -164,6 +164,14 @@ async def test_nobody_reads_what_was_read_before_a_rewind(process):
     assert after.texts == ["gap", "2", "new"]
 
 
+async def test_what_is_said_to_be_lost_but_is_here_is_here(process):
+    process.publish(1, 2, 3)
+    process.take(Lost(2))
+    assert process.intake.place == Place("e", 3)
+    process.publish(3, 4)
+    assert process.hub.log.after(0, ["a"]).missing == 0
+
+
 async def test_what_is_lost_under_live_streams_is_told_to_all(process):
     outlets = [await live(process.hub, "a"), await live(process.hub, ">"), await live(process.hub, "b")]
     process.publish(1)

@@ -34,12 +34,12 @@ class TestMemory(Contract):
 
 async def test_what_was_lost_can_be_published_again_with_its_key():
     log = MemoryLog()
-    broker = MemoryBroker(log)
-    kept = await broker.publish("t", b"kept", idempotency_key="k")
-    await broker.publish("t", b"lost", idempotency_key="l")
+    publisher = MemoryBroker(log)
+    kept = await publisher.publish("t", b"kept", idempotency_key="k")
+    await publisher.publish("t", b"lost", idempotency_key="l")
     log.rewind(1)
-    assert await broker.publish("t", b"kept", idempotency_key="k") == kept
-    again = await broker.publish("t", b"lost", idempotency_key="l")
+    assert await publisher.publish("t", b"kept", idempotency_key="k") == kept
+    again = await publisher.publish("t", b"lost", idempotency_key="l")
     assert (again.epoch, again.position) == (log.epoch, 2)
 
 

@@ -46,7 +46,14 @@ def main() -> int:
         help="where the rooms are kept, so that they outlive the server; others with the same file share them",
     )
     parser.add_argument("--redis", metavar="URL", help="a Redis or Valkey to keep the rooms in, instead of a file")
-    parser.add_argument("--nodes", type=int, default=1, help="so many servers on one Valkey, which is started for them")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        choices=range(1, 10),
+        metavar="COUNT",
+        help="so many servers on one Valkey, which is started for them",
+    )
     arguments = parser.parse_args()
     port: int = arguments.port
     logs.configure()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 
 from ..errors import BrokerError
@@ -46,6 +47,8 @@ class Supervision:
                 async with aclosing(self._broker.tail(self._intake.place)) as tail:
                     async for item in tail:
                         self._take(item)
+                        if isinstance(item, Sequence):
+                            await asyncio.sleep(0)  # what has come goes out before more is asked for
                 error: Exception = BrokerError("the tail ended")  # a connection that was closed in order is lost, too
             except BrokerError as failure:
                 error = failure

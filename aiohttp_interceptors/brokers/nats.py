@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import NamedTuple, cast
 
 from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from ..hub.broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
+from ..hub.arguments import check_count, check_seconds
+from ..hub.broker import IDEMPOTENCY_WINDOW, Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
 from .nats_consumer import Consumer
 from .nats_log import Limits, Mark, message_id, subject_of, topic_of
 from .nats_session import Connect, Msg, NatsSession, NoStream, checked, reply_of
@@ -53,11 +54,14 @@ class NatsBroker:
         self._connect = _checked_connect(connect)
         if not isinstance(stream, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stream, re.ASCII):
             raise ValueError(f"stream is 1 to 64 letters, digits, - and _, not {stream!r}")
-        age = None if max_age is None else _checked_seconds("max_age", max_age, 120)
-        limits = Limits(_checked_count("max_records", max_records), age)
-        self._stream = NatsStream(stream, limits, _checked_count("replicas", replicas))
-        self._publish_timeout = _checked_seconds("publish_timeout", publish_timeout)
-        self._silence = _checked_seconds("silence", silence)
+        check_count("max_records", max_records, 1)
+        check_seconds("max_age", max_age, "for ever", least=IDEMPOTENCY_WINDOW)
+        check_seconds("publish_timeout", publish_timeout, "")
+        check_seconds("silence", silence, "")
+        check_count("replicas", replicas, 1)
+        self._stream = NatsStream(stream, Limits(max_records, max_age), replicas)
+        self._publish_timeout = publish_timeout
+        self._silence = silence
         self._writer = Writer(self._write, self._publish_timeout)
         self._writing: NatsSession | None = None
 
@@ -240,21 +244,3 @@ def _checked_connect(connect: Connect) -> Connect:
     if not urls or not all(re.match(r"(nats|tls|ws|wss)://[^/]", url) for url in urls):
         raise ValueError(f"connect is a URL like nats://localhost:4222, or a list of them, not {connect!r}")
     return connect
-
-
-def _checked_count(name: str, value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{name} is a number, 1 or more, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} is a number, 1 or more, not {value!r}")
-    return value
-
-
-def _checked_seconds(name: str, value: object, least: float = 0.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not least <= value < float("inf") or value == 0:
-        raise ValueError(
-            f"{name} is a number of seconds, {f'{least} or more' if least else 'more than 0'}, not {value!r}"
-        )
-    return float(value)

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
 from ..errors import BrokerDown, BrokerError, OutcomeUnknown
+from ..hub.arguments import check_count, check_seconds
 from ..hub.broker import Place, TailItem
 from .postgres_bell import PostgresBell
 from .postgres_log import PostgresLog
@@ -53,10 +54,11 @@ class PostgresBroker:
         publish_timeout: float = 5.0,
         silence: float = 10.0,
     ) -> None:
-        if type(max_records) is not int or max_records < 1:
-            raise (ValueError if type(max_records) is int else TypeError)(
-                f"max_records is a number of records, 1 or more, not {max_records!r}"
-            )
+        check_count("max_records", max_records, 1)
+        check_seconds("max_age", max_age, "no limit")
+        check_seconds("poll", poll, "what is right for the bell")
+        check_seconds("publish_timeout", publish_timeout, "")
+        check_seconds("silence", silence, "")
         if type(notify) is not bool:
             raise TypeError(f"notify is True or False, not {notify!r}")
         self._connect = checked_connect(connect)
@@ -64,10 +66,10 @@ class PostgresBroker:
         self._table = checked_table(table)
         listening = self._connect if listen is None else checked_connect(listen, "listen")
         self._max_records = max_records
-        self._max_age = None if max_age is None else _checked_seconds("max_age", max_age)
-        self._poll = None if poll is None else _checked_seconds("poll", poll)
-        self._publish_timeout = _checked_seconds("publish_timeout", publish_timeout)
-        self._silence = _checked_seconds("silence", silence)
+        self._max_age = max_age
+        self._poll = poll
+        self._publish_timeout = publish_timeout
+        self._silence = silence
         self._channel = table if notify else None
         self._pooled = listen is not None or not notify  # else LISTEN works, which shows that nobody is between
         self._bell = PostgresBell(listening if notify else None, table, self._silence)
@@ -171,14 +173,6 @@ class PostgresBroker:
         if self._channel is not None:
             with suppress(BrokerError):  # there is polling
                 await self._write([])
-
-
-def _checked_seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is a number of seconds, more than 0, not {value!r}")
-    return float(value)
 
 
 if __name__ == "__main__":

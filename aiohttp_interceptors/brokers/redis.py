@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 from ..errors import BrokerDown, BrokerRefused, OutcomeUnknown
+from ..hub.arguments import check_seconds
 from ..hub.broker import Place, TailItem
 from ..observe.logs import log as logger
-from .redis_log import SCRIPT, RedisLog, Retention
+from .redis_log import SCRIPT, RedisLog
 from .redis_session import Connect, RedisSession, Reply, checked_connect
 from .redis_tail import RedisTail
+from .retention import Retention
 from .writer import Draft, Writer
 
 __all__ = ["RedisBroker"]
@@ -41,13 +43,9 @@ class RedisBroker:
     ) -> None:
         if type(max_records) is not int or max_records < 1:
             raise ValueError(f"max_records is a number of records, 1 or more, not {max_records!r}")
-        for name, seconds in ("max_age", max_age), ("publish_timeout", publish_timeout), ("silence", silence):
-            if seconds is None and name == "max_age":
-                continue
-            if type(seconds) not in {int, float}:
-                raise TypeError(f"{name} is a number of seconds, not {seconds!r}")
-            if not 0 < cast("float", seconds) < float("inf"):
-                raise ValueError(f"{name} is a number of seconds, more than 0, not {seconds!r}")
+        check_seconds("max_age", max_age, "for ever")
+        check_seconds("publish_timeout", publish_timeout, "")
+        check_seconds("silence", silence, "")
         if not isinstance(stream, str) or not stream or set(stream) & set("{}"):
             raise ValueError(f"stream is the name of a stream, without braces, not {stream!r}")
         self._connect = checked_connect(connect)

@@ -8,9 +8,10 @@ from typing import NamedTuple, TypeAlias
 from ..errors import BrokerRefused
 from ..hub.broker import IDEMPOTENCY_WINDOW, Entry, Place
 from ..hub.eras import new_epoch
+from .retention import Retention
 from .writer import Draft
 
-__all__ = ["SCRIPT", "Answer", "Argument", "Claim", "RawEntry", "RedisLog", "Retention", "position", "stream_id"]
+__all__ = ["SCRIPT", "Answer", "Argument", "Claim", "RawEntry", "RedisLog", "position", "stream_id"]
 
 # One run is atomic, and replicas have all of it or nothing. Each entry has the id of the one before it ("l"), so that
 # every hole shows. The meta hash has the epoch; the latest id; the life of the log, which ends when the server was
@@ -128,14 +129,6 @@ LIFE = int(IDEMPOTENCY_WINDOW * 1.25 * 1000)  # milliseconds that a key is remem
 
 Argument: TypeAlias = str | bytes | int
 RawEntry: TypeAlias = tuple[bytes, list[bytes]]
-
-
-class Retention(NamedTuple):
-    """What is kept."""
-
-    max_records: int
-    max_age: float | None
-    """In seconds."""
 
 
 class Claim(NamedTuple):

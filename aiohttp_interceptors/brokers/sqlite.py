@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import BrokerDown
+from ..hub.arguments import check_count, check_seconds
 from ..hub.broker import Joined, Lost, Place, Rewound, TailItem, UpToDate
 from .bell import Bell, ring
-from .sqlite_log import Page, Retention, SqliteLog
+from .retention import Retention
+from .sqlite_log import Page, SqliteLog
 from .writer import Draft, Writer
 
 __all__ = ["SqliteBroker"]
@@ -47,13 +49,13 @@ class SqliteBroker:
         publish_timeout: float = 5.0,
         synchronous: str = "FULL",
     ) -> None:
-        retention = Retention(
-            _checked_records(max_records), None if max_age is None else _checked_seconds("max_age", max_age)
-        )
+        check_count("max_records", max_records, 1)
+        check_seconds("max_age", max_age, "no limit")
+        check_seconds("publish_timeout", publish_timeout, "")
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f'synchronous is "FULL" or "NORMAL", not {synchronous!r}')
         file = _checked_path(path)
-        patience = _checked_seconds("publish_timeout", publish_timeout) / 2
+        patience, retention = publish_timeout / 2, Retention(max_records, max_age)
         self._bells = Path(f"{file}-bells")
         self._bell: Bell | None = None
         self._known: Place | None = None
@@ -195,19 +197,3 @@ def _checked_path(path: object) -> Path:
     if not name or name == ":memory:" or name.startswith("file:"):
         raise ValueError(f"a SqliteBroker needs the path of a file, which {name!r} is not")
     return Path(os.path.abspath(name))  # a process may change its folder  # noqa: PTH100
-
-
-def _checked_records(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(f"max_records is a number of entries, 1 or more, not {value!r}")
-    if value < 1:
-        raise ValueError(f"max_records is a number of entries, 1 or more, not {value!r}")
-    return value
-
-
-def _checked_seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is a number of seconds, more than 0, not {value!r}")
-    return float(value)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from ..hub.broker import IDEMPOTENCY_WINDOW, Entry, Place
 from ..hub.eras import new_epoch
+from .retention import Retention
 from .sqlite_file import Opening, SqliteFile, transaction
 from .writer import Draft
 
-__all__ = ["Page", "Retention", "SqliteLog"]
+__all__ = ["Page", "SqliteLog"]
 
 MOST = 1000  # entries in a page, and
 MOST_BYTES = 2**20  # of their payloads, unless there is but one
@@ -32,14 +33,6 @@ _PAGE = "SELECT position, topic, payload, max(0.0, ? - time) FROM entry WHERE po
 _COMMON = "SELECT min(last) FROM era WHERE number >= (SELECT number FROM era WHERE epoch = ?)"
 _OLD = "SELECT max(position) FROM (SELECT position, time FROM entry ORDER BY position LIMIT ?) WHERE time < ?"
 _FORGET = "DELETE FROM repeat WHERE time < ? AND number < (SELECT min(number) FROM repeat) + ?"
-
-
-class Retention(NamedTuple):
-    """What is kept."""
-
-    max_records: int
-    max_age: float | None
-    """In seconds."""
 
 
 class Page(NamedTuple):

@@ -32,7 +32,7 @@ class Arrivals:
         self.open: bool = not remote
         """Whether the history has been read."""
         self.up: bool = not remote
-        """Whether what is new comes."""
+        """Whether all there is has come, and what is new will."""
 
     def locate(self, given: str | None, since: float | None = None) -> Located | None:
         """Return from where the owner of an id goes on, who has waited ``since`` then; ``None`` if he is to wait."""

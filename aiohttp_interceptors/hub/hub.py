@@ -78,7 +78,7 @@ class Hub:
         self._broker = broker
         self._supervision: Supervision | None = None
         if broker is not None:
-            self._supervision = Supervision(broker, Intake(self._fanout, arrivals), arrivals, observer)
+            self._supervision = Supervision(broker, Intake(self._fanout), arrivals, observer)
         self._following: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -245,7 +245,7 @@ class Hub:
     @property
     def ready(self) -> bool:
         """Whether all that was published is here, and what is new comes: for the route that a load balancer asks."""
-        return self._supervision is None or self._supervision.up
+        return self._fanout.arrivals.up
 
     def statistics(self) -> HubStatistics:
         """Return what the Hub holds and has done. Costs the same however much that is."""

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 from ..observe.logs import log as logger
-from .arrivals import Arrivals
 from .broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
 from .fanout import Fanout
 from .payload import PLAIN, unpack
@@ -18,9 +17,9 @@ __all__ = ["Intake"]
 class Intake:
     """Take the items of a tail, one tail after the other."""
 
-    def __init__(self, fanout: Fanout, arrivals: Arrivals) -> None:
+    def __init__(self, fanout: Fanout) -> None:
         self._fanout = fanout
-        self._arrivals = arrivals
+        self._arrivals = fanout.arrivals
         self._joined = False
         self.entries: int = 0
         """That were taken."""

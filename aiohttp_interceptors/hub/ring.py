@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from ..sse.event import Event
+from .arguments import check_count, check_seconds
 from .record import Record
 
 __all__ = ["Bounds", "Ring"]
@@ -32,15 +33,8 @@ class Bounds:
         for name, value, least in ("history", self.history, 0), ("history_bytes", self.history_bytes, 1):
             if value is None and name != "history":
                 continue
-            if type(value) is not int:
-                raise TypeError(f"{name} is a whole number, not {value!r}")
-            if value < least:
-                raise ValueError(f"{name} is {least} or more, not {value!r}")
-        age = self.history_age
-        if age is not None and (isinstance(age, bool) or not isinstance(age, (int, float))):
-            raise TypeError(f"history_age is a number of seconds or None, not {age!r}")
-        if age is not None and not 0 < age < float("inf"):
-            raise ValueError(f"history_age is more than 0 seconds, not {age!r}; None means no limit")
+            check_count(name, value, least)
+        check_seconds("history_age", self.history_age, "no limit")
 
 
 class Ring:

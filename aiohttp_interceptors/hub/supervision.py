@@ -37,8 +37,6 @@ class Supervision:
         self._since: float | None = None  # when it was lost; None if it was not, or nobody was told yet
         self._lost = 0.0
         self._taken = 0  # entries, when it was lost
-        self.up: bool = False
-        """Whether all there is has come, and what is new will."""
 
     async def run(self) -> None:
         """Follow it for ever."""
@@ -61,7 +59,7 @@ class Supervision:
     def _take(self, item: TailItem) -> None:
         self._intake.take(item)
         if isinstance(item, UpToDate):
-            self.up, self._attempts = True, 0
+            self._attempts = 0
             read = self._intake.entries - self._taken
             if self._since is None:
                 self._tell(HubUp(read))
@@ -73,7 +71,7 @@ class Supervision:
 
     def _note_loss(self, error: Exception) -> None:
         """Tell that it is lost, once."""
-        self.up = self._arrivals.up = False
+        self._arrivals.up = False
         if self._since is None:
             self._since, self._lost, self._taken = time.time(), time.monotonic(), self._intake.entries
             self._tell(HubDown(self._since, str(error) or repr(error)))

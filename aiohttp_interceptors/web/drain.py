@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..hub.arguments import check_seconds
 from ..sse.event import Event
-from .settings import check_seconds
 
 __all__ = ["Drain"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 from ..chain.interceptor import check_call
+from ..hub.arguments import check_seconds
 from ..sse.buffer import EventQueue, new_buffer
 from ..sse.channel import CloseReason
 from ..sse.event import Event
@@ -20,7 +21,6 @@ __all__ = [
     "StreamOptions",
     "StreamSettings",
     "check_function",
-    "check_seconds",
 ]
 
 OnClose: TypeAlias = Callable[[RequestContext, CloseReason], object]
@@ -90,17 +90,6 @@ class ChannelSettings(StreamSettings):
             )
         if self.error_event is not None and not isinstance(self.error_event, Event):
             check_function("error_event", self.error_event, "exception")
-
-
-def check_seconds(name: str, value: object, none: str, least: float | None = None) -> None:
-    """Raise for what is neither a number of seconds nor ``None``; ``least`` may be reached, 0 otherwise not."""
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a number of seconds{' or None' if none else ''}, not {value!r}")
-    if not ((least is not None and value == least) or 0 < value < float("inf")):
-        bound = "more than 0 seconds" if least is None else f"{least} seconds or more"
-        raise ValueError(f"{name} is {bound}, not {value!r}" + (f"; None means {none}" if none else ""))
 
 
 def check_function(name: str, function: object, *arguments: str) -> None:

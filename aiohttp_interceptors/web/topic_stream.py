@@ -143,12 +143,12 @@ class TopicStream(Stream):
         """Write the state before the changes. What is cut before its last event begins with the state again."""
         subscriber, connection, log = self.subscriber, self._connection, self._hub.log
         if not subscriber.settled:
-            await self._hub.locate(self._after)
-        if self._is_resumed():
-            subscriber.start()
-            if then is not None:
-                await then
-            return
+            await self._hub.locate(self._after)  # before that nobody knew whether it has the state
+            if self._is_resumed():
+                subscriber.start()
+                if then is not None:
+                    await then
+                return
         gap, position, told = subscriber.gap(), log.end, False
         policy = self._topic_settings.policy
         snapshot = await Snapshot.taken(snapshot_of, self._context)

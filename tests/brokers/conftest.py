@@ -11,7 +11,6 @@ import pytest
 from tests.servers.nats import Nats
 from tests.servers.postgres import Postgres, initialize
 from tests.servers.process import ServerProcess
-from tests.servers.valkey import Valkey
 
 S = TypeVar("S", bound=ServerProcess)
 Own = Callable[..., S]
@@ -21,16 +20,6 @@ def started(server: S) -> Iterator[S]:
     server.start()
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    yield from started(Valkey(tmp_path_factory.mktemp("valkey")))
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    yield from started(Valkey(tmp_path_factory.mktemp("redis"), engine="redis"))
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
-from aiohttp_interceptors.hub.hub import Hub
 from tests.servers.valkey import Valkey
-from tests.waiting import until
 
 STREAM, LOG = "{events}", "{events}:log"
 
@@ -75,18 +73,6 @@ def servers(tmp_path):
 
 
 @pytest.fixture
-async def node():
-    """Make Hubs, each as one process has it, and close them at the end."""
-    hubs = []
-
-    async def make(connect, *, ready=True, **options):
-        hub = Hub(RedisBroker(connect, **options))
-        hubs.append(hub)
-        hub.open()
-        if ready:
-            await until(lambda: hub.ready)
-        return hub
-
-    yield make
-    for hub in hubs:
-        await hub.close()
+def node(hub_on):
+    """Make Hubs, each as one process has it."""
+    return lambda connect, *, ready=True, **options: hub_on(RedisBroker(connect, **options), ready=ready)

@@ -16,9 +16,9 @@ from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, 
 from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.testing import TcpProxy
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nats_site import NatsSite
+from tests.brokers.nodes import changes, hub_on, network, persist, texts  # noqa: F401  # fixtures
 from tests.hub.outlet import live, start
 from tests.servers.nats import Nats
 from tests.waiting import until, within
@@ -44,49 +44,13 @@ def site(server):
 
 
 @pytest.fixture
-async def node(site):
-    """Make Hubs, each as one process has it, and close them at the end."""
-    hubs = []
-
-    async def make(*, ready=True, **options):
-        hub = Hub(site.broker(**{"silence": 2.0, **options}))
-        hubs.append(hub)
-        hub.open()
-        if ready:
-            await until(lambda: hub.ready)
-        return hub
-
-    yield make
-    for hub in hubs:
-        await hub.close()
-
-
-@pytest.fixture
-async def network(server):
-    async with TcpProxy("127.0.0.1", server.port) as proxy:
-        yield proxy
+def node(site, hub_on):
+    """Make Hubs, each as one process has it."""
+    return lambda *, ready=True, **options: hub_on(site.broker(**{"silence": 2.0, **options}), ready=ready)
 
 
 def through(network):
     return f"nats://127.0.0.1:{network.port}"
-
-
-def texts(outlet, count):
-    """Wait for so many events, and return what they say."""
-    return until(lambda: len(outlet.texts) >= count)
-
-
-def changes(logged):
-    return [entry["event"] for entry in logged if entry["event"].startswith("hub_")]
-
-
-async def persist(hub, text, key=None):
-    """Publish until it is known to be stored."""
-    while True:
-        try:
-            return await hub.publish("t", text, idempotency_key=key or text)
-        except (BrokerDown, OutcomeUnknown):
-            await asyncio.sleep(0)
 
 
 async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, logged):

@@ -17,6 +17,7 @@ from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.testing import TcpProxy
 from tests.brokers.contract import number, tail
+from tests.brokers.nodes import changes, hub_on, texts  # noqa: F401  # a fixture
 from tests.brokers.redis_site import STREAM, RedisSite, ask, node, server, servers, site  # noqa: F401  # fixtures
 from tests.hub.outlet import live, start
 from tests.servers.clock import environment
@@ -35,15 +36,6 @@ def quick(monkeypatch):
 @pytest.fixture(params=["valkey", "redis"])
 def engine(request):
     return request.param
-
-
-def texts(outlet, count):
-    """Wait for so many events."""
-    return until(lambda: len(outlet.texts) >= count)
-
-
-def changes(logged):
-    return [line["event"] for line in logged if line["event"].startswith("hub_")]
 
 
 async def publish(hub, count, prefix=""):

@@ -19,6 +19,7 @@ from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, tail  # noqa: F401  # fixtures
+from tests.brokers.nodes import hub_on, texts  # noqa: F401  # a fixture
 from tests.brokers.sqlite_process import PAYLOAD, line, process
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
 from tests.hub.outlet import live, start
@@ -32,26 +33,9 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-async def node(site):
-    """Make Hubs, each as one process has it, and close them at the end."""
-    hubs = []
-
-    async def make(*, ready=True, **options):
-        hub = Hub(site.broker(**options))
-        hubs.append(hub)
-        hub.open()
-        if ready:
-            await until(lambda: hub.ready)
-        return hub
-
-    yield make
-    for hub in hubs:
-        await hub.close()
-
-
-def texts(outlet, count):
-    """Wait for so many events, and return what they say."""
-    return until(lambda: len(outlet.texts) >= count)
+def node(site, hub_on):
+    """Make Hubs, each as one process has it."""
+    return lambda *, ready=True, **options: hub_on(site.broker(**options), ready=ready)
 
 
 @pytest.mark.parametrize("acknowledged", [0, 40, 400])

@@ -19,7 +19,7 @@ class Process:
     def __init__(self, **bounds) -> None:
         self.hub = Hub(MemoryBroker(MemoryLog()), **bounds)
         self.hub._supervision = None
-        self.intake = Intake(self.hub._fanout, self.hub._fanout.arrivals)
+        self.intake = Intake(self.hub._fanout)
 
     def take(self, *items) -> None:
         for item in items:

@@ -1,0 +1,56 @@
+"""Hubs as several processes have them, and what the tests of faults ask of each."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiohttp_interceptors.errors import BrokerDown, OutcomeUnknown
+from aiohttp_interceptors.hub.hub import Hub
+from aiohttp_interceptors.testing import TcpProxy
+from tests.waiting import until
+
+
+@pytest.fixture
+async def hub_on():
+    """Make Hubs on brokers, each as one process has it, and close them at the end."""
+    hubs = []
+
+    async def make(broker, *, ready=True):
+        hub = Hub(broker)
+        hubs.append(hub)
+        hub.open()
+        if ready:
+            await until(lambda: hub.ready)
+        return hub
+
+    yield make
+    for hub in hubs:
+        await hub.close()
+
+
+@pytest.fixture
+async def network(server):
+    """What is between a process and its server."""
+    async with TcpProxy("127.0.0.1", server.port) as proxy:
+        yield proxy
+
+
+def texts(outlet, count):
+    """Wait for so many events."""
+    return until(lambda: len(outlet.texts) >= count)
+
+
+def changes(logged):
+    """Return what was logged of Hubs that were lost and are back."""
+    return [entry["event"] for entry in logged if entry["event"].startswith("hub_")]
+
+
+async def persist(hub, text):
+    """Publish until it is known to be stored."""
+    while True:
+        try:
+            return await hub.publish("t", text, idempotency_key=text)
+        except (BrokerDown, OutcomeUnknown):
+            await asyncio.sleep(0)

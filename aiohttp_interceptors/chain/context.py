@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 from ..observe.facts import Observer
@@ -61,7 +62,7 @@ class Context(MutableMapping[object, object]):
             for key, value in values.items():
                 self[key] = value
         self._observers: tuple[Observer, ...] = ()
-        self._suppressed: tuple[Exception, ...] = ()
+        self._suppressed: tuple[Failure, ...] = ()
         self._execution: Execution | None = None
         self.error = None
         self.execution_id = next(Context._serial) if execution_id is None else execution_id
@@ -106,27 +107,40 @@ class Context(MutableMapping[object, object]):
         return f"<{type(self).__name__} {self.execution_id} {self._values!r}>"
 
     def copy(self) -> Self:
-        """Return another context with the same values, id and observers, in no execution.
+        """Return another context with the same values and attributes, id, observers and queued interceptors.
 
-        A stage may return it: the chain goes on with the copy, and an ``@around`` further out keeps the original.
+        The copy of a running context is in no execution: it can be executed by itself. When a stage returns it, the
+        chain goes on with it, and what the stage did to it counts as done to the original: values, a response,
+        ``enqueue``, ``inject``, ``terminate``, ``terminate_when``, ``bind``, ``with_error``, ``add_observer``. What a
+        stage did to a copy that it does not return counts for nothing. An ``@around`` that began with the original
+        finds the state of the copy in it after its ``yield``.
         """
         twin = type(self).__new__(type(self))
         self._copy_into(twin)
+        twin._execution = None if self._execution is None else self._execution.copied_for(twin)
         return twin
 
     def _copy_into(self, twin: Context) -> None:
-        """Give another context all that this one knows; a subclass adds what it adds."""
+        """Give another context all attributes of this one but for the execution that it is in."""
+        for name in _slots_of(type(self)):
+            if name != "_execution" and hasattr(self, name) and hasattr(type(twin), name):
+                setattr(twin, name, getattr(self, name))
+        if hasattr(self, "__dict__") and hasattr(twin, "__dict__"):  # of a subclass without slots
+            twin.__dict__.update(self.__dict__)
         twin._values = dict(self._values)
-        twin._execution = None
-        twin._observers = self._observers
-        twin._suppressed = self._suppressed
-        twin.error = self.error
-        twin.execution_id = self.execution_id
 
     def _continue(self, context: Context) -> None:
         """Become the context of an execution that another one has run so far."""
         self._observers = context._observers + tuple(o for o in self._observers if o not in context._observers)
         self._suppressed, self.error, self.execution_id = context._suppressed, context.error, context.execution_id
+
+    def _resume(self, context: Context) -> None:
+        """Become the context again of an execution that has gone on with another one; take over the other's state."""
+        context._copy_into(self)
+
+    def _begin(self) -> None:
+        """Become the context of an execution that is not inside of another one."""
+        self.error, self._suppressed = None, ()
 
     @property
     def queue(self) -> tuple[Interceptor[Context], ...]:
@@ -134,12 +148,19 @@ class Context(MutableMapping[object, object]):
         return () if self._execution is None else self._execution.queue
 
     @property
-    def suppressed(self) -> tuple[Exception, ...]:
-        """The exceptions that another one replaced, newest first."""
+    def suppressed(self) -> tuple[Failure, ...]:
+        """The failures that another one replaced, newest first: each with its interceptor, stage and exception.
+
+        Pedestal keeps the exceptions alone.
+        """
         return self._suppressed
 
     def enqueue(self, *interceptors: InterceptorLike[Self]) -> None:
-        """Append to what is still to be entered. Raises ``QueueClosed`` outside ``enter``, ``TypeError`` for others."""
+        """Append to what is still to be entered; after ``terminate``, do nothing.
+
+        Raises ``QueueClosed`` outside ``enter``, ``TypeError`` for what is no interceptor. On a copy, ``QueueClosed``
+        is raised when a stage other than ``enter`` returns the copy.
+        """
         self._pending("enqueue").append(interceptors_of(interceptors, skip_none=False))
 
     def inject(self, *interceptors: InterceptorLike[Self]) -> None:
@@ -147,11 +168,19 @@ class Context(MutableMapping[object, object]):
         self._pending("inject").prepend(interceptors_of(interceptors, skip_none=False))
 
     def terminate(self) -> None:
-        """Enter nothing more: once this stage returns, the chain leaves. Raises ``QueueClosed`` outside ``enter``."""
+        """Enter nothing more: once this stage returns, the chain leaves. Raises ``QueueClosed`` outside ``enter``.
+
+        What is queued after it, in the same stage too, is not entered. (In Pedestal it is: there ``terminate`` empties
+        the queue, and a later ``enqueue`` fills it again.)
+        """
         self._pending("terminate").terminate()
 
     def terminate_when(self, predicate: Callable[[Self], object]) -> None:
-        """Ask this after each ``enter`` that ran; when true, enter nothing more. Raises ``QueueClosed`` as above."""
+        """Ask this after each ``enter`` that ran; when true, enter nothing more. Raises ``QueueClosed`` as above.
+
+        An ``execute`` inside a stage, on the same context, asks it as well; a later execution of the context does not.
+        (In Pedestal predicates stay with the context.) One that returns an awaitable is a ``TypeError`` of the stage.
+        """
         if not callable(predicate) or inspect.iscoroutinefunction(predicate):
             raise TypeError(f"terminate_when takes a plain function of the context, not {predicate!r}")
         self._pending("terminate_when").add_predicate(predicate)
@@ -160,24 +189,24 @@ class Context(MutableMapping[object, object]):
         """Return the context so that this stage ends as if it had raised the exception: ``return c.with_error(e)``."""
         if not isinstance(exception, Exception):
             raise TypeError(f"with_error takes an exception, not {exception!r}")
-        self._running("with_error").attach(exception)
+        self._in_stage("with_error").attach(exception)
         return self
 
     def bind(self, variable: ContextVar[T], value: T) -> None:
         """Set a context variable for all later stages, until the chain unwinds past this interceptor, error or not.
 
-        Bound in ``leave`` or ``error``, it lasts until the execution ends.
+        Bound in ``leave`` or ``error``, or to a copy that is executed by itself, it lasts until the execution ends.
         """
         if not isinstance(variable, ContextVar):
             raise TypeError(f"bind takes a contextvars.ContextVar, not {variable!r}")
-        self._running("bind").bind(variable, value)
+        self._in_stage("bind").bind(variable, value)
 
     def add_observer(self, observer: Observer) -> None:
         """Tell this callable of each stage that ran, the caller's included; one that raises is logged and dropped."""
         if not callable(observer) or inspect.iscoroutinefunction(observer):
             raise TypeError(f"an observer is a plain function of one fact, not {observer!r}")
         self._observers += (observer,)
-        if self._execution is not None:
+        if self._execution is not None and self._execution.cursor is not None:
             self._execution.observe()
 
     def snapshot(self) -> dict[object, object]:
@@ -190,11 +219,12 @@ class Context(MutableMapping[object, object]):
             self._execution = Execution(self)
         return self._execution.still_entering(verb)
 
-    def _running(self, verb: str) -> Execution:
-        """Give the execution that a stage of this context runs in."""
-        if self._execution is None or self._execution.cursor is None:
+    def _in_stage(self, verb: str) -> Execution:
+        """Give the execution that a stage of this context runs in, or for a copy, the one that a stage may return."""
+        execution = self._execution
+        if execution is None or (execution.cursor is None and not execution.is_copy):
             raise RuntimeError(f"{verb}() is for a stage of a running chain; {self!r} is in none")
-        return self._execution
+        return execution
 
     def _invoke(self, handler: Callable[[Any], Awaitable[object]]) -> Awaitable[object]:
         """Call what stands behind the chain, with what it takes at this edge."""
@@ -211,9 +241,24 @@ class Context(MutableMapping[object, object]):
         """Say whether an exception is an outcome rather than an error; the edge overrides it for HTTP."""
         return False
 
+    def _handled(self, failure: Failure) -> None:
+        """Note that an ``error`` stage has handled a failure."""
+
+    def _outcome(self) -> Exception | None:
+        """Return the exception that the chain leaves with without an error; the edge overrides it for HTTP."""
+        return None
+
     def _complete(self) -> bool:
         """Say whether there is nothing left to enter for; the edge overrides it for an attached response."""
         return False
+
+
+@lru_cache(64)
+def _slots_of(kind: type[Context]) -> tuple[str, ...]:
+    """Name the attributes that instances of a class have in slots."""
+    slots = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+    names = (name for own in slots for name in ((own,) if isinstance(own, str) else own))
+    return tuple(name for name in names if name not in ("__weakref__", "__dict__"))
 
 
 def _copied(value: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from inspect import isawaitable
 from types import CoroutineType
 from typing import Any, TypeVar, cast
@@ -12,6 +12,7 @@ from .context import Context
 from .execution import Execution
 from .failure import Failure
 from .interceptor import InterceptorLike, interceptors_of
+from .sugar import throw
 
 __all__ = ["drive", "execute"]
 
@@ -37,15 +38,18 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     and execution id for as long as nobody has handled it. If nobody does, ``execute`` raises the exception itself,
     with a note that names interceptor and stage.
 
-    *Cancellation.* ``CancelledError``, ``KeyboardInterrupt`` and ``SystemExit`` are offered to nobody: ``@around``
-    generators are closed in reverse, bindings are taken back, and the exception goes on.
+    *Cancellation.* ``CancelledError``, ``KeyboardInterrupt`` and ``SystemExit`` are offered to no ``error`` stage, and
+    no ``leave`` runs. They are raised at the ``yield`` of each open ``@around``, in reverse, and bindings are taken
+    back. If one of these generators raises an ``Exception`` in its place, that is its failure; if one swallows it, the
+    chain leaves from there. Otherwise the exception goes on.
 
     *Bindings* of ``context.bind`` are seen by the stages after the one that bound, and are taken back when the chain
     unwinds past it. *Observers* are told of each stage that returned.
 
     Two executions share nothing but their interceptors. An ``execute`` inside a stage, on the same context too, has a
     queue of its own, asks the outer predicates as well, and leaves the outer execution as it was. Executing one
-    context twice at the same time is a ``RuntimeError``. Without a context, a new one is made.
+    context twice at the same time is a ``RuntimeError``. Without a context, a new one is made. A stage may return
+    another context, a copy say: then that one comes out, and the context given here has the same state afterwards.
     """
     current = cast("C", Context()) if context is None else context
     if not isinstance(current, Context):
@@ -72,12 +76,15 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
     if outer is not None and outer is not execution:
         execution.begin_inside(outer)
     else:
-        context.error, context._suppressed = None, ()  # of an execution before this one
+        outer = None
+        context._begin()
+        if execution.is_copy:
+            execution.begin()
     context._execution = execution
     execution.cursor = iter(execution.chain.enters)
-    if context._observers:
-        execution.observe()
     try:
+        if context._observers:
+            execution.observe()
         while True:
             try:
                 while execution.stage == "enter":
@@ -86,8 +93,6 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                         if result is not None:
                             if type(result) is CoroutineType:  # not in _adopted: in here a stream waits
                                 result = await result
-                                if type(result) is CoroutineType:  # what it goes on with in a smaller frame
-                                    result = await result
                                 context = execution.context if result is None else execution.adopt(result)
                             else:
                                 context = await _adopted(execution, result)
@@ -111,13 +116,10 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                     if execution.alert:
                         execution.attend()
                 break
-            except Exception as exception:  # noqa: BLE001  # this is where the error stages get what was raised
-                context = await _recover(execution, exception)
-    except BaseException:
-        await _abandon(execution)
-        raise
+            except BaseException as raised:  # noqa: BLE001  # what it means is decided there
+                context = await _recover(execution, raised)
     finally:
-        if outer is None and not execution.bindings and context._execution is execution:
+        if outer is None and context is began_with and not execution.bindings and context._execution is execution:
             context._release()
         else:
             execution.finish(began_with)
@@ -126,18 +128,53 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
     return context if conclude is None else conclude(context)
 
 
-async def _recover(execution: Execution, raised: Exception) -> Context:
-    """Offer an exception outward until it is handled; the loop then leaves what is left."""
-    exception: Exception | None = raised
-    while exception is not None:
-        execution.take(exception)
-        exception = None
+async def _recover(execution: Execution, raised: BaseException) -> Context:
+    """Have what was raised handled further out, if it can be; the loop then leaves what is left."""
+    while True:
         try:
-            if execution.failure is not None:
-                await _offer(execution)
-        except Exception as another:  # noqa: BLE001  # it takes the same way
-            exception = another
-    return execution.context
+            if not isinstance(raised, Exception):
+                await _interrupt(execution, raised)
+            else:
+                execution.take(raised)
+                if execution.failure is not None:
+                    await _offer(execution)
+        except BaseException as another:
+            if another is raised and not isinstance(another, Exception):
+                raise
+            raised = another  # it takes the same way
+        else:
+            return execution.context
+
+
+async def _interrupt(execution: Execution, interruption: BaseException) -> None:
+    """Raise an interruption at the ``yield`` of what ``@around`` opened, inner ones first, until one swallows it.
+
+    Raises what a generator makes of it, or else the interruption itself.
+    """
+    for position, (generator, known) in execution.open_brackets():
+        interceptor = execution.chain.steps[position - 1]
+        if isinstance(interruption, GeneratorExit):  # the chain itself is being closed, and cannot wait for anything
+            await _close(generator, interceptor.name, execution.context)
+            continue
+        execution.leave_at(position)
+        execution.resume(known)
+        try:
+            await throw(generator, interceptor.name, interruption)
+        except BaseException as another:
+            if another is not interruption:
+                raise
+        else:
+            execution.interruption_handled()
+            return
+    raise interruption
+
+
+async def _close(generator: AsyncGenerator[None, None], name: str, context: Context) -> None:
+    """Close a generator, whatever closing raises."""
+    try:
+        await generator.aclose()
+    except BaseException as error:  # noqa: BLE001  # the chain ends with the exception that brought us here
+        log.exception("around_not_closed", interceptor=name, execution_id=context.execution_id, exc_info=error)
 
 
 async def _offer(execution: Execution) -> None:
@@ -159,21 +196,6 @@ async def _adopted(execution: Execution, result: Any) -> Context:
     if type(result) is CoroutineType or isawaitable(result):
         result = await result
     return execution.context if result is None else execution.adopt(result)
-
-
-async def _abandon(execution: Execution) -> None:
-    """Close what ``@around`` opened, inner ones first, whatever closing raises."""
-    for position, generator in execution.open_brackets():
-        execution.unbind(position + 1)
-        try:
-            await generator.aclose()
-        except BaseException as error:  # noqa: BLE001  # the chain ends with the cancellation that brought us here
-            log.exception(
-                "around_not_closed",
-                interceptor=execution.chain.steps[position - 1].name,
-                execution_id=execution.context.execution_id,
-                exc_info=error,
-            )
 
 
 def _noted(execution: Execution) -> Exception:

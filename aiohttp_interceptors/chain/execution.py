@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextvars import ContextVar
 from operator import length_hint
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from ..errors import QueueClosed
 from ..observe.facts import StageRan
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Execution"]
 
+# What changes the queue: the method here, and the context's verb for it.
+QUEUE_VERBS = {
+    "append": "enqueue",
+    "prepend": "inject",
+    "terminate": "terminate",
+    "add_predicate": "terminate_when",
+}
+
 T = TypeVar("T")
+
+Bracket: TypeAlias = "tuple[AsyncGenerator[None, None], Context]"
+"""An ``@around`` generator that has yielded, and the context that it was called with."""
 
 
 class Execution:
@@ -42,10 +54,12 @@ class Execution:
 
     changed: bool = False  # whether the queue is another one than when the stage began
     outer: Execution | None = None  # the execution that one of whose stages started this one
+    is_copy: bool = False  # not begun, of a context that was copied from a running one
+    verbs: tuple[tuple[str, object], ...] = ()  # what was asked for before it began, and of what
     predicates: tuple[Callable[[Any], object], ...] = ()
     attached: Exception | None = None
     requested: tuple[tuple[ContextVar[Any], object], ...] = ()  # bound by the stage that runs now
-    brackets: dict[int, AsyncGenerator[None, None]] | None = None  # open generators by position
+    brackets: dict[int, Bracket] | None = None  # open generators by position
     since: float = 0.0  # perf_counter seconds when the observed stage began
     values: dict[object, object] | None = None  # the context's values at that moment
     report: Failure | None = None  # of the failure that is being offered outward
@@ -99,14 +113,17 @@ class Execution:
 
     def append(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
         """Have these entered after what is queued."""
+        self._note("append", interceptors)
         self._set_queue(self.queue + interceptors)
 
     def prepend(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
         """Have these entered next."""
+        self._note("prepend", interceptors)
         self._set_queue(interceptors + self.queue)
 
     def terminate(self) -> None:
         """Have nothing more entered, whatever is queued later."""
+        self._note("terminate", None)
         self.terminated = True
         self._set_queue(())
 
@@ -120,18 +137,35 @@ class Execution:
 
     def add_predicate(self, predicate: Callable[[Any], object]) -> None:
         """Ask this after each ``enter``."""
+        self._note("add_predicate", predicate)
         self.predicates += (predicate,)
         self.alert = True
 
     def attach(self, exception: Exception) -> None:
         """Have the stage that runs now end as if it had raised this."""
+        self._note("attach", exception)
         self.attached = exception
         self.alert = True
 
     def bind(self, variable: ContextVar[T], value: T) -> None:
         """Set a variable once the stage that runs now has returned."""
+        self._note("bind", (variable, value))
         self.requested += ((variable, value),)
         self.alert = True
+
+    def _note(self, verb: str, argument: object) -> None:
+        """Keep what was asked of a context that no chain runs yet, for the chain of a stage that returns it."""
+        if self.cursor is None:
+            self.verbs += ((verb, argument),)
+
+    def copied_for(self, twin: Context) -> Execution:
+        """Return what a copy of the context begins with: all that was asked for, or nothing if that is under way."""
+        copy = Execution(twin)
+        copy.is_copy = self.is_copy or self.cursor is not None
+        if self.cursor is None:
+            copy.chain, copy.terminated, copy.verbs = self.chain, self.terminated, self.verbs
+            copy.predicates, copy.attached, copy.requested = self.predicates, self.attached, self.requested
+        return copy
 
     def observe(self) -> None:
         """Begin to measure the stage that runs now, or the next one."""
@@ -143,11 +177,25 @@ class Execution:
         """Keep a generator until the chain unwinds past the interceptor that runs now."""
         if self.brackets is None:
             self.brackets = {}
-        self.brackets[self.position] = generator
+        self.brackets[self.position] = (generator, self.context)
 
     def close_bracket(self) -> AsyncGenerator[None, None] | None:
-        """Hand out the generator of the interceptor that runs now, once."""
-        return None if self.brackets is None else self.brackets.pop(self.position, None)
+        """Hand out the generator of the interceptor that runs now, once, and go on with the context that it knows."""
+        bracket = None if self.brackets is None else self.brackets.pop(self.position, None)
+        if bracket is None:
+            return None
+        generator, known = bracket
+        self.resume(known)
+        return generator
+
+    def resume(self, known: Context) -> None:
+        """Go on with a context that the execution had before; it takes over the state of the present one."""
+        context = self.context
+        if known is context or known._execution is not None:
+            return
+        known._resume(context)
+        context._execution, known._execution = None, self
+        self.context = known
 
     # What the loop asks for.
 
@@ -175,18 +223,35 @@ class Execution:
             return context
         name, stage = self.where()
         if not isinstance(result, context._kind):
+            if inspect.iscoroutine(result):
+                result.close()  # or it would be reported as never awaited, far from here
             raise TypeError(
                 f"interceptor {name!r}, stage {stage}, returned {result!r}; "
                 f"a stage returns None or a {context._kind.__name__}"
             )
-        if result._execution is not None:
+        asked = result._execution
+        if asked is not None and asked.cursor is not None:
             raise TypeError(f"interceptor {name!r}, stage {stage}, returned {result!r}, which another execution uses")
+        verbs = () if asked is None else asked.verbs
+        for verb, _ in verbs:
+            if verb in QUEUE_VERBS:
+                self.still_entering(QUEUE_VERBS[verb])
         result._continue(context)
         context._execution, result._execution = None, self
         self.context = result
-        if result._observers:
-            self.alert = True  # it may have brought them
+        self.alert = True  # it may have brought observers, or a response
+        for verb, argument in verbs:
+            self._ask(verb, argument)
         return result
+
+    def _ask(self, verb: str, argument: Any) -> None:
+        """Do what was asked of a context before it became that of this execution."""
+        if verb == "terminate":
+            self.terminate()
+        elif verb == "bind":
+            self.bind(*argument)
+        else:
+            getattr(self, verb)(argument)
 
     def attend(self) -> bool:
         """Do after a stage what its return value did not say, and tell whether the queue is another one now.
@@ -208,10 +273,43 @@ class Execution:
             raise exception
         if self.stage == "leave":
             self.unwind()
-        elif self.stage == "enter" and (context._complete() or any(asked(context) for asked in self.predicates)):
+        elif self.stage == "enter" and (context._complete() or any(map(self._holds, self.predicates))):
             self.terminate()
         changed, self.changed = self.changed, False
         return changed
+
+    def _holds(self, predicate: Callable[[Any], object]) -> bool:
+        """Ask a predicate; an awaitable is true whatever it is about to say, so it is refused."""
+        answer = predicate(self.context)
+        if inspect.isawaitable(answer):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise TypeError(f"terminate_when takes a plain function of the context, and {predicate!r} gave {answer!r}")
+        return bool(answer)
+
+    def begin(self) -> None:
+        """Start a copy that is executed by itself with what was asked of it."""
+        if self.attached is not None:
+            raise RuntimeError(
+                f"with_error({self.attached!r}) is for a context that a stage returns, and this copy is executed"
+            )
+        requested, self.requested = self.requested, ()
+        for variable, value in requested:
+            self.bindings = bound(self.bindings, 0, variable, value)
+
+    def leave_at(self, position: int) -> None:
+        """Be in the ``leave`` of the interceptor at this position, whatever stage was interrupted further in."""
+        self.requested, self.attached, self.changed = (), None, False
+        self.unbind(position + 1)
+        self.chain = Chain(self.chain.steps[:position])
+        self.handler, self.stage, self.cursor = None, "leave", iter(self.chain.leaves)
+        next(self.cursor)
+
+    def interruption_handled(self) -> None:
+        """Record that the interceptor that runs now swallowed an interruption: those further out leave as usual."""
+        self.failure = self.report = None
+        self.context.error = self.inherited
+        self.unwind()
 
     def take(self, exception: Exception) -> None:
         """Decide what a raised exception means: an outcome, a decline, or a failure to be offered outward."""
@@ -225,7 +323,7 @@ class Execution:
             context.error = self.report  # declined
         else:
             if self.failure is not None:
-                context._suppressed = (self.failure, *context._suppressed)
+                context._suppressed = (cast("Failure", self.report), *context._suppressed)
             if context.error is None or context.error.exception is not exception:
                 context.error = Failure(*where, exception, context.execution_id)
             self.failure, self.report = exception, context.error
@@ -247,6 +345,8 @@ class Execution:
 
     def handled(self) -> None:
         """Record that an ``error`` stage returned: the interceptors further out leave as usual."""
+        if self.report is not None:
+            self.context._handled(self.report)
         self.failure = self.report = None
         self.context.error = self.inherited
         self.chain = Chain(self.chain.steps[: self.position - 1])
@@ -256,7 +356,7 @@ class Execution:
         """Take back what was bound from this position inwards."""
         self.bindings = unbound(self.bindings, position)
 
-    def open_brackets(self) -> Iterator[tuple[int, AsyncGenerator[None, None]]]:
+    def open_brackets(self) -> Iterator[tuple[int, Bracket]]:
         """Hand out all generators that are still open, inner ones first."""
         while self.brackets:
             yield self.brackets.popitem()  # the newest, and what is further in is newer
@@ -267,12 +367,15 @@ class Execution:
             self.unbind(0)
         if self.context._execution is not self:
             raise RuntimeError(f"{self.context!r} was executed twice at the same time; give each execution a copy()")
+        context = self.context
         if self.outer is None:
-            self.context._release()
+            context._release()
         else:
-            self.context._execution = None
+            context._execution = None
+        if context is not began_with:  # it was asked to run, and shall show what came of it
+            began_with._resume(context)
+        if self.outer is not None:
             began_with._execution = self.outer
-            began_with.error = self.context.error
             self.outer.alert = True
 
     def _tell(self) -> None:

@@ -11,7 +11,7 @@ from .interceptor import STAGES, Interceptor, Result, Stage, check_call
 if TYPE_CHECKING:
     from .context import Context
 
-__all__ = ["after", "around", "before", "on_error"]
+__all__ = ["after", "around", "before", "on_error", "throw"]
 
 C = TypeVar("C", bound="Context")
 E = TypeVar("E", bound=Exception)
@@ -81,8 +81,12 @@ def on_error(
 def around(function: Callable[[C], AsyncIterator[None]]) -> Interceptor[C]:
     """Make an interceptor of an async generator with one ``yield``: before it is ``enter``, after it is ``leave``.
 
-    An exception from further in is raised at the ``yield``: catching it handles it. Its ``finally`` runs on leave,
-    on error and on cancellation.
+    At the ``yield`` it sees what an aiohttp middleware sees at its ``await handler(request)``, so that a ``with``
+    block, a ``TaskGroup`` or ``asyncio.timeout`` around the ``yield`` works. An exception from further in is raised
+    there: catching it handles it. An ``HTTPException`` that is the response is raised there too, be it raised, returned
+    or attached, and stays the response unless the generator sets or raises another. A ``CancelledError`` is raised
+    there as well: raising another exception in its place makes that the failure, and swallowing it has the chain leave
+    from here. A context that a stage further in put in the place of this one has given its state to this one by then.
     """
     name = _name_of(function, "around")
     if not inspect.isasyncgenfunction(function):
@@ -100,19 +104,29 @@ def around(function: Callable[[C], AsyncIterator[None]]) -> Interceptor[C]:
     async def leave(context: C) -> None:
         generator = context._execution.close_bracket()  # type: ignore[union-attr]  # a stage runs inside an execution
         if generator is not None:
-            await _finish(generator, name)
+            await _finish(generator, name, context._outcome())
 
     async def error(context: C, exception: Exception) -> None:
         generator = context._execution.close_bracket()  # type: ignore[union-attr]  # a stage runs inside an execution
         if generator is None:  # it was its own enter or leave that raised
             raise exception
-        await _throw(generator, name, exception)
+        await throw(generator, name, exception)
 
     return Interceptor(name, enter, leave, error)
 
 
-async def _finish(generator: AsyncGenerator[None, None], name: str) -> None:
-    """Run a generator past its only yield."""
+async def _finish(generator: AsyncGenerator[None, None], name: str, outcome: Exception | None) -> None:
+    """Run a generator past its only yield, at which it sees the outcome of what is further in, if it is an exception.
+
+    A generator that lets the outcome pass has nothing against it.
+    """
+    if outcome is not None:
+        try:
+            await throw(generator, name, outcome)
+        except Exception as exception:
+            if exception is not outcome:
+                raise
+        return
     try:
         await anext(generator)
     except StopAsyncIteration:
@@ -120,7 +134,7 @@ async def _finish(generator: AsyncGenerator[None, None], name: str) -> None:
     await _refuse_second_yield(generator, name)
 
 
-async def _throw(generator: AsyncGenerator[None, None], name: str, exception: Exception) -> None:
+async def throw(generator: AsyncGenerator[None, None], name: str, exception: BaseException) -> None:
     """Raise an exception at a generator's only yield."""
     try:
         await generator.athrow(exception)

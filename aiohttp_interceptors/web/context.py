@@ -117,7 +117,7 @@ class RequestContext(Context):
         """Undo that, in a task that will wait for long: a context variable costs each of them 120 bytes."""
         logged, self._logged = self._logged, None
         if logged is not None:
-            with suppress(ValueError):  # a middleware has put what is inside of it into another task
+            with suppress(ValueError, RuntimeError):  # set in another task, or taken off by a copy of this one
                 logged_execution_id.reset(logged)
 
     def register(self) -> None:
@@ -169,18 +169,27 @@ class RequestContext(Context):
     def _copy_into(self, twin: Context) -> None:
         super()._copy_into(twin)
         if isinstance(twin, RequestContext):
-            twin._writer = self._writer
-            twin.request, twin._response, twin._preparing = self.request, self._response, self._preparing
-            twin.stream = self.stream
             twin._staged = None if self._staged is None else self._staged.copy()
 
     def _continue(self, context: Context) -> None:
         super()._continue(context)
         self.register()
 
+    def _resume(self, context: Context) -> None:
+        super()._resume(context)
+        if contexts.get(self._writer) is context:
+            self.register()
+
+    def _begin(self) -> None:
+        if contexts.setdefault(self._writer, self) is not self:
+            raise RuntimeError(f"{self.request!r} runs in another chain at the same time; await one before the other")
+        self.error, self._suppressed = None, ()
+        self.put_on_log_lines()
+
     def _release(self) -> None:
         self._execution = None
-        contexts.pop(self._writer, None)
+        if contexts.get(self._writer) is self:
+            del contexts[self._writer]
 
     def _invoke(self, handler: Callable[[web.Request], Awaitable[object]]) -> Awaitable[object]:
         return handler(self.request)
@@ -223,6 +232,10 @@ class RequestContext(Context):
             self._response = next(known, None) or _AlreadySent()
             seal(self._response)
         return self._response
+
+    def _outcome(self) -> Exception | None:
+        response = self._response
+        return response if isinstance(response, web.HTTPException) else None
 
     def _complete(self) -> bool:
         return self._response is not None

@@ -101,26 +101,24 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Hand
 
 
 def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitable[web.StreamResponse]:
-    """Run a chain around a handler, in the context that the request has already or in a new one."""
-    context = RequestContext(request)
-    outer = contexts.setdefault(context._writer, context)
-    if outer is not context:
-        return _run_inside(outer, chain, request, handler)
-    # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own context variables.
-    context.put_on_log_lines()
-    return drive(Execution(context, chain), handler, RequestContext.conclude)
+    """Run a chain around a handler, in the context that the request has already or in a new one.
+
+    The request gets its context when the coroutine starts: one that never starts leaves nothing behind.
+    """
+    if request.writer in contexts:
+        return _run_inside(chain, request, handler)
+    return drive(Execution(RequestContext(request), chain), handler, RequestContext.conclude)
 
 
-async def _run_inside(
-    outer: RequestContext, chain: Chain, request: web.Request, handler: Handler | None
-) -> web.StreamResponse:
+async def _run_inside(chain: Chain, request: web.Request, handler: Handler | None) -> web.StreamResponse:
     """Run a chain as the inner part of the one that the request is in."""
-    execution, asked = outer._execution, outer.request
+    outer = contexts.get(request.writer)
+    if outer is None:  # it ended before this began
+        return await _run(chain, request, handler)
+    asked = outer.request
     outer.request = request  # a middleware in between may have cloned it
     try:
-        context = await drive(Execution(outer, chain), handler)
+        await drive(Execution(outer, chain), handler)
     finally:
         outer.request = asked
-    if execution is not None and context is not outer:
-        execution.adopt(context)
-    return cast("web.StreamResponse", context.conclude())
+    return outer.conclude()

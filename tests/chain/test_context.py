@@ -184,7 +184,7 @@ class TestCopy:
             Interceptor("b", enter=fail, error=replace),
         )
         (twin,) = copies
-        assert twin.suppressed == (first,)
+        assert [failure.exception for failure in twin.suppressed] == [first]
         assert twin.error.exception is second
         await execute(twin, Interceptor("c", enter=lambda context: None))
         assert [fact.interceptor for fact in facts] == ["a", "c"]

@@ -38,6 +38,8 @@ class Plan:
     enter: Script | None
     leave: Script | None
     error: Script | None
+    depth: int = 0
+    """How many copies of its context the stages work on, each made of the one before; they return the last one."""
 
 
 EXCEPTIONS = st.integers(0, 2)  # few, so that a stage sometimes raises the very exception that it was offered
@@ -63,7 +65,8 @@ def chains(draw: st.DrawFn) -> list[Plan]:
         }
         if not any(stages.values()):
             stages["enter"] = (("nothing",),)
-        return Plan(f"i{next(numbers)}", bracket, draw(st.booleans()), **stages)
+        depth = 0 if bracket else draw(st.sampled_from([0, 0, 1, 2]))  # a generator cannot return anything
+        return Plan(f"i{next(numbers)}", bracket, draw(st.booleans()), **stages, depth=depth)
 
     def script(stage: str, depth: int, bracket: bool) -> Script:
         acts: list[tuple[Any, ...]] = []
@@ -108,14 +111,19 @@ class World:
                 stage,
                 self.label(exception),
                 failure and (failure.interceptor, failure.stage, self.label(failure.exception)),
-                [self.label(suppressed) for suppressed in context.suppressed],
+                [(failure.interceptor, failure.stage, self.label(failure.exception)) for failure in context.suppressed],
                 [queued.name for queued in context.queue],
                 context.get("copies", 0),
             )
         )
-        for act, *arguments in getattr(plan, stage):
+        acts = getattr(plan, stage)
+        given = context
+        # Outside enter the queue's verbs raise; those of a copy when it is returned, and a stage that raises returns none.
+        for _ in range(plan.depth if stage == "enter" or len(acts) == 1 else 0):
+            context = self.context = context.copy()
+        for act, *arguments in acts:
             result = self._act(act, arguments, context, exception)
-        return result
+        return context if result is None and context is not given else result
 
     def _act(self, act: str, arguments: list[Any], context: Any, exception: Exception | None) -> object:
         match act:
@@ -198,9 +206,9 @@ def _bracket(world: World, plan: Plan) -> Interceptor[Any]:
         try:
             yield
         except Exception as exception:  # noqa: BLE001  # which of them it handles is in its script
-            world.play(plan, "error", world.context, exception)
+            world.play(plan, "error", context, exception)
         else:
-            world.play(plan, "leave", world.context)
+            world.play(plan, "leave", context)
 
     generator.__name__ = plan.name
     return around(generator)
@@ -290,7 +298,7 @@ def reference(world: World, context: Naive, plans: list[Plan]) -> Naive:
                 state.error = None
         except Exception as raised:  # noqa: BLE001
             if state.error is not None and state.error.exception is not raised:
-                state.suppressed = (state.error.exception, *state.suppressed)
+                state.suppressed = (state.error, *state.suppressed)
             if state.error is None or state.error.exception is not raised:
                 state.error = types.SimpleNamespace(interceptor=plan.name, stage=stage, exception=raised)
 
@@ -320,7 +328,7 @@ def outcome(world: World, chain: Callable[[], Any]) -> tuple[object, ...]:
         assert world.context in (None, context)
         result = context.get("copies", 0)
     suppressed = () if world.context is None else world.context.suppressed
-    return result, [world.label(exception) for exception in suppressed], world.trace
+    return result, [world.label(failure.exception) for failure in suppressed], world.trace
 
 
 @many

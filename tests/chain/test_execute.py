@@ -23,6 +23,10 @@ from aiohttp_interceptors.testing import request_context, run_chain
 Function = Callable[..., Any]
 
 
+def suppressed(context: Context) -> tuple[Exception, ...]:
+    return tuple(failure.exception for failure in context.suppressed)
+
+
 @types.coroutine
 def task_switch() -> Iterator[None]:
     """Suspend the task once."""
@@ -1027,7 +1031,7 @@ class TestNesting:
             raise exception
 
         def tell(context: Context, exception: Exception) -> None:
-            told.append((context.error and context.error.interceptor, exception, context.suppressed))
+            told.append((context.error and context.error.interceptor, exception, suppressed(context)))
 
         await execute(
             None, trail.link("a", error=tell), Interceptor("b", error=nest), trail.link("c", enter=raising(boom))
@@ -1041,7 +1045,7 @@ class TestNesting:
             await execute(context, trail.link("x", enter=raising(inner)))
 
         def tell(context: Context, exception: Exception) -> None:
-            told.append((context.error and context.error.interceptor, exception, context.suppressed))
+            told.append((context.error and context.error.interceptor, exception, suppressed(context)))
 
         await execute(
             None, trail.link("a", error=tell), Interceptor("b", error=nest), trail.link("c", enter=raising(outer))

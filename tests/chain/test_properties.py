@@ -118,11 +118,13 @@ class World:
         )
         acts = getattr(plan, stage)
         given = context
-        # Outside enter the queue's verbs raise; those of a copy when it is returned, and a stage that raises returns none.
+        # Outside enter the queue's verbs raise; those of a copy once it is returned, and who raises returns none.
         for _ in range(plan.depth if stage == "enter" or len(acts) == 1 else 0):
-            context = self.context = context.copy()
+            context = context.copy()
         for act, *arguments in acts:
             result = self._act(act, arguments, context, exception)
+        if context is not given and result in (None, context):
+            self.context = context
         return context if result is None and context is not given else result
 
     def _act(self, act: str, arguments: list[Any], context: Any, exception: Exception | None) -> object:

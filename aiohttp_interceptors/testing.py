@@ -52,8 +52,6 @@ async def run_chain(context: C, /, *interceptors: InterceptorLike[C]) -> C:
     A ``RequestContext`` behaves as in aiohttp: attaching a response ends the way in, a raised ``HTTPException`` is
     attached as the response. Raises what nobody handled.
     """
-    if isinstance(context, RequestContext):
-        context.register()
     return await execute(context, *interceptors)
 
 

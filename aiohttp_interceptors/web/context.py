@@ -120,10 +120,6 @@ class RequestContext(Context):
             with suppress(ValueError, RuntimeError):  # set in another task, or taken off by a copy of this one
                 logged_execution_id.reset(logged)
 
-    def register(self) -> None:
-        """Be the context of the request until the chain is over."""
-        contexts[self._writer] = self
-
     def stage_into(self, response: web.StreamResponse) -> None:
         """Merge what is staged into a response that is about to be sent."""
         self._preparing = response
@@ -173,18 +169,22 @@ class RequestContext(Context):
 
     def _continue(self, context: Context) -> None:
         super()._continue(context)
-        self.register()
+        self._replace(context)
 
     def _resume(self, context: Context) -> None:
         super()._resume(context)
+        self._replace(context)
+
+    def _replace(self, context: Context) -> None:
+        """Be the context of the request if the other one was; a copy that is executed by itself is not."""
         if contexts.get(self._writer) is context:
-            self.register()
+            contexts[self._writer] = self
 
     def _begin(self) -> None:
-        if contexts.setdefault(self._writer, self) is not self:
-            raise RuntimeError(f"{self.request!r} runs in another chain at the same time; await one before the other")
         self.error, self._suppressed = None, ()
-        self.put_on_log_lines()
+        if contexts.setdefault(self._writer, self) is self:
+            # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own variables.
+            self.put_on_log_lines()
 
     def _release(self) -> None:
         self._execution = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Unpack, cast, overload
+from typing import Unpack, overload
 
 from ..chain.interceptor import Interceptor, check_call
 from ..sse.buffer import EventQueue
@@ -84,10 +84,12 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     ) -> Stream:
         return ChannelStream(context, response, connection, streams, settings, stream_ready)
 
-    def enter(context: RequestContext) -> Awaitable[None]:
+    async def enter(context: RequestContext) -> None:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return cast("Awaitable[None]", open_stream(context, settings, make))
+        stay = await open_stream(context, settings, make)
+        if stay is not None:
+            await stay
 
     return Interceptor(name, enter)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable
-from typing import cast
 
 from ..chain.interceptor import Interceptor, check_call
 from ..hub.hub import Hub
@@ -107,10 +106,12 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     ) -> Stream:
         return TopicStream(context, response, connection, streams, settings, hub, names)
 
-    def enter(context: RequestContext) -> Awaitable[None]:
+    async def enter(context: RequestContext) -> None:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return cast("Awaitable[None]", open_stream(context, settings, make, choose))
+        stay = await open_stream(context, settings, make, choose)
+        if stay is not None:
+            await stay
 
     return Interceptor(name, enter)
 

@@ -188,8 +188,9 @@ class RequestContext(Context):
 
     def _release(self) -> None:
         self._execution = None
-        if contexts.get(self._writer) is self:
-            del contexts[self._writer]
+        registered = contexts.pop(self._writer, None)
+        if registered is not self and registered is not None:  # this one was a copy, executed by itself
+            contexts[self._writer] = registered
 
     def _invoke(self, handler: Callable[[web.Request], Awaitable[object]]) -> Awaitable[object]:
         return handler(self.request)

@@ -105,9 +105,10 @@ def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitab
 
     The request gets its context when the coroutine starts: one that never starts leaves nothing behind.
     """
-    if request.writer in contexts:
+    context = RequestContext(request)
+    if context._writer in contexts:
         return _run_inside(chain, request, handler)
-    return drive(Execution(RequestContext(request), chain), handler, RequestContext.conclude)
+    return drive(Execution(context, chain), handler, RequestContext.conclude)
 
 
 async def _run_inside(chain: Chain, request: web.Request, handler: Handler | None) -> web.StreamResponse:

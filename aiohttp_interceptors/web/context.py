@@ -277,7 +277,10 @@ def _is_text(value: str) -> bool:
 RequestContext._kind = RequestContext
 
 
-_RETURNED = "returning HTTPException object is deprecated (#2415) and will be removed, please raise the exception instead"  # aiohttp's words: it does not see that one was returned, because the chain raises it
+# aiohttp's words. It does not see that one was returned, because the chain raises it.
+_RETURNED = (
+    "returning HTTPException object is deprecated (#2415) and will be removed, please raise the exception instead"
+)
 
 
 class _AlreadySent(CommitGuard):

@@ -79,9 +79,8 @@ class StagedHeaders(GuardedHeaders):
 
     def _takes(self, name: str, value: str) -> bool:
         """Tell whether a header can be staged. Raises ``TypeError`` or ``ValueError`` for one that nobody can send."""
-        if type(value) is str and value.isprintable() and name.isprintable() and name.lower() not in FRAMING:
-            return True  # mostly so
-        _check(name, value)
+        if not (type(value) is str and value.isprintable() and type(name) is str and name.isprintable()):
+            _check(name, value)
         if not _frames(name):
             return True
         context = next((context for context in contexts.values() if context._staged is self), None)
@@ -93,23 +92,24 @@ def merge(staged: CIMultiDict[str], response: web.StreamResponse, context: Reque
     """Merge staged headers into a response that is about to be sent."""
     headers = response._headers
     owned = CODING if _is_event_stream(response) else frozenset()
-    for name in dict.fromkeys(key.lower() for key in staged):
-        if name in owned or _frames(name):  # the latter if it came by way of a copy
+    for name in {key.lower(): key for key in staged}.values():
+        if name.lower() in owned or _frames(name):  # the latter if it came by way of a copy
             for value in staged.popall(name):
                 if headers.get(name) != value:
                     _log_dropped(name, value, context)
-        elif name not in ADDED:
+        elif name.lower() not in ADDED:
             headers.popall(name, None)
-    for name, value in staged.items():
-        _check(name, value)
+    for item in staged.items():
+        _check(*item)
     headers.extend(staged)
 
 
 def drop_framing(headers: CIMultiDict[str], context: RequestContext | None, names: Iterable[str] = FRAMING) -> None:
     """Drop, from the head of an event stream, what would frame it otherwise, or have its bytes read otherwise."""
     for name in names:
-        for value in headers.popall(name, ()):
-            _log_dropped(name, value, context)
+        if name in headers:
+            for value in headers.popall(name):
+                _log_dropped(name, value, context)
 
 
 def _frames(name: str) -> bool:

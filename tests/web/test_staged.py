@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import traceback
 
 import pytest
@@ -105,6 +106,11 @@ def head_of(answer: bytes) -> str:
     return answer.partition(b"\r\n\r\n")[0].decode().lower()
 
 
+def body_of(answer: bytes) -> bytes:
+    """The body of the first of two answers, without what differs from one Hub to another."""
+    return re.sub(rb"id: \w+", b"id: ", answer.split(b"\r\n\r\n", 1)[1].partition(b"HTTP/1.1")[0])
+
+
 class TestAnEventStream:
     @pytest.mark.parametrize("kind", STREAMS)
     @pytest.mark.parametrize("name", [*FRAMING, *CODING])
@@ -117,14 +123,9 @@ class TestAnEventStream:
         assert f"\r\n{name}: {value}".lower() not in head_of(answer)
         assert "\r\ncontent-type: text/event-stream" in head_of(answer)
         assert "\r\ntransfer-encoding: chunked" in head_of(answer)
-        assert (
-            answer.split(b"\r\n\r\n", 1)[1].partition(b"HTTP/1.1")[0]
-            == (plain.split(b"\r\n\r\n", 1)[1].partition(b"HTTP/1.1")[0])
-        )
+        assert body_of(answer) == body_of(plain)
         assert answer.endswith(b"\r\n\r\nnext")
-        assert dropped(logged) == [
-            (name if name in FRAMING else name.lower(), value, "stage" * (name in FRAMING) or None)
-        ]
+        assert dropped(logged) == [(name, value, "stage" if name in FRAMING else None)]
 
     async def test_in_http_1_0_is_framed_by_its_end(self, serve, logged):
         app = application(STREAMS["channel"](), staging("Connection", "keep-alive"))

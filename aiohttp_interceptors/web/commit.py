@@ -23,13 +23,27 @@ from ..observe.logs import log
 if TYPE_CHECKING:
     from .context import RequestContext
 
-__all__ = ["CommitGuard", "GuardedHeaders", "contexts", "drop", "is_committed", "offending_line", "seal", "unfinished"]
+__all__ = [
+    "CommitGuard",
+    "GuardedHeaders",
+    "contexts",
+    "drop",
+    "is_committed",
+    "is_framed",
+    "offending_line",
+    "seal",
+    "unfinished",
+    "unframed",
+]
 
 contexts: dict[AbstractStreamWriter, RequestContext] = {}
 """The context of each request whose chain runs, by what the request and its clones have in common."""
 
 unfinished: WeakSet[AbstractStreamWriter] = WeakSet()
 """The requests whose body failed half-way: it must not be ended as if it were whole, whichever context ends it."""
+
+unframed: WeakSet[AbstractStreamWriter] = WeakSet()
+"""The requests whose final head was written without a length or chunks, as for a WebSocket or 204."""
 
 _INFORMATIONAL = re.compile(rb"HTTP/\d\.\d 1(?!01)")  # 101 is final (RFC 9110, 15.2)
 
@@ -48,6 +62,11 @@ def is_committed(writer: AbstractStreamWriter) -> bool:
     if buffered is not None:
         return not _INFORMATIONAL.match(buffered)
     return written or bool(getattr(writer, "_eof", False))
+
+
+def is_framed(writer: AbstractStreamWriter) -> bool:
+    """Tell whether aiohttp has chosen how a body ends, which it does for a final head that can have a body."""
+    return bool(getattr(writer, "chunked", False)) or writer.length is not None
 
 
 def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, cause: Exception | None = None) -> None:

@@ -15,7 +15,7 @@ from ..chain.context import Context
 from ..chain.failure import Failure
 from ..errors import NoResponse
 from ..observe.logs import logged_execution_id
-from .commit import CommitGuard, GuardedHeaders, contexts, drop, is_committed, seal, unfinished
+from .commit import CommitGuard, GuardedHeaders, contexts, drop, is_committed, is_framed, seal, unfinished, unframed
 from .staged import StagedHeaders, merge
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .stream import Stream
 
-__all__ = ["RequestContext"]
+__all__ = ["RequestContext", "before_commit"]
 
 
 class RequestContext(Context):
@@ -93,7 +93,7 @@ class RequestContext(Context):
         It holds for the request and so for each context of it: those of its clones, and those of a second attempt that
         a middleware further out makes. An informational response (100, 103) does not count.
         """
-        return is_committed(self._writer)
+        return is_committed(self._writer) and not self._is_only_informed()
 
     @property
     def last_event_id(self) -> str | None:
@@ -241,6 +241,17 @@ class RequestContext(Context):
             self._response = exception
         return True
 
+    def _is_only_informed(self) -> bool:
+        """Tell whether the head that was written is surely an informational one.
+
+        aiohttp forgets a head once it is sent. Where ``setup(app)`` was called we hear of each final one.
+        """
+        writer = self._writer
+        if is_framed(writer) or getattr(writer, "_headers_buf", None) is not None or getattr(writer, "_eof", False):
+            return False
+        hooked = any(before_commit in app.on_response_prepare for app in self.request.match_info.apps)
+        return hooked and writer not in unframed
+
     def _note_unfinished(self) -> None:
         """Remember that a body failed half-way, if who wrote it has just raised; a ``leave`` stage did not write it."""
         writer = self._writer
@@ -267,6 +278,15 @@ class RequestContext(Context):
 
     def _complete(self) -> bool:
         return self._response is not None
+
+
+async def before_commit(request: web.Request, response: web.StreamResponse) -> None:
+    """Merge what is staged into a response that goes out while its chain still runs."""
+    if not is_framed(request.writer):
+        unframed.add(request.writer)
+    context = RequestContext.of(request)
+    if context is not None:
+        context.stage_into(response)
 
 
 def _is_text(value: str) -> bool:

@@ -35,6 +35,11 @@ def _shared(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
     return CIMultiDict(headers)
 
 
+def _is_committed(request: web.BaseRequest) -> bool:
+    context = RequestContext.of(request)
+    return is_committed(request.writer) if context is None else context.committed
+
+
 class EventStreamResponse(CommitGuard, EventSourceResponse):
     """An ``aiohttp_sse.EventSourceResponse`` whose client is watched and whose head cannot change once it is sent.
 
@@ -84,7 +89,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             return await super(EventSourceResponse, self).prepare(request)
         if not self._allow_all_methods and request.method != hdrs.METH_GET:
             raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET,))
-        if is_committed(request.writer):
+        if _is_committed(request):
             return self._supersede(request)
         if request.version < (1, 1):
             self.force_close()  # without chunks, the end of the connection is the end of the stream
@@ -117,7 +122,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         try:
             writer = await super(EventSourceResponse, self).prepare(request)
         except Exception:
-            if not is_committed(request.writer):  # the answer to that error shall be framed and headed as it says
+            if not _is_committed(request):  # the answer to that error shall be framed and headed as it says
                 cast("StreamWriter", request.writer).chunked = False
                 if context is not None:
                     context.unstage(staged)

@@ -387,16 +387,53 @@ class TestAnInformationalResponse:
         assert seen == [False]
         assert errors(logged) == []
 
-    async def test_101_is_final(self, serve, logged):
+    @pytest.mark.parametrize("stream", [False, True], ids=["Response", "event stream"])
+    async def test_103_that_is_sent_as_a_head_is_no_commit_in_an_application_that_was_set_up(
+        self, serve, logged, stream
+    ):
+        seen = []
+        then = as_handler(Streams().channel())
+
+        async def hints(request: web.Request) -> web.StreamResponse:
+            await request.writer.write_headers("HTTP/1.1 103 Early Hints", CIMultiDict({"Link": "</a.css>"}))
+            request.writer.send_headers()
+            seen.append(RequestContext.of(request).committed)
+            return await then(request) if stream else web.Response(text="body")
+
+        answer = await (await serve(application(hints, max_streams=5))).exchange(GET)
+        first, second, _ = answer.split(b"\r\n\r\n", 2)
+        assert first.startswith(b"HTTP/1.1 103")
+        assert second.startswith(b"HTTP/1.1 200 OK")
+        assert (b"data: a secret" if stream else b"body") in answer
+        assert seen == [False]
+        assert errors(logged) == []
+
+    @pytest.mark.parametrize("options", [{}, {"max_streams": 5}], ids=["not set up", "set up"])
+    @pytest.mark.parametrize(("method", "status"), [("GET", 204), ("GET", 304), ("HEAD", 200)])
+    async def test_a_final_head_without_a_body_is_none(self, serve, logged, method, status, options):
+        async def handler(request: web.Request) -> web.StreamResponse:
+            await web.StreamResponse(status=status).prepare(request)
+            raise web.HTTPConflict
+
+        request = f"{method} / HTTP/1.1\nHost: x\nConnection: close\n\n"
+        answer = await (await serve(application(handler, **options))).exchange(request)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert answer.count(b"HTTP/1.1") == 1
+        assert attempts(logged) == ["raise <HTTPConflict Conflict not prepared>"]
+
+    @pytest.mark.parametrize("options", [{}, {"max_streams": 5}], ids=["not set up", "set up"])
+    async def test_101_is_final(self, serve, logged, options):
         async def talk(request: web.Request) -> web.StreamResponse:
             await web.WebSocketResponse().prepare(request)
             raise web.HTTPBadRequest
 
         upgrade = "GET / HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\n"
         request = upgrade + "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n\n"
-        answer = await (await serve(application(talk))).exchange(request)
-        assert answer.startswith(b"HTTP/1.1 101 ")
-        assert answer.count(b"HTTP/1.1") == 1
+        raw = await (await serve(application(talk, **options))).connect(request)
+        assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        async with asyncio.timeout(PATIENCE):
+            assert await raw.reader.read(4) in {b"", b"\x88\x02\x03\xe8"}  # the end, or that of a WebSocket
+        await raw.close()
         assert attempts(logged) == ["raise <HTTPBadRequest Bad Request not prepared>"]
 
 

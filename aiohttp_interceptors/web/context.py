@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from ..chain.context import Context
 from ..chain.failure import Failure
 from ..errors import NoResponse
-from ..observe.logs import logged_execution_id
+from ..observe.logs import log, logged_execution_id
 from .commit import CommitGuard, GuardedHeaders, contexts, drop, is_committed, is_framed, seal, unfinished, unframed
 from .staged import StagedHeaders, merge
 
@@ -273,8 +273,21 @@ class RequestContext(Context):
             self._response = response = next(known, None) or _AlreadySent(self.request)
             if lost is not None and response is not candidate:
                 drop(f"context.response = {lost!r}", self)
+        if self._staged:
+            self._lose_staged()
         seal(response)
         return response
+
+    def _lose_staged(self) -> None:
+        """Log headers that were staged before commit and that no response took."""
+        staged, self._staged = self._staged, None
+        log.warning(
+            "staged_headers_lost",
+            headers=list(staged or ()),
+            path=self.request.path,
+            execution_id=self.execution_id,
+            hint="call setup(app), which stages them into responses that a handler prepares itself",
+        )
 
     def _complete(self) -> bool:
         return self._response is not None

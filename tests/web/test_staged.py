@@ -320,6 +320,22 @@ class TestAHeaderThatCannotBeSent:
         assert errors(logged) == []
 
 
+class TestWithoutSetup:
+    async def test_headers_that_a_prepared_response_did_not_take_are_told(self, serve, logged):
+        async def own_stream(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            return response
+
+        app = web.Application(middlewares=[interceptor_middleware(staging("X-Own", "1"))])
+        app.router.add_get("/", own_stream)
+        answer = await (await serve(app)).exchange(GET)
+        assert "x-own" not in head_of(answer)
+        (line,) = [line for line in logged if line["event"] == "staged_headers_lost"]
+        assert (line["log_level"], line["headers"], line["path"]) == ("warning", ["X-Own"], "/")
+        assert "setup(app)" in line["hint"]
+
+
 class TestAfterCommit:
     async def test_a_mapping_that_was_kept_from_before_drops_changes_and_logs_them(self, serve, logged):
         kept = []

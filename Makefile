@@ -45,8 +45,9 @@ browser: setup ## Run the tests in a real browser
 	@scripts/debian chromium=chromium $(servers)
 	$(bin)/python -m pytest -m browser
 
-compat: setup ## Run aiohttp-sse's own tests on our class
+compat: setup ## Run aiohttp-sse's own tests on our class, and aiohttp's behind our middleware
 	@scripts/aiohttp-sse-tests
+	@scripts/aiohttp-tests
 
 test: lint types compat ## Check everything: lint, types, all tests, coverage
 	@scripts/debian chromium=chromium $(servers)

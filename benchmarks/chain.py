@@ -34,6 +34,10 @@ class Writer:
 
     output_size = 0
 
+    def __init__(self) -> None:
+        self._headers_buf: bytes | None = None
+        self._headers_written = False
+
 
 async def handler(request: web.Request) -> web.StreamResponse:
     """Answer."""

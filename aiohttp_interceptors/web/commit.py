@@ -1,17 +1,19 @@
-"""What holds after commit: a response whose head is on the wire drops every change, and logs who tried.
+"""What holds after commit: a response whose head was written drops every change, and logs who tried.
 
 aiohttp accepts such changes in silence, and a second response it writes into the body of the first.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
-from http.cookies import SimpleCookie
+from http.cookies import Morsel, SimpleCookie
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
@@ -21,10 +23,50 @@ from ..observe.logs import log
 if TYPE_CHECKING:
     from .context import RequestContext
 
-__all__ = ["CommitGuard", "FrozenHeaders", "contexts", "drop", "seal"]
+__all__ = [
+    "CommitGuard",
+    "GuardedHeaders",
+    "contexts",
+    "drop",
+    "is_committed",
+    "is_framed",
+    "offending_line",
+    "seal",
+    "unfinished",
+    "unframed",
+]
 
 contexts: dict[AbstractStreamWriter, RequestContext] = {}
 """The context of each request whose chain runs, by what the request and its clones have in common."""
+
+unfinished: WeakSet[AbstractStreamWriter] = WeakSet()
+"""The requests whose body failed half-way: it must not be ended as if it were whole, whichever context ends it."""
+
+unframed: WeakSet[AbstractStreamWriter] = WeakSet()
+"""The requests whose final head was written without a length or chunks, as for a WebSocket or 204."""
+
+_INFORMATIONAL = re.compile(rb"HTTP/\d\.\d 1(?!01)")  # 101 is final (RFC 9110, 15.2)
+
+
+def is_committed(writer: AbstractStreamWriter) -> bool:
+    """Tell whether the final head of a request's response was written, be it that aiohttp still buffers it.
+
+    The writer belongs to the request and to all its clones. An informational head (100, 103) is none: bytes that were
+    written without ``write_headers`` are taken for one, as aiohttp's own expect handlers write it.
+    """
+    written = getattr(writer, "_headers_written", None)
+    if not isinstance(written, bool):  # a test double
+        size: object = getattr(writer, "output_size", 0)
+        return isinstance(size, int) and size > 0
+    buffered: bytes | None = getattr(writer, "_headers_buf", None)
+    if buffered is not None:
+        return not _INFORMATIONAL.match(buffered)
+    return written or bool(getattr(writer, "_eof", False))
+
+
+def is_framed(writer: AbstractStreamWriter) -> bool:
+    """Tell whether aiohttp has chosen how a body ends, which it does for a final head that can have a body."""
+    return bool(getattr(writer, "chunked", False)) or writer.length is not None
 
 
 def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, cause: Exception | None = None) -> None:
@@ -34,7 +76,7 @@ def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, 
     name, stage = (None, None) if execution is None else execution.where()
     error = cause or ResponseCommitted(f"{attempted}: the head is on the wire, so the change was dropped")
     if error.__traceback__ is None:
-        error = error.with_traceback(_offending_line())
+        error = error.with_traceback(offending_line())
     log.exception(
         "change_after_commit_dropped",
         attempted=attempted,
@@ -47,10 +89,10 @@ def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, 
 
 def _context_of(response: web.StreamResponse | None) -> RequestContext | None:
     """Find whose response it is: so seldom that no response, while it is open, need remember it."""
-    return next((context for context in contexts.values() if context.response is response is not None), None)
+    return next((context for context in contexts.values() if context._response is response is not None), None)
 
 
-def _offending_line() -> TracebackType | None:
+def offending_line() -> TracebackType | None:
     """Build the traceback that an exception raised by the change itself would have had, from the stage inwards."""
     trace: TracebackType | None = None
     frame: FrameType | None = sys._getframe(1)
@@ -64,19 +106,23 @@ def _offending_line() -> TracebackType | None:
     return trace
 
 
-class FrozenHeaders(CIMultiDict[str]):
-    """The headers that were sent: can be read as ever, and drops what would change them."""
+class GuardedHeaders(CIMultiDict[str]):
+    """Headers of a response or of a request: once they were sent they drop what would change them."""
 
     __slots__ = ("_committed",)
 
     _committed: RequestContext | web.StreamResponse | None
 
     @classmethod
-    def of(cls, headers: Mapping[str, str], committed: RequestContext | web.StreamResponse) -> FrozenHeaders:
+    def of(cls, headers: Mapping[str, str], committed: RequestContext | web.StreamResponse) -> GuardedHeaders:
         """Copy headers of a response, or of what a request had staged."""
-        frozen = cls(headers)
-        frozen._committed = committed
-        return frozen
+        guarded = cls(headers)
+        guarded._committed = committed
+        return guarded
+
+    def copy(self) -> CIMultiDict[str]:  # type: ignore[override]  # multidict says Self
+        """Return a copy, which may change."""
+        return CIMultiDict(self)
 
 
 class _FrozenCookies(SimpleCookie):
@@ -85,13 +131,31 @@ class _FrozenCookies(SimpleCookie):
     _committed: web.StreamResponse
 
 
+class _FrozenMorsel(Morsel[str]):
+    """One cookie that was sent."""
+
+    _committed: web.StreamResponse
+
+
+def _is_open(mapping: Any) -> bool:
+    """Tell whether a mapping may still change."""
+    committed = getattr(mapping, "_committed", None)
+    if isinstance(committed, CommitGuard):
+        return not committed.head_sent
+    return committed is None and isinstance(mapping, GuardedHeaders)
+
+
 def _freeze(kind: type, what: str, verbs: str, reads: dict[str, Callable[..., Any]]) -> None:
     """Have a mapping class drop these calls; those that also return something read it, and it stays."""
     for verb in [*verbs.split(), *reads]:
+        change: Callable[..., Any] = getattr(kind, verb)
 
-        def method(self: Any, *args: Any, _verb: str = verb, **values: Any) -> Any:
+        def method(self: Any, *args: Any, _verb: str = verb, _change: Any = change, **values: Any) -> Any:
+            if _is_open(self):
+                return _change(self, *args, **values)
             if not (_verb == "setdefault" and args[0] in self):
-                drop(_written(what, _verb, args, values), getattr(self, "_committed", None))
+                name = f"{what}[{self.key!r}]" if isinstance(self, Morsel) else what
+                drop(_written(name, _verb, args, values), getattr(self, "_committed", None))
             return reads[_verb](self, *args, **values) if _verb in reads else None
 
         setattr(kind, verb, method)
@@ -103,6 +167,8 @@ def _written(what: str, verb: str, args: tuple[Any, ...], values: Mapping[str, A
         return f"{what}[{args[0]!r}] = {args[1]!r}"
     if verb == "__delitem__":
         return f"del {what}[{args[0]!r}]"
+    if verb == "__ior__":
+        return f"{what} |= {args[0]!r}"
     arguments = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in values.items())])
     return f"{what}.{verb}({arguments})" if what else f"{verb}({arguments})"
 
@@ -117,8 +183,10 @@ _ONE: dict[str, Callable[..., Any]] = {
     "popone": CIMultiDict.getone,
     "popall": CIMultiDict.getall,
 }
-_freeze(FrozenHeaders, "headers", _CHANGES + "add extend merge", {**_ITEM, **_ONE})
-_freeze(_FrozenCookies, "cookies", _CHANGES + "load", {**_ITEM, "pop": dict.get})
+_DICT: dict[str, Callable[..., Any]] = {**_ITEM, "pop": dict.get, "__ior__": lambda mapping, _: mapping}
+_freeze(GuardedHeaders, "headers", _CHANGES + "add extend merge", {**_ITEM, **_ONE})
+_freeze(_FrozenCookies, "cookies", _CHANGES + "load", _DICT)
+_freeze(_FrozenMorsel, "cookies", _CHANGES + "set", _DICT)
 
 
 def _guarded_method(name: str) -> Any:
@@ -136,7 +204,8 @@ def _guarded_property(name: str) -> Any:
     """Make a property that can be read as ever, and whose setter is dropped after commit."""
 
     def read(self: CommitGuard) -> Any:
-        return getattr(super(CommitGuard, self), name)
+        value = getattr(super(CommitGuard, self), name)
+        return bytes(value) if self.head_sent and isinstance(value, bytearray) else value  # a body's length was sent
 
     def write(self: CommitGuard, value: Any) -> None:
         if self.head_sent:
@@ -157,6 +226,8 @@ class CommitGuard(web.StreamResponse):
     """
 
     head_sent: bool = False
+    event_stream: bool = False
+    superseded: bool = False  # it came after another one, so that none of it was sent
 
     if not TYPE_CHECKING:  # a type checker sees what the guarded class has
         set_status = _guarded_method("set_status")
@@ -174,19 +245,34 @@ class CommitGuard(web.StreamResponse):
     def headers(self) -> CIMultiDict[str]:
         """The headers; after commit a copy that drops changes, made when asked for so that open streams hold none."""
         headers = super().headers
-        return FrozenHeaders.of(headers, self) if self.head_sent else headers
+        return GuardedHeaders.of(headers, self) if self.head_sent else headers
 
     @property
     def cookies(self) -> SimpleCookie:
-        """The cookies; after commit a copy that drops changes."""
+        """The cookies; after commit they drop changes, and so does each of them."""
         cookies = super().cookies
-        if not self.head_sent:
-            return cookies
-        frozen = _FrozenCookies()
-        frozen._committed = self
-        for name, morsel in cookies.items():
-            dict.__setitem__(frozen, name, morsel.copy())
-        return frozen
+        if self.head_sent:
+            self.freeze_cookies()
+        return cookies
+
+    def freeze_cookies(self) -> None:
+        """Have the cookies drop changes, also for whoever holds them since before commit."""
+        cookies = self._cookies
+        if cookies is None or isinstance(cookies, _FrozenCookies):
+            return
+        cookies.__class__ = _FrozenCookies
+        for mapping in (cookies, *cookies.values()):
+            if mapping is not cookies:
+                mapping.__class__ = _FrozenMorsel
+            vars(mapping)["_committed"] = self
+
+    if not TYPE_CHECKING:  # the parameters are those of the guarded class
+
+        async def write_eof(self, *data: bytes) -> None:
+            """End the body; raise for aiohttp to close the connection if it failed half-way."""
+            if self._payload_writer in unfinished:
+                raise ClientConnectionResetError("the body failed half-way, so the client must not take it for whole")
+            await super().write_eof(*data)
 
 
 class _BodyGuard(CommitGuard):
@@ -198,19 +284,22 @@ class _BodyGuard(CommitGuard):
 
 
 def seal(response: web.StreamResponse) -> None:
-    """Make somebody else's committed response drop changes from now on, whoever holds it.
+    """Make somebody else's committed response drop changes from now on, whoever holds it. Twice is once.
 
     It stays the same object of the same class name; only the class gets the guard in front.
     """
     if isinstance(response, CommitGuard):
-        response.head_sent = True
-        return
-    kind = type(response)
-    if kind not in _sealed:
-        guard = _BodyGuard if issubclass(kind, web.Response) else CommitGuard
-        members = {"head_sent": True, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        _sealed[kind] = type(kind.__name__, (guard, kind), members)
-    response.__class__ = _sealed[kind]
+        if not response.head_sent:
+            response.head_sent = True
+    else:
+        kind = type(response)
+        if kind not in _sealed:
+            guard = _BodyGuard if issubclass(kind, web.Response) else CommitGuard
+            members = {"head_sent": True, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+            _sealed[kind] = type(kind.__name__, (guard, kind), members)
+        response.__class__ = _sealed[kind]
+    if response._cookies is not None:
+        cast("CommitGuard", response).freeze_cookies()
 
 
 _sealed: dict[type[web.StreamResponse], type[web.StreamResponse]] = {}  # as many as there are response classes

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from contextvars import Token
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web import Response
 from multidict import CIMultiDict
 
 from ..chain.context import Context
 from ..chain.failure import Failure
 from ..errors import NoResponse
-from ..observe.logs import logged_execution_id
-from .commit import CommitGuard, FrozenHeaders, contexts, drop, seal
+from ..observe.logs import log, logged_execution_id
+from .commit import CommitGuard, GuardedHeaders, contexts, drop, is_committed, is_framed, seal, unfinished, unframed
+from .staged import StagedHeaders, merge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from aiohttp.http_writer import StreamWriter
+
     from .stream import Stream
 
-__all__ = ["RequestContext"]
-
-# These may be sent many times and each one counts; of any other header the staged ones take the place.
-ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})
+__all__ = ["RequestContext", "before_commit"]
 
 
 class RequestContext(Context):
@@ -47,9 +47,9 @@ class RequestContext(Context):
         self.error: Failure | None = None
         self.execution_id: int | str = next(Context._serial) if execution_id is None else execution_id
         self.request = request
-        self._writer = request.writer
+        self._writer: StreamWriter = request.writer  # type: ignore[assignment]  # a cast would cost a call
         self._response: web.StreamResponse | None = None
-        self._staged: CIMultiDict[str] | None = None
+        self._staged: StagedHeaders | None = None
         self._preparing: web.StreamResponse | None = None
         self._logged: Token[int | str] | None = None
         self.stream: Stream | None = None
@@ -58,7 +58,10 @@ class RequestContext(Context):
     @property
     def response(self) -> web.StreamResponse | None:
         """The response that is attached; attaching another one after commit is dropped and logged."""
-        return self._response
+        response = self._response
+        if response is not None and response.prepared and self.committed:
+            seal(response)  # a stage may have prepared it after it was attached
+        return response
 
     @response.setter
     def response(self, response: web.StreamResponse | None) -> None:
@@ -73,18 +76,24 @@ class RequestContext(Context):
         """Headers for whatever response is sent: staged here, merged into it when it goes.
 
         A staged header replaces one of its name, and ``Set-Cookie``, ``Vary``, ``Link`` and their like are added.
-        After commit, what is staged here is dropped and logged.
+        After commit, what is staged here is dropped and logged. So is, at any time, what frames a message or belongs
+        to the connection (``Content-Length``, ``Transfer-Encoding``, ``Connection`` and their like), and for an event
+        stream ``Content-Type`` and ``Content-Encoding``. A value with a line end raises ``ValueError``.
         """
         if self.committed:
-            return FrozenHeaders.of({} if self._response is None else self._response.headers, self)
+            return GuardedHeaders.of({} if self._response is None else self._response.headers, self)
         if self._staged is None:
-            self._staged = CIMultiDict()
+            self._staged = StagedHeaders()
         return self._staged
 
     @property
     def committed(self) -> bool:
-        """Whether the response head is on the wire; from then on the response cannot change."""
-        return self._writer.output_size > 0
+        """Whether the response's final head was written; from then on the response cannot change.
+
+        It holds for the request and so for each context of it: those of its clones, and those of a second attempt that
+        a middleware further out makes. An informational response (100, 103) does not count.
+        """
+        return is_committed(self._writer) and not self._is_only_informed()
 
     @property
     def last_event_id(self) -> str | None:
@@ -124,20 +133,25 @@ class RequestContext(Context):
         """Merge what is staged into a response that is about to be sent."""
         self._preparing = response
         staged, self._staged = self._staged, None
-        if not staged:
-            return
-        headers = response.headers
-        for name in dict.fromkeys(key.lower() for key in staged):
-            if name not in ADDED:
-                headers.popall(name, None)
-        headers.extend(staged)
+        if staged:
+            merge(staged, response, self)
+        if staged is not None:
+            staged.sent(self)
 
-    def unstage(self, headers: CIMultiDict[str] | None) -> None:
+    def unstage(self, headers: StagedHeaders | None) -> None:
         """Stage again what was merged into a response that could not be sent after all."""
-        self._staged, self._preparing = headers, None
+        self._staged, self._preparing = None if headers is None else headers.copy(), None
+
+    def supersedes(self, attempted: str) -> bool:
+        """Tell whether a response is committed, and if so log that another one was dropped for it."""
+        if not self.committed:
+            return False
+        self._committed_response(None)
+        drop(attempted, self)
+        return True
 
     @property
-    def staged(self) -> CIMultiDict[str] | None:
+    def staged(self) -> StagedHeaders | None:
         """What is staged now, if anything is."""
         return self._staged
 
@@ -148,9 +162,17 @@ class RequestContext(Context):
         """
         response = self._response
         if type(response) is Response and self._staged is None:  # mostly so
-            return response
+            writer = self._writer
+            try:
+                if writer._headers_buf is None and not writer._headers_written:  # as is_committed, and far cheaper
+                    return response
+            except AttributeError:
+                pass  # a test double
         if self.committed:
-            return self._committed_response(None)
+            response = self._committed_response(None)
+            if not isinstance(response, web.Response) and getattr(self._writer, "length", None):
+                response.force_close()  # its body is shorter than its head says, and nothing may follow it
+            return response
         if response is None:
             raise NoResponse(
                 f"no interceptor attached a response to {self.request.method} {self.request.path}; "
@@ -196,26 +218,31 @@ class RequestContext(Context):
         return handler(self.request)
 
     def _receive(self, result: object) -> None:
-        if type(result) is Response and self._writer.output_size == 0:  # mostly so, and far cheaper than the rest
-            self._response = result
-        elif isinstance(result, web.StreamResponse):
+        writer = self._writer
+        try:
+            if type(result) is Response and writer._headers_buf is None and not writer._headers_written:  # mostly so
+                self._response = result
+                return
+        except AttributeError:
+            pass  # a test double
+        if isinstance(result, web.StreamResponse):
+            if isinstance(result, web.HTTPException):
+                warnings.warn(_RETURNED, DeprecationWarning, stacklevel=2)
             self._attach(result, "return")
-        elif self.committed:
-            self._committed_response(None)
-            drop(f"return {result!r}", self)
-        else:
+        elif not self.supersedes(f"return {result!r}"):
             name = "a handler" if self._execution is None else self._execution.where()[0]
             raise TypeError(f"{name} returned {result!r}; an aiohttp handler returns a response")
 
     def _attach(self, response: web.StreamResponse | None, attempted: str) -> None:
         """Take a response, unless another one is on the wire."""
-        if self._writer.output_size == 0:
+        if not self.committed:
             self._response = response
-        elif response is not self._committed_response(response):
+        elif response is not self._committed_response(response) and not getattr(response, "superseded", False):
             drop(f"{attempted} {response!r}", self)
 
     def _absorb(self, exception: Exception) -> bool:
         if not isinstance(exception, web.HTTPException):
+            self._note_unfinished()
             return False
         if self.committed:
             self._committed_response(None)
@@ -224,15 +251,53 @@ class RequestContext(Context):
             self._response = exception
         return True
 
+    def _is_only_informed(self) -> bool:
+        """Tell whether the head that was written is surely an informational one.
+
+        aiohttp forgets a head once it is sent. Where ``setup(app)`` was called we hear of each final one.
+        """
+        writer = self._writer
+        if is_framed(writer) or getattr(writer, "_headers_buf", None) is not None or getattr(writer, "_eof", False):
+            return False
+        hooked = any(before_commit in app.on_response_prepare for app in self.request.match_info.apps)
+        return hooked and writer not in unframed
+
+    def _note_unfinished(self) -> None:
+        """Remember that a body failed half-way, if who wrote it has just raised; a ``leave`` stage did not write it."""
+        writer = self._writer
+        entering = self._execution is not None and self._execution.stage == "enter"
+        open_body = getattr(writer, "_headers_written", None) is True and not getattr(writer, "_eof", False)
+        if entering and open_body and self.committed:
+            unfinished.add(writer)
+
     def _committed_response(self, candidate: web.StreamResponse | None) -> web.StreamResponse:
-        """Find the response whose head is on the wire, which a handler may not have told us, and seal it."""
-        if self._response is None or not self._response.prepared:
+        """Find the response whose head was written, which a handler may not have told us, and seal it."""
+        response = self._response
+        if response is None or not response.prepared:
+            lost = response
             known = (
-                response for response in (candidate, self._preparing) if response is not None and response.prepared
+                response
+                for response in (candidate, self._preparing)
+                if response is not None and response.prepared and not getattr(response, "superseded", False)
             )
-            self._response = next(known, None) or _AlreadySent()
-            seal(self._response)
-        return self._response
+            self._response = response = next(known, None) or _AlreadySent(self.request)
+            if lost is not None and response is not candidate:
+                drop(f"context.response = {lost!r}", self)
+        if self._staged:
+            self._lose_staged()
+        seal(response)
+        return response
+
+    def _lose_staged(self) -> None:
+        """Log headers that were staged before commit and that no response took."""
+        staged, self._staged = self._staged, None
+        log.warning(
+            "staged_headers_lost",
+            headers=list(staged or ()),
+            path=self.request.path,
+            execution_id=self.execution_id,
+            hint="call setup(app), which stages them into responses that a handler prepares itself",
+        )
 
     def _outcome(self) -> Exception | None:
         response = self._response
@@ -240,6 +305,15 @@ class RequestContext(Context):
 
     def _complete(self) -> bool:
         return self._response is not None
+
+
+async def before_commit(request: web.Request, response: web.StreamResponse) -> None:
+    """Merge what is staged into a response that goes out while its chain still runs."""
+    if not is_framed(request.writer):
+        unframed.add(request.writer)
+    context = RequestContext.of(request)
+    if context is not None:
+        context.stage_into(response)
 
 
 def _is_text(value: str) -> bool:
@@ -250,19 +324,17 @@ def _is_text(value: str) -> bool:
 RequestContext._kind = RequestContext
 
 
+# aiohttp's words. It does not see that one was returned, because the chain raises it.
+_RETURNED = (
+    "returning HTTPException object is deprecated (#2415) and will be removed, please raise the exception instead"
+)
+
+
 class _AlreadySent(CommitGuard):
     """Stands for a committed response that its handler told nobody of: ends its body, and then the connection."""
 
-    @property
-    def prepared(self) -> bool:
-        """Say that the head is on the wire."""
-        return True
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send no second head."""
-        self._writer = request.writer
-        return self._writer
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """End the body that the handler began."""
-        await self._writer.write_eof(data)
+    def __init__(self, request: web.Request) -> None:
+        super().__init__()
+        self._req = request
+        self._payload_writer = request.writer
+        self.head_sent = True

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ..hub.hub import Hub
 from ..observe.facts import StreamObserver
-from .context import RequestContext
+from .context import before_commit
 from .drain import Drain
 from .limits import Key, Limits
 from .streams import STREAMS, Streams
@@ -56,7 +56,7 @@ def setup(
     if app.frozen or app.pre_frozen:
         raise RuntimeError("setup(app) comes before the application starts, and before add_subapp")
     app[STREAMS] = Streams(drain, limits, observer)
-    app.on_response_prepare.append(_before_commit)
+    app.on_response_prepare.append(before_commit)
     app.on_shutdown.append(_on_shutdown)
     if hubs:
         app.cleanup_ctx.append(_lives_of(hubs))
@@ -71,13 +71,6 @@ def _lives_of(hubs: tuple[Hub, ...]) -> Callable[[web.Application], AsyncIterato
             await hub.close()
 
     return lives
-
-
-async def _before_commit(request: web.Request, response: web.StreamResponse) -> None:
-    """Merge what is staged into a response that goes out while its chain still runs."""
-    context = RequestContext.of(request)
-    if context is not None:
-        context.stage_into(response)
 
 
 async def _on_shutdown(app: web.Application) -> None:

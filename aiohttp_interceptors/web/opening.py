@@ -35,6 +35,9 @@ async def open_stream(
     What ``choose`` returns, before commit and also for HEAD, ``make`` is given. The chain awaits what is returned in
     the place of this: ten thousand open streams shall not each keep what it took to open them.
     """
+    if context.supersedes("open an event stream"):
+        context.response = context.response  # the committed one, so that nothing more is entered
+        return None
     request = context.request
     if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
         raise not_acceptable()

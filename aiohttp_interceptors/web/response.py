@@ -15,9 +15,10 @@ from multidict import CIMultiDict
 from ..sse.channel import CloseReason
 from ..sse.event import Event
 from ..sse.wire import HEARTBEAT, encode
-from .commit import CommitGuard
+from .commit import CommitGuard, GuardedHeaders, drop, is_committed
 from .connection import HIGH_WATER, Connection
 from .context import RequestContext
+from .staged import FRAMING, drop_framing
 
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
@@ -25,12 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
 _LEFT = "the client has left the event stream"
+_SUPERSEDED = "nothing of this event stream is sent, because another response was"
 
 
 @lru_cache(64)
 def _shared(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
     """Return headers that were sent, without their date: which streams of one kind have in common."""
     return CIMultiDict(headers)
+
+
+def _is_committed(request: web.BaseRequest) -> bool:
+    context = RequestContext.of(request)
+    return is_committed(request.writer) if context is None else context.committed
 
 
 class EventStreamResponse(CommitGuard, EventSourceResponse):
@@ -42,6 +49,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     client that has left raises ``ConnectionResetError``. ``ping_interval`` (seconds) may be ``None`` for no pings.
     """
 
+    event_stream = True  # whatever its Content-Type
     _date: str | None = None
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
@@ -68,10 +76,10 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         self._heartbeat = ping_interval
         self._ended: asyncio.Event | None = None
         self._sent_through: AbstractStreamWriter | None = None
+        del self._headers[hdrs.CONNECTION]
+        self._headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
         self.connection: Connection | None = None
         """What writes to the client; there is none before ``prepare``, and none for HEAD."""
-        del self.headers[hdrs.CONNECTION]
-        self.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Commit: send the head, with what interceptors staged, and begin to watch the client. Twice is once."""
@@ -81,7 +89,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             return await super(EventSourceResponse, self).prepare(request)
         if not self._allow_all_methods and request.method != hdrs.METH_GET:
             raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET,))
-        self.headers.popall(hdrs.CONTENT_LENGTH, None)
+        if _is_committed(request):
+            return self._supersede(request)
         if request.version < (1, 1):
             self.force_close()  # without chunks, the end of the connection is the end of the stream
         self._sent_through = await self._commit(request, RequestContext.of(request))
@@ -91,17 +100,29 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             self.connection = Connection(request, self._heartbeat, self._send_timeout, self._beat(), self._high_water)
         return self._sent_through
 
+    def _supersede(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Send nothing, because another response was: this one only ends that one's body."""
+        context = RequestContext.of(request)
+        attempted = f"prepare {self!r}"
+        if context is None:
+            drop(attempted, None)
+        else:
+            context.supersedes(attempted)
+        self._req, self._payload_writer = request, request.writer
+        self.head_sent = self.superseded = True
+        self._end()
+        return request.writer
+
     async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
         """Send the head, with what is staged; if that fails, leave the connection fit for another answer."""
         staged = None if context is None else context.staged
+        drop_framing(self._headers, context, (*FRAMING, "content-encoding"))
         if context is not None:
-            content_type = self.headers[hdrs.CONTENT_TYPE]
             context.stage_into(self)
-            self.headers[hdrs.CONTENT_TYPE] = content_type  # or it is no event stream to any browser
         try:
             writer = await super(EventSourceResponse, self).prepare(request)
         except Exception:
-            if request.writer.output_size == 0:  # the answer to that error shall be framed and headed as it says
+            if not _is_committed(request):  # the answer to that error shall be framed and headed as it says
                 cast("StreamWriter", request.writer).chunked = False
                 if context is not None:
                     context.unstage(staged)
@@ -109,15 +130,26 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         self._date = self._headers.get(hdrs.DATE)
         self._headers = _shared(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
         self.head_sent = True
+        if self._cookies is not None:
+            self.freeze_cookies()
         if context is not None:
             context.response = self
         return writer
 
+    async def _write_headers(self) -> None:
+        """Write the head, and nothing in it that an ``on_response_prepare`` handler put there to frame it otherwise."""
+        request = cast("web.BaseRequest", self._req)
+        drop_framing(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
+        await super()._write_headers()
+
     @property
     def headers(self) -> CIMultiDict[str]:
         """The headers; after commit a copy that drops changes."""
+        headers = self._headers
         if not self.head_sent:
-            return self._headers
+            if type(headers) is CIMultiDict and getattr(self, "connection", self) is None:  # it is made
+                headers = self._headers = GuardedHeaders.of(headers, self)  # who keeps them changes nothing later
+            return headers
         headers = super().headers
         if self._date is not None:
             CIMultiDict.add(headers, hdrs.DATE, self._date)
@@ -149,6 +181,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             raise RuntimeError("Cannot call write() after write_eof()")  # aiohttp's words
         connection = self._open_connection()
         if connection is None:
+            if self.superseded:
+                raise ClientConnectionResetError(_SUPERSEDED)
             return
         connection.write(frame)
         if connection.paused and not connection.closing:

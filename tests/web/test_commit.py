@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import subprocess
 import sys
@@ -110,6 +111,7 @@ MUTATIONS = {
     "cookies.update": (lambda r: r.cookies.update({"late": "1"}), "cookies.update({'late': '1'})"),
     "cookies.setdefault": (lambda r: r.cookies.setdefault("late", "1"), "cookies.setdefault('late', '1')"),
     "cookies.pop": (lambda r: r.cookies.pop("late", None), "cookies.pop('late', None)"),
+    "cookies |=": (lambda r: operator.ior(r.cookies, {"late": "1"}), "cookies |= {'late': '1'}"),
     "cookies.clear": (lambda r: r.cookies.clear(), "cookies.clear()"),
     "set_cookie": (lambda r: r.set_cookie("late", "1", path="/x"), "set_cookie('late', '1', path='/x')"),
     "del_cookie": (lambda r: r.del_cookie("late"), "del_cookie('late')"),
@@ -201,6 +203,114 @@ class TestEveryMutator:
         assert b"Set-Cookie: early=1" in answer
         assert seen == ["1", "1", "1", "early"]
         assert [record["attempted"] for record in errors(logged)] == ["cookies.pop('early')", "cookies.popitem()"]
+
+
+MORSEL = {
+    "[]=": (lambda m: m.__setitem__("path", "/late"), "cookies['early']['path'] = '/late'"),
+    "del []": (lambda m: m.__delitem__("path"), "del cookies['early']['path']"),
+    "update": (lambda m: m.update({"path": "/late"}), "cookies['early'].update({'path': '/late'})"),
+    "|=": (lambda m: operator.ior(m, {"path": "/late"}), "cookies['early'] |= {'path': '/late'}"),
+    "set": (lambda m: m.set("early", "2", "2"), "cookies['early'].set('early', '2', '2')"),
+    "setdefault": (lambda m: m.setdefault("priority", "1"), "cookies['early'].setdefault('priority', '1')"),
+    "pop": (lambda m: m.pop("path"), "cookies['early'].pop('path')"),
+    "popitem": (lambda m: m.popitem(), "cookies['early'].popitem()"),
+    "clear": (lambda m: m.clear(), "cookies['early'].clear()"),
+}
+
+
+async def with_cookie(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    response.set_cookie("early", "1", path="/x")
+    await response.prepare(request)
+    return response
+
+
+WITH_COOKIE = {
+    "event stream": lambda request: with_cookie(request, EventStreamResponse()),
+    "own StreamResponse": lambda request: with_cookie(request, web.StreamResponse()),
+    "prepared Response": lambda request: with_cookie(request, web.Response(text="body")),
+    "prepared HTTPException": lambda request: with_cookie(request, web.HTTPConflict()),
+}
+
+
+class TestWhatAnAttributeReturns:
+    @pytest.mark.parametrize("kind", WITH_COOKIE)
+    @pytest.mark.parametrize("mutation", MORSEL)
+    @pytest.mark.filterwarnings("ignore:returning HTTPException")
+    async def test_a_cookie_of_it_drops_changes(self, serve, logged, kind, mutation):
+        change, attempted = MORSEL[mutation]
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await WITH_COOKIE[kind](request)
+
+        seen = []
+
+        def offend(context: RequestContext) -> None:
+            morsel = context.response.cookies["early"]
+            change(morsel)
+            seen.append((morsel.value, morsel["path"], morsel.OutputString()))
+
+        answer = await (await serve(application(handler, Interceptor("late", leave=offend)))).exchange(GET)
+        assert b"\r\nSet-Cookie: early=1; Path=/x\r\n" in answer
+        assert seen == [("1", "/x", "early=1; Path=/x")]
+        assert [line["attempted"] for line in errors(logged)] == [attempted]
+        assert errors(logged)[0]["interceptor"] == "late"
+
+    @pytest.mark.parametrize("kind", WITH_COOKIE)
+    @pytest.mark.filterwarnings("ignore:returning HTTPException")
+    async def test_cookies_that_were_kept_from_before_drop_changes(self, serve, logged, kind):
+        kept = []
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            response = {
+                "event stream": EventStreamResponse,
+                "own StreamResponse": web.StreamResponse,
+                "prepared Response": web.Response,
+                "prepared HTTPException": web.HTTPConflict,
+            }[kind]()
+            kept.append(response.cookies)
+            return await with_cookie(request, response)
+
+        def offend(context: RequestContext) -> None:
+            kept[0]["late"] = "1"
+            kept[0]["early"]["path"] = "/late"
+
+        await (await serve(application(handler, Interceptor("late", leave=offend)))).exchange(GET)
+        assert [line["attempted"] for line in errors(logged)] == [
+            "cookies['late'] = '1'",
+            "cookies['early']['path'] = '/late'",
+        ]
+
+    async def test_a_copy_of_what_was_sent_may_change(self, serve, logged):
+        def copy(context: RequestContext) -> None:
+            headers = context.response.headers.copy()
+            headers["X-Mine"] = "1"
+            cookie = context.response.cookies["early"].copy()
+            cookie["path"] = "/mine"
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await WITH_COOKIE["event stream"](request)
+
+        await (await serve(application(handler, Interceptor("copy", leave=copy)))).exchange(GET)
+        assert errors(logged) == []
+
+    async def test_a_body_whose_length_was_sent_cannot_grow(self, serve, logged, caplog):
+        async def handler(request: web.Request) -> web.StreamResponse:
+            response = web.Response(body=bytearray(b"body"))
+            await response.prepare(request)
+            return response
+
+        raised = []
+
+        def offend(context: RequestContext) -> None:
+            assert context.response.body == b"body"
+            try:
+                context.response.body.extend(b" and more")
+            except AttributeError as error:
+                raised.append(error)
+
+        answer = await (await serve(application(handler, Interceptor("late", leave=offend)))).exchange(GET)
+        assert answer.endswith(b"\r\n\r\nbody")
+        assert len(raised) == 1
 
 
 class TestEveryWay:

@@ -211,6 +211,9 @@ class Context(MutableMapping[object, object]):
         """Say whether an exception is an outcome rather than an error; the edge overrides it for HTTP."""
         return False
 
+    def _handled(self, failure: Failure) -> None:
+        """Note that an ``error`` stage has handled a failure; the edge overrides it."""
+
     def _complete(self) -> bool:
         """Say whether there is nothing left to enter for; the edge overrides it for an attached response."""
         return False

@@ -247,6 +247,8 @@ class Execution:
 
     def handled(self) -> None:
         """Record that an ``error`` stage returned: the interceptors further out leave as usual."""
+        if self.report is not None:
+            self.context._handled(self.report)
         self.failure = self.report = None
         self.context.error = self.inherited
         self.chain = Chain(self.chain.steps[: self.position - 1])

@@ -116,7 +116,7 @@ class Streams:
         """Take no new streams, and end the open ones as the drain says. Cancelling is safe: the rest is for aiohttp."""
         self.closing = True
         drain = self._drain
-        if drain.grace:
+        if drain.grace and any(stream.finite for stream in self._open):
             for stream in self:
                 if not stream.finite:
                     stream.say_farewell(drain)

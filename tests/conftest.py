@@ -104,6 +104,16 @@ async def session() -> AsyncIterator[ClientSession]:
 
 
 @pytest.fixture
+def raised(caplog: pytest.LogCaptureFixture) -> Callable[[], list[BaseException | None]]:
+    """List what was raised to aiohttp, as its log has it."""
+    return lambda: [
+        record.exc_info and record.exc_info[1]
+        for record in caplog.records
+        if record.name == "aiohttp.server" and record.levelname == "ERROR"
+    ]
+
+
+@pytest.fixture
 def logged():
     """Capture what is logged, as dictionaries."""
     with captured_logs() as lines:

@@ -242,7 +242,7 @@ class Context(MutableMapping[object, object]):
         return False
 
     def _handled(self, failure: Failure) -> None:
-        """Note that an ``error`` stage has handled a failure."""
+        """Note that an ``error`` stage has handled a failure; the edge overrides it."""
 
     def _outcome(self) -> Exception | None:
         """Return the exception that the chain leaves with without an error; the edge overrides it for HTTP."""

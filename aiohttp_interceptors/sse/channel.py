@@ -110,6 +110,7 @@ class EventChannel:
         """
         event = self._checked(event)
         if self._closed:
+            self._told = True
             return False
         if self._waiting or self._buffer.full():
             raise ChannelFull(f"the channel holds {self.buffered} events and has no room; put() waits for it")

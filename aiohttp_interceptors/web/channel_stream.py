@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..observe.facts import EventsDropped
-from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
 from .connection import BATCH, Connection
 from .context import RequestContext
@@ -66,11 +65,11 @@ class ChannelStream(Stream):
             reason=self.channel.reason,
         )
 
-    async def wind_up(self) -> None:
+    async def wind_up(self, *, patient: bool) -> None:
         """See the producer off and tell how it went. Runs to its end also while being cancelled."""
         self.end(CloseReason.SHUTDOWN)
         self._report_dropped()
-        await super().wind_up()
+        await super().wind_up(patient=patient)
 
     def pump(self) -> None:
         """Write what was put, and end the stream when it was closed and all is sent."""
@@ -81,8 +80,8 @@ class ChannelStream(Stream):
         try:
             self._flush()
         except Exception as error:  # noqa: BLE001  # a queue of the user's own: its stream ends, and no other
-            log.exception("stream_buffer_failed", execution_id=self._context.execution_id, exc_info=error)
             self._broken = True
+            self._feeder.fail(error)
             self.end(CloseReason.ERROR)
         if channel.closed and not channel.buffered and not self._connection.paused:
             self.end(CloseReason.CLOSED if self._feeder.error is None else CloseReason.ERROR)

@@ -36,6 +36,9 @@ class Owner(Protocol):
     def connection_paused(self) -> None:
         """Note that it has no room any more."""
 
+    def response_ended(self) -> None:
+        """Note that the response was ended, by whomever."""
+
 
 class Connection:
     """Write frames of one committed response to its transport.

@@ -240,6 +240,12 @@ class RequestContext(Context):
         elif response is not self._committed_response(response) and not getattr(response, "superseded", False):
             drop(f"{attempted} {response!r}", self)
 
+    def _handled(self, failure: Failure) -> None:
+        """Log what a stream's producer raised: an ``error`` stage has handled it, so that aiohttp will not."""
+        stream = self.stream
+        if stream is not None and any(map(stream.failed_with, (failure.exception, *self._suppressed))):
+            stream.log_failure()
+
     def _absorb(self, exception: Exception) -> bool:
         if not isinstance(exception, web.HTTPException):
             self._note_unfinished()

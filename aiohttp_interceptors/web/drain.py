@@ -16,13 +16,15 @@ class Drain:
 
     New streams get 503 with a ``Retry-After``. Each open one gets what was put, the ``farewell`` if there is one, and
     a clean end of the body; those that use ``retry`` are told to come back a random time of up to ``spread`` later
-    than usual, so that not all browsers return at once. Finite streams may go on for ``grace`` before. Whatever is
-    open ``timeout`` after its farewell, because its client does not read or its producer does not return, is aborted.
+    than usual, so that not all browsers return at once. Finite streams may go on for ``grace`` before; one that is not
+    closed by then ends without the last chunk. A producer that has not come back to its channel is cancelled after
+    four fifths of ``timeout``. Whatever is open ``timeout`` after its farewell, because its client does not read or its
+    producer does not return, is aborted.
     """
 
     farewell: Event | None = None
     spread: float = 5.0
-    grace: float = 0.0
+    grace: float = 5.0
     timeout: float = 1.0
 
     def __post_init__(self) -> None:

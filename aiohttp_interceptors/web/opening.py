@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
@@ -19,25 +20,53 @@ from .settings import StreamSettings
 from .stream import Stream
 from .streams import Streams
 
-__all__ = ["MakeStream", "open_stream"]
+__all__ = ["Choose", "MakeStream", "enter_stream"]
 
 MakeStream: TypeAlias = Callable[[RequestContext, ChannelResponse, Connection, Streams, Any], Stream]
+Choose: TypeAlias = Callable[[RequestContext], Awaitable[object] | object]
+_Stage: TypeAlias = tuple[object, str, str] | None
 
 
-async def open_stream(
-    context: RequestContext,
-    settings: StreamSettings,
-    make: MakeStream,
-    choose: Callable[[RequestContext], Awaitable[object] | object] | None = None,
-) -> Coroutine[None, None, None] | None:
-    """Open a stream in a place that the application has for it, and return what keeps it until it is over.
+def enter_stream(
+    context: RequestContext, settings: StreamSettings, make: MakeStream, choose: Choose | None = None
+) -> Coroutine[None, None, None]:
+    """Return the coroutine that opens a stream and keeps it until it is over.
 
-    What ``choose`` returns, before commit and also for HEAD, ``make`` is given. The chain awaits what is returned in
-    the place of this: ten thousand open streams shall not each keep what it took to open them.
+    What ``choose`` returns, before commit and also for HEAD, ``make`` is given. The coroutine raises what the stream's
+    producer raised, once all else is done.
     """
+    return _keep(functools.partial(_open, context, settings, make, choose, _stage_of(context)))
+
+
+async def _keep(opening: Callable[[], Awaitable[tuple[Stream | None, Hashable]]]) -> None:
+    """Open a stream, wait for its end, send it unless cancelled, and in any case wind up and give back the place."""
+    stream, place = await opening()
+    del opening  # ten thousand open streams shall not each keep what it took to open them
+    if stream is None:
+        return
+    try:
+        try:
+            await stream.open()
+            await stream.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
+            await stream.end_of_body()
+        finally:
+            try:
+                await stream.wind_up(patient=stream.reason is not None)
+            finally:
+                stream.give_back(place)
+    except BaseException:
+        stream.log_failure()  # what is raised is something else
+        raise
+    stream.raise_failure()
+
+
+async def _open(
+    context: RequestContext, settings: StreamSettings, make: MakeStream, choose: Choose | None, stage: _Stage
+) -> tuple[Stream | None, Hashable]:
+    """Open a stream in a place that the application has for it."""
     if context.supersedes("open an event stream"):
         context.response = context.response  # the committed one, so that nothing more is entered
-        return None
+        return None, None
     request = context.request
     if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
         raise not_acceptable()
@@ -48,21 +77,34 @@ async def open_stream(
     response = kind(allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout)
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
-        return None
+        return None, None
     await _read_body(request, settings.stall_timeout)
     streams = Streams.of(request)
     place = streams.admit(request, context.execution_id)
     try:
+        _check_still_in(context, stage)
         await _commit(context, response)
         if response.connection is None:
             streams.give_back(place)
-            return None
+            return None, None
         stream = context.stream = make(context, response, response.connection, streams, choice)
+        streams.tell(StreamOpened(context.execution_id, request.path))
     except BaseException:
         streams.give_back(place)
         raise
-    streams.tell(StreamOpened(context.execution_id, request.path))
-    return stream.run(place)
+    return stream, place
+
+
+def _check_still_in(context: RequestContext, stage: _Stage) -> None:
+    """Raise ``RuntimeError`` if the stage that opens a stream has returned meanwhile."""
+    if _stage_of(context) != stage:
+        raise RuntimeError("the stage returned before its stream was open; await what the stream's enter returns")
+
+
+def _stage_of(context: RequestContext) -> _Stage:
+    """Return the stage that runs now, if the context is in an execution."""
+    execution = context._execution
+    return None if execution is None or execution.cursor is None else (execution, *execution.where())
 
 
 async def _commit(context: RequestContext, response: ChannelResponse) -> None:

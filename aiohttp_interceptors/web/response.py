@@ -51,6 +51,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     event_stream = True  # whatever its Content-Type
     _date: str | None = None
+    _is_cut = False
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
     def __init__(
@@ -155,14 +156,24 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             CIMultiDict.add(headers, hdrs.DATE, self._date)
         return headers
 
+    def cut(self) -> None:
+        """Have the body end without its last chunk, so that it does not look complete, and then the connection."""
+        self._is_cut = True
+        self.force_close()
+        if self.connection is not None:
+            self.connection.beat_no_more()
+
     async def write_eof(self, data: bytes = b"") -> None:
-        """End the stream and let the connection go on without it."""
+        """End the stream and let the connection go on without it, unless it was cut."""
         self._end()
         if self.connection is not None:
+            if self.connection.owner is not None:
+                self.connection.owner.response_ended()
             if self.connection.overrun:
                 self.force_close()
             self.connection.release()
-        await super().write_eof(data)
+        if not self._is_cut:
+            await super().write_eof(data)
 
     async def send(
         self,
@@ -232,6 +243,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     def connection_paused(self) -> None:
         """Do nothing: who sends waits."""
+
+    def response_ended(self) -> None:
+        """Do nothing: it has ended itself."""
 
     def connection_changed(self) -> None:
         """Note that the client has left."""

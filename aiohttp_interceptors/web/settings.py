@@ -41,7 +41,8 @@ class StreamOptions(TypedDict, total=False):
     max_age: float | None
     max_event_size: int | None
     error_event: ErrorEvent | None
-    finite: bool
+    finite: bool | None
+    grace: float
     strict: bool
 
 
@@ -55,7 +56,10 @@ class StreamSettings:
     stall_timeout: float | None
     max_age: float | None
     strict: bool
-    finite: bool = False
+    finite: bool | None = False
+    """``None`` for every method but GET."""
+    grace: float = 0.0
+    """Seconds that a producer has to come back to its channel when the stream is over."""
 
     @property
     def held(self) -> bool:
@@ -66,6 +70,7 @@ class StreamSettings:
         check_seconds("heartbeat", self.heartbeat, "no heartbeat")
         check_seconds("stall_timeout", self.stall_timeout, "no limit")
         check_seconds("max_age", self.max_age, "no limit")
+        check_seconds("grace", self.grace, "", least=0)
         Event("", retry=self.retry)
         if self.on_close is not None:
             check_function("on_close", self.on_close, "context", "reason")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Unpack, overload
 
@@ -15,7 +15,7 @@ from .channel_stream import ChannelStream
 from .connection import Connection
 from .context import RequestContext
 from .middleware import Handler, as_handler
-from .opening import open_stream
+from .opening import enter_stream
 from .producer import StreamReady
 from .response import ChannelResponse
 from .settings import MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions
@@ -37,17 +37,25 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     max_age: float | None = None,
     max_event_size: int | None = MAX_EVENT_SIZE,
     error_event: ErrorEvent | None = None,
-    finite: bool = False,
+    finite: bool | None = None,
+    grace: float = 5.0,
     strict: bool = False,
 ) -> Interceptor[RequestContext]:
     """Make an interceptor that commits an event stream and pauses the chain for as long as the stream is open.
 
     ``stream_ready(channel, context)``, plain or ``async``, is called once, when the head is on the wire and heartbeats
-    run. Its return does not end the stream; ``channel.close()`` does, after all that was put has been sent. When the
-    client leaves, ``put`` returns ``False`` at once, also to a caller that waits; a ``stream_ready`` that waits for
-    something else is cancelled. One that raises is logged, and the stream ends, with the ``error_event`` (an event, or
-    a function of the exception that makes one) if there is one. For HEAD it is not called. A request's body is read
-    before, as far as the application's ``client_max_size`` and ``stall_timeout`` allow.
+    run. Its return does not end the stream; ``channel.close()`` does, after all that was put has been sent. For HEAD it
+    is not called. A request's body is read before, as far as the application's ``client_max_size`` and
+    ``stall_timeout`` allow.
+
+    When the stream is over, ``put`` returns ``False`` at once, also to a caller that waits. A ``stream_ready`` that
+    waits for something else has ``grace`` seconds to come to its next ``put``, and is cancelled then; on stop the drain
+    may allow less. With 0 it is cancelled at once. The chain goes on when it has returned.
+
+    What it raises ends the stream, with the ``error_event`` (an event, or a function of the exception that makes one)
+    if there is one, and is then raised by this ``enter``: ``error`` stages, ``@around`` and aiohttp see it as they see
+    a handler's. An ``HTTPException`` comes after commit and is dropped. An exception that is no ``Exception`` is the
+    cause of a ``RuntimeError``.
 
     ``heartbeat`` is in seconds of idleness, ``None`` for none. ``buffer`` is how many events may wait, or a factory of
     an ``asyncio.Queue``. ``retry``, in milliseconds, goes out with the first event. ``on_close(context, reason)``,
@@ -56,8 +64,12 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     A client that takes nothing of what was sent to it for ``stall_timeout`` seconds is cut, with reason ``stalled``;
     one that vanished is owed something from the next heartbeat on. After ``max_age`` seconds, less up to a fifth by
     chance, a stream ends as ``expired`` and the client comes back. An event of more than ``max_event_size`` bytes is
-    refused where it is put. A ``finite`` stream may end by itself when the server stops, for the drain's grace. A
-    ``strict`` one answers 406 to a request whose ``Accept`` excludes event streams.
+    refused where it is put. A ``strict`` stream answers 406 to a request whose ``Accept`` excludes event streams.
+
+    A ``finite`` stream is an answer with an end: by default each but those of GET. When the server stops it may go on
+    for the drain's grace. If it ends before its producer closed it, or any stream because of an error that no
+    ``error_event`` told of, the body ends without its last chunk, and the client sees that it was cut. A client of
+    HTTP/1.0 cannot: there the end of the connection is the end of the body.
 
     Raises ``TypeError`` or ``ValueError`` for arguments that cannot work.
     """
@@ -74,6 +86,7 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
         max_event_size=max_event_size,
         error_event=error_event,
         finite=finite,
+        grace=grace,
         strict=strict,
     )
     if name is None:
@@ -84,12 +97,10 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     ) -> Stream:
         return ChannelStream(context, response, connection, streams, settings, stream_ready)
 
-    async def enter(context: RequestContext) -> None:
+    def enter(context: RequestContext) -> Coroutine[None, None, None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        stay = await open_stream(context, settings, make)
-        if stay is not None:
-            await stay
+        return enter_stream(context, settings, make)
 
     return Interceptor(name, enter)
 
@@ -104,7 +115,8 @@ def event_stream(
     """Make a route's handler of a ``stream_ready`` function, or of an async generator of events.
 
     A ``stream_ready`` takes the channel and the context. A generator takes the context and yields events or strings;
-    the stream ends when it does, and it is closed when the client leaves. Options as for ``start_event_stream``.
+    the stream ends when it does, and it is cancelled at once when the client leaves. Options as for
+    ``start_event_stream``; a generator has no ``grace``, because no ``put`` tells it of the end.
     """
     if function is None:
         return lambda decorated: _handler_of(decorated, options)
@@ -113,8 +125,13 @@ def event_stream(
 
 def _handler_of(function: Callable[..., object], options: StreamOptions) -> Handler:
     options = {"name": getattr(function, "__name__", None), **options}
-    ready = _pump_of(function) if inspect.isasyncgenfunction(function) else function
-    return as_handler(start_event_stream(ready, **options))
+    if not inspect.isasyncgenfunction(function):
+        return as_handler(start_event_stream(function, **options))
+    if options.setdefault("grace", 0.0):
+        raise TypeError(
+            f"grace is for a function that calls put; {function!r} is a generator, and is cancelled at once"
+        )
+    return as_handler(start_event_stream(_pump_of(function), **options))
 
 
 def _pump_of(generate: Callable[[RequestContext], AsyncGenerator[Event | str, None]]) -> StreamReady:
@@ -128,5 +145,5 @@ def _pump_of(generate: Callable[[RequestContext], AsyncGenerator[Event | str, No
                     return
         channel.close()
 
-    ready.__name__ = generate.__name__
+    ready.__name__, ready.__qualname__ = generate.__name__, generate.__qualname__
     return ready

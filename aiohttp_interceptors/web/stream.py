@@ -9,11 +9,14 @@ from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from aiohttp import hdrs, web
+
 from ..observe.facts import StreamClosed
 from ..observe.logs import log
 from ..sse.channel import CloseReason
 from ..sse.event import Event
 from ..sse.wire import encode
+from .commit import drop
 from .connection import Connection
 from .context import RequestContext
 from .drain import Drain
@@ -82,7 +85,11 @@ class Stream(ABC):
     @property
     def finite(self) -> bool:
         """Whether its producer ends it after some time, so that a stopping server may wait for that."""
-        return self._settings.finite
+        return self.reason is None and self._is_finite()
+
+    def _is_finite(self) -> bool:
+        finite = self._settings.finite
+        return self._context.request.method != hdrs.METH_GET if finite is None else finite
 
     # What is different for each kind.
 
@@ -129,26 +136,14 @@ class Stream(ABC):
 
     # The life of a stream.
 
-    async def run(self, place: Hashable) -> None:
-        """Begin, wait for the end, send it unless cancelled, and in any case wind up and give back the place."""
+    async def open(self) -> None:
+        """Send what goes with the head, and begin."""
         self._streams.add(self)
-        try:
-            await self._open()
-            self._context.take_off_log_lines()
-            await self.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
-            self._context.put_on_log_lines()
-            await self.end_of_body()
-        finally:
-            try:
-                await self.wind_up()
-            finally:
-                self._streams.give_back(place)
-
-    async def _open(self) -> None:
         self._connection.owner = self
         if isinstance(self._response, TopicResponse):
             await self._response.begin(self._first_frames())
         self.begin()
+        self._context.take_off_log_lines()
 
     def begin(self) -> None:
         """Call who feeds it, and have the clock look after it."""
@@ -163,18 +158,23 @@ class Stream(ABC):
         self.end(CloseReason.EXPIRED)
 
     async def end_of_body(self) -> None:
-        """Send what waits and the last words, and tell the client that the stream is complete.
+        """Send what waits and the last words, and tell the client that the stream is complete, if it is.
 
         A client that was kicked and does not read is cut; for any other the connection's stall limit counts, and for
         a server that stops its drain's.
         """
-        connection = self._connection
+        self._context.put_on_log_lines()
+        connection, told = self._connection, False
         if self._producer is not None and self._producer.error is not None:
             self._last_words = self._words_for(self._producer.error)
+            told = bool(self._last_words)
         while not connection.lost:
             if not (self._write_rest() or connection.paused or self._last_words):
-                with suppress(ConnectionError):  # the last write failed, and the event loop has yet to say so
-                    await self._response.write_eof()
+                if self._is_complete(told=told):
+                    with suppress(ConnectionError):  # the last write failed, and the event loop has yet to say so
+                        await self._response.write_eof()
+                else:
+                    self._response.cut()
                 return
             if connection.paused and (self.reason is CloseReason.KICKED or not await connection.writable()):
                 connection.abort()
@@ -183,18 +183,67 @@ class Stream(ABC):
                 connection.write(self._last_words)
                 self._last_words = b""
 
-    async def wind_up(self) -> None:
-        """See the producer off and tell how it went. Runs to its end also while being cancelled."""
+    def _is_complete(self, *, told: bool) -> bool:
+        """Say whether the body ends as complete; ``told`` is whether an event has told the client of an error."""
+        if self.reason is CloseReason.ERROR:
+            return told
+        return self.reason is CloseReason.CLOSED or not self._is_finite()
+
+    async def wind_up(self, *, patient: bool) -> None:
+        """See the producer off and tell how it went. Runs to its end also while being cancelled.
+
+        If ``patient``, a producer that is not waiting in its channel has its grace to come back to it.
+        """
         self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
         if self._visit is not None:
             self._visit.cancel()
         self._ended = asyncio.get_running_loop().time()
         try:
             if self._producer is not None:
-                await self._producer.see_off(self._settings.on_close)
+                grace = self._settings.grace if patient and self._streams.patient else 0
+                await self._producer.see_off(self._settings.on_close, grace)
         finally:
             self._streams.discard(self)
             self._report_closed()
+
+    def raise_failure(self) -> None:
+        """Raise what the producer raised; an ``HTTPException`` comes too late and is dropped."""
+        failure = None if self._producer is None else self._producer.failure
+        if isinstance(failure, web.HTTPException):
+            drop(f"raise {failure!r}", self._context, failure)
+        elif failure is not None:
+            raise failure
+
+    def log_failure(self) -> None:
+        """Log what the producer raised, where it is not raised to aiohttp."""
+        if self._producer is not None and self._producer.error is not None:
+            self._producer.log(self._producer.error)
+
+    def failed_with(self, exception: BaseException) -> bool:
+        """Say whether it is what the producer raised."""
+        error = None if self._producer is None else self._producer.error
+        return error is not None and (error is exception or error is exception.__cause__)
+
+    def give_back(self, place: Hashable) -> None:
+        """Give back what the stream had under the application's limits."""
+        self._streams.give_back(place)
+
+    def response_ended(self) -> None:
+        """End a stream whose response was ended by others: its stage returned while the stream was open."""
+        if self.reason is None:
+            log.exception(
+                "stream_left_open",
+                execution_id=self._context.execution_id,
+                path=self._context.request.path,
+                exc_info=RuntimeError("the stage returned while its stream was open; await what its enter returns"),
+            )
+            self._response.cut()
+            self._connection.lose(CloseReason.ERROR)  # it is released now, and nothing more is to be waited for
+
+    def hurry(self) -> None:
+        """Cancel a producer that has not come back to its channel."""
+        if self._producer is not None:
+            self._producer.hurry()
 
     def say_farewell(self, drain: Drain) -> None:
         """End the stream because the server stops, and tell its client when to come back."""

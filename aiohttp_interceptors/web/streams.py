@@ -16,6 +16,9 @@ from .refusal import stopping
 
 __all__ = ["STREAMS", "Drainable", "Streams"]
 
+# The part of the drain's timeout in which a producer may come back to its channel. The rest is for its clean-up, once
+# it was cancelled.
+AWAKE = 0.8
 # Seconds for streams that were aborted to run what remains of them: nobody of ours waits for anything any more.
 ABORTED = 1.0
 
@@ -30,6 +33,9 @@ class Drainable(Protocol):
     def say_farewell(self, drain: Drain) -> None:
         """End because the server stops."""
 
+    def hurry(self) -> None:
+        """Cancel a producer that has not come back to its channel."""
+
     def abort(self) -> None:
         """End, and wait for nobody."""
 
@@ -41,6 +47,8 @@ class Streams:
         self, drain: Drain | None = None, limits: Limits | None = None, observer: StreamObserver | None = None
     ) -> None:
         self.closing: bool = False
+        self.patient: bool = True
+        """Whether the producer of a stream that is over may come back to its channel."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
         self._observer = observer
@@ -108,14 +116,18 @@ class Streams:
         """Take no new streams, and end the open ones as the drain says. Cancelling is safe: the rest is for aiohttp."""
         self.closing = True
         drain = self._drain
-        if drain.grace:
+        if drain.grace and any(stream.finite for stream in self._open):
             for stream in self:
                 if not stream.finite:
                     stream.say_farewell(drain)
             await self._until(lambda: not any(stream.finite for stream in self._open), drain.grace)
         for stream in self:
             stream.say_farewell(drain)
-        await self._until(lambda: not self._open, drain.timeout)
+        await self._until(lambda: not self._open, drain.timeout * AWAKE)
+        self.patient = False
+        for stream in self:
+            stream.hurry()
+        await self._until(lambda: not self._open, drain.timeout * (1 - AWAKE))
         if self._open:
             log.warning("streams_aborted", streams=len(self._open), seconds=drain.timeout)
             for stream in self:

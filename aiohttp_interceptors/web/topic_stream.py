@@ -11,12 +11,11 @@ from contextlib import aclosing
 from ..hub.gap import Gap
 from ..hub.hub import Hub
 from ..hub.subscriber import Subscriber
-from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
 from ..sse.wire import encode
 from .connection import Connection
 from .context import RequestContext
-from .producer import Producer
+from .producer import Producer, name_of
 from .response import ChannelResponse
 from .snapshot import Snapshot, SnapshotOf
 from .stream import Stream, StreamStatistics
@@ -88,20 +87,20 @@ class TopicStream(Stream):
             reason=self._reason,
         )
 
-    async def wind_up(self) -> None:
+    async def wind_up(self, *, patient: bool) -> None:
         """See off the functions that were called for it, and tell how it went. Runs to its end also when cancelled."""
         if self._producer is None and self._settings.on_close is not None:
             self._producer = Producer(self, self._context)
-        await super().wind_up()
+        await super().wind_up(patient=patient)
 
     def _first_frames(self) -> bytes:
         return self.subscriber.first()
 
     def _start(self) -> None:
-        if not self._settings.held:
-            called = self._topic_settings.stream_ready or self._topic_settings.snapshot
-            self._producer = Producer(self, self._context, getattr(called, "__qualname__", repr(called)))
-            self._producer.start(self._feed)
+        called = self._topic_settings.stream_ready or self._topic_settings.snapshot
+        if called is not None and not self._settings.held:
+            self._producer = producer = Producer(self, self._context, name_of(called))
+            producer.start(self._feed, producer)
 
     def _write_rest(self) -> bool:
         return self.reason in _COMPLETED and self.subscriber.rest()
@@ -119,10 +118,14 @@ class TopicStream(Stream):
 
     def _on_end(self, reason: CloseReason, error: Exception | None) -> None:
         if error is not None:
-            logger.exception("stream_failed", execution_id=self._context.execution_id, exc_info=error)
+            if self._producer is None:
+                self._producer = Producer(self, self._context)
+            if self._producer.error is None and self._topic_settings.select is not None:
+                self._producer.name = name_of(self._topic_settings.select)
+            self._producer.fail(error)
         self.end(reason)
 
-    def _feed(self) -> Awaitable[object] | None:
+    def _feed(self, producer: Producer) -> Awaitable[object] | None:
         """Call the functions that an application has for its streams, and return what of it is to be awaited."""
         settings = self._topic_settings
         ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, self._context)
@@ -130,7 +133,7 @@ class TopicStream(Stream):
         if settings.snapshot is None or (self.subscriber.settled and self._is_resumed()):
             self.subscriber.start()
             return awaited
-        beginning = asyncio.ensure_future(self._begin_with(settings.snapshot, awaited))
+        beginning = asyncio.ensure_future(self._begin_with(settings.snapshot, awaited, producer))
         if inspect.iscoroutine(awaited):
             beginning.add_done_callback(lambda _: awaited.close())  # if it never came to it
         return beginning
@@ -139,7 +142,7 @@ class TopicStream(Stream):
         """Tell whether the client has the state already, and lacks only changes that the log has."""
         return self._after is not None and self.subscriber.gap() is None
 
-    async def _begin_with(self, snapshot_of: SnapshotOf, then: Awaitable[object] | None) -> None:
+    async def _begin_with(self, snapshot_of: SnapshotOf, then: Awaitable[object] | None, producer: Producer) -> None:
         """Write the state before the changes. What is cut before its last event begins with the state again."""
         subscriber, connection, log = self.subscriber, self._connection, self._hub.log
         if not subscriber.settled:
@@ -151,6 +154,7 @@ class TopicStream(Stream):
                 return
         gap, position, told = subscriber.gap(), log.end, False
         policy = self._topic_settings.policy
+        ready, producer.name = producer.name, name_of(snapshot_of)
         snapshot = await Snapshot.taken(snapshot_of, self._context)
         if snapshot.id is not None:
             position, reason = await self._hub.locate(snapshot.id)
@@ -169,6 +173,7 @@ class TopicStream(Stream):
             self._events += 1
             subscriber.count_gap()
         subscriber.start(position, gap, told=told)
+        producer.name = ready
         if then is not None:
             await then
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 
 from ..chain.interceptor import Interceptor, check_call
 from ..hub.hub import Hub
 from ..hub.policy import OnGap, Policy
 from .connection import Connection
 from .context import RequestContext
-from .opening import open_stream
+from .opening import enter_stream
 from .response import ChannelResponse
 from .settings import OnClose
 from .snapshot import SnapshotOf
@@ -106,12 +106,10 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     ) -> Stream:
         return TopicStream(context, response, connection, streams, settings, hub, names)
 
-    async def enter(context: RequestContext) -> None:
+    def enter(context: RequestContext) -> Coroutine[None, None, None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        stay = await open_stream(context, settings, make, choose)
-        if stay is not None:
-            await stay
+        return enter_stream(context, settings, make, choose)
 
     return Interceptor(name, enter)
 

@@ -231,7 +231,7 @@ class TestGrace:
         server = await serve(opened.app, shutdown_timeout=FOREVER)
         client = await connected(server)
         await within(server.stop())
-        assert await rest(client) == chunk("data: bye\n\n") + END
+        assert await rest(client) == chunk("data: bye\n\n")  # and no last chunk: it is not complete
         assert opened.reasons == [CloseReason.SHUTDOWN]
         assert not aborted(logged)
 
@@ -246,12 +246,12 @@ class TestGrace:
         await within(stopping)
         assert opened.reasons == [CloseReason.CLIENT_LEFT]
 
-    async def test_without_it_a_finite_stream_ends_like_any_other(self, serve):
-        opened = application(waits, finite=True)
+    async def test_without_it_a_finite_stream_is_cut_at_once(self, serve):
+        opened = application(waits, Drain(grace=0), finite=True)
         server = await serve(opened.app, shutdown_timeout=FOREVER)
         client = await connected(server)
         await within(server.stop())
-        assert await rest(client) == END
+        assert await rest(client) == b""
 
 
 class TestStragglers:
@@ -371,7 +371,7 @@ class TestStragglers:
                 cleaning.set()
                 await cleaned.wait()
 
-        opened = application(ready, Drain(timeout=FOREVER))
+        opened = application(ready, Drain(timeout=FOREVER), grace=0)
         server = await serve(opened.app, shutdown_timeout=FOREVER)
         client = await connected(server)
         stopping = asyncio.ensure_future(server.stop())
@@ -435,7 +435,7 @@ class TestNewStreams:
         await until(lambda: opened.streams.closing)
         go.set()
         assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
-        assert await rest(client) == chunk("data: bye\n\n") + END
+        assert await rest(client) == chunk("data: bye\n\n") + (b"" if finite else END)
         await within(stopping)
         assert True not in called
         assert opened.reasons == [CloseReason.SHUTDOWN]

@@ -105,7 +105,7 @@ def test_a_drain_that_cannot_work_is_refused(values, error, message):
 
 
 def test_a_drain_without_a_spread_or_a_grace_is_one():
-    assert Drain(spread=0, grace=0) == Drain(spread=0.0)
+    assert Drain(spread=0, grace=0) == Drain(spread=0.0, grace=0.0)
 
 
 @pytest.mark.parametrize("which", ["parent", "sub", "both"])

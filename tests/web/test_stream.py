@@ -254,8 +254,8 @@ class TestProducing:
         assert stream.channel.reason is CloseReason.CLOSED
 
     @pytest.mark.parametrize("kind", ["async", "plain"])
-    async def test_a_producer_that_raises_ends_the_stream_after_what_it_put(self, serve, logged, kind):
-        """Behaviour 98: logged once with its traceback, channel closed, put False, hook called."""
+    async def test_a_producer_that_raises_ends_the_stream_after_what_it_put(self, serve, logged, raised, kind):
+        """Raised once with its traceback, channel closed, put False, hook called."""
 
         async def ready(channel, context):
             channel.put_nowait("x")
@@ -274,16 +274,15 @@ class TestProducing:
                 "/", as_handler(start_event_stream(plain, on_close=lambda c, reason: closes.append((True, reason))))
             )
         server = await serve(app)
-        assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
+        assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n")
         await server.stop()
         assert stream.closes == [(True, CloseReason.ERROR)]
-        (record,) = levels(logged, "error", "warning")
-        assert record["event"] == "stream_producer_failed"
-        assert record["path"] == "/"
-        assert isinstance(record["exc_info"], LookupError)
-        assert traceback.extract_tb(record["exc_info"].__traceback__)[-1].line == 'raise LookupError("broken")'
+        assert levels(logged, "error", "warning") == []
+        (error,) = raised()
+        assert isinstance(error, LookupError)
+        assert traceback.extract_tb(error.__traceback__)[-1].line == 'raise LookupError("broken")'
 
-    async def test_a_producer_that_awaited_something_cancelled_ends_its_stream_too(self, serve, logged):
+    async def test_a_producer_that_awaited_something_cancelled_ends_its_stream_too(self, serve, logged, raised):
         async def ready(channel, context):
             await channel.put("x")
             task = asyncio.create_task(asyncio.Event().wait())
@@ -292,13 +291,14 @@ class TestProducing:
 
         stream = Watched(ready)
         server = await serve(stream.app)
-        assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
-        await within(stream.left.wait())
+        assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n")
         assert stream.closes == [(True, CloseReason.ERROR)]
-        assert [line["event"] for line in levels(logged, "error")] == ["stream_producer_failed"]
+        assert levels(logged, "error") == []
+        (error,) = raised()
+        assert type(error) is RuntimeError
+        assert isinstance(error.__cause__, asyncio.CancelledError)
 
-    async def test_what_cannot_be_sent_is_the_producers_error(self, serve, logged):
-        """Behaviour 91: in the producer's hands, and if it lets it go, the stream ends cleanly."""
+    async def test_what_cannot_be_sent_is_the_producers_error(self, serve, raised):
         caught = []
 
         class Unprintable:
@@ -316,7 +316,7 @@ class TestProducing:
         server = await serve(Watched(ready).app)
         assert b"data: still fine\n\n" in await server.exchange(GET)
         assert caught == ["put takes an Event or a str, not"]
-        assert [type(record["exc_info"]) for record in levels(logged, "error")] == [ValueError]
+        assert [type(error) for error in raised()] == [ValueError]
 
     async def test_retry_rides_in_the_first_events_frame(self, serve):
         """No frame without data, because some clients hand it on as an empty event."""
@@ -453,11 +453,9 @@ class TestTheClientLeaves:
         (line,) = [line for line in logged if line["event"] == "stream_closed"]
         assert (line["log_level"], line["reason"], line["events"]) == ("debug", "client_left", 0)
 
-    async def test_a_producer_that_waits_for_something_else_is_cancelled(
-        self, serve, handler_cancellation, monkeypatch
-    ):
-        """peer bug 1: a handler that awaits its own queue ends too, with its finally."""
-        monkeypatch.setattr("aiohttp_interceptors.web.producer.GRACE", 1000)  # which it is not given
+    @pytest.mark.parametrize("grace", [0, 0.01])
+    async def test_a_producer_that_waits_for_something_else_is_cancelled(self, serve, handler_cancellation, grace):
+        """A handler that awaits its own queue ends too, with its finally."""
         cleaned = asyncio.Event()
 
         async def ready(channel, context):
@@ -466,7 +464,7 @@ class TestTheClientLeaves:
             finally:
                 cleaned.set()
 
-        stream = Watched(ready)
+        stream = Watched(ready, grace=grace)
         server = await serve(stream.app, handler_cancellation=handler_cancellation)
         raw = await server.connect(KEEP)
         await within(stream.opened.wait())
@@ -495,7 +493,7 @@ class TestTheClientLeaves:
     async def test_a_producer_that_ignores_its_cancellation_is_left_behind_with_a_warning(
         self, serve, logged, monkeypatch
     ):
-        monkeypatch.setattr("aiohttp_interceptors.web.producer.GRACE", 0.01)
+        monkeypatch.setattr("aiohttp_interceptors.web.producer.CLEAN_UP", 0.01)
         release = asyncio.Event()
         finished = asyncio.Event()
 
@@ -507,7 +505,7 @@ class TestTheClientLeaves:
                     pass
             finished.set()
 
-        stream = Watched(ready)
+        stream = Watched(ready, grace=0)
         server = await serve(stream.app)
         raw = await server.connect(KEEP)
         await within(stream.opened.wait())
@@ -638,7 +636,7 @@ class TestTheApplicationEndsIt:
         assert stream.closes == [(True, CloseReason.CLIENT_LEFT)]
         await raw.close()
 
-    async def test_a_queue_that_raises_ends_its_stream_and_is_asked_no_more(self, serve, logged):
+    async def test_a_queue_that_raises_ends_its_stream_and_is_asked_no_more(self, serve, logged, raised):
         class Broken(asyncio.Queue):
             def get_nowait(self):
                 raise LookupError("lost")
@@ -649,10 +647,10 @@ class TestTheApplicationEndsIt:
 
         stream = Watched(ready, buffer=lambda: Broken(3), error_event=Event("sorry", "error"))
         server = await serve(stream.app)
-        assert (await server.exchange(GET)).endswith(b"\r\n\r\n0\r\n\r\n")
-        await within(stream.left.wait())
+        assert (await server.exchange(GET)).endswith(b"event: error\ndata: sorry\n\n\r\n0\r\n\r\n")
         assert stream.closes == [(True, CloseReason.ERROR)]
-        assert [line["event"] for line in levels(logged, "error")] == ["stream_buffer_failed"]
+        assert [type(error) for error in raised()] == [LookupError]
+        assert levels(logged, "error") == []
 
 
 class TestShutdown:

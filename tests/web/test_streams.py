@@ -28,6 +28,9 @@ class Open:
         if self._obedient:
             self._streams.discard(self)
 
+    def hurry(self) -> None:
+        self.told.append("hurry")
+
     def abort(self) -> None:
         self.told.append("abort")
         self._streams.discard(self)
@@ -158,7 +161,7 @@ class TestTelling:
 class TestClosing:
     async def test_all_are_told_and_waited_for(self, logged):
         streams = Streams()
-        opened = [Open(streams), Open(streams, finite=True)]
+        opened = [Open(streams), Open(streams)]
         for stream in opened:
             streams.add(stream)
         await streams.close()
@@ -194,8 +197,8 @@ class TestClosing:
         await streams.close()
         assert [stream.told for stream in (obedient, deaf, deaf_too)] == [
             ["farewell"],
-            ["farewell", "abort"],
-            ["farewell", "abort"],
+            ["farewell", "hurry", "abort"],
+            ["farewell", "hurry", "abort"],
         ]
         assert logged == [{"event": "streams_aborted", "log_level": "warning", "streams": 2, "seconds": 0.01}]
 

@@ -83,7 +83,7 @@ class TestTheEnd:
         await listener.close()
         await again.close()
 
-    async def test_because_select_raises_is_an_error_of_that_stream_alone(self, serve, logged, held):
+    async def test_because_select_raises_is_an_error_of_that_stream_alone(self, serve, logged, raised, held):
         def select(context, record) -> bool:
             if context.request.query.get("bad"):
                 raise LookupError("no such user")
@@ -97,20 +97,21 @@ class TestTheEnd:
         assert await good.data(1) == ["x"]
         assert await bad.rest() == []
         assert watched.reasons == [CloseReason.ERROR]
-        (line,) = errors(logged)
-        assert (line["event"], str(line["exc_info"])) == ("stream_failed", "no such user")
+        assert not bad.complete
+        await until(lambda: [str(error) for error in raised()] == ["no such user"])
         await bad.close()
         bad = await listen(server, "/?bad=1", after=watched.hub.log.id_of(0))  # now while it catches up
         assert await bad.rest() == []
         assert watched.reasons == [CloseReason.ERROR] * 2
-        assert len(errors(logged)) == 2
+        await until(lambda: len(raised()) == 2)
+        assert errors(logged) == []
         await bad.close()
         await good.close()
 
 
 class TestStreamReady:
     @pytest.mark.parametrize("when", ["at once", "later"])
-    async def test_that_raises_ends_the_stream_with_one_line_in_the_log(self, serve, logged, when):
+    async def test_that_raises_ends_the_stream_and_is_raised_to_aiohttp(self, serve, logged, raised, when):
         def fail(subscriber, context) -> None:
             raise LookupError("no")
 
@@ -121,9 +122,10 @@ class TestStreamReady:
         watched = Watched(ready=fail if when == "at once" else fail_later)
         listener = await listen(await serve(watched.app))
         assert await listener.rest() == []
-        assert listener.complete
+        assert not listener.complete
         assert watched.reasons == [CloseReason.ERROR]
-        assert [line["event"] for line in errors(logged)] == ["stream_producer_failed"]
+        assert [str(error) for error in raised()] == ["no"]
+        assert errors(logged) == []
         await listener.close()
         await watched.until_over()
 

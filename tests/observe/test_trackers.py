@@ -1,0 +1,163 @@
+"""Error trackers hear the same of a failing stream as of a failing handler."""
+
+from __future__ import annotations
+
+import pytest
+import sentry_sdk
+from aiohttp import web, web_urldispatcher
+from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from sentry_sdk.integrations.aiohttp import AioHttpIntegration
+from sentry_sdk.transport import Transport
+
+from aiohttp_interceptors import (
+    Hub,
+    as_handler,
+    event_stream,
+    interceptor_middleware,
+    on_error,
+    start_event_stream,
+    start_topic_stream,
+)
+from tests.waiting import until
+
+GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
+
+
+class Broken(Exception):
+    """What is raised after the first bytes."""
+
+
+async def handler(request):
+    """Stream as aiohttp does, and fail."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"data: x\n\n")
+    raise Broken
+
+
+async def ready(channel, context):
+    await channel.put("x")
+    raise Broken
+
+
+async def generate(context):
+    yield "x"
+    raise Broken
+
+
+def snapshot(context):
+    raise Broken
+
+
+def application(name: str) -> web.Application:
+    handlers = {
+        "a handler": lambda: handler,
+        "a channel": lambda: as_handler(start_event_stream(ready)),
+        "a generator": lambda: event_stream(generate),
+        "a snapshot": lambda: as_handler(start_topic_stream(Hub(), "a", snapshot=snapshot)),
+        "handled": lambda: as_handler(on_error(Broken)(lambda context, error: None), start_event_stream(ready)),
+    }
+    app = web.Application(middlewares=[interceptor_middleware()])
+    app.router.add_get("/", handlers[name]())
+    return app
+
+
+class InMemory(Transport):
+    """Keep what would be sent."""
+
+    events: list[dict] = []  # noqa: RUF012  # of the only one
+
+    def capture_envelope(self, envelope) -> None:
+        event = envelope.get_event()
+        if event is not None:
+            self.events.append(event)
+
+
+@pytest.fixture(scope="module")
+def sentry():
+    """Run Sentry's own integration, and take its patches of aiohttp back."""
+    with pytest.MonkeyPatch.context() as patches:
+        for owner, name in ((web.Application, "_handle"), (web_urldispatcher.UrlDispatcher, "resolve")):
+            patches.setattr(owner, name, getattr(owner, name))
+        patches.setattr(sentry_sdk.get_global_scope(), "client", sentry_sdk.get_global_scope().client)
+        sentry_sdk.init(
+            dsn="https://key@localhost/1",
+            transport=InMemory,
+            integrations=[AioHttpIntegration()],
+            default_integrations=False,
+            auto_enabling_integrations=False,
+        )
+        yield InMemory.events
+        sentry_sdk.get_client().close()
+
+
+@pytest.fixture(autouse=True)
+def _raised(raised):
+    """Expect what aiohttp logs."""
+
+
+async def heard_by_sentry(serve, sentry, name: str) -> dict | None:
+    sentry.clear()
+    server = await serve(application(name))
+    await server.exchange(GET)
+    await server.stop()
+    if not sentry:
+        return None
+    (event,) = sentry
+    (exception,) = event["exception"]["values"]
+    return {
+        "type": exception["type"],
+        "mechanism": exception["mechanism"],
+        "level": event["level"],
+        "url": event["request"]["url"].rpartition(":")[0],
+        "method": event["request"]["method"],
+    }
+
+
+@pytest.mark.parametrize("name", ["a channel", "a generator", "a snapshot"])
+async def test_sentry(serve, sentry, name):
+    of_a_handler = await heard_by_sentry(serve, sentry, "a handler")
+    assert of_a_handler["type"] == "Broken"
+    assert await heard_by_sentry(serve, sentry, name) == of_a_handler
+
+
+async def test_sentry_hears_nothing_of_what_was_handled(serve, sentry, logged):
+    assert await heard_by_sentry(serve, sentry, "handled") is None
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == ["stream_producer_failed"]
+
+
+async def heard_by_opentelemetry(serve, name: str) -> dict:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    instrumentor = AioHttpServerInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)  # it puts a class of its own in the place of web.Application
+    try:
+        app = application(name)
+    finally:
+        instrumentor.uninstrument()
+    server = await serve(app)
+    await server.exchange(GET)
+    await until(spans.get_finished_spans)
+    await server.stop()
+    (span,) = spans.get_finished_spans()
+    provider.shutdown()
+    return {
+        "name": span.name,
+        "status": (span.status.status_code, span.status.description),
+        "events": [(event.name, event.attributes.get("exception.type")) for event in span.events],
+        "attributes": {key: value for key, value in span.attributes.items() if "port" not in key and key != "http.url"},
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")
+@pytest.mark.parametrize("name", ["a channel", "a generator", "a snapshot"])
+async def test_opentelemetry(serve, name):
+    of_a_handler = await heard_by_opentelemetry(serve, "a handler")
+    assert of_a_handler["status"][0] is StatusCode.ERROR
+    assert [event for event, _ in of_a_handler["events"]] == ["exception"]
+    assert await heard_by_opentelemetry(serve, name) == of_a_handler

@@ -137,7 +137,8 @@ class OpenStream:
     async def next(self) -> Event:
         """Wait for the next event that a page would see, and return it.
 
-        Raises ``StopAsyncIteration`` at the end of the stream, ``TimeoutError`` when the patience is at its end.
+        Raises ``StopAsyncIteration`` at the end of the stream, ``aiohttp.ClientPayloadError`` where it was cut (a
+        producer has failed, say), ``TimeoutError`` when the patience is at its end.
         """
         async with asyncio.timeout(self._patience):
             while (frame := await self.next_frame()).data is None:
@@ -156,7 +157,7 @@ class OpenStream:
         return self._frames.popleft()
 
     async def rest(self) -> list[Event]:
-        """Read to the end of the stream and return the events that a page would see."""
+        """Read to the end of the stream and return the events that a page would see. Raises as ``next``."""
         return [event async for event in self]
 
     def __aiter__(self) -> AsyncIterator[Event]:

@@ -5,13 +5,14 @@ import inspect
 
 import pytest
 import structlog
-from aiohttp import ClientSession, web
+from aiohttp import ClientPayloadError, ClientSession, web
 
 from aiohttp_interceptors import (
     Context,
     Event,
     Interceptor,
     RequestContext,
+    ResponseCommitted,
     after,
     as_handler,
     before,
@@ -574,16 +575,27 @@ def test_what_is_logged_outside_the_block_is_not_captured(capsys):
 
 async def test_what_the_library_logs_is_captured(aiohttp_client):
     async def ready(channel, context):
-        raise LookupError("lost")
+        context.response.headers["X-Late"] = "1"
+        channel.close()
 
     client = await aiohttp_client(application(ready))
     with captured_logs() as lines:
         async with open_stream(client, "/") as stream:
             assert await stream.rest() == []
-    failed = next(line for line in lines if line["event"] == "stream_producer_failed")
-    assert failed["log_level"] == "error"
-    assert failed["path"] == "/"
-    assert isinstance(failed["exc_info"], LookupError)
+    dropped = next(line for line in lines if line["event"] == "change_after_commit_dropped")
+    assert dropped["log_level"] == "error"
+    assert dropped["attempted"] == "headers['X-Late'] = '1'"
+    assert isinstance(dropped["exc_info"], ResponseCommitted)
+
+
+async def test_the_rest_of_a_stream_that_failed_is_cut(aiohttp_client):
+    async def ready(channel, context):
+        raise LookupError("lost")
+
+    client = await aiohttp_client(application(ready))
+    async with open_stream(client, "/") as stream:
+        with pytest.raises(ClientPayloadError):
+            await stream.rest()
 
 
 def test_every_function_of_the_kit_says_what_it_does():

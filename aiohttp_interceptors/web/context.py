@@ -243,7 +243,7 @@ class RequestContext(Context):
     def _handled(self, failure: Failure) -> None:
         """Log what a stream's producer raised: an ``error`` stage has handled it, so that aiohttp will not."""
         stream = self.stream
-        if stream is not None and any(map(stream.failed_with, (failure.exception, *self._suppressed))):
+        if stream is not None and any(stream.failed_with(one.exception) for one in (failure, *self._suppressed)):
             stream.log_failure()
 
     def _absorb(self, exception: Exception) -> bool:

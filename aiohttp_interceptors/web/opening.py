@@ -64,6 +64,7 @@ async def _open(
     context: RequestContext, settings: StreamSettings, make: MakeStream, choose: Choose | None, stage: _Stage
 ) -> tuple[Stream | None, Hashable]:
     """Open a stream in a place that the application has for it."""
+    _check_still_in(context, stage)
     if context.supersedes("open an event stream"):
         context.response = context.response  # the committed one, so that nothing more is entered
         return None, None

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp_sse import sse_response
 
 from aiohttp_interceptors import (
+    CloseReason,
     EventStreamResponse,
     Hub,
     Interceptor,
@@ -61,7 +62,7 @@ async def sse(request: web.Request) -> web.StreamResponse:
 
 def topic_stream():
     async def ready(subscriber, context) -> None:
-        context.stream.close()
+        context.stream.end(CloseReason.CLOSED)
 
     return start_topic_stream(Hub(), "a", heartbeat=None, stream_ready=ready)
 

@@ -58,6 +58,8 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     if execution is None or execution.cursor is not None:
         execution = Execution(current)
     execution.append(interceptors_of(interceptors))
+    if execution.is_copy:
+        execution.begin()
     return cast("C", await drive(execution))
 
 
@@ -78,8 +80,6 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
     else:
         outer = None
         context._begin()
-        if execution.is_copy:
-            execution.begin()
     context._execution = execution
     execution.cursor = iter(execution.chain.enters)
     try:

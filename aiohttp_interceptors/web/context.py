@@ -204,9 +204,9 @@ class RequestContext(Context):
 
     def _begin(self) -> None:
         self.error, self._suppressed = None, ()
-        if contexts.setdefault(self._writer, self) is self:
-            # Nothing is put back when the chain is over: aiohttp gives each request a task, and so its own variables.
-            self.put_on_log_lines()
+        if contexts.setdefault(self._writer, self) is self and self._logged is None:
+            # As put_on_log_lines. Nothing is put back when the chain is over: aiohttp gives each request a task.
+            self._logged = logged_execution_id.set(self.execution_id)
 
     def _release(self) -> None:
         self._execution = None

@@ -49,7 +49,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     client that has left raises ``ConnectionResetError``. ``ping_interval`` (seconds) may be ``None`` for no pings.
     """
 
-    event_stream = True  # whatever its Content-Type
+    event_stream: bool = True  # whatever its Content-Type
     _date: str | None = None
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
@@ -109,7 +109,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         else:
             context.supersedes(attempted)
         self._req, self._payload_writer = request, request.writer
-        self.head_sent = self.superseded = True
+        self.head_sent = True
+        self.superseded = True
         self._end()
         return request.writer
 

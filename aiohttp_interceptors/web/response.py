@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from ..sse.channel import CloseReason
 from ..sse.event import Event
 from ..sse.wire import HEARTBEAT, encode
-from .commit import CommitGuard, GuardedHeaders, drop, is_committed
+from .commit import CommitGuard, GuardedHeaders, drop, is_committed, seal
 from .connection import HIGH_WATER, Connection
 from .context import RequestContext
 from .staged import FRAMING, drop_framing
@@ -109,8 +109,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         else:
             context.supersedes(attempted)
         self._req, self._payload_writer = request, request.writer
-        self.head_sent = True
         self.superseded = True
+        seal(self)
         self._end()
         return request.writer
 
@@ -130,9 +130,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             raise
         self._date = self._headers.get(hdrs.DATE)
         self._headers = _shared(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
-        self.head_sent = True
-        if self._cookies is not None:
-            self.freeze_cookies()
+        seal(self)
         if context is not None:
             context.response = self
         return writer

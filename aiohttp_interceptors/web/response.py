@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from ..sse.channel import CloseReason
 from ..sse.event import Event
 from ..sse.wire import HEARTBEAT, encode
-from .commit import CommitGuard, GuardedHeaders, drop, is_committed
+from .commit import CommitGuard, GuardedHeaders, drop, is_committed, seal
 from .connection import HIGH_WATER, Connection
 from .context import RequestContext
 from .staged import FRAMING, drop_framing
@@ -49,7 +49,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     client that has left raises ``ConnectionResetError``. ``ping_interval`` (seconds) may be ``None`` for no pings.
     """
 
-    event_stream = True  # whatever its Content-Type
+    event_stream: bool = True  # whatever its Content-Type
     _date: str | None = None
     _is_cut = False
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
@@ -110,7 +110,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         else:
             context.supersedes(attempted)
         self._req, self._payload_writer = request, request.writer
-        self.head_sent = self.superseded = True
+        self.superseded = True
+        seal(self)
         self._end()
         return request.writer
 
@@ -130,9 +131,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             raise
         self._date = self._headers.get(hdrs.DATE)
         self._headers = _shared(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
-        self.head_sent = True
-        if self._cookies is not None:
-            self.freeze_cookies()
+        seal(self)
         if context is not None:
             context.response = self
         return writer

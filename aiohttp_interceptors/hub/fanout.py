@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from ..observe.logs import log as logger
+from ..sse.channel import CloseReason
 from .arrivals import Arrivals
 from .audience import Audience, Select
 from .log import Log, Reading
@@ -82,6 +83,12 @@ class Fanout:
             self._expiry.cancel()
             self._expiry = None
 
+    def end(self, reason: CloseReason) -> None:
+        """End all open streams, after what was published before."""
+        for audience in list(self._audiences.values()):
+            for subscription in audience.all():
+                subscription.end(reason)
+
     # What is new.
 
     def spread(self, record: Record) -> None:
@@ -124,15 +131,17 @@ class Fanout:
     def interrupt(self, change: Callable[[], None]) -> None:
         """Change the log's past or its order, and have each stream find out for itself what that means for it."""
         self._flush()
-        live = [subscriber for audience in self._audiences.values() for subscriber in audience.all_live()]
-        for subscriber in live:
-            subscriber.pause()
-        change()
-        self._read = None
-        for audience in self._audiences.values():
-            audience.position = self.log.end
-        for subscriber in live:
-            subscriber.resume()
+        live = [subscription for audience in self._audiences.values() for subscription in audience.all_live()]
+        for subscription in live:
+            subscription.pause()
+        try:
+            change()
+        finally:  # whatever came of it, the streams look for themselves
+            self._read = None
+            for audience in self._audiences.values():
+                audience.position = self.log.end
+            for subscription in live:
+                subscription.resume()
 
     # What was.
 
@@ -161,18 +170,18 @@ class Fanout:
     # Who is there.
 
     def enter(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> Audience:
-        """Return the audience for one more subscriber, which is counted."""
+        """Return the audience for one more subscription, which is counted."""
         self.subscribers += 1
         return self._join(topics, select, wrap)
 
     def move(self, audience: Audience, topics: frozenset[str]) -> Audience:
-        """Return the audience of a subscriber that leaves another one because its topics changed."""
+        """Return the audience of a subscription that leaves another one because its topics changed."""
         new = self._join(topics, audience.select, audience.wrap)
         self._leave(audience)
         return new
 
     def leave(self, audience: Audience) -> None:
-        """Count one subscriber less."""
+        """Count one subscription less."""
         self.subscribers -= 1
         self._leave(audience)
 
@@ -192,12 +201,10 @@ class Fanout:
             audience = self._audiences[key] = Audience(topics, select, wrap, self.log.end)
             for name in topics:
                 self._patterns.add(name, audience)
-        audience.size += 1
         return audience
 
     def _leave(self, audience: Audience) -> None:
-        """Forget an audience when its last subscriber has left."""
-        audience.size -= 1
+        """Forget an audience when its last subscription has left."""
         if not audience.size:
             del self._audiences[audience.topics, audience.select, audience.wrap]
             for name in audience.topics:

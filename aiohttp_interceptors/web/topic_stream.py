@@ -32,7 +32,7 @@ _COMPLETED = (CloseReason.CLOSED, CloseReason.SHUTDOWN)
 class TopicStream(Stream):
     """One open stream of what is published under some topics."""
 
-    __slots__ = ("_after", "_events", "_hub", "_reason", "_topic_settings", "subscriber")
+    __slots__ = ("_after", "_events", "_hub", "_reason", "_subscription", "_topic_settings")
 
     told: bool = False
     """Whether the functions that were called for the stream can know that it is over."""
@@ -54,10 +54,14 @@ class TopicStream(Stream):
         self._events = 0  # of the snapshot
         self._reason: CloseReason | None = None
         select = None if settings.select is None else functools.partial(settings.select, context)
-        self.subscriber: Subscriber = hub.subscribe(
+        self._subscription = hub.subscribe(
             topics, connection, self._on_end, after=self._after, select=select, policy=settings.policy
         )
-        """What the Hub knows of it: its topics can be changed there."""
+
+    @property
+    def subscriber(self) -> Subscriber:
+        """Its topics, which can be changed."""
+        return Subscriber(self._subscription)
 
     @property
     def reason(self) -> CloseReason | None:
@@ -68,7 +72,7 @@ class TopicStream(Stream):
         """End the stream, for this reason if it is the first: it hears of nothing any more."""
         if self._reason is None:
             self._reason = reason
-            self.subscriber.close()
+            self._subscription.close()
             if not self.over.done():
                 self.over.set_result(None)
 
@@ -79,8 +83,8 @@ class TopicStream(Stream):
     def statistics(self) -> StreamStatistics:
         """Return what the stream has done so far."""
         return StreamStatistics(
-            events=self._events + self.subscriber.events,
-            bytes=self._connection.bytes + self.subscriber.written,
+            events=self._events + self._subscription.events,
+            bytes=self._connection.bytes + self._subscription.written,
             buffered=0,
             unsent=self._connection.unsent,
             dropped=0,
@@ -95,7 +99,7 @@ class TopicStream(Stream):
         await super().wind_up()
 
     def _first_frames(self) -> bytes:
-        return self.subscriber.first()
+        return self._subscription.first()
 
     def _start(self) -> None:
         if not self._settings.held:
@@ -104,18 +108,18 @@ class TopicStream(Stream):
             self._producer.start(self._feed)
 
     def _write_rest(self) -> bool:
-        return self.reason in _COMPLETED and self.subscriber.rest()
+        return self.reason in _COMPLETED and self._subscription.rest()
 
     def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""
         if self._connection.loss is not None:
             self.end(self._connection.loss)
         else:
-            self.subscriber.resume()
+            self._subscription.resume()
 
     def connection_paused(self) -> None:
         """Note that the connection has no room any more."""
-        self.subscriber.pause()
+        self._subscription.pause()
 
     def _on_end(self, reason: CloseReason, error: Exception | None) -> None:
         if error is not None:
@@ -127,8 +131,10 @@ class TopicStream(Stream):
         settings = self._topic_settings
         ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, self._context)
         awaited = ready if inspect.isawaitable(ready) else None
-        if settings.snapshot is None or (self.subscriber.settled and self._is_resumed()):
-            self.subscriber.start()
+        if self._reason is not None:  # it has closed its stream, which begins with nothing then
+            return awaited
+        if settings.snapshot is None or (self._subscription.settled and self._is_resumed()):
+            self._subscription.start()
             return awaited
         beginning = asyncio.ensure_future(self._begin_with(settings.snapshot, awaited))
         if inspect.iscoroutine(awaited):
@@ -137,19 +143,19 @@ class TopicStream(Stream):
 
     def _is_resumed(self) -> bool:
         """Tell whether the client has the state already, and lacks only changes that the log has."""
-        return self._after is not None and self.subscriber.gap() is None
+        return self._after is not None and self._subscription.gap() is None
 
     async def _begin_with(self, snapshot_of: SnapshotOf, then: Awaitable[object] | None) -> None:
         """Write the state before the changes. What is cut before its last event begins with the state again."""
-        subscriber, connection, log = self.subscriber, self._connection, self._hub.log
-        if not subscriber.settled:
+        subscription, log = self._subscription, self._hub.log
+        if not subscription.settled:
             await self._hub.locate(self._after)  # before that nobody knew whether it has the state
             if self._is_resumed():
-                subscriber.start()
+                subscription.start()
                 if then is not None:
                     await then
                 return
-        gap, position, told = subscriber.gap(), log.end, False
+        gap, position = subscription.gap(), log.end
         policy = self._topic_settings.policy
         snapshot = await Snapshot.taken(snapshot_of, self._context)
         if snapshot.id is not None:
@@ -158,19 +164,29 @@ class TopicStream(Stream):
         beginning = policy.prefix
         if gap is not None:
             beginning += encode(gap.event(policy.gap_event))
-        async with aclosing(snapshot.frames(beginning, log.id_of(position))) as pieces:
+        told = await self._write_snapshot(snapshot, beginning, log.id_of(position))
+        if self._reason is not None:
+            return
+        if told and gap is not None:
+            self._events += 1
+            subscription.count_gap()
+        subscription.start(position, gap, told=told)
+        if then is not None:
+            await then
+
+    async def _write_snapshot(self, snapshot: Snapshot, beginning: bytes, event_id: str) -> bool:
+        """Write the events of a snapshot until the stream ends, and return whether there was one."""
+        connection, told = self._connection, False
+        async with aclosing(snapshot.frames(beginning, event_id)) as pieces:
             async for count, frames in pieces:
-                if connection.paused and not await connection.writable():
-                    return
+                if connection.paused:
+                    await connection.writable()
+                if self._reason is not None:  # a frame now would come after what ends the stream
+                    break
                 connection.write(frames)
                 self._events += count
                 told = True
-        if told and gap is not None:
-            self._events += 1
-            subscriber.count_gap()
-        subscriber.start(position, gap, told=told)
-        if then is not None:
-            await then
+        return told
 
 
 def _given_id(context: RequestContext) -> str | None:

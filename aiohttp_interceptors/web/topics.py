@@ -92,7 +92,7 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
         name = f"start_topic_stream({getattr(topics, '__name__', 'topics') if computed else ', '.join(fixed)})"
 
     def choose(context: RequestContext) -> Awaitable[tuple[str, ...]] | tuple[str, ...]:
-        hub.open()  # a Hub of another event loop says so while there can be another answer
+        hub.check_open()  # one of another event loop, or one that was closed, says so while there can be another answer
         if computed is None:
             return fixed
         chosen = computed(context)

@@ -309,7 +309,7 @@ class TestWhatCallbacksDo:
         does = {
             "add": lambda: stream.subscriber.add("b"),
             "remove": lambda: (stream.subscriber.add("b"), stream.subscriber.remove("a")),
-            "close": lambda: stream.subscriber.close(),
+            "close": lambda: stream.subscription.close(),
             "pause": lambda: stream.pause(),
         }
         broken.ended = lambda *_: does[what]()
@@ -337,7 +337,7 @@ class TestWhatCallbacksDo:
 
         def ended(*_):
             at_once(hub.publish("a", "somebody left"))
-            getattr(before.subscriber, what)(*(["b"] if what == "add" else []))
+            getattr(before.subscription, what)(*(["b"] if what == "add" else []))
 
         broken.ended = ended
         await publish(hub, ["1", "2"])
@@ -370,7 +370,7 @@ class TestWhatCallbacksDo:
             if kind in ("add", "remove"):
                 getattr(outlet.subscriber, kind)(value)
             elif kind == "close":
-                outlet.subscriber.close()
+                outlet.subscription.close()
             return True
 
         stream = await live(hub, "a", outlet=outlet, select=follow)
@@ -380,10 +380,10 @@ class TestWhatCallbacksDo:
         await publish(hub, ["4"])
         await turn(2)
         assert stream.texts == ["1", "add b", "2", "3", "4"]
-        assert stream.subscriber.live
+        assert stream.subscription.live
         await publish(hub, ["5", "remove a", "6"])
         await turn(2)
-        assert stream.subscriber.topics == {"b"}
+        assert stream.subscription.topics == {"b"}
         await publish(hub, ["close"], "b")
         await publish(hub, ["7"], "b")
         await turn(2)
@@ -396,7 +396,7 @@ class TestWhatCallbacksDo:
         outlet = Outlet()
 
         def fails(record):
-            outlet.subscriber.close()
+            outlet.subscription.close()
             raise LookupError
 
         stream = (
@@ -409,7 +409,7 @@ class TestWhatCallbacksDo:
         assert stream.ends == []  # its owner closed it, and knows
         broken = await live(hub, "a", outlet=Broken())
         await hub.publish("a", "3")
-        broken.subscriber.close()  # writes what was published before, and fails
+        broken.subscription.close()  # writes what was published before, and fails
         assert broken.ends == [(CloseReason.ERROR, broken.error)]
         await turn()
         assert hub.statistics().subscribers == 0
@@ -431,7 +431,7 @@ async def test_an_audience_that_nobody_is_in_any_more_is_freed():
         stream.subscriber.add("d")
     assert hub.statistics().audiences == 11
     for stream in streams:
-        stream.subscriber.close()
+        stream.subscription.close()
     assert hub.statistics().audiences == 0
     await turn()
     assert audiences() == at_first

@@ -92,7 +92,7 @@ class TestUp:
         await has(open_one, 3)
         late = hubs()
         its_own = start(late, "a")
-        assert not its_own.subscriber.settled
+        assert not its_own.subscription.settled
         await ready(late)
         await early.publish("a", "new")
         assert await has(its_own, 1) == ["new"]
@@ -285,7 +285,7 @@ class TestDown:
     async def test_a_stream_that_left_meanwhile_is_forgotten(self, hubs, log):
         log.stop()
         hub = hubs()
-        start(hub, "a").subscriber.close()
+        start(hub, "a").subscription.close()
         assert hub._fanout.arrivals._waiting == {}
         assert hub.statistics().subscribers == 0
 

@@ -6,19 +6,23 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from .._checks import synchronous
 from ..observe.logs import log
 from .record import Record
 
 if TYPE_CHECKING:
     from .subscription import Subscription
 
-__all__ = ["BATCH", "Audience", "Outlet", "Select"]
+__all__ = ["BATCH", "Audience", "Outlet", "Select", "selected"]
 
 # Bytes that are written to a stream in one piece. A larger one would save no system call worth speaking of, and it is
 # what the transport may hold beyond its limit for each stream that does not read.
 BATCH = 32 * 1024
 
 Select: TypeAlias = Callable[[Record], object]
+
+FATAL = (KeyboardInterrupt, SystemExit)
+"""What ends the process; anything else that is raised for one stream ends that stream, and no other."""
 
 
 class Outlet(Protocol):
@@ -42,8 +46,8 @@ class Audience:
     of each. Those that *wait* have a position of their own, and read the log from there in the next flush.
     """
 
-    __slots__ = ("_behind", "_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position", "select",
-                 "topics", "wrap")  # fmt: skip
+    __slots__ = ("_behind", "_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position",
+                 "select", "topics", "wrap")  # fmt: skip
 
     def __init__(
         self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], position: int
@@ -136,10 +140,12 @@ class Audience:
         """Write to somebody who has just caught up the ephemeral records, which the log does not have."""
         select = self.select
         try:
-            missed = [record for record in records if record.id is None and (select is None or select(record))]
+            missed = selected([record for record in records if record.id is None], select)
             if missed:
                 subscription.relay(b"".join([record.frame for record in missed]), len(missed), now)
-        except Exception as error:  # noqa: BLE001  # the select function's or a transport's own
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # the select function's or a transport's own
             subscription.fail(error)
             return 0
         return len(missed)
@@ -157,8 +163,10 @@ class Audience:
     def _selected(self, records: list[Record], select: Select) -> list[Record]:
         """Return those that the select function wants; if it raises, its streams end, and no other."""
         try:
-            return [record for record in records if select(record)]
-        except Exception as error:  # noqa: BLE001  # whatever it is
+            return selected(records, select)
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever it is
             for subscription in list(self._live):
                 subscription.fail(error)
             return []
@@ -179,15 +187,29 @@ class Audience:
         for outlet in line:
             try:
                 outlet.relay(payload, now)
-            except Exception as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
                 self._fail(outlet, error)
         return len(line) * len(records)
 
-    def _fail(self, outlet: Outlet, error: Exception) -> None:
+    def _fail(self, outlet: Outlet, error: BaseException) -> None:
         for subscription in list(self._live):
             if subscription.outlet is outlet:
                 log.exception("stream_write_failed", topics=sorted(self.topics), exc_info=error)
                 subscription.fail(error)
+
+
+def selected(records: list[Record], select: Select | None) -> list[Record]:
+    """Return the records that a select function wants. Raises what it raises, and ``TypeError`` for an awaitable."""
+    if select is None:
+        return records
+    wanted = []
+    for record in records:
+        answer = select(record)
+        if answer is True or (answer is not False and synchronous(answer, "select")):
+            wanted.append(record)
+    return wanted
 
 
 def pieces(records: Iterable[Record]) -> list[list[Record]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..sse.wire import encode
-from .audience import BATCH, Audience
+from .audience import BATCH, Audience, selected
 from .fanout import Fanout
 from .gap import Gap, GapReason
 from .log import Reading, conflated, first
@@ -89,7 +89,7 @@ class Reader:
             records, more = [record for record in records if record.position <= until], False
         through = records[-1].position if records else 0
         if audience.select is not None:
-            records = [record for record in records if audience.select(record)]
+            records = selected(records, audience.select)
         if self._conflates and records:
             records, more = first(conflated(records), BATCH)
             through = records[-1].position if more else through

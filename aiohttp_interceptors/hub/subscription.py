@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
-from .audience import Audience, Outlet
+from .audience import FATAL, Audience, Outlet
 from .gap import Gap
 from .policy import Policy
 from .reader import Lagged, Reader
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnEnd", "Subscription"]
 
-OnEnd: TypeAlias = Callable[[CloseReason, Exception | None], None]
+OnEnd: TypeAlias = Callable[[CloseReason, BaseException | None], None]
 
 
 class Subscription:
@@ -176,7 +176,9 @@ class Subscription:
         while self._rest is not None and self._reader is not None and not self.outlet.paused:
             try:
                 taken = self._reader.take(*self._rest)
-            except Exception as error:  # noqa: BLE001  # the select function's, whatever it is; or it has lagged
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # the select function's, whatever it is; or it has lagged
                 if not isinstance(error, Lagged):
                     logger.exception("stream_rest_failed", exc_info=error)
                 self._rest = None
@@ -206,16 +208,16 @@ class Subscription:
             if not self._settled:
                 self._fanout.arrivals.discard(self)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the stream because of an error."""
         self._end(CloseReason.ERROR, error)
 
-    def _end(self, reason: CloseReason, error: Exception | None = None) -> None:
+    def _end(self, reason: CloseReason, error: BaseException | None = None) -> None:
         if self._audience is not None:
             self._leave()
             self._call_on_end(reason, error)
 
-    def _call_on_end(self, reason: CloseReason, error: Exception | None) -> None:
+    def _call_on_end(self, reason: CloseReason, error: BaseException | None) -> None:
         try:
             self._on_end(reason, error)
         except Exception as failure:  # noqa: BLE001  # a defect, and the other streams are still to be served
@@ -254,7 +256,9 @@ class Subscription:
             if frames:
                 try:
                     self.outlet.relay(self.outlet.wrap(frames), now)
-                except Exception as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
+                except FATAL:
+                    raise
+                except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
                     self.fail(error)
             delivered += count
         return delivered
@@ -275,7 +279,9 @@ class Subscription:
         except Lagged:
             self._end(CloseReason.LAGGED)
             return b"", 0, False
-        except Exception as error:  # noqa: BLE001  # the select function's, whatever it is
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # the select function's, whatever it is
             self.fail(error)
             return b"", 0, False
         self._events += taken.records + taken.gaps

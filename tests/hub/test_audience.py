@@ -171,6 +171,80 @@ class TestPieces:
         assert stream.texts == texts[1::2]
 
 
+class TestASelectFunctionWhoseAnswerIsToBeAwaited:
+    """A lambda over a coroutine function: what it returns is true, whatever it is about to say."""
+
+    @staticmethod
+    def lazy(record):
+        async def judge():
+            return False
+
+        return judge()
+
+    @staticmethod
+    def generating(record):
+        yield False
+
+    @pytest.mark.parametrize("select", [lazy, generating])
+    @pytest.mark.parametrize("ephemeral", [False, True])
+    async def test_delivers_nothing_and_ends_the_stream_as_an_error(self, select, ephemeral):
+        hub = Hub()
+        stream, other = await live(hub, "a", select=select.__func__), await live(hub, "a")
+        await publish(hub, ["1"], ephemeral=ephemeral)
+        await turn()
+        assert (stream.payloads, other.texts) == ([], ["1"])
+        ((reason, error),) = stream.ends
+        assert (reason, type(error)) == (CloseReason.ERROR, TypeError)
+        assert "select returned <" in str(error)
+        assert hub.statistics().subscribers == 1
+
+    @pytest.mark.parametrize("select", [lazy, generating])
+    async def test_delivers_nothing_from_the_history_either(self, select):
+        hub = Hub()
+        await publish(hub, ["1"])
+        stream = start(hub, "a", after=hub.log.id_of(0), select=select.__func__)
+        await turn(2)
+        assert stream.payloads == []
+        assert [reason for reason, _ in stream.ends] == [CloseReason.ERROR]
+
+    async def test_delivers_nothing_that_is_not_kept_to_one_that_catches_up(self):
+        hub = Hub()
+        stream = start(hub, "a", select=self.lazy)
+        await publish(hub, ["fleeting"], ephemeral=True)
+        await turn(2)
+        assert stream.payloads == []
+        assert [reason for reason, _ in stream.ends] == [CloseReason.ERROR]
+
+    async def test_delivers_nothing_of_the_rest(self, logged):
+        hub = Hub()
+        stream = await live(hub, "a", select=self.lazy)
+        stream.pause()
+        await publish(hub, ["1"])
+        stream.subscription.close()
+        stream.paused = False
+        assert not stream.subscription.rest()
+        assert stream.payloads == []
+        assert [line["event"] for line in logged] == ["stream_rest_failed"]
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError, GeneratorExit, BaseExceptionGroup("", [GeneratorExit()])])
+async def test_a_select_function_that_raises_no_exception_ends_its_stream_and_no_other(failure):
+    def select(record):
+        raise failure
+
+    hub = Hub()
+    before, failing, after = await live(hub, "a"), await live(hub, "a", select=select), await live(hub, "a", "b")
+    await publish(hub, ["1"])
+    await turn()
+    assert before.texts == after.texts == ["1"]
+    assert [reason for reason, _ in failing.ends] == [CloseReason.ERROR]
+    behind = start(hub, "a", after=hub.log.id_of(0), select=select)
+    last = start(hub, "a", after=hub.log.id_of(0))
+    await turn(2)
+    assert [reason for reason, _ in behind.ends] == [CloseReason.ERROR]
+    assert last.texts == ["1"]
+
+
 class TestWhoFails:
     async def test_an_outlet_that_raises_ends_only_its_own_stream(self, logged):
         hub = Hub()

@@ -16,6 +16,7 @@ from ..sse.channel import CloseReason
 from ..sse.wire import encode
 from .connection import Connection
 from .context import RequestContext
+from .last_event_id import last_event_id_of
 from .producer import Producer
 from .response import ChannelResponse
 from .snapshot import Snapshot, SnapshotOf
@@ -50,7 +51,7 @@ class TopicStream(Stream):
         super().__init__(context, response, connection, streams, settings)
         self._topic_settings = settings
         self._hub = hub
-        self._after = _given_id(context)
+        self._after = last_event_id_of(context.request)  # be it text or not: what is no id is answered with a gap
         self._events = 0  # of the snapshot
         self._reason: CloseReason | None = None
         select = None if settings.select is None else functools.partial(settings.select, context)
@@ -187,9 +188,3 @@ class TopicStream(Stream):
                 self._events += count
                 told = True
         return told
-
-
-def _given_id(context: RequestContext) -> str | None:
-    """Return the id that the client had last, be it text or not: what is none is answered with a gap."""
-    request = context.request
-    return request.headers.get("Last-Event-ID") or request.query.get("last_event_id") or None

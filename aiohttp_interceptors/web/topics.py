@@ -52,7 +52,8 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     ``last_event_id`` (of the page), goes on after that record. If some of what followed is not kept any more, or the
     id is none of this Hub's life, it is told first, by an event ``gap_event`` with the JSON ``{"reason", "after",
     "first"}``. A client without an id begins now, or with the latest ``replay`` records. The first frame has ``retry``
-    (milliseconds) and the id to return with, although nothing was published; without ``prime`` there is no such frame, and ``retry`` waits for the first event.
+    (milliseconds) and the id to return with, although nothing was published; without ``prime`` there is no such frame,
+    and ``retry`` waits for the first event.
 
     ``select(context, record)`` says whether a client gets a record. ``snapshot(context)``, plain or ``async``, gives
     the state that a stream begins with, as a list or an async iterable of events or as a ``Snapshot``: it is called

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -111,10 +112,16 @@ class Audience:
             if not self._behind:
                 self._behind = None
 
-    def flush(self, now: float) -> int:
-        """Write what is pending to those that keep up, have the others catch up, and return the deliveries.
+    @property
+    def waits(self) -> bool:
+        """Whether one of those that do not keep up is to read on in the next flush."""
+        return bool(self._waiting)
 
-        When called by what it calls itself, which would write the later records first, it does nothing.
+    def flush(self, now: float, deadline: float) -> int:
+        """Write what is pending to those that keep up, have others read a piece each, and return the deliveries.
+
+        Those for whom it is too late, by ``time.monotonic``, read theirs in the next flush. When called by what it
+        calls itself, which would write the later records first, it does nothing.
         """
         if self.flushing:
             return 0
@@ -131,6 +138,9 @@ class Audience:
             waiting, self._waiting = self._waiting, {}
             passing = any(record.id is None for record in records)
             for subscription, before in waiting.items():
+                if time.monotonic() >= deadline:
+                    self._waiting.setdefault(subscription, 0)
+                    continue
                 delivered += subscription.catch_up(now)
                 if passing and subscription in self._live:
                     delivered += self._pass_on(subscription, records[before:], now)

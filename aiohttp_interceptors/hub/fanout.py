@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
 from .arrivals import Arrivals
 from .audience import Audience, Select
-from .log import Log, Reading
+from .log import EXPIRED, Log, Reading
 from .record import Record
 from .topic import Patterns
 
@@ -18,6 +19,8 @@ __all__ = ["Fanout"]
 
 # Looks per history_age at topics in which nothing happens: what is too old is not read anyhow, only kept.
 LOOKS = 16
+# Seconds of a turn of the event loop that go into bringing up streams which have more to read than a turn's records.
+CATCHING_UP = 0.005
 
 _Key = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
 
@@ -114,19 +117,34 @@ class Fanout:
         loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Write to all who keep up, and bring up others as far as the time goes; the rest are first next time."""
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
+        deadline = time.monotonic() + CATCHING_UP
+        begun = []
         for audience in dirty:
-            self.flush(audience)
+            in_time = time.monotonic() < deadline
+            self.flush(audience, deadline)
+            if audience.waits:
+                if in_time:
+                    begun.append(audience)
+                else:
+                    self.mark(audience)
+        for audience in begun:
+            self.mark(audience)
 
-    def flush(self, audience: Audience) -> None:
-        """Flush one audience now."""
+    def flush(self, audience: Audience, deadline: float | None = None) -> None:
+        """Flush one audience now: those that are behind until a time of ``time.monotonic``."""
+        if deadline is None:
+            deadline = time.monotonic() + CATCHING_UP
         loop = self._loop
         assert loop is not None  # noqa: S101  # only somebody with an audience flushes
         try:
-            self.delivered += audience.flush(loop.time())
+            self.delivered += audience.flush(loop.time(), deadline)
         except Exception as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
+            for subscription in audience.all():  # of which nobody knows what they have; their clients come back with it
+                subscription.fail(error)
 
     def interrupt(self, change: Callable[[], None]) -> None:
         """Change the log's past or its order, and have each stream find out for itself what that means for it."""
@@ -145,12 +163,16 @@ class Fanout:
 
     # What was.
 
-    def read(self, position: int, topics: frozenset[str], most: int | None, since: Mapping[str, int] | None) -> Reading:
-        """Read the log, from which what is too old is gone."""
+    def expire(self) -> None:
+        """Evict some of what is too old."""
         assert self._loop is not None  # noqa: S101  # bound before anybody subscribes
+        self.log.expire(self._loop.time(), EXPIRED)
+
+    def read(self, position: int, topics: frozenset[str], most: int, since: Mapping[str, int] | None) -> Reading:
+        """Read about as many bytes of the log, from which what is too old is gone."""
         log = self.log
-        log.expire(self._loop.time())
-        if since or most is None:
+        self.expire()
+        if since:
             return log.after(position, topics, most, since)
         asked = position, topics, most, log.end, log.records
         if self._read is None or self._read[0] != asked:
@@ -162,10 +184,10 @@ class Fanout:
         loop, age = self._loop, self._history_age
         if loop is not None and age is not None:
             now = loop.time()
-            self.log.expire(now)
+            self.log.expire(now, EXPIRED)
             due = self.log.next_expiry()
-            if due is not None:
-                self._expiry = loop.call_at(max(due, now + age / LOOKS), self._expire)
+            if due is not None:  # what is due already, because so much was, goes in the next turn
+                self._expiry = loop.call_at(now if due <= now else max(due, now + age / LOOKS), self._expire)
 
     # Who is there.
 

@@ -17,9 +17,10 @@ from .broker import Broker
 from .fanout import Fanout
 from .gap import Gap
 from .intake import Intake
-from .log import Log
+from .log import EXPIRED, Log
 from .policy import Policy
 from .publication import Publication
+from .reader import Beginning
 from .record import Record
 from .repeats import Repeats
 from .ring import Bounds
@@ -201,19 +202,21 @@ class Hub:
         self.check_open()
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
 
-        def beginning(located: Located) -> tuple[int, Gap | None]:
+        def beginning(located: Located) -> Beginning:
             position, reason = located
-            if after is None and policy.replay:
-                fanout.log.expire(fanout.now())  # or what goes when it is read would be a gap
+            if after is not None:
+                return Beginning(position, None if reason is None else Gap(reason, after))
+            if policy.replay:
+                fanout.log.expire(fanout.now(), EXPIRED)
                 position = fanout.log.newest(names, policy.replay)
-            return position, None if reason is None or after is None else Gap(reason, after)
+            return Beginning(position, excused=fanout.log.end)
 
         audience = fanout.enter(names, select, outlet.wrap)
         located = fanout.arrivals.locate(after)
         place = None if located is None else beginning(located)
         subscription = Subscription(fanout, audience, outlet, on_end, policy, place)
         if located is None:
-            fanout.arrivals.wait(subscription, after, lambda located: subscription.settle(*beginning(located)))
+            fanout.arrivals.wait(subscription, after, lambda located: subscription.settle(beginning(located)))
         return subscription
 
     def check_open(self) -> None:

@@ -10,7 +10,7 @@ from ..sse.channel import CloseReason
 from .audience import FATAL, Audience, Outlet
 from .gap import Gap
 from .policy import Policy
-from .reader import Lagged, Reader
+from .reader import Beginning, Lagged, Reader
 
 if TYPE_CHECKING:
     from .fanout import Fanout
@@ -37,14 +37,14 @@ class Subscription:
         outlet: Outlet,
         on_end: OnEnd,
         policy: Policy,
-        place: tuple[int, Gap | None] | None,
+        beginning: Beginning | None,
     ) -> None:
         self._fanout = fanout
         self._audience: Audience | None = audience
         self._on_end = on_end
         self._policy = policy
-        self._settled = place is not None  # it is known from where it goes on
-        self._reader: Reader | None = Reader(fanout, policy, *(place or (fanout.log.end, None)))  # none while live
+        self._settled = beginning is not None  # it is known from where it goes on
+        self._reader: Reader | None = Reader(fanout, policy, beginning or Beginning(fanout.log.end))  # none while live
         self._rest: tuple[Audience, int] | None = None  # what it was and up to where, when it ended with some to write
         self._events = self._bytes = 0  # while live, less what its audience had when it became that
         self._started = False
@@ -116,11 +116,11 @@ class Subscription:
         """Whether it is known from where it goes on."""
         return self._settled
 
-    def settle(self, position: int, gap: Gap | None) -> None:
+    def settle(self, beginning: Beginning) -> None:
         """Go on from there, which could not be said before."""
         self._settled = True
         if self._reader is not None and self._audience is not None:
-            self._reader.go_on(position, gap, told=False)
+            self._reader.go_on(beginning, told=False)
             self.resume()
 
     def start(self, position: int | None = None, gap: Gap | None = None, *, told: bool = False) -> None:
@@ -132,7 +132,7 @@ class Subscription:
             return
         self._started = True
         if position is not None and self._reader is not None:
-            self._reader.go_on(position, gap, told=told)
+            self._reader.go_on(Beginning(position, gap), told=told)
         if not self.outlet.paused:
             self._wait()
 
@@ -172,8 +172,8 @@ class Subscription:
                 self._reader, self._rest = reader, (audience, self._fanout.log.end)
 
     def rest(self) -> bool:
-        """Write what was published before the end, as far as the outlet takes it, and return whether there is more."""
-        while self._rest is not None and self._reader is not None and not self.outlet.paused:
+        """Write a piece of what was published before the end, if the outlet takes it; return whether there is more."""
+        if self._rest is not None and self._reader is not None and not self.outlet.paused:
             try:
                 taken = self._reader.take(*self._rest)
             except FATAL:
@@ -182,7 +182,7 @@ class Subscription:
                 if not isinstance(error, Lagged):
                     logger.exception("stream_rest_failed", exc_info=error)
                 self._rest = None
-                break
+                return False
             if taken.frames:
                 self.relay(taken.frames, taken.records + taken.gaps, self._fanout.now())
             self._fanout.delivered += taken.records
@@ -236,7 +236,7 @@ class Subscription:
         self._bytes += audience.bytes
         # While nothing is on its way, that is everything there is, whenever it last was something for this audience.
         position = audience.position if audience.pending or audience.flushing else self._fanout.log.end
-        self._reader = reader = Reader(self._fanout, self._policy, position, begun=True)
+        self._reader = reader = Reader(self._fanout, self._policy, Beginning(position), begun=True)
         return reader
 
     def _become_live(self, audience: Audience) -> None:
@@ -249,19 +249,23 @@ class Subscription:
     # Catching up.
 
     def catch_up(self, now: float) -> int:
-        """Write what the log has after the position, as far as the outlet takes it, and return how many records."""
-        delivered, more = 0, True
-        while more and not self.outlet.paused and self._audience is not None:
-            frames, count, more = self._step(self._audience)
-            if frames:
-                try:
-                    self.outlet.relay(self.outlet.wrap(frames), now)
-                except FATAL:
-                    raise
-                except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
-                    self.fail(error)
-            delivered += count
-        return delivered
+        """Write a piece of what the log has after the position, and return how many records that were.
+
+        If there is more, another one follows in the next flush: in between, the event loop is everybody's.
+        """
+        if self.outlet.paused or self._audience is None:
+            return 0
+        frames, count, more = self._step(self._audience)
+        if frames:
+            try:
+                self.outlet.relay(self.outlet.wrap(frames), now)
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
+                self.fail(error)
+        if more and not self.outlet.paused:
+            self.resume()
+        return count
 
     def relay(self, frames: bytes, count: int, now: float) -> None:
         """Write so many events that are for nobody else."""

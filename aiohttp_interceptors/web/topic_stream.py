@@ -93,6 +93,16 @@ class TopicStream(Stream):
             reason=self._reason,
         )
 
+    async def end_of_body(self) -> None:
+        """Send what was published before the end, a piece in each turn of the event loop, and then as any stream."""
+        connection = self._connection
+        while self._write_rest() and not connection.lost:
+            if connection.paused:
+                await connection.writable()
+            else:
+                await asyncio.sleep(0)
+        await super().end_of_body()
+
     async def wind_up(self) -> None:
         """See off the functions that were called for it, and tell how it went. Runs to its end also when cancelled."""
         if self._producer is None and self._settings.on_close is not None:

@@ -391,7 +391,7 @@ class TestWhatCallbacksDo:
         await publish(hub, texts)
         await turn()
         stream.resume()
-        await turn()
+        await turn(4)  # a piece in each
         assert stream.texts == (texts[:2] if what in ("close", "remove") else texts)
         other = last if whose == "before" else first
         assert other.texts == texts

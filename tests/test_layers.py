@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aiohttp_interceptors"
-ORDER = ("errors", "observe", "chain", "sse", "hub", "brokers", "web", "testing")
+ORDER = ("errors", "_checks", "observe", "chain", "sse", "hub", "brokers", "web", "testing")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 OWNERS = {

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from .._checks import synchronous
 from ..observe.logs import log
 from .record import Record
 
 if TYPE_CHECKING:
-    from .subscriber import Subscriber
+    from .subscription import Subscription
 
-__all__ = ["BATCH", "Audience", "Outlet", "Select"]
+__all__ = ["BATCH", "Audience", "Outlet", "Select", "selected"]
 
 # Bytes that are written to a stream in one piece. A larger one would save no system call worth speaking of, and it is
 # what the transport may hold beyond its limit for each stream that does not read.
@@ -20,12 +22,15 @@ BATCH = 32 * 1024
 
 Select: TypeAlias = Callable[[Record], object]
 
+FATAL = (KeyboardInterrupt, SystemExit)
+"""What ends the process; anything else that is raised for one stream ends that stream, and no other."""
+
 
 class Outlet(Protocol):
-    """What carries a subscriber's bytes to its client."""
+    """What carries a subscription's bytes to its client."""
 
     paused: bool
-    """Whether it takes no more for now; it tells the subscriber when that changes."""
+    """Whether it takes no more for now; it tells the subscription when that changes."""
 
     @property
     def wrap(self) -> Callable[[bytes], bytes]:
@@ -42,8 +47,8 @@ class Audience:
     of each. Those that *wait* have a position of their own, and read the log from there in the next flush.
     """
 
-    __slots__ = ("_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position", "select", "size",
-                 "topics", "wrap")  # fmt: skip
+    __slots__ = ("_behind", "_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position",
+                 "select", "topics", "wrap")  # fmt: skip
 
     def __init__(
         self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], position: int
@@ -56,42 +61,67 @@ class Audience:
         self.flushing: bool = False  # some of those that keep up have not got all of the records of this flush
         self.events: int = 0  # sent to whoever was live all the time
         self.bytes: int = 0
-        self.size: int = 0  # subscribers, also those that are neither live nor waiting
-        self._live: dict[Subscriber, None] = {}
+        self._live: dict[Subscription, None] = {}
         self._line: tuple[Outlet, ...] | None = None  # of the live ones; a tuple is walked faster, and does not change
-        self._waiting: dict[Subscriber, int] = {}  # how many were pending when each came
+        self._behind: dict[Subscription, None] | None = None  # all others; none, and no memory, while all are live
+        self._waiting: dict[Subscription, int] = {}  # of those; how many records were pending when each came
 
     @property
     def live(self) -> int:
         """How many keep up."""
         return len(self._live)
 
-    def all_live(self) -> list[Subscriber]:
+    def all_live(self) -> list[Subscription]:
         """Return those that keep up."""
         return list(self._live)
 
-    def join(self, subscriber: Subscriber) -> None:
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self._live) + len(self._behind or ())
+
+    def all(self) -> list[Subscription]:
+        """Return all that there are."""
+        return [*self._live, *(self._behind or ())]
+
+    def enter(self, subscription: Subscription) -> None:
+        """Add one that does not keep up yet, or that keeps up no more."""
+        self.leave(subscription)
+        if self._behind is None:
+            self._behind = {}
+        self._behind[subscription] = None
+
+    def join(self, subscription: Subscription) -> None:
         """Have somebody keep up who has everything that was flushed."""
-        self._live[subscriber] = None
+        self.leave(subscription)
+        self._live[subscription] = None
         self._line = None
 
-    def await_flush(self, subscriber: Subscriber) -> None:
+    def await_flush(self, subscription: Subscription) -> None:
         """Have somebody catch up in the next flush."""
-        self._waiting.setdefault(subscriber, sys.maxsize if self.flushing else len(self.pending))
+        self._waiting.setdefault(subscription, sys.maxsize if self.flushing else len(self.pending))
 
-    def leave(self, subscriber: Subscriber) -> bool:
-        """Take somebody out of both, and return whether they kept up."""
-        self._waiting.pop(subscriber, None)
-        if subscriber not in self._live:
-            return False
-        del self._live[subscriber]
-        self._line = None
-        return True
+    def leave(self, subscription: Subscription) -> None:
+        """Remove one. Idempotent."""
+        self._waiting.pop(subscription, None)
+        if subscription in self._live:
+            del self._live[subscription]
+            self._line = None
+        elif self._behind is not None:
+            self._behind.pop(subscription, None)
+            if not self._behind:
+                self._behind = None
 
-    def flush(self, now: float) -> int:
-        """Write what is pending to those that keep up, have the others catch up, and return the deliveries.
+    @property
+    def waits(self) -> bool:
+        """Whether one of those that do not keep up is to read on in the next flush."""
+        return bool(self._waiting)
 
-        When called by what it calls itself, which would write the later records first, it does nothing.
+    def flush(self, now: float, deadline: float) -> int:
+        """Write what is pending to those that keep up, have others read a piece each, and return the deliveries.
+
+        Those for whom it is too late, by ``time.monotonic``, read theirs in the next flush. When called by what it
+        calls itself, which would write the later records first, it does nothing.
         """
         if self.flushing:
             return 0
@@ -107,21 +137,26 @@ class Audience:
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
             passing = any(record.id is None for record in records)
-            for subscriber, before in waiting.items():
-                delivered += subscriber.catch_up(now)
-                if passing and subscriber in self._live:
-                    delivered += self._pass_on(subscriber, records[before:], now)
+            for subscription, before in waiting.items():
+                if time.monotonic() >= deadline:
+                    self._waiting.setdefault(subscription, 0)
+                    continue
+                delivered += subscription.catch_up(now)
+                if passing and subscription in self._live:
+                    delivered += self._pass_on(subscription, records[before:], now)
         return delivered
 
-    def _pass_on(self, subscriber: Subscriber, records: list[Record], now: float) -> int:
+    def _pass_on(self, subscription: Subscription, records: list[Record], now: float) -> int:
         """Write to somebody who has just caught up the ephemeral records, which the log does not have."""
         select = self.select
         try:
-            missed = [record for record in records if record.id is None and (select is None or select(record))]
+            missed = selected([record for record in records if record.id is None], select)
             if missed:
-                subscriber.relay(b"".join([record.frame for record in missed]), len(missed), now)
-        except Exception as error:  # noqa: BLE001  # the select function's or a transport's own
-            subscriber.fail(error)
+                subscription.relay(b"".join([record.frame for record in missed]), len(missed), now)
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # the select function's or a transport's own
+            subscription.fail(error)
             return 0
         return len(missed)
 
@@ -138,10 +173,12 @@ class Audience:
     def _selected(self, records: list[Record], select: Select) -> list[Record]:
         """Return those that the select function wants; if it raises, its streams end, and no other."""
         try:
-            return [record for record in records if select(record)]
-        except Exception as error:  # noqa: BLE001  # whatever it is
-            for subscriber in list(self._live):
-                subscriber.fail(error)
+            return selected(records, select)
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever it is
+            for subscription in list(self._live):
+                subscription.fail(error)
             return []
 
     def _advance(self, records: list[Record]) -> None:
@@ -156,19 +193,33 @@ class Audience:
         payload = self.wrap(frames)
         line = self._line
         if line is None:
-            line = self._line = tuple([subscriber.outlet for subscriber in self._live])
+            line = self._line = tuple([subscription.outlet for subscription in self._live])
         for outlet in line:
             try:
                 outlet.relay(payload, now)
-            except Exception as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
                 self._fail(outlet, error)
         return len(line) * len(records)
 
-    def _fail(self, outlet: Outlet, error: Exception) -> None:
-        for subscriber in list(self._live):
-            if subscriber.outlet is outlet:
+    def _fail(self, outlet: Outlet, error: BaseException) -> None:
+        for subscription in list(self._live):
+            if subscription.outlet is outlet:
                 log.exception("stream_write_failed", topics=sorted(self.topics), exc_info=error)
-                subscriber.fail(error)
+                subscription.fail(error)
+
+
+def selected(records: list[Record], select: Select | None) -> list[Record]:
+    """Return the records that a select function wants. Raises what it raises, and ``TypeError`` for an awaitable."""
+    if select is None:
+        return records
+    wanted = []
+    for record in records:
+        answer = select(record)
+        if answer is True or (answer is not False and synchronous(answer, "select")):
+            wanted.append(record)
+    return wanted
 
 
 def pieces(records: Iterable[Record]) -> list[list[Record]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from ..observe.logs import log as logger
+from ..sse.channel import CloseReason
 from .arrivals import Arrivals
 from .audience import Audience, Select
-from .log import Log, Reading
+from .log import EXPIRED, Log, Reading
 from .record import Record
 from .topic import Patterns
 
@@ -17,6 +19,8 @@ __all__ = ["Fanout"]
 
 # Looks per history_age at topics in which nothing happens: what is too old is not read anyhow, only kept.
 LOOKS = 16
+# Seconds of a turn of the event loop that go into bringing up streams which have more to read than a turn's records.
+CATCHING_UP = 0.005
 
 _Key = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
 
@@ -82,6 +86,12 @@ class Fanout:
             self._expiry.cancel()
             self._expiry = None
 
+    def end(self, reason: CloseReason) -> None:
+        """End all open streams, after what was published before."""
+        for audience in list(self._audiences.values()):
+            for subscription in audience.all():
+                subscription.end(reason)
+
     # What is new.
 
     def spread(self, record: Record) -> None:
@@ -107,41 +117,62 @@ class Fanout:
         loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Write to all who keep up, and bring up others as far as the time goes; the rest are first next time."""
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
+        deadline = time.monotonic() + CATCHING_UP
+        begun = []
         for audience in dirty:
-            self.flush(audience)
+            in_time = time.monotonic() < deadline
+            self.flush(audience, deadline)
+            if audience.waits:
+                if in_time:
+                    begun.append(audience)
+                else:
+                    self.mark(audience)
+        for audience in begun:
+            self.mark(audience)
 
-    def flush(self, audience: Audience) -> None:
-        """Flush one audience now."""
+    def flush(self, audience: Audience, deadline: float | None = None) -> None:
+        """Flush one audience now: those that are behind until a time of ``time.monotonic``."""
+        if deadline is None:
+            deadline = time.monotonic() + CATCHING_UP
         loop = self._loop
         assert loop is not None  # noqa: S101  # only somebody with an audience flushes
         try:
-            self.delivered += audience.flush(loop.time())
+            self.delivered += audience.flush(loop.time(), deadline)
         except Exception as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
+            for subscription in audience.all():  # of which nobody knows what they have; their clients come back with it
+                subscription.fail(error)
 
     def interrupt(self, change: Callable[[], None]) -> None:
         """Change the log's past or its order, and have each stream find out for itself what that means for it."""
         self._flush()
-        live = [subscriber for audience in self._audiences.values() for subscriber in audience.all_live()]
-        for subscriber in live:
-            subscriber.pause()
-        change()
-        self._read = None
-        for audience in self._audiences.values():
-            audience.position = self.log.end
-        for subscriber in live:
-            subscriber.resume()
+        live = [subscription for audience in self._audiences.values() for subscription in audience.all_live()]
+        for subscription in live:
+            subscription.pause()
+        try:
+            change()
+        finally:  # whatever came of it, the streams look for themselves
+            self._read = None
+            for audience in self._audiences.values():
+                audience.position = self.log.end
+            for subscription in live:
+                subscription.resume()
 
     # What was.
 
-    def read(self, position: int, topics: frozenset[str], most: int | None, since: Mapping[str, int] | None) -> Reading:
-        """Read the log, from which what is too old is gone."""
+    def expire(self) -> None:
+        """Evict some of what is too old."""
         assert self._loop is not None  # noqa: S101  # bound before anybody subscribes
+        self.log.expire(self._loop.time(), EXPIRED)
+
+    def read(self, position: int, topics: frozenset[str], most: int, since: Mapping[str, int] | None) -> Reading:
+        """Read about as many bytes of the log, from which what is too old is gone."""
         log = self.log
-        log.expire(self._loop.time())
-        if since or most is None:
+        self.expire()
+        if since:
             return log.after(position, topics, most, since)
         asked = position, topics, most, log.end, log.records
         if self._read is None or self._read[0] != asked:
@@ -153,26 +184,26 @@ class Fanout:
         loop, age = self._loop, self._history_age
         if loop is not None and age is not None:
             now = loop.time()
-            self.log.expire(now)
+            self.log.expire(now, EXPIRED)
             due = self.log.next_expiry()
-            if due is not None:
-                self._expiry = loop.call_at(max(due, now + age / LOOKS), self._expire)
+            if due is not None:  # what is due already, because so much was, goes in the next turn
+                self._expiry = loop.call_at(now if due <= now else max(due, now + age / LOOKS), self._expire)
 
     # Who is there.
 
     def enter(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> Audience:
-        """Return the audience for one more subscriber, which is counted."""
+        """Return the audience for one more subscription, which is counted."""
         self.subscribers += 1
         return self._join(topics, select, wrap)
 
     def move(self, audience: Audience, topics: frozenset[str]) -> Audience:
-        """Return the audience of a subscriber that leaves another one because its topics changed."""
+        """Return the audience of a subscription that leaves another one because its topics changed."""
         new = self._join(topics, audience.select, audience.wrap)
         self._leave(audience)
         return new
 
     def leave(self, audience: Audience) -> None:
-        """Count one subscriber less."""
+        """Count one subscription less."""
         self.subscribers -= 1
         self._leave(audience)
 
@@ -192,12 +223,10 @@ class Fanout:
             audience = self._audiences[key] = Audience(topics, select, wrap, self.log.end)
             for name in topics:
                 self._patterns.add(name, audience)
-        audience.size += 1
         return audience
 
     def _leave(self, audience: Audience) -> None:
-        """Forget an audience when its last subscriber has left."""
-        audience.size -= 1
+        """Forget an audience when its last subscription has left."""
         if not audience.size:
             del self._audiences[audience.topics, audience.select, audience.wrap]
             for name in audience.topics:

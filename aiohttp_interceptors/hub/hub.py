@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from ..observe.facts import HubObserver
+from ..sse.channel import CloseReason
 from ..sse.event import Event
 from ..sse.wire import encode
 from .arrivals import Arrivals, Located
@@ -16,14 +17,15 @@ from .broker import Broker
 from .fanout import Fanout
 from .gap import Gap
 from .intake import Intake
-from .log import Log
+from .log import EXPIRED, Log
 from .policy import Policy
 from .publication import Publication
+from .reader import Beginning
 from .record import Record
 from .repeats import Repeats
 from .ring import Bounds
 from .statistics import HubStatistics
-from .subscriber import OnEnd, Subscriber
+from .subscription import OnEnd, Subscription
 from .supervision import Supervision
 from .topic import check_pattern, check_topic
 
@@ -190,30 +192,38 @@ class Hub:
         after: str | None = None,
         select: Select | None = None,
         policy: Policy = _POLICY,
-    ) -> Subscriber:
+    ) -> Subscription:
         """Register a stream, which gets nothing before its ``start``.
 
         ``after`` is the id that its client had last. ``on_end(reason, error)`` is called when the Hub ends it. This is
         for who brings an ``Outlet``, as ``start_topic_stream`` does.
         """
         fanout = self._fanout
-        self.open()
+        self.check_open()
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
 
-        def beginning(located: Located) -> tuple[int, Gap | None]:
+        def beginning(located: Located) -> Beginning:
             position, reason = located
-            if after is None and policy.replay:
-                fanout.log.expire(fanout.now())  # or what goes when it is read would be a gap
+            if after is not None:
+                return Beginning(position, None if reason is None else Gap(reason, after))
+            if policy.replay:
+                fanout.log.expire(fanout.now(), EXPIRED)
                 position = fanout.log.newest(names, policy.replay)
-            return position, None if reason is None or after is None else Gap(reason, after)
+            return Beginning(position, excused=fanout.log.end)
 
         audience = fanout.enter(names, select, outlet.wrap)
         located = fanout.arrivals.locate(after)
         place = None if located is None else beginning(located)
-        subscriber = Subscriber(fanout, audience, outlet, on_end, policy, place)
+        subscription = Subscription(fanout, audience, outlet, on_end, policy, place)
         if located is None:
-            fanout.arrivals.wait(subscriber, after, lambda located: subscriber.settle(*beginning(located)))
-        return subscriber
+            fanout.arrivals.wait(subscription, after, lambda located: subscription.settle(beginning(located)))
+        return subscription
+
+    def check_open(self) -> None:
+        """Belong to the running event loop. Raises ``RuntimeError`` if a stream could not hear of anything here."""
+        self.open()
+        if self._closed:
+            raise RuntimeError("this Hub was closed, and its broker with it, so that a stream would hear of nothing")
 
     async def locate(self, given: str | None) -> Located:
         """Return the position after an id, as the log does, when all that may come before it has come.
@@ -274,6 +284,8 @@ class Hub:
         """Leave nothing that waits in the event loop, and close the broker. Its history stays; twice is once."""
         self._fanout.close()
         self._closed = self._broker is not None
+        if self._closed:
+            self._fanout.end(CloseReason.SHUTDOWN)  # they would hear of nothing any more
         following, self._following = self._following, None
         if following is not None:
             following.cancel()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..observe.logs import log as logger
 from .broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
 from .fanout import Fanout
+from .log import EXPIRED
 from .payload import PLAIN, unpack
 from .record import Record
 
@@ -51,7 +52,7 @@ class Intake:
         fanout, log = self._fanout, self._fanout.log
         now = asyncio.get_running_loop().time()
         start = f"{log.epoch}-"
-        log.expire(now)
+        log.expire(now, EXPIRED)
         self.entries += len(entries)
         for position, topic, payload, age in entries:
             if position <= log.end:

@@ -8,24 +8,31 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from ..sse.event import Event
 from ..sse.wire import encode
 from .eras import Eras, new_epoch
 from .gap import GapReason
+from .order import Order
 from .record import Record
 from .ring import Bounds, Ring
-from .topic import is_wildcard
+from .topic import is_wildcard, matcher
 from .topic_tree import TopicTree
 
-__all__ = ["Log", "Reading", "conflated", "first"]
+__all__ = ["EXPIRED", "Log", "Reading", "conflated", "first"]
 
 # Topics without a record whose names are still known, so that a gap in one is none for the others.
 EMPTIED = 4096
 SMALLEST = 8  # bytes that every frame has: of each topic no more records are looked at than can be wanted
+# A reading walks over as many topics at most; if more have changed, it looks at the records in their order instead, and
+# at so many at most, whatever there is. Both take less than a millisecond.
+RINGS = 256
+LOOKS = 2048
+EXPIRED = 512  # records that are too old: no more of them go at once, be it that all of a minute ago are due
 WIDEN = 4  # the latest records are looked for in so many times as many positions, until there are enough
 _position = attrgetter("position")
+_start = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Reading:
     """That of the latest one which no other of its topic and key made up for when it went; 0 if there is none."""
     more: bool
     """Whether there may be more records than these."""
+    through: int
+    """Up to this position there are no others."""
 
     @cached_property
     def frames(self) -> bytes:
@@ -68,6 +77,7 @@ class Log:
         self.records = self.bytes = 0
         self._rings: dict[str, Ring] = {}
         self._tree = TopicTree()
+        self._order = Order()
         self._ages: list[tuple[float, int, Ring]] = []  # a heap, of each ring once: when its oldest record is too old
         self._emptied: OrderedDict[str, Ring] = OrderedDict()  # the one that was emptied first comes first
         self._forgotten = 0  # the latest eviction of a topic whose name is no longer known
@@ -108,7 +118,7 @@ class Log:
 
     def append(self, topic: str, event: Event, key: str | None, now: float) -> Record:
         """Give an event the next place."""
-        self.expire(now)
+        self.expire(now, EXPIRED)
         position = self.end + 1
         event_id = f"{self._eras.epoch}-{position}"
         record = Record(position, event_id, topic, event, b"id: %b\n%b" % (event_id.encode(), encode(event)), key, now)
@@ -120,13 +130,16 @@ class Log:
         self.end = record.position
         ring = self._ring(record.topic)
         ring.append(record)
-        self._tree.touch(ring)
+        self._order.append(record)
         self.records += 1
         self.bytes += len(record.frame)
         most = self._bounds.history_bytes
         while len(ring) > self._bounds.history or (most is not None and ring.bytes > most):
             self._evict(ring)
-        if not ring.due and ring and self._bounds.history_age is not None:
+        self._tree.touch(ring)
+        if not ring:
+            self._note_empty(ring)
+        elif not ring.due and self._bounds.history_age is not None:
             self._await_age(ring, self._bounds.history_age)
 
     # What a broker says of its own.
@@ -165,16 +178,22 @@ class Log:
             del self._emptied[topic]
         return ring
 
-    def expire(self, now: float) -> None:
-        """Evict what is too old."""
+    def expire(self, now: float, most: int | None = None) -> None:
+        """Evict what is too old, that many records at most."""
         ages, age = self._ages, self._bounds.history_age
-        while age is not None and ages and ages[0][0] <= now:
+        while age is not None and ages and ages[0][0] <= now and most != 0:
             _, _, ring = heapq.heappop(ages)
             ring.due = False
-            while ring and ring.oldest.time + age <= now:
+            if not ring:  # emptied for another reason, and perhaps forgotten
+                continue
+            while ring and ring.oldest.time + age <= now and most != 0:
                 self._evict(ring)
+                most = None if most is None else most - 1
+            self._tree.evict(ring)
             if ring:
                 self._await_age(ring, age)
+            else:
+                self._note_empty(ring)
 
     def _await_age(self, ring: Ring, age: float) -> None:
         """Have a ring looked at when the record that is its oldest one now is too old."""
@@ -186,13 +205,17 @@ class Log:
         return self._ages[0][0] if self._ages else None
 
     def _evict(self, ring: Ring) -> None:
+        record = ring.oldest
         self.records -= 1
-        self.bytes -= len(ring.oldest.frame)
+        self.bytes -= len(record.frame)
+        self._order.remove(record)
         ring.evict()
-        if not ring:
-            self._emptied[ring.topic] = ring
-            if len(self._emptied) > EMPTIED:
-                self._forget(*self._emptied.popitem(last=False))
+
+    def _note_empty(self, ring: Ring) -> None:
+        """Note that a ring has no record any more, and forget the one of which that was noted first."""
+        self._emptied[ring.topic] = ring
+        if len(self._emptied) > EMPTIED:
+            self._forget(*self._emptied.popitem(last=False))
 
     def _forget(self, topic: str, ring: Ring) -> None:
         """Forget the name of a topic that has no record."""
@@ -207,19 +230,84 @@ class Log:
     ) -> Reading:
         """Return the records after a position under these names and wildcards, in order.
 
-        ``most`` is how many bytes are wanted about; at least one record is given. A name in ``since`` counts from the
-        position there, if that is the later one. Costs what it returns, not what the log holds; with ``most``, also a
-        look at each topic that a wildcard matches and that has changed since.
+        ``most`` is how many bytes are wanted about. A name in ``since`` counts from the position there, if that is the
+        later one. Costs what it returns, not what the log holds; with ``most`` it takes no longer than about a
+        millisecond, and may then return no record although there are ``more``, which are after ``through``.
         """
-        starts = self._starts(position, topics, since)
-        forgotten = self._unknown(position, topics, since)
-        missing = max((ring.evicted for ring, start in starts.values() if ring.evicted > start), default=forgotten)
-        lost = max((ring.lost for ring, start in starts.values() if ring.lost > start), default=forgotten)
+        missing, lost = self.gone(position, topics, since)
+        rings = self._few(position, topics, since)
+        if rings is None:
+            records, more, through = self._look(position, topics, most, since)
+            return Reading(records, missing, lost, more, through)
         count = None if most is None else most // SMALLEST + 1
-        found = [ring.after(start, count) for ring, start in starts.values()]
-        records = found[0] if len(found) == 1 else heapq.merge(*found, key=_position)
-        some, more = first(records, most)
-        return Reading(some, max(missing, forgotten), max(lost, forgotten), more)
+        found = [ring.after(start, count) for ring, start in rings.values()]
+        records, more = first(found[0] if len(found) == 1 else heapq.merge(*found, key=_position), most)
+        return Reading(records, missing, lost, more, records[-1].position if records else position)
+
+    def gone(self, position: int, topics: Collection[str], since: Mapping[str, int] | None = None) -> tuple[int, int]:
+        """Return ``missing`` and ``lost`` of what ``after`` would read. Costs the names."""
+        missing = lost = self._unknown(position, topics, since)
+        for name in topics:
+            start = max(position, since.get(name, 0)) if since else position
+            if is_wildcard(name):
+                evicted, unreplaced = self._tree.gone(name)
+            elif (ring := self._rings.get(name)) is not None:
+                evicted, unreplaced = ring.evicted, ring.lost
+            else:
+                continue
+            missing = max(missing, evicted if evicted > start else 0)
+            lost = max(lost, unreplaced if unreplaced > start else 0)
+        return missing, lost
+
+    def latest(self, record: Record) -> Record:
+        """Return the latest record with the topic and the key of one that is kept."""
+        return self._rings[record.topic].latest(record)
+
+    def _few(
+        self, position: int, topics: Collection[str], since: Mapping[str, int] | None
+    ) -> dict[str, tuple[Ring, int]] | None:
+        """Return what ``_starts`` returns, or ``None`` if that takes too many steps."""
+        if len(topics) > RINGS:
+            return None
+        starts: dict[str, tuple[Ring, int]] = {}
+        left = RINGS
+        for name in topics:
+            start = max(position, since.get(name, 0)) if since else position
+            if is_wildcard(name):
+                rings = self._tree.few(name, start, left)
+                if rings is None:
+                    return None
+                left -= len(rings)
+            else:
+                ring = self._rings.get(name)
+                rings = [ring] if ring is not None and ring.last > start else []
+            _start_at(starts, rings, start)
+        return starts
+
+    def _look(
+        self, position: int, topics: Collection[str], most: int | None, since: Mapping[str, int] | None
+    ) -> tuple[list[Record], bool, int]:
+        """Look at the records after a position, in order, for those under these names and wildcards.
+
+        Returns them, whether there may be more, and up to where that is all.
+        """
+        names: dict[int, list[str]] = {}  # by the position from which they count
+        for name in topics:
+            names.setdefault(max(position, since.get(name, 0)) if since else position, []).append(name)
+        wanted = [(start, matcher(frozenset(some))) for start, some in names.items()]
+        begin, matches = min(wanted, default=(self.end, bool), key=_start)
+        later = wanted if len(wanted) > 1 else ()
+        found: list[Record] = []
+        size, through = 0, position
+        for looks, record in enumerate(self._order.after(begin)):
+            if most is not None and (looks == LOOKS or size >= most):
+                return found, True, through
+            through = record.position
+            topic = record.topic
+            if matches(topic) or (later and any(through > start and match(topic) for start, match in later)):
+                found.append(record)
+                size += len(record.frame)
+        return found, False, max(self.end, position)
 
     def newest(self, topics: Collection[str], count: int) -> int:
         """Return the position before the latest records under these names and wildcards, that many at most.
@@ -250,10 +338,7 @@ class Log:
             else:
                 ring = self._rings.get(name)
                 rings = (ring,) if ring is not None and ring.last > start else ()
-            for ring in rings:
-                known = starts.get(ring.topic)
-                if known is None or known[1] > start:
-                    starts[ring.topic] = ring, start
+            _start_at(starts, rings, start)
         return starts
 
     def _unknown(self, position: int, topics: Collection[str], since: Mapping[str, int] | None) -> int:
@@ -266,6 +351,14 @@ class Log:
             return latest
         known = self._rings  # of which no wildcard is one
         return latest if any(name not in known and start < self._forgotten for name, start in starts) else 0
+
+
+def _start_at(starts: dict[str, tuple[Ring, int]], rings: Iterable[Ring], start: int) -> None:
+    """Have rings read from a position, unless they are from an earlier one."""
+    for ring in rings:
+        known = starts.get(ring.topic)
+        if known is None or known[1] > start:
+            starts[ring.topic] = ring, start
 
 
 def first(records: Iterable[Record], most: int | None) -> tuple[list[Record], bool]:

@@ -5,17 +5,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..sse.wire import encode
-from .audience import BATCH, Audience
+from .audience import BATCH, Audience, Select, selected
 from .fanout import Fanout
 from .gap import Gap, GapReason
-from .log import Reading, conflated, first
+from .log import Reading, conflated
 from .policy import Policy
+from .record import Record
 
-__all__ = ["Lagged", "Reader", "Taken"]
+__all__ = ["Beginning", "Lagged", "Reader", "Taken"]
 
 
 class Lagged(Exception):  # never leaves the Hub
     """The log no longer has what a stream missed, which for such a stream is the end."""
+
+
+class Beginning(NamedTuple):
+    """From where a stream goes on."""
+
+    position: int
+    gap: Gap | None = None
+    """What is missing before."""
+    excused: int = 0
+    """Up to here nothing that is missing is told of: its client asked for nothing in particular."""
 
 
 class Taken(NamedTuple):
@@ -34,17 +45,14 @@ class Reader:
     __slots__ = ("_begun", "_conflates", "_epoch", "_excused", "_fanout", "_gap", "_policy", "_position", "_prefix",
                  "_since")  # fmt: skip
 
-    def __init__(
-        self, fanout: Fanout, policy: Policy, position: int, gap: Gap | None = None, *, begun: bool = False
-    ) -> None:
+    def __init__(self, fanout: Fanout, policy: Policy, beginning: Beginning, *, begun: bool = False) -> None:
         self._fanout = fanout
         self._policy = policy
-        self._position = position
+        # Of what is up to _excused the client knows that something is missing.
+        self._position, self._gap, self._excused = beginning
         self._epoch = fanout.log.epoch
-        self._gap = gap
         self._begun = begun  # the client has been told from where it goes on
         self._prefix = b"" if begun else policy.prefix
-        self._excused = 0  # up to here the client knows that something is missing
         self._conflates = False
         self._since: dict[str, int] | None = None  # topics that were added later than the position
 
@@ -53,9 +61,10 @@ class Reader:
         """Whether no frame has come yet to be the first, so that the first record cannot be like everybody's."""
         return bool(self._prefix)
 
-    def go_on(self, position: int, gap: Gap | None, *, told: bool) -> None:
+    def go_on(self, beginning: Beginning, *, told: bool) -> None:
         """Go on from there, with that gap, if the client has not been ``told`` so."""
-        self._position, self._gap, self._epoch = position, gap, self._fanout.log.epoch
+        self._position, self._gap, self._excused = beginning
+        self._epoch = self._fanout.log.epoch
         if told:
             self._gap, self._prefix, self._begun = None, b"", True
 
@@ -70,8 +79,9 @@ class Reader:
         self._follow_rewind()
         if self._gap is not None:
             return self._gap
-        reading = self._fanout.read(self._position, topics, 1, self._since)
-        return self._evicted() if reading.missing else None
+        self._fanout.expire()
+        missing, _ = self._fanout.log.gone(self._position, topics, self._since)
+        return self._evicted() if missing > self._excused else None
 
     def take(self, audience: Audience, until: int | None = None) -> Taken:
         """Take the next frames, of about a batch; of records up to a position, if there is one.
@@ -80,19 +90,21 @@ class Reader:
         """
         self._follow_rewind()
         reading, begun = self._read(audience), self._begun
-        told = self._beginning(reading)
+        self._note_missing(reading)
+        records, more, through = reading.records, reading.more, reading.through
+        if until is not None and through >= until:
+            records, more, through = [record for record in records if record.position <= until], False, until
+        if more and not records:  # what there is to say is said with the first record, or at the end
+            self._position = max(self._position, through)
+            return Taken(b"", 0, 0, more)
+        told = self._beginning()
         gaps = 0
         if told is None:
             told, gaps = self._gap_frame(reading, begun=begun), 1
-        records, more = reading.records, reading.more
-        if until is not None and records and records[-1].position > until:
-            records, more = [record for record in records if record.position <= until], False
-        through = records[-1].position if records else 0
         if audience.select is not None:
-            records = [record for record in records if audience.select(record)]
+            records = selected(records, audience.select)
         if self._conflates and records:
-            records, more = first(conflated(records), BATCH)
-            through = records[-1].position if more else through
+            records = self._conflated(records, audience.select, until)
         self._position = max(self._position, through)
         if records and not told:
             told, self._prefix = self._prefix, b""
@@ -113,22 +125,32 @@ class Reader:
         self._since = {name: min(end, self._position) for name, end in (self._since or {}).items()} or None
 
     def _read(self, audience: Audience) -> Reading:
-        most = None if self._conflates else BATCH
-        reading = self._fanout.read(self._position, audience.topics, most, self._since)
-        if reading.missing > self._excused and self._policy.on_gap == "conflate" and not self._conflates:
+        reading = self._fanout.read(self._position, audience.topics, BATCH, self._since)
+        if reading.missing > self._excused and self._policy.on_gap == "conflate":
             self._conflates = True
-            reading = self._fanout.read(self._position, audience.topics, None, self._since)
         return reading
 
-    def _beginning(self, reading: Reading) -> bytes | None:
-        """Return what says from where the stream goes on, if its client does not know; ``None`` if that is a gap."""
+    def _conflated(self, records: list[Record], select: Select | None, until: int | None) -> list[Record]:
+        """Leave out the records that a later one which is still to come makes up for."""
+        kept = []
+        for record in records:
+            latest = self._fanout.log.latest(record)
+            if latest is record or (until is not None and latest.position > until) or not selected([latest], select):
+                kept.append(record)
+        return conflated(kept)
+
+    def _note_missing(self, reading: Reading) -> None:
+        """Note what is to be told of as missing. Raises ``Lagged`` when the stream is not to go on."""
         missing = reading.lost if self._conflates else reading.missing
-        begun, self._begun = self._begun, True
         if self._gap is None and missing > self._excused:
-            if begun and self._policy.on_gap == "close":
+            if self._begun and self._policy.on_gap == "close":
                 raise Lagged
             self._gap = self._evicted()
         self._excused = max(self._excused, missing)
+
+    def _beginning(self) -> bytes | None:
+        """Return what says from where the stream goes on, if its client does not know; ``None`` if that is a gap."""
+        begun, self._begun = self._begun, True
         if self._gap is not None:
             return None
         if begun or not self._policy.prime:
@@ -141,7 +163,7 @@ class Reader:
         log, gap = self._fanout.log, self._gap
         assert gap is not None  # noqa: S101  # the caller has found it
         self._gap = None
-        first_id, before, last = None, log.end, None
+        first_id, before, last = None, reading.through if reading.more else log.end, None
         if reading.records:
             first_id, before = reading.records[0].id, reading.records[0].position - 1
             last = log.id_of(reading.missing) if reading.missing > before else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -95,6 +95,13 @@ class Ring:
         else:
             records[start - 1] = _GONE
         self._start = start
+
+    def latest(self, record: Record) -> Record:
+        """Return the latest record with the key of one that is here."""
+        latest = None if record.key is None or self._latest is None else self._latest[record.key]
+        if latest is None or latest == record.position:
+            return record
+        return self._records[bisect_left(self._records, latest, self._start, key=_position)]
 
     def _is_superseded(self, record: Record) -> bool:
         return record.key is not None and self._latest is not None and self._latest[record.key] > record.position

@@ -1,286 +1,54 @@
-"""One stream of a Hub: live, or behind with a position of its own."""
+"""What an application has of an open stream of a Hub: its topics, and the end of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
-
-from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
-from .audience import Audience, Outlet
-from .gap import Gap
-from .policy import Policy
-from .reader import Lagged, Reader
+from .subscription import Subscription
 from .topic import check_pattern
 
-if TYPE_CHECKING:
-    from .fanout import Fanout
-
-__all__ = ["OnEnd", "Subscriber"]
-
-OnEnd: TypeAlias = Callable[[CloseReason, Exception | None], None]
+__all__ = ["Subscriber"]
 
 
 class Subscriber:
-    """What a Hub knows of one open stream: its topics, and how far it has come.
+    """The topics of one open stream. All methods may be called from any thread, and do nothing once it is over.
 
-    A live one has what its audience has. One whose outlet is paused has a position and nothing else, and reads the log
-    from there when there is room again. ``add`` and ``remove`` may be called from any thread.
+    Two of them are equal if they are of the same stream.
     """
 
-    __slots__ = ("_audience", "_bytes", "_events", "_fanout", "_on_end", "_policy", "_reader", "_rest", "_settled",
-                 "_started", "outlet")  # fmt: skip
+    __slots__ = ("_subscription",)
 
-    def __init__(  # made by the Hub alone
-        self,
-        fanout: Fanout,
-        audience: Audience,
-        outlet: Outlet,
-        on_end: OnEnd,
-        policy: Policy,
-        place: tuple[int, Gap | None] | None,
-    ) -> None:
-        self._fanout = fanout
-        self._audience: Audience | None = audience
-        self._on_end = on_end
-        self._policy = policy
-        self._settled = place is not None  # it is known from where it goes on
-        self._reader: Reader | None = Reader(fanout, policy, *(place or (fanout.log.end, None)))  # none while live
-        self._rest: tuple[Audience, int] | None = None  # what it was and up to where, when it ended with some to write
-        self._events = self._bytes = 0  # while live, less what its audience had when it became that
-        self._started = False
-        self.outlet: Outlet = outlet
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
 
     @property
     def topics(self) -> frozenset[str]:
         """Names and wildcards; none once the stream is over."""
-        return frozenset() if self._audience is None else self._audience.topics
-
-    @property
-    def live(self) -> bool:
-        """Whether it has all that was published."""
-        return self._reader is None and self._audience is not None
-
-    @property
-    def events(self) -> int:
-        """Events that were written, gaps among them."""
-        return self._events + (self._audience.events if self._reader is None and self._audience else 0)
-
-    @property
-    def written(self) -> int:
-        """Bytes of those events, and of the first frame."""
-        return self._bytes + (self._audience.bytes if self._reader is None and self._audience else 0)
-
-    # Topics.
+        return self._subscription.topics
 
     def add(self, *topics: str) -> None:
-        """Hear of these names and wildcards too, from now on. Once the stream is over, nothing happens.
+        """Subscribe to these names and wildcards too, from now on.
 
         Raises ``TypeError`` or ``ValueError`` for what is no topic.
         """
-        added = [check_pattern(topic) for topic in topics]
-        self._fanout.in_loop(lambda: self._change(lambda topics: topics.union(added)))
+        added = frozenset(map(check_pattern, topics))
+        self._subscription.in_loop(lambda: self._subscription.change(lambda given: given | added))
 
     def remove(self, *topics: str) -> None:
-        """Hear no more of these names and wildcards, as they were given. Others may still match their topics."""
-        self._fanout.in_loop(lambda: self._change(lambda given: given.difference(topics)))
+        """Unsubscribe from these names and wildcards, as they were given. Others may still match their topics.
 
-    def _change(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
-        self._settle()
-        audience = self._audience
-        if audience is None or (topics := change(audience.topics)) == audience.topics:
-            return
-        complete = self._reader is None and not audience.flushing
-        reader = self._reader or self._fall_behind(audience)
-        if self._started:  # before, all topics count from where it begins, as if they had been given at once
-            reader.change(audience.topics, topics)
-        audience.leave(self)
-        self._audience = new = self._fanout.move(audience, topics)
-        if complete and not new.pending and not new.flushing:
-            self._become_live(new)
-        elif self._started and not self.outlet.paused:
-            self._wait()
+        A stream without topics stays open, and waits for an ``add``; ``close`` ends it.
 
-    def _settle(self) -> None:
-        """Have what was published so far go to whom it was published for, before something else holds."""
-        if self._reader is None and self._audience is not None and self._audience.pending:
-            self._fanout.flush(self._audience)
-
-    # The life of a subscriber.
-
-    def gap(self) -> Gap | None:
-        """Return what its client would be told now that is missing."""
-        return None if self._reader is None else self._reader.gap(self.topics)
-
-    def count_gap(self) -> None:
-        """Count a gap that its client was told of by somebody else."""
-        self._fanout.gaps += 1
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is known from where it goes on."""
-        return self._settled
-
-    def settle(self, position: int, gap: Gap | None) -> None:
-        """Go on from there, which could not be said before."""
-        self._settled = True
-        if self._reader is not None and self._audience is not None:
-            self._reader.go_on(position, gap, told=False)
-            self.resume()
-
-    def start(self, position: int | None = None, gap: Gap | None = None, *, told: bool = False) -> None:
-        """Begin to write, in the next flush. Twice is once.
-
-        With a ``position`` it goes on from there, with that ``gap``, if its client has not been ``told`` so.
+        Raises ``TypeError`` or ``ValueError`` for what is no topic.
         """
-        if self._started or self._audience is None:
-            return
-        self._started = True
-        if position is not None and self._reader is not None:
-            self._reader.go_on(position, gap, told=told)
-        if not self.outlet.paused:
-            self._wait()
-
-    def first(self) -> bytes:
-        """Begin, as ``start`` does, but give the first frames to the caller, who writes them at once."""
-        if self._started or self._audience is None:
-            return b""
-        self._started = True
-        if not self._settled:
-            return b""
-        frames, count, more = self._step(self._audience)
-        self._fanout.delivered += count
-        if more:
-            self._wait()
-        return frames
-
-    def pause(self) -> None:
-        """Note that the outlet takes no more: the position is all that is kept from now on."""
-        if self._reader is None and self._audience is not None:
-            self._fall_behind(self._audience)
-
-    def resume(self) -> None:
-        """Catch up, in the next flush."""
-        if self._started and self._reader is not None and self._audience is not None:
-            self._wait()
+        removed = frozenset(map(check_pattern, topics))
+        self._subscription.in_loop(lambda: self._subscription.change(lambda given: given - removed))
 
     def close(self) -> None:
-        """Hear of nothing any more, but keep what was published before for ``rest``. Twice is once."""
-        self._settle()
-        audience, reader = self._audience, self._reader
-        if audience is not None:
-            self._leave()
-            if self._started and self._settled and reader is not None:
-                self._reader, self._rest = reader, (audience, self._fanout.log.end)
+        """End the stream, with the reason ``closed``, after all that was published before."""
+        self._subscription.in_loop(lambda: self._subscription.end(CloseReason.CLOSED))
 
-    def rest(self) -> bool:
-        """Write what was published before the end, as far as the outlet takes it, and return whether there is more."""
-        while self._rest is not None and self._reader is not None and not self.outlet.paused:
-            try:
-                taken = self._reader.take(*self._rest)
-            except Exception as error:  # noqa: BLE001  # the select function's, whatever it is; or it has lagged
-                if not isinstance(error, Lagged):
-                    logger.exception("stream_rest_failed", exc_info=error)
-                self._rest = None
-                break
-            if taken.frames:
-                self.relay(taken.frames, taken.records + taken.gaps, self._fanout.now())
-            self._fanout.delivered += taken.records
-            self._fanout.gaps += taken.gaps
-            if not taken.more:
-                self._rest = None
-        return self._rest is not None
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subscriber) and other._subscription is self._subscription
 
-    def _leave(self) -> None:
-        audience = self._audience
-        if audience is not None:
-            if self._reader is None:
-                self._fall_behind(audience)
-            audience.leave(self)
-            self._audience = None
-            self._fanout.leave(audience)
-            if not self._settled:
-                self._fanout.arrivals.discard(self)
-
-    def fail(self, error: Exception) -> None:
-        """End the stream because of an error."""
-        self._end(CloseReason.ERROR, error)
-
-    def _end(self, reason: CloseReason, error: Exception | None = None) -> None:
-        if self._audience is None:
-            return
-        self._leave()
-        try:
-            self._on_end(reason, error)
-        except Exception as failure:  # noqa: BLE001  # a defect, and the other streams are still to be served
-            logger.exception("stream_end_failed", reason=reason.value, exc_info=failure)
-
-    def _wait(self) -> None:
-        if self._audience is not None and self._settled:
-            self._audience.await_flush(self)
-            self._fanout.mark(self._audience)
-
-    def _fall_behind(self, audience: Audience) -> Reader:
-        """Have a position of its own, from now on: that of its audience."""
-        audience.leave(self)
-        self._fanout.live -= 1
-        self._events += audience.events
-        self._bytes += audience.bytes
-        # While nothing is on its way, that is everything there is, whenever it last was something for this audience.
-        position = audience.position if audience.pending or audience.flushing else self._fanout.log.end
-        self._reader = reader = Reader(self._fanout, self._policy, position, begun=True)
-        return reader
-
-    def _become_live(self, audience: Audience) -> None:
-        audience.join(self)
-        self._reader = None
-        self._fanout.live += 1
-        self._events -= audience.events
-        self._bytes -= audience.bytes
-
-    # Catching up.
-
-    def catch_up(self, now: float) -> int:
-        """Write what the log has after the position, as far as the outlet takes it, and return how many records."""
-        delivered, more = 0, True
-        while more and not self.outlet.paused and self._audience is not None:
-            frames, count, more = self._step(self._audience)
-            if frames:
-                try:
-                    self.outlet.relay(self.outlet.wrap(frames), now)
-                except Exception as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
-                    self.fail(error)
-            delivered += count
-        return delivered
-
-    def relay(self, frames: bytes, count: int, now: float) -> None:
-        """Write so many events that are for nobody else."""
-        self._events += count
-        self._bytes += len(frames)
-        self.outlet.relay(self.outlet.wrap(frames), now)
-
-    def _step(self, audience: Audience) -> tuple[bytes, int, bool]:
-        """Take the next frames from the log, their number of records, and whether there may be more to take now."""
-        reader = self._reader
-        if reader is None:
-            return b"", 0, False
-        try:
-            taken = reader.take(audience)
-        except Lagged:
-            self._end(CloseReason.LAGGED)
-            return b"", 0, False
-        except Exception as error:  # noqa: BLE001  # the select function's, whatever it is
-            self.fail(error)
-            return b"", 0, False
-        self._events += taken.records + taken.gaps
-        self._bytes += len(taken.frames)
-        self._fanout.gaps += taken.gaps
-        if taken.more or audience is not self._audience or self.outlet.paused:  # with room again it goes on
-            return taken.frames, taken.records, taken.more
-        if audience.pending or audience.flushing:  # published in this very flush
-            self._wait()
-        elif reader.waits:
-            audience.await_flush(self)
-        else:
-            self._become_live(audience)
-        return taken.frames, taken.records, False
+    def __hash__(self) -> int:
+        return hash(self._subscription)

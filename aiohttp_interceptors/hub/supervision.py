@@ -47,10 +47,16 @@ class Supervision:
                         self._take(item)
                         if isinstance(item, Sequence):
                             await asyncio.sleep(0)  # what has come goes out before more is asked for
-                error: Exception = BrokerError("the tail ended")  # a connection that was closed in order is lost, too
+                # A connection that was closed in order is lost, too.
+                error: BaseException = BrokerError("the tail ended")
             except BrokerError as failure:
                 error = failure
-            except Exception as failure:  # noqa: BLE001  # a defect, of the broker or of ours; streams still live
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                raise
+            except BaseException as failure:  # a defect, of the broker or of ours; streams still live
+                task = asyncio.current_task()
+                if isinstance(failure, asyncio.CancelledError) and (task is None or task.cancelling()):
+                    raise  # ours; what a broker's client cancelled of its own is no reason to follow it no more
                 logger.exception("hub_tail_failed", exc_info=failure)
                 error = failure
             self._note_loss(error)
@@ -69,7 +75,7 @@ class Supervision:
         elif isinstance(item, Rewound):
             logger.warning("hub_rewound", epoch=item.place.epoch, position=item.place.position)
 
-    def _note_loss(self, error: Exception) -> None:
+    def _note_loss(self, error: BaseException) -> None:
         """Tell that it is lost, once."""
         self._arrivals.up = False
         if self._since is None:

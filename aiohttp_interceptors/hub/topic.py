@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Generic, TypeVar
 
-__all__ = ["Patterns", "check_pattern", "check_topic", "is_wildcard"]
+__all__ = ["Patterns", "check_pattern", "check_topic", "is_wildcard", "matcher"]
 
 MAX_TOPIC = 255  # characters; a name is a key, not content
 # Printable, without blanks: a topic is written in logs and in the subjects of brokers.
@@ -47,6 +48,21 @@ def check_pattern(pattern: object) -> str:
 def is_wildcard(pattern: str) -> bool:
     """Tell whether a checked name stands for many topics: with ``*`` or ``>`` as a token, not as a part of one."""
     return (ONE in pattern or REST in pattern) and not {ONE, REST}.isdisjoint(pattern.split("."))
+
+
+@lru_cache(256)
+def matcher(names: frozenset[str]) -> Callable[[str], object]:
+    """Return a function that tells whether a topic is one of these names, or matches one of these wildcards."""
+    if REST in names:
+        return lambda _: True
+    wildcards = [name for name in names if is_wildcard(name)]
+    if not wildcards:
+        return names.__contains__
+    parts = {ONE: r"[^.]+", REST: r".+"}
+    matches = re.compile(
+        "|".join(r"\.".join(parts.get(token) or re.escape(token) for token in name.split(".")) for name in wildcards)
+    ).fullmatch
+    return matches if len(wildcards) == len(names) else lambda topic: topic in names or matches(topic)
 
 
 class Patterns(Generic[Value]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from .ring import Ring
 from .topic import ONE, REST
@@ -11,14 +12,18 @@ __all__ = ["TopicTree"]
 
 
 class TopicTree:
-    """Find the rings under a wildcard that changed after a position, without looking at those that did not."""
+    """Find the rings under a wildcard that changed after a position, without looking at those that did not.
+
+    Also what was evicted last under a wildcard. That never becomes less, also when a topic is removed.
+    """
 
     def __init__(self) -> None:
         self._root = _Branch()
 
     def touch(self, ring: Ring) -> None:
         """Note that a ring has a new latest record."""
-        branch, last = self._root, ring.last
+        last, evicted, lost = ring.last, ring.evicted, ring.lost
+        parent = branch = self._root
         branch.last = last
         for token in ring.topic.split("."):
             child = branch.children.pop(token, None)
@@ -26,8 +31,29 @@ class TopicTree:
                 child = _Branch()
             branch.children[token] = child  # at the end
             child.last = last
-            branch = child
+            if evicted > branch.evicted:  # noqa: PLR1730  # a call of max would be half of what this costs
+                branch.evicted = evicted
+            if lost > branch.lost:  # noqa: PLR1730
+                branch.lost = lost
+            parent, branch = branch, child
         branch.ring = ring
+        if evicted > parent.evicted_next:  # noqa: PLR1730
+            parent.evicted_next = evicted
+        if lost > parent.lost_next:  # noqa: PLR1730
+            parent.lost_next = lost
+
+    def evict(self, ring: Ring) -> None:
+        """Note that a ring, which is here, has lost a record."""
+        parent = branch = self._root
+        for token in ring.topic.split("."):
+            branch.evicted, branch.lost = max(branch.evicted, ring.evicted), max(branch.lost, ring.lost)
+            parent, branch = branch, branch.children[token]
+        parent.evicted_next = max(parent.evicted_next, ring.evicted)
+        parent.lost_next = max(parent.lost_next, ring.lost)
+
+    def gone(self, wildcard: str) -> tuple[int, int]:
+        """Return the latest ``evicted`` and the latest ``lost`` of all rings that match."""
+        return self._root.gone(wildcard.split("."), 0, (0, 0))
 
     def remove(self, topic: str) -> None:
         """Forget a topic's ring, and the branches that lead to no other."""
@@ -35,16 +61,23 @@ class TopicTree:
 
     def active(self, wildcard: str, position: int) -> Iterator[Ring]:
         """Walk over the rings that match and changed after the position."""
-        return self._root.active(wildcard.split("."), 0, position)
+        return (ring for ring in self._root.active(wildcard.split("."), 0, position) if ring is not None)
+
+    def few(self, wildcard: str, position: int, most: int) -> list[Ring] | None:
+        """Return the rings that match and changed after the position, or ``None`` if that takes too many steps."""
+        steps = list(islice(self._root.active(wildcard.split("."), 0, position), most + 1))
+        return None if len(steps) > most else [ring for ring in steps if ring is not None]
 
 
 class _Branch:
-    __slots__ = ("children", "last", "ring")
+    __slots__ = ("children", "evicted", "evicted_next", "last", "lost", "lost_next", "ring")
 
     def __init__(self) -> None:
         self.children: dict[str, _Branch] = {}
-        self.last = 0  # the latest change below here
+        self.last = 0  # the latest change from here on
         self.ring: Ring | None = None
+        self.evicted = self.lost = 0  # the latest of the rings below here
+        self.evicted_next = self.lost_next = 0  # and of those that are one token below
 
     def remove(self, tokens: list[str]) -> None:
         if not tokens:
@@ -55,28 +88,48 @@ class _Branch:
         if not child.children and child.ring is None:
             del self.children[tokens[0]]
 
-    def active(self, tokens: list[str], depth: int, position: int) -> Iterator[Ring]:
+    def gone(self, tokens: list[str], depth: int, known: tuple[int, int]) -> tuple[int, int]:
+        """Return the latest of what is known and of the rings below here that match."""
+        token, rest = tokens[depth], len(tokens) - depth
+        evicted, lost = known
+        if rest == 1 and token in (ONE, REST):
+            of_one = token == ONE
+            return (
+                max(evicted, self.evicted_next if of_one else self.evicted),
+                max(lost, self.lost_next if of_one else self.lost),
+            )
+        child = self.children.get(token)
+        for each in self.children.values() if token == ONE else () if child is None else (child,):
+            if rest == 1:
+                ring = each.ring
+                return known if ring is None else (max(evicted, ring.evicted), max(lost, ring.lost))
+            if each.evicted > known[0] or each.lost > known[1]:
+                known = each.gone(tokens, depth + 1, known)
+        return known
+
+    def active(self, tokens: list[str], depth: int, position: int) -> Iterator[Ring | None]:
+        """Walk over the rings that match and changed after the position, with ``None`` for a step that found none."""
         if self.last <= position:
             return
         if depth == len(tokens):
-            if self.ring is not None and self.ring.last > position:
-                yield self.ring
+            yield self.ring if self.ring is not None and self.ring.last > position else None
             return
         token = tokens[depth]
         if token not in (ONE, REST):
             child = self.children.get(token)
+            yield None
             if child is not None:
                 yield from child.active(tokens, depth + 1, position)
             return
+        yield None
         for child in reversed(self.children.values()):
             if child.last <= position:
                 return
             yield from child.all(position) if token == REST else child.active(tokens, depth + 1, position)
 
-    def all(self, position: int) -> Iterator[Ring]:
-        """Walk over all rings from here on that changed after the position."""
-        if self.ring is not None and self.ring.last > position:
-            yield self.ring
+    def all(self, position: int) -> Iterator[Ring | None]:
+        """Walk over all rings from here on that changed after the position, with ``None`` for a step without one."""
+        yield self.ring if self.ring is not None and self.ring.last > position else None
         for child in reversed(self.children.values()):
             if child.last <= position:
                 return

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from .._checks import synchronous
 from .event import Event
 
 __all__ = ["ConflatingQueue", "DroppingQueue", "LossyQueue", "SlidingQueue", "dropped_comment", "dropped_event"]
@@ -167,7 +168,7 @@ class ConflatingQueue(SlidingQueue):
         self._keys: dict[int, Hashable] = {}
 
     def _put(self, item: Event) -> None:
-        key = self._make_key(item)
+        key = synchronous(self._make_key(item), "key")
         if key is not None:
             try:
                 older = self._latest.get(key)

@@ -16,6 +16,7 @@ from ..chain.failure import Failure
 from ..errors import NoResponse
 from ..observe.logs import log, logged_execution_id
 from .commit import CommitGuard, GuardedHeaders, contexts, drop, is_committed, is_framed, seal, unfinished, unframed
+from .last_event_id import last_event_id_of
 from .staged import StagedHeaders, merge
 
 if TYPE_CHECKING:
@@ -97,12 +98,13 @@ class RequestContext(Context):
 
     @property
     def last_event_id(self) -> str | None:
-        """The last event that a returning client has: its ``Last-Event-ID``, or the query's ``last_event_id``.
+        """The last event that a returning client has, or ``None`` if there is none, or it is no text.
 
-        The query is for a first connection that goes on from a page's state; a browser's header wins, because it
-        reconnects to the same URL. ``None`` if there is none, or it is no text. Source: WHATWG HTML 9.2.
+        It is the header ``Last-Event-ID``, the query's ``lastEventId`` of a polyfill, or the query's ``last_event_id``,
+        in this order: the last one is for a first connection that goes on from a page's state, and a client reconnects
+        to the same URL. Source: WHATWG HTML 9.2.
         """
-        given = self.request.headers.get("Last-Event-ID") or self.request.query.get("last_event_id")
+        given = last_event_id_of(self.request)
         return given if given and _is_text(given) else None
 
     def snapshot(self) -> dict[object, object]:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from aiohttp import web
 
+from .._checks import synchronous
 from .refusal import too_many
 
 __all__ = ["Key", "Limits"]
@@ -48,7 +49,7 @@ class Limits:
             raise too_many(of_one=False)
         whose = None
         if self._key is not None and self._each is not None:
-            whose = self._key(request)
+            whose = synchronous(self._key(request), "key")
             if self._of_each[whose] >= self._each:
                 raise too_many(of_one=True)
             self._of_each[whose] += 1

@@ -15,6 +15,7 @@ from ..sse.channel import CloseReason
 from ..sse.wire import encode
 from .connection import Connection
 from .context import RequestContext
+from .last_event_id import last_event_id_of
 from .producer import Producer, name_of
 from .response import ChannelResponse
 from .snapshot import Snapshot, SnapshotOf
@@ -31,7 +32,7 @@ _COMPLETED = (CloseReason.CLOSED, CloseReason.SHUTDOWN)
 class TopicStream(Stream):
     """One open stream of what is published under some topics."""
 
-    __slots__ = ("_after", "_events", "_hub", "_reason", "_topic_settings", "subscriber")
+    __slots__ = ("_after", "_events", "_hub", "_reason", "_subscription", "_topic_settings")
 
     told: bool = False
     """Whether the functions that were called for the stream can know that it is over."""
@@ -49,14 +50,18 @@ class TopicStream(Stream):
         super().__init__(context, response, connection, streams, settings)
         self._topic_settings = settings
         self._hub = hub
-        self._after = _given_id(context)
+        self._after = last_event_id_of(context.request)  # be it text or not: what is no id is answered with a gap
         self._events = 0  # of the snapshot
         self._reason: CloseReason | None = None
         select = None if settings.select is None else functools.partial(settings.select, context)
-        self.subscriber: Subscriber = hub.subscribe(
+        self._subscription = hub.subscribe(
             topics, connection, self._on_end, after=self._after, select=select, policy=settings.policy
         )
-        """What the Hub knows of it: its topics can be changed there."""
+
+    @property
+    def subscriber(self) -> Subscriber:
+        """Its topics, which can be changed."""
+        return Subscriber(self._subscription)
 
     @property
     def reason(self) -> CloseReason | None:
@@ -67,7 +72,7 @@ class TopicStream(Stream):
         """End the stream, for this reason if it is the first: it hears of nothing any more."""
         if self._reason is None:
             self._reason = reason
-            self.subscriber.close()
+            self._subscription.close()
             if not self.over.done():
                 self.over.set_result(None)
 
@@ -78,14 +83,24 @@ class TopicStream(Stream):
     def statistics(self) -> StreamStatistics:
         """Return what the stream has done so far."""
         return StreamStatistics(
-            events=self._events + self.subscriber.events,
-            bytes=self._connection.bytes + self.subscriber.written,
+            events=self._events + self._subscription.events,
+            bytes=self._connection.bytes + self._subscription.written,
             buffered=0,
             unsent=self._connection.unsent,
             dropped=0,
             seconds=self._seconds,
             reason=self._reason,
         )
+
+    async def end_of_body(self) -> None:
+        """Send what was published before the end, a piece in each turn of the event loop, and then as any stream."""
+        connection = self._connection
+        while self._write_rest() and not connection.lost:
+            if connection.paused:
+                await connection.writable()
+            else:
+                await asyncio.sleep(0)
+        await super().end_of_body()
 
     async def wind_up(self, *, patient: bool) -> None:
         """See off the functions that were called for it, and tell how it went. Runs to its end also when cancelled."""
@@ -94,7 +109,7 @@ class TopicStream(Stream):
         await super().wind_up(patient=patient)
 
     def _first_frames(self) -> bytes:
-        return self.subscriber.first()
+        return self._subscription.first()
 
     def _start(self) -> None:
         called = self._topic_settings.stream_ready or self._topic_settings.snapshot
@@ -103,20 +118,20 @@ class TopicStream(Stream):
             producer.start(self._feed, producer)
 
     def _write_rest(self) -> bool:
-        return self.reason in _COMPLETED and self.subscriber.rest()
+        return self.reason in _COMPLETED and self._subscription.rest()
 
     def connection_changed(self) -> None:
         """Note that the connection is lost, or has room again."""
         if self._connection.loss is not None:
             self.end(self._connection.loss)
         else:
-            self.subscriber.resume()
+            self._subscription.resume()
 
     def connection_paused(self) -> None:
         """Note that the connection has no room any more."""
-        self.subscriber.pause()
+        self._subscription.pause()
 
-    def _on_end(self, reason: CloseReason, error: Exception | None) -> None:
+    def _on_end(self, reason: CloseReason, error: BaseException | None) -> None:
         if error is not None:
             if self._producer is None:
                 self._producer = Producer(self, self._context)
@@ -130,8 +145,10 @@ class TopicStream(Stream):
         settings = self._topic_settings
         ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, self._context)
         awaited = ready if inspect.isawaitable(ready) else None
-        if settings.snapshot is None or (self.subscriber.settled and self._is_resumed()):
-            self.subscriber.start()
+        if self._reason is not None:  # it has closed its stream, which begins with nothing then
+            return awaited
+        if settings.snapshot is None or (self._subscription.settled and self._is_resumed()):
+            self._subscription.start()
             return awaited
         beginning = asyncio.ensure_future(self._begin_with(settings.snapshot, awaited, producer))
         if inspect.iscoroutine(awaited):
@@ -140,19 +157,19 @@ class TopicStream(Stream):
 
     def _is_resumed(self) -> bool:
         """Tell whether the client has the state already, and lacks only changes that the log has."""
-        return self._after is not None and self.subscriber.gap() is None
+        return self._after is not None and self._subscription.gap() is None
 
     async def _begin_with(self, snapshot_of: SnapshotOf, then: Awaitable[object] | None, producer: Producer) -> None:
         """Write the state before the changes. What is cut before its last event begins with the state again."""
-        subscriber, connection, log = self.subscriber, self._connection, self._hub.log
-        if not subscriber.settled:
+        subscription, log = self._subscription, self._hub.log
+        if not subscription.settled:
             await self._hub.locate(self._after)  # before that nobody knew whether it has the state
             if self._is_resumed():
-                subscriber.start()
+                subscription.start()
                 if then is not None:
                     await then
                 return
-        gap, position, told = subscriber.gap(), log.end, False
+        gap, position = subscription.gap(), log.end
         policy = self._topic_settings.policy
         ready, producer.name = producer.name, name_of(snapshot_of)
         snapshot = await Snapshot.taken(snapshot_of, self._context)
@@ -162,23 +179,27 @@ class TopicStream(Stream):
         beginning = policy.prefix
         if gap is not None:
             beginning += encode(gap.event(policy.gap_event))
-        async with aclosing(snapshot.frames(beginning, log.id_of(position))) as pieces:
-            async for count, frames in pieces:
-                if connection.paused and not await connection.writable():
-                    return
-                connection.write(frames)
-                self._events += count
-                told = True
+        told = await self._write_snapshot(snapshot, beginning, log.id_of(position))
+        if self._reason is not None:
+            return
         if told and gap is not None:
             self._events += 1
-            subscriber.count_gap()
-        subscriber.start(position, gap, told=told)
+            subscription.count_gap()
+        subscription.start(position, gap, told=told)
         producer.name = ready
         if then is not None:
             await then
 
-
-def _given_id(context: RequestContext) -> str | None:
-    """Return the id that the client had last, be it text or not: what is none is answered with a gap."""
-    request = context.request
-    return request.headers.get("Last-Event-ID") or request.query.get("last_event_id") or None
+    async def _write_snapshot(self, snapshot: Snapshot, beginning: bytes, event_id: str) -> bool:
+        """Write the events of a snapshot until the stream ends, and return whether there was one."""
+        connection, told = self._connection, False
+        async with aclosing(snapshot.frames(beginning, event_id)) as pieces:
+            async for count, frames in pieces:
+                if connection.paused:
+                    await connection.writable()
+                if self._reason is not None:  # a frame now would come after what ends the stream
+                    break
+                connection.write(frames)
+                self._events += count
+                told = True
+        return told

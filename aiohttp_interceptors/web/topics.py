@@ -47,11 +47,12 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     them: it may raise an ``HTTPException``, and what it makes of a client's words it must check, for ``>`` is every
     topic there is. Each record goes out once, however many of them it matches.
 
-    A client that returns with ``Last-Event-ID``, or with the query's ``last_event_id``, goes on after that record. If
-    some of what followed is not kept any more, or the id is none of this Hub's life, it is told first, by an event
-    ``gap_event`` with the JSON ``{"reason", "after", "first"}``. A client without an id begins now, or with the latest
-    ``replay`` records. The first frame has ``retry`` (milliseconds) and the id to return with, although nothing was
-    published; without ``prime`` there is no such frame, and ``retry`` waits for the first event.
+    A client that returns with ``Last-Event-ID``, or with the query's ``lastEventId`` (of a polyfill) or
+    ``last_event_id`` (of the page), goes on after that record. If some of what followed is not kept any more, or the
+    id is none of this Hub's life, it is told first, by an event ``gap_event`` with the JSON ``{"reason", "after",
+    "first"}``. A client without an id begins now, or with the latest ``replay`` records. The first frame has ``retry``
+    (milliseconds) and the id to return with, although nothing was published; without ``prime`` there is no such frame,
+    and ``retry`` waits for the first event.
 
     ``select(context, record)`` says whether a client gets a record. ``snapshot(context)``, plain or ``async``, gives
     the state that a stream begins with, as a list or an async iterable of events or as a ``Snapshot``: it is called
@@ -91,7 +92,7 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
         name = f"start_topic_stream({getattr(topics, '__name__', 'topics') if computed else ', '.join(fixed)})"
 
     def choose(context: RequestContext) -> Awaitable[tuple[str, ...]] | tuple[str, ...]:
-        hub.open()  # a Hub of another event loop says so while there can be another answer
+        hub.check_open()  # one of another event loop, or one that was closed, says so while there can be another answer
         if computed is None:
             return fixed
         chosen = computed(context)

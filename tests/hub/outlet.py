@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.hub.policy import Policy
 from aiohttp_interceptors.hub.subscriber import Subscriber
+from aiohttp_interceptors.hub.subscription import Subscription
 from aiohttp_interceptors.sse.channel import CloseReason
 from aiohttp_interceptors.sse.event import Event
 from aiohttp_interceptors.sse.wire import Decoder
@@ -27,7 +28,7 @@ def plain(frames: bytes) -> bytes:
 class Outlet:
     """A client that keeps all, and reads when it is told to: beyond ``room`` bytes it pauses, within ``relay``."""
 
-    subscriber: Subscriber
+    subscription: Subscription
 
     def __init__(self, room: float = float("inf"), wrap: Callable[[bytes], bytes] = sized) -> None:
         self.room = room
@@ -61,6 +62,11 @@ class Outlet:
         self.ends.append((reason, error))
 
     @property
+    def subscriber(self) -> Subscriber:
+        """What an application has of it."""
+        return Subscriber(self.subscription)
+
+    @property
     def last_event_id(self) -> str:
         """What it would return with."""
         return self._decoder.last_event_id
@@ -75,19 +81,19 @@ class Outlet:
     def pause(self) -> None:
         if not self.paused:
             self.paused = True
-            self.subscriber.pause()
+            self.subscription.pause()
 
     def resume(self) -> None:
         self.unread = 0
         if self.paused:
             self.paused = False
-            self.subscriber.resume()
+            self.subscription.resume()
 
 
 def subscribe(hub: Hub, *topics: str, outlet: Outlet | None = None, after=None, select=None, **policy) -> Outlet:
     """Open a stream that has yet to start."""
     outlet = outlet or Outlet()
-    outlet.subscriber = hub.subscribe(
+    outlet.subscription = hub.subscribe(
         topics,
         outlet,
         lambda *end: outlet.ended(*end),
@@ -101,7 +107,7 @@ def subscribe(hub: Hub, *topics: str, outlet: Outlet | None = None, after=None, 
 def start(hub: Hub, *topics: str, **options) -> Outlet:
     """Open a stream, which begins in the next flush."""
     outlet = subscribe(hub, *topics, **options)
-    outlet.subscriber.start()
+    outlet.subscription.start()
     return outlet
 
 
@@ -109,7 +115,7 @@ async def live(hub: Hub, *topics: str, **options) -> Outlet:
     """Open a stream that keeps up."""
     outlet = start(hub, *topics, **options)
     await turn()
-    assert outlet.subscriber.live
+    assert outlet.subscription.live
     return outlet
 
 

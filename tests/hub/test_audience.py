@@ -171,6 +171,80 @@ class TestPieces:
         assert stream.texts == texts[1::2]
 
 
+class TestASelectFunctionWhoseAnswerIsToBeAwaited:
+    """A lambda over a coroutine function: what it returns is true, whatever it is about to say."""
+
+    @staticmethod
+    def lazy(record):
+        async def judge():
+            return False
+
+        return judge()
+
+    @staticmethod
+    def generating(record):
+        yield False
+
+    @pytest.mark.parametrize("select", [lazy, generating])
+    @pytest.mark.parametrize("ephemeral", [False, True])
+    async def test_delivers_nothing_and_ends_the_stream_as_an_error(self, select, ephemeral):
+        hub = Hub()
+        stream, other = await live(hub, "a", select=select.__func__), await live(hub, "a")
+        await publish(hub, ["1"], ephemeral=ephemeral)
+        await turn()
+        assert (stream.payloads, other.texts) == ([], ["1"])
+        ((reason, error),) = stream.ends
+        assert (reason, type(error)) == (CloseReason.ERROR, TypeError)
+        assert "select returned <" in str(error)
+        assert hub.statistics().subscribers == 1
+
+    @pytest.mark.parametrize("select", [lazy, generating])
+    async def test_delivers_nothing_from_the_history_either(self, select):
+        hub = Hub()
+        await publish(hub, ["1"])
+        stream = start(hub, "a", after=hub.log.id_of(0), select=select.__func__)
+        await turn(2)
+        assert stream.payloads == []
+        assert [reason for reason, _ in stream.ends] == [CloseReason.ERROR]
+
+    async def test_delivers_nothing_that_is_not_kept_to_one_that_catches_up(self):
+        hub = Hub()
+        stream = start(hub, "a", select=self.lazy)
+        await publish(hub, ["fleeting"], ephemeral=True)
+        await turn(2)
+        assert stream.payloads == []
+        assert [reason for reason, _ in stream.ends] == [CloseReason.ERROR]
+
+    async def test_delivers_nothing_of_the_rest(self, logged):
+        hub = Hub()
+        stream = await live(hub, "a", select=self.lazy)
+        stream.pause()
+        await publish(hub, ["1"])
+        stream.subscription.close()
+        stream.paused = False
+        assert not stream.subscription.rest()
+        assert stream.payloads == []
+        assert [line["event"] for line in logged] == ["stream_rest_failed"]
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError, GeneratorExit, BaseExceptionGroup("", [GeneratorExit()])])
+async def test_a_select_function_that_raises_no_exception_ends_its_stream_and_no_other(failure):
+    def select(record):
+        raise failure
+
+    hub = Hub()
+    before, failing, after = await live(hub, "a"), await live(hub, "a", select=select), await live(hub, "a", "b")
+    await publish(hub, ["1"])
+    await turn()
+    assert before.texts == after.texts == ["1"]
+    assert [reason for reason, _ in failing.ends] == [CloseReason.ERROR]
+    behind = start(hub, "a", after=hub.log.id_of(0), select=select)
+    last = start(hub, "a", after=hub.log.id_of(0))
+    await turn(2)
+    assert [reason for reason, _ in behind.ends] == [CloseReason.ERROR]
+    assert last.texts == ["1"]
+
+
 class TestWhoFails:
     async def test_an_outlet_that_raises_ends_only_its_own_stream(self, logged):
         hub = Hub()
@@ -309,7 +383,7 @@ class TestWhatCallbacksDo:
         does = {
             "add": lambda: stream.subscriber.add("b"),
             "remove": lambda: (stream.subscriber.add("b"), stream.subscriber.remove("a")),
-            "close": lambda: stream.subscriber.close(),
+            "close": lambda: stream.subscription.close(),
             "pause": lambda: stream.pause(),
         }
         broken.ended = lambda *_: does[what]()
@@ -317,7 +391,7 @@ class TestWhatCallbacksDo:
         await publish(hub, texts)
         await turn()
         stream.resume()
-        await turn()
+        await turn(4)  # a piece in each
         assert stream.texts == (texts[:2] if what in ("close", "remove") else texts)
         other = last if whose == "before" else first
         assert other.texts == texts
@@ -337,7 +411,7 @@ class TestWhatCallbacksDo:
 
         def ended(*_):
             at_once(hub.publish("a", "somebody left"))
-            getattr(before.subscriber, what)(*(["b"] if what == "add" else []))
+            getattr(before.subscription, what)(*(["b"] if what == "add" else []))
 
         broken.ended = ended
         await publish(hub, ["1", "2"])
@@ -370,7 +444,7 @@ class TestWhatCallbacksDo:
             if kind in ("add", "remove"):
                 getattr(outlet.subscriber, kind)(value)
             elif kind == "close":
-                outlet.subscriber.close()
+                outlet.subscription.close()
             return True
 
         stream = await live(hub, "a", outlet=outlet, select=follow)
@@ -380,10 +454,10 @@ class TestWhatCallbacksDo:
         await publish(hub, ["4"])
         await turn(2)
         assert stream.texts == ["1", "add b", "2", "3", "4"]
-        assert stream.subscriber.live
+        assert stream.subscription.live
         await publish(hub, ["5", "remove a", "6"])
         await turn(2)
-        assert stream.subscriber.topics == {"b"}
+        assert stream.subscription.topics == {"b"}
         await publish(hub, ["close"], "b")
         await publish(hub, ["7"], "b")
         await turn(2)
@@ -396,7 +470,7 @@ class TestWhatCallbacksDo:
         outlet = Outlet()
 
         def fails(record):
-            outlet.subscriber.close()
+            outlet.subscription.close()
             raise LookupError
 
         stream = (
@@ -409,7 +483,7 @@ class TestWhatCallbacksDo:
         assert stream.ends == []  # its owner closed it, and knows
         broken = await live(hub, "a", outlet=Broken())
         await hub.publish("a", "3")
-        broken.subscriber.close()  # writes what was published before, and fails
+        broken.subscription.close()  # writes what was published before, and fails
         assert broken.ends == [(CloseReason.ERROR, broken.error)]
         await turn()
         assert hub.statistics().subscribers == 0
@@ -431,7 +505,7 @@ async def test_an_audience_that_nobody_is_in_any_more_is_freed():
         stream.subscriber.add("d")
     assert hub.statistics().audiences == 11
     for stream in streams:
-        stream.subscriber.close()
+        stream.subscription.close()
     assert hub.statistics().audiences == 0
     await turn()
     assert audiences() == at_first

@@ -49,7 +49,7 @@ class Client:
 
     def disconnect(self) -> None:
         if self.outlet is not None:
-            self.outlet.subscriber.close()  # which still writes what is on its way
+            self.outlet.subscription.close()  # which still writes what is on its way
             self._given = self.outlet.last_event_id or self._given
             self.outlet = None
 
@@ -118,7 +118,7 @@ class World:
     async def joins_late(self, which: int) -> None:
         old = self.hubs[which]
         for client in self.clients:
-            if client.outlet is not None and client.outlet.subscriber._fanout is old._fanout:
+            if client.outlet is not None and client.outlet.subscription._fanout is old._fanout:
                 client.disconnect()
         await old.close()
         self.hubs[which] = Hub(MemoryBroker(self.log))

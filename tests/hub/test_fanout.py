@@ -185,7 +185,7 @@ class Delivery(RuleBasedStateMachine):
             assert event_id is None
             for client in hearing:
                 if client.select is None or is_even(text):
-                    client.ephemeral[text] = client.subscriber.live and client.room == float("inf")
+                    client.ephemeral[text] = client.subscription.live and client.room == float("inf")
         else:
             position = self.history.end + 1
             assert event_id == f"{self.hub.log.epoch}-{position}"
@@ -214,7 +214,7 @@ class Delivery(RuleBasedStateMachine):
         position = self.history.end if after is None else int(after.rpartition("-")[2])
         client = Client(self.history, topics, on_gap, select, room, wrap, position)
         subscribe(self.hub, *topics, outlet=client, after=after, select=select, on_gap=on_gap, prime=True)
-        client.subscriber.start()
+        client.subscription.start()
         self.clients.append(client)
 
     def _on(self, number, action):
@@ -250,7 +250,7 @@ class Delivery(RuleBasedStateMachine):
             client.subscriber.add(*topics)
             for topic in topics:
                 client.topics.setdefault(topic, self.history.end)
-            assert client.subscriber.topics == frozenset(client.topics)
+            assert client.subscription.topics == frozenset(client.topics)
 
         self._on(number, add)
         self._then(turns)
@@ -262,7 +262,7 @@ class Delivery(RuleBasedStateMachine):
             for topic in topics:
                 client.topics.pop(topic, None)
             client.due = [record for record in client.due if client.wants(record)]
-            assert client.subscriber.topics == frozenset(client.topics)
+            assert client.subscription.topics == frozenset(client.topics)
 
         self._on(number, remove)
         self._then(turns)
@@ -270,12 +270,12 @@ class Delivery(RuleBasedStateMachine):
     @rule(number=numbers, comes_back=st.booleans(), turns=turns)
     def close(self, number, comes_back, turns):
         async def close(client):
-            if client.subscriber.live:  # what was published before is for it too
-                client.subscriber.close()
+            if client.subscription.live:  # what was published before is for it too
+                client.subscription.close()
                 if client.room == float("inf"):
                     client.rest()
             else:
-                client.subscriber.close()
+                client.subscription.close()
             client.open = False
             self.clients.remove(client)
             self.check(client)
@@ -307,7 +307,7 @@ class Delivery(RuleBasedStateMachine):
                     client.open = False
                     self.clients.remove(client)
                     await self._return(client)
-                elif client.subscriber.live:
+                elif client.subscription.live:
                     client.rest()
                 self.check(client)
         self.count()
@@ -319,7 +319,7 @@ class Delivery(RuleBasedStateMachine):
         statistics = self.hub.statistics()
         kept = [record for record in self.history.records if not record.evicted]
         assert statistics.subscribers == len(self.clients)
-        assert statistics.behind == sum(not client.subscriber.live for client in self.clients)
+        assert statistics.behind == sum(not client.subscription.live for client in self.clients)
         assert statistics.records == len(kept)
         assert statistics.bytes == sum(record.size for record in kept)
         assert statistics.topics == len({record.topic for record in kept})
@@ -336,12 +336,12 @@ class Delivery(RuleBasedStateMachine):
     async def _wind_up(self):
         await self._turn(1)
         async with asyncio.timeout(PATIENCE):
-            while any(client.paused or not client.subscriber.live for client in self.clients):
+            while any(client.paused or not client.subscription.live for client in self.clients):
                 for client in self.clients:
                     client.resume()
                 await self._turn(1)
         for client in self.clients:
-            client.subscriber.close()
+            client.subscription.close()
         self.clients.clear()
         self.count()
 

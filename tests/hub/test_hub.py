@@ -81,7 +81,7 @@ class TestPublish:
         value = {"list": [1]}
         await hub.publish("a", Event.json(value))
         value["list"].append(2)
-        late.subscriber.start()
+        late.subscription.start()
         await turn()
         assert stream.texts == late.texts == ['{"list":[1]}']
 
@@ -169,8 +169,8 @@ class TestWhatIsRefused:
 
     async def test_one_topic_is_not_taken_for_its_letters(self):
         hub, outlet = Hub(), Outlet()
-        outlet.subscriber = hub.subscribe("abc", outlet, outlet.ended, policy=Policy())
-        assert outlet.subscriber.topics == {"abc"}
+        outlet.subscription = hub.subscribe("abc", outlet, outlet.ended, policy=Policy())
+        assert outlet.subscription.topics == {"abc"}
 
 
 class TestThreads:
@@ -261,7 +261,7 @@ class TestEventLoops:
             await hub.publish("a", "1")
             await turn()
             await hub.publish("a", "2")
-            stream.subscriber.close()
+            stream.subscription.close()
             return stream.frames[0].id
 
         async def second(after):
@@ -318,7 +318,7 @@ class TestEventLoops:
         stream = loop.run_until_complete(live(hub, "a"))
         with pytest.raises(RuntimeError, match="belongs to another event loop"):
             asyncio.run(hub.publish("a", "x"))
-        stream.subscriber.close()
+        stream.subscription.close()
         assert asyncio.run(hub.publish("a", "x")) == hub.log.id_of(1)
         loop.close()
 
@@ -341,7 +341,7 @@ class TestWhatStays:
         assert (statistics.subscribers, statistics.audiences, statistics.behind) == (4, 4, 2)
         assert statistics.published == 3
         for stream in (*streams, never_started):
-            stream.subscriber.close()
+            stream.subscription.close()
             stream.resume()
         await turn()
         await until(lambda: hub.statistics().records == 0)
@@ -396,7 +396,7 @@ class TestWhatStays:
         for number in range(2 * EMPTIED):
             await hub.publish(f"user.{number}", "x")
         for stream in streams:
-            stream.subscriber.close()
+            stream.subscription.close()
         await turn()
         assert hub.statistics().topics == hub.statistics().records == hub.statistics().audiences == 0
         assert rings() - at_first <= EMPTIED

@@ -64,7 +64,7 @@ async def test_a_stream_that_is_paused_between_publish_and_flush_has_its_positio
     await turn()
     process.take(Rewound(Place("f", 1)))
     await turn()
-    assert outlet.subscriber.live
+    assert outlet.subscription.live
     process.publish(2)
     outlet.pause()
     process.publish(3)
@@ -102,7 +102,7 @@ async def test_a_rewind_before_a_stream_starts_is_a_gap_for_who_asks(process):
     process.publish(1, 2, 3)
     outlet = subscribe(process.hub, "a", after="e-3")
     process.take(Rewound(Place("f", 1)))
-    gap = outlet.subscriber.gap()
+    gap = outlet.subscription.gap()
     assert (gap.reason, gap.after) == (GapReason.REWOUND, "e-3")
 
 
@@ -110,9 +110,9 @@ async def test_who_is_to_be_told_of_another_gap_is_told_of_that(process):
     process.publish(1, 2, 3)
     outlet = subscribe(process.hub, "a", after="strange-3")
     process.take(Rewound(Place("f", 1)))
-    gap = outlet.subscriber.gap()
+    gap = outlet.subscription.gap()
     assert (gap.reason, gap.after) == (GapReason.FOREIGN, "strange-3")
-    outlet.subscriber.start()
+    outlet.subscription.start()
     await turn()
     assert outlet.texts == ["gap", "1"]
 
@@ -156,7 +156,7 @@ async def test_nobody_reads_what_was_read_before_a_rewind(process):
     before = start(process.hub, "a", after="e-1")
     await turn()
     assert before.texts == ["2", "3"]
-    before.subscriber.close()
+    before.subscription.close()
     process.take(Rewound(Place("f", 2)))
     process.publish(3, payload=b"\x10data: new\n\n")
     after = start(process.hub, "a", after="e-1")
@@ -188,7 +188,7 @@ async def test_a_stream_that_ends_while_the_log_is_changed_harms_no_other(proces
     class Ends(Outlet):
         def relay(self, payload, now):
             super().relay(payload, now)
-            self.subscriber.close()
+            self.subscription.close()
 
     ends = start(process.hub, "a", outlet=Ends())
     other = start(process.hub, "a")

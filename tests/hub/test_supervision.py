@@ -9,7 +9,9 @@ import pytest
 from aiohttp_interceptors import BrokerDown, BrokerError, Event, Hub, HubDown, HubResumed, HubUp
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import supervision as module
-from tests.hub.outlet import Outlet, start
+from aiohttp_interceptors.hub.broker import UpToDate
+from aiohttp_interceptors.sse.channel import CloseReason
+from tests.hub.outlet import Outlet, start, subscribe
 from tests.waiting import until, within
 
 
@@ -92,7 +94,7 @@ class TestUp:
         await has(open_one, 3)
         late = hubs()
         its_own = start(late, "a")
-        assert not its_own.subscriber.settled
+        assert not its_own.subscription.settled
         await ready(late)
         await early.publish("a", "new")
         assert await has(its_own, 1) == ["new"]
@@ -282,10 +284,50 @@ class TestDown:
             await hub.publish("a", str(number))
         assert await has(outlet, 3) == ["0", "1", "2"]
 
+    @pytest.mark.parametrize("failure", [asyncio.CancelledError, BaseExceptionGroup("", [asyncio.CancelledError()])])
+    async def test_what_a_broker_cancels_of_its_own_is_followed_by_another_tail(self, hubs, log, logged, failure):
+        class Cancelling(MemoryBroker):
+            tails = 0
+
+            async def tail(self, after):
+                self.tails += 1
+                async for item in super().tail(after):
+                    yield item
+                    if self.tails == 1 and isinstance(item, UpToDate):
+                        raise failure
+
+        hub = hubs(Cancelling(log))
+        outlet = start(hub, "a")
+        await until(lambda: HubResumed in kinds(hub))
+        await hub.publish("a", "x")
+        assert await has(outlet, 1) == ["x"]
+
+    async def test_streams_end_with_a_hub_that_is_closed_and_it_takes_no_more(self, hubs, log):
+        """Live, paused, not started, or waiting for the history: none stays open that would hear of nothing."""
+        hub = hubs()
+        await ready(hub)
+        live, paused, unstarted = start(hub, "a"), start(hub, "a"), subscribe(hub, "a")
+        await until(lambda: live.subscription.live and paused.subscription.live)
+        paused.pause()
+        await hub.publish("a", "x")
+        await has(live, 1)
+        log.stop()
+        await until(lambda: not hub.ready)
+        ahead = start(hub, "b", after=f"{log.epoch}-7")
+        await hub.close()
+        assert [outlet.ends for outlet in (live, paused, unstarted, ahead)] == [[(CloseReason.SHUTDOWN, None)]] * 4
+        assert hub.statistics().subscribers == hub.statistics().audiences == 0
+        paused.paused = False
+        assert not paused.subscription.rest()
+        assert paused.texts == ["x"]
+        with pytest.raises(RuntimeError, match="was closed"):
+            start(hub, "a")
+        assert hub.statistics().subscribers == 0
+
     async def test_a_stream_that_left_meanwhile_is_forgotten(self, hubs, log):
         log.stop()
         hub = hubs()
-        start(hub, "a").subscriber.close()
+        start(hub, "a").subscription.close()
         assert hub._fanout.arrivals._waiting == {}
         assert hub.statistics().subscribers == 0
 

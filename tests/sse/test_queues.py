@@ -608,3 +608,15 @@ async def test_any_puts_and_takes_give_what_a_list_gives_and_account_for_every_e
     assert taken == sorted(taken)
     assert count_put == len(taken) + queue.dropped
     assert missing == (queue.dropped if notice else 0)
+
+
+def test_a_key_that_is_to_be_awaited_is_refused_where_the_event_is_put():
+    """Each coroutine is unlike any other: nothing would ever be conflated."""
+
+    async def key(event):
+        return event.name
+
+    queue = ConflatingQueue(3, key=lambda event: key(event))
+    with pytest.raises(TypeError, match="key returned <coroutine"):
+        queue.put_nowait(Event("x"))
+    assert queue.empty()

@@ -78,11 +78,25 @@ class TestLastEventId:
             ("/?last_event_id=5", {}, "5"),
             ("/?last_event_id=5", {"Last-Event-ID": "7"}, "7"),
             ("/?last_event_id=", {}, None),
+            ("/?lastEventId=6", {}, "6"),
+            ("/?lastEventID=6", {}, "6"),
+            ("/?LASTEVENTID=6", {}, "6"),
+            ("/?last_event_id=5&lastEventId=6", {}, "6"),
+            ("/?lastEventId=6&last_event_id=5", {}, "6"),
+            ("/?lastEventId=6", {"Last-Event-ID": "7"}, "7"),
+            ("/?lastEventId=6", {"Last-Event-ID": ""}, "6"),
+            ("/?lastEventId=&last_event_id=5", {}, "5"),
+            ("/?lastEventId=", {}, None),
+            ("/?lastEventId", {}, None),
+            ("/?lastEventId=4&lastEventId=6", {}, "6"),
+            ("/?lastEventId=6&lastEventId=", {}, "6"),
+            ("/?last_event_id=4&x=1&last_event_id=5", {}, "5"),
+            ("/?x=1&lastEventId=a%2Bb%20%C3%A9", {}, "a+b é"),
             ("/", {"Last-Event-ID": "späť"}, "späť"),
         ],
     )
-    def test_is_the_header_then_the_query(self, path, headers, expected):
-        """peer bug 51 and 52: an empty header is none; the header wins, because a browser's URL is frozen."""
+    def test_is_the_header_then_the_polyfills_then_the_pages(self, path, headers, expected):
+        """An empty one is none; a browser's URL is frozen, and a polyfill appends to it."""
         assert request_context("GET", path, headers=headers).last_event_id == expected
 
     async def test_is_none_when_it_is_no_text(self, serve):

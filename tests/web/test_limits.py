@@ -70,6 +70,18 @@ def get(user="alice", method="GET"):
 
 
 class TestHowManyThereAre:
+    async def test_a_key_that_is_to_be_awaited_admits_no_stream(self, serve):
+        """Each coroutine is unlike any other: as a key it would be no limit at all."""
+
+        async def user_of(request) -> str:
+            return request.headers["User"]
+
+        app = app_of(limits={"max_streams_per_key": 1, "key": user_of})
+        server = await serve(app)
+        for _ in range(3):
+            assert (await server.exchange(get())).startswith(b"HTTP/1.1 500 ")
+        assert taken(app) == len(app[STREAMS]) == 0
+
     async def test_one_too_many_in_all_gets_503_and_may_come_back(self, serve):
         """peer bug 69: the connection is not spent, and as soon as a place is free it gets one."""
         app = app_of(limits={"max_streams": 2})

@@ -87,7 +87,7 @@ class TestAnId:
         ],
         ids=lambda given: repr(given[:24]),
     )
-    @pytest.mark.parametrize("where", ["header", "query"])
+    @pytest.mark.parametrize("where", ["header", "last_event_id", "lastEventId"])
     async def test_that_is_none_is_told_and_the_stream_begins_now(self, serve, given, where):
         """peer bug 49: unknown, malformed, hostile or huge: bounded work, never a 500."""
         hub = Hub()
@@ -99,7 +99,7 @@ class TestAnId:
             raw.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nLast-Event-ID: " + given + b"\r\n\r\n")
         else:
             quoted = urllib.parse.quote_from_bytes(given).encode()
-            raw.writer.write(b"GET /?last_event_id=" + quoted + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            raw.writer.write(b"GET /?" + where.encode() + b"=" + quoted + b" HTTP/1.1\r\nHost: x\r\n\r\n")
         listener = Listener(raw, await raw.until(b"\r\n\r\n"))
         if len(given) > 9000 or (where == "header" and b"\0" in given):
             assert listener.status == 400  # aiohttp's own bounds
@@ -128,6 +128,13 @@ class TestAnId:
             (f"/?last_event_id={ids[0]}", "", ["1", "2"]),
             (f"/?last_event_id={ids[0]}", ids[1], ["2"]),
             ("/?last_event_id=garbage", ids[1], ["2"]),
+            (f"/?lastEventId={ids[0]}", None, ["1", "2"]),
+            (f"/?lastEventId={ids[0]}", "", ["1", "2"]),
+            (f"/?lastEventId={ids[0]}", ids[1], ["2"]),
+            (f"/?last_event_id={ids[0]}&lastEventId={ids[1]}", None, ["2"]),
+            (f"/?lastEventId={ids[1]}&last_event_id=garbage", None, ["2"]),
+            (f"/?lastEventId={ids[0]}&lastEventId={ids[1]}", None, ["2"]),
+            (f"/?lastEventId=&last_event_id={ids[1]}", None, ["2"]),
         ]:
             listener = await listen(server, path, after=after)
             assert await told(hub, listener) == ([], records)

@@ -109,6 +109,27 @@ class TestTheEnd:
         await good.close()
 
 
+async def test_of_a_stream_in_the_middle_of_its_snapshot_nothing_follows(serve, logged):
+    asked = asyncio.Event()
+
+    async def state(context):
+        yield "1"
+        yield "2"
+        asked.set()
+        watched.opened[0][0].close()
+        yield "3"
+
+    watched = Watched(snapshot=state)
+    listener = await listen(await serve(watched.app))
+    await within(asked.wait())
+    assert [event.data for event in await listener.rest()] == ["1"]
+    assert listener.complete
+    await watched.until_over()
+    assert watched.reasons == [CloseReason.CLOSED]
+    assert errors(logged) == []
+    await listener.close()
+
+
 class TestStreamReady:
     @pytest.mark.parametrize("when", ["at once", "later"])
     async def test_that_raises_ends_the_stream_and_is_raised_to_aiohttp(self, serve, logged, raised, when):
@@ -147,6 +168,55 @@ class TestStreamReady:
         await watched.until_over()
         assert watched.reasons == [CloseReason.CLIENT_LEFT]
         assert errors(logged) == []
+
+    @pytest.mark.parametrize("how", ["at once", "later", "in a thread", "by its context"])
+    @pytest.mark.parametrize("snapshot", [None, lambda context: ["state"]])
+    async def test_may_close_its_stream_which_ends_after_what_was_published(self, serve, logged, how, snapshot):
+        async def later(subscriber, context) -> None:
+            await watched.hub.publish("a", "x")
+            if how == "in a thread":
+                await asyncio.to_thread(subscriber.close)
+            elif how == "by its context":
+                assert context.stream.subscriber == subscriber
+                assert len({context.stream.subscriber, subscriber}) == 1
+                context.stream.subscriber.close()
+            else:
+                subscriber.close()
+            await watched.hub.publish("a", "too late")
+
+        ready = (lambda subscriber, context: subscriber.close()) if how == "at once" else later
+        watched = Watched(ready=ready, snapshot=snapshot, prime=False)
+        listener = await listen(await serve(watched.app))
+        expected = [] if how == "at once" else ["x"] if snapshot is None else ["state", "x"]
+        assert [event.data for event in await listener.rest()] == expected
+        assert listener.complete
+        await watched.until_over()
+        assert watched.reasons == [CloseReason.CLOSED]
+        subscriber = watched.opened[0][0]
+        subscriber.close()
+        subscriber.add("b")
+        await asyncio.to_thread(subscriber.remove, "b")
+        assert subscriber.topics == frozenset()
+        assert errors(logged) == []
+        await listener.close()
+
+    async def test_that_removes_its_last_topic_leaves_a_stream_that_waits_for_another(self, serve, logged):
+        watched = Watched(ready=lambda subscriber, context: subscriber.remove("a"))
+        listener = await listen(await serve(watched.app))
+        await watched.until_open()
+        watched.opened[0][0].add("b")
+        await watched.hub.publish("a", "not this")
+        await watched.hub.publish("b", "this")
+        assert await listener.data(1) == ["this"]
+        await listener.close()
+
+    async def test_shows_what_an_application_needs_and_nothing_else(self, serve, logged):
+        watched = Watched()
+        listener = await listen(await serve(watched.app))
+        await watched.until_open()
+        names = {name for name in dir(watched.opened[0][0]) if not name.startswith("_")}
+        assert names == {"topics", "add", "remove", "close"}
+        await listener.close()
 
     async def test_may_return_and_the_stream_goes_on(self, serve, logged):
         async def ready(subscriber, context) -> None:

@@ -14,7 +14,7 @@ from .record import Record
 if TYPE_CHECKING:
     from .subscription import Subscription
 
-__all__ = ["BATCH", "Audience", "Outlet", "Select", "selected"]
+__all__ = ["BATCH", "FATAL", "Allowance", "Audience", "Outlet", "Select", "selected"]
 
 # Bytes that are written to a stream in one piece. A larger one would save no system call worth speaking of, and it is
 # what the transport may hold beyond its limit for each stream that does not read.
@@ -38,6 +38,15 @@ class Outlet(Protocol):
 
     def relay(self, payload: bytes, now: float) -> None:
         """Write what ``wrap`` made, at this time of the event loop. A lost client is no error."""
+
+
+class Allowance:
+    """The time that is left in a flush for streams that do not keep up: the first one of them always has some."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds: float = seconds
 
 
 class Audience:
@@ -117,11 +126,11 @@ class Audience:
         """Whether one of those that do not keep up is to read on in the next flush."""
         return bool(self._waiting)
 
-    def flush(self, now: float, deadline: float) -> int:
+    def flush(self, now: float, allowance: Allowance) -> int:
         """Write what is pending to those that keep up, have others read a piece each, and return the deliveries.
 
-        Those for whom it is too late, by ``time.monotonic``, read theirs in the next flush. When called by what it
-        calls itself, which would write the later records first, it does nothing.
+        Those for whom no time is left read theirs in the next flush. When called by what it calls itself, which would
+        write the later records first, it does nothing.
         """
         if self.flushing:
             return 0
@@ -137,13 +146,16 @@ class Audience:
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
             passing = any(record.id is None for record in records)
+            began = time.monotonic()
             for subscription, before in waiting.items():
-                if time.monotonic() >= deadline:
+                if allowance.seconds <= 0:
                     self._waiting.setdefault(subscription, 0)
                     continue
                 delivered += subscription.catch_up(now)
                 if passing and subscription in self._live:
                     delivered += self._pass_on(subscription, records[before:], now)
+                began, before_that = time.monotonic(), began
+                allowance.seconds -= began - before_that
         return delivered
 
     def _pass_on(self, subscription: Subscription, records: list[Record], now: float) -> int:

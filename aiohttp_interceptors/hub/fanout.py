@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Mapping
 
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
 from .arrivals import Arrivals
-from .audience import Audience, Select
+from .audience import Allowance, Audience, Select
 from .log import EXPIRED, Log, Reading
 from .record import Record
 from .topic import Patterns
@@ -120,11 +119,10 @@ class Fanout:
         """Write to all who keep up, and bring up others as far as the time goes; the rest are first next time."""
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
-        deadline = time.monotonic() + CATCHING_UP
-        begun = []
+        allowance, begun = Allowance(CATCHING_UP), []
         for audience in dirty:
-            in_time = time.monotonic() < deadline
-            self.flush(audience, deadline)
+            in_time = allowance.seconds > 0
+            self.flush(audience, allowance)
             if audience.waits:
                 if in_time:
                     begun.append(audience)
@@ -133,14 +131,12 @@ class Fanout:
         for audience in begun:
             self.mark(audience)
 
-    def flush(self, audience: Audience, deadline: float | None = None) -> None:
-        """Flush one audience now: those that are behind until a time of ``time.monotonic``."""
-        if deadline is None:
-            deadline = time.monotonic() + CATCHING_UP
+    def flush(self, audience: Audience, allowance: Allowance | None = None) -> None:
+        """Flush one audience now."""
         loop = self._loop
         assert loop is not None  # noqa: S101  # only somebody with an audience flushes
         try:
-            self.delivered += audience.flush(loop.time(), deadline)
+            self.delivered += audience.flush(loop.time(), allowance or Allowance(CATCHING_UP))
         except Exception as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
             for subscription in audience.all():  # of which nobody knows what they have; their clients come back with it

@@ -78,6 +78,7 @@ class Log:
         self._rings: dict[str, Ring] = {}
         self._tree = TopicTree()
         self._order = Order()
+        self._unnoted: dict[Ring, None] = {}  # whose latest eviction the tree does not know
         self._ages: list[tuple[float, int, Ring]] = []  # a heap, of each ring once: when its oldest record is too old
         self._emptied: OrderedDict[str, Ring] = OrderedDict()  # the one that was emptied first comes first
         self._forgotten = 0  # the latest eviction of a topic whose name is no longer known
@@ -134,9 +135,12 @@ class Log:
         self.records += 1
         self.bytes += len(record.frame)
         most = self._bounds.history_bytes
+        evicted = ring.evicted
         while len(ring) > self._bounds.history or (most is not None and ring.bytes > most):
             self._evict(ring)
         self._tree.touch(ring)
+        if ring.evicted > evicted:
+            self._have_noted(ring)
         if not ring:
             self._note_empty(ring)
         elif not ring.due and self._bounds.history_age is not None:
@@ -189,7 +193,7 @@ class Log:
             while ring and ring.oldest.time + age <= now and most != 0:
                 self._evict(ring)
                 most = None if most is None else most - 1
-            self._tree.evict(ring)
+            self._have_noted(ring)
             if ring:
                 self._await_age(ring, age)
             else:
@@ -217,9 +221,21 @@ class Log:
         if len(self._emptied) > EMPTIED:
             self._forget(*self._emptied.popitem(last=False))
 
+    def _have_noted(self, ring: Ring) -> None:
+        """Have the tree know of a ring's eviction before somebody asks: of many in a row, it notes the last."""
+        self._unnoted[ring] = None
+        if len(self._unnoted) > RINGS:
+            self._note_evictions()
+
+    def _note_evictions(self) -> None:
+        unnoted, self._unnoted = self._unnoted, {}
+        for ring in unnoted:
+            self._tree.evict(ring)
+
     def _forget(self, topic: str, ring: Ring) -> None:
         """Forget the name of a topic that has no record."""
         self._forgotten = max(self._forgotten, ring.evicted)
+        self._unnoted.pop(ring, None)
         del self._rings[topic]
         self._tree.remove(topic)
 
@@ -246,6 +262,7 @@ class Log:
 
     def gone(self, position: int, topics: Collection[str], since: Mapping[str, int] | None = None) -> tuple[int, int]:
         """Return ``missing`` and ``lost`` of what ``after`` would read. Costs the names."""
+        self._note_evictions()
         missing = lost = self._unknown(position, topics, since)
         for name in topics:
             start = max(position, since.get(name, 0)) if since else position

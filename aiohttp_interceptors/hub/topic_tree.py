@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from itertools import islice
 
 from .ring import Ring
-from .topic import ONE, REST
+from .topic import ONE, REST, matcher
 
 __all__ = ["TopicTree"]
+
+
+KNOWN = 16  # wildcards with a * that is not at the end: what is gone under each is kept up to date
 
 
 class TopicTree:
@@ -19,11 +22,11 @@ class TopicTree:
 
     def __init__(self) -> None:
         self._root = _Branch()
+        self._known: dict[str, tuple[int, int]] = {}  # what is gone under some wildcards, for which one has to search
 
     def touch(self, ring: Ring) -> None:
         """Note that a ring has a new latest record."""
-        last, evicted, lost = ring.last, ring.evicted, ring.lost
-        parent = branch = self._root
+        branch, last = self._root, ring.last
         branch.last = last
         for token in ring.topic.split("."):
             child = branch.children.pop(token, None)
@@ -31,16 +34,11 @@ class TopicTree:
                 child = _Branch()
             branch.children[token] = child  # at the end
             child.last = last
-            if evicted > branch.evicted:  # noqa: PLR1730  # a call of max would be half of what this costs
-                branch.evicted = evicted
-            if lost > branch.lost:  # noqa: PLR1730
-                branch.lost = lost
-            parent, branch = branch, child
-        branch.ring = ring
-        if evicted > parent.evicted_next:  # noqa: PLR1730
-            parent.evicted_next = evicted
-        if lost > parent.lost_next:  # noqa: PLR1730
-            parent.lost_next = lost
+            branch = child
+        if branch.ring is not ring:
+            branch.ring = ring
+            if ring.evicted:
+                self.evict(ring)
 
     def evict(self, ring: Ring) -> None:
         """Note that a ring, which is here, has lost a record."""
@@ -50,10 +48,21 @@ class TopicTree:
             parent, branch = branch, branch.children[token]
         parent.evicted_next = max(parent.evicted_next, ring.evicted)
         parent.lost_next = max(parent.lost_next, ring.lost)
+        for wildcard, (evicted, lost) in self._known.items():
+            if matcher(frozenset([wildcard]))(ring.topic):
+                self._known[wildcard] = max(evicted, ring.evicted), max(lost, ring.lost)
 
     def gone(self, wildcard: str) -> tuple[int, int]:
         """Return the latest ``evicted`` and the latest ``lost`` of all rings that match."""
-        return self._root.gone(wildcard.split("."), 0, (0, 0))
+        tokens = wildcard.split(".")
+        if ONE not in tokens[:-1]:
+            return self._root.gone(tokens, 0, (0, 0))
+        known = self._known.get(wildcard)
+        if known is None:
+            if len(self._known) >= KNOWN:
+                del self._known[next(iter(self._known))]
+            known = self._known[wildcard] = self._root.gone(tokens, 0, (0, 0))
+        return known
 
     def remove(self, topic: str) -> None:
         """Forget a topic's ring, and the branches that lead to no other."""
@@ -99,7 +108,7 @@ class _Branch:
                 max(lost, self.lost_next if of_one else self.lost),
             )
         child = self.children.get(token)
-        for each in self.children.values() if token == ONE else () if child is None else (child,):
+        for each in reversed(self.children.values()) if token == ONE else () if child is None else (child,):
             if rest == 1:
                 ring = each.ring
                 return known if ring is None else (max(evicted, ring.evicted), max(lost, ring.lost))

@@ -346,6 +346,17 @@ class Delivery(RuleBasedStateMachine):
         self.count()
 
 
+def test_everybody_gets_the_same_when_a_turn_is_too_short_for_all_of_it(monkeypatch):
+    """Few topics are too many to be looked at, few records are many, and there is time for one stream in a turn."""
+    monkeypatch.setattr("aiohttp_interceptors.hub.log.RINGS", 1)
+    monkeypatch.setattr("aiohttp_interceptors.hub.log.LOOKS", 3)
+    monkeypatch.setattr("aiohttp_interceptors.hub.fanout.CATCHING_UP", 1e-9)
+    run_state_machine_as_test(
+        Delivery,
+        settings=settings(max_examples=200, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
+    )
+
+
 def test_everybody_gets_each_record_of_its_topics_once_in_order_and_is_told_of_what_is_missing():
     """peer bugs 39, 44, 46, 47, 54 and 58, whoever pauses, changes topics, leaves and comes back meanwhile."""
     run_state_machine_as_test(

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from aiohttp_interceptors.hub import log as module
 from aiohttp_interceptors.hub.gap import GapReason
-from aiohttp_interceptors.hub.log import Log, conflated, first
+from aiohttp_interceptors.hub.log import LOOKS, Log, conflated, first
 from aiohttp_interceptors.hub.ring import Bounds
 from aiohttp_interceptors.sse.event import Event
 from aiohttp_interceptors.sse.wire import Decoder
@@ -570,6 +570,53 @@ class TestAge:
         log.append("c", Event("x"), None, 60.0)
         assert positions_of(log.after(2, [">"]).records) == [3]
         assert (log.records, log.topics) == (1, 1)
+
+    def test_what_is_too_old_at_once_goes_in_parts(self):
+        log = filled(*[f"t.{number}" for number in range(100)], *["a"] * 50, bounds=Bounds(100, None, 60.0))
+        left = []
+        while log.records:
+            log.expire(60.0, 40)
+            left.append(log.records)
+            assert (log.next_expiry() or 0) <= 60.0
+        assert left == [110, 70, 30, 0]
+        assert log.after(0, [">"]).missing == 150
+        assert log.topics == 0
+
+
+class TestAWildcardOverManyTopics:
+    """It is read in pieces, each of which costs what it may cost."""
+
+    @pytest.mark.parametrize("names", [[">"], ["t.*.s"], ["t.>", "t.3.s"], [f"t.{number}.s" for number in range(500)]])
+    def test_is_read_in_order_and_nothing_of_it_twice(self, names):
+        log = filled(*[f"t.{number % 500}.s" for number in range(2_000)])
+        position, found, more = 0, [], True
+        while more:
+            reading = log.after(position, names, 1_000)
+            found += positions_of(reading.records)
+            assert reading.through > position
+            position, more = reading.through, reading.more
+            assert reading.missing == 0
+        assert found == list(range(1, 2_001))
+
+    def test_that_finds_nothing_for_long_goes_on_where_it_was(self):
+        log = filled(
+            *[f"t.{number}.x" for number in range(LOOKS)], "t.1.s", *[f"t.{number}.x" for number in range(300)]
+        )
+        reading = log.after(0, ["t.*.s"], 1_000)
+        assert (reading.records, reading.more, reading.through) == ([], True, LOOKS)
+        assert positions_of(log.after(reading.through, ["t.*.s"], 1_000).records) == [LOOKS + 1]
+
+    @pytest.mark.parametrize("names", [[">"], ["t.*.s"], ["t.*.x"], ["*.*.s", "t.5.s"]])
+    @pytest.mark.parametrize("history", [1, 2])
+    def test_costs_the_same_however_many_there_are(self, operations, names, history):
+        def read(topics):
+            log = filled(*[f"t.{number}.s" for number in range(topics)] * 2, bounds=Bounds(history, None, None))
+            log.after(0, names, 1_000)  # which notes what was evicted
+            return operations(log.after, topics, names, 1_000), operations(log.gone, 0, names)
+
+        many, few = read(20_000), read(5_000)
+        assert abs(many[0] - few[0]) < 20
+        assert many[1] == few[1]
 
 
 class TestWhatItCosts:

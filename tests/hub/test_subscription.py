@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from aiohttp_interceptors.hub.audience import BATCH
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.hub.log import EMPTIED
 from aiohttp_interceptors.sse.channel import CloseReason
@@ -396,6 +397,46 @@ class TestEnd:
             assert (stream.subscription.events, stream.subscription.written) == (events, written)
 
 
+class TestAClientThatMissedMuch:
+    async def test_reads_one_piece_in_a_turn_whatever_its_outlet_takes(self):
+        hub = Hub(history_bytes=None)
+        ids = await publish(hub, [f"{number} {'x' * 1000}" for number in range(400)])
+        returned = start(hub, "a", after=ids[0])
+        turns = 0
+        while not returned.subscription.live:
+            await turn()
+            turns += 1
+            assert len(returned.payloads) <= turns
+            assert max(map(len, returned.payloads)) < BATCH + 2_000
+        assert len(returned.texts) == 399
+        assert turns >= 400_000 // BATCH
+
+    async def test_and_many_of_them_leave_time_for_others(self, monkeypatch):
+        """There is no time but for one in a turn, and each has its turn: nobody is last again and again."""
+        monkeypatch.setattr("aiohttp_interceptors.hub.fanout.CATCHING_UP", 1e-9)
+        hub = Hub(history_bytes=None)
+        ids = await publish(hub, [f"{number} {'x' * 1000}" for number in range(400)])
+        other = await live(hub, "b")
+        returned = [start(hub, "a", f"x.{number % 5}", after=ids[0]) for number in range(20)]
+        turns = 0
+        while not all(stream.subscription.live for stream in returned):
+            await publish(hub, ["now"], "b")
+            await turn()
+            turns += 1
+            assert len(other.texts) == turns
+            assert turns < 2_000
+        assert all(len(stream.texts) == 399 for stream in returned)
+
+    async def test_begins_with_the_latest_and_is_told_of_no_gap_when_some_go_meanwhile(self):
+        hub = Hub(history=3)
+        await publish(hub, ["1", "2", "3"])
+        stream = subscribe(hub, "a", replay=3)
+        await publish(hub, ["4"])
+        stream.subscription.start()
+        await turn(2)
+        assert stream.texts == ["2", "3", "4"]
+
+
 class TestGaps:
     async def test_signal_tells_once_what_is_missing_and_goes_on(self):
         hub = Hub(history=2)
@@ -423,7 +464,7 @@ class TestGaps:
         await publish(hub, ["1", "2", "3", "4"])
         paused.resume()
         foreign = start(hub, "a", "b", after="0123456789-1", outlet=Outlet(0))
-        await turn()
+        await turn(4)  # a piece in each
         await drain(foreign)
         for stream in (paused, foreign):
             assert [text.split()[0] for text in stream.texts] == ["gap", "quiet", "quieter", "3", "4"]

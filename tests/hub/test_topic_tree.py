@@ -23,6 +23,10 @@ def change(tree, ring, position):
     tree.touch(ring)
 
 
+def _latest(pairs):
+    return [max((pair[which] for pair in pairs), default=0) for which in (0, 1)]
+
+
 class TreeAgainstAList(RuleBasedStateMachine):
     """Topics change, are forgotten, and come back."""
 
@@ -30,6 +34,7 @@ class TreeAgainstAList(RuleBasedStateMachine):
         super().__init__()
         self.tree = TopicTree()
         self.rings = {}
+        self.gone = {}
         self.end = 0
 
     @rule(topic=topics)
@@ -48,6 +53,32 @@ class TreeAgainstAList(RuleBasedStateMachine):
             topic = data.draw(st.sampled_from(list(self.rings)))
             self.tree.remove(topic)
             del self.rings[topic]
+
+    @rule(data=st.data())
+    def evict(self, data):
+        rings = [ring for ring in self.rings.values() if ring]
+        if rings:
+            ring = data.draw(st.sampled_from(rings))
+            ring.evict()
+            self.tree.evict(ring)
+            self.gone[ring.topic] = max(self.gone.get(ring.topic, (0, 0)), (ring.evicted, ring.lost))
+
+    @rule(wildcard=patterns().filter(is_wildcard))
+    def look_at_what_is_gone(self, wildcard):
+        """It never becomes less; but a topic that was removed may be forgotten."""
+        there = [pair for topic, pair in self.gone.items() if topic in self.rings and matches(wildcard, topic)]
+        ever = [pair for topic, pair in self.gone.items() if matches(wildcard, topic)]
+        for found, least, most in zip(self.tree.gone(wildcard), _latest(there), _latest(ever), strict=True):
+            assert least <= found <= most
+
+    @rule(wildcard=patterns().filter(is_wildcard), back=st.integers(0, 50), most=st.integers(0, 30))
+    def look_at_a_few(self, wildcard, back, most):
+        position = max(self.end - back, 0)
+        found = self.tree.few(wildcard, position, most)
+        if found is not None:
+            assert len(found) <= most
+            assert found == active(self.tree, wildcard, position)
+        assert self.tree.few(wildcard, position, 10_000) == active(self.tree, wildcard, position)
 
     @rule(wildcard=patterns().filter(is_wildcard), back=st.integers(0, 50))
     def look(self, wildcard, back):
@@ -95,6 +126,26 @@ def test_a_change_costs_the_tokens_of_the_topic_and_not_the_topics(operations, n
         return operations(tree.touch, rings[name.format(3)])
 
     assert touch(5_000) == touch(10)
+
+
+@pytest.mark.parametrize("wildcard", [">", "*", "a.>", "a.*", "*.*", "*.b"])
+def test_what_is_gone_costs_no_look_at_the_topics(operations, wildcard):
+    def gone(quiet):
+        tree, rings = tree_of([f"a.{number}" for number in range(quiet)])
+        for ring in rings.values():
+            ring.evict()
+            tree.evict(ring)
+        assert tree.gone("a.*") == tree.gone(">") == (quiet, quiet)
+        return operations(tree.gone, wildcard)
+
+    assert gone(5_000) == gone(10)
+
+
+def test_a_few_cost_no_more_steps_than_they_may(operations):
+    tree, _ = tree_of([f"a.{number}.b" for number in range(5_000)])
+    for wildcard in ">", "a.*.b", "a.*.c", "*.*.c", "*.>":
+        assert tree.few(wildcard, 0, 50) is None
+        assert operations(tree.few, wildcard, 0, 50) < 1_000
 
 
 def test_topics_that_were_removed_leave_nothing_to_look_at(operations):

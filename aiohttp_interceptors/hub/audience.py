@@ -57,7 +57,7 @@ class Audience:
     """
 
     __slots__ = ("_behind", "_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position",
-                 "select", "topics", "wrap")  # fmt: skip
+                 "select", "topics", "unserved", "wrap")  # fmt: skip
 
     def __init__(
         self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], position: int
@@ -68,6 +68,7 @@ class Audience:
         self.position: int = position
         self.pending: list[Record] = []  # published since the last flush
         self.flushing: bool = False  # some of those that keep up have not got all of the records of this flush
+        self.unserved: bool = False  # no time was left in the last flush for some of those that are to read on
         self.events: int = 0  # sent to whoever was live all the time
         self.bytes: int = 0
         self._live: dict[Subscription, None] = {}
@@ -121,11 +122,6 @@ class Audience:
             if not self._behind:
                 self._behind = None
 
-    @property
-    def waits(self) -> bool:
-        """Whether one of those that do not keep up is to read on in the next flush."""
-        return bool(self._waiting)
-
     def flush(self, now: float, allowance: Allowance) -> int:
         """Write what is pending to those that keep up, have others read a piece each, and return the deliveries.
 
@@ -144,12 +140,13 @@ class Audience:
                 self.flushing = False
             self._advance(records)
         if self._waiting:
-            waiting, self._waiting = self._waiting, {}
+            waiting, self._waiting, self.unserved = self._waiting, {}, False
             passing = any(record.id is None for record in records)
             began = time.monotonic()
             for subscription, before in waiting.items():
                 if allowance.seconds <= 0:
                     self._waiting.setdefault(subscription, 0)
+                    self.unserved = True
                     continue
                 delivered += subscription.catch_up(now)
                 if passing and subscription in self._live:

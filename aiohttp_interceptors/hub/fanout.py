@@ -119,17 +119,16 @@ class Fanout:
         """Write to all who keep up, and bring up others as far as the time goes; the rest are first next time."""
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
-        allowance, begun = Allowance(CATCHING_UP), []
+        allowance, served = Allowance(CATCHING_UP), []
         for audience in dirty:
-            in_time = allowance.seconds > 0
+            if allowance.seconds > 0:
+                served.append(audience)
             self.flush(audience, allowance)
-            if audience.waits:
-                if in_time:
-                    begun.append(audience)
-                else:
-                    self.mark(audience)
-        for audience in begun:
-            self.mark(audience)
+            if audience.unserved:
+                self.mark(audience)
+        for audience in served:
+            if self._dirty.pop(audience, self) is None:  # it has more to read, behind those that had no time
+                self._dirty[audience] = None
 
     def flush(self, audience: Audience, allowance: Allowance | None = None) -> None:
         """Flush one audience now."""

@@ -573,16 +573,15 @@ def test_what_is_logged_outside_the_block_is_not_captured(capsys):
 
 
 async def test_what_the_library_logs_is_captured(aiohttp_client):
-    async def ready(channel, context):
+    def on_close(context, reason):
         raise LookupError("lost")
 
-    client = await aiohttp_client(application(ready))
+    client = await aiohttp_client(application(lambda channel, context: channel.close(), on_close=on_close))
     with captured_logs() as lines:
         async with open_stream(client, "/") as stream:
             assert await stream.rest() == []
-    failed = next(line for line in lines if line["event"] == "stream_producer_failed")
+    failed = next(line for line in lines if line["event"] == "stream_on_close_failed")
     assert failed["log_level"] == "error"
-    assert failed["path"] == "/"
     assert isinstance(failed["exc_info"], LookupError)
 
 

@@ -55,7 +55,7 @@ async def _keep(opening: Callable[[], Awaitable[tuple[Stream | None, Hashable]]]
             finally:
                 stream.give_back(place)
     except BaseException:
-        stream.log_failure()  # what is raised is something else
+        stream.interrupted()
         raise
     stream.raise_failure()
 

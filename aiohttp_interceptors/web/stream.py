@@ -206,6 +206,12 @@ class Stream(ABC):
             self._streams.discard(self)
             self._report_closed()
 
+    def interrupted(self) -> None:
+        """Note that another exception, mostly a cancellation, is raised in the place of what the producer raised."""
+        self.log_failure()
+        if not self._is_complete(told=False):  # the chain may go on all the same, and aiohttp ends the body
+            self._response.cut()
+
     def raise_failure(self) -> None:
         """Raise what the producer raised; an ``HTTPException`` comes too late and is dropped."""
         failure = None if self._producer is None else self._producer.failure

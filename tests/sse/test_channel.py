@@ -420,14 +420,14 @@ def test_a_reason_is_a_word():
 # Who knows.
 
 
-async def test_nobody_is_told_when_nobody_waits():
+async def test_the_next_put_tells_of_the_end():
     channel = EventChannel()
     assert await channel.put("a")
     assert channel.told is False
     channel.end(CloseReason.CLIENT_LEFT)
     assert channel.told is False
     assert channel.put_nowait("b") is False
-    assert channel.told is False  # who does not wait may be gone
+    assert channel.told is True
 
 
 async def test_a_put_that_waited_is_told():

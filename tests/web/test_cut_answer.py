@@ -13,6 +13,7 @@ from aiohttp_interceptors import (
     Drain,
     Event,
     Hub,
+    Interceptor,
     as_handler,
     setup,
     start_event_stream,
@@ -177,3 +178,26 @@ async def test_a_cut_answer_has_its_access_log_line(serve, caplog):
     await rest(raw)
     assert [record.levelname for record in caplog.records if record.name == "aiohttp.access"] == ["INFO"]
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_stage_that_cancels_its_stream_and_goes_on_makes_no_complete_answer_of_a_finite_one(serve, method):
+    stream = start_event_stream(waits)
+
+    async def impatient(context):
+        try:
+            async with asyncio.timeout(0.05):
+                await stream.enter(context)
+        except TimeoutError:
+            pass
+
+    app = web.Application()
+    setup(app)
+    app.router.add_route(method, "/", as_handler(Interceptor("impatient", impatient)))
+    _, raw = await opened(serve, app, method)
+    if method == "GET":
+        await raw.until(LAST)
+        await raw.close()
+    else:
+        assert not (await rest(raw)).endswith(LAST)
+    await until(lambda: app[STREAMS]._limits.taken == 0)

@@ -82,7 +82,8 @@ class Hub:
         if broker is not None:
             self._supervision = Supervision(broker, Intake(self._fanout), arrivals, observer)
         self._following: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = False  # for good
+        self._shut = False
 
     # Publishing.
 
@@ -112,7 +113,8 @@ class Hub:
         broker the event may have been published.
         """
         publication = self._check(topic, event, key, ephemeral, idempotency_key)
-        self.open()
+        if not self._closed:  # a broker that was closed says so by itself
+            self.open()
         if self._broker is not None:
             return await self._hand_over(self._broker, publication, connection)
         if connection is not None:
@@ -254,8 +256,11 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        """Whether all that was published is here, and what is new comes: for the route that a load balancer asks."""
-        return self._fanout.arrivals.up
+        """Whether all that was published is here, and what is new comes: for the route that a load balancer asks.
+
+        ``False`` once the Hub is closed.
+        """
+        return self._fanout.arrivals.up and not self._shut
 
     def statistics(self) -> HubStatistics:
         """Return what the Hub holds and has done. Costs the same however much that is."""
@@ -275,13 +280,21 @@ class Hub:
     # The life of a Hub, which setup(app, hub) takes care of.
 
     def open(self) -> None:
-        """Belong to the running event loop, so that other threads can publish, and follow the broker. Twice is once."""
+        """Belong to the running event loop, so that other threads can publish, and follow the broker. Idempotent.
+
+        A Hub without a broker opens again after ``close``, also when it is used. Raises ``RuntimeError`` for one whose
+        broker was closed, and for one that belongs to another event loop.
+        """
+        if self._closed:
+            raise RuntimeError("this Hub was closed, and its broker with it; make another Hub, with another broker")
         loop = self._fanout.bind()
-        if self._supervision is not None and not self._closed and self._following is None:
+        self._shut = False
+        if self._supervision is not None and self._following is None:
             self._following = loop.create_task(self._supervision.run())
 
     async def close(self) -> None:
-        """Leave nothing that waits in the event loop, and close the broker. Its history stays; twice is once."""
+        """Leave nothing that waits in the event loop, and close the broker for good. The history stays. Idempotent."""
+        self._shut = True
         self._fanout.close()
         self._closed = self._broker is not None
         if self._closed:

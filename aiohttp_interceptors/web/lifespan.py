@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 
 from aiohttp import web
 
@@ -28,6 +29,8 @@ def setup(
     """Prepare an application, before it starts and before it is added to another one. Twice is once.
 
     Its ``hubs`` belong to its event loop from its start on, so that other threads can publish, and are closed with it.
+    An application can be served again after it was cleaned up, unless a Hub of its has a broker: that is closed for
+    good, and the second start raises ``RuntimeError``.
 
     On stop, its open streams end as ``drain`` says, where aiohttp alone would wait for them. Staged
     ``response_headers`` also reach responses that a handler prepares itself, a WebSocket among them.
@@ -57,6 +60,7 @@ def setup(
         raise RuntimeError("setup(app) comes before the application starts, and before add_subapp")
     app[STREAMS] = Streams(drain, limits, observer)
     app.on_response_prepare.append(before_commit)
+    app.on_startup.append(_on_startup)
     app.on_shutdown.append(_on_shutdown)
     if hubs:
         app.cleanup_ctx.append(_lives_of(hubs))
@@ -64,13 +68,17 @@ def setup(
 
 def _lives_of(hubs: tuple[Hub, ...]) -> Callable[[web.Application], AsyncIterator[None]]:
     async def lives(_: web.Application) -> AsyncIterator[None]:
-        for hub in hubs:
-            hub.open()
-        yield
-        for hub in hubs:
-            await hub.close()
+        async with AsyncExitStack() as stack:  # one that does not open, or close, leaves no other one open
+            for hub in hubs:
+                hub.open()
+                stack.push_async_callback(hub.close)
+            yield
 
     return lives
+
+
+async def _on_startup(app: web.Application) -> None:
+    app[STREAMS].open()
 
 
 async def _on_shutdown(app: web.Application) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
@@ -12,9 +11,10 @@ from aiohttp import hdrs, web
 
 from ..observe.facts import StreamOpened
 from .accept import accepts_event_stream
+from .body import read_body
 from .connection import Connection
 from .context import RequestContext
-from .refusal import not_acceptable, too_slow
+from .refusal import not_acceptable
 from .response import ChannelResponse, TopicResponse
 from .settings import StreamSettings
 from .stream import Stream
@@ -71,6 +71,8 @@ async def _open(
     request = context.request
     if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
         raise not_acceptable()
+    if request.method != hdrs.METH_HEAD:
+        await read_body(request, settings.stall_timeout)
     choice = None if choose is None else choose(context)
     if inspect.isawaitable(choice):
         choice = await choice
@@ -79,7 +81,6 @@ async def _open(
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
         return None, None
-    await _read_body(request, settings.stall_timeout)
     streams = Streams.of(request)
     place = streams.admit(request, context.execution_id)
     try:
@@ -117,17 +118,6 @@ async def _commit(context: RequestContext, response: ChannelResponse) -> None:
         if transport is not None and not transport.is_closing():
             raise  # not the client's: an application's hook may have a database, and the client waits for an answer
     context.response = response
-
-
-async def _read_body(request: web.Request, seconds: float | None) -> None:
-    """Read the request's body: who does not read the rest of a request does not see its client leave either."""
-    if not request.can_read_body:
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await request.read()
-    except (TimeoutError, ConnectionError):  # a client that left meanwhile is no error, and reads no answer
-        raise too_slow() from None
 
 
 def _header(request: web.Request, name: str) -> str | None:

@@ -7,7 +7,7 @@ import random
 
 from aiohttp import web
 
-__all__ = ["StopReconnecting", "not_acceptable", "stopping", "too_many", "too_slow"]
+__all__ = ["StopReconnecting", "not_acceptable", "stopping", "too_large", "too_many", "too_slow", "unreadable"]
 
 # Seconds in which those who were refused for a limit may come back: long enough to spread them, and none waits long.
 WINDOW = 10.0
@@ -40,6 +40,18 @@ def not_acceptable() -> web.HTTPException:
 def too_slow() -> web.HTTPException:
     """Make the answer to a request whose body does not come."""
     return web.HTTPRequestTimeout(text="The request's body did not come.\n")
+
+
+def too_large(size: int, limit: int) -> web.HTTPException:
+    """Make the answer to a request whose body has more than ``limit`` bytes."""
+    return web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
+
+
+def unreadable() -> web.HTTPException:
+    """Make the answer to a request whose body is not what its headers say, and close the connection after it."""
+    refusal = web.HTTPBadRequest(text="The request's body cannot be read.\n")
+    refusal.force_close()
+    return refusal
 
 
 def _retry_after(window: float) -> dict[str, str]:

@@ -45,8 +45,9 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
 
     ``stream_ready(channel, context)``, plain or ``async``, is called once, when the head is on the wire and heartbeats
     run. Its return does not end the stream; ``channel.close()`` does, after all that was put has been sent. For HEAD it
-    is not called. A request's body is read before, as far as the application's ``client_max_size`` and
-    ``stall_timeout`` allow.
+    is not called. A request's body is read before and can be read again: ``await context.request.post()``,
+    ``multipart()``, ``json()``. A body of more than the application's ``client_max_size`` bytes is answered 413, one of
+    which nothing comes for ``stall_timeout`` seconds 408, and one that cannot be read 400.
 
     When the stream is over, ``put`` returns ``False`` at once, also to a caller that waits. A ``stream_ready`` that
     waits for something else has ``grace`` seconds to come to its next ``put``, and is cancelled then; on stop the drain

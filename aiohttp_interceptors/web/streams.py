@@ -112,6 +112,11 @@ class Streams:
                 self._observer = None
                 log.exception("stream_observer_dropped", exc_info=error)
 
+    def open(self) -> None:
+        """Take new streams, also after a ``close``: an application can be served again. Idempotent."""
+        self.closing = False
+        self.patient = True
+
     async def close(self) -> None:
         """Take no new streams, and end the open ones as the drain says. Cancelling is safe: the rest is for aiohttp."""
         self.closing = True

@@ -415,6 +415,21 @@ class TestWhatStays:
         assert timers() == at_first
         assert hub.statistics().records == 1
 
+    @pytest.mark.parametrize("again", ["open", "publish"])
+    async def test_one_without_a_broker_is_ready_until_it_is_closed_and_when_it_opens_again(self, again):
+        hub = Hub()
+        assert hub.ready
+        await hub.publish("a", "x")
+        await hub.close()
+        assert not hub.ready
+        if again == "open":
+            hub.open()
+        else:
+            await hub.publish("a", "y")
+        assert hub.ready
+        assert hub.statistics().records == (1 if again == "open" else 2)
+        await hub.close()
+
     async def test_a_future_that_nobody_asks_is_no_warning(self):
         hub = Hub()
         hub.open()

@@ -479,14 +479,17 @@ class TestGaps:
 
 
 class TestClosing:
-    async def test_what_comes_later_opens_nothing(self, log):
+    async def test_it_is_not_ready_any_more_and_says_that_it_does_not_open_again(self, log):
         hub = Hub(MemoryBroker(log))
         hub.open()
         await ready(hub)
         await hub.close()
+        assert not hub.ready
         before = asyncio.all_tasks()
-        hub.open()
+        with pytest.raises(RuntimeError, match="was closed, and its broker with it; make another Hub"):
+            hub.open()
         assert asyncio.all_tasks() == before
+        assert not hub.ready
 
     async def test_who_publishes_first_opens_it(self, log):
         hub = Hub(MemoryBroker(log))

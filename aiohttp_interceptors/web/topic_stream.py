@@ -67,9 +67,10 @@ class TopicStream(Stream):
         """End the stream, for this reason if it is the first: it hears of nothing any more."""
         if self._reason is None:
             self._reason = reason
-            self.subscriber.close()
-            if not self.over.done():
-                self.over.set_result(None)
+            try:
+                self.subscriber.close()
+            finally:
+                self._finish()
 
     def close(self) -> None:
         """End the stream because a function failed that was called for it."""

@@ -78,6 +78,7 @@ def test_nothing_is_captured_outside_the_block() -> None:
                 "log_level": "warning",
                 "status": 429,
                 "why": "You have too many streams open.",
+                "limit": "max_streams_per_key of /b",
             },
         ),
         (

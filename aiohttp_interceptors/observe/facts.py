@@ -73,6 +73,8 @@ class StreamRefused:
     path: str
     status: int
     why: str
+    limit: str = ""
+    """Which limit was reached, with the prefix of a sub-application that has it: ``"max_streams of /api"``."""
 
 
 @dataclass(frozen=True, slots=True)

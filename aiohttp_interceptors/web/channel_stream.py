@@ -67,9 +67,11 @@ class ChannelStream(Stream):
 
     async def wind_up(self, *, patient: bool) -> None:
         """See the producer off and tell how it went. Runs to its end also while being cancelled."""
-        self.end(CloseReason.SHUTDOWN)
-        self._report_dropped()
-        await super().wind_up(patient=patient)
+        try:
+            self.end(CloseReason.SHUTDOWN)
+            self._report_dropped()
+        finally:
+            await super().wind_up(patient=patient)
 
     def pump(self) -> None:
         """Write what was put, and end the stream when it was closed and all is sent."""
@@ -97,8 +99,7 @@ class ChannelStream(Stream):
 
     def _wake(self) -> None:
         if self.channel.reason is not None:
-            if not self.over.done():
-                self.over.set_result(None)
+            self._finish()
         elif not self._due:
             self._due = True
             self._turn.add(self)

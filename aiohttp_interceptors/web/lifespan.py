@@ -9,21 +9,24 @@ from aiohttp import web
 
 from ..hub.hub import Hub
 from ..observe.facts import StreamObserver
+from ..sse.event import Event
 from .context import before_commit
 from .drain import Drain
-from .limits import Key, Limits
+from .limits import KICKED, Key, Limits, OnLimit
 from .streams import STREAMS, Streams
 
 __all__ = ["setup"]
 
 
-def setup(
+def setup(  # noqa: PLR0913  # each is an option of its own, and has a default
     app: web.Application,
     *hubs: Hub,
     drain: Drain | None = None,
     max_streams: int | None = None,
     max_streams_per_key: int | None = None,
     key: Key | None = None,
+    on_limit: OnLimit = "refuse",
+    kick_event: Event | None = KICKED,
     observer: StreamObserver | None = None,
 ) -> None:
     """Prepare an application, before it starts and before it is added to another one. Twice is once.
@@ -37,8 +40,19 @@ def setup(
 
     From ``max_streams`` open streams on, a request for another gets 503; from ``max_streams_per_key`` on, of those for
     which ``key(request)`` is the same (a user, an address), 429; both with a ``Retry-After`` of its own. HEAD is not
-    counted. A browser's ``EventSource`` does not come back after either. ``observer(fact)`` is told what happens to
-    streams: ``StreamOpened``, ``StreamClosed``, ``StreamRefused``, ``EventsDropped``.
+    counted. A browser's ``EventSource`` does not reconnect after either. A stream counts until it is over or its
+    connection is lost, and no longer while its producer cleans up. The streams of a sub-application count under its
+    own limits and under those of each application around it that was set up.
+
+    With ``on_limit="kick"`` the newest stream of a key wins: instead of the 429, the oldest one of that key ends as
+    ``CloseReason.KICKED``. Its last event is ``kick_event`` (``None`` for none), by default named ``kicked``. A client
+    that does not read is disconnected without it. The page should call ``EventSource.close()`` on that event: an
+    ``EventSource`` that is not closed reconnects, and two tabs of it kick each other in turn. So each stream that a key
+    may have is replaced at most 5 times in 60 seconds; a request beyond that gets the 429, after which its
+    ``EventSource`` does not reconnect.
+
+    ``observer(fact)`` is told what happens to streams: ``StreamOpened``, ``StreamClosed``, ``StreamRefused``,
+    ``EventsDropped``.
 
     Raises ``TypeError`` or ``ValueError`` for what cannot work, ``RuntimeError`` when it is too late.
     """
@@ -51,9 +65,10 @@ def setup(
     for hub in hubs:
         if not isinstance(hub, Hub):
             raise TypeError(f"setup takes the application and its Hubs, not {hub!r}")
-    limits = Limits(max_streams, max_streams_per_key, key)
+    limits = Limits(max_streams, max_streams_per_key, key, on_limit, kick_event)
     if STREAMS in app:
-        if hubs or any(option is not None for option in (drain, max_streams, max_streams_per_key, key, observer)):
+        options = (drain, max_streams, max_streams_per_key, key, observer)
+        if hubs or any(option is not None for option in options) or kick_event is not KICKED:
             raise RuntimeError("setup(app) was called before; give it all its options in one call")
         return
     if app.frozen or app.pre_frozen:

@@ -1,68 +1,227 @@
-"""How many streams there may be, in all and of one client."""
+"""How many streams there may be, in all and of one key, and what happens at the limit."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable
-from typing import TypeAlias
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol, TypeAlias, cast
 
 from aiohttp import web
 
 from .._checks import synchronous
+from ..observe.logs import log
+from ..sse.event import Event
 from .refusal import too_many
 
-__all__ = ["Key", "Limits"]
+__all__ = ["KICKED", "Key", "LimitReached", "Limits", "OnLimit", "Place", "take_place"]
 
 Key: TypeAlias = Callable[[web.Request], Hashable]
+OnLimit: TypeAlias = Literal["refuse", "kick"]
+
+KICKED = Event("a newer stream took the place of this one", "kicked")
+# Each stream that a key may have is replaced at most so often in so many seconds. Reloads and changed networks stay
+# below; two tabs that reconnect after being kicked reach it.
+KICKS = 5
+KICK_WINDOW = 60.0
+
+
+class Kickable(Protocol):
+    """A stream that a newer one of its key may replace."""
+
+    def kick(self, final: Event | None) -> None:
+        """End as ``kicked``, with this as the last event."""
+
+
+class LimitReached(Exception):
+    """There is no place: ``answer`` is for the client, ``limit`` and ``limits`` tell which limit it was."""
+
+    def __init__(self, limits: Limits, limit: str, answer: web.HTTPException) -> None:
+        super().__init__(limit)
+        self.limits = limits
+        self.limit = limit
+        self.answer = answer
+
+
+class Place:
+    """A place for one stream under an application's limits; ``outer`` is the one under the next application's.
+
+    The innermost one stands for all of them.
+    """
+
+    __slots__ = ("_final", "_given_back", "_stream", "key", "limits", "outer")
+
+    def __init__(self, limits: Limits, key: Hashable, outer: Place | None) -> None:
+        self.limits: Limits = limits
+        self.key: Hashable = key
+        self.outer: Place | None = outer
+        self._given_back = False
+        self._stream: Kickable | None = None
+        self._final: Event | None = None
+
+    def __iter__(self) -> Iterator[Place]:
+        """Walk outwards, from this one."""
+        place: Place | None = self
+        while place is not None:
+            yield place
+            place = place.outer
+
+    def attach(self, stream: Kickable) -> None:
+        """Note which stream has it. One whose place was taken before it was open is kicked now."""
+        if not self._given_back:
+            self._stream = stream
+        else:
+            stream.kick(self._final)
+
+    def give_back(self) -> None:
+        """Count the stream no longer, under any limit. Idempotent."""
+        if self._given_back:
+            return
+        self._given_back = True
+        self._stream = None
+        for place in self:
+            place.limits.remove(self, place.key)
+
+    def kick(self, final: Event | None) -> None:
+        """Give it back, and end its stream with this as the last event."""
+        stream, self._final = self._stream, final
+        self.give_back()
+        if stream is not None:  # or else when it is open
+            try:
+                stream.kick(final)
+            except Exception as error:  # noqa: BLE001  # its queue's, perhaps; the newer stream is none the worse
+                log.exception("stream_kick_failed", exc_info=error)
 
 
 class Limits:
-    """Count open streams, and refuse one too many.
+    """The limits of one application, and the places that are taken under them."""
 
-    A place is taken before the head is sent and given back when the stream is over, whatever ended it; nothing is
-    awaited between looking and counting, so that the count is exact.
-    """
+    __slots__ = ("_all", "_each", "_key", "_kicks", "_of_each", "_places", "_total", "final")
 
-    __slots__ = ("_all", "_each", "_key", "_of_each", "_total")
-
-    def __init__(self, max_streams: int | None, max_streams_per_key: int | None, key: Key | None) -> None:
+    def __init__(
+        self,
+        max_streams: int | None,
+        max_streams_per_key: int | None,
+        key: Key | None,
+        on_limit: OnLimit = "refuse",
+        final: Event | None = KICKED,
+    ) -> None:
         _check_count("max_streams", max_streams)
         _check_count("max_streams_per_key", max_streams_per_key)
         if (key is None) != (max_streams_per_key is None):
             raise TypeError("max_streams_per_key and key come together: a number, and whose streams are counted")
         if key is not None and not callable(key):
             raise TypeError(f"key is a function of the request, not {key!r}")
+        if on_limit not in ("refuse", "kick"):
+            raise ValueError(f"on_limit is 'refuse' or 'kick', not {on_limit!r}")
+        if on_limit == "kick" and not max_streams_per_key:
+            raise ValueError(f"on_limit='kick' needs a max_streams_per_key of 1 or more, not {max_streams_per_key!r}")
+        if final is not None and not isinstance(final, Event):
+            raise TypeError(f"kick_event is an Event or None, not {final!r}")
         self._all = max_streams
         self._each = max_streams_per_key
         self._key = key
+        self.final: Event | None = final
         self._total = 0
         self._of_each: Counter[Hashable] = Counter()
+        # With "kick" only: the places themselves, oldest first, and when some were replaced, of keys that have any.
+        self._places: dict[Hashable, dict[Place, None]] | None = {} if on_limit == "kick" else None
+        self._kicks: dict[Hashable, deque[float]] = {}
 
     @property
     def taken(self) -> int:
         """How many places are taken."""
         return self._total
 
-    def take(self, request: web.Request) -> Hashable:
-        """Take a place and return whose it is. Raises ``HTTPServiceUnavailable`` or ``HTTPTooManyRequests``."""
-        if self._all is not None and self._total >= self._all:
-            raise too_many(of_one=False)
-        whose = None
-        if self._key is not None and self._each is not None:
-            whose = synchronous(self._key(request), "key")
-            if self._of_each[whose] >= self._each:
-                raise too_many(of_one=True)
-            self._of_each[whose] += 1
-        self._total += 1
-        return whose
+    @property
+    def counts(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._all is not None or self._each is not None
 
-    def give_back(self, whose: Hashable) -> None:
-        """Give a place back, once for each that was taken."""
-        self._total -= 1
+    def key_of(self, request: web.Request) -> Hashable:
+        """Return whose stream it would be. Raises what the application's function raises."""
+        if self._key is None:
+            return None
+        key = synchronous(self._key(request), "key")
+        hash(key)  # before anything is counted
+        return key
+
+    def replaced_by(self, key: Hashable, others: Iterable[Place]) -> list[Place]:
+        """Choose the oldest places, for a new stream of the key to take; ``others`` are replaced anyway.
+
+        Raises ``LimitReached`` if the key's streams were replaced too often.
+        """
+        if self._places is None or self._each is None:
+            return []
+        candidates = [place for place in self._places.get(key, ()) if place not in others]
+        chosen = candidates[: max(0, len(candidates) + 1 - self._each)]
+        if chosen:
+            start = time.monotonic() - KICK_WINDOW
+            if sum(kick > start for kick in self._kicks.get(key, ())) + len(chosen) > KICKS * self._each:
+                raise LimitReached(self, "max_streams_per_key", too_many(of_one=True))
+        return chosen
+
+    def check(self, key: Hashable, replaced: Iterable[Place]) -> None:
+        """Raise ``LimitReached`` if there is no place, also without those that are ``replaced``."""
+        freed = [place.key for head in replaced for place in head if place.limits is self]
+        if self._all is not None and self._total - len(freed) >= self._all:
+            raise LimitReached(self, "max_streams", too_many(of_one=False))
+        if self._each is not None and self._of_each[key] - freed.count(key) >= self._each:
+            raise LimitReached(self, "max_streams_per_key", too_many(of_one=True))
+
+    def add(self, head: Place, key: Hashable) -> None:
+        """Count a stream."""
+        self._total += 1
         if self._key is not None:
-            self._of_each[whose] -= 1
-            if not self._of_each[whose]:
-                del self._of_each[whose]
+            self._of_each[key] += 1
+        if self._places is not None:
+            self._places.setdefault(key, {})[head] = None
+
+    def remove(self, head: Place, key: Hashable) -> None:
+        """Count a stream no longer."""
+        self._total -= 1
+        if self._key is None:
+            return
+        self._of_each[key] -= 1
+        last = not self._of_each[key]
+        if last:
+            del self._of_each[key]
+        if self._places is not None:
+            if last:
+                del self._places[key]
+                self._kicks.pop(key, None)
+            else:
+                del self._places[key][head]
+
+    def note_kick(self, key: Hashable) -> None:
+        """Remember when a stream of the key was replaced."""
+        if self._each is not None:
+            self._kicks.setdefault(key, deque(maxlen=KICKS * self._each)).append(time.monotonic())
+
+
+def take_place(counting: Sequence[Limits], request: web.Request) -> Place | None:
+    """Take a place under all of these limits, innermost first, or under none. ``None`` if nothing is limited.
+
+    A stream that has to go for this one ends before this returns its place; nothing is awaited between looking and
+    counting, so that the counts are exact. Raises ``LimitReached``, and what an application's ``key`` raises.
+    """
+    if not counting:
+        return None
+    keys = [limits.key_of(request) for limits in counting]
+    replaced: dict[Place, Limits] = {}
+    for limits, key in zip(counting, keys, strict=True):
+        replaced.update(dict.fromkeys(limits.replaced_by(key, replaced), limits))
+    for limits, key in zip(counting, keys, strict=True):
+        limits.check(key, replaced)
+    head: Place | None = None
+    for limits, key in zip(reversed(counting), reversed(keys), strict=True):
+        head = Place(limits, key, head)
+    for place in head or ():
+        place.limits.add(cast("Place", head), place.key)
+    for old, limits in replaced.items():
+        limits.note_kick(next(place.key for place in old if place.limits is limits))
+        old.kick(limits.final)
+    return head
 
 
 def _check_count(name: str, value: int | None) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
 
-from ..observe.facts import StreamOpened
 from .accept import accepts_event_stream
 from .body import read_body
 from .connection import Connection
@@ -38,9 +37,9 @@ def enter_stream(
     return _keep(functools.partial(_open, context, settings, make, choose, _stage_of(context)))
 
 
-async def _keep(opening: Callable[[], Awaitable[tuple[Stream | None, Hashable]]]) -> None:
-    """Open a stream, wait for its end, send it unless cancelled, and in any case wind up and give back the place."""
-    stream, place = await opening()
+async def _keep(opening: Callable[[], Awaitable[Stream | None]]) -> None:
+    """Open a stream, wait for its end, send it unless cancelled, and wind up in any case."""
+    stream = await opening()
     del opening  # ten thousand open streams shall not each keep what it took to open them
     if stream is None:
         return
@@ -50,10 +49,7 @@ async def _keep(opening: Callable[[], Awaitable[tuple[Stream | None, Hashable]]]
             await stream.over  # here, and no deeper: each frame that waits costs every open stream 200 bytes
             await stream.end_of_body()
         finally:
-            try:
-                await stream.wind_up(patient=stream.reason is not None)
-            finally:
-                stream.give_back(place)
+            await stream.wind_up(patient=stream.reason is not None)
     except BaseException:
         stream.interrupted()
         raise
@@ -62,12 +58,12 @@ async def _keep(opening: Callable[[], Awaitable[tuple[Stream | None, Hashable]]]
 
 async def _open(
     context: RequestContext, settings: StreamSettings, make: MakeStream, choose: Choose | None, stage: _Stage
-) -> tuple[Stream | None, Hashable]:
-    """Open a stream in a place that the application has for it."""
+) -> Stream | None:
+    """Make a stream that has its place in the application. From then on the stream itself gives the place back."""
     _check_still_in(context, stage)
     if context.supersedes("open an event stream"):
         context.response = context.response  # the committed one, so that nothing more is entered
-        return None, None
+        return None
     request = context.request
     if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
         raise not_acceptable()
@@ -80,21 +76,25 @@ async def _open(
     response = kind(allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout)
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
-        return None, None
+        return None
+    _check_still_in(context, stage)
     streams = Streams.of(request)
-    place = streams.admit(request, context.execution_id)
+    place = None if _has_left(request) else streams.admit(request, context.execution_id)
+    stream: Stream | None = None
     try:
-        _check_still_in(context, stage)
         await _commit(context, response)
-        if response.connection is None:
-            streams.give_back(place)
-            return None, None
-        stream = context.stream = make(context, response, response.connection, streams, choice)
-        streams.tell(StreamOpened(context.execution_id, request.path))
-    except BaseException:
-        streams.give_back(place)
-        raise
-    return stream, place
+        if response.connection is not None:
+            stream = context.stream = make(context, response, response.connection, streams, choice)
+            stream._place = place
+    finally:
+        if stream is None and place is not None:
+            place.give_back()
+    return stream
+
+
+def _has_left(request: web.Request) -> bool:
+    """Say whether the client has left, so that it takes no place from another one."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _check_still_in(context: RequestContext, stage: _Stage) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
-from ..observe.facts import StreamClosed
+from ..observe.facts import StreamClosed, StreamOpened
 from ..observe.logs import log
 from ..sse.channel import CloseReason
 from ..sse.event import Event
@@ -20,6 +19,7 @@ from .commit import drop
 from .connection import Connection
 from .context import RequestContext
 from .drain import Drain
+from .limits import Place
 from .producer import Producer
 from .response import ChannelResponse, TopicResponse
 from .rounds import Visit, rounds
@@ -56,8 +56,8 @@ class StreamStatistics:
 class Stream(ABC):
     """One open stream: its connection, what feeds it, and the one reason for its end."""
 
-    __slots__ = ("_began", "_connection", "_context", "_ended", "_last_words", "_producer", "_response", "_settings",
-                 "_streams", "_visit", "over")  # fmt: skip
+    __slots__ = ("_began", "_connection", "_context", "_ended", "_last_words", "_place", "_producer", "_response",
+                 "_settings", "_streams", "_visit", "over")  # fmt: skip
 
     _settings: StreamSettings
 
@@ -77,6 +77,7 @@ class Stream(ABC):
         self._producer: Producer | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the stream is over, whatever ended it."""
+        self._place: Place | None = None  # under the application's limits, until it is over
         self._visit: Visit | None = None
         self._last_words = b""
         self._began = connection.last_write  # and not a number of its own for each open stream
@@ -138,7 +139,10 @@ class Stream(ABC):
 
     async def open(self) -> None:
         """Send what goes with the head, and begin."""
+        self._streams.tell(StreamOpened(self._context.execution_id, self._context.request.path))
         self._streams.add(self)
+        if self._place is not None:
+            self._place.attach(self)
         self._connection.owner = self
         if isinstance(self._response, TopicResponse):
             await self._response.begin(self._first_frames())
@@ -194,14 +198,15 @@ class Stream(ABC):
 
         If ``patient``, a producer that is not waiting in its channel has its grace to come back to it.
         """
-        self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
-        if self._visit is not None:
-            self._visit.cancel()
-        self._ended = asyncio.get_running_loop().time()
         try:
-            if self._producer is not None:
-                grace = self._settings.grace if patient and self._streams.patient else 0
-                await self._producer.see_off(self._settings.on_close, grace)
+            try:
+                self.end(CloseReason.SHUTDOWN)  # unless it is over already: we are being cancelled
+            finally:
+                self._finish()
+                self._ended = asyncio.get_running_loop().time()
+                if self._producer is not None:
+                    grace = self._settings.grace if patient and self._streams.patient else 0
+                    await self._producer.see_off(self._settings.on_close, grace)
         finally:
             self._streams.discard(self)
             self._report_closed()
@@ -211,6 +216,17 @@ class Stream(ABC):
         self.log_failure()
         if not self._is_complete(told=False):  # the chain may go on all the same, and aiohttp ends the body
             self._response.cut()
+
+    def _finish(self) -> None:
+        """Note that it is over: its place is free, its timer stops, and its chain goes on. Idempotent."""
+        place, self._place = self._place, None
+        if place is not None:
+            place.give_back()
+        if self._visit is not None:
+            self._visit.cancel()
+            self._visit = None
+        if not self.over.done():
+            self.over.set_result(None)
 
     def raise_failure(self) -> None:
         """Raise what the producer raised; an ``HTTPException`` comes too late and is dropped."""
@@ -229,10 +245,6 @@ class Stream(ABC):
         """Say whether it is what the producer raised."""
         error = None if self._producer is None else self._producer.error
         return error is not None and (error is exception or error is exception.__cause__)
-
-    def give_back(self, place: Hashable) -> None:
-        """Give back what the stream had under the application's limits."""
-        self._streams.give_back(place)
 
     def response_ended(self) -> None:
         """End a stream whose response was ended by others: its stage returned while the stream was open."""
@@ -262,6 +274,13 @@ class Stream(ABC):
             elif retry is not None:
                 self._last_words = encode(Event(retry=retry))
             self.end(CloseReason.SHUTDOWN)
+
+    def kick(self, final: Event | None) -> None:
+        """End the stream for a newer one, with this as its last event if the client takes it now."""
+        if self.reason is None:
+            if final is not None:
+                self._last_words = encode(final)
+            self.end(CloseReason.KICKED)
 
     def abort(self) -> None:
         """End the stream and wait for nobody, neither its client nor its producer."""

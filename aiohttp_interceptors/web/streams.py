@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from aiohttp import web
@@ -11,7 +12,7 @@ from aiohttp import web
 from ..observe.facts import StreamFact, StreamObserver, StreamRefused
 from ..observe.logs import log, log_fact
 from .drain import Drain
-from .limits import Limits
+from .limits import LimitReached, Limits, Place, take_place
 from .refusal import stopping
 
 __all__ = ["STREAMS", "Drainable", "Streams"]
@@ -74,21 +75,24 @@ class Streams:
                 return app[STREAMS]
         return _OF_NO_SETUP
 
-    def admit(self, request: web.Request, execution_id: int | str) -> Hashable:
-        """Take a place for a stream and return whose it is, for ``give_back``. Raises an ``HTTPException``."""
+    def admit(self, request: web.Request, execution_id: int | str) -> Place | None:
+        """Take a place for a stream under the limits of all applications of the request, or raise the refusal.
+
+        ``None`` if none of them has limits. The place is given back by itself.
+        """
+        limit = ""
         try:
             if self.closing:
                 raise stopping(self._drain.spread)
-            return self._limits.take(request)
-        except web.HTTPException as refusal:
-            self.tell(
-                StreamRefused(execution_id, request.path, status=refusal.status, why=(refusal.text or "").strip())
-            )
-            raise
-
-    def give_back(self, place: Hashable) -> None:
-        """Give back what ``admit`` took."""
-        self._limits.give_back(place)
+            return take_place(_limits_of(request.match_info.apps), request)
+        except LimitReached as reached:
+            refusal = reached.answer
+            limit = reached.limit + _prefix_of(reached.limits, request.match_info.apps)
+        except web.HTTPException as error:
+            refusal = error
+        why = (refusal.text or "").strip()
+        self.tell(StreamRefused(execution_id, request.path, status=refusal.status, why=why, limit=limit))
+        raise refusal
 
     def add(self, stream: Drainable) -> None:
         """Remember an open stream."""
@@ -156,3 +160,17 @@ STREAMS = web.AppKey("aiohttp_interceptors.streams", Streams)
 """Where an application that was set up has its open streams: ``len(request.config_dict[STREAMS])``."""
 
 _OF_NO_SETUP = Streams()
+
+
+def _limits_of(apps: Sequence[web.Application]) -> list[Limits]:
+    """List the limits of the applications that were set up, innermost first."""
+    return [app[STREAMS]._limits for app in reversed(apps) if STREAMS in app and app[STREAMS]._limits.counts]
+
+
+def _prefix_of(limits: Limits, apps: Sequence[web.Application]) -> str:
+    """Tell which of the applications has these limits, for the log: where it was added, if it was added to another."""
+    for outer, app in pairwise(apps):
+        if STREAMS in app and app[STREAMS]._limits is limits:
+            found = (resource for resource in outer.router.resources() if resource.get_info().get("app") is app)
+            return "".join(f" of {resource.canonical}" for resource in found)
+    return ""

@@ -72,9 +72,10 @@ class TopicStream(Stream):
         """End the stream, for this reason if it is the first: it hears of nothing any more."""
         if self._reason is None:
             self._reason = reason
-            self._subscription.close()
-            if not self.over.done():
-                self.over.set_result(None)
+            try:
+                self._subscription.close()
+            finally:
+                self._finish()
 
     def close(self) -> None:
         """End the stream because a function failed that was called for it."""

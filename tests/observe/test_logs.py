@@ -72,12 +72,13 @@ def test_nothing_is_captured_outside_the_block() -> None:
     [
         (StreamOpened("run 1", "/a"), {"event": "stream_opened", "log_level": "debug"}),
         (
-            StreamRefused("run 1", "/a", 429, "You have too many streams open."),
+            StreamRefused("run 1", "/a", 429, "You have too many streams open.", "max_streams_per_key of /b"),
             {
                 "event": "stream_refused",
                 "log_level": "warning",
                 "status": 429,
                 "why": "You have too many streams open.",
+                "limit": "max_streams_per_key of /b",
             },
         ),
         (

@@ -96,8 +96,8 @@ class Judge:
                     self._wrong(f"{path} was opened twice")
                 open_now.add(path)
                 life.opened += 1
-                if len(open_now) > self._max_streams:
-                    self._wrong(f"{len(open_now)} streams are open, and max_streams is {self._max_streams}")
+                if line["places"] > self._max_streams:
+                    self._wrong(f"{line['places']} places are taken, and max_streams is {self._max_streams}")
             elif kind == "closed":
                 if path not in open_now:
                     self._wrong(f"{path} was closed and is not open")

@@ -7,7 +7,7 @@ import socket
 import sys
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TextIO
 
 from aiohttp import web
@@ -29,6 +29,7 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.observe.facts import StreamClosed, StreamFact, StreamOpened, StreamRefused
+from aiohttp_interceptors.web.streams import STREAMS
 
 STALL_TIMEOUT = 1.0  # seconds; for /hose only
 MAX_AGE = 3.0
@@ -47,6 +48,8 @@ class Book:
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._accepted: Counter[str] = Counter()  # of open streams only
+        self.places: Callable[[], int] = int
+        """How many places under max_streams are taken."""
 
     def accept(self, context: RequestContext) -> None:
         """Count an event that the channel took."""
@@ -61,7 +64,7 @@ class Book:
     def observe(self, fact: StreamFact) -> None:
         path = fact.path
         if isinstance(fact, StreamOpened):
-            self._write(kind="opened", path=path)
+            self._write(kind="opened", path=path, places=self.places())
         elif isinstance(fact, StreamRefused):
             self._write(kind="refused", path=path, status=fact.status)
         elif isinstance(fact, StreamClosed):
@@ -176,6 +179,7 @@ def application(feed: Feed, book: Book, max_streams: int, per_user: int) -> web.
         key=lambda request: request.headers.get("X-User"),
         observer=book.observe,
     )
+    book.places = lambda: app[STREAMS]._limits.taken
     get = app.router.add_get
     told = {"on_close": book.on_close}
     get("/plain/{token}", as_handler(start_event_stream(plain, heartbeat=0.3, retry=500, **told)))

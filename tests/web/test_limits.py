@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from aiohttp_interceptors import CloseReason, Event, EventTooLarge, as_handler, before, setup, start_event_stream
 from aiohttp_interceptors.testing import open_stream
-from aiohttp_interceptors.web.limits import Limits
+from aiohttp_interceptors.web.limits import LimitReached, Limits, take_place
 from aiohttp_interceptors.web.rounds import Rounds
 from aiohttp_interceptors.web.stream import Stream
 from aiohttp_interceptors.web.streams import STREAMS
@@ -225,30 +225,30 @@ class LimitsAgainstAList(RuleBasedStateMachine):
     @rule(user=st.sampled_from([None, 0, False, "a", ("b", 1)]))
     def take(self, user):
         expected = (
-            web.HTTPServiceUnavailable
+            "max_streams"
             if len(self.places) == 5
-            else web.HTTPTooManyRequests
-            if self.places.count(user) == 2
+            else "max_streams_per_key"
+            if [place.key for place in self.places].count(user) == 2
             else None
         )
         if expected is None:
-            assert self.limits.take(SimpleNamespace(user=user)) == user
-            self.places.append(user)
+            self.places.append(take_place([self.limits], SimpleNamespace(user=user)))
         else:
-            with pytest.raises(expected):
-                self.limits.take(SimpleNamespace(user=user))
+            with pytest.raises(LimitReached, match=f"^{expected}$"):
+                take_place([self.limits], SimpleNamespace(user=user))
 
-    @rule(data=st.data())
-    def give_back(self, data):
+    @rule(data=st.data(), times=st.sampled_from([1, 2]))
+    def give_back(self, data, times):
         if self.places:
             place = data.draw(st.sampled_from(self.places))
             self.places.remove(place)
-            self.limits.give_back(place)
+            for _ in range(times):
+                place.give_back()
 
     @invariant()
     def they_agree(self):
         assert self.limits.taken == len(self.places)
-        assert dict(self.limits._of_each) == dict(Counter(self.places))
+        assert dict(self.limits._of_each) == dict(Counter(place.key for place in self.places))
 
 
 def test_in_any_order_the_count_is_that_of_a_list():

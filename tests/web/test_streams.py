@@ -82,11 +82,13 @@ class TestTheOpenOnes:
 class TestAdmission:
     def test_a_place_is_taken_and_given_back(self):
         limits = Limits(1, None, None)
-        streams = Streams(None, limits)
-        place = streams.admit(REQUEST, 1)
+        app = web.Application()
+        app[STREAMS] = Streams(None, limits)
+        place = app[STREAMS].admit(make_mocked_request("GET", "/path", app=app), 1)
         assert limits.taken == 1
-        streams.give_back(place)
-        assert limits.taken == 0
+        for _ in range(2):
+            place.give_back()
+            assert limits.taken == 0
 
     async def test_there_is_none_once_it_closes_and_that_is_told(self):
         limits, facts = Limits(None, None, None), []

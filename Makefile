@@ -12,7 +12,7 @@ servers := redis-server=redis-server nginx=nginx pgbouncer=pgbouncer
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser compat test oldest matrix bench soak docs clean
+.PHONY: help setup demo lint format types unit browser compat test oldest matrix bench compare soak docs clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -63,8 +63,12 @@ matrix: ## Run the tests that need no browser with every Python that is there
 bench: ## Run the benchmarks, one after the other
 	@scripts/setup bench
 	@scripts/fanout-peers
-	@for program in benchmarks/*.py; do \
+	@for program in $(filter-out %/compare.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$program"; $(bin)/python "$$program" || exit 1; done
+
+compare: ## Compare the benchmarks with those of REV (HEAD), in ROUNDS (10) rounds; NAMES="chain fanout:open", QUICK=1
+	@scripts/setup bench
+	$(bin)/python benchmarks/compare.py $(or $(REV),HEAD) --rounds $(or $(ROUNDS),10) $(if $(QUICK),--quick) $(NAMES)
 
 soak: setup ## Have random clients do their worst to streams, then to a Hub, for SECONDS (180) each
 	$(bin)/python tests/soak/soak.py --seconds $(SECONDS)

@@ -6,7 +6,7 @@ stream. The tail is its broker alone. Bare is the library alone, on a server of 
 size: it stores, reads into its own objects, waits, and does nothing with what it has. They take turns, and figures are
 medians of the rounds, ratios the medians of the rounds' ratios.
 
-    python benchmarks/brokers.py [--quick] [--only ENGINE] [--rounds N] [--write]
+    python benchmarks/brokers.py [--quick] [--only ENGINE] [--rounds N] [--write] [--json]
 
 ``--write`` keeps the table in ``results/brokers.md``. Linux and two cores only.
 """
@@ -29,6 +29,8 @@ from platform import python_implementation, python_version, release
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from comparing.rows import Row, print_rows  # noqa: E402  # as those below
 
 from tests.servers.nats import Nats  # noqa: E402  # after the path that it is found by
 from tests.servers.postgres import Postgres  # noqa: E402  # after the path that it is found by
@@ -147,6 +149,19 @@ def table(figures: Figures, engines: list[str]) -> str:
     return "\n".join(lines)
 
 
+def rows(engines: list[str], records: int, times: int) -> Iterator[Row]:
+    """Measure one round of ours."""
+    for engine in engines:
+        with tempfile.TemporaryDirectory() as folder, served(engine, Path(folder) / "server") as url:
+            for kind, value in measure(engine, "ours", url, records, times).items():
+                if kind in ("p50", "p99"):
+                    yield Row(f"{engine}: latency {kind}", value, "ms")
+                elif kind.endswith("cpu"):
+                    yield Row(f"{engine}: {kind} per record", value, "µs")
+                else:
+                    yield Row(f"{engine}: {kind}", value, "records/s", "higher")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure a Hub on each broker against the client library alone.")
@@ -154,9 +169,13 @@ def main() -> None:
     parser.add_argument("--only", choices=ENGINES, help="one engine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help=f"write the table to results/{RESULTS.name}")
+    parser.add_argument("--json", action="store_true", help="one round of ours as one line for compare.py")
     options = parser.parse_args()
     engines = [options.only] if options.only else list(ENGINES)
     records, times = (10_000, 200) if options.quick else (50_000, 1_000)
+    if options.json:
+        print_rows(rows(engines, records, times))
+        return
     figures: Figures = {}
     for number in range(options.rounds):
         for engine in engines:

@@ -3,11 +3,12 @@
 Each has a part before the handler and a part after it that count. One process, no socket, the three ways interleaved
 in small rounds, CPU time, the median of the rounds' ratios: a disturbance meets all three alike.
 
-    python benchmarks/chain.py
+    python benchmarks/chain.py [--quick] [--json]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from statistics import median
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.typedefs import Middleware
+from comparing.rows import Row, print_rows
 
 from aiohttp_interceptors import Context, Interceptor, interceptor_middleware
 
@@ -81,12 +83,12 @@ def ten_interceptors() -> Call:
     return wrapped(interceptor_middleware(*(Interceptor(f"link-{n}", enter, leave) for n in range(LINKS))), handler)
 
 
-async def measure() -> list[dict[str, float]]:
+async def measure(count: int) -> list[dict[str, float]]:
     """Return the CPU seconds per request of each way, round by round."""
     request = make_mocked_request("GET", "/", writer=Writer())
     ways = {"handler": handler, "middlewares": ten_middlewares(), "interceptors": ten_interceptors()}
     rounds: list[dict[str, float]] = []
-    for _ in range(ROUNDS):
+    for _ in range(count):
         rounds.append(took := {})
         for name, call in ways.items():
             began = time.process_time()
@@ -98,10 +100,22 @@ async def measure() -> list[dict[str, float]]:
 
 def main() -> None:
     """Measure and print."""
-    rounds = asyncio.run(measure())
+    parser = argparse.ArgumentParser(description="Measure what ten interceptors add to a request.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
+    parser.add_argument("--json", action="store_true", help="print ours as one line for compare.py")
+    options = parser.parse_args()
+    rounds = asyncio.run(measure(ROUNDS // 5 if options.quick else ROUNDS))
     theirs = [took["middlewares"] - took["handler"] for took in rounds]
     ours = [took["interceptors"] - took["handler"] for took in rounds]
     ratio = median(mine / yours for mine, yours in zip(ours, theirs, strict=True))
+    if options.json:
+        print_rows(
+            [
+                Row(f"{LINKS} interceptors add to a request", median(ours) * 1e6, "µs"),
+                Row(f"{LINKS} interceptors against {LINKS} middlewares", ratio, "x"),
+            ]
+        )
+        return
     print(f"{LINKS} middlewares add   {median(theirs) * 1e6:6.2f} µs of CPU to a request")
     print(f"{LINKS} interceptors add  {median(ours) * 1e6:6.2f} µs")
     print(f"ratio                {ratio:6.2f}   (goal: at most 1.20)")

@@ -8,7 +8,7 @@ event's data to the same process's reading of it. Every peer has a fresh process
 take turns: a disturbance meets all alike. Figures are medians of the rounds, ratios the medians of the rounds' ratios.
 They mean something beside each other only.
 
-    python benchmarks/fanout.py [--quick] [--only CASE] [--peers NAME,NAME] [--rounds N] [--write]
+    python benchmarks/fanout.py [--quick] [--only CASE] [--peers NAME,NAME] [--rounds N] [--write] [--json]
 
 ``scripts/fanout-peers`` installs who is not Python. Who is missing is named, and the others go on. ``--write`` keeps
 the tables in ``results/fanout.md`` and a plot in ``results/fanout.svg``. Linux and two cores only.
@@ -21,12 +21,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from comparing.rows import Row, print_rows
 from fanning.cases import CASES, COUNTS, FULL, QUICK, SILENT, Size
 from fanning.figures import Figures
-from fanning.peers import PEERS, Missing, Peer
+from fanning.peers import OURS, PEERS, Missing, Peer
 from fanning.plot import Curve, plot
 from fanning.process import LOAD_CORE, SERVER_CORE, Failed
 from fanning.report import setting, tables
@@ -63,6 +64,18 @@ def curves(figures: Figures, peers: Sequence[Peer]) -> list[Curve]:
     return found
 
 
+def rows(figures: Figures) -> Iterator[Row]:
+    """Return the figures of ours. Raises ``Failed`` if a case did not do its work."""
+    for where, why in figures.without.items():
+        raise Failed(f"{where}: {why}")
+    for column in figures.columns():
+        value = figures.median(column, OURS.name)
+        if value is not None:
+            yield Row(
+                column, value, "KiB" if column == "memory" else "ms" if column.split()[-1] in ("p50", "p99") else "µs"
+            )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure one event to many streams, ours and those of peers.")
@@ -71,12 +84,18 @@ def main() -> None:
     parser.add_argument("--peers", help=f"some of: {', '.join(peer.name for peer in PEERS)}")
     parser.add_argument("--rounds", type=int, help="turns of each peer")
     parser.add_argument("--write", action="store_true", help=f"write tables and plot to {RESULTS.name}/fanout.*")
+    parser.add_argument("--json", action="store_true", help="one round of ours on asyncio as one line for compare.py")
     options = parser.parse_args()
     assert {SERVER_CORE, LOAD_CORE} <= os.sched_getaffinity(0), "a server and the load need two cores"
     os.sched_setaffinity(0, {LOAD_CORE})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no server is left behind
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if options.json:
+        print_rows(
+            rows(measure([OURS], [options.only] if options.only else list(CASES), QUICK if options.quick else FULL, 1))
+        )
+        return
     names = None if options.peers is None else {name.strip() for name in options.peers.split(",")}
     if names is not None and names - {peer.name for peer in PEERS}:
         parser.error(f"--peers are some of: {', '.join(peer.name for peer in PEERS)}")

@@ -9,7 +9,7 @@ Memory is the growth of the server's resident set (``Rss`` in ``/proc/self/smaps
 from the first half of its open streams to the second, per stream, in a fresh process each time; the kernel's socket
 buffers are not in it. Linux only: others do not pin.
 
-    python benchmarks/streams.py [--quick] [--only CASE] [--write]
+    python benchmarks/streams.py [--quick] [--only CASE] [--write] [--json]
 
 CASE is ``one``, ``many``, ``paced``, ``idle`` or ``leaving``. ``--write`` keeps the table in ``results/streams.md``.
 """
@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
 
+from comparing.rows import Row as Figure
+from comparing.rows import print_rows
 from streaming.client import Cost, Delivery, Latency, Server, deliver, hold, leave
 
 CASES = ("one", "many", "paced", "idle", "leaving")
@@ -89,13 +91,18 @@ def verdict(reached: bool) -> str:  # noqa: FBT001  # it is the whole question
     return "ok" if reached else "MISSED"
 
 
-def of_deliveries(size: Size, cases: Sequence[str]) -> Iterator[Row]:
-    """Measure the CPU of events: one stream, many, and many whose events come one by one."""
-    shapes = {
+def shapes_of(size: Size) -> dict[str, Shape]:
+    """Return how the events of each case are sent."""
+    return {
         "one": Shape("burst", 1, size.events, 3.0, f"1 stream, {size.events:,} events"),
         "many": Shape("burst", size.streams, size.each, 2.0, f"{size.streams:,} streams, {size.each} events each"),
         "paced": Shape("paced", size.streams, size.each, None, f"{size.streams:,} streams, {size.each} in rounds"),
     }
+
+
+def of_deliveries(size: Size, cases: Sequence[str]) -> Iterator[Row]:
+    """Measure the CPU of events: one stream, many, and many whose events come one by one."""
+    shapes = shapes_of(size)
     wanted = [case for case in cases if case in shapes]
     if not wanted:
         return
@@ -192,17 +199,45 @@ def p99(values: Sequence[float]) -> float:
     return inf if max(values) == inf else quantiles(values, n=100, method="inclusive")[98]
 
 
+def figures(size: Size, cases: Sequence[str]) -> Iterator[Figure]:
+    """Measure one round of ours on asyncio."""
+    shapes = shapes_of(size)
+    for case in cases:
+        if case in shapes:
+            path, streams, events, *_, title = shapes[case]
+            with Server(*OURS, SERVER_CORE) as server:
+                for warm in ("burst", "paced"):
+                    deliver(server, warm, 10, 500)
+                yield Figure(f"{title}: CPU per event", deliver(server, path, streams, events).cpu * 1e6, "µs")
+        elif case == "idle":
+            for name, path in HOLDING:
+                if name == OURS[0]:
+                    with Server(*OURS, SERVER_CORE) as server:
+                        cost = hold(server, path, size.streams)
+                    yield Figure(f"idle stream, {path[1:]}: memory", cost.memory / 1024, "KiB")
+                    yield Figure(f"idle stream, {path[1:]}: tasks", cost.tasks, "")
+                    yield Figure(f"idle stream, {path[1:]}: timers", cost.timers, "")
+        else:
+            with Server(*OURS, SERVER_CORE) as server:
+                left = leave(server, size.streams, size.leaving, BOUND)
+            yield Figure(f"{size.leaving} of {size.streams:,} leave: on_close p50", median(left.closed) * 1e3, "ms")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure streams, ours and those of peers.")
     parser.add_argument("--quick", action="store_true", help="less of everything: a look, not a measurement")
     parser.add_argument("--only", choices=CASES, help="one case")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULTS.parent.name}/{RESULTS.name}")
+    parser.add_argument("--json", action="store_true", help="one round of ours on asyncio as one line for compare.py")
     options = parser.parse_args()
     cores = os.sched_getaffinity(0)
     assert {SERVER_CORE, CLIENT_CORE} <= cores, f"a server and the client need two cores, and there are {cores}"
     os.sched_setaffinity(0, {CLIENT_CORE})
     size, cases = QUICK if options.quick else FULL, [options.only] if options.only else CASES
+    if options.json:
+        print_rows(figures(size, cases))
+        return
     lines = ["| what | measured | goal | |", "|---|---|---|---|"]
     print(*lines, sep="\n")
     measured = [of_deliveries(size, cases)]

@@ -9,11 +9,12 @@ default, and ours with LF.
 We are measured twice: with the event made anew each time, which is what a producer pays, and with one that is there
 already. One process, all ways interleaved in small rounds, CPU time, the best round of each.
 
-    python benchmarks/wire.py
+    python benchmarks/wire.py [--quick] [--json]
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import asyncio
 import inspect
@@ -24,6 +25,7 @@ from typing import NamedTuple, cast
 
 import aiohttp_sse
 from aiohttp_sse import EventSourceResponse
+from comparing.rows import Row, print_rows
 
 from aiohttp_interceptors import Event, encode
 
@@ -91,7 +93,7 @@ def seconds(way: Callable[[], bytes]) -> float:
     return (time.process_time() - began) / EVENTS
 
 
-def measure(case: Case, formatted: Format) -> dict[str, float]:
+def measure(case: Case, formatted: Format, count: int) -> dict[str, float]:
     """Return the CPU seconds per event of each way."""
     _, data, name, number = case
     response, prebuilt = EventSourceResponse(), Event(data, name, number)
@@ -102,7 +104,7 @@ def measure(case: Case, formatted: Format) -> dict[str, float]:
         "prebuilt": lambda: encode(prebuilt),
     }
     best = dict.fromkeys(ways, float("inf"))
-    for _ in range(ROUNDS):
+    for _ in range(count):
         for title, way in ways.items():
             best[title] = min(best[title], seconds(way))
     return best
@@ -110,10 +112,25 @@ def measure(case: Case, formatted: Format) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure how many events are encoded in a CPU second.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
+    parser.add_argument("--json", action="store_true", help="print ours as one line for compare.py")
+    options = parser.parse_args()
+    count = ROUNDS // 4 if options.quick else ROUNDS
     formatted = formatting_of_aiohttp_sse()
+    if options.json:
+        measured = [(case.title, measure(case, formatted, count)) for case in CASES]
+        print_rows(
+            [
+                Row(f"{title}: {way}", best[key] * 1e9, "ns")
+                for title, best in measured
+                for key, way in (("made", "Event and encode"), ("prebuilt", "encode alone"))
+            ]
+        )
+        return
     print("events per CPU second   aiohttp-sse   Event and encode           encode alone")
     for case in CASES:
-        best = measure(case, formatted)
+        best = measure(case, formatted, count)
         theirs, made, prebuilt = best["theirs"], best["made"], best["prebuilt"]
         print(
             f"{case.title:20}  {1 / theirs:13,.0f}  {1 / made:10,.0f} ({theirs / made:4.1f} x)"

@@ -24,7 +24,8 @@ END = b"\r\n0\r\n\r\n"
 APPLICATION = """
 import asyncio
 from aiohttp import web
-from aiohttp_interceptors import Drain, Event, as_handler, setup, start_event_stream
+from aiohttp_sse import sse_response
+from aiohttp_interceptors import Drain, Event, EventStreamResponse, as_handler, setup, start_event_stream
 
 
 async def ticks(channel, context):
@@ -46,12 +47,23 @@ async def slow(channel, context):
         await asyncio.Event().wait()
 
 
+async def queue(request):
+    async with sse_response(request, response_cls=EventStreamResponse, sep="\\n") as stream:
+        await stream.send("tick")
+        try:
+            while True:
+                await stream.send(await asyncio.Queue().get())
+        finally:
+            print("handler ended", flush=True)
+
+
 def make_app(**options):
     app = web.Application()
     setup(app, drain=Drain(farewell=Event("bye", name="farewell"), **options))
     app.router.add_get("/ticks", as_handler(start_event_stream(ticks, retry=1000)))
     app.router.add_get("/idle", as_handler(start_event_stream(idle, retry=1000)))
     app.router.add_get("/finite", as_handler(start_event_stream(ticks, retry=1000, finite=True)))
+    app.router.add_get("/queue", queue)
     app.router.add_get("/slow", as_handler(start_event_stream(slow)))
     return app
 """
@@ -155,6 +167,25 @@ async def test_run_app_ends_its_streams_cleanly_and_exits(program, port, number)
             assert body.endswith(END) is (client not in cut)
         status, _, err = await outcome(process)
     assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_handler_of_aiohttp_sse_s_interface_that_waits_in_a_queue_does_not_hold_up_the_end(
+    program, port, number
+):
+    async with program(*run_app(port, timeout=1.0)) as process:
+        await until_line(process.stdout, "listening")
+        clients = [await opened(port, "/queue") for _ in range(3)]
+        left = await opened(port, "/queue")
+        left[1].close()
+        process.send_signal(number)
+        for client in clients:
+            body = await rest(client)
+            assert b"event: farewell\ndata: bye\n\n" in body
+            assert body.endswith(END)
+        status, out, err = await outcome(process)
+    assert (status, err) == (0, "")
+    assert out.count("handler ended") == 4
 
 
 async def test_a_second_ctrl_c_ends_a_long_grace_at_once(program, port):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
+import sys
 import types
+import warnings
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
 
 from aiohttp import web
+from aiohttp.abc import AbstractView
 from aiohttp.typedefs import Middleware
 
 from ..chain.chain import Chain
 from ..chain.execute import drive
 from ..chain.execution import Execution
-from ..chain.interceptor import InterceptorLike, interceptors_of
+from ..chain.interceptor import STAGES, InterceptorLike, interceptors_of
 from .commit import contexts
 from .context import RequestContext
 
@@ -22,6 +26,7 @@ __all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware"]
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H")
+_OURS = f"{__name__.partition('.')[0]}."
 
 
 def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Middleware:
@@ -34,37 +39,96 @@ def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Mi
 
 
 def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:
-    """Run these around one handler: an ``async`` function, a method, or a ``web.View`` class.
+    """Run these around one handler: whatever aiohttp takes for one, or a method of a class or of a ``web.View``.
 
-    They run inside those of the applications. Raises ``TypeError`` for what is not an interceptor or not a handler.
+    They run inside those of the applications. A decorator that adds a route stays above it: ``@routes.get("/")`` adds
+    what is below. A plain function works as in aiohttp, with aiohttp's ``DeprecationWarning``. Raises ``TypeError`` for
+    what is not an interceptor or not a handler.
     """
     for candidate in interceptors:
-        if inspect.isfunction(candidate) or inspect.isclass(candidate):
+        if inspect.isroutine(candidate) or inspect.isclass(candidate):
             raise TypeError(f"@intercept(…) takes interceptors and then decorates a handler; it got {candidate!r}")
     chain = Chain(interceptors_of(interceptors))
 
-    def decorate(handler: H) -> H:
-        if inspect.isclass(handler) and issubclass(handler, web.View):
-            return cast("H", _intercepted_view(chain, handler))
-        if not inspect.iscoroutinefunction(handler):
-            raise TypeError(f"@intercept(…) decorates an async function or a web.View class, not {handler!r}")
+    def decorate(decorated: H) -> H:
+        if isinstance(decorated, staticmethod | classmethod):
+            return cast("H", type(decorated)(decorate(decorated.__func__)))
+        if _is_view(decorated):
+            return cast("H", _intercepted_view(chain, decorated))
+        handler = _handler_of(decorated)
+        if handler is None:
+            raise TypeError(
+                f"@intercept(…) decorates a handler, such as an async function or a web.View class, not {decorated!r}"
+            )
 
         @functools.wraps(handler)
         async def intercepted(*args: Any) -> web.StreamResponse:
-            request = args[-1].request if isinstance(args[-1], web.View) else args[-1]
+            *bound, last = args
 
-            async def call(_: web.Request) -> web.StreamResponse:
-                return cast("web.StreamResponse", await handler(*args))
+            async def call(request: web.Request) -> web.StreamResponse:
+                return await handler(*bound, last if isinstance(last, AbstractView) else request)
 
-            call.__name__ = handler.__name__
-            return await _run(chain, request, call)
+            call.__name__ = intercepted.__name__
+            return await _run(chain, last.request if isinstance(last, AbstractView) else last, call)
 
+        intercepted.__name__ = _name_of(decorated)
         return cast("H", intercepted)
 
     return decorate
 
 
-def _intercepted_view(chain: Chain, view: type[web.View]) -> type[web.View]:
+def _handler_of(candidate: object) -> Callable[..., Awaitable[web.StreamResponse]] | None:
+    """Return what is awaited for a response when it is called; ``None`` for what aiohttp refuses or cannot run.
+
+    The forms are those of aiohttp's ``AbstractRoute``, which awaits what is marked as a coroutine function and wraps
+    everything else that can be called.
+    """
+    function: Any = candidate
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not callable(function) or inspect.isclass(function):
+        return cast("Handler", candidate) if _is_view(candidate) else None
+    called = getattr(function, "__call__", None)  # noqa: B004  # that of an object; a function's has no marks
+    if any(_is_coroutine_function(form) for form in (candidate, function, called)):
+        return cast("Handler", candidate)
+    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in (function, called)):
+        return None  # what it returns cannot be awaited
+    if (getattr(function, "__module__", None) or "").startswith(_OURS):
+        return None  # start_event_stream without its parentheses
+    bare = cast("Callable[..., Any]", candidate)
+
+    @functools.wraps(bare)
+    async def answer(*args: Any) -> web.StreamResponse:
+        result = bare(*args)
+        return cast("web.StreamResponse", await result if inspect.isawaitable(result) else result)
+
+    answer.__name__ = _name_of(candidate)
+    warnings.warn(f"Bare functions are deprecated, use async ones: {candidate!r}", DeprecationWarning, stacklevel=3)
+    return answer
+
+
+def _is_view(candidate: object) -> TypeGuard[type[AbstractView]]:
+    return inspect.isclass(candidate) and issubclass(candidate, AbstractView)
+
+
+def _is_coroutine_function(candidate: object) -> bool:
+    """Tell whether what it returns can be awaited, as far as its marks say so."""
+    if inspect.iscoroutinefunction(candidate):
+        return True
+    if sys.version_info < (3, 14) and asyncio.iscoroutinefunction(candidate):  # what asyncio marked
+        return True
+    function = getattr(candidate, "__func__", candidate)
+    return inspect.isfunction(function) and bool(function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE)
+
+
+def _name_of(handler: object) -> str:
+    """Return the name that logs and errors call a handler by."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return getattr(handler, "__name__", None) or type(handler).__name__
+
+
+def _intercepted_view(chain: Chain, view: type[AbstractView]) -> type[AbstractView]:
     """Make the subclass of a view whose requests take the chain."""
 
     class Intercepted(view):  # type: ignore[misc, valid-type]  # its base is known at run time only
@@ -81,14 +145,15 @@ def _intercepted_view(chain: Chain, view: type[web.View]) -> type[web.View]:
     return Intercepted
 
 
-def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Handler:
+def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler | type[AbstractView]) -> Handler:
     """Make a route's handler of a chain in which some interceptor attaches the response.
 
-    ``app.router.add_get("/", as_handler(auth, page))``; the last one may be an aiohttp handler. Without a response at
-    the end, ``NoResponse`` is raised to aiohttp, which answers 500. Raises ``TypeError`` for what is no interceptor.
+    ``app.router.add_get("/", as_handler(auth, page))``; the last one may be whatever aiohttp takes for a handler, a
+    ``web.View`` class too. An object with stages is an interceptor, also one that can be called. Without a response at
+    the end, ``NoResponse`` is raised to aiohttp, which answers 500. Raises ``TypeError`` for what is neither.
     """
     *links, last = interceptors or (None,)
-    handler = cast("Handler", last) if inspect.iscoroutinefunction(last) else None
+    handler = None if _has_stages(last) else _handler_of(last)
     chain = Chain(interceptors_of(links if handler is not None else interceptors))
     if not chain.steps and handler is None:
         raise TypeError("as_handler takes at least one interceptor")
@@ -96,8 +161,13 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler) -> Hand
     async def chain_handler(request: web.Request) -> web.StreamResponse:
         return await _run(chain, request, handler)
 
-    chain_handler.__name__ = chain_handler.__qualname__ = getattr(handler, "__name__", None) or chain.steps[-1].name
+    name = chain.steps[-1].name if handler is None else _name_of(last)
+    chain_handler.__name__ = chain_handler.__qualname__ = name
     return chain_handler
+
+
+def _has_stages(candidate: object) -> bool:
+    return not inspect.isclass(candidate) and any(callable(getattr(candidate, stage, None)) for stage in STAGES)
 
 
 def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitable[web.StreamResponse]:

@@ -18,13 +18,17 @@ from ..sse.wire import HEARTBEAT, encode
 from .commit import CommitGuard, GuardedHeaders, drop, is_committed, seal
 from .connection import HIGH_WATER, Connection
 from .context import RequestContext
+from .drain import Drain
 from .staged import FRAMING, drop_framing
+from .streams import Streams
 
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
 
 __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
+# Seconds that a handler has at most, on stop, to see that its stream is over; and the share of the drain's timeout.
+HEARING, AWAKE = 5.0, 0.8
 _LEFT = "the client has left the event stream"
 _SUPERSEDED = "nothing of this event stream is sent, because another response was"
 
@@ -47,11 +51,25 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     same bytes. Unlike there: a disconnect is known at once and not at the next ping, pings go to idle streams only and
     need no task, the head says ``no-transform`` and leaves ``Connection`` to aiohttp, and a second ``prepare`` for a
     client that has left raises ``ConnectionResetError``. ``ping_interval`` (seconds) may be ``None`` for no pings.
+
+    When the client leaves, ``wait`` returns and ``send`` raises, also one that was waiting. A handler that waits for
+    something else is cancelled if ``handler_cancellation`` is set in a subclass, and goes on otherwise.
+
+    When an application stops that ``setup(app)`` has prepared, the client gets the drain's farewell, ``wait`` returns
+    and ``is_connected()`` is false. A handler that has not returned after most of the drain's timeout, 5 seconds at
+    most, is cancelled, and the body ends. It ends as cut for any method but GET, after the drain's grace: such a client
+    does not come back for the rest. Without ``setup(app)`` nothing ends the stream, and aiohttp waits for its handler
+    twice its ``shutdown_timeout``.
     """
 
     event_stream: bool = True  # whatever its Content-Type
     _date: str | None = None
     _is_cut = False
+    handler_cancellation = False
+    """Whether the handler is cancelled when its client leaves, as aiohttp does with its setting of this name."""
+    _handler: asyncio.Task[None] | None = None  # the request's, while it is one of the application's open streams
+    _streams: Streams | None = None
+    _last_call: asyncio.TimerHandle | None = None
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
     def __init__(
@@ -99,6 +117,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             self._end()
         else:
             self.connection = Connection(request, self._heartbeat, self._send_timeout, self._beat(), self._high_water)
+            self._join(request)
         return self._sent_through
 
     def _supersede(self, request: web.BaseRequest) -> AbstractStreamWriter:
@@ -165,6 +184,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     async def write_eof(self, data: bytes = b"") -> None:
         """End the stream and let the connection go on without it, unless it was cut."""
         self._end()
+        self._part()
         if self.connection is not None:
             if self.connection.owner is not None:
                 self.connection.owner.response_ended()
@@ -250,6 +270,63 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """Note that the client has left."""
         if self.connection is not None and self.connection.lost:
             self._end()
+            if self._handler is not None and self.handler_cancellation:
+                self._handler.cancel()
+
+    # As one of an application's open streams.
+
+    def _join(self, request: web.BaseRequest) -> None:
+        """Be an open stream of the application until the body or the handler has ended."""
+        if not isinstance(request, web.Request) or self.connection is None:
+            return  # a server without an application has no streams
+        self._handler = request.task
+        self._streams = Streams.of(request)
+        self._handler.add_done_callback(self._part)
+        self.connection.owner = self
+        self.connection_changed()  # it may be lost already
+        self._streams.add(self)
+
+    def _part(self, _: object = None) -> None:
+        """Be none any more."""
+        if self._last_call is not None:
+            self._last_call.cancel()
+        if self._handler is not None:
+            self._handler.remove_done_callback(self._part)
+        if self._streams is not None:
+            self._streams.discard(self)
+        self._handler = self._streams = self._last_call = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether the stream is an answer that ends by itself; a GET's is taken up again by its client."""
+        return self._req is not None and self._req.method != hdrs.METH_GET
+
+    def say_farewell(self, drain: Drain) -> None:
+        """Have the handler see that the stream is over, because the server stops, and cancel it later."""
+        if self._handler is None or self._last_call is not None or self.connection is None:
+            return
+        if drain.farewell is not None and self.is_connected():
+            self.connection.write(encode(drain.farewell).replace(b"\n", self._sep.encode()))
+        self.stop_streaming()
+        seconds = 0.0 if self.connection.lost else min(HEARING, drain.timeout * AWAKE)
+        self._last_call = asyncio.get_running_loop().call_later(seconds, self.hurry)
+
+    def hurry(self) -> None:
+        """End the body and cancel the handler, which has not returned."""
+        handler, connection = self._handler, self.connection
+        if handler is None or connection is None or self._eof_sent:
+            return
+        self._eof_sent = True
+        self.force_close()
+        if not self.finite:
+            connection.write(b"")  # the last chunk
+        handler.cancel()
+
+    def abort(self) -> None:
+        """End, and wait for nobody."""
+        self.hurry()
+        if self.connection is not None:
+            self.connection.abort()
 
     def _open_connection(self) -> Connection | None:
         """Return the connection; there is none for HEAD, whose answer has no body."""
@@ -278,10 +355,16 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
 
 class ChannelResponse(EventStreamResponse):
-    """The response of a stream with a channel: lines end with LF, and a heartbeat is the shortest there is."""
+    """The response of a stream with a channel: lines end with LF, and a heartbeat is the shortest there is.
+
+    It is the stream that belongs to the application, and that the connection tells what happens.
+    """
 
     DEFAULT_SEPARATOR = "\n"
     _high_water = HIGH_WATER
+
+    def _join(self, request: web.BaseRequest) -> None:
+        pass
 
     def _beat(self) -> bytes:
         return HEARTBEAT

@@ -27,6 +27,10 @@ class Figures:
         """Return the values of all rounds; none if it was not measured."""
         return self._values.get(column, {}).get(peer, [])
 
+    def columns(self) -> list[str]:
+        """Name the columns that were measured, in their order."""
+        return list(self._values)
+
     def median(self, column: str, peer: str) -> float | None:
         """Return the median of the rounds."""
         values = self.rounds(column, peer)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 import pytest
 import structlog
@@ -19,6 +18,7 @@ from aiohttp_interceptors import (
     intercept,
     interceptor_middleware,
     on_error,
+    start_event_stream,
 )
 from aiohttp_interceptors.web.context import contexts
 
@@ -457,9 +457,11 @@ class TestMisuse:
         with pytest.raises(TypeError, match="takes interceptors and then decorates a handler; it got <function"):
             intercept(tracer.handler())
 
-    @pytest.mark.parametrize("wrong", [lambda request: None, 42, Tracer, partial(print)])
+    @pytest.mark.parametrize("wrong", [None, 42, Tracer, before, start_event_stream])
     def test_intercept_decorates_handlers_only(self, tracer, wrong):
-        with pytest.raises(TypeError, match=r"decorates an async function or a web\.View class, not"):
+        with pytest.raises(
+            TypeError, match=r"decorates a handler, such as an async function or a web\.View class, not"
+        ):
             intercept(tracer("a"))(wrong)
 
     @pytest.mark.parametrize("nothing", [(), (None,)])

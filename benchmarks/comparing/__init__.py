@@ -1,0 +1,1 @@
+"""What ``compare.py`` reads from the other programs."""

@@ -1,0 +1,277 @@
+"""How a stream with aiohttp-sse's interface ends when its client leaves, and when the server stops."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from aiohttp_sse import sse_response
+
+from aiohttp_interceptors import Drain, Event, EventStreamResponse, setup
+from aiohttp_interceptors.web.streams import STREAMS
+
+GET = "GET / HTTP/1.1\nHost: x\n\n"
+POST = "POST / HTTP/1.1\nHost: x\nContent-Length: 0\n\n"
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+
+class CancelledResponse(EventStreamResponse):
+    handler_cancellation = True
+
+
+class Told:
+    """What became of a handler."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.how = ""
+
+    async def within(self, seconds: float = 10.0) -> str:
+        async with asyncio.timeout(seconds):
+            await self.ended.wait()
+        return self.how
+
+
+def application(handler, *, response_cls=EventStreamResponse, drain=None, prepared=True):
+    """Serve a handler, and tell what became of it."""
+    told = Told()
+
+    async def handle(request):
+        try:
+            async with sse_response(request, response_cls=response_cls, allow_all_methods=True) as stream:
+                await stream.send("first")
+                told.began.set()
+                await handler(stream)
+            told.how = "returned"
+        except BaseException as error:
+            told.how = type(error).__name__
+            raise
+        finally:
+            told.ended.set()
+        return stream
+
+    app = web.Application()
+    if prepared:
+        setup(app, drain=drain or Drain(farewell=Event("bye", name="farewell"), timeout=0.5))
+    app.router.add_route("*", "/", handle)
+    return app, told
+
+
+async def waits_for_something_else(stream):
+    await asyncio.Queue().get()
+
+
+async def waits(stream):
+    await stream.wait()
+
+
+async def looks(stream):
+    while stream.is_connected():
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("handler", [waits, looks])
+async def test_on_stop_a_handler_that_hears_of_it_returns_and_its_body_ends(serve, handler, handler_cancellation):
+    app, told = application(handler)
+    server = await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        body = await client.reader.read()
+    await client.close()
+    assert told.how == "returned"
+    assert b"event: farewell\r\ndata: bye\r\n\r\n" in body
+    assert body.endswith(LAST_CHUNK)
+
+
+async def test_on_stop_a_handler_that_hears_nothing_is_cancelled_after_its_stream_has_ended(
+    serve, handler_cancellation, logged
+):
+    app, told = application(waits_for_something_else)
+    server = await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        body = await client.reader.read()
+    await client.close()
+    assert told.how == "CancelledError"
+    assert b"event: farewell\r\ndata: bye\r\n\r\n" in body
+    assert body.endswith(LAST_CHUNK)
+    assert [line for line in logged if line["event"] == "streams_aborted"] == []
+
+
+async def test_on_stop_an_answer_to_a_post_is_cut_and_does_not_look_complete(serve):
+    app, told = application(waits_for_something_else)
+    server = await serve(app, shutdown_timeout=60.0)
+    client = await server.connect(POST)
+    await client.until(b"data: first\r\n\r\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        body = await client.reader.read()
+    await client.close()
+    assert told.how == "CancelledError"
+    assert not body.endswith(LAST_CHUNK)
+
+
+async def test_on_stop_an_answer_to_a_post_may_go_on_for_the_grace(serve):
+    more = asyncio.Event()
+
+    async def handler(stream):
+        await more.wait()
+        await stream.send("second")
+
+    app, told = application(handler, drain=Drain(grace=60.0))
+    server = await serve(app)
+    client = await server.connect(POST)
+    await client.until(b"data: first\r\n\r\n")
+    stopping = asyncio.create_task(server.stop())
+    while not app[STREAMS].closing:
+        await asyncio.sleep(0)
+    more.set()
+    async with asyncio.timeout(10):
+        await stopping
+        body = await client.reader.read()
+    await client.close()
+    assert told.how == "returned"
+    assert b"data: second\r\n\r\n" in body
+    assert body.endswith(LAST_CHUNK)
+
+
+async def test_a_handler_that_does_not_end_when_cancelled_is_aborted_with_the_drain(serve, logged):
+    release = asyncio.Event()
+
+    async def handler(stream):
+        try:
+            await asyncio.Queue().get()
+        finally:
+            await release.wait()
+
+    app, told = application(handler, drain=Drain(timeout=0.1))
+    server = await serve(app, shutdown_timeout=0.1)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        assert "streams_aborted" in [line["event"] for line in logged]
+        release.set()
+        await told.within()
+    await client.close()
+
+
+async def test_a_handler_whose_client_left_before_is_cancelled_on_stop_too(serve):
+    app, told = application(waits_for_something_else, drain=Drain(timeout=1000.0))
+    server = await serve(app)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    client.reset()
+    (stream,) = app[STREAMS]
+    async with asyncio.timeout(10):
+        while stream.is_connected():
+            await asyncio.sleep(0)
+        assert len(app[STREAMS]) == 1
+        await server.stop()
+    assert await told.within() == "CancelledError"
+
+
+async def test_without_setup_nothing_ends_it_before_aiohttp_does(serve):
+    app, told = application(waits_for_something_else, prepared=False)
+    server = await serve(app, shutdown_timeout=0.2)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        body = await client.reader.read()
+    await client.close()
+    assert await told.within() == "CancelledError"
+    assert not body.endswith(LAST_CHUNK)
+
+
+async def test_a_client_that_leaves_does_not_cancel_a_handler_unless_it_is_asked_for(serve):
+    app, told = application(waits_for_something_else, response_cls=CancelledResponse)
+    server = await serve(app)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    await client.close()
+    assert await told.within() == "CancelledError"
+
+    app, told = application(waits_for_something_else)
+    server = await serve(app)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    (stream,) = app[STREAMS]
+    await client.close()
+    async with asyncio.timeout(10):
+        while stream.is_connected():
+            await asyncio.sleep(0)
+    assert not told.ended.is_set()
+
+
+async def test_a_client_that_leaves_makes_the_next_send_raise_at_once(serve):
+    async def handler(stream):
+        while stream.is_connected():
+            await asyncio.sleep(0)
+        await stream.send("second")
+
+    app, told = application(handler)
+    server = await serve(app)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    client.reset()
+    assert await told.within() == "ClientConnectionResetError"
+
+
+async def test_a_client_that_leaves_wakes_a_send_that_waits(serve):
+    async def handler(stream):
+        while True:
+            await stream.send("x" * 100_000)
+
+    app, told = application(handler)
+    server = await serve(app)
+    client = await server.connect(GET)
+    await client.until(b"data: first\r\n\r\n")
+    (stream,) = app[STREAMS]
+    async with asyncio.timeout(10):
+        while not stream.connection.paused:
+            await asyncio.sleep(0.01)
+    client.reset()
+    assert await told.within() == "ClientConnectionResetError"
+
+
+async def test_a_stream_that_ended_is_none_of_the_application_s_and_its_connection_goes_on(serve):
+    async def handler(stream):
+        pass
+
+    app, _ = application(handler)
+    server = await serve(app)
+    client = await server.connect(GET)
+    for _ in range(3):
+        await client.until(LAST_CHUNK)
+        assert len(app[STREAMS]) == 0
+        client.writer.write(GET.replace("\n", "\r\n").encode())
+    await client.close()
+
+
+async def test_a_handler_that_raises_leaves_no_stream_behind(serve):
+    async def handler(stream):
+        raise ValueError
+
+    app, told = application(handler)
+    server = await serve(app)
+    client = await server.connect(GET)
+    await client.reader.read()
+    await client.close()
+    await told.within()
+    assert len(app[STREAMS]) == 0
+
+
+async def test_a_head_has_no_stream(serve):
+    app, _ = application(waits)
+    server = await serve(app)
+    client = await server.connect(GET.replace("GET", "HEAD"))
+    await client.until(b"\r\n\r\n")
+    assert len(app[STREAMS]) == 0
+    await client.close()

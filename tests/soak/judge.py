@@ -82,6 +82,7 @@ class Judge:
             self._wrong("it did not come to its end")
             return None
         life.cleanup = totals["cleanup"]
+        life.warnings["connection accepted as the server closed"] += totals.get("late", 0)
         left: dict[str, int] = totals["left"]
         return left
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from ..observe.logs import log as logger
+from ..sse.threadsafe import check_loop
 from .arrivals import Arrivals
 from .audience import Audience, Select
 from .log import Log, Reading
@@ -75,6 +76,11 @@ class Fanout:
         else:
             self.elsewhere().call_soon_threadsafe(call)
 
+    def check_thread(self, call: str, instead: str) -> None:
+        """Raise ``RuntimeError`` for a call from another thread, before it changes anything."""
+        if threading.get_ident() != self._thread and self._loop is not None:
+            check_loop(self._loop, call, instead)
+
     def close(self) -> None:
         """Wait for nothing any more. Twice is once."""
         self.arrivals.close()
@@ -103,8 +109,8 @@ class Fanout:
             self._schedule(self._loop)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon(self._flush)  # first, as it may fail: what is noted as scheduled is never scheduled again
         self._scheduled = True
-        loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False

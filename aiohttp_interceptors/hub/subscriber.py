@@ -165,7 +165,8 @@ class Subscriber:
             self._wait()
 
     def close(self) -> None:
-        """Hear of nothing any more, but keep what was published before for ``rest``. Twice is once."""
+        """Hear of nothing any more, but keep what was published before for ``rest``. Idempotent."""
+        self._fanout.check_thread("subscriber.close()", "loop.call_soon_threadsafe(subscriber.close)")
         self._settle()
         audience, reader = self._audience, self._reader
         if audience is not None:

@@ -101,8 +101,8 @@ class ChannelStream(Stream):
             if not self.over.done():
                 self.over.set_result(None)
         elif not self._due:
-            self._due = True
             self._turn.add(self)
+            self._due = True
 
     def _flush(self) -> None:
         """Write, in pieces of about a batch, as much as the connection takes."""

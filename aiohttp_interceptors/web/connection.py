@@ -46,8 +46,8 @@ class Connection:
     options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
     """
 
-    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_stall_timeout",
-                 "_transport", "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "owner",
+    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_options", "_stall", "_stall_timeout",
+                 "_transport", "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loop", "loss", "owner",
                  "paused", "sent", "wrap")  # fmt: skip
 
     def __init__(
@@ -58,7 +58,7 @@ class Connection:
         beat: bytes = HEARTBEAT,
         high_water: int = HIGH_WATER,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
         self.wrap: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _plain
@@ -67,7 +67,7 @@ class Connection:
         self._visit: Visit | None = None
         self._heartbeat = heartbeat
         self._beat = beat
-        self.last_write: float = self._loop.time()
+        self.last_write: float = self.loop.time()
         self._stall_timeout = stall_timeout
         self._stall: Stall | None = None  # while the client is owed something, which it mostly is not
         self.owner: Owner | None = None
@@ -150,7 +150,7 @@ class Connection:
     async def writable(self) -> bool:
         """Wait until the transport takes more, and return whether the client is there. Cancelling is safe."""
         while self.paused and not self.lost:
-            waiter = self._loop.create_future()
+            waiter = self.loop.create_future()
             if self._waiting is None:
                 self._waiting = []
             self._waiting.append(waiter)
@@ -186,7 +186,7 @@ class Connection:
         data = self.wrap(data)
         transport.write(data)
         self.sent += len(data)
-        self.last_write = self._loop.time()
+        self.last_write = self.loop.time()
         return True
 
     def _count(self) -> None:
@@ -259,7 +259,7 @@ class Connection:
         if self._transport is None:
             return
         self.paused = True
-        self._loop.call_soon(self._loop.call_soon, self.lose, CloseReason.CLIENT_LEFT)
+        self.loop.call_soon(self.loop.call_soon, self.lose, CloseReason.CLIENT_LEFT)
 
     def pause(self) -> None:
         """Note that the transport's buffer is full."""

@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 
 from ..sse.channel import CloseReason
 from ..sse.event import Event
+from ..sse.threadsafe import check_loop
 from ..sse.wire import HEARTBEAT, encode
 from .commit import CommitGuard
 from .connection import HIGH_WATER, Connection
@@ -185,9 +186,10 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             await self._ended.wait()
 
     def stop_streaming(self) -> None:
-        """Let ``wait`` return. Twice is once."""
+        """Let ``wait`` return. Idempotent."""
         connection = self._open_connection()
         if connection is not None:
+            check_loop(connection.loop, "stop_streaming()", "loop.call_soon_threadsafe(response.stop_streaming)")
             connection.beat_no_more()
         self._end()
 

@@ -13,6 +13,7 @@ from ..hub.hub import Hub
 from ..hub.subscriber import Subscriber
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
+from ..sse.threadsafe import check_loop
 from ..sse.wire import encode
 from .connection import Connection
 from .context import RequestContext
@@ -66,6 +67,7 @@ class TopicStream(Stream):
 
     def end(self, reason: CloseReason) -> None:
         """End the stream, for this reason if it is the first: it hears of nothing any more."""
+        check_loop(self.over.get_loop(), "end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
         if self._reason is None:
             self._reason = reason
             self.subscriber.close()

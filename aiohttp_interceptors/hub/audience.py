@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from ..errors import FATAL
 from ..observe.logs import log
 from .record import Record
 
@@ -120,7 +121,9 @@ class Audience:
             missed = [record for record in records if record.id is None and (select is None or select(record))]
             if missed:
                 subscriber.relay(b"".join([record.frame for record in missed]), len(missed), now)
-        except Exception as error:  # noqa: BLE001  # the select function's or a transport's own
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # the select function's or a transport's own
             subscriber.fail(error)
             return 0
         return len(missed)
@@ -139,7 +142,9 @@ class Audience:
         """Return those that the select function wants; if it raises, its streams end, and no other."""
         try:
             return [record for record in records if select(record)]
-        except Exception as error:  # noqa: BLE001  # whatever it is
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever it is
             for subscriber in list(self._live):
                 subscriber.fail(error)
             return []
@@ -160,11 +165,13 @@ class Audience:
         for outlet in line:
             try:
                 outlet.relay(payload, now)
-            except Exception as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
                 self._fail(outlet, error)
         return len(line) * len(records)
 
-    def _fail(self, outlet: Outlet, error: Exception) -> None:
+    def _fail(self, outlet: Outlet, error: BaseException) -> None:
         for subscriber in list(self._live):
             if subscriber.outlet is outlet:
                 log.exception("stream_write_failed", topics=sorted(self.topics), exc_info=error)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 
+from ..errors import FATAL
 from ..observe.logs import log as logger
 from ..sse.threadsafe import check_loop
 from .arrivals import Arrivals
@@ -124,7 +125,9 @@ class Fanout:
         assert loop is not None  # noqa: S101  # only somebody with an audience flushes
         try:
             self.delivered += audience.flush(loop.time())
-        except Exception as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
 
     def interrupt(self, change: Callable[[], None]) -> None:

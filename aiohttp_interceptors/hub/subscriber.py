@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..errors import FATAL
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
 from .audience import Audience, Outlet
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnEnd", "Subscriber"]
 
-OnEnd: TypeAlias = Callable[[CloseReason, Exception | None], None]
+OnEnd: TypeAlias = Callable[[CloseReason, BaseException | None], None]
 
 
 class Subscriber:
@@ -179,7 +180,9 @@ class Subscriber:
         while self._rest is not None and self._reader is not None and not self.outlet.paused:
             try:
                 taken = self._reader.take(*self._rest)
-            except Exception as error:  # noqa: BLE001  # the select function's, whatever it is; or it has lagged
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # the select function's, whatever it is; or it has lagged
                 if not isinstance(error, Lagged):
                     logger.exception("stream_rest_failed", exc_info=error)
                 self._rest = None
@@ -203,17 +206,19 @@ class Subscriber:
             if not self._settled:
                 self._fanout.arrivals.discard(self)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the stream because of an error."""
         self._end(CloseReason.ERROR, error)
 
-    def _end(self, reason: CloseReason, error: Exception | None = None) -> None:
+    def _end(self, reason: CloseReason, error: BaseException | None = None) -> None:
         if self._audience is None:
             return
         self._leave()
         try:
             self._on_end(reason, error)
-        except Exception as failure:  # noqa: BLE001  # a defect, and the other streams are still to be served
+        except FATAL:
+            raise
+        except BaseException as failure:  # noqa: BLE001  # a defect, and the other streams are still to be served
             logger.exception("stream_end_failed", reason=reason.value, exc_info=failure)
 
     def _wait(self) -> None:
@@ -249,7 +254,9 @@ class Subscriber:
             if frames:
                 try:
                     self.outlet.relay(self.outlet.wrap(frames), now)
-                except Exception as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
+                except FATAL:
+                    raise
+                except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
                     self.fail(error)
             delivered += count
         return delivered
@@ -270,7 +277,9 @@ class Subscriber:
         except Lagged:
             self._end(CloseReason.LAGGED)
             return b"", 0, False
-        except Exception as error:  # noqa: BLE001  # the select function's, whatever it is
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # the select function's, whatever it is
             self.fail(error)
             return b"", 0, False
         self._events += taken.records + taken.gaps

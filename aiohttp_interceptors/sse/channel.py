@@ -131,8 +131,10 @@ class EventChannel:
 
         Events of one thread keep their order. ``result`` waits for room as ``put`` does, and raises ``RuntimeError``
         in the event loop's own thread instead of blocking it. Cancelling the future takes back an event that waits
-        for room; in the moment when there is room, it may be taken all the same. Raises ``TypeError`` or ``EventTooLarge`` as ``put``, and
-        ``RuntimeError`` when there is no stream, or its event loop is closed.
+        for room; in the moment when there is room, it may be taken all the same.
+
+        Raises ``TypeError`` or ``EventTooLarge`` as ``put``, and ``RuntimeError`` when there is no stream, or its event
+        loop is closed.
         """
         event = self._checked(event)
         if self._loop is None:

@@ -46,9 +46,9 @@ class Connection:
     options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
     """
 
-    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_options", "_stall", "_stall_timeout",
-                 "_transport", "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loop", "loss", "owner",
-                 "paused", "sent", "wrap")  # fmt: skip
+    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_options", "_stall", "_stall_timeout", "_transport",
+                 "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loop", "loss", "owner", "paused",
+                 "sent", "wrap")  # fmt: skip
 
     def __init__(
         self,

@@ -119,7 +119,7 @@ class TopicStream(Stream):
         """Note that the connection has no room any more."""
         self.subscriber.pause()
 
-    def _on_end(self, reason: CloseReason, error: Exception | None) -> None:
+    def _on_end(self, reason: CloseReason, error: BaseException | None) -> None:
         if error is not None:
             logger.exception("stream_failed", execution_id=self._context.execution_id, exc_info=error)
         self.end(reason)

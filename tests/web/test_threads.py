@@ -162,7 +162,7 @@ async def test_the_end_of_a_hubs_stream_from_another_thread_is_refused_and_chang
     contexts = []
     app = web.Application()
     setup(app, hub)
-    topics = lambda context: contexts.append(context) or "t"  # noqa: E731
+    topics = lambda context: contexts.append(context) or "t"
     app.router.add_get("/", as_handler(start_topic_stream(hub, topics)))
     server = await serve(app)
     async with open_stream(session, server.url) as stream:

@@ -11,7 +11,7 @@ from functools import cached_property
 from operator import attrgetter
 
 from ..sse.event import Event
-from ..sse.wire import encode
+from ..sse.wire import encode, frame_with_id
 from .eras import Eras, new_epoch
 from .gap import GapReason
 from .record import Record
@@ -111,7 +111,7 @@ class Log:
         self.expire(now)
         position = self.end + 1
         event_id = f"{self._eras.epoch}-{position}"
-        record = Record(position, event_id, topic, event, b"id: %b\n%b" % (event_id.encode(), encode(event)), key, now)
+        record = Record(position, event_id, topic, event, frame_with_id(event_id, encode(event)), key, now)
         self.add(record)
         return record
 

@@ -15,7 +15,7 @@ from .buffer import EventQueue, new_buffer
 from .event import Event
 from .queues import LossyQueue
 from .threadsafe import check_loop, run_in_loop
-from .wire import encode, is_larger
+from .wire import encode, is_comment, is_larger
 
 __all__ = ["CloseReason", "EventChannel"]
 
@@ -38,7 +38,7 @@ class EventChannel:
 
     ``buffer`` is how many events may wait, or a factory of an ``asyncio.Queue``: what that queue's ``full`` and
     ``put_nowait`` do when there is no room (wait, slide, drop, conflate) is the channel's policy. ``retry``
-    (milliseconds) rides in the first frame; ``max_event_size`` is in bytes on the wire. Any number of tasks of the
+    (milliseconds) rides in the first frame that is no comment; ``max_event_size`` is in bytes on the wire. Any number of tasks of the
     stream's event loop may put; from other threads there is ``put_threadsafe``, and every other call that changes the
     channel raises ``RuntimeError`` there, and changes nothing.
     """
@@ -206,16 +206,18 @@ class EventChannel:
 
     def take_frames(self, most: int) -> list[bytes]:
         """Take events until their frames have that many bytes, or there are no more, and make room for as many."""
-        retry, self._retry = self._retry, None
+        retry = self._retry
         frames: list[bytes] = []
         buffer, size = self._buffer, 0
         while size < most and not buffer.empty():
-            frame = encode(buffer.get_nowait(), retry)
-            retry = None
+            event = buffer.get_nowait()
+            if retry is None or is_comment(event):  # retry waits for an event that ends in a blank line anyhow
+                frame = encode(event)
+            else:
+                frame, retry = encode(event, retry), None
             size += len(frame)
             frames.append(frame)
-        if not frames:
-            self._retry = retry
+        self._retry = retry
         self._taken(len(frames))
         return frames
 

@@ -44,6 +44,7 @@ class Connection:
     told by the event loop of loss, pause and resume, so that nobody polls, and nobody waits in aiohttp's ``drain``,
     which does not survive being cancelled. ``release`` puts back the protocol, the transport's limits and the socket's
     options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
+    With ``soon`` the first heartbeat goes out right behind the head, unless something else does before.
     """
 
     __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_options", "_stall", "_stall_timeout", "_transport",
@@ -57,6 +58,8 @@ class Connection:
         stall_timeout: float | None,
         beat: bytes = HEARTBEAT,
         high_water: int = HIGH_WATER,
+        *,
+        soon: bool = False,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._transport = request.transport
@@ -79,10 +82,16 @@ class Connection:
         if self._transport is None or self._transport.is_closing():
             self.loss = CloseReason.CLIENT_LEFT
         else:
-            self._take_over(self._transport, request, stall_timeout, high_water)
+            self._take_over(self._transport, request, stall_timeout, high_water, soon=soon)
 
     def _take_over(
-        self, transport: asyncio.Transport, request: web.BaseRequest, stall_timeout: float | None, high_water: int
+        self,
+        transport: asyncio.Transport,
+        request: web.BaseRequest,
+        stall_timeout: float | None,
+        high_water: int,
+        *,
+        soon: bool,
     ) -> None:
         """Stand between the event loop and aiohttp, and have the kernel tell early what it notices."""
         self._options = SocketOptions(transport, stall_timeout)
@@ -93,7 +102,7 @@ class Connection:
         self.paused = request.protocol.writing_paused
         inner = cast("asyncio.Protocol", transport.get_protocol())
         self._watcher = Watcher(self, transport, inner, hold=request.content.is_eof())
-        due = self._next_visit(self.last_write)
+        due = self.last_write + TOGETHER if soon and self._begins else self._next_visit(self.last_write)
         if due is not None:
             self._visit = rounds().add(self, due)
 
@@ -137,6 +146,25 @@ class Connection:
         transport.write(payload)
         self.sent += len(payload)
         self.last_write = now
+
+    def beat_soon(self) -> None:
+        """Send the first heartbeat within ``TOGETHER`` seconds unless something is written before."""
+        if self._visit is not None and self._begins:
+            self._visit.cancel()
+            self._visit = rounds().add(self, self.loop.time() + TOGETHER)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether the body has yet to begin, with a heartbeat if need be: a proxy may hold the head back until then.
+
+        A client of HTTP/1.0 is left alone: to some of them a body is a file.
+        """
+        return not self.sent and self._heartbeat is not None and self.wrap is _chunk
+
+    def note_sent(self, size: int) -> None:
+        """Note that so many bytes of the body went out with the head, through aiohttp, which has counted them."""
+        self.sent += size
+        self._counted += size
 
     def beat(self) -> None:
         """Write a heartbeat; a paused connection has older bytes to send than that."""
@@ -198,7 +226,9 @@ class Connection:
 
     def visit(self, now: float) -> float | None:
         """Send a heartbeat if the stream is idle, and give up on a client that takes nothing."""
-        if self._heartbeat is not None and now - self.last_write >= self._heartbeat - TOGETHER:
+        if self._heartbeat is not None and (
+            now - self.last_write >= self._heartbeat - TOGETHER or (self._beat is HEARTBEAT and self._begins)
+        ):
             self.beat()
         if self._transport is None or self._transport.is_closing():  # and its socket cannot be asked any more
             self._lose_soon()

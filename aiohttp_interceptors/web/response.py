@@ -44,6 +44,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     """
 
     _date: str | None = None
+    _beats_soon = False  # aiohttp-sse sends its first ping after the interval
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
     def __init__(
@@ -89,7 +90,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if request.method == hdrs.METH_HEAD:
             self._end()
         else:
-            self.connection = Connection(request, self._heartbeat, self._send_timeout, self._beat(), self._high_water)
+            self.connection = Connection(
+                request, self._heartbeat, self._send_timeout, self._beat(), self._high_water, soon=self._beats_soon
+            )
         return self._sent_through
 
     async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
@@ -236,6 +239,7 @@ class ChannelResponse(EventStreamResponse):
     """The response of a stream with a channel: lines end with LF, and a heartbeat is the shortest there is."""
 
     DEFAULT_SEPARATOR = "\n"
+    _beats_soon = True
     _high_water = HIGH_WATER
 
     def _beat(self) -> bytes:
@@ -246,6 +250,7 @@ class TopicResponse(ChannelResponse):
     """The response of a Hub's stream: its head waits for ``begin``, and goes out with the first frames."""
 
     _send_headers_immediately = False
+    _beats_soon = False  # unless nothing goes with the head
     # What the kernel does not take the log keeps for all; and uvloop writes at once only what is more than this.
     _high_water = 1
 
@@ -259,4 +264,9 @@ class TopicResponse(ChannelResponse):
                 await cast("StreamWriter", writer).write(frames, drain=False)
             writer.send_headers()  # twice is once
         except ConnectionError:  # the event loop has yet to say so
-            pass
+            return
+        if self.connection is not None:
+            if frames:
+                self.connection.note_sent(len(frames))
+            else:
+                self.connection.beat_soon()

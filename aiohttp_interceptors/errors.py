@@ -37,6 +37,9 @@ __all__ = [
     "ResponseCommitted",
 ]
 
+FATAL = (KeyboardInterrupt, SystemExit)
+"""What ends the process, and so is never an error of one stream."""
+
 
 class BrokerError(RuntimeError):
     """A broker could not do what it was to do."""

@@ -145,16 +145,31 @@ class OpenStream:
                 pass
         return frame
 
+    @property
+    def heartbeats(self) -> int:
+        """How many heartbeats came so far: a lone ``:`` each, which is no frame."""
+        return self._decoder.heartbeats
+
+    async def next_heartbeat(self) -> None:
+        """Wait for one more heartbeat; frames that come before it stay for ``next_frame``. Raises as ``next``."""
+        seen = self._decoder.heartbeats
+        async with asyncio.timeout(self._patience):
+            while self._decoder.heartbeats == seen:
+                await self._read()
+
     async def next_frame(self) -> Event:
-        """Wait for the next frame, seen by a page or not: a heartbeat is ``Event(comment="")``. Raises as ``next``."""
+        """Wait for the next frame, seen by a page or not. Raises as ``next``."""
         async with asyncio.timeout(self._patience):
             while not self._frames:
-                chunk = await self.response.content.readany()
-                if not chunk:
-                    raise StopAsyncIteration
-                self.raw += chunk
-                self._frames.extend(self._decoder.feed(chunk))
+                await self._read()
         return self._frames.popleft()
+
+    async def _read(self) -> None:
+        chunk = await self.response.content.readany()
+        if not chunk:
+            raise StopAsyncIteration
+        self.raw += chunk
+        self._frames.extend(self._decoder.feed(chunk))
 
     async def rest(self) -> list[Event]:
         """Read to the end of the stream and return the events that a page would see. Raises as ``next``."""

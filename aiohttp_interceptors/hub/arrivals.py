@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from ..observe.logs import log as logger
 from .gap import GapReason
 from .log import Log
 
@@ -61,7 +62,10 @@ class Arrivals:
             for owner, (given, since, then) in list(self._waiting.items()):
                 located = self.locate(given, since)
                 if located is not None and self._waiting.pop(owner, None) is not None:
-                    then(located)
+                    try:
+                        then(located)
+                    except Exception as error:  # noqa: BLE001  # of one, and the others wait as well
+                        logger.exception("hub_arrival_failed", exc_info=error)
 
     def begin(self) -> None:
         """Note that all there was has been read. Those who wait for what is ahead have their time from now on."""

@@ -8,22 +8,20 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from .._checks import synchronous
+from ..errors import FATAL
 from ..observe.logs import log
 from .record import Record
 
 if TYPE_CHECKING:
     from .subscription import Subscription
 
-__all__ = ["BATCH", "FATAL", "Allowance", "Audience", "Outlet", "Select", "selected"]
+__all__ = ["BATCH", "Allowance", "Audience", "Outlet", "Select", "selected"]
 
 # Bytes that are written to a stream in one piece. A larger one would save no system call worth speaking of, and it is
 # what the transport may hold beyond its limit for each stream that does not read.
 BATCH = 32 * 1024
 
 Select: TypeAlias = Callable[[Record], object]
-
-FATAL = (KeyboardInterrupt, SystemExit)
-"""What ends the process; anything else that is raised for one stream ends that stream, and no other."""
 
 
 class Outlet(Protocol):

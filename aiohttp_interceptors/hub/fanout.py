@@ -6,8 +6,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 
+from ..errors import FATAL
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
+from ..sse.threadsafe import check_loop
 from .arrivals import Arrivals
 from .audience import Allowance, Audience, Select
 from .log import EXPIRED, Log, Reading
@@ -78,6 +80,11 @@ class Fanout:
         else:
             self.elsewhere().call_soon_threadsafe(call)
 
+    def check_thread(self, call: str, instead: str) -> None:
+        """Raise ``RuntimeError`` for a call from another thread, before it changes anything."""
+        if threading.get_ident() != self._thread and self._loop is not None:
+            check_loop(self._loop, call, instead)
+
     def close(self) -> None:
         """Wait for nothing any more. Twice is once."""
         self.arrivals.close()
@@ -112,8 +119,8 @@ class Fanout:
             self._schedule(self._loop)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon(self._flush)  # first, as it may fail: what is noted as scheduled is never scheduled again
         self._scheduled = True
-        loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Write to all who keep up, and bring up others as far as the time goes; the rest are first next time."""
@@ -136,7 +143,9 @@ class Fanout:
         assert loop is not None  # noqa: S101  # only somebody with an audience flushes
         try:
             self.delivered += audience.flush(loop.time(), allowance or Allowance(CATCHING_UP))
-        except Exception as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
             for subscription in audience.all():  # of which nobody knows what they have; their clients come back with it
                 subscription.fail(error)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from ..observe.facts import HubObserver
 from ..sse.channel import CloseReason
 from ..sse.event import Event
+from ..sse.threadsafe import call_in_loop, run_in_loop
 from ..sse.wire import encode
 from .arrivals import Arrivals, Located
 from .audience import Outlet, Select
@@ -132,21 +133,16 @@ class Hub:
     ) -> Future[str | None]:
         """Publish from any thread, and return a future of the id, which need not be asked.
 
-        In the event loop's own thread do not wait for it. Raises as ``publish``, and ``RuntimeError`` when the Hub
-        has no event loop yet or none any more; what a broker raises, the future has.
+        In the event loop's own thread, ``result`` raises ``RuntimeError`` instead of blocking the loop. Raises as
+        ``publish``, and ``RuntimeError`` when the Hub has no event loop yet or none any more; what a broker raises,
+        the future has.
         """
         publication = self._check(topic, event, key, ephemeral, idempotency_key)
         loop = self._fanout.elsewhere()
-        if self._broker is not None:
-            return asyncio.run_coroutine_threadsafe(self._hand_over(self._broker, publication), loop)
-        future: Future[str | None] = Future()
-
-        def publish() -> None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(self._publish(publication))
-
-        loop.call_soon_threadsafe(publish)
-        return future
+        broker = self._broker
+        if broker is not None:
+            return run_in_loop(loop, lambda: self._hand_over(broker, publication))
+        return call_in_loop(loop, lambda: self._publish(publication))
 
     def _check(
         self,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from ..observe.logs import log as logger
+from ..sse.wire import frame_with_id
 from .broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
 from .fanout import Fanout
 from .log import EXPIRED
@@ -73,8 +74,7 @@ class Intake:
                 record = Record(0, None, topic, None, frame, key, now)
             else:
                 event_id = f"{start}{position}"
-                framed = b"id: %b\n%b" % (event_id.encode(), frame)
-                record = Record(position, event_id, topic, None, framed, key, now - age)
+                record = Record(position, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
                 log.add(record)
             fanout.spread(record)
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 
 from ..sse.event import Event
-from ..sse.wire import encode
+from ..sse.wire import encode, frame_with_id
 from .eras import Eras, new_epoch
 from .gap import GapReason
 from .order import Order
@@ -122,7 +122,7 @@ class Log:
         self.expire(now, EXPIRED)
         position = self.end + 1
         event_id = f"{self._eras.epoch}-{position}"
-        record = Record(position, event_id, topic, event, b"id: %b\n%b" % (event_id.encode(), encode(event)), key, now)
+        record = Record(position, event_id, topic, event, frame_with_id(event_id, encode(event)), key, now)
         self.add(record)
         return record
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..errors import FATAL
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
-from .audience import FATAL, Audience, Outlet
+from .audience import Audience, Outlet
 from .gap import Gap
 from .policy import Policy
 from .reader import Beginning, Lagged, Reader
@@ -220,7 +221,9 @@ class Subscription:
     def _call_on_end(self, reason: CloseReason, error: BaseException | None) -> None:
         try:
             self._on_end(reason, error)
-        except Exception as failure:  # noqa: BLE001  # a defect, and the other streams are still to be served
+        except FATAL:
+            raise
+        except BaseException as failure:  # noqa: BLE001  # a defect, and the other streams are still to be served
             logger.exception("stream_end_failed", reason=reason.value, exc_info=failure)
 
     def _wait(self) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from enum import StrEnum
 from itertools import islice
+from threading import get_ident
 
 from ..errors import ChannelFull, EventTooLarge
 from .buffer import EventQueue, new_buffer
 from .event import Event
 from .queues import LossyQueue
-from .wire import encode, is_larger
+from .threadsafe import check_loop, run_in_loop
+from .wire import encode, is_comment, is_larger
 
 __all__ = ["CloseReason", "EventChannel"]
 
@@ -35,12 +38,13 @@ class EventChannel:
 
     ``buffer`` is how many events may wait, or a factory of an ``asyncio.Queue``: what that queue's ``full`` and
     ``put_nowait`` do when there is no room (wait, slide, drop, conflate) is the channel's policy. ``retry``
-    (milliseconds) rides in the first frame; ``max_event_size`` is in bytes on the wire. One event loop; any number of
-    tasks may put.
+    (milliseconds) rides in the first frame that is no comment; ``max_event_size`` is in bytes on the wire. Any number
+    of tasks of the stream's event loop may put; from other threads there is ``put_threadsafe``, and every other call that changes the
+    channel raises ``RuntimeError`` there, and changes nothing.
     """
 
-    __slots__ = ("_asleep", "_buffer", "_closed", "_lossy", "_max_event_size", "_over", "_relieve", "_retry", "_told",
-                 "_waiting", "_wake", "reason")  # fmt: skip
+    __slots__ = ("_asleep", "_buffer", "_closed", "_loop", "_lossy", "_max_event_size", "_over", "_relieve", "_retry",
+                 "_thread", "_told", "_waiting", "_wake", "reason")  # fmt: skip
 
     reason: CloseReason | None
     """Why the stream ended; ``None`` as long as it has not."""
@@ -62,6 +66,8 @@ class EventChannel:
         self._wake: Callable[[], None] = _nobody
         self._relieve: Callable[[], None] = _nobody
         self._asleep = True  # whether the stream must be told of the next event
+        self._loop: asyncio.AbstractEventLoop | None = None  # the stream's
+        self._thread = 0  # the loop's; 0 while there is no stream
         self._closed = False
         self._told = False
         self.reason = None
@@ -94,6 +100,8 @@ class EventChannel:
         """
         if type(event) is not Event or self._max_event_size is not None:
             event = self._checked(event)
+        if get_ident() != self._thread:
+            self._check_thread("await channel.put(event)", PUT_ELSEWHERE)
         if self._closed:
             self._told = True
             await asyncio.sleep(0)  # or a producer that ignores False would never let anybody else run
@@ -109,6 +117,8 @@ class EventChannel:
         Raises ``ChannelFull``, and what ``put`` raises.
         """
         event = self._checked(event)
+        if get_ident() != self._thread:
+            self._check_thread("channel.put_nowait(event)", PUT_ELSEWHERE)
         if self._closed:
             self._told = True
             return False
@@ -117,8 +127,25 @@ class EventChannel:
         self._take(event)
         return True
 
+    def put_threadsafe(self, event: Event | str) -> Future[bool]:
+        """Hand over an event from any thread, and return a future of what ``put`` returns; it need not be asked.
+
+        Events of one thread keep their order. ``result`` waits for room as ``put`` does, and raises ``RuntimeError``
+        in the event loop's own thread instead of blocking it. Cancelling the future takes back an event that waits
+        for room; in the moment when there is room, it may be taken all the same.
+
+        Raises ``TypeError`` or ``EventTooLarge`` as ``put``, and ``RuntimeError`` when there is no stream, or its event
+        loop is closed.
+        """
+        event = self._checked(event)
+        if self._loop is None:
+            raise RuntimeError("this channel has no stream yet, and so no event loop that could take the event")
+        return run_in_loop(self._loop, lambda: self.put(event))
+
     def close(self) -> None:
-        """Take no more events, and end the stream when all that were put have been sent. Twice is once."""
+        """Take no more events, and end the stream when all that were put have been sent. Idempotent."""
+        if get_ident() != self._thread:
+            self._check_thread("channel.close()", "loop.call_soon_threadsafe(channel.close)")
         if not self._closed:
             self._closed = True
             self._told = _release(self._waiting)
@@ -129,6 +156,8 @@ class EventChannel:
 
         Whoever waits for the end, or to put, is told now. ``CloseReason.KICKED`` is for an application's own use.
         """
+        if get_ident() != self._thread:
+            self._check_thread("end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
         if self.reason is None:
             self.reason = reason
             if self._closed:
@@ -139,6 +168,10 @@ class EventChannel:
 
     async def wait_closed(self) -> CloseReason:
         """Wait until the stream is over and return why. Cancelling is safe."""
+        if get_ident() != self._thread:
+            self._check_thread(
+                "await channel.wait_closed()", "asyncio.run_coroutine_threadsafe(channel.wait_closed(), loop)"
+            )
         while self.reason is None:
             if self._over is None:
                 self._over = []
@@ -156,7 +189,11 @@ class EventChannel:
         """Have ``wake`` called when there is something to take again, or the channel was closed.
 
         ``relieve`` is called before a queue that loses events would lose one: it takes what can be sent at once.
+        From here on the channel belongs to the running event loop.
         """
+        self._loop = asyncio.get_running_loop()
+        thread = get_ident()
+        self._thread = _threads.setdefault(thread, thread)
         self._wake = wake
         self._relieve = relieve or _nobody
 
@@ -170,16 +207,18 @@ class EventChannel:
 
     def take_frames(self, most: int) -> list[bytes]:
         """Take events until their frames have that many bytes, or there are no more, and make room for as many."""
-        retry, self._retry = self._retry, None
+        retry = self._retry
         frames: list[bytes] = []
         buffer, size = self._buffer, 0
         while size < most and not buffer.empty():
-            frame = encode(buffer.get_nowait(), retry)
-            retry = None
+            event = buffer.get_nowait()
+            if retry is None or is_comment(event):  # retry waits for an event that ends in a blank line anyhow
+                frame = encode(event)
+            else:
+                frame, retry = encode(event, retry), None
             size += len(frame)
             frames.append(frame)
-        if not frames:
-            self._retry = retry
+        self._retry = retry
         self._taken(len(frames))
         return frames
 
@@ -202,10 +241,15 @@ class EventChannel:
         lossy = self._lossy
         if lossy is not None and lossy.qsize() >= lossy.maxsize:
             self._relieve()
-        self._buffer.put_nowait(event)
         if self._asleep:
+            self._wake()  # before anything changes, as it may fail; a stream that is woken for nothing writes nothing
             self._asleep = False
-            self._wake()
+        self._buffer.put_nowait(event)
+
+    def _check_thread(self, call: str, instead: str) -> None:
+        """Refuse a call from another thread than the stream's, unless that has no event loop any more."""
+        if self._loop is not None:
+            check_loop(self._loop, call, instead)
 
     def _taken(self, count: int) -> None:
         self._asleep = True
@@ -235,6 +279,10 @@ class EventChannel:
         """Wake that many of those in line who have not been woken, oldest first."""
         for waiter in islice((waiter for waiter in self._waiting or () if not waiter.done()), count):
             waiter.set_result(None)
+
+
+PUT_ELSEWHERE = "channel.put_threadsafe(event), which returns a future,"
+_threads: dict[int, int] = {}  # one int of each thread's number, instead of one for each open stream
 
 
 def _new_waiter() -> asyncio.Future[None]:

@@ -6,15 +6,19 @@ import codecs
 
 from .event import _NO_MORE, MAX_RETRY, Event
 
-__all__ = ["HEARTBEAT", "Decoder", "encode", "is_larger"]
+__all__ = ["HEARTBEAT", "Decoder", "encode", "frame_with_id", "is_comment", "is_larger"]
 
-HEARTBEAT = b":\n\n"  # an empty comment: the shortest thing that a proxy takes for life and a page does not see
+# An empty comment: the shortest thing that a proxy takes for life and a page does not see. Without a blank line, at
+# which many clients that are no browsers dispatch an event without data.
+HEARTBEAT = b":\n"
 
 
 def encode(event: Event, retry: int | None = None) -> bytes:
     """Return an event's bytes: one frame, with the blank line that ends it.
 
-    ``retry`` (milliseconds) goes into this frame if the event has none of its own. Source: WHATWG HTML 9.2.5.
+    An event that is a comment alone ends with a lone ``:`` instead: clients that are no browsers would dispatch an
+    empty event at a blank line. ``retry`` (milliseconds) goes into this frame if the event has none of its own.
+    Source: WHATWG HTML 9.2.5.
     """
     data = event._data
     if event._more is None and retry is None and data is not None:
@@ -33,7 +37,19 @@ def encode(event: Event, retry: int | None = None) -> bytes:
         frame += f"id: {event_id}\n"
     if own_retry is not None or retry is not None:
         frame += f"retry: {retry if own_retry is None else own_retry}\n"
+    elif data is None and event_id is None:
+        return frame.encode() + HEARTBEAT
     return (frame + "\n").encode()
+
+
+def is_comment(event: Event) -> bool:
+    """Tell whether an event is a comment alone, whose frame has no blank line."""
+    return event._data is None and event._more is not None and event._more[:3] == _NO_MORE[:3]
+
+
+def frame_with_id(event_id: str, frame: bytes) -> bytes:
+    """Put an id in front of what ``encode`` returned; a comment then gets the blank line that the id needs."""
+    return b"id: %b\n%b%b" % (event_id.encode(), frame, b"" if frame.endswith(b"\n\n") else b"\n")
 
 
 def is_larger(event: Event, size: int) -> bool:
@@ -48,7 +64,8 @@ class Decoder:
 
     ``feed`` gives an ``Event`` for each frame that said anything. A client dispatches those whose ``data`` is not
     ``None``. ``last_event_id`` is what it would send on reconnecting, ``retry`` its reconnection time (milliseconds)
-    or ``None`` if the stream set none. Source: WHATWG HTML 9.2.6.
+    or ``None`` if the stream set none. A lone ``:`` is a heartbeat, which is counted in ``heartbeats`` and is no event;
+    behind other comments, before any field, it ends an event that is a comment alone. Source: WHATWG HTML 9.2.6.
     """
 
     # What the frame has said so far.
@@ -61,6 +78,7 @@ class Decoder:
     def __init__(self) -> None:
         self.last_event_id: str = ""
         self.retry: int | None = None
+        self.heartbeats: int = 0
         self._text = codecs.getincrementaldecoder("utf-8")("replace")
         self._line: list[str] = []  # the pieces of a line whose end has not come
         self._started = False
@@ -89,6 +107,8 @@ class Decoder:
         """Process a line; the blank one ends a frame."""
         if not line:
             return self._end_of_frame()
+        if line == ":":
+            return self._end_of_comment()
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if not field:
@@ -102,6 +122,14 @@ class Decoder:
         elif field == "retry" and value.isascii() and value.isdigit():
             # At most 17 digits that count, which is more than MAX_RETRY has: int() refuses to read thousands of them.
             self.retry = self._retry = min(int(value.lstrip("0")[:17] or 0), MAX_RETRY)
+        return None
+
+    def _end_of_comment(self) -> Event | None:
+        """Process a lone colon: a heartbeat, unless it ends a comment that stands alone."""
+        if not self._comments:
+            self.heartbeats += 1
+        elif not (self._data or self._name is not None or self._id is not None or self._retry is not None):
+            return self._end_of_frame()
         return None
 
     def _end_of_frame(self) -> Event | None:

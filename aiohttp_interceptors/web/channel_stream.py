@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import FATAL
 from ..observe.facts import EventsDropped
 from ..sse.channel import CloseReason, EventChannel
 from .connection import BATCH, Connection
@@ -58,7 +59,7 @@ class ChannelStream(Stream):
         return StreamStatistics(
             events=self._events,
             bytes=self._connection.bytes,
-            buffered=self.channel.buffered,
+            buffered=self._buffered,
             unsent=self._connection.unsent,
             dropped=self.channel.dropped,
             seconds=self._seconds,
@@ -81,12 +82,31 @@ class ChannelStream(Stream):
             return
         try:
             self._flush()
-        except Exception as error:  # noqa: BLE001  # a queue of the user's own: its stream ends, and no other
+            sent = channel.closed and not channel.buffered and not self._connection.paused
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a queue of the user's own: its stream ends, and no other
+            self._fail(error)
+            return
+        if sent:
+            self.end(CloseReason.CLOSED if self._feeder.error is None else CloseReason.ERROR)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the stream because its queue raised, which is not asked again."""
+        if not self._broken:
             self._broken = True
             self._feeder.fail(error)
-            self.end(CloseReason.ERROR)
-        if channel.closed and not channel.buffered and not self._connection.paused:
-            self.end(CloseReason.CLOSED if self._feeder.error is None else CloseReason.ERROR)
+        self.end(CloseReason.ERROR)
+
+    @property
+    def _buffered(self) -> int:
+        if self._broken:
+            return 0
+        try:
+            return self.channel.buffered
+        except Exception as error:  # noqa: BLE001  # statistics are asked for by who looks at all streams
+            self._fail(error)
+            return 0
 
     def _start(self) -> None:
         self._feeder.start(self._ready, self.channel, self._context)
@@ -101,8 +121,8 @@ class ChannelStream(Stream):
         if self.channel.reason is not None:
             self._finish()
         elif not self._due:
-            self._due = True
             self._turn.add(self)
+            self._due = True
 
     def _flush(self) -> None:
         """Write, in pieces of about a batch, as much as the connection takes."""
@@ -125,8 +145,11 @@ class ChannelStream(Stream):
     def _write_rest(self) -> bool:
         if self._broken:
             return False
-        self._flush()
-        return self.channel.buffered > 0
+        try:
+            self._flush()
+        except Exception as error:  # noqa: BLE001  # the rest is lost with the queue, and the stream still ends
+            self._fail(error)
+        return self._buffered > 0
 
     def _error_event(self) -> ErrorEvent | None:
         return self._error

@@ -47,11 +47,12 @@ class Connection:
     told by the event loop of loss, pause and resume, so that nobody polls, and nobody waits in aiohttp's ``drain``,
     which does not survive being cancelled. ``release`` puts back the protocol, the transport's limits and the socket's
     options for the next request of the connection. ``heartbeat`` and ``stall_timeout`` are in seconds, or ``None``.
+    With ``soon`` the first heartbeat goes out right behind the head, unless something else does before.
     """
 
-    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_loop", "_options", "_stall", "_stall_timeout",
-                 "_transport", "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loss", "owner",
-                 "paused", "sent", "wrap")  # fmt: skip
+    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_options", "_stall", "_stall_timeout", "_transport",
+                 "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loop", "loss", "owner", "paused",
+                 "sent", "wrap")  # fmt: skip
 
     def __init__(
         self,
@@ -60,8 +61,10 @@ class Connection:
         stall_timeout: float | None,
         beat: bytes = HEARTBEAT,
         high_water: int = HIGH_WATER,
+        *,
+        soon: bool = False,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
         self.wrap: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _plain
@@ -70,7 +73,7 @@ class Connection:
         self._visit: Visit | None = None
         self._heartbeat = heartbeat
         self._beat = beat
-        self.last_write: float = self._loop.time()
+        self.last_write: float = self.loop.time()
         self._stall_timeout = stall_timeout
         self._stall: Stall | None = None  # while the client is owed something, which it mostly is not
         self.owner: Owner | None = None
@@ -82,10 +85,16 @@ class Connection:
         if self._transport is None or self._transport.is_closing():
             self.loss = CloseReason.CLIENT_LEFT
         else:
-            self._take_over(self._transport, request, stall_timeout, high_water)
+            self._take_over(self._transport, request, stall_timeout, high_water, soon=soon)
 
     def _take_over(
-        self, transport: asyncio.Transport, request: web.BaseRequest, stall_timeout: float | None, high_water: int
+        self,
+        transport: asyncio.Transport,
+        request: web.BaseRequest,
+        stall_timeout: float | None,
+        high_water: int,
+        *,
+        soon: bool,
     ) -> None:
         """Stand between the event loop and aiohttp, and have the kernel tell early what it notices."""
         self._options = SocketOptions(transport, stall_timeout)
@@ -96,7 +105,7 @@ class Connection:
         self.paused = request.protocol.writing_paused
         inner = cast("asyncio.Protocol", transport.get_protocol())
         self._watcher = Watcher(self, transport, inner, hold=request.content.is_eof())
-        due = self._next_visit(self.last_write)
+        due = self.last_write + TOGETHER if soon and self._begins else self._next_visit(self.last_write)
         if due is not None:
             self._visit = rounds().add(self, due)
 
@@ -141,6 +150,25 @@ class Connection:
         self.sent += len(payload)
         self.last_write = now
 
+    def beat_soon(self) -> None:
+        """Send the first heartbeat within ``TOGETHER`` seconds unless something is written before."""
+        if self._visit is not None and self._begins:
+            self._visit.cancel()
+            self._visit = rounds().add(self, self.loop.time() + TOGETHER)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether the body has yet to begin, with a heartbeat if need be: a proxy may hold the head back until then.
+
+        A client of HTTP/1.0 is left alone: to some of them a body is a file.
+        """
+        return not self.sent and self._heartbeat is not None and self.wrap is _chunk
+
+    def note_sent(self, size: int) -> None:
+        """Note that so many bytes of the body went out with the head, through aiohttp, which has counted them."""
+        self.sent += size
+        self._counted += size
+
     def beat(self) -> None:
         """Write a heartbeat; a paused connection has older bytes to send than that."""
         if not self.paused:
@@ -153,7 +181,7 @@ class Connection:
     async def writable(self) -> bool:
         """Wait until the transport takes more, and return whether the client is there. Cancelling is safe."""
         while self.paused and not self.lost:
-            waiter = self._loop.create_future()
+            waiter = self.loop.create_future()
             if self._waiting is None:
                 self._waiting = []
             self._waiting.append(waiter)
@@ -189,7 +217,7 @@ class Connection:
         data = self.wrap(data)
         transport.write(data)
         self.sent += len(data)
-        self.last_write = self._loop.time()
+        self.last_write = self.loop.time()
         return True
 
     def _count(self) -> None:
@@ -201,7 +229,9 @@ class Connection:
 
     def visit(self, now: float) -> float | None:
         """Send a heartbeat if the stream is idle, and give up on a client that takes nothing."""
-        if self._heartbeat is not None and now - self.last_write >= self._heartbeat - TOGETHER:
+        if self._heartbeat is not None and (
+            now - self.last_write >= self._heartbeat - TOGETHER or (self._beat is HEARTBEAT and self._begins)
+        ):
             self.beat()
         if self._transport is None or self._transport.is_closing():  # and its socket cannot be asked any more
             self._lose_soon()
@@ -262,7 +292,7 @@ class Connection:
         if self._transport is None:
             return
         self.paused = True
-        self._loop.call_soon(self._loop.call_soon, self.lose, CloseReason.CLIENT_LEFT)
+        self.loop.call_soon(self.loop.call_soon, self.lose, CloseReason.CLIENT_LEFT)
 
     def pause(self) -> None:
         """Note that the transport's buffer is full."""

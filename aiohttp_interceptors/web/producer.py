@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
+from ..errors import FATAL
 from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
 from .context import RequestContext
@@ -18,9 +19,6 @@ __all__ = ["Fed", "Producer", "StreamReady", "name_of"]
 StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
 
 P = ParamSpec("P")
-
-# The event loop lets these out of ``run_forever``. They end the process, and are no failure of a stream.
-_OF_THE_LOOP = (KeyboardInterrupt, SystemExit)
 
 
 class Fed(Protocol):
@@ -75,7 +73,7 @@ class Producer:
     def failure(self) -> Exception | None:
         """The exception that the stage which opened the stream raises; a ``BaseException`` is the cause of another."""
         error = self.error
-        if error is None or isinstance(error, (Exception, *_OF_THE_LOOP)):
+        if error is None or isinstance(error, (Exception, *FATAL)):
             return error if isinstance(error, Exception) else None
         failure = RuntimeError(f"the producer {self.name} raised {error!r}, which is no Exception")
         failure.__cause__ = error
@@ -86,7 +84,7 @@ class Producer:
         self.name = self.name or name_of(function)
         try:
             result = function(*arguments, **named)
-        except _OF_THE_LOOP:
+        except FATAL:
             raise
         except BaseException as error:  # noqa: BLE001  # whatever it is, the stream ends
             self.fail(error)
@@ -161,7 +159,7 @@ class Producer:
             return None
         try:
             told = on_close(self._context, self._fed.reason or CloseReason.CLOSED)
-        except _OF_THE_LOOP:
+        except FATAL:
             raise
         except BaseException as error:  # noqa: BLE001  # the stream is over, whatever its observer thinks of it
             self._on_close_failed(error)
@@ -191,7 +189,7 @@ class Producer:
             future.cancel()
             await asyncio.wait([future], timeout=0)  # its turn to go
         error = future.exception() if future.done() and not future.cancelled() else None
-        if error is not None and not isinstance(error, _OF_THE_LOOP):
+        if error is not None and not isinstance(error, FATAL):
             self._on_close_failed(error)
 
     async def _until_it_returns(self, task: asyncio.Future[Any], farewell: _Farewell, grace: float) -> None:

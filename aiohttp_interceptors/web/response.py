@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 
 from ..sse.channel import CloseReason
 from ..sse.event import Event
+from ..sse.threadsafe import check_loop
 from ..sse.wire import HEARTBEAT, encode
 from .commit import CommitGuard, GuardedHeaders, drop, is_committed, seal
 from .connection import HIGH_WATER, Connection
@@ -70,6 +71,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     _handler: asyncio.Task[None] | None = None  # the request's, while it is one of the application's open streams
     _streams: Streams | None = None
     _last_call: asyncio.TimerHandle | None = None
+    _beats_soon = False  # aiohttp-sse sends its first ping after the interval
     _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
 
     def __init__(
@@ -116,7 +118,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if request.method == hdrs.METH_HEAD:
             self._end()
         else:
-            self.connection = Connection(request, self._heartbeat, self._send_timeout, self._beat(), self._high_water)
+            self.connection = Connection(
+                request, self._heartbeat, self._send_timeout, self._beat(), self._high_water, soon=self._beats_soon
+            )
             self._join(request)
         return self._sent_through
 
@@ -249,9 +253,10 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             await self._ended.wait()
 
     def stop_streaming(self) -> None:
-        """Let ``wait`` return. Twice is once."""
+        """Let ``wait`` return. Idempotent."""
         connection = self._open_connection()
         if connection is not None:
+            check_loop(connection.loop, "stop_streaming()", "loop.call_soon_threadsafe(response.stop_streaming)")
             connection.beat_no_more()
         self._end()
 
@@ -361,6 +366,7 @@ class ChannelResponse(EventStreamResponse):
     """
 
     DEFAULT_SEPARATOR = "\n"
+    _beats_soon = True
     _high_water = HIGH_WATER
 
     def _join(self, request: web.BaseRequest) -> None:
@@ -374,6 +380,7 @@ class TopicResponse(ChannelResponse):
     """The response of a Hub's stream: its head waits for ``begin``, and goes out with the first frames."""
 
     _send_headers_immediately = False
+    _beats_soon = False  # unless nothing goes with the head
     # What the kernel does not take the log keeps for all; and uvloop writes at once only what is more than this.
     _high_water = 1
 
@@ -387,4 +394,9 @@ class TopicResponse(ChannelResponse):
                 await cast("StreamWriter", writer).write(frames, drain=False)
             writer.send_headers()  # twice is once
         except ConnectionError:  # the event loop has yet to say so
-            pass
+            return
+        if self.connection is not None:
+            if frames:
+                self.connection.note_sent(len(frames))
+            else:
+                self.connection.beat_soon()

@@ -7,6 +7,8 @@ import heapq
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from ..errors import FATAL
+
 __all__ = ["TOGETHER", "Rounds", "Visit", "Visited", "rounds"]
 
 # What is due within this many seconds is done with what is due now: fewer wake-ups, and a proxy's idle timeout is
@@ -92,9 +94,14 @@ class Rounds:
         due = []  # all of them first: one that wants to be visited again soon is not visited twice
         while self._due and self._due[0].due <= now + TOGETHER:
             due.append(heapq.heappop(self._due))
-        for visit in due:
-            self._visit(visit, now)
-        self._schedule()
+        left = iter(due)
+        try:
+            for visit in left:
+                self._visit(visit, now)
+        finally:
+            for visit in left:  # the process is ending, and the event loop may go on for a while
+                heapq.heappush(self._due, visit)
+            self._schedule()
 
     def _visit(self, visit: Visit, now: float) -> None:
         if visit.visited is None:
@@ -102,7 +109,9 @@ class Rounds:
         again: float | None = None
         try:
             again = visit.visited.visit(now)
-        except Exception as error:  # noqa: BLE001  # of one, and no reason not to visit the others
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # of one, and no reason not to visit the others
             context = {"message": f"{visit.visited!r} raised when it was visited", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
         if visit.cancelled:  # during the visit

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import TypeAlias, cast
 
 from ..sse.event import Event
-from ..sse.wire import encode
+from ..sse.wire import encode, frame_with_id
 from .connection import BATCH
 from .context import RequestContext
 
@@ -59,7 +59,7 @@ class Snapshot:
                         count, ready = 0, b""
                 last = frame
         if last is not None:
-            yield count + 1, b"%bid: %b\n%b" % (ready, id.encode(), last)
+            yield count + 1, ready + frame_with_id(id, last)
 
 
 async def _frames(events: Events) -> AsyncGenerator[tuple[bytes, bool], None]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from ..errors import FATAL
 from ..observe.facts import StreamFact, StreamObserver, StreamRefused
 from ..observe.logs import log, log_fact
 from .drain import Drain
@@ -98,7 +99,7 @@ class Streams:
         """Remember an open stream."""
         self._open.add(stream)
         if self.closing:  # it was let in before, and its head took until now
-            stream.say_farewell(self._drain)
+            self._say_farewell(stream)
 
     def discard(self, stream: Drainable) -> None:
         """Forget a stream that is over."""
@@ -112,7 +113,9 @@ class Streams:
         if self._observer is not None:
             try:
                 self._observer(fact)
-            except Exception as error:  # noqa: BLE001  # it only looks on
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # it only looks on
                 self._observer = None
                 log.exception("stream_observer_dropped", exc_info=error)
 
@@ -128,20 +131,41 @@ class Streams:
         if drain.grace and any(stream.finite for stream in self._open):
             for stream in self:
                 if not stream.finite:
-                    stream.say_farewell(drain)
+                    self._say_farewell(stream)
             await self._until(lambda: not any(stream.finite for stream in self._open), drain.grace)
         for stream in self:
-            stream.say_farewell(drain)
+            self._say_farewell(stream)
         await self._until(lambda: not self._open, drain.timeout * AWAKE)
         self.patient = False
         for stream in self:
-            stream.hurry()
+            self._hurry(stream)
         await self._until(lambda: not self._open, drain.timeout * (1 - AWAKE))
         if self._open:
             log.warning("streams_aborted", streams=len(self._open), seconds=drain.timeout)
             for stream in self:
-                stream.abort()
+                self._abort(stream)
             await self._until(lambda: not self._open, ABORTED)
+
+    def _say_farewell(self, stream: Drainable) -> None:
+        """End a stream; one that fails at that keeps no other from its end."""
+        try:
+            stream.say_farewell(self._drain)
+        except Exception as error:  # noqa: BLE001  # of one
+            log.exception("stream_farewell_failed", exc_info=error)
+            self._abort(stream)
+
+    def _hurry(self, stream: Drainable) -> None:
+        try:
+            stream.hurry()
+        except Exception as error:  # noqa: BLE001  # of one
+            log.exception("stream_end_failed", exc_info=error)
+            self._abort(stream)
+
+    def _abort(self, stream: Drainable) -> None:
+        try:
+            stream.abort()
+        except Exception as error:  # noqa: BLE001  # of one
+            log.exception("stream_abort_failed", exc_info=error)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait until it holds, as streams leave, but not longer than that."""

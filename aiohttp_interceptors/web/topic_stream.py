@@ -12,6 +12,7 @@ from ..hub.gap import Gap
 from ..hub.hub import Hub
 from ..hub.subscriber import Subscriber
 from ..sse.channel import CloseReason
+from ..sse.threadsafe import check_loop
 from ..sse.wire import encode
 from .connection import Connection
 from .context import RequestContext
@@ -70,6 +71,7 @@ class TopicStream(Stream):
 
     def end(self, reason: CloseReason) -> None:
         """End the stream, for this reason if it is the first: it hears of nothing any more."""
+        check_loop(self.over.get_loop(), "end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
         if self._reason is None:
             self._reason = reason
             try:

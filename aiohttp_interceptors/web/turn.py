@@ -6,6 +6,8 @@ import asyncio
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from ..errors import FATAL
+
 __all__ = ["Pumped", "Turn", "turn"]
 
 
@@ -32,8 +34,19 @@ class Turn:
 
     def _pump(self) -> None:
         streams, self._streams = self._streams, []
-        for stream in streams:
-            stream.pump()
+        left = iter(streams)
+        try:
+            for stream in left:
+                try:
+                    stream.pump()
+                except FATAL:
+                    raise
+                except BaseException as error:  # noqa: BLE001  # of one stream, and no reason not to pump the others
+                    context = {"message": f"{stream!r} raised when it was pumped", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(context)
+        finally:  # the process is ending; those behind still have their turn if the event loop goes on
+            for stream in left:
+                self.add(stream)
 
 
 _of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Turn] = WeakKeyDictionary()

@@ -218,7 +218,7 @@ class Client:
             if await self._opened(wire, receipt):
                 frames = Frames(reading, receipt)
                 first = await wire.piece()
-                if f"data: {len(body)} {zlib.crc32(body)}\n".encode() not in first and first != b":\n\n":
+                if f"data: {len(body)} {zlib.crc32(body)}\n".encode() not in first and first != b":\n":
                     self._problem(f"{receipt.path}: the body arrived as {first[:80]!r}")
                 frames.feed(first)
                 await self._read(wire, receipt, frames, events=9e9, seconds=9e9)

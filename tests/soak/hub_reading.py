@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from hub_feed import text
-from reading import HEARTBEAT, Receipt
+from reading import Receipt, without_heartbeats
 
 _text = lru_cache(maxsize=20_000)(text)  # many clients get the same, and a server would seem to leak
 RECORD, PASSING, GAP, STATE, PRIME = "record", "passing", "gap", "state", "prime"
@@ -55,14 +55,15 @@ class Frames:
         *frames, self._rest = (self._rest + data).split(b"\n\n")
         now = time.monotonic()
         for frame in frames:
-            if frame != HEARTBEAT.strip():
+            frame = without_heartbeats(frame)  # noqa: PLW2901  # they stand before it
+            if frame:
                 self._opening.bytes += len(frame) + 2
                 self._take(frame.decode(), now)
 
     def finish(self) -> None:
         """Note a clean end, after which there is no half a frame."""
         self._opening.clean = True
-        if self._rest:
+        if without_heartbeats(self._rest):
             self._opening.problems.append(f"the body ends within a frame: {self._rest[:60]!r}")
 
     def _take(self, frame: str, now: float) -> None:

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 from feed import event_id, parse_id, text
 
-HEARTBEAT = b":\n\n"
+HEARTBEAT = b":\n"
+
+
+def without_heartbeats(frame: bytes) -> bytes:
+    """Return a frame without those that came before it."""
+    while frame.startswith(HEARTBEAT):
+        frame = frame.removeprefix(HEARTBEAT)
+    return frame
 
 
 @dataclass
@@ -53,14 +60,15 @@ class Frames:
         """Take the bytes of a piece of the body."""
         *frames, self._rest = (self._rest + data).split(b"\n\n")
         for frame in frames:
-            if frame != HEARTBEAT.strip():
+            frame = without_heartbeats(frame)  # noqa: PLW2901  # they stand before it
+            if frame:
                 self._receipt.bytes += len(frame) + 2
                 self._take(frame.decode())
 
     def end(self) -> None:
         """Note a clean end, after which there is no half a frame."""
         self._receipt.clean = True
-        if self._rest:
+        if without_heartbeats(self._rest):
             self._problem(f"the body ends within a frame: {self._rest[:60]!r}")
 
     def _take(self, frame: str) -> None:

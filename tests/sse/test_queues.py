@@ -273,7 +273,7 @@ def test_without_overflow_there_is_no_notice(make):
 def test_a_dropped_comment_is_seen_by_no_page():
     assert dropped_comment(3) == Event(comment="dropped 3 events")
     assert dropped_comment(1) == Event(comment="dropped 1 event")
-    assert encode(dropped_comment(3)) == b": dropped 3 events\n\n"
+    assert encode(dropped_comment(3)) == b": dropped 3 events\n:\n"
 
 
 def test_a_dropped_event_is_heard_by_its_name():

@@ -3,12 +3,13 @@
 Each case of the tables is read whole, byte by byte, and in all ways of cutting it in two.
 """
 
+import sys
 import time
 
 import pytest
 
 from aiohttp_interceptors.sse.event import MAX_RETRY, Event
-from aiohttp_interceptors.sse.wire import HEARTBEAT, Decoder, encode
+from aiohttp_interceptors.sse.wire import HEARTBEAT, Decoder, encode, frame_with_id
 
 BOM = "\ufeff"
 
@@ -45,8 +46,8 @@ ENCODED = [
     (Event("", id=""), b"data: \nid: \n\n"),
     (Event(id="1"), b"id: 1\n\n"),
     (Event(retry=0), b"retry: 0\n\n"),
-    (Event(comment=""), b": \n\n"),
-    (Event(comment="a\r\nb\rdata: c\n\nd"), b": a\n: b\n: data: c\n: \n: d\n\n"),
+    (Event(comment=""), b": \n:\n"),
+    (Event(comment="a\r\nb\rdata: c\n\nd"), b": a\n: b\n: data: c\n: \n: d\n:\n"),
     (Event(" x"), b"data:  x\n\n"),
     (Event("data: x"), b"data: data: x\n\n"),
     (Event(BOM + "x"), b"data: \xef\xbb\xbfx\n\n"),
@@ -182,11 +183,41 @@ def test_a_retry_of_zero_rides_too():
     assert encode(Event("d"), retry=0) == b"data: d\nretry: 0\n\n"
 
 
-def test_a_heartbeat_is_a_comment_that_no_page_sees():
-    events, decoder = read(HEARTBEAT)
-    assert HEARTBEAT == b":\n\n"
-    assert events == [Event(comment="")]
-    assert (events[0].data, decoder.last_event_id, decoder.retry) == (None, "", None)
+def test_a_heartbeat_is_a_lone_colon_and_no_event():
+    """A blank line would be an empty event to clients that dispatch at each."""
+    assert HEARTBEAT == b":\n"
+    events, decoder = read(HEARTBEAT * 3)
+    assert (events, decoder.heartbeats, decoder.last_event_id, decoder.retry) == ([], 3, "", None)
+
+
+def test_heartbeats_leave_nothing_behind_in_the_next_event():
+    decoder = Decoder()
+    before = sys.getsizeof(decoder._comments)
+    for _ in range(1000):
+        assert decoder.feed(HEARTBEAT) == []
+    assert sys.getsizeof(decoder._comments) == before
+    assert decoder.feed(encode(Event("d"))) == [Event("d")]
+
+
+def test_a_comment_alone_ends_without_a_blank_line_and_does_not_join_the_next_event():
+    sent = [Event(comment="a"), Event(comment="b\n\nc"), Event("d"), Event("e", comment="f"), Event(comment="")]
+    stream = b"".join(map(encode, sent))
+    assert stream.count(b"\n\n") == 2
+    events, decoder = read(stream)
+    assert (events, decoder.heartbeats) == (sent, 0)
+
+
+def test_a_heartbeat_within_a_foreign_frame_is_left_out():
+    assert read(b"data: a\n: b\n:\ndata: c\n\n")[0] == [Event("a\nc", comment="b")]
+
+
+def test_an_id_in_front_of_a_comment_counts():
+    """The Hub puts one in front of what was published."""
+    for event in (Event("d"), Event(comment="c"), Event(comment="c\n\nd")):
+        frame = frame_with_id("7", encode(event))
+        (received,), decoder = read(frame)
+        assert received == Event(event.data, id="7", comment=event.comment)
+        assert decoder.last_event_id == "7"
 
 
 # In: a table as that of the web platform tests (eventsource/format-*.any.js), and what they leave out.
@@ -322,7 +353,8 @@ def test_a_field_without_colon_is_no_reconnection_time():
 
 
 FRAMES = {
-    "heartbeat": (":\n\n", [Event(comment="")]),
+    "heartbeat": (":\n", []),
+    "heartbeat of others": (":\n\n", []),
     "comment of two lines": (": a\n:  b\n\n", [Event(comment="a\n b")]),
     "comment and data": (": a\ndata: b\n\n", [Event("b", comment="a")]),
     "id only": ("id: 1\n\n", [Event(id="1")]),

@@ -1,0 +1,263 @@
+"""One stream's own code may fail: a queue, a notice, an error_event, on_close, an observer, select. The others go on.
+
+For each loop that walks over streams: the turn's pump, the rounds, the Hub's flush, the drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from aiohttp_interceptors import (
+    CloseReason,
+    Drain,
+    Event,
+    Hub,
+    SlidingQueue,
+    as_handler,
+    setup,
+    start_event_stream,
+    start_topic_stream,
+)
+from aiohttp_interceptors.testing import open_stream
+from aiohttp_interceptors.web.rounds import rounds
+from aiohttp_interceptors.web.turn import turn
+from tests.waiting import until, within
+
+
+class Custom(BaseException):
+    """An error that is no Exception."""
+
+
+ERRORS = [ValueError, Custom]
+
+
+class Bad:
+    """A stream or a visited one that fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def pump(self):
+        raise self.error
+
+    def visit(self, now):
+        raise self.error
+
+
+class Good:
+    """One that notes its turns."""
+
+    def __init__(self):
+        self.done = 0
+
+    def pump(self):
+        self.done += 1
+
+    def visit(self, now):
+        self.done += 1
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_a_stream_whose_pumping_fails_keeps_no_other_from_its_turn(error):
+    told, good = [], Good()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    bad = Bad(error("of one"))
+    for stream in (bad, good):
+        turn().add(stream)
+    await until(lambda: good.done == 1)
+    assert told == [bad.error]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_a_visit_that_fails_keeps_no_other_from_its_visit(error):
+    told, good = [], Good()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    bad = Bad(error("of one"))
+    now = asyncio.get_running_loop().time()
+    for visited in (bad, good):
+        rounds().add(visited, now)
+    await until(lambda: good.done == 1)
+    assert told == [bad.error]
+
+
+def test_the_streams_behind_have_their_turn_when_the_process_is_ending():
+    good = Good()
+    loop = asyncio.new_event_loop()
+
+    async def begin():
+        turn().add(Bad(KeyboardInterrupt()))
+        turn().add(good)
+        rounds().add(good, loop.time())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(begin())
+    loop.run_until_complete(asyncio.wait_for(until(lambda: good.done == 2), 10))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+class Fails(asyncio.Queue):
+    """A queue one of whose methods raises, once told to."""
+
+    method = ""
+    error: type[BaseException] = ValueError
+
+    def __getattribute__(self, name):
+        if name == type(self).method:
+            raise self.error(f"{name} is broken")
+        return super().__getattribute__(name)
+
+
+def failing_queue(method, error):
+    """Make a class of queue whose method raises as soon as ``broken.method`` is set."""
+    return type("Fails", (Fails,), {"error": error})
+
+
+async def test_a_queue_that_fails_ends_its_stream_and_no_other(serve, session, logged):
+    for method in ("qsize", "empty", "get_nowait", "_get"):
+        for error in ERRORS:
+            broken = failing_queue(method, error)
+            channels = []
+
+            async def ready(channel, context, channels=channels):
+                channels.append((channel, context))
+                await channel.wait_closed()
+
+            app = web.Application()
+            app.router.add_get("/bad", as_handler(start_event_stream(ready, buffer=lambda broken=broken: broken(10))))
+            app.router.add_get("/good", as_handler(start_event_stream(ready)))
+            server = await serve(app)
+            async with (
+                open_stream(session, server.url + "/bad") as bad,
+                open_stream(session, server.url + "/good") as good,
+            ):
+                await until(lambda channels=channels: len(channels) == 2)
+                (of_bad, context), (of_good, _) = channels
+                of_bad.put_nowait("a")
+                of_good.put_nowait("a")
+                broken.method = method
+                if method == "qsize":
+                    of_bad.close()
+                assert (await good.next()).data == "a"
+                with_what_went_before = await bad.rest()
+                assert len(with_what_went_before) <= 1
+                assert of_bad.reason is CloseReason.ERROR
+                assert context.stream.statistics().buffered == 0
+                of_good.put_nowait("b")
+                assert (await good.next()).data == "b"
+                of_good.close()
+                assert await good.rest() == []
+    assert {line["event"] for line in logged if line["log_level"] == "error"} == {"stream_buffer_failed"}
+
+
+async def test_a_notice_that_fails_ends_its_stream_and_no_other(serve, session, logged):
+    def notice(count):
+        if count > 1:
+            raise ValueError("no notice")
+        return Event.json(count)
+
+    channels = []
+
+    async def ready(channel, context):
+        channels.append(channel)
+        await channel.wait_closed()
+
+    app = web.Application()
+    app.router.add_get("/bad", as_handler(start_event_stream(ready, buffer=lambda: SlidingQueue(1, notice=notice))))
+    app.router.add_get("/good", as_handler(start_event_stream(ready)))
+    server = await serve(app)
+    async with open_stream(session, server.url + "/bad") as bad, open_stream(session, server.url + "/good") as good:
+        await until(lambda: len(channels) == 2)
+        channels[0].attach(channels[0]._wake)  # takes nothing out of turn, so that events are dropped
+        for number in range(5):
+            channels[0].put_nowait(str(number))
+        channels[1].put_nowait("a")
+        assert (await good.next()).data == "a"
+        assert await bad.rest() == []
+        assert channels[0].reason is CloseReason.ERROR
+        channels[1].close()
+        assert await good.rest() == []
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == ["stream_buffer_failed"]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_a_select_that_fails_ends_its_stream_and_no_other(serve, session, error):
+    def select(context, record):
+        if record.event.data == "bad":
+            raise error("no selection")
+        return True
+
+    hub = Hub()
+    app = web.Application()
+    setup(app, hub)
+    app.router.add_get("/bad", as_handler(start_topic_stream(hub, "t", select=select)))
+    app.router.add_get("/good", as_handler(start_topic_stream(hub, "t")))
+    server = await serve(app)
+    async with open_stream(session, server.url + "/bad") as bad, open_stream(session, server.url + "/good") as good:
+        await until(lambda: hub.statistics().subscribers == 2)
+        await hub.publish("t", "a")
+        assert (await bad.next()).data == "a"
+        await hub.publish("t", "bad")
+        await hub.publish("t", "b")
+        assert [(await good.next()).data for _ in range(3)] == ["a", "bad", "b"]
+        assert await bad.rest() == []
+        assert hub.statistics().subscribers == 1
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_an_observer_that_fails_ends_no_stream(serve, session, error):
+    def observer(fact):
+        raise error("no observation")
+
+    async def ready(channel, context):
+        await channel.put("a")
+        channel.close()
+
+    app = web.Application()
+    setup(app, observer=observer)
+    app.router.add_get("/", as_handler(start_event_stream(ready)))
+    server = await serve(app)
+    for _ in range(2):
+        async with open_stream(session, server.url) as stream:
+            assert [event.data for event in await stream.rest()] == ["a"]
+
+
+async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve, session):
+    """What fails is the stream's own, whatever it is: the drain ends all of them."""
+    contexts = []
+
+    async def ready(channel, context):
+        contexts.append(context)
+        await channel.wait_closed()
+
+    app = web.Application()
+    setup(app, drain=Drain(farewell=Event("bye"), timeout=5))
+    app.router.add_get("/", as_handler(start_event_stream(ready)))
+    server = await serve(app)
+    async with open_stream(session, server.url), open_stream(session, server.url) as other:
+        await until(lambda: len(contexts) == 2)
+        for context in contexts:  # the drain walks over a set: whichever comes first
+            stream, words = context.stream, iter([ValueError("no farewell")])
+            stream._settings = Retry(stream._settings, words if context is contexts[0] else iter([]))
+        stop = asyncio.create_task(server.stop())
+        assert (await within(other.response.content.read())).endswith(b"data: bye\n\n")
+        await within(stop)
+        assert {context.stream.reason for context in contexts} == {CloseReason.SHUTDOWN}
+
+
+class Retry:
+    """Settings whose ``retry`` raises once."""
+
+    def __init__(self, settings, errors):
+        self._inner, self._errors = settings, errors
+
+    def __getattr__(self, name):
+        if name == "retry":
+            for error in self._errors:
+                raise error
+        return getattr(self._inner, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import subprocess
@@ -41,6 +42,31 @@ async def test_the_first_program_runs(port, session):
         server.terminate()
         printed, _ = await server.communicate()
     assert b"/ticks 200" in printed
+
+
+MY_APPLICATION = """
+pool = psycopg = None
+
+
+async def user_of(request):
+    return None
+"""
+
+
+def test_its_tests_run_as_they_stand(tmp_path):
+    first, interceptors, *others = PROGRAMS
+    (tests,) = (program for program in others if "from my_application import" in program)
+    application = "\n".join(line for line in first.splitlines() if not line.startswith("web.run_app"))
+    (tmp_path / "my_application.py").write_text(application + MY_APPLICATION + interceptors)
+    (tmp_path / "test_mine.py").write_text(tests)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
 
 
 def test_it_is_short_and_the_other_programs_are_python():

@@ -39,8 +39,8 @@ class EventChannel:
     ``buffer`` is how many events may wait, or a factory of an ``asyncio.Queue``: what that queue's ``full`` and
     ``put_nowait`` do when there is no room (wait, slide, drop, conflate) is the channel's policy. ``retry``
     (milliseconds) rides in the first frame that is no comment; ``max_event_size`` is in bytes on the wire. Any number
-    of tasks of the stream's event loop may put; from other threads there is ``put_threadsafe``, and every other call that changes the
-    channel raises ``RuntimeError`` there, and changes nothing.
+    of tasks of the stream's event loop may put; from other threads there is ``put_threadsafe``, and every other call
+    that changes the channel raises ``RuntimeError`` there, and changes nothing.
     """
 
     __slots__ = ("_asleep", "_buffer", "_closed", "_loop", "_lossy", "_max_event_size", "_over", "_relieve", "_retry",

@@ -43,10 +43,12 @@ class Outlet(Protocol):
 class Allowance:
     """The time that is left in a flush for streams that do not keep up: the first one of them always has some."""
 
-    __slots__ = ("seconds",)
+    __slots__ = ("postponed", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds: float = seconds
+        self.postponed: bool = False
+        """Whether one had none, of the audience that was flushed last."""
 
 
 class Audience:
@@ -121,11 +123,6 @@ class Audience:
             if not self._behind:
                 self._behind = None
 
-    @property
-    def waits(self) -> bool:
-        """Whether one of those that do not keep up is to read on in the next flush."""
-        return bool(self._waiting)
-
     def flush(self, now: float, allowance: Allowance) -> int:
         """Write what is pending to those that keep up, have others read a piece each, and return the deliveries.
 
@@ -146,16 +143,20 @@ class Audience:
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
             passing = any(record.id is None for record in records)
-            began = time.monotonic()
+            began, late = time.monotonic(), {}
             for subscription, before in waiting.items():
                 if allowance.seconds <= 0:
-                    self._waiting.setdefault(subscription, 0)
+                    if self._behind is not None and subscription in self._behind:
+                        late[subscription] = 0
                     continue
                 delivered += subscription.catch_up(now)
                 if passing and subscription in self._live:
                     delivered += self._pass_on(subscription, records[before:], now)
                 began, before_that = time.monotonic(), began
                 allowance.seconds -= began - before_that
+            if late:  # they come before those that had their piece and want another
+                allowance.postponed = True
+                self._waiting = late | {each: before for each, before in self._waiting.items() if each not in late}
         return delivered
 
     def _pass_on(self, subscription: Subscription, records: list[Record], now: float) -> int:

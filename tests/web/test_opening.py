@@ -175,7 +175,7 @@ async def test_a_body_is_read_before_the_stream_begins(serve):
 
 
 async def test_a_second_request_of_the_connection_waits_for_the_end_of_the_stream(serve):
-    one = Application("a", stream_ready=lambda subscriber, context: streams.append(context.stream))
+    one = Application("a", stream_ready=lambda subscriber, context: streams.append(context.stream), prime=True)
     streams = []
     server = await serve(one.app)
     raw = await server.connect("GET / HTTP/1.1\nHost: x\n\nGET / HTTP/1.1\nHost: x\n\n")
@@ -202,10 +202,10 @@ async def test_a_stream_that_waits_for_its_first_record_does_nothing_meanwhile(s
     looks = 0
     expire = one.hub.log.expire  # comes before each look at what was published
 
-    def counted(now: float) -> None:
+    def counted(now: float, most: int | None = None) -> None:
         nonlocal looks
         looks += 1
-        expire(now)
+        expire(now, most)
 
     monkeypatch.setattr(one.hub.log, "expire", counted)
     for _ in range(50):

@@ -182,6 +182,10 @@ class OpenStream:
         return await self.next()
 
 
+EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache", "Pragma": "no-cache"}
+"""The headers of a browser's ``EventSource``."""
+
+
 @asynccontextmanager
 async def open_stream(
     client: ClientSession | TestClient,  # type: ignore[type-arg]  # of any application
@@ -194,10 +198,11 @@ async def open_stream(
 ) -> AsyncIterator[OpenStream]:
     """Open an event stream over a real connection, and close the connection at the end of the block.
 
-    ``last_event_id`` is sent as a reconnecting browser sends it. Waits longer than ``patience`` seconds raise
-    ``TimeoutError``. A refusal is a response too: look at ``stream.response.status``.
+    The request has a browser's headers, and ``last_event_id`` is sent as a browser that reconnects sends it. Waits
+    longer than ``patience`` seconds raise ``TimeoutError``. A refusal is a response too: look at
+    ``stream.response.status``.
     """
-    sent = {"Accept": "text/event-stream", **(headers or {})}
+    sent = {**EVENT_SOURCE, **(headers or {})}
     if last_event_id is not None:
         sent["Last-Event-ID"] = last_event_id
     async with asyncio.timeout(patience):

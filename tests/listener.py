@@ -13,6 +13,8 @@ from aiohttp_interceptors import Decoder, Event, Hub, as_handler, setup, start_t
 from tests.conftest import Raw
 from tests.waiting import PATIENCE
 
+EVENT_SOURCE = "Accept: text/event-stream\nCache-Control: no-cache\nPragma: no-cache\n"
+
 
 class Listener:
     """One connection to an event stream, whose head has come."""
@@ -112,12 +114,13 @@ async def listen(
     method: str = "GET",
     room: int = 0,
     trust: ssl.SSLContext | None = None,
+    browser: bool = True,
 ) -> Listener:
     """Open a stream, and wait for its head; with ``room`` the client keeps about that many bytes that nobody reads.
 
     With ``trust``, of whom it trusts, it uses TLS.
     """
-    request = f"{method} {path} HTTP/{version}\nHost: x\n"
+    request = f"{method} {path} HTTP/{version}\nHost: x\n{EVENT_SOURCE if browser else ''}"
     if after is not None:
         request += f"Last-Event-ID: {after}\n"
     raw = await (server.connect("") if not room else _connect_with(server.port, room, trust))

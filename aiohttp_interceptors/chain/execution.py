@@ -9,6 +9,7 @@ from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
+from .._checks import synchronous
 from ..errors import QueueClosed
 from ..observe.facts import StageRan
 from ..observe.logs import log
@@ -280,12 +281,7 @@ class Execution:
 
     def _holds(self, predicate: Callable[[Any], object]) -> bool:
         """Ask a predicate; an awaitable is true whatever it is about to say, so it is refused."""
-        answer = predicate(self.context)
-        if inspect.isawaitable(answer):
-            if inspect.iscoroutine(answer):
-                answer.close()
-            raise TypeError(f"terminate_when takes a plain function of the context, and {predicate!r} gave {answer!r}")
-        return bool(answer)
+        return bool(synchronous(predicate(self.context), f"the predicate {predicate!r} of terminate_when"))
 
     def begin(self) -> None:
         """Start a copy that is executed by itself with what was asked of it."""

@@ -41,10 +41,12 @@ class Outlet(Protocol):
 class Allowance:
     """The time that is left in a flush for streams that do not keep up: the first one of them always has some."""
 
-    __slots__ = ("seconds",)
+    __slots__ = ("postponed", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds: float = seconds
+        self.postponed: bool = False
+        """Whether one had none, of the audience that was flushed last."""
 
 
 class Audience:
@@ -55,7 +57,7 @@ class Audience:
     """
 
     __slots__ = ("_behind", "_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position",
-                 "select", "topics", "unserved", "wrap")  # fmt: skip
+                 "select", "topics", "wrap")  # fmt: skip
 
     def __init__(
         self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], position: int
@@ -66,7 +68,6 @@ class Audience:
         self.position: int = position
         self.pending: list[Record] = []  # published since the last flush
         self.flushing: bool = False  # some of those that keep up have not got all of the records of this flush
-        self.unserved: bool = False  # no time was left in the last flush for some of those that are to read on
         self.events: int = 0  # sent to whoever was live all the time
         self.bytes: int = 0
         self._live: dict[Subscription, None] = {}
@@ -138,19 +139,22 @@ class Audience:
                 self.flushing = False
             self._advance(records)
         if self._waiting:
-            waiting, self._waiting, self.unserved = self._waiting, {}, False
+            waiting, self._waiting = self._waiting, {}
             passing = any(record.id is None for record in records)
-            began = time.monotonic()
+            began, late = time.monotonic(), {}
             for subscription, before in waiting.items():
                 if allowance.seconds <= 0:
-                    self._waiting.setdefault(subscription, 0)
-                    self.unserved = True
+                    if self._behind is not None and subscription in self._behind:
+                        late[subscription] = 0
                     continue
                 delivered += subscription.catch_up(now)
                 if passing and subscription in self._live:
                     delivered += self._pass_on(subscription, records[before:], now)
                 began, before_that = time.monotonic(), began
                 allowance.seconds -= began - before_that
+            if late:  # they come before those that had their piece and want another
+                allowance.postponed = True
+                self._waiting = late | {each: before for each, before in self._waiting.items() if each not in late}
         return delivered
 
     def _pass_on(self, subscription: Subscription, records: list[Record], now: float) -> int:

@@ -126,29 +126,33 @@ class Fanout:
         """Write to all who keep up, and bring up others as far as the time goes; the rest are first next time."""
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
-        allowance, served = Allowance(CATCHING_UP), []
+        allowance, late = Allowance(CATCHING_UP), []
         for audience in dirty:
-            if allowance.seconds > 0:
-                served.append(audience)
+            in_time, allowance.postponed = allowance.seconds > 0, False
             self.flush(audience, allowance)
-            if audience.unserved:
+            if allowance.postponed:
                 self.mark(audience)
-        for audience in served:
-            if self._dirty.pop(audience, self) is None:  # it has more to read, behind those that had no time
-                self._dirty[audience] = None
+                if not in_time:
+                    late.append(audience)
+        if late:
+            self._dirty = dict.fromkeys(late) | self._dirty
 
     def flush(self, audience: Audience, allowance: Allowance | None = None) -> None:
         """Flush one audience now."""
+        alone = allowance is None
+        allowance = allowance or Allowance(CATCHING_UP)
         loop = self._loop
         assert loop is not None  # noqa: S101  # only somebody with an audience flushes
         try:
-            self.delivered += audience.flush(loop.time(), allowance or Allowance(CATCHING_UP))
+            self.delivered += audience.flush(loop.time(), allowance)
         except FATAL:
             raise
         except BaseException as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
             for subscription in audience.all():  # of which nobody knows what they have; their clients come back with it
                 subscription.fail(error)
+        if alone and allowance.postponed:
+            self.mark(audience)
 
     def interrupt(self, change: Callable[[], None]) -> None:
         """Change the log's past or its order, and have each stream find out for itself what that means for it."""

@@ -32,6 +32,8 @@ class TopicSettings(StreamSettings):
     snapshot: SnapshotOf | None
     stream_ready: SubscriberReady | None
     policy: Policy
+    unprimed: Policy | None
+    """That of clients which are not to be primed; ``None`` if all have the same."""
 
     @property
     def held(self) -> bool:

@@ -14,6 +14,7 @@ from ..hub.subscriber import Subscriber
 from ..sse.channel import CloseReason
 from ..sse.threadsafe import check_loop
 from ..sse.wire import encode
+from .accept import is_of_event_source
 from .connection import Connection
 from .context import RequestContext
 from .last_event_id import last_event_id_of
@@ -54,9 +55,12 @@ class TopicStream(Stream):
         self._after = last_event_id_of(context.request)  # be it text or not: what is no id is answered with a gap
         self._events = 0  # of the snapshot
         self._reason: CloseReason | None = None
+        policy = settings.policy
+        if settings.unprimed is not None and not is_of_event_source(context.request.headers):
+            policy = settings.unprimed
         select = None if settings.select is None else functools.partial(settings.select, context)
         self._subscription = hub.subscribe(
-            topics, connection, self._on_end, after=self._after, select=select, policy=settings.policy
+            topics, connection, self._on_end, after=self._after, select=select, policy=policy
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
 
 from ..chain.interceptor import Interceptor, check_call
 from ..hub.hub import Hub
@@ -31,7 +32,7 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     on_gap: OnGap = "signal",
     gap_event: str = "gap",
     replay: int = 0,
-    prime: bool = True,
+    prime: bool | None = None,
     stream_ready: SubscriberReady | None = None,
     heartbeat: float | None = 10.0,
     retry: int | None = None,
@@ -50,9 +51,12 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     A client that returns with ``Last-Event-ID``, or with the query's ``lastEventId`` (of a polyfill) or
     ``last_event_id`` (of the page), goes on after that record. If some of what followed is not kept any more, or the
     id is none of this Hub's life, it is told first, by an event ``gap_event`` with the JSON ``{"reason", "after",
-    "first"}``. A client without an id begins now, or with the latest ``replay`` records. The first frame has ``retry``
-    (milliseconds) and the id to return with, although nothing was published; without ``prime`` there is no such frame,
-    and ``retry`` waits for the first event.
+    "first"}``. A client without an id begins now, or with the latest ``replay`` records.
+
+    With ``prime`` the first frame has ``retry`` (milliseconds) and the id to return with, although nothing was
+    published: a client that is cut before its first event misses nothing. Many that are not browsers take such a frame
+    for an event without data, so by default only a request of an ``EventSource`` gets it, which its headers tell.
+    Without it ``retry`` waits for the first event.
 
     ``select(context, record)`` says whether a client gets a record. ``snapshot(context)``, plain or ``async``, gives
     the state that a stream begins with, as a list or an async iterable of events or as a ``Snapshot``: it is called
@@ -72,11 +76,13 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     """
     if not isinstance(hub, Hub):
         raise TypeError(f"hub is a Hub, not {hub!r}")
+    policy = Policy(on_gap=on_gap, gap_event=gap_event, prime=prime is not False, replay=replay, retry=retry)
     settings = TopicSettings(
         select=select,
         snapshot=snapshot,
         stream_ready=stream_ready,
-        policy=Policy(on_gap=on_gap, gap_event=gap_event, prime=prime, replay=replay, retry=retry),
+        policy=policy,
+        unprimed=replace(policy, prime=False) if prime is None else None,
         heartbeat=heartbeat,
         retry=retry,
         on_close=on_close,

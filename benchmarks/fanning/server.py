@@ -54,7 +54,7 @@ def ours() -> web.Application:
 
     app = web.Application()
     setup(app, hub)
-    app.router.add_get("/stream", as_handler(start_topic_stream(hub, "news", heartbeat=NEVER)))
+    app.router.add_get("/stream", as_handler(start_topic_stream(hub, "news", heartbeat=NEVER, prime=True)))
     app.router.add_post("/publish", publish)
     return app
 

@@ -266,5 +266,5 @@ class TestWhatIsAroundFollows:
         def ask(context: Context) -> None:
             context.terminate_when(lambda context: later(context))
 
-        with pytest.raises(TypeError, match="terminate_when takes a plain function"):
+        with pytest.raises(TypeError, match="of terminate_when returned <coroutine"):
             await execute(None, before(ask), noting([], "b"))

@@ -74,7 +74,7 @@ def application(hubs: list[Hub], publisher: Publisher, book: Book) -> web.Applic
     app = web.Application()
     setup(app, *hubs, drain=Drain(FAREWELL, spread=0.5, grace=0.5, timeout=3.0), observer=book.observe)
     for number, hub in enumerate(hubs):
-        start = partial(start_topic_stream, hub, heartbeat=0.5, on_close=book.on_close)
+        start = partial(start_topic_stream, hub, heartbeat=0.5, on_close=book.on_close, prime=True)
         kinds = {
             "plain": start(topics, retry=500),
             "unprimed": start(topics_later, prime=False, retry=500),

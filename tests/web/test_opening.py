@@ -175,7 +175,7 @@ async def test_a_body_is_read_before_the_stream_begins(serve):
 
 
 async def test_a_second_request_of_the_connection_waits_for_the_end_of_the_stream(serve):
-    one = Application("a", stream_ready=lambda subscriber, context: streams.append(context.stream))
+    one = Application("a", stream_ready=lambda subscriber, context: streams.append(context.stream), prime=True)
     streams = []
     server = await serve(one.app)
     raw = await server.connect("GET / HTTP/1.1\nHost: x\n\nGET / HTTP/1.1\nHost: x\n\n")

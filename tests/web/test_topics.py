@@ -172,6 +172,33 @@ class TestTheFirstFrame:
         assert await listener.frame() == Event("z", id=hub.log.id_of(3))
         await listener.close()
 
+    @pytest.mark.parametrize("browser", [True, False])
+    @pytest.mark.parametrize("prime", [None, True, False])
+    async def test_comes_to_browsers_by_default_and_to_others_only_if_it_is_wanted(self, serve, hub, browser, prime):
+        """To others it is an event that was not published."""
+        primed = browser if prime is None else prime
+        options = {} if prime is None else {"prime": prime}
+        server = await serve(application(hub, "a", retry=3000, **options))
+        listener = await listen(server, browser=browser)
+        await until(lambda: hub.statistics().subscribers == 1)
+        await hub.publish("a", "x")
+        await listener.event()
+        frames = [b"retry: 3000\nid: %b\n\n" % hub.log.id_of(0).encode()] if primed else []
+        frames.append(b"%bid: %b\ndata: x\n\n" % (b"" if primed else b"retry: 3000\n", hub.log.id_of(1).encode()))
+        assert listener.body == b"".join(frames)
+        await listener.close()
+        returned = await listen(server, after=hub.log.id_of(0), browser=browser)
+        assert await returned.data(1) == ["x"]
+        assert returned.body.count(b"\n\n") == 1 + primed
+        await returned.close()
+
+    async def test_is_a_gap_for_any_client_that_has_one(self, serve, hub):
+        server = await serve(application(hub, "a"))
+        for browser in True, False:
+            listener = await listen(server, after="strange-1", browser=browser)
+            assert (await listener.event()).name == "gap"
+            await listener.close()
+
     async def test_is_none_without_prime_and_without_retry(self, serve, hub):
         listener = await listen(await serve(application(hub, "a", prime=False)))
         await until(lambda: hub.statistics().subscribers == 1)

@@ -83,8 +83,9 @@ class Streams:
         """
         limit = ""
         try:
-            if self.closing:
-                raise stopping(self._drain.spread)
+            for streams in [self, *(app[STREAMS] for app in request.match_info.apps if STREAMS in app)]:
+                if streams.closing:  # a parent stops before its sub-applications do
+                    raise stopping(streams._drain.spread)
             return take_place(_limits_of(request.match_info.apps), request)
         except LimitReached as reached:
             refusal = reached.answer

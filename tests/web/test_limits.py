@@ -356,3 +356,14 @@ class TestHowLargeAnEventIs:
         assert b"data: z\n\n" in body
         assert failed[0].startswith("the event has 101 bytes and max_event_size is 100: ")
         await raw.close()
+
+
+async def test_a_parent_that_stops_refuses_the_streams_of_its_sub_applications(serve, session):
+    """aiohttp runs the parent's part of a stop to its end before that of what was added to it."""
+    outer, inner = web.Application(), app_of()
+    setup(outer)
+    outer.add_subapp("/inner", inner)
+    server = await serve(outer)
+    await outer[STREAMS].close()
+    async with session.get(server.url + "/inner/") as response:
+        assert response.status == 503

@@ -13,8 +13,10 @@
     │   └── ResponseCommitted    the author of a stage: the head is on the wire (logged, never raised into a stage)
     ├── ValueError
     │   └── EventTooLarge        the producer: the event has more bytes than ``max_event_size``
-    └── asyncio.QueueFull
-        └── ChannelFull          the producer: wait with ``put``, or drop the event
+    ├── asyncio.QueueFull
+    │   └── ChannelFull          the producer: wait with ``put``, or drop the event
+    └── asyncio.QueueShutDown    (from Python 3.13 on, before that ``Exception``)
+        └── ChannelClosed        the producer that uses the queue directly: stop, the stream takes no more
 
 ``StopReconnecting`` (in ``web``) is a response: a raised one answers 204.
 
@@ -24,11 +26,21 @@ What is wrong when something is built is a plain ``TypeError`` or ``ValueError``
 from __future__ import annotations
 
 import asyncio
+import sys
+
+if sys.version_info >= (3, 13):
+    from asyncio import QueueShutDown as _QueueShutDown
+else:
+
+    class _QueueShutDown(Exception):
+        """What a queue raises that takes no more."""
+
 
 __all__ = [
     "BrokerDown",
     "BrokerError",
     "BrokerRefused",
+    "ChannelClosed",
     "ChannelFull",
     "EventTooLarge",
     "NoResponse",
@@ -75,3 +87,7 @@ class EventTooLarge(ValueError):
 
 class ChannelFull(asyncio.QueueFull):
     """``put_nowait`` found no room; the event was not taken."""
+
+
+class ChannelClosed(_QueueShutDown):
+    """A call on the queue of a channel came when that took no more events, or no stream takes them any more."""

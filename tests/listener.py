@@ -60,6 +60,12 @@ class Listener:
             self._frames.extend(await self.read())
         return self._frames.popleft()
 
+    async def heartbeat(self) -> None:
+        """Wait for one more heartbeat; frames that come before it stay for ``frame``."""
+        seen = self._decoder.heartbeats
+        while self._decoder.heartbeats == seen:
+            self._frames.extend(await self.read())
+
     async def event(self) -> Event:
         """Wait for the next event that a page would see. Raises ``EOFError`` at the end."""
         while (frame := await self.frame()).data is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from enum import StrEnum
 from itertools import islice
 from threading import get_ident
 
-from ..errors import ChannelFull, EventTooLarge
-from .buffer import EventQueue, new_buffer
+from ..errors import ChannelClosed, ChannelFull, EventTooLarge
+from .buffer import BoundedQueue, ChannelQueue, EventQueue, new_buffer
 from .event import Event
 from .queues import LossyQueue
 from .threadsafe import check_loop, run_in_loop
@@ -38,9 +38,10 @@ class EventChannel:
 
     ``buffer`` is how many events may wait, or a factory of an ``asyncio.Queue``: what that queue's ``full`` and
     ``put_nowait`` do when there is no room (wait, slide, drop, conflate) is the channel's policy. ``retry``
-    (milliseconds) rides in the first frame that is no comment; ``max_event_size`` is in bytes on the wire. Any number
-    of tasks of the stream's event loop may put; from other threads there is ``put_threadsafe``, and every other call
-    that changes the channel raises ``RuntimeError`` there, and changes nothing.
+    (milliseconds) rides in the first frame that is no comment; ``max_event_size`` is in bytes on the wire.
+
+    Any number of tasks of the stream's event loop may put. From other threads there is ``put_threadsafe``; every other
+    call that changes the channel raises ``RuntimeError`` there, and changes nothing.
     """
 
     __slots__ = ("_asleep", "_buffer", "_closed", "_loop", "_lossy", "_max_event_size", "_over", "_relieve", "_retry",
@@ -56,7 +57,7 @@ class EventChannel:
         retry: int | None = None,
         max_event_size: int | None = None,
     ) -> None:
-        self._buffer = new_buffer(buffer)
+        self._buffer: ChannelQueue = new_buffer(buffer, self)
         self._lossy = self._buffer if isinstance(self._buffer, LossyQueue) else None  # looked at for each put
         self._retry = retry
         self._max_event_size = max_event_size
@@ -76,6 +77,11 @@ class EventChannel:
     def closed(self) -> bool:
         """Whether the channel takes no more events; those it has are still sent if the client is there."""
         return self._closed
+
+    @property
+    def buffer(self) -> EventQueue:
+        """The ``asyncio.Queue`` of the events that wait; what is put into it directly is sent too."""
+        return self._buffer
 
     @property
     def buffered(self) -> int:
@@ -148,7 +154,7 @@ class EventChannel:
             self._check_thread("channel.close()", "loop.call_soon_threadsafe(channel.close)")
         if not self._closed:
             self._closed = True
-            self._told = _release(self._waiting)
+            self._told = _release(self._waiting) | self._buffer._channel_release_puts()
             self._wake()
 
     def end(self, reason: CloseReason) -> None:
@@ -165,6 +171,7 @@ class EventChannel:
             self.close()
             self._wake = self._relieve = _nobody
             self._told = _release(self._over) or self._told
+            self._buffer._channel_release()
 
     async def wait_closed(self) -> CloseReason:
         """Wait until the stream is over and return why. Cancelling is safe."""
@@ -201,26 +208,40 @@ class EventChannel:
         """Take all events that are there, and make room for as many."""
         events = []
         while not self._buffer.empty():
-            events.append(self._buffer.get_nowait())
+            events.append(self._buffer._channel_take())
         self._taken(len(events))
+        self._buffer._channel_written(len(events))
         return events
 
     def take_frames(self, most: int) -> list[bytes]:
-        """Take events until their frames have that many bytes, or there are no more, and make room for as many."""
-        retry = self._retry
-        frames: list[bytes] = []
+        """Take events until their frames have that many bytes, or there are no more, and make room for as many.
+
+        ``written`` is to be called when they are.
+        """
         buffer, size = self._buffer, 0
-        while size < most and not buffer.empty():
-            event = buffer.get_nowait()
-            if retry is None or is_comment(event):  # retry waits for an event that ends in a blank line anyhow
+        frames: list[bytes] = []
+        lean = buffer if type(buffer) is BoundedQueue else None  # as most are: no calls for each event
+        events = _taken_from(buffer) if lean is None else lean._queue or ()
+        for event in events:
+            if self._retry is None or is_comment(event):  # it waits for an event that ends in a blank line anyhow
                 frame = encode(event)
             else:
-                frame, retry = encode(event, retry), None
-            size += len(frame)
+                frame, self._retry = encode(event, self._retry), None
             frames.append(frame)
-        self._retry = retry
-        self._taken(len(frames))
+            size += len(frame)
+            if size >= most:
+                break
+        count = len(frames)
+        if lean is not None and count:
+            lean._channel_leave(count)
+        self._asleep = True
+        if self._waiting:
+            self._wake_next(count)
         return frames
+
+    def written(self, count: int) -> None:
+        """Note that so many events that were taken have been written."""
+        self._buffer._channel_written(count)
 
     @property
     def told(self) -> bool:
@@ -244,12 +265,43 @@ class EventChannel:
         if self._asleep:
             self._wake()  # before anything changes, as it may fail; a stream that is woken for nothing writes nothing
             self._asleep = False
-        self._buffer.put_nowait(event)
+        self._buffer._channel_add(event)
 
     def _check_thread(self, call: str, instead: str) -> None:
         """Refuse a call from another thread than the stream's, unless that has no event loop any more."""
         if self._loop is not None:
             check_loop(self._loop, call, instead)
+
+    # The buffer's side: what is put into it directly.
+
+    def _accept(self, item: Event | str) -> Event:
+        """Check what is put into the buffer directly, and return it as an event."""
+        event = self._checked(item)
+        if get_ident() != self._thread:
+            self._check_thread("put on the channel's queue", PUT_ELSEWHERE)
+        if self._closed:
+            self._told = True
+            raise ChannelClosed(f"the channel takes no more events, and {str(event)[:60]!r} was not taken")
+        lossy = self._lossy
+        if lossy is not None and lossy.qsize() >= lossy.maxsize:
+            self._relieve()
+        return event
+
+    def _check_get(self) -> None:
+        """Refuse another thread."""
+        if get_ident() != self._thread:
+            self._check_thread("a call on the channel's queue", "loop.call_soon_threadsafe")
+
+    def _wake_stream(self) -> None:
+        """Have the stream take what is there."""
+        if self._asleep:
+            self._wake()
+            self._asleep = False
+
+    def _made_room(self) -> None:
+        """Note that an event was taken by somebody else than the stream."""
+        if self._waiting:
+            self._wake_next(1)
 
     def _taken(self, count: int) -> None:
         self._asleep = True
@@ -283,6 +335,12 @@ class EventChannel:
 
 PUT_ELSEWHERE = "channel.put_threadsafe(event), which returns a future,"
 _threads: dict[int, int] = {}  # one int of each thread's number, instead of one for each open stream
+
+
+def _taken_from(buffer: ChannelQueue) -> Iterator[Event]:
+    """Take events as long as there are any."""
+    while not buffer.empty():
+        yield buffer._channel_take()
 
 
 def _new_waiter() -> asyncio.Future[None]:

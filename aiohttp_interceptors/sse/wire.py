@@ -48,7 +48,7 @@ def is_comment(event: Event) -> bool:
 
 
 def frame_with_id(event_id: str, frame: bytes) -> bytes:
-    """Put an id in front of what ``encode`` returned; a comment then gets the blank line that the id needs."""
+    """Put an id before what ``encode`` returned; with one a comment has a blank line too, or it would not count."""
     return b"id: %b\n%b%b" % (event_id.encode(), frame, b"" if frame.endswith(b"\n\n") else b"\n")
 
 

@@ -133,6 +133,7 @@ class ChannelStream(Stream):
                 break
             self._events += len(frames)
             connection.write(frames[0] if len(frames) == 1 else b"".join(frames))
+            channel.written(len(frames))
         # While the client reads nothing each doubling is told, or there would be a line in the log for every event.
         if channel.lossy and (not connection.paused or channel.dropped >= 2 * self._dropped):
             self._report_dropped()

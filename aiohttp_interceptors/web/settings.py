@@ -8,7 +8,7 @@ from typing import TypeAlias, TypedDict
 
 from ..chain.interceptor import check_call
 from ..hub.arguments import check_seconds
-from ..sse.buffer import EventQueue, new_buffer
+from ..sse.buffer import EventQueue, check_buffer
 from ..sse.channel import CloseReason
 from ..sse.event import Event
 from .context import RequestContext
@@ -86,8 +86,7 @@ class ChannelSettings(StreamSettings):
 
     def __post_init__(self) -> None:
         StreamSettings.__post_init__(self)  # super() does not know a class that was made anew to have slots
-        if not callable(self.buffer):
-            new_buffer(self.buffer)
+        check_buffer(self.buffer)
         size = self.max_event_size
         if size is not None and (type(size) is not int or size < 1):
             raise (ValueError if type(size) is int else TypeError)(

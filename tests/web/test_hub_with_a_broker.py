@@ -58,8 +58,7 @@ async def test_a_stream_is_open_and_alive_while_the_broker_is_absent(node, log):
     hub, server = await node(heartbeat=0.01)
     listener = await listen(server)
     assert listener.status == 200
-    while b":\n" not in listener.body:  # a heartbeat
-        await listener.read()
+    await listener.heartbeat()
     log.restart()
     await until(lambda: hub.ready)
     await hub.publish("a", "x")
@@ -84,7 +83,7 @@ async def test_a_server_that_stops_while_its_broker_is_absent_ends_its_streams(n
     listener = await listen(server)
     await server.stop()
     assert await listener.rest() == []
-    assert listener.body == b""  # no id either, for there is none
+    assert listener.body in (b"", b":\n")  # no id either, for there is none
     assert listener.complete
     await listener.close()
 

@@ -101,21 +101,16 @@ def test_the_streams_behind_have_their_turn_when_the_process_is_ending():
     loop.close()
 
 
-class Fails(asyncio.Queue):
-    """A queue one of whose methods raises, once told to."""
-
-    method = ""
-    error: type[BaseException] = ValueError
-
-    def __getattribute__(self, name):
-        if name == type(self).method:
-            raise self.error(f"{name} is broken")
-        return super().__getattribute__(name)
-
-
 def failing_queue(method, error):
-    """Make a class of queue whose method raises as soon as ``broken.method`` is set."""
-    return type("Fails", (Fails,), {"error": error})
+    """Make a class of queue whose method raises as soon as its ``broken`` is set."""
+
+    def fail(self, *arguments):
+        if made.broken:
+            raise error(f"{method} is broken")
+        return getattr(super(made, self), method)(*arguments)
+
+    made = type("Fails", (asyncio.Queue,), {method: fail, "broken": False})
+    return made
 
 
 async def test_a_queue_that_fails_ends_its_stream_and_no_other(serve, session, logged):
@@ -140,7 +135,7 @@ async def test_a_queue_that_fails_ends_its_stream_and_no_other(serve, session, l
                 (of_bad, context), (of_good, _) = channels
                 of_bad.put_nowait("a")
                 of_good.put_nowait("a")
-                broken.method = method
+                broken.broken = True
                 if method == "qsize":
                     of_bad.close()
                 assert (await good.next()).data == "a"

@@ -600,7 +600,7 @@ class TestTheApplicationEndsIt:
         raw = await server.connect(GET)
         await raw.until(b"data: x\n\n\r\n")
         stream.channel.end(CloseReason.KICKED)
-        assert await raw.reader.read() == b"0\r\n\r\n"
+        assert (await raw.reader.read()).removeprefix(b"2\r\n:\n\r\n") == b"0\r\n\r\n"
         await within(stream.left.wait())
         assert stream.closes == [(True, CloseReason.KICKED)]
         await raw.close()
@@ -673,7 +673,7 @@ class TestShutdown:
         await within(server.stop())
         assert len(stream.app[STREAMS]) == 0
         for client in clients:
-            assert await client.reader.read() == b"0\r\n\r\n"
+            assert (await client.reader.read()).removeprefix(b"2\r\n:\n\r\n") == b"0\r\n\r\n"
             await client.close()
         assert stream.closes == [(True, CloseReason.SHUTDOWN)] * 5
         assert answers == [False] * 5

@@ -117,7 +117,7 @@ async def test_a_hubs_stream_that_begins_with_nothing_sends_one_likewise(serve):
 
 async def test_a_hubs_stream_that_begins_with_its_position_sends_none(serve):
     hub = Hub()
-    raw = await hub_answer(serve, hub)
+    raw = await hub_answer(serve, hub, prime=True)
     await raw.until(HEAD)
     await asyncio.sleep(0.1)
     await hub.publish("t", "a")
@@ -141,7 +141,7 @@ async def test_a_comment_leaves_the_reconnection_time_to_the_next_event(serve):
 
 async def test_a_comment_that_a_hub_published_has_its_id(serve):
     hub = Hub()
-    raw = await hub_answer(serve, hub)
+    raw = await hub_answer(serve, hub, prime=True)
     await raw.until(b"\n\n")
     identity = await hub.publish("t", Event(comment="c"))
     assert f"id: {identity}\n: c\n:\n\n".encode() in await raw.until(b":\n\n")

@@ -71,7 +71,7 @@ class Site:
         options.setdefault("stream_ready", waits)
         common = {"on_close": lambda context, reason: self.closes.append(reason), "max_age": 1000.0}
         channel = start_event_stream(**{**common, **options})
-        topic = start_topic_stream(self.hub, "a", **{**common, **(hub_options or {})})
+        topic = start_topic_stream(self.hub, "a", **{"prime": True, **common, **(hub_options or {})})
 
         @before
         def note(context):

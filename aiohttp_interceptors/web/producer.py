@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
+from ..errors import ChannelClosed
 from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
 from .context import RequestContext
@@ -61,6 +62,9 @@ class Producer:
         self._name = self._name or getattr(function, "__qualname__", "") or repr(function)
         try:
             result = function(*arguments, **named)
+        except ChannelClosed as error:
+            self._end_by(error)
+            return
         except Exception as error:  # noqa: BLE001  # whatever it is, the stream ends
             self._fail(error)
             return
@@ -99,7 +103,14 @@ class Producer:
         except asyncio.CancelledError as error:
             if self._fed.reason is None:  # else it is over, and that is why
                 self._fail(error)  # it awaited something that was cancelled
+        except ChannelClosed as error:
+            self._end_by(error)
         except Exception as error:  # noqa: BLE001  # as above
+            self._fail(error)
+
+    def _end_by(self, error: ChannelClosed) -> None:
+        """Take what a direct put on the channel's queue raises for the end that it is, and for an error before that."""
+        if self._fed.reason is None and not (isinstance(self._fed, EventChannel) and self._fed.closed):
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:

@@ -63,7 +63,7 @@ class Outlet:
             self.done.set()
 
 
-def ended(reason: CloseReason, error: Exception | None) -> None:
+def ended(reason: CloseReason, error: BaseException | None) -> None:
     """Stop: a stream that ends measures nothing."""
     raise AssertionError((reason, error))
 

@@ -28,14 +28,6 @@ from __future__ import annotations
 import asyncio
 import sys
 
-if sys.version_info >= (3, 13):
-    from asyncio import QueueShutDown as _QueueShutDown
-else:
-
-    class _QueueShutDown(Exception):
-        """What a queue raises that takes no more."""
-
-
 __all__ = [
     "BrokerDown",
     "BrokerError",
@@ -89,5 +81,12 @@ class ChannelFull(asyncio.QueueFull):
     """``put_nowait`` found no room; the event was not taken."""
 
 
-class ChannelClosed(_QueueShutDown):
-    """A call on the queue of a channel came when that took no more events, or no stream takes them any more."""
+if sys.version_info >= (3, 13):
+
+    class ChannelClosed(asyncio.QueueShutDown):
+        """A call on the queue of a channel that takes no more events, or has no stream any more that takes them."""
+
+else:
+
+    class ChannelClosed(Exception):
+        """A call on the queue of a channel that takes no more events, or has no stream any more that takes them."""

@@ -221,7 +221,7 @@ class EventChannel:
         buffer, size = self._buffer, 0
         frames: list[bytes] = []
         lean = buffer if type(buffer) is BoundedQueue else None  # as most are: no calls for each event
-        events = _taken_from(buffer) if lean is None else lean._queue or ()
+        events = (_taken_from(buffer) if lean is None else lean._queue or ()) if most > 0 else ()
         for event in events:
             if self._retry is None or is_comment(event):  # it waits for an event that ends in a blank line anyhow
                 frame = encode(event)

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
-from ..errors import FATAL
+from ..errors import FATAL, ChannelClosed
 from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
 from .context import RequestContext
@@ -86,6 +86,9 @@ class Producer:
             result = function(*arguments, **named)
         except FATAL:
             raise
+        except ChannelClosed as error:
+            self._end_by(error)
+            return
         except BaseException as error:  # noqa: BLE001  # whatever it is, the stream ends
             self.fail(error)
             return
@@ -150,7 +153,14 @@ class Producer:
             if self._fed.reason is not None:
                 return  # the stream is over, and that is why
             error = cancelled  # it awaited something that was cancelled
-        if error is not None:
+        if isinstance(error, ChannelClosed):
+            self._end_by(error)
+        elif error is not None:
+            self.fail(error)
+
+    def _end_by(self, error: ChannelClosed) -> None:
+        """Take what a direct put on the channel's queue raises for the end that it is, and for an error before that."""
+        if self._fed.reason is None and not (isinstance(self._fed, EventChannel) and self._fed.closed):
             self.fail(error)
 
     def _tell(self, on_close: OnClose | None) -> Awaitable[object] | None:

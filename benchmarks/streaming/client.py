@@ -115,8 +115,9 @@ class Stream:
             assert piece, "the server closed a stream before the end of its body"
             self._pieces.append(piece)
         body, chunks = unchunked(b"".join(self._pieces))
-        frames = body.replace(b"\r\n", b"\n").decode().split("\n\n")
-        return [frame.removeprefix("data: ") for frame in frames if frame and not frame.startswith(":")], chunks
+        lines = body.replace(b"\r\n", b"\n").decode().split("\n")
+        frames = "\n".join([line for line in lines if not line.startswith(":")]).split("\n\n")
+        return [frame.strip("\n").removeprefix("data: ") for frame in frames if frame.strip("\n")], chunks
 
     def close(self, *, reset: bool = False) -> None:
         """Close, as a browser does or with a reset."""

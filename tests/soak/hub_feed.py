@@ -97,6 +97,7 @@ class Publisher:
                     future.add_done_callback(self._noted(hub, number, topic, key))
                     if chance.random() < 0.1:
                         future.result()
+                    del future  # or the census finds the last one
 
     def _noted(self, hub: int, number: int, topic: str, key: str):
         def note(

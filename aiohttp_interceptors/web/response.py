@@ -312,6 +312,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             return
         if drain.farewell is not None and self.is_connected():
             self.connection.write(encode(drain.farewell).replace(b"\n", self._sep.encode()))
+        if self.finite and self.is_connected():  # also if its handler sees the end and returns
+            self.cut()
         self.stop_streaming()
         seconds = 0.0 if self.connection.lost else min(HEARING, drain.timeout * AWAKE)
         self._last_call = asyncio.get_running_loop().call_later(seconds, self.hurry)

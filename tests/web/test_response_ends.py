@@ -10,6 +10,7 @@ from aiohttp_sse import sse_response
 
 from aiohttp_interceptors import Drain, Event, EventStreamResponse, setup
 from aiohttp_interceptors.web.streams import STREAMS
+from tests.waiting import until, within
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 POST = "POST / HTTP/1.1\nHost: x\nContent-Length: 0\n\n"
@@ -115,6 +116,43 @@ async def test_on_stop_an_answer_to_a_post_is_cut_and_does_not_look_complete(ser
     await client.close()
     assert told.how == "CancelledError"
     assert not body.endswith(LAST_CHUNK)
+
+
+@pytest.mark.parametrize("handler", [waits, looks])
+async def test_on_stop_an_answer_to_a_post_is_cut_also_when_its_handler_sees_the_end_and_returns(serve, handler):
+    app, told = application(handler, drain=Drain(grace=0.05))
+    server = await serve(app, shutdown_timeout=60.0)
+    client = await server.connect(POST)
+    await client.until(b"data: first\r\n\r\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        body = await client.reader.read()
+    await client.close()
+    assert told.how == "returned"
+    assert not body.endswith(LAST_CHUNK)
+
+
+async def test_an_answer_to_a_post_that_its_handler_had_ended_before_the_stop_is_complete(serve):
+    ended, more = asyncio.Event(), asyncio.Event()
+
+    async def handler(stream):
+        stream.stop_streaming()
+        ended.set()
+        await more.wait()
+
+    app, told = application(handler, drain=Drain(grace=0, timeout=60.0))
+    server = await serve(app)
+    client = await server.connect(POST)
+    await within(ended.wait())
+    stopping = asyncio.create_task(server.stop())
+    await until(lambda: app[STREAMS].closing)
+    await asyncio.sleep(0)
+    more.set()
+    await within(stopping)
+    body = await within(client.reader.read())
+    await client.close()
+    assert told.how == "returned"
+    assert body.endswith(LAST_CHUNK)
 
 
 async def test_on_stop_an_answer_to_a_post_may_go_on_for_the_grace(serve):

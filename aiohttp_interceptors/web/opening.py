@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from aiohttp import hdrs, web
 
@@ -23,6 +23,7 @@ __all__ = ["Choose", "MakeStream", "enter_stream"]
 
 MakeStream: TypeAlias = Callable[[RequestContext, ChannelResponse, Connection, Streams, Any], Stream]
 Choose: TypeAlias = Callable[[RequestContext], Awaitable[object] | object]
+T = TypeVar("T")
 _Stage: TypeAlias = tuple[object, str, str] | None
 
 
@@ -67,18 +68,19 @@ async def _open(
     request = context.request
     if settings.strict and not accepts_event_stream(_header(request, hdrs.ACCEPT)):
         raise not_acceptable()
-    if request.method != hdrs.METH_HEAD:
-        await read_body(request, settings.stall_timeout)
+    streams = Streams.of(request)
+    if request.method != hdrs.METH_HEAD and request.can_read_body:
+        body = functools.partial(read_body, request, settings.stall_timeout)
+        await streams.unless_closing(request, context.execution_id, body)
     choice = None if choose is None else choose(context)
     if inspect.isawaitable(choice):
-        choice = await choice
+        choice = await streams.unless_closing(request, context.execution_id, functools.partial(_await, choice))
     kind = TopicResponse if settings.held and request.method != hdrs.METH_HEAD else ChannelResponse
     response = kind(allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout)
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
         return None
     _check_still_in(context, stage)
-    streams = Streams.of(request)
     place = None if _has_left(request) else streams.admit(request, context.execution_id)
     stream: Stream | None = None
     try:
@@ -90,6 +92,10 @@ async def _open(
         if stream is None and place is not None:
             place.give_back()
     return stream
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
 
 
 def _has_left(request: web.Request) -> bool:

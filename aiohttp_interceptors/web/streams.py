@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
@@ -17,6 +17,8 @@ from .limits import LimitReached, Limits, Place, take_place
 from .refusal import stopping
 
 __all__ = ["STREAMS", "Drainable", "Streams"]
+
+T = TypeVar("T")
 
 # The part of the drain's timeout in which a producer may come back to its channel. The rest is for its clean-up, once
 # it was cancelled.
@@ -55,6 +57,7 @@ class Streams:
         self._limits = limits or Limits(None, None, None)
         self._observer = observer
         self._open: set[Drainable] = set()
+        self._opening: set[asyncio.Timeout] = set()
         self._left: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
@@ -96,6 +99,27 @@ class Streams:
         self.tell(StreamRefused(execution_id, request.path, status=refusal.status, why=why, limit=limit))
         raise refusal
 
+    async def unless_closing(
+        self, request: web.Request, execution_id: int | str, before: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Await what comes before a stream, or raise the refusal as soon as the application stops.
+
+        Nothing else would end the wait for a client that sends no more of its request.
+        """
+        timeout = asyncio.timeout(0 if self.closing else None)
+        try:
+            async with timeout:
+                if not self.closing:
+                    self._opening.add(timeout)
+                try:
+                    return await before()
+                finally:
+                    self._opening.discard(timeout)
+        except TimeoutError:
+            if timeout.expired():
+                self.admit(request, execution_id)  # which refuses
+            raise
+
     def add(self, stream: Drainable) -> None:
         """Remember an open stream."""
         self._open.add(stream)
@@ -129,6 +153,9 @@ class Streams:
         """Take no new streams, and end the open ones as the drain says. Cancelling is safe: the rest is for aiohttp."""
         self.closing = True
         drain = self._drain
+        opening, self._opening = self._opening, set()  # none is rescheduled again: it may be expiring then
+        for timeout in opening:
+            timeout.reschedule(asyncio.get_running_loop().time())
         if drain.grace and any(stream.finite for stream in self._open):
             for stream in self:
                 if not stream.finite:

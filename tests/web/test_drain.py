@@ -21,11 +21,13 @@ from aiohttp_interceptors import (
     CloseReason,
     Drain,
     Event,
+    Hub,
     as_handler,
     before,
     interceptor_middleware,
     setup,
     start_event_stream,
+    start_topic_stream,
 )
 from aiohttp_interceptors.web.rounds import rounds
 from aiohttp_interceptors.web.streams import STREAMS
@@ -637,3 +639,47 @@ class ThreadedServer:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(PATIENCE)
             assert not self._thread.is_alive()
+
+
+class TestARequestThatWaitsForItsStream:
+    """One that is no stream yet, and that its client or the application's own function keeps waiting."""
+
+    @pytest.fixture(params=["body", "topics"])
+    def waits(self, request):
+        facts, waiting, hub = [], asyncio.Event(), Hub()
+
+        async def topics(context):
+            waiting.set()
+            await asyncio.sleep(FOREVER)
+            return "news"
+
+        @before
+        def begins(context):
+            if request.param == "body":
+                waiting.set()
+
+        app = web.Application()
+        setup(app, hub, observer=facts.append, max_streams=1)
+        stream = start_topic_stream(hub, topics if request.param == "topics" else "news")
+        app.router.add_route("*", "/", as_handler(begins, stream))
+        head = "POST / HTTP/1.1\nHost: x\nContent-Length: 100\n\nno more" if request.param == "body" else GET
+        return SimpleNamespace(app=app, head=head, waiting=waiting, facts=facts)
+
+    async def test_is_refused_when_the_server_stops_and_does_not_delay_it(self, serve, waits):
+        server = await serve(waits.app, shutdown_timeout=FOREVER)
+        client = await server.connect(waits.head)
+        await within(waits.waiting.wait())
+        await within(server.stop())
+        answer = await within(client.reader.read())
+        await client.close()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: " in answer
+        assert [(fact.status, fact.limit) for fact in waits.facts] == [(503, "")]
+
+    async def test_is_refused_when_it_comes_to_wait_after_that(self, serve, waits):
+        server = await serve(waits.app, shutdown_timeout=FOREVER)
+        waits.app[STREAMS].closing = True
+        client = await server.connect(waits.head)
+        answer = await within(client.until(b"\r\n\r\n"))
+        await client.close()
+        assert answer.startswith(b"HTTP/1.1 503 ")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
+from ..errors import FATAL
 from ..observe.facts import StreamClosed, StreamOpened
 from ..observe.logs import log
 from ..sse.channel import CloseReason
@@ -296,7 +297,9 @@ class Stream(ABC):
             return b""
         try:
             return encode(event if isinstance(event, Event) else event(error))
-        except Exception as failure:  # noqa: BLE001  # the stream ends anyhow, and the page is told nothing
+        except FATAL:
+            raise
+        except BaseException as failure:  # noqa: BLE001  # the stream ends anyhow, and the page is told nothing
             log.exception("stream_error_event_failed", execution_id=self._context.execution_id, exc_info=failure)
             return b""
 

@@ -258,3 +258,20 @@ class Retry:
             for error in self._errors:
                 raise error
         return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize("error", [*ERRORS, GeneratorExit])
+async def test_an_error_event_that_fails_leaves_the_producers_failure_the_one(serve, session, caplog, error):
+    def error_event(exception):
+        raise error("no words")
+
+    async def ready(channel, context):
+        raise LookupError("lost")
+
+    app = web.Application()
+    app.router.add_get("/", as_handler(start_event_stream(ready, error_event=error_event)))
+    server = await serve(app)
+    async with open_stream(session, server.url) as stream:
+        with pytest.raises(ClientPayloadError):
+            await stream.rest()
+    await until(lambda: "LookupError" in caplog.text)

@@ -15,7 +15,7 @@ from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.sse.channel import CloseReason
 from aiohttp_interceptors.sse.event import Event
 from aiohttp_interceptors.sse.wire import encode
-from tests.hub.outlet import Outlet, plain, sized, subscribe, turn
+from tests.hub.outlet import Outlet, live, plain, sized, subscribe, turn
 from tests.hub.reference import matches
 from tests.waiting import PATIENCE
 
@@ -363,3 +363,15 @@ def test_everybody_gets_each_record_of_its_topics_once_in_order_and_is_told_of_w
         Delivery,
         settings=settings(max_examples=200, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
     )
+
+
+async def test_an_audience_that_cannot_be_flushed_ends_and_the_others_are_served() -> None:
+    def broken(frames: bytes) -> bytes:
+        raise RuntimeError("no wrapping")
+
+    hub = Hub()
+    bad, good = await live(hub, "a", outlet=Outlet(wrap=broken)), await live(hub, "a")
+    await hub.publish("a", "x")
+    await turn(3)
+    assert good.texts == ["x"]
+    assert [reason for reason, _ in bad.ends] == [CloseReason.ERROR]

@@ -8,7 +8,14 @@ from contextlib import suppress
 import pytest
 from aiohttp import ClientError, web
 
-from aiohttp_interceptors import CloseReason, ConflatingQueue, SlidingQueue, as_handler, setup, start_event_stream
+from aiohttp_interceptors import (
+    CloseReason,
+    ConflatingQueue,
+    SlidingQueue,
+    as_handler,
+    setup,
+    start_event_stream,
+)
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.streams import STREAMS
 from tests.waiting import until, within

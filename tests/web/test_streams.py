@@ -10,6 +10,7 @@ from aiohttp_interceptors import Drain, as_handler, setup, start_event_stream
 from aiohttp_interceptors.observe.facts import StreamClosed, StreamOpened, StreamRefused
 from aiohttp_interceptors.web.limits import Limits
 from aiohttp_interceptors.web.streams import STREAMS, Streams
+from tests.waiting import PATIENCE
 
 REQUEST = make_mocked_request("GET", "/path")
 
@@ -256,3 +257,39 @@ class TestWhose:
         assert [found[path] for path in paths] == [outer[STREAMS], middle[STREAMS], middle[STREAMS], outer[STREAMS]]
         assert found["/alone"] not in (outer[STREAMS], middle[STREAMS])
         assert not found["/alone"].closing
+
+    @pytest.mark.parametrize("error", [ValueError, RuntimeError])
+    async def test_one_that_fails_at_its_end_keeps_no_other_from_it(self, logged, error):
+        class Failing(Open):
+            def say_farewell(self, drain):
+                raise error("no farewell")
+
+            def hurry(self):
+                raise error("no hurry")
+
+            def abort(self):
+                self._streams.discard(self)
+                raise error("no abort")
+
+        streams = Streams(Drain(timeout=0.2))
+        failing = Failing(streams)
+        streams.add(failing)
+        obedient = Open(streams)
+        streams.add(obedient)
+        async with asyncio.timeout(PATIENCE):
+            await streams.close()
+        assert not list(streams)
+        events = {line["event"] for line in logged if line["log_level"] == "error"}
+        assert events == {"stream_farewell_failed", "stream_abort_failed"}
+
+    async def test_one_that_cannot_be_hurried_is_aborted(self, logged):
+        class Stubborn(Open):
+            def hurry(self):
+                raise ValueError("no hurry")
+
+        streams = Streams(Drain(timeout=0.2))
+        streams.add(Stubborn(streams, obedient=False))
+        async with asyncio.timeout(PATIENCE):
+            await streams.close()
+        assert "stream_end_failed" in {line["event"] for line in logged}
+        assert not list(streams)

@@ -195,3 +195,27 @@ async def test_stop_streaming_from_another_thread_is_refused(serve, session):
         assert response.is_connected()
         response.stop_streaming()
         assert await stream.rest() == []
+
+
+async def test_a_put_from_another_thread_can_be_cancelled_while_it_waits():
+    channel = EventChannel(1)
+    channel.attach(lambda: None)
+    channel.put_nowait("first")
+    waiting = await threaded(channel.put_threadsafe, "second")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert waiting.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert channel.buffered == 1
+
+
+async def test_getting_from_a_channels_queue_by_hand_waits_for_a_put():
+    channel = EventChannel(2)
+    taking = asyncio.ensure_future(channel.buffer.get())
+    await asyncio.sleep(0)
+    channel.put_nowait("a")
+    assert (await within(taking)).data == "a"
+    channel.buffer.task_done()
+    await within(channel.buffer.join())

@@ -1,0 +1,35 @@
+"""Where the library's lines go, level by level, in an application that configured nothing but the standard library."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from aiohttp_interceptors.observe.logs import log
+from aiohttp_interceptors.testing import captured_logs
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "exception": logging.ERROR}
+
+
+@pytest.mark.parametrize("method", LEVELS)
+def test_a_line_reaches_the_standard_library_at_its_level(caplog, method):
+    with caplog.at_level(LEVELS[method], "aiohttp_interceptors"):
+        getattr(log, method)("something_happened", interceptor="auth")
+    assert [record.levelno for record in caplog.records] == [LEVELS[method]]
+    assert "auth" in caplog.text
+
+
+@pytest.mark.parametrize("method", LEVELS)
+def test_a_line_below_the_level_is_none(caplog, method):
+    with caplog.at_level(LEVELS[method] + 1, "aiohttp_interceptors"):
+        getattr(log, method)("something_happened")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("method", LEVELS)
+def test_what_is_captured_goes_to_structlog(caplog, method):
+    with captured_logs() as lines:
+        getattr(log, method)("something_happened", interceptor="auth")
+    assert [(line["event"], line["interceptor"]) for line in lines] == [("something_happened", "auth")]
+    assert caplog.records == []

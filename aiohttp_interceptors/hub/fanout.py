@@ -149,7 +149,7 @@ class Fanout:
             raise
         except BaseException as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
             logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
-            for subscription in audience.all():  # of which nobody knows what they have; their clients come back with it
+            for subscription in audience.all():  # it is not known what they have; their clients come back with it
                 subscription.fail(error)
         if alone and allowance.postponed:
             self.mark(audience)

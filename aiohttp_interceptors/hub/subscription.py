@@ -125,7 +125,7 @@ class Subscription:
             self.resume()
 
     def start(self, position: int | None = None, gap: Gap | None = None, *, told: bool = False) -> None:
-        """Begin to write, in the next flush. Twice is once.
+        """Begin to write, in the next flush. Idempotent.
 
         With a ``position`` it goes on from there, with that ``gap``, if its client has not been ``told`` so.
         """
@@ -271,7 +271,7 @@ class Subscription:
         return count
 
     def relay(self, frames: bytes, count: int, now: float) -> None:
-        """Write so many events that are for nobody else."""
+        """Write so many events of this stream alone."""
         self._events += count
         self._bytes += len(frames)
         self.outlet.relay(self.outlet.wrap(frames), now)

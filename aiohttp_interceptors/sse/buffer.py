@@ -60,7 +60,7 @@ class ChannelQueue(asyncio.Queue[Event]):
     stream is over.
     """
 
-    # This class stands in front of a user's own, so the names that are only ours are such as nobody else has.
+    # This class stands in front of a user's own, so the names that are only ours have a prefix.
     __slots__ = ()
     _channel_owner: Owner = _OVER
     if TYPE_CHECKING:  # asyncio.Queue's own, of which there is no public way to release those who wait

@@ -256,7 +256,7 @@ class CommitGuard(web.StreamResponse):
         return cookies
 
     def freeze_cookies(self) -> None:
-        """Have the cookies drop changes, also for whoever holds them since before commit."""
+        """Have the cookies drop changes, also for code that kept them from before commit."""
         cookies = self._cookies
         if cookies is None or isinstance(cookies, _FrozenCookies):
             return
@@ -284,7 +284,7 @@ class _BodyGuard(CommitGuard):
 
 
 def seal(response: web.StreamResponse) -> None:
-    """Make somebody else's committed response drop changes from now on, whoever holds it. Twice is once.
+    """Make a committed response of the application drop changes from now on, for each holder. Idempotent.
 
     It stays the same object of the same class name; only the class gets the guard in front.
     """

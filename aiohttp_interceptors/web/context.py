@@ -339,7 +339,7 @@ _RETURNED = (
 
 
 class _AlreadySent(CommitGuard):
-    """Stands for a committed response that its handler told nobody of: ends its body, and then the connection."""
+    """Stands for a committed response that its handler did not return: ends its body, and then the connection."""
 
     def __init__(self, request: web.Request) -> None:
         super().__init__()

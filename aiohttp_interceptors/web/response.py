@@ -330,7 +330,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         handler.cancel()
 
     def abort(self) -> None:
-        """End, and wait for nobody."""
+        """End, and do not wait for the client or the producer."""
         self.hurry()
         if self.connection is not None:
             self.connection.abort()

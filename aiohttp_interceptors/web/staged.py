@@ -1,4 +1,4 @@
-"""Headers that interceptors stage for whatever response is sent, and the ones that nobody can stage for it."""
+"""Headers that interceptors stage for whatever response is sent, and the ones that cannot be staged for it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class StagedHeaders(GuardedHeaders):
         return CIMultiDict([item for item in given.items() if self._takes(*item)])
 
     def _takes(self, name: str, value: str) -> bool:
-        """Tell whether a header can be staged. Raises ``TypeError`` or ``ValueError`` for one that nobody can send."""
+        """Tell whether a header can be staged. Raises ``TypeError`` or ``ValueError`` for one that cannot be sent."""
         if not (type(value) is str and value.isprintable() and type(name) is str and name.isprintable()):
             _check(name, value)
         if not _frames(name):

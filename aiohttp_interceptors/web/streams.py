@@ -41,7 +41,7 @@ class Drainable(Protocol):
         """Cancel a producer that has not come back to its channel."""
 
     def abort(self) -> None:
-        """End, and wait for nobody."""
+        """End, and do not wait for the client or the producer."""
 
 
 class Streams:

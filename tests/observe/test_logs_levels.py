@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
+import structlog
 
-from aiohttp_interceptors.observe.logs import log
+from aiohttp_interceptors.observe.logs import _built_in_configuration, log
 from aiohttp_interceptors.testing import captured_logs
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "exception": logging.ERROR}
@@ -33,3 +34,15 @@ def test_what_is_captured_goes_to_structlog(caplog, method):
         getattr(log, method)("something_happened", interceptor="auth")
     assert [(line["event"], line["interceptor"]) for line in lines] == [("something_happened", "auth")]
     assert caplog.records == []
+
+
+def test_what_structlog_does_by_itself_is_found_behind_an_applications_configuration():
+    """The library may be imported after the application has configured structlog."""
+    ours = [structlog.processors.JSONRenderer()]
+    structlog.configure(processors=ours)
+    try:
+        assert _built_in_configuration()["processors"] != ours
+        assert structlog.get_config()["processors"] is ours
+    finally:
+        structlog.reset_defaults()
+    assert _built_in_configuration()["processors"] != ours

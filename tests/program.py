@@ -44,7 +44,9 @@ async def outcome(process):
 async def serving(process):
     """Wait until the program says where it serves, and return that line."""
     async with asyncio.timeout(PATIENCE):
-        return json.loads(await process.stdout.readline())
+        while (line := json.loads(await process.stdout.readline()))["event"] == "hub_up":
+            pass  # its Hub may be up before it serves
+        return line
 
 
 def free_port():

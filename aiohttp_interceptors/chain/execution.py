@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextvars import ContextVar
 from operator import length_hint
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, cast
 
 from .._checks import synchronous
 from ..errors import QueueClosed
@@ -49,8 +49,8 @@ class Execution:
     """
 
     __slots__ = (
-        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "stage",
-        "terminated",
+        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "inner",
+        "stage", "terminated",
     )  # fmt: skip
 
     changed: bool = False  # whether the queue is another one than when the stage began
@@ -64,11 +64,15 @@ class Execution:
     since: float = 0.0  # perf_counter seconds when the observed stage began
     values: dict[object, object] | None = None  # the context's values at that moment
     report: Failure | None = None  # of the failure that is being offered outward
+    left_behind: bool = False  # the outer one has gone on without it
     inherited: Failure | None = None  # what was being offered outward when this execution began inside another one
 
     def __init__(self, context: Context, chain: Chain = Chain()) -> None:  # noqa: B008  # it is immutable
         self.context: Context = context
         self.chain: Chain = chain
+        self.inner: (
+            Execution | None
+        )  # what a stage started and has not ended; set when there is one, read when in doubt
         self.cursor: Iterator[Any] | None = None  # until it is started
         self.handler: object = None  # what stands behind the chain, while it runs
         self.stage: Stage = "enter"
@@ -203,7 +207,29 @@ class Execution:
     def begin_inside(self, outer: Execution) -> None:
         """Take the context from an execution, one of whose stages started this one."""
         self.outer, self.predicates, self.alert = outer, outer.predicates, bool(outer.predicates)
+        outer.inner = self
         self.inherited = self.context.error = outer.report or outer.inherited
+
+    def regain(self) -> bool:
+        """Take the context back from an execution inside of this one that was left running; false if there is none."""
+        last, left = self, getattr(self, "inner", None)
+        while left is not None:
+            left.left_behind = True
+            last, left = left, getattr(left, "inner", None)
+        if self.left_behind or last is self:
+            self.left_behind = True
+            return False
+        context, self.inner = self.context, None
+        if last.context is not context:
+            context._resume(last.context)
+            last.context._execution = None
+        context._execution = self
+        self.alert = True  # it may have attached a response
+        return True
+
+    def refuse_overlap(self) -> NoReturn:
+        """Raise: the context is another execution's, so that what a stage asked of it may be lost."""
+        raise RuntimeError(f"{self.context!r} was executed twice at the same time; give each execution a copy()")
 
     def turn(self) -> None:
         """Begin to leave, from the interceptor that is the last of the chain now."""
@@ -361,8 +387,10 @@ class Execution:
         """Take back all that is still bound, and give the context back to the outer execution, if there is one."""
         if self.bindings:
             self.unbind(0)
-        if self.context._execution is not self:
-            raise RuntimeError(f"{self.context!r} was executed twice at the same time; give each execution a copy()")
+        if self.left_behind:
+            return
+        if self.context._execution is not self and not self.regain():
+            self.refuse_overlap()
         context = self.context
         if self.outer is None:
             context._release()
@@ -372,7 +400,7 @@ class Execution:
             began_with._resume(context)
         if self.outer is not None:
             began_with._execution = self.outer
-            self.outer.alert = True
+            self.outer.inner, self.outer.alert = None, True
 
     def _tell(self) -> None:
         """Tell each observer of the stage that returned; one that raises is logged and dropped."""

@@ -56,6 +56,7 @@ class Execution:
     changed: bool = False  # whether the queue is another one than when the stage began
     outer: Execution | None = None  # the execution that one of whose stages started this one
     is_copy: bool = False  # not begun, of a context that was copied from a running one
+    completed_anew: bool = False  # something that completes the context was attached to this copy
     verbs: tuple[tuple[str, object], ...] = ()  # what was asked for before it began, and of what
     predicates: tuple[Callable[[Any], object], ...] = ()
     attached: Exception | None = None
@@ -65,6 +66,7 @@ class Execution:
     values: dict[object, object] | None = None  # the context's values at that moment
     report: Failure | None = None  # of the failure that is being offered outward
     left_behind: bool = False  # the outer one has gone on without it
+    completed_before: object = None  # what completes the context without this execution's doing
     inherited: Failure | None = None  # what was being offered outward when this execution began inside another one
 
     def __init__(self, context: Context, chain: Chain = Chain()) -> None:  # noqa: B008  # it is immutable
@@ -169,6 +171,7 @@ class Execution:
         copy.is_copy = self.is_copy or self.cursor is not None
         if self.cursor is None:
             copy.chain, copy.terminated, copy.verbs = self.chain, self.terminated, self.verbs
+            copy.completed_anew = self.completed_anew
             copy.predicates, copy.attached, copy.requested = self.predicates, self.attached, self.requested
         return copy
 
@@ -267,6 +270,8 @@ class Execution:
         context._execution, result._execution = None, self
         self.context = result
         self.alert = True  # it may have brought observers, or a response
+        if asked is not None and asked.completed_anew:
+            self.completed_before = None
         for verb, argument in verbs:
             self._ask(verb, argument)
         return result
@@ -300,10 +305,19 @@ class Execution:
             raise exception
         if self.stage == "leave":
             self.unwind()
-        elif self.stage == "enter" and (context._complete() or any(map(self._holds, self.predicates))):
+        elif self.stage == "enter" and (self._is_complete() or any(map(self._holds, self.predicates))):
             self.terminate()
         changed, self.changed = self.changed, False
         return changed
+
+    def note_completion(self) -> None:
+        """Have the loop ask whether there is anything left to enter for, because a stage attached something."""
+        self.alert = self.completed_anew = True
+        self.completed_before = None
+
+    def _is_complete(self) -> bool:
+        completion = self.context._completion()
+        return completion is not None and completion is not self.completed_before
 
     def _holds(self, predicate: Callable[[Any], object]) -> bool:
         """Ask a predicate; an awaitable is true whatever it is about to say, so it is refused."""

@@ -70,7 +70,7 @@ class RequestContext(Context):
             raise TypeError(f"context.response is a web.StreamResponse or None, not {response!r}")
         self._attach(response, "context.response =")
         if self._execution is not None:
-            self._execution.alert = True  # the loop asks _complete
+            self._execution.note_completion()
 
     @property
     def response_headers(self) -> CIMultiDict[str]:
@@ -311,8 +311,8 @@ class RequestContext(Context):
         response = self._response
         return response if isinstance(response, web.HTTPException) else None
 
-    def _complete(self) -> bool:
-        return self._response is not None
+    def _completion(self) -> web.StreamResponse | None:
+        return self._response
 
 
 async def before_commit(request: web.Request, response: web.StreamResponse) -> None:

@@ -172,7 +172,11 @@ class RequestContext(Context):
                 pass  # a test double
         if self.committed:
             response = self._committed_response(None)
-            if not isinstance(response, web.Response) and getattr(self._writer, "length", None):
+            if (
+                not isinstance(response, web.Response)
+                and getattr(self._writer, "length", None)
+                and self.request.method != "HEAD"
+            ):
                 response.force_close()  # its body is shorter than its head says, and nothing may follow it
             return response
         if response is None:

@@ -309,6 +309,21 @@ class TestABodyThatFailed:
         assert answer.count(b"HTTP/1.1") == 1
         assert answer.endswith(b"\r\n\r\nhalf")
 
+    @pytest.mark.parametrize("options", [{}, {"max_streams": 5}], ids=["not set up", "set up"])
+    async def test_that_a_head_request_does_not_have_is_not_missed(self, serve, options, tmp_path):
+        """Its head tells a length, and the connection goes on after it."""
+        (tmp_path / "file").write_bytes(b"x" * 10)
+
+        async def send(request: web.Request) -> web.StreamResponse:
+            response = web.FileResponse(tmp_path / "file")
+            await response.prepare(request)
+            return response
+
+        server = await serve(application(send, **options))
+        answer = await server.exchange(KEPT.replace("GET", "HEAD") + GET)
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert answer.endswith(b"\r\n\r\n" + b"x" * 10)
+
     async def test_that_was_whole_before_a_leave_stage_failed_is_completed(self, serve, logged):
         @on_error(LookupError)
         def swallow(context: RequestContext, error: LookupError) -> None:

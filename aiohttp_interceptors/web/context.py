@@ -178,6 +178,8 @@ class RequestContext(Context):
                 and self.request.method != "HEAD"
             ):
                 response.force_close()  # its body is shorter than its head says, and nothing may follow it
+            if isinstance(response, web.HTTPException):
+                raise response
             return response
         if response is None:
             raise NoResponse(
@@ -257,8 +259,9 @@ class RequestContext(Context):
             self._note_unfinished()
             return False
         if self.committed:
-            self._committed_response(None)
-            drop(f"raise {exception!r}", self, exception)
+            if self._committed_response(exception) is not exception:
+                self._note_unfinished()
+                drop(f"raise {exception!r}", self, exception)
         else:
             self._response = exception
         return True

@@ -199,6 +199,10 @@ class RequestContext(Context):
 
     def _continue(self, context: Context) -> None:
         super()._continue(context)
+        execution, own = context._execution, self._execution
+        unset = self._response is None and not (own is not None and own.completed_anew)
+        if unset and isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
+            self._response = context._response  # a refusal counts, whichever of the two it was attached to
         self._replace(context)
 
     def _resume(self, context: Context) -> None:

@@ -147,3 +147,46 @@ async def test_an_execution_on_a_context_with_a_response_ends_where_one_is_attac
     server = await serve(app)
     assert (await server.exchange(GET)).split()[1] == (b"200" if how == "again" else b"401")
     assert trail == []
+
+
+@pytest.mark.parametrize("way", ["the context", "RequestContext.of"])
+@pytest.mark.parametrize("returned", ["a copy", "a new context"])
+async def test_a_response_on_the_context_given_counts_when_the_stage_returns_another_one(
+    serve, trail, way, returned
+) -> None:
+    @before
+    def auth(context: RequestContext) -> RequestContext:
+        other = context.copy() if returned == "a copy" else RequestContext(context.request)
+        given = context if way == "the context" else RequestContext.of(context.request)
+        assert given is not None
+        given.response = web.Response(status=401)
+        return other
+
+    async def secret(request):
+        trail.append("secret")
+        return web.Response(text="secret")
+
+    app = web.Application(middlewares=[interceptor_middleware(auth)])
+    app.router.add_get("/", secret)
+    server = await serve(app)
+    assert (await server.exchange(GET)).split()[1] == b"401"
+    assert trail == []
+
+
+async def test_a_response_that_a_stage_takes_off_a_copy_is_off(serve, trail) -> None:
+    @before
+    def change_of_mind(context: RequestContext) -> RequestContext:
+        context.response = web.Response(status=401)
+        other = context.copy()
+        other.response = None
+        return other
+
+    async def handler(request):
+        trail.append("handler")
+        return web.Response(text="x")
+
+    app = web.Application(middlewares=[interceptor_middleware(change_of_mind)])
+    app.router.add_get("/", handler)
+    server = await serve(app)
+    assert (await server.exchange(GET)).split()[1] == b"200"
+    assert trail == ["handler"]

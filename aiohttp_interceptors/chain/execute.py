@@ -99,7 +99,8 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                                 result = await result
                                 if context._execution is not execution:
                                     execution.refuse_overlap()
-                                context = execution.context if result is None else execution.adopt(result)
+                                if result is not None:
+                                    context = execution.adopt(result)
                             else:
                                 context = await _adopted(execution, result)
                         if execution.alert and execution.attend():

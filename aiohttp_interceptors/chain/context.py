@@ -248,9 +248,9 @@ class Context(MutableMapping[object, object]):
         """Return the exception that the chain leaves with without an error; the edge overrides it for HTTP."""
         return None
 
-    def _complete(self) -> bool:
-        """Say whether there is nothing left to enter for; the edge overrides it for an attached response."""
-        return False
+    def _completion(self) -> object:
+        """Return what leaves nothing to enter for, if anything does; the edge overrides it for a response."""
+        return None
 
 
 @lru_cache(64)

@@ -48,7 +48,9 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
 
     Two executions share nothing but their interceptors. An ``execute`` inside a stage, on the same context too, has a
     queue of its own, asks the outer predicates as well, and leaves the outer execution as it was. Executing one
-    context twice at the same time is a ``RuntimeError``. Without a context, a new one is made. A stage may return
+    context twice at the same time is a ``RuntimeError``, raised when a stage returns while another execution has its
+    context: nothing more is entered. An execution that a handler left running, in a task it did not wait for, gets that
+    error when it comes to its next stage. Without a context, a new one is made. A stage may return
     another context, a copy say: then that one comes out, and the context given here has the same state afterwards.
     """
     current = cast("C", Context()) if context is None else context
@@ -57,6 +59,8 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     execution = current._execution
     if execution is None or execution.cursor is not None:
         execution = Execution(current)
+    if execution.cursor is None:
+        execution.completed_before = current._completion()
     execution.append(interceptors_of(interceptors))
     if execution.is_copy:
         execution.begin()
@@ -93,7 +97,10 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                         if result is not None:
                             if type(result) is CoroutineType:  # not in _adopted: in here a stream waits
                                 result = await result
-                                context = execution.context if result is None else execution.adopt(result)
+                                if context._execution is not execution:
+                                    execution.refuse_overlap()
+                                if result is not None:
+                                    context = execution.adopt(result)
                             else:
                                 context = await _adopted(execution, result)
                         if execution.alert and execution.attend():
@@ -103,6 +110,8 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                             execution.handler = handler
                             result = await context._invoke(handler)
                             context = execution.context
+                            if context._execution is not execution and not execution.regain():
+                                execution.refuse_overlap()
                             context._receive(result)
                             execution.handler = None
                         if execution.alert:
@@ -132,14 +141,16 @@ async def _recover(execution: Execution, raised: BaseException) -> Context:
     """Have what was raised handled further out, if it can be; the loop then leaves what is left."""
     while True:
         try:
-            if not isinstance(raised, Exception):
+            if execution.context._execution is not execution and not execution.regain():
+                await _abandon(execution, raised)
+            elif not isinstance(raised, Exception):
                 await _interrupt(execution, raised)
             else:
                 execution.take(raised)
                 if execution.failure is not None:
                     await _offer(execution)
         except BaseException as another:
-            if another is raised and not isinstance(another, Exception):
+            if execution.left_behind or (another is raised and not isinstance(another, Exception)):
                 raise
             raised = another  # it takes the same way
         else:
@@ -169,6 +180,26 @@ async def _interrupt(execution: Execution, interruption: BaseException) -> None:
     raise interruption
 
 
+async def _abandon(execution: Execution, raised: BaseException) -> None:
+    """Close what ``@around`` opened in an execution that has lost its context, and raise: no stage has a say."""
+    for position, (generator, _) in execution.open_brackets():
+        name = execution.chain.steps[position - 1].name
+        if not isinstance(raised, GeneratorExit):
+            try:
+                await throw(generator, name, raised)
+            except BaseException as another:  # noqa: BLE001  # the execution ends with the exception that brought us here
+                if another is not raised:
+                    log.exception(
+                        "around_not_closed",
+                        interceptor=name,
+                        execution_id=execution.context.execution_id,
+                        exc_info=another,
+                    )
+        else:
+            await _close(generator, name, execution.context)
+    raise raised
+
+
 async def _close(generator: AsyncGenerator[None, None], name: str, context: Context) -> None:
     """Close a generator, whatever closing raises."""
     try:
@@ -195,6 +226,8 @@ async def _adopted(execution: Execution, result: Any) -> Context:
     """Wait for what a stage returned and go on with the context that it names, if it names one."""
     if type(result) is CoroutineType or isawaitable(result):
         result = await result
+        if execution.context._execution is not execution:
+            execution.refuse_overlap()
     return execution.context if result is None else execution.adopt(result)
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextvars import ContextVar
 from operator import length_hint
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, cast
 
 from .._checks import synchronous
 from ..errors import QueueClosed
@@ -49,13 +49,14 @@ class Execution:
     """
 
     __slots__ = (
-        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "stage",
-        "terminated",
+        "__dict__", "alert", "bindings", "chain", "context", "cursor", "failure", "handler", "inner",
+        "stage", "terminated",
     )  # fmt: skip
 
     changed: bool = False  # whether the queue is another one than when the stage began
     outer: Execution | None = None  # the execution that one of whose stages started this one
     is_copy: bool = False  # not begun, of a context that was copied from a running one
+    completed_anew: bool = False  # something that completes the context was attached to this copy
     verbs: tuple[tuple[str, object], ...] = ()  # what was asked for before it began, and of what
     predicates: tuple[Callable[[Any], object], ...] = ()
     attached: Exception | None = None
@@ -64,11 +65,16 @@ class Execution:
     since: float = 0.0  # perf_counter seconds when the observed stage began
     values: dict[object, object] | None = None  # the context's values at that moment
     report: Failure | None = None  # of the failure that is being offered outward
+    left_behind: bool = False  # the outer one has gone on without it
+    completed_before: object = None  # what completes the context without this execution's doing
     inherited: Failure | None = None  # what was being offered outward when this execution began inside another one
 
     def __init__(self, context: Context, chain: Chain = Chain()) -> None:  # noqa: B008  # it is immutable
         self.context: Context = context
         self.chain: Chain = chain
+        self.inner: (
+            Execution | None
+        )  # what a stage started and has not ended; set when there is one, read when in doubt
         self.cursor: Iterator[Any] | None = None  # until it is started
         self.handler: object = None  # what stands behind the chain, while it runs
         self.stage: Stage = "enter"
@@ -165,6 +171,7 @@ class Execution:
         copy.is_copy = self.is_copy or self.cursor is not None
         if self.cursor is None:
             copy.chain, copy.terminated, copy.verbs = self.chain, self.terminated, self.verbs
+            copy.completed_anew = self.completed_anew
             copy.predicates, copy.attached, copy.requested = self.predicates, self.attached, self.requested
         return copy
 
@@ -203,7 +210,29 @@ class Execution:
     def begin_inside(self, outer: Execution) -> None:
         """Take the context from an execution, one of whose stages started this one."""
         self.outer, self.predicates, self.alert = outer, outer.predicates, bool(outer.predicates)
+        outer.inner = self
         self.inherited = self.context.error = outer.report or outer.inherited
+
+    def regain(self) -> bool:
+        """Take the context back from an execution inside of this one that was left running; false if there is none."""
+        last, left = self, getattr(self, "inner", None)
+        while left is not None:
+            left.left_behind = True
+            last, left = left, getattr(left, "inner", None)
+        if self.left_behind or last is self:
+            self.left_behind = True
+            return False
+        context, self.inner = self.context, None
+        if last.context is not context:
+            context._resume(last.context)
+            last.context._execution = None
+        context._execution = self
+        self.alert = True  # it may have attached a response
+        return True
+
+    def refuse_overlap(self) -> NoReturn:
+        """Raise: the context is another execution's, so that what a stage asked of it may be lost."""
+        raise RuntimeError(f"{self.context!r} was executed twice at the same time; give each execution a copy()")
 
     def turn(self) -> None:
         """Begin to leave, from the interceptor that is the last of the chain now."""
@@ -241,6 +270,8 @@ class Execution:
         context._execution, result._execution = None, self
         self.context = result
         self.alert = True  # it may have brought observers, or a response
+        if asked is not None and asked.completed_anew:
+            self.completed_before = None
         for verb, argument in verbs:
             self._ask(verb, argument)
         return result
@@ -274,10 +305,19 @@ class Execution:
             raise exception
         if self.stage == "leave":
             self.unwind()
-        elif self.stage == "enter" and (context._complete() or any(map(self._holds, self.predicates))):
+        elif self.stage == "enter" and (self._is_complete() or any(map(self._holds, self.predicates))):
             self.terminate()
         changed, self.changed = self.changed, False
         return changed
+
+    def note_completion(self) -> None:
+        """Have the loop ask whether there is anything left to enter for, because a stage attached something."""
+        self.alert = self.completed_anew = True
+        self.completed_before = None
+
+    def _is_complete(self) -> bool:
+        completion = self.context._completion()
+        return completion is not None and completion is not self.completed_before
 
     def _holds(self, predicate: Callable[[Any], object]) -> bool:
         """Ask a predicate; an awaitable is true whatever it is about to say, so it is refused."""
@@ -361,8 +401,10 @@ class Execution:
         """Take back all that is still bound, and give the context back to the outer execution, if there is one."""
         if self.bindings:
             self.unbind(0)
-        if self.context._execution is not self:
-            raise RuntimeError(f"{self.context!r} was executed twice at the same time; give each execution a copy()")
+        if self.left_behind:
+            return
+        if self.context._execution is not self and not self.regain():
+            self.refuse_overlap()
         context = self.context
         if self.outer is None:
             context._release()
@@ -372,7 +414,7 @@ class Execution:
             began_with._resume(context)
         if self.outer is not None:
             began_with._execution = self.outer
-            self.outer.alert = True
+            self.outer.inner, self.outer.alert = None, True
 
     def _tell(self) -> None:
         """Tell each observer of the stage that returned; one that raises is logged and dropped."""

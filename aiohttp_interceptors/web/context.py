@@ -70,7 +70,7 @@ class RequestContext(Context):
             raise TypeError(f"context.response is a web.StreamResponse or None, not {response!r}")
         self._attach(response, "context.response =")
         if self._execution is not None:
-            self._execution.alert = True  # the loop asks _complete
+            self._execution.note_completion()
 
     @property
     def response_headers(self) -> CIMultiDict[str]:
@@ -172,8 +172,14 @@ class RequestContext(Context):
                 pass  # a test double
         if self.committed:
             response = self._committed_response(None)
-            if not isinstance(response, web.Response) and getattr(self._writer, "length", None):
+            if (
+                not isinstance(response, web.Response)
+                and getattr(self._writer, "length", None)
+                and self.request.method != "HEAD"
+            ):
                 response.force_close()  # its body is shorter than its head says, and nothing may follow it
+            if isinstance(response, web.HTTPException):
+                raise response
             return response
         if response is None:
             raise NoResponse(
@@ -193,6 +199,10 @@ class RequestContext(Context):
 
     def _continue(self, context: Context) -> None:
         super()._continue(context)
+        execution, own = context._execution, self._execution
+        unset = self._response is None and not (own is not None and own.completed_anew)
+        if unset and isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
+            self._response = context._response  # a refusal counts, whichever of the two it was attached to
         self._replace(context)
 
     def _resume(self, context: Context) -> None:
@@ -253,8 +263,9 @@ class RequestContext(Context):
             self._note_unfinished()
             return False
         if self.committed:
-            self._committed_response(None)
-            drop(f"raise {exception!r}", self, exception)
+            if self._committed_response(exception) is not exception:
+                self._note_unfinished()
+                drop(f"raise {exception!r}", self, exception)
         else:
             self._response = exception
         return True
@@ -311,8 +322,8 @@ class RequestContext(Context):
         response = self._response
         return response if isinstance(response, web.HTTPException) else None
 
-    def _complete(self) -> bool:
-        return self._response is not None
+    def _completion(self) -> web.StreamResponse | None:
+        return self._response
 
 
 async def before_commit(request: web.Request, response: web.StreamResponse) -> None:

@@ -186,10 +186,16 @@ async def _run_inside(chain: Chain, request: web.Request, handler: Handler | Non
     outer = contexts.get(request.writer)
     if outer is None:  # it ended before this began
         return await _run(chain, request, handler)
-    asked = outer.request
+    asked, attached = outer.request, outer._response
     outer.request = request  # a middleware in between may have cloned it
+    if attached is not None and not outer.committed:
+        outer._response = None  # it is that of an earlier attempt, and says nothing of this one
     try:
         await drive(Execution(outer, chain), handler)
+    except BaseException:
+        if outer._response is None:
+            outer._response = attached
+        raise
     finally:
         outer.request = asked
     return outer.conclude()

@@ -1125,7 +1125,71 @@ class TestConcurrency:
             RuntimeError, match=r"<Context .* was executed twice at the same time; give each .* a copy\(\)"
         ):
             await first
-        await second
+        with pytest.raises(RuntimeError, match="twice at the same time"):
+            await second
+
+    @pytest.mark.parametrize("how", ["terminate", "with_error", "enqueue", "bind"])
+    async def test_what_a_stage_asks_of_a_context_that_another_execution_has_is_no_licence_to_go_on(
+        self, how: str
+    ) -> None:
+        context, gates, entered = Context(), [asyncio.Event(), asyncio.Event()], []
+
+        async def auth(context: Context) -> None:
+            await gates[0].wait()
+            match how:
+                case "terminate":
+                    context.terminate()
+                case "with_error":
+                    context.with_error(PermissionError())
+                case "enqueue":
+                    context.enqueue(Interceptor("check", lambda _: entered.append("check")))
+                case "bind":
+                    context.bind(ContextVar("user"), "anonymous")
+
+        async def wait(context: Context) -> None:
+            await gates[1].wait()
+
+        secret = Interceptor("secret", lambda _: entered.append("secret"))
+        first = asyncio.ensure_future(execute(context, Interceptor("auth", auth), secret))
+        await task_switch()
+        second = asyncio.ensure_future(execute(context, Interceptor("wait", wait)))
+        await task_switch()
+        gates[0].set()
+        with pytest.raises(RuntimeError, match="twice at the same time"):
+            await first
+        gates[1].set()
+        with pytest.raises(RuntimeError, match="twice at the same time"):
+            await second
+        assert entered == []
+        await execute(context, secret)  # it is free again
+        assert entered == ["secret"]
+
+    async def test_around_hears_of_it_in_the_execution_that_has_lost_its_context(self) -> None:
+        context, gates, heard = Context(), [asyncio.Event(), asyncio.Event()], []
+
+        @around
+        async def bracket(context: Context) -> Any:
+            try:
+                yield
+            except RuntimeError as error:
+                heard.append(str(error))
+                raise
+
+        def wait_for(gate: asyncio.Event) -> Interceptor[Any]:
+            async def wait(context: Context) -> None:
+                await gate.wait()
+
+            return Interceptor("wait", wait)
+
+        tasks = []
+        for gate in gates:
+            tasks.append(asyncio.ensure_future(execute(context, bracket, wait_for(gate))))
+            await task_switch()
+        for gate, task in zip(gates, tasks, strict=True):
+            gate.set()
+            with pytest.raises(RuntimeError, match="twice at the same time"):
+                await task
+        assert len(heard) == 2
 
     async def test_copies_can_be_executed_at_the_same_time(self) -> None:
         context = Context({"user": "alice"})

@@ -309,6 +309,46 @@ class TestABodyThatFailed:
         assert answer.count(b"HTTP/1.1") == 1
         assert answer.endswith(b"\r\n\r\nhalf")
 
+    @pytest.mark.parametrize("options", [{}, {"max_streams": 5}], ids=["not set up", "set up"])
+    async def test_whose_handler_raises_an_http_exception_is_cut_as_one_that_raises_another(
+        self, serve, logged, options
+    ):
+        async def refuses(request: web.Request) -> web.StreamResponse:
+            await half_sent(request)
+            raise web.HTTPForbidden
+
+        server = await serve(application(refuses, **options))
+        answer = await server.exchange(KEPT + KEPT)
+        assert answer.count(b"HTTP/1.1") == 1
+        assert answer.endswith(b"\r\n\r\n4\r\nhalf\r\n")
+        assert attempts(logged) == ["raise <HTTPForbidden Forbidden not prepared>"]
+
+    async def test_of_an_http_exception_that_its_handler_prepares_and_raises_is_whole(self, serve, logged):
+        async def prepares(request: web.Request) -> web.StreamResponse:
+            conflict = web.HTTPConflict(text="conflict")
+            await conflict.prepare(request)
+            raise conflict
+
+        answer = await (await serve(application(prepares))).exchange(GET)
+        assert answer.startswith(b"HTTP/1.1 409 ")
+        assert answer.endswith(b"\r\n\r\nconflict")
+        assert attempts(logged) == []
+
+    @pytest.mark.parametrize("options", [{}, {"max_streams": 5}], ids=["not set up", "set up"])
+    async def test_that_a_head_request_does_not_have_is_not_missed(self, serve, options, tmp_path):
+        """Its head tells a length, and the connection goes on after it."""
+        (tmp_path / "file").write_bytes(b"x" * 10)
+
+        async def send(request: web.Request) -> web.StreamResponse:
+            response = web.FileResponse(tmp_path / "file")
+            await response.prepare(request)
+            return response
+
+        server = await serve(application(send, **options))
+        answer = await server.exchange(KEPT.replace("GET", "HEAD") + GET)
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert answer.endswith(b"\r\n\r\n" + b"x" * 10)
+
     async def test_that_was_whole_before_a_leave_stage_failed_is_completed(self, serve, logged):
         @on_error(LookupError)
         def swallow(context: RequestContext, error: LookupError) -> None:

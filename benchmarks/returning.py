@@ -1,8 +1,8 @@
 """The worst lag of the event loop while clients return to a Hub of many topics.
 
 Each topic has one record. A client that returns asks for all of them, by a wildcard; it reads as fast as it is written
-to, which is the worst case: no stream pauses. A lag is the longest turn of the event loop, in CPU time, so that whoever
-else uses the machine is not in it. The pauses of Python's garbage collector are measured by themselves and taken off,
+to, which is the worst case: no stream pauses. A lag is the longest turn of the event loop, in CPU time, so that
+what else runs is not in it. The pauses of Python's garbage collector are measured by themselves and taken off,
 for they are the application's as a whole: with ``gc.freeze()`` after the history is there, the collector does not look
 at it any more. One process, no socket.
 

@@ -59,8 +59,7 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     execution = current._execution
     if execution is None or execution.cursor is not None:
         execution = Execution(current)
-    if execution.cursor is None:
-        execution.completed_before = current._completion()
+    execution.completed_before = current._completion()
     execution.append(interceptors_of(interceptors))
     if execution.is_copy:
         execution.begin()
@@ -165,7 +164,7 @@ async def _interrupt(execution: Execution, interruption: BaseException) -> None:
     for position, (generator, known) in execution.open_brackets():
         interceptor = execution.chain.steps[position - 1]
         if isinstance(interruption, GeneratorExit):  # the chain itself is being closed, and cannot wait for anything
-            await _close(generator, interceptor.name, execution.context)
+            await _close(generator, interceptor.name, execution.context, interruption)
             continue
         execution.leave_at(position)
         execution.resume(known)
@@ -183,29 +182,23 @@ async def _interrupt(execution: Execution, interruption: BaseException) -> None:
 async def _abandon(execution: Execution, raised: BaseException) -> None:
     """Close what ``@around`` opened in an execution that has lost its context, and raise: no stage has a say."""
     for position, (generator, _) in execution.open_brackets():
-        name = execution.chain.steps[position - 1].name
-        if not isinstance(raised, GeneratorExit):
-            try:
-                await throw(generator, name, raised)
-            except BaseException as another:  # noqa: BLE001  # the execution ends with the exception that brought us here
-                if another is not raised:
-                    log.exception(
-                        "around_not_closed",
-                        interceptor=name,
-                        execution_id=execution.context.execution_id,
-                        exc_info=another,
-                    )
-        else:
-            await _close(generator, name, execution.context)
+        await _close(generator, execution.chain.steps[position - 1].name, execution.context, raised)
     raise raised
 
 
-async def _close(generator: AsyncGenerator[None, None], name: str, context: Context) -> None:
-    """Close a generator, whatever closing raises."""
+async def _close(generator: AsyncGenerator[None, None], name: str, context: Context, raised: BaseException) -> None:
+    """Raise an exception at a generator's only yield, and log what else comes of that: the chain ends with the first.
+
+    For a ``GeneratorExit`` that is closing it.
+    """
     try:
-        await generator.aclose()
-    except BaseException as error:  # noqa: BLE001  # the chain ends with the exception that brought us here
-        log.exception("around_not_closed", interceptor=name, execution_id=context.execution_id, exc_info=error)
+        if isinstance(raised, GeneratorExit):
+            await generator.aclose()
+        else:
+            await throw(generator, name, raised)
+    except BaseException as error:  # noqa: BLE001  # as said
+        if error is not raised:
+            log.exception("around_not_closed", interceptor=name, execution_id=context.execution_id, exc_info=error)
 
 
 async def _offer(execution: Execution) -> None:

@@ -72,9 +72,8 @@ class Execution:
     def __init__(self, context: Context, chain: Chain = Chain()) -> None:  # noqa: B008  # it is immutable
         self.context: Context = context
         self.chain: Chain = chain
-        self.inner: (
-            Execution | None
-        )  # what a stage started and has not ended; set when there is one, read when in doubt
+        # What a stage started and has not ended; set when there is one, read when in doubt.
+        self.inner: Execution | None
         self.cursor: Iterator[Any] | None = None  # until it is started
         self.handler: object = None  # what stands behind the chain, while it runs
         self.stage: Stage = "enter"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeAlias, TypeVar
 if TYPE_CHECKING:
     from .context import Context
 
-__all__ = ["Interceptor", "InterceptorLike", "Result", "Stage", "as_interceptor", "check_call", "interceptors_of"]
+__all__ = [
+    "Interceptor",
+    "InterceptorLike",
+    "Result",
+    "Stage",
+    "as_interceptor",
+    "check_call",
+    "interceptors_of",
+    "unwrapped",
+]
 
 Stage: TypeAlias = Literal["enter", "leave", "error"]
 STAGES: tuple[Stage, ...] = ("enter", "leave", "error")
@@ -103,6 +113,13 @@ def check_call(what: str, call: str, function: Callable[..., object], *arguments
     except TypeError as mismatch:
         shown = f"{call}({', '.join(arguments)})"
         raise TypeError(f"{what} is called as {shown}, which {function!r} does not take: {mismatch}") from None
+
+
+def unwrapped(function: object) -> object:
+    """Return what a ``functools.partial``, perhaps of another one, calls; anything else as it is."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def as_interceptor(candidate: object) -> Interceptor[Context]:

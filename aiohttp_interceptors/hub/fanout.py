@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from ..errors import FATAL
 from ..observe.logs import log as logger
 from ..sse.channel import CloseReason
-from ..sse.threadsafe import check_loop
 from .arrivals import Arrivals
 from .audience import Allowance, Audience, Select
 from .log import EXPIRED, Log, Reading
@@ -79,11 +78,6 @@ class Fanout:
             call()
         else:
             self.elsewhere().call_soon_threadsafe(call)
-
-    def check_thread(self, call: str, instead: str) -> None:
-        """Raise ``RuntimeError`` for a call from another thread, before it changes anything."""
-        if threading.get_ident() != self._thread and self._loop is not None:
-            check_loop(self._loop, call, instead)
 
     def close(self) -> None:
         """Wait for nothing any more. Twice is once."""

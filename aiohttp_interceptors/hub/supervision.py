@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from ..errors import BrokerError
+from ..errors import FATAL, BrokerError
 from ..observe.facts import HubDown, HubFact, HubObserver, HubResumed, HubUp
 from ..observe.logs import log as logger
 from ..observe.logs import log_fact
@@ -51,7 +51,7 @@ class Supervision:
                 error: BaseException = BrokerError("the tail ended")
             except BrokerError as failure:
                 error = failure
-            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            except (*FATAL, GeneratorExit):
                 raise
             except BaseException as failure:  # a defect, of the broker or of ours; streams still live
                 task = asyncio.current_task()

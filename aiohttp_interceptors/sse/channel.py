@@ -234,9 +234,7 @@ class EventChannel:
         count = len(frames)
         if lean is not None and count:
             lean._channel_leave(count)
-        self._asleep = True
-        if self._waiting:
-            self._wake_next(count)
+        self._taken(count)
         return frames
 
     def written(self, count: int) -> None:

@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ..errors import FATAL
+
 __all__ = ["LoopFuture", "call_in_loop", "check_loop", "run_in_loop"]
 
 T = TypeVar("T")
@@ -61,7 +63,7 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> Futu
                 result = call()
             except BaseException as error:
                 future.set_exception(error)
-                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                if isinstance(error, FATAL):
                     raise
             else:
                 future.set_result(result)

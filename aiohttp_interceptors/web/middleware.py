@@ -18,7 +18,7 @@ from aiohttp.typedefs import Middleware
 from ..chain.chain import Chain
 from ..chain.execute import drive
 from ..chain.execution import Execution
-from ..chain.interceptor import STAGES, InterceptorLike, interceptors_of
+from ..chain.interceptor import STAGES, InterceptorLike, interceptors_of, unwrapped
 from .commit import contexts
 from .context import RequestContext
 
@@ -83,9 +83,7 @@ def _handler_of(candidate: object) -> Callable[..., Awaitable[web.StreamResponse
     The forms are those of aiohttp's ``AbstractRoute``, which awaits what is marked as a coroutine function and wraps
     everything else that can be called.
     """
-    function: Any = candidate
-    while isinstance(function, functools.partial):
-        function = function.func
+    function: Any = unwrapped(candidate)
     if not callable(function) or inspect.isclass(function):
         return cast("Handler", candidate) if _is_view(candidate) else None
     called = getattr(function, "__call__", None)  # noqa: B004  # that of an object; a function's has no marks
@@ -123,9 +121,8 @@ def _is_coroutine_function(candidate: object) -> bool:
 
 def _name_of(handler: object) -> str:
     """Return the name that logs and errors call a handler by."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    return getattr(handler, "__name__", None) or type(handler).__name__
+    own = unwrapped(handler)
+    return getattr(own, "__name__", None) or type(own).__name__
 
 
 def _intercepted_view(chain: Chain, view: type[AbstractView]) -> type[AbstractView]:

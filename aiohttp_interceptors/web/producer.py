@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
+from ..chain.interceptor import unwrapped
 from ..errors import FATAL, ChannelClosed
 from ..observe.logs import log
 from ..sse.channel import CloseReason, EventChannel
@@ -237,9 +237,8 @@ class Producer:
 
 def name_of(function: Callable[..., object]) -> str:
     """Name a user's function as the log does."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__qualname__", "") or type(function).__qualname__
+    own = unwrapped(function)
+    return getattr(own, "__qualname__", "") or type(own).__qualname__
 
 
 async def _in_full(coroutine: Coroutine[None, None, None]) -> None:

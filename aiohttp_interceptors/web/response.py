@@ -21,15 +21,14 @@ from .connection import HIGH_WATER, Connection
 from .context import RequestContext
 from .drain import Drain
 from .staged import FRAMING, drop_framing
-from .streams import Streams
+from .streams import AWAKE, Streams
 
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
 
 __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
-# Seconds that a handler has at most, on stop, to see that its stream is over; and the share of the drain's timeout.
-HEARING, AWAKE = 5.0, 0.8
+HEARING = 5.0  # seconds that a handler has at most, on stop, to see that its stream is over
 _LEFT = "the client has left the event stream"
 _SUPERSEDED = "nothing of this event stream is sent, because another response was"
 

@@ -15,7 +15,7 @@ from .commit import GuardedHeaders, contexts, offending_line
 if TYPE_CHECKING:
     from .context import RequestContext
 
-__all__ = ["StagedHeaders", "drop_framing", "merge"]
+__all__ = ["FRAMING", "StagedHeaders", "drop_framing", "merge"]
 
 # What tells a client where a message ends and what becomes of the connection (RFC 9112, 6; RFC 9110, 7.6.1): only the
 # response that is sent can know.

@@ -16,12 +16,12 @@ from .drain import Drain
 from .limits import LimitReached, Limits, Place, take_place
 from .refusal import stopping
 
-__all__ = ["STREAMS", "Drainable", "Streams"]
+__all__ = ["AWAKE", "STREAMS", "Drainable", "Streams"]
 
 T = TypeVar("T")
 
-# The part of the drain's timeout in which a producer may come back to its channel. The rest is for its clean-up, once
-# it was cancelled.
+# The part of the drain's timeout in which a producer may come back to its channel, and a handler see that its stream
+# is over. The rest is for the clean-up, once it was cancelled.
 AWAKE = 0.8
 # Seconds for streams that were aborted to run what remains of them: nobody of ours waits for anything any more.
 ABORTED = 1.0
@@ -74,10 +74,8 @@ class Streams:
     @staticmethod
     def of(request: web.Request) -> Streams:
         """Return those of the innermost application that was set up, or else of all that were not."""
-        for app in reversed(request.match_info.apps):
-            if STREAMS in app:
-                return app[STREAMS]
-        return _OF_NO_SETUP
+        found = _set_up(request.match_info.apps)
+        return found[-1] if found else _OF_NO_SETUP
 
     def admit(self, request: web.Request, execution_id: int | str) -> Place | None:
         """Take a place for a stream under the limits of all applications of the request, or raise the refusal.
@@ -86,7 +84,7 @@ class Streams:
         """
         limit = ""
         try:
-            for streams in [self, *(app[STREAMS] for app in request.match_info.apps if STREAMS in app)]:
+            for streams in [self, *_set_up(request.match_info.apps)]:
                 if streams.closing:  # a parent stops before its sub-applications do
                     raise stopping(streams._drain.spread)
             return take_place(_limits_of(request.match_info.apps), request)
@@ -214,9 +212,14 @@ STREAMS = web.AppKey("aiohttp_interceptors.streams", Streams)
 _OF_NO_SETUP = Streams()
 
 
+def _set_up(apps: Sequence[web.Application]) -> list[Streams]:
+    """List those of the applications that were set up, outermost first."""
+    return [app[STREAMS] for app in apps if STREAMS in app]
+
+
 def _limits_of(apps: Sequence[web.Application]) -> list[Limits]:
     """List the limits of the applications that were set up, innermost first."""
-    return [app[STREAMS]._limits for app in reversed(apps) if STREAMS in app and app[STREAMS]._limits.counts]
+    return [streams._limits for streams in reversed(_set_up(apps)) if streams._limits.counts]
 
 
 def _prefix_of(limits: Limits, apps: Sequence[web.Application]) -> str:

@@ -412,7 +412,7 @@ class TestAClientThatMissedMuch:
         assert turns >= 400_000 // BATCH
 
     async def test_and_many_of_them_leave_time_for_others(self, monkeypatch):
-        """There is no time but for one in a turn, and each has its turn: nobody is last again and again."""
+        """There is no time but for one in a turn, and each has its turn: none is last again and again."""
         monkeypatch.setattr("aiohttp_interceptors.hub.fanout.CATCHING_UP", 1e-9)
         hub = Hub(history_bytes=None)
         ids = await publish(hub, [f"{number} {'x' * 1000}" for number in range(400)])

@@ -135,7 +135,7 @@ def test_dict_config_sets_the_library_s_own_logger() -> None:
         ("DEBUG", "aiohttp_interceptors", "stream_closed"),
         ("ERROR", "aiohttp_interceptors", "change_after_commit_dropped"),
     ]
-    assert lines[-1][2] not in ("exception", "_log_to_stdlib")  # the line is that of whoever logged it
+    assert lines[-1][2] not in ("exception", "_log_to_stdlib")  # the line is that of the caller
     assert "Traceback" in out
 
 

@@ -146,7 +146,7 @@ def test_an_idle_buffer_has_at_most_112_bytes():
 
 @given(st.integers(1, 300), st.lists(st.tuples(st.booleans(), st.integers(1, 200)), max_size=40))
 def test_it_is_a_bounded_line(maxsize, steps):
-    """Against the simplest one there is, whoever takes, one after another or many at once."""
+    """Against the simplest one there is, whatever takes from it, one after another or many at once."""
     channel, line, number = EventChannel(maxsize), deque(), 0
     buffer = channel.buffer
     for put, count in steps:

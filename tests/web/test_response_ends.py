@@ -60,6 +60,17 @@ def application(handler, *, response_cls=EventStreamResponse, drain=None, prepar
     return app, told
 
 
+async def read_at_stop(server, request: str) -> bytes:
+    """Open a stream, stop the server behind its first event, and return what comes from then on."""
+    client = await server.connect(request)
+    await client.until(b"data: first\r\n\r\n")
+    async with asyncio.timeout(10):
+        await server.stop()
+        body = await client.reader.read()
+    await client.close()
+    return body
+
+
 async def waits_for_something_else(stream):
     await asyncio.Queue().get()
 
@@ -76,13 +87,7 @@ async def looks(stream):
 @pytest.mark.parametrize("handler", [waits, looks])
 async def test_on_stop_a_handler_that_hears_of_it_returns_and_its_body_ends(serve, handler, handler_cancellation):
     app, told = application(handler)
-    server = await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation)
-    client = await server.connect(GET)
-    await client.until(b"data: first\r\n\r\n")
-    async with asyncio.timeout(10):
-        await server.stop()
-        body = await client.reader.read()
-    await client.close()
+    body = await read_at_stop(await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation), GET)
     assert told.how == "returned"
     assert b"event: farewell\r\ndata: bye\r\n\r\n" in body
     assert body.endswith(LAST_CHUNK)
@@ -92,13 +97,7 @@ async def test_on_stop_a_handler_that_hears_nothing_is_cancelled_after_its_strea
     serve, handler_cancellation, logged
 ):
     app, told = application(waits_for_something_else)
-    server = await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation)
-    client = await server.connect(GET)
-    await client.until(b"data: first\r\n\r\n")
-    async with asyncio.timeout(10):
-        await server.stop()
-        body = await client.reader.read()
-    await client.close()
+    body = await read_at_stop(await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation), GET)
     assert told.how == "CancelledError"
     assert b"event: farewell\r\ndata: bye\r\n\r\n" in body
     assert body.endswith(LAST_CHUNK)
@@ -107,13 +106,7 @@ async def test_on_stop_a_handler_that_hears_nothing_is_cancelled_after_its_strea
 
 async def test_on_stop_an_answer_to_a_post_is_cut_and_does_not_look_complete(serve):
     app, told = application(waits_for_something_else)
-    server = await serve(app, shutdown_timeout=60.0)
-    client = await server.connect(POST)
-    await client.until(b"data: first\r\n\r\n")
-    async with asyncio.timeout(10):
-        await server.stop()
-        body = await client.reader.read()
-    await client.close()
+    body = await read_at_stop(await serve(app, shutdown_timeout=60.0), POST)
     assert told.how == "CancelledError"
     assert not body.endswith(LAST_CHUNK)
 
@@ -121,13 +114,7 @@ async def test_on_stop_an_answer_to_a_post_is_cut_and_does_not_look_complete(ser
 @pytest.mark.parametrize("handler", [waits, looks])
 async def test_on_stop_an_answer_to_a_post_is_cut_also_when_its_handler_sees_the_end_and_returns(serve, handler):
     app, told = application(handler, drain=Drain(grace=0.05))
-    server = await serve(app, shutdown_timeout=60.0)
-    client = await server.connect(POST)
-    await client.until(b"data: first\r\n\r\n")
-    async with asyncio.timeout(10):
-        await server.stop()
-        body = await client.reader.read()
-    await client.close()
+    body = await read_at_stop(await serve(app, shutdown_timeout=60.0), POST)
     assert told.how == "returned"
     assert not body.endswith(LAST_CHUNK)
 

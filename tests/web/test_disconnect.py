@@ -90,10 +90,11 @@ class Doorman(asyncio.Protocol):
 
 
 class Client:
-    """A blocking socket, whose every move is its own: nothing is read that a test does not read."""
+    """A blocking socket, whose every move is its own: it reads only while a test does."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._unread = b""
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -102,13 +103,18 @@ class Client:
         return await within(asyncio.to_thread(self._read_until, mark))
 
     def _read_until(self, mark: bytes | None) -> bytes:
-        """Read up to these bytes, or up to the end."""
-        seen = b""
-        while mark is None or not seen.endswith(mark):
-            piece = self.sock.recv(1)
+        """Read up to these bytes, or up to the end.
+
+        In large pieces: a thread waits for the interpreter at each, and the loop that counts its turns never rests.
+        """
+        while mark is None or mark not in self._unread:
+            piece = self.sock.recv(65536)
             if not piece:
-                break
-            seen += piece
+                seen, self._unread = self._unread, b""
+                return seen
+            self._unread += piece
+        end = self._unread.index(mark) + len(mark)
+        seen, self._unread = self._unread[:end], self._unread[end:]
         return seen
 
     def leave(self, how: str) -> None:

@@ -104,7 +104,9 @@ class ChannelStream(Stream):
             return 0
         try:
             return self.channel.buffered
-        except Exception as error:  # noqa: BLE001  # statistics are asked for by who looks at all streams
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # statistics are asked for by who looks at all streams
             self._fail(error)
             return 0
 
@@ -148,7 +150,9 @@ class ChannelStream(Stream):
             return False
         try:
             self._flush()
-        except Exception as error:  # noqa: BLE001  # the rest is lost with the queue, and the stream still ends
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # the rest is lost with the queue, and the stream still ends
             self._fail(error)
         return self._buffered > 0
 

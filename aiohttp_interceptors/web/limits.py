@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 from aiohttp import web
 
 from .._checks import synchronous
+from ..errors import FATAL
 from ..observe.logs import log
 from ..sse.event import Event
 from .refusal import too_many
@@ -89,7 +90,9 @@ class Place:
         if stream is not None:  # or else when it is open
             try:
                 stream.kick(final)
-            except Exception as error:  # noqa: BLE001  # its queue's, perhaps; the newer stream is none the worse
+            except FATAL:
+                raise
+            except BaseException as error:  # noqa: BLE001  # its queue's, perhaps; the newer stream is none the worse
                 log.exception("stream_kick_failed", exc_info=error)
 
 

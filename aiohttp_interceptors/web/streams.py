@@ -176,21 +176,27 @@ class Streams:
         """End a stream; one that fails at that keeps no other from its end."""
         try:
             stream.say_farewell(self._drain)
-        except Exception as error:  # noqa: BLE001  # of one
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # of one
             log.exception("stream_farewell_failed", exc_info=error)
             self._abort(stream)
 
     def _hurry(self, stream: Drainable) -> None:
         try:
             stream.hurry()
-        except Exception as error:  # noqa: BLE001  # of one
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # of one
             log.exception("stream_end_failed", exc_info=error)
             self._abort(stream)
 
     def _abort(self, stream: Drainable) -> None:
         try:
             stream.abort()
-        except Exception as error:  # noqa: BLE001  # of one
+        except FATAL:
+            raise
+        except BaseException as error:  # noqa: BLE001  # of one
             log.exception("stream_abort_failed", exc_info=error)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:

@@ -224,7 +224,8 @@ async def test_an_observer_that_fails_ends_no_stream(serve, session, error):
             assert [event.data for event in await stream.rest()] == ["a"]
 
 
-async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve, session):
+@pytest.mark.parametrize("error", ERRORS)
+async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve, session, error):
     """What fails is the stream's own, whatever it is: the drain ends all of them."""
     contexts = []
 
@@ -239,12 +240,80 @@ async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve,
     async with open_stream(session, server.url), open_stream(session, server.url) as other:
         await until(lambda: len(contexts) == 2)
         for context in contexts:  # the drain walks over a set: whichever comes first
-            stream, words = context.stream, iter([ValueError("no farewell")])
+            stream, words = context.stream, iter([error("no farewell")])
             stream._settings = Retry(stream._settings, words if context is contexts[0] else iter([]))
         stop = asyncio.create_task(server.stop())
         assert (await within(other.response.content.read())).endswith(b"data: bye\n\n")
         await within(stop)
         assert {context.stream.reason for context in contexts} == {CloseReason.SHUTDOWN}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("method", ["qsize", "empty", "get_nowait"])
+async def test_the_drain_ends_all_streams_although_the_queue_of_one_fails(serve, session, error, method):
+    broken = failing_queue(method, error)
+    channels = []
+
+    async def ready(channel, context):
+        channels.append(channel)
+        await channel.wait_closed()
+
+    app = web.Application()
+    setup(app, drain=Drain(farewell=Event("bye"), timeout=5))
+    app.router.add_get("/bad", as_handler(start_event_stream(ready, buffer=lambda: broken(10))))
+    app.router.add_get("/good", as_handler(start_event_stream(ready)))
+    server = await serve(app)
+    async with open_stream(session, server.url + "/bad"), open_stream(session, server.url + "/good") as good:
+        await until(lambda: len(channels) == 2)
+        broken.broken = True
+        await within(server.stop())
+        assert (await within(good.response.content.read())).endswith(b"data: bye\n\n")
+        assert all(channel.reason is not None for channel in channels)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_statistics_are_told_although_the_queue_of_a_stream_fails(serve, session, error):
+    broken = failing_queue("qsize", error)
+    contexts = []
+
+    async def ready(channel, context):
+        contexts.append(context)
+        await channel.wait_closed()
+
+    app = web.Application()
+    app.router.add_get("/", as_handler(start_event_stream(ready, buffer=lambda: broken(10))))
+    server = await serve(app)
+    async with open_stream(session, server.url) as stream:
+        await until(lambda: contexts)
+        broken.broken = True
+        assert contexts[0].stream.statistics().buffered == 0
+        with pytest.raises(ClientPayloadError):
+            await stream.rest()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("method", ["qsize", "empty", "get_nowait"])
+async def test_a_newer_stream_is_open_although_the_queue_of_the_kicked_one_fails(serve, session, error, method):
+    broken = failing_queue(method, error)
+    opened = []
+
+    async def ready(channel, context):
+        opened.append(channel)
+        await channel.wait_closed()
+
+    app = web.Application()
+    setup(app, max_streams_per_key=1, key=lambda request: "one", on_limit="kick")
+    app.router.add_get("/bad", as_handler(start_event_stream(ready, buffer=lambda: broken(10))))
+    app.router.add_get("/good", as_handler(start_event_stream(ready)))
+    server = await serve(app)
+    async with open_stream(session, server.url + "/bad"):
+        await until(lambda: opened)
+        broken.broken = True
+        async with open_stream(session, server.url + "/good") as good:
+            await until(lambda: len(opened) == 2)
+            assert opened[0].reason is not None
+            opened[1].put_nowait("a")
+            assert (await good.next()).data == "a"
 
 
 class Retry:

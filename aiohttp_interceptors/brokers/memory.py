@@ -6,11 +6,13 @@ import asyncio
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
 
 from ..errors import BrokerDown
+from ..hub.arguments import check_count
 from ..hub.broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
 from ..hub.eras import new_epoch
 from ..hub.repeats import Repeats
@@ -18,6 +20,7 @@ from ..hub.repeats import Repeats
 __all__ = ["MemoryBroker", "MemoryLog"]
 
 MOST = 500  # entries in one batch, so that others have their turn of the event loop in between
+CONFIRMS = 1.0  # seconds after which a tail says again that it is up to date
 _position = attrgetter("position")
 
 
@@ -35,8 +38,7 @@ class MemoryLog:
     """
 
     def __init__(self, max_records: int = 100_000) -> None:
-        if type(max_records) is not int or max_records < 1:
-            raise ValueError(f"max_records is a number of records, 1 or more, not {max_records!r}")
+        check_count("max_records", max_records, 1)
         self.up: bool = True
         self.end: int = 0
         self.trimmed: int = 0
@@ -112,9 +114,11 @@ class MemoryLog:
             for stored in islice(self._entries, first, most)
         ]
 
-    async def change(self) -> None:
-        """Wait until there is something new."""
-        await self._news.wait()
+    async def change(self, seconds: float) -> None:
+        """Wait until there is something new, for so many seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     def _wake(self) -> None:
         self._news.set()
@@ -123,6 +127,8 @@ class MemoryLog:
 
 class MemoryBroker:
     """Join the Hubs that have brokers with the same ``log``. A ``Broker``."""
+
+    confirms: float = CONFIRMS
 
     def __init__(self, log: MemoryLog) -> None:
         if not isinstance(log, MemoryLog):
@@ -149,9 +155,10 @@ class MemoryBroker:
             raise BrokerDown("the MemoryLog is stopped")
         at = after or log.start
         yield Joined(at)
-        told = False
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while log.up:
-            following = log.after(at)
+            following, end = log.after(at), log.end
             if isinstance(following, Rewound):
                 at = following.place
                 yield following
@@ -162,11 +169,11 @@ class MemoryBroker:
                 at = Place(at.epoch, following[-1].position)
                 yield following
                 await asyncio.sleep(0)
-            elif not told:
-                told = True
+            if not isinstance(following, Lost | Rewound) and at.position >= end and loop.time() >= due:
+                due = loop.time() + CONFIRMS
                 yield UpToDate()
-            else:
-                await log.change()
+            elif not following:
+                await log.change(due - loop.time())
 
     async def close(self) -> None:
         """Publish no more. Twice is once."""

@@ -6,11 +6,13 @@ import asyncio
 from contextlib import suppress
 
 from ..errors import BrokerError
+from ..hub.ending import check_cancelled, end
 from ..observe.logs import log as logger
 from .postgres_session import Connect, PostgresSession
 
 __all__ = ["PostgresBell"]
 
+ENDING = 2.0  # seconds that a connection has to be given back
 RETRY = 1.0  # seconds before the next attempt to hear something
 
 
@@ -46,8 +48,7 @@ class PostgresBell:
         """Give back the connection. Twice is once."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end(task, ENDING, f"listening for news of {self._table!r}")
 
     async def _run(self, connect: Connect) -> None:
         lost = False
@@ -58,6 +59,7 @@ class PostgresBell:
                 if self.hung or not lost:
                     logger.warning("postgres_bell_lost", table=self._table, error=str(error))
                 lost = True
+            check_cancelled()  # psycopg uses asyncio.wait_for
             self.hung = False
             await asyncio.sleep(RETRY)
 
@@ -68,6 +70,7 @@ class PostgresBell:
             self.hung = True
             self.ring()  # for what came before
             while True:
+                check_cancelled()
                 if await session.wait(self._silence / 2):
                     self.ring()
                 else:  # the kernel does not tell of a network that swallows all

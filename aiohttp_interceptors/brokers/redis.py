@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 from ..errors import BrokerDown, BrokerRefused, OutcomeUnknown
-from ..hub.arguments import check_seconds
+from ..hub.arguments import check_count, check_seconds
 from ..hub.broker import Place, TailItem
 from ..observe.logs import log as logger
 from .redis_log import SCRIPT, RedisLog
@@ -41,8 +41,7 @@ class RedisBroker:
         publish_timeout: float = 5.0,
         silence: float = 10.0,
     ) -> None:
-        if type(max_records) is not int or max_records < 1:
-            raise ValueError(f"max_records is a number of records, 1 or more, not {max_records!r}")
+        check_count("max_records", max_records, 1)
         check_seconds("max_age", max_age, "for ever")
         check_seconds("publish_timeout", publish_timeout, "")
         check_seconds("silence", silence, "")

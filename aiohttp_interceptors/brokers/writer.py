@@ -9,11 +9,13 @@ from typing import NamedTuple, TypeAlias
 
 from ..errors import BrokerDown, BrokerError, OutcomeUnknown
 from ..hub.broker import Place
+from ..hub.ending import check_cancelled, end
 
 __all__ = ["Draft", "Outcome", "Write", "Writer"]
 
 MOST = 500  # publishes in one write, and
 MOST_BYTES = 2**20  # of their payloads: so that no server is busy with one of ours for longer than others can wait
+ENDING = 2.0  # seconds that a write has to clean up
 
 
 class Draft(NamedTuple):
@@ -63,10 +65,12 @@ class Writer:
             self._waiting.pop(future, None)
 
     async def close(self) -> None:
-        """Take no more, and wait for what is on its way. Twice is once."""
+        """Take no more, and wait for what is on its way, as long as anything that was put can wait. Idempotent."""
         self._closed = True
         if self._task is not None:
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=self._timeout)
+        if self._task is not None:  # each that was put has had its answer, or the end of its time
+            await end(self._task, ENDING, "a write that nothing waits for any more")
 
     async def _run(self) -> None:
         try:
@@ -80,6 +84,7 @@ class Writer:
                         future.set_exception(outcome)
                     else:
                         future.set_result(outcome)
+                check_cancelled()
         finally:
             self._task = None
 

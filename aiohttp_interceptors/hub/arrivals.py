@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from ..observe.logs import log as logger
@@ -16,6 +17,7 @@ Located = tuple[int, GapReason | None]
 # Seconds that an id which is ahead of this process may be one that another process has and this one is about to have.
 # Processes are milliseconds apart; a client that invented its id can wait.
 PATIENCE = 2.0
+SLACK = 1.5  # seconds that a confirmation may be late, on a busy machine or in a slow network, before it is missed
 
 
 class Arrivals:
@@ -25,9 +27,12 @@ class Arrivals:
     may have an id of the next moment: neither is a gap.
     """
 
-    def __init__(self, log: Log, *, remote: bool) -> None:
+    def __init__(self, log: Log, *, remote: bool, confirms: float | None = None) -> None:
         self._log = log
         self._remote = remote
+        self._confirms = confirms  # seconds between two confirmations; None if there is one in each tail
+        self._confirmed = float("-inf")  # when the latest one came, by the event loop's clock, and
+        self._heard = float("-inf")  # by the process's, which can also be asked outside of it
         self._waiting: dict[object, tuple[str | None, float, Callable[[Located], None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.open: bool = not remote
@@ -41,10 +46,8 @@ class Arrivals:
             return None
         if given is None:
             return self._log.end, None
-        if self._remote and self._log.is_ahead(given):
-            waited = since is not None and self._now() >= since + PATIENCE
-            if not (waited and self.up):
-                return None
+        if self._remote and self._log.is_ahead(given) and not (self.up and self._has_waited(since)):
+            return None
         return self._log.locate(given)
 
     def wait(self, owner: object, given: str | None, then: Callable[[Located], None]) -> None:
@@ -67,6 +70,21 @@ class Arrivals:
                     except Exception as error:  # noqa: BLE001  # of one, and the others wait as well
                         logger.exception("hub_arrival_failed", exc_info=error)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether all there is has come, as far as the server has said lately, and what is new will."""
+        if self._confirms is None:
+            return self.up
+        return self.up and time.monotonic() < self._heard + self._confirms + SLACK
+
+    def confirm(self) -> None:
+        """Note that the server answered just now, and that all it had has come."""
+        self._confirmed, self._heard = self._now(), time.monotonic()
+        if self.up:
+            self.look()
+        else:
+            self.begin()
+
     def begin(self) -> None:
         """Note that all there was has been read. Those who wait for what is ahead have their time from now on."""
         self.open = self.up = True
@@ -81,8 +99,14 @@ class Arrivals:
             self._timer.cancel()
             self._timer = None
 
+    def _has_waited(self, since: float | None) -> bool:
+        """Tell whether what did not come until now will not: the server has said that it has no more, if it does."""
+        if since is None:
+            return False
+        return (self._now() if self._confirms is None else self._confirmed) >= since + PATIENCE
+
     def _set_timer(self) -> None:
-        if self._timer is None and self._waiting and self.up:
+        if self._confirms is None and self._timer is None and self._waiting and self.up:
             _, since, _ = next(iter(self._waiting.values()))  # who came first
             self._timer = asyncio.get_running_loop().call_at(since + PATIENCE, self._on_timer)
 

@@ -63,7 +63,10 @@ class Rewound:
 
 @dataclass(frozen=True, slots=True)
 class UpToDate:
-    """All that the broker had when the tail began has been given. It comes once in each tail; what follows is new."""
+    """The server answered just now, and all that it had when it was asked has been given.
+
+    The first one of a tail ends the history; what follows is new. From a broker that has ``confirms`` others follow.
+    """
 
 
 TailItem: TypeAlias = Joined | Batch | Lost | Rewound | UpToDate
@@ -84,6 +87,11 @@ class Broker(Protocol):
     that it does not tell of by ``Lost`` or ``Rewound``. An entry that was acknowledged is not lost as long as the
     server keeps what it acknowledges, which is a setting of each server; what it lost after all is told by
     ``Rewound``, in all processes that had seen it or had it acknowledged.
+
+    **Confirmation.** A broker may have an attribute ``confirms``: the seconds, at most, between two ``UpToDate`` of a
+    tail, from the first one on and while the server answers. The Hub is ``ready`` only while the latest is younger than
+    that and 1.5 seconds, and takes an id that may still come for a wrong one only after another. Without the attribute
+    there is one ``UpToDate`` in each tail, and the records count as complete as long as that tail lives.
     """
 
     async def publish(
@@ -105,17 +113,19 @@ class Broker(Protocol):
     def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place; with ``None``, from the first that the broker still has.
 
-        It begins with ``Joined``, gives what there is, then ``UpToDate``, then what comes, for ever: one that ends has
-        lost its server. It raises ``BrokerDown`` when it cannot reach the server or the server does not answer,
-        ``BrokerRefused`` when that says no. It reconnects by itself to nothing: who reads it begins another one at the
-        place up to which it has read, and decides when. One tail at a time. Cancelling, and closing it, is safe.
+        It begins with ``Joined``, gives what there is, then ``UpToDate``, then what comes, for ever, with an
+        ``UpToDate`` again and again if the broker ``confirms``: one that ends has lost its server. It raises
+        ``BrokerDown`` when it cannot reach the server or the server does not answer, ``BrokerRefused`` when that says
+        no. It reconnects by itself to nothing: who reads it begins another one at the place up to which it has read,
+        and decides when. One tail at a time. Cancelling, and closing it, is safe.
         """
         ...
 
     async def close(self) -> None:
-        """Give back all connections, after those publishes that are on their way. Twice is once.
+        """Give back all connections, after those publishes that are on their way. Idempotent.
 
-        ``publish`` raises ``BrokerDown`` after it. A tail is closed before.
+        ``publish`` raises ``BrokerDown`` after it. A tail is closed before. It takes a bounded time; the Hub cancels
+        it after 30 seconds.
         """
         ...
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
-from contextlib import suppress
 
 from ..observe.facts import HubObserver
 from ..sse.channel import CloseReason
 from ..sse.event import Event
 from ..sse.threadsafe import call_in_loop, run_in_loop
 from ..sse.wire import encode
+from .arguments import check_seconds
 from .arrivals import Arrivals, Located
 from .audience import Outlet, Select
 from .broker import Broker
+from .ending import end, finish
 from .fanout import Fanout
 from .gap import Gap
 from .intake import Intake
@@ -33,6 +34,8 @@ from .topic import check_pattern, check_topic
 __all__ = ["Hub"]
 
 MAX_EVENT_SIZE = 2**20  # bytes; as for a stream that has a channel
+CLOSING = 10.0  # seconds that the broker's tail has to end when the Hub closes, and
+GIVING_BACK = 30.0  # that the broker has for the publishes that are on their way, and to give back its connections
 _POLICY = Policy()
 
 
@@ -70,10 +73,13 @@ class Hub:
             raise (ValueError if type(size) is int else TypeError)(
                 f"max_event_size is a number of bytes, 1 or more, or None, not {size!r}"
             )
+        confirms = getattr(broker, "confirms", None)
+        if confirms is not None:
+            check_seconds("confirms of a broker", confirms, "")
         if broker is not None and not (callable(getattr(broker, "publish", None)) and hasattr(broker, "tail")):
             raise TypeError(f"a Hub's broker is a Broker or None, not {broker!r}")
         log = Log(Bounds(history, history_bytes, history_age))
-        arrivals = Arrivals(log, remote=broker is not None)
+        arrivals = Arrivals(log, remote=broker is not None, confirms=confirms)
         self._fanout = Fanout(log, history_age, arrivals)
         self._max_event_size = max_event_size
         self._published = 0
@@ -254,9 +260,10 @@ class Hub:
     def ready(self) -> bool:
         """Whether all that was published is here, and what is new comes: for the route that a load balancer asks.
 
-        ``False`` once the Hub is closed.
+        ``False`` once the Hub is closed, and as soon as the broker's server has not said for some seconds (three and a
+        half at most, with our brokers) that there is no more: a process that is late is not ready.
         """
-        return self._fanout.arrivals.up and not self._shut
+        return self._fanout.arrivals.fresh and not self._shut
 
     def statistics(self) -> HubStatistics:
         """Return what the Hub holds and has done. Costs the same however much that is."""
@@ -289,16 +296,20 @@ class Hub:
             self._following = loop.create_task(self._supervision.run())
 
     async def close(self) -> None:
-        """Leave nothing that waits in the event loop, and close the broker for good. The history stays. Idempotent."""
+        """Leave nothing that waits in the event loop, and close the broker for good. The history stays. Idempotent.
+
+        It takes 45 seconds at most, whatever the broker or its server does: what has not ended then is named in the
+        log, and left. Raises what the broker's ``close`` raises. When it is cancelled the broker may still be open; it
+        can be called again.
+        """
         self._shut = True
         self._fanout.close()
         self._closed = self._broker is not None
         if self._closed:
             self._fanout.end(CloseReason.SHUTDOWN)  # they would hear of nothing any more
-        following, self._following = self._following, None
+        following, broker = self._following, self._broker
         if following is not None:
-            following.cancel()
-            with suppress(asyncio.CancelledError):
-                await following
-        if self._broker is not None:
-            await self._broker.close()
+            await end(following, CLOSING, f"the tail of {broker!r}")
+            self._following = None
+        if broker is not None:
+            await finish(broker.close(), GIVING_BACK, f"the close of {broker!r}")

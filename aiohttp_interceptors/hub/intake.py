@@ -44,7 +44,7 @@ class Intake:
         elif isinstance(item, Rewound):
             fanout.interrupt(lambda: fanout.log.rewind(*item.place))
         elif isinstance(item, UpToDate):
-            self._arrivals.begin()
+            self._arrivals.confirm()
         else:
             self._add(item)
         self._arrivals.look()

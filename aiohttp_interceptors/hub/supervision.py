@@ -14,6 +14,7 @@ from ..observe.logs import log as logger
 from ..observe.logs import log_fact
 from .arrivals import Arrivals
 from .broker import Broker, Rewound, TailItem, UpToDate
+from .ending import check_cancelled
 from .intake import Intake
 
 __all__ = ["Supervision"]
@@ -37,13 +38,17 @@ class Supervision:
         self._since: float | None = None  # when it was lost; None if it was not, or nobody was told yet
         self._lost = 0.0
         self._taken = 0  # entries, when it was lost
+        self._read = False  # whether this tail has given all there was
 
     async def run(self) -> None:
-        """Follow it for ever."""
+        """Follow it until the task is cancelled, also where the broker's client swallows that."""
         while True:
+            check_cancelled()
+            self._read = False
             try:
                 async with aclosing(self._broker.tail(self._intake.place)) as tail:
                     async for item in tail:
+                        check_cancelled()
                         self._take(item)
                         if isinstance(item, Sequence):
                             await asyncio.sleep(0)  # what has come goes out before more is asked for
@@ -59,12 +64,16 @@ class Supervision:
                     raise  # ours; what a broker's client cancelled of its own is no reason to follow it no more
                 logger.exception("hub_tail_failed", exc_info=failure)
                 error = failure
+            check_cancelled()
             self._note_loss(error)
             await asyncio.sleep(self._delay())
 
     def _take(self, item: TailItem) -> None:
         self._intake.take(item)
         if isinstance(item, UpToDate):
+            if self._read:
+                return  # it says so again, while there is nothing to tell
+            self._read = True
             self._attempts = 0
             read = self._intake.entries - self._taken
             if self._since is None:

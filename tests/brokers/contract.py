@@ -100,6 +100,14 @@ def number(value: int) -> bytes:
     return b"%d" % value
 
 
+def confirming(broker: Broker) -> None:
+    """Skip the test for a broker that says once in each tail that it is up to date."""
+    confirms = getattr(broker, "confirms", None)
+    if confirms is None:
+        pytest.skip("it says so once")
+    assert 1.0 <= confirms <= 2.0
+
+
 class Contract:
     """The promises of ``Broker``."""
 
@@ -108,6 +116,42 @@ class Contract:
             joined = await reading.item()
             assert isinstance(joined, Joined)
             assert await reading.item() == UpToDate()
+
+    async def test_it_confirms_again_and_again_what_a_server_has_that_nothing_happens_to(self, broker):
+        confirming(broker)
+        async with tail(broker) as reading:
+            for _ in range(4):
+                await reading.until(UpToDate)
+
+    async def test_it_confirms_also_while_others_publish_without_a_pause(self, brokers):
+        one, other = brokers(), brokers()
+        confirming(one)
+        enough = asyncio.Event()
+
+        async def publish():
+            while not enough.is_set():
+                await other.publish("t", b"x")
+                await asyncio.sleep(0)
+
+        async with tail(one) as reading:
+            await reading.until(UpToDate)
+            publishing = asyncio.create_task(publish())
+            for _ in range(3):
+                await within(reading.until(UpToDate))
+            enough.set()
+            await within(publishing)
+
+    async def test_what_was_acknowledged_before_it_was_asked_is_there_when_it_confirms(self, brokers):
+        one, other = brokers(), brokers()
+        confirming(one)
+        async with tail(one) as reading:
+            await reading.until(UpToDate)
+            for count in 1, 2:
+                place = await other.publish("t", b"x")
+                await reading.until(UpToDate)  # which may have been on its way
+                await reading.until(UpToDate)
+                assert len(reading.entries) == count
+                assert reading.place == place
 
     async def test_what_is_published_comes_back_as_it_was_with_its_place(self, broker):
         async with tail(broker) as reading:

@@ -112,10 +112,10 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                             if context._execution is not execution and not execution.regain():
                                 execution.refuse_overlap()
                             context._receive(result)
-                            execution.handler = None
                         if execution.alert:
-                            execution.turn()
+                            execution.handler_returned()
                         else:  # the same, where nothing is bound: one call less for each request
+                            execution.handler = None
                             execution.stage, execution.cursor = "leave", iter(execution.chain.leaves)
                 for leave in execution.cursor:
                     result = leave(context)

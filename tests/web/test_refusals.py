@@ -222,3 +222,17 @@ async def test_a_second_attempt_behind_a_committed_response_is_the_same_with_an_
     server = await serve(app)
     assert (await server.exchange(GET)).count(b"HTTP/1.1") == 1
     assert ran == ["handler"] * 2
+
+
+async def test_a_copy_of_a_copy_with_a_response_is_executed_the_same_with_an_observer(serve, observing) -> None:
+    ran: list[str] = []
+
+    @before
+    async def refused(context: RequestContext) -> RequestContext:
+        copy = context.copy()
+        copy.response = web.Response(status=401)
+        await execute(copy.copy(), look, before(lambda _: ran.append("inner"), name="inner"))
+        return copy
+
+    assert await answer(serve, [*observing, refused]) == (401, [])
+    assert ran == ["inner"]

@@ -217,6 +217,9 @@ class RequestContext(Context):
 
     def _begin(self) -> None:
         self.error, self._suppressed = None, ()
+        own = self._execution
+        if own is not None and own.is_copy:
+            return  # it may outlast the request's chain, and a second attempt of the request is none of its business
         if contexts.setdefault(self._writer, self) is self and self._logged is None:
             # As put_on_log_lines. Nothing is put back when the chain is over: aiohttp gives each request a task.
             self._logged = logged_execution_id.set(self.execution_id)

@@ -219,8 +219,8 @@ async def _adopted(execution: Execution, result: Any) -> Context:
     """Wait for what a stage returned and go on with the context that it names, if it names one."""
     if type(result) is CoroutineType or isawaitable(result):
         result = await result
-        if execution.context._execution is not execution:
-            execution.refuse_overlap()
+    if execution.context._execution is not execution:
+        execution.refuse_overlap()
     return execution.context if result is None else execution.adopt(result)
 
 

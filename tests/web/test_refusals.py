@@ -91,7 +91,10 @@ async def test_a_refusal_counts_while_an_execution_runs_that_a_plain_stage_has_s
     assert ran == []
 
 
-async def test_a_refusal_by_an_execution_that_a_plain_stage_did_not_wait_for_lets_nobody_in(serve, observing) -> None:
+@pytest.mark.parametrize("returns", ["nothing", "the context", "a copy"])
+async def test_a_refusal_by_an_execution_that_a_plain_stage_did_not_wait_for_lets_nobody_in(
+    serve, observing, returns
+) -> None:
     left: list[object] = []
 
     @before
@@ -100,10 +103,11 @@ async def test_a_refusal_by_an_execution_that_a_plain_stage_did_not_wait_for_let
         context.response = web.Response(status=401)
 
     @before
-    def start(context: RequestContext) -> None:
+    def start(context: RequestContext) -> RequestContext | None:
         inner = execute(context, auth)
         left.append(inner)
         inner.send(None)
+        return {"nothing": None, "the context": context, "a copy": context.copy()}[returns]
 
     assert await answer(serve, [*observing, start]) == (500, [])
     left.pop().close()  # type: ignore[attr-defined]

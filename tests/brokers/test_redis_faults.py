@@ -24,7 +24,7 @@ from tests.servers.clock import environment
 from tests.servers.valkey import DURABLE
 from tests.waiting import until, within
 
-QUICK = {"silence": 0.4, "publish_timeout": 0.4}
+QUICK = {"silence": 3.0, "publish_timeout": 2.5}  # seconds that a busy machine has to answer
 
 
 @pytest.fixture(autouse=True)
@@ -113,12 +113,13 @@ async def test_a_frozen_server_is_found_out_and_gone_on_with(servers, node, engi
     await hub.publish("t", "before")
     server.freeze()
     failed = await within(
-        asyncio.gather(*[hub.publish("t", f"{n}", idempotency_key=f"{n}") for n in range(3)], return_exceptions=True), 3
+        asyncio.gather(*[hub.publish("t", f"{n}", idempotency_key=f"{n}") for n in range(3)], return_exceptions=True),
+        20,
     )
     assert {type(error) for error in failed} <= {OutcomeUnknown, BrokerDown}
     await until(lambda: not hub.ready)
     with pytest.raises(BrokerDown, match="no connection"):
-        await within(hub.publish("t", "lost"), 3)
+        await within(hub.publish("t", "lost"), 20)
     assert outlet.ends == []
     server.thaw()
     await until(lambda: hub.ready)
@@ -473,7 +474,7 @@ async def test_what_was_acknowledged_and_lost_before_it_came_is_a_gap(servers, n
 async def test_a_server_that_is_no_master_any_more_is_left(servers, node, engine):
     """A publish is not stored there, and says so."""
     pair = Pair(servers, engine, 0)
-    hub = await node(pair.connect, silence=0.4)
+    hub = await node(pair.connect, silence=3.0)
     outlet = await live(hub, "t")
     await hub.publish("t", "0")
     await pair.replicated()

@@ -35,7 +35,8 @@ class Eras:
         self.epoch: str = epoch
         """Of what is appended."""
         self._start = 0
-        self._past: list[tuple[int, str]] = []  # the last position of each era that is over, and its epoch
+        # The last position of each era that is over (0: nothing is left of it), and its epoch.
+        self._past: list[tuple[int, str]] = []
 
     def id_of(self, position: int) -> str:
         """Return the id of a position. That on the border of two eras is the later one's."""
@@ -56,17 +57,24 @@ class Eras:
         if epoch == self.epoch and position >= self._start:
             return (position, None) if position <= end else (end, GapReason.FUTURE)
         for last, past in reversed(self._past):
-            if past == epoch:
+            if past == epoch and last:
                 return min(position, last), GapReason.REWOUND
         return (self._start, GapReason.REWOUND) if epoch == self.epoch else (0, GapReason.FOREIGN)
 
     def is_ahead(self, given: str, end: int) -> bool:
-        """Tell whether an id is of this era, and comes after that position."""
+        """Tell whether an id may be one that is still to come: of this era after that position, or of an unknown one.
+
+        Another process may have been told of a new era before this one.
+        """
         found = _ID.fullmatch(given) if len(given) <= LONGEST else None
-        return found is not None and found[1] == self.epoch and int(found[2]) > end
+        if found is None:
+            return False
+        if found[1] == self.epoch:
+            return int(found[2]) > end
+        return all(past != found[1] for _, past in self._past)
 
     def begin(self, epoch: str, position: int) -> None:
         """Begin another era after a position; what was after it in those before is void."""
         over = [*self._past, (position, self.epoch)]
-        self._past = [(min(last, position), name) for last, name in over] if position else []
+        self._past = [(min(last, position), name) for last, name in over]
         self.epoch, self._start = epoch, position

@@ -85,7 +85,7 @@ class TestBeforeTheHistory:
 
     async def test_all_are_told_in_their_order_when_it_has_been_read(self):
         process = Process(begun=False)
-        for given in "e-2", None, "f-1", "e-3", "7":
+        for given in "e-2", None, "e-3", "7":
             process.wait(str(given), given)
         process.arrivals.look()
         assert process.told == []
@@ -93,12 +93,11 @@ class TestBeforeTheHistory:
         assert process.told == [
             ("e-2", (2, None)),
             ("None", (3, None)),
-            ("f-1", (0, GapReason.FOREIGN)),
             ("e-3", (3, None)),
             ("7", (3, GapReason.UNKNOWN)),
         ]
         process.arrivals.look()
-        assert len(process.told) == 5
+        assert len(process.told) == 4
 
     async def test_who_waited_for_it_has_his_time_for_what_is_ahead_from_then_on(self, clock):
         process = Process(begun=False)
@@ -119,7 +118,22 @@ class TestWhatIsAhead:
         assert arrivals.locate("e-4", clock.now - PATIENCE + 0.5) is None
         assert arrivals.locate("e-4", clock.now - PATIENCE) == FUTURE
 
-    @pytest.mark.parametrize("given", [None, "e-0", "e-3", "f-9", "9"])
+    async def test_an_epoch_that_another_process_was_told_of_first_is_waited_for(self, clock):
+        process = Process()
+        process.wait("of a new epoch", "f-1")
+        await clock.go_on(PATIENCE - 0.5)
+        assert process.told == []
+        process.log.rewind("f", 2)
+        process.arrivals.look()
+        assert process.told == [("of a new epoch", (2, GapReason.REWOUND))]
+
+    async def test_an_epoch_that_does_not_come_is_foreign(self, clock):
+        process = Process()
+        process.wait("foreign", "f-1")
+        await clock.go_on(PATIENCE)
+        assert process.told == [("foreign", (0, GapReason.FOREIGN))]
+
+    @pytest.mark.parametrize("given", [None, "e-0", "e-3", "9"])
     async def test_nothing_else_is_waited_for(self, given):
         assert Process().arrivals.locate(given) is not None
 
@@ -179,9 +193,9 @@ class TestWhatIsAhead:
     async def test_while_the_broker_is_away_what_is_known_is_told(self):
         arrivals = Process().arrivals
         arrivals.up = False
-        assert [arrivals.locate(given) for given in (None, "e-2", "f-1")] == [
+        assert [arrivals.locate(given) for given in (None, "e-2", "7")] == [
             *((3, None), (2, None)),
-            (0, GapReason.FOREIGN),
+            (3, GapReason.UNKNOWN),
         ]
 
     async def test_ten_thousand_who_wait_need_one_timer(self, clock):

@@ -6,9 +6,11 @@ SECONDS ?= 180
 export VENV
 
 bin := $(VENV)/bin
-# Pyright looks for Python in PATH. It need not say that there is a newer pyright: pyproject.toml names the version.
 # What tests drive that is no Python package; a program, and the package it is in.
 servers := redis-server=redis-server nginx=nginx pgbouncer=pgbouncer
+# No run of pytest hangs for ever: at the end of this limit it prints the stacks of its threads. Each test has its own.
+pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --kill-after=30 40m) $(bin)/python -m pytest
+# Pyright looks for Python in PATH. It need not say that there is a newer pyright: pyproject.toml names the version.
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
@@ -39,11 +41,11 @@ types: setup ## Check types, and that all public names have complete ones
 
 unit: setup ## Run the tests that need no browser
 	@scripts/debian $(servers)
-	$(bin)/python -m pytest -m "not browser"
+	$(pytest) -m "not browser"
 
 browser: setup ## Run the tests in a real browser
 	@scripts/debian chromium=chromium $(servers)
-	$(bin)/python -m pytest -m browser
+	$(pytest) -m browser
 
 compat: setup ## Run aiohttp-sse's own tests on our class, and aiohttp's behind our middleware
 	@scripts/aiohttp-sse-tests
@@ -51,11 +53,11 @@ compat: setup ## Run aiohttp-sse's own tests on our class, and aiohttp's behind 
 
 test: lint types compat ## Check everything: lint, types, all tests, coverage
 	@scripts/debian chromium=chromium $(servers)
-	$(bin)/python -m pytest --cov
+	$(pytest) --cov
 
 oldest: ## Run the tests that need no browser with the oldest dependencies that are supported
 	@VENV=$(VENV)-oldest OLDEST=1 scripts/setup test
-	$(VENV)-oldest/bin/python -m pytest -m "not browser"
+	$(subst $(bin),$(VENV)-oldest/bin,$(pytest)) -m "not browser"
 
 matrix: ## Run the tests that need no browser with every Python that is there
 	@scripts/matrix

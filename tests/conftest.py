@@ -10,6 +10,16 @@ import pytest
 from aiohttp import ClientSession, web
 
 from aiohttp_interceptors.testing import captured_logs
+from tests.limit import (  # noqa: F401  # hooks, which pytest finds by their names
+    pytest_configure,
+    pytest_exception_interact,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_timeout_cancel_timer,
+    pytest_timeout_set_timer,
+    pytest_unconfigure,
+)
 
 PATIENCE = 10.0  # seconds that a test waits for what must come
 

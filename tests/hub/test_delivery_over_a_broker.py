@@ -213,6 +213,7 @@ def quick():
         patch.setattr(supervision, "FIRST_DELAY", 0.0001)
         patch.setattr(supervision, "LONGEST_DELAY", 0.001)
         patch.setattr(arrivals, "PATIENCE", 0.05)
+        patch.setattr(MemoryBroker, "confirms", 0.02)
         yield
 
 

@@ -14,7 +14,7 @@ pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser compat test oldest matrix bench compare soak docs clean
+.PHONY: help setup demo lint format types unit browser compat test oldest latest lock matrix bench compare soak docs clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -59,6 +59,13 @@ oldest: ## Run the tests that need no browser with the oldest dependencies that 
 	@VENV=$(VENV)-oldest OLDEST=1 scripts/setup test
 	$(subst $(bin),$(VENV)-oldest/bin,$(pytest)) -m "not browser"
 
+latest: ## Run the tests that need no browser with the newest release of everything, not with those of constraints.txt
+	@VENV=$(VENV)-latest LATEST=1 scripts/setup test
+	$(subst $(bin),$(VENV)-latest/bin,$(pytest)) -m "not browser"
+
+lock: ## Renew constraints.txt: the newest release of everything, or only of NAMES="..."
+	@scripts/lock $(NAMES)
+
 matrix: ## Run the tests that need no browser with every Python that is there
 	@scripts/matrix
 
@@ -82,5 +89,5 @@ docs: ## Build the documentation into build/site
 
 clean: ## Remove all that these targets made
 	rm -rf example_app/history.sqlite3*
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-3.* .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-latest $(VENV)-3.* .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

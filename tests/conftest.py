@@ -21,7 +21,7 @@ from tests.limit import (  # noqa: F401  # hooks, which pytest finds by their na
     pytest_unconfigure,
 )
 
-PATIENCE = 10.0  # seconds that a test waits for what must come
+PATIENCE = 30.0  # seconds that a test waits for what must come
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-PATIENCE = 10.0  # seconds that a test waits for what must come
+PATIENCE = 30.0  # seconds that a test waits for what must come
 
 
 async def within(awaitable, seconds: float = PATIENCE):

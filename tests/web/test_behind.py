@@ -197,7 +197,7 @@ class TestAClientThatStopsReading:
 
     async def test_is_cut_as_stalled_and_nobody_else(self, serve):
         """peer bug 34."""
-        flood = Flood(Hub(history=10), stall_timeout=0.3)
+        flood = Flood(Hub(history=10), stall_timeout=2.5)
         server = await serve(flood.app)
         other, stopped = await listen(server), await listen(server, room=SMALL)
         reading = asyncio.create_task(other.rest())

@@ -394,14 +394,14 @@ class TestTheClientsErrors:
 
 async def test_a_steady_upload_may_last_longer_than_the_stall_timeout(serve, path):
     body = json.dumps(FORM).encode()
-    stall = 1.0
+    stall = 3.0
     server = await serve(Reads(by_json, stall_timeout=stall).app)
     raw = await server.connect(f"POST {path} HTTP/1.1\nHost: x\nContent-Length: {len(body)}\n\n")
     loop = asyncio.get_running_loop()
     began = loop.time()
     for byte in body:
         raw.writer.write(bytes([byte]))
-        await asyncio.sleep(1.5 * stall / len(body))  # the pace of a client
+        await asyncio.sleep(1.2 * stall / len(body))  # the pace of a client
     assert loop.time() - began > stall
     assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
     assert b'"x y"' in await raw.until(b"\n\n")

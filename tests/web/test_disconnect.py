@@ -298,7 +298,7 @@ class TestAtOnce:
 
     async def test_what_no_event_loop_tells_ends_as_a_stall(self, listen):
         """uvloop keeps to itself that a client behind a full TLS buffer half-closed without a close_notify."""
-        stream = Watched(fill=True, stall_timeout=0.2)
+        stream = Watched(fill=True, stall_timeout=2.5)
         site = await listen(stream.app)
         client = await site.connect()
         await stream.is_full()

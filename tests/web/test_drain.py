@@ -42,7 +42,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_polic
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 END = b"0\r\n\r\n"
 BEAT = b"2\r\n:\n\r\n"  # a stream that has been silent since its head
-FOREVER = 15.0  # more than that: whoever waits for it fails, and is not in the way of the next test for long
+FOREVER = 60.0  # more than that: whoever waits for it fails, and is not in the way of the next test for long
+TIMEOUT = 2.0  # a fifth of it is for what has to be seen on a busy machine too
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -314,7 +315,7 @@ class TestStragglers:
                     pass
             returned.set()
 
-        opened = application(ready, Drain(farewell=Event("bye"), timeout=0.05))
+        opened = application(ready, Drain(farewell=Event("bye"), timeout=TIMEOUT))
         server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
         client = await connected(server)
         try:
@@ -339,7 +340,7 @@ class TestStragglers:
                 finally:
                     ends.append(channel.reason)
 
-        opened = application(ready, Drain(farewell=Event("bye"), timeout=0.05))
+        opened = application(ready, Drain(farewell=Event("bye"), timeout=TIMEOUT))
         server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
         client = await connected(server)
         await within(server.stop())
@@ -356,7 +357,7 @@ class TestStragglers:
             finally:
                 ends.append(reason)
 
-        opened = application(waits, Drain(timeout=0.05), on_close=on_close)
+        opened = application(waits, Drain(timeout=TIMEOUT), on_close=on_close)
         server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
         client = await connected(server)
         await within(server.stop())

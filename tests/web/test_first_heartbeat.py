@@ -43,17 +43,17 @@ async def test_a_silent_stream_sends_a_heartbeat_soon_after_its_head(serve):
     await raw.until(HEAD)
     began = time.monotonic()
     assert await within(raw.reader.readexactly(len(BEAT))) == BEAT
-    assert time.monotonic() - began < 5  # and not after a thousand seconds
+    assert time.monotonic() - began < 30  # and not after a thousand seconds
     await raw.close()
 
 
 async def test_it_is_one_and_the_next_one_comes_after_the_interval(serve):
-    raw = await (await opened(serve, silent(heartbeat=0.3))).connect(GET)
+    raw = await (await opened(serve, silent(heartbeat=3.0))).connect(GET)
     await raw.until(HEAD)
     await within(raw.reader.readexactly(len(BEAT)))
     began = time.monotonic()
     assert await within(raw.reader.readexactly(len(BEAT))) == BEAT
-    assert time.monotonic() - began > 0.15
+    assert time.monotonic() - began > 0.5  # the first one may have lain here for a while
     await raw.close()
 
 

@@ -239,14 +239,14 @@ class TestWhenTheServerStops:
         self, serve, logged, leaves_before
     ):
         events: list[object] = []
-        served = Served(sleeper(events, LONG), Drain(timeout=1.0), grace=LONG)
+        served = Served(sleeper(events, LONG), Drain(timeout=8.0), grace=LONG)
         opened = await served.open(serve)
         if leaves_before:
             await opened.raw.close()
             await until(lambda: served.reasons)
         began = time.monotonic()
         await within(opened.server.stop())
-        assert 0.7 < time.monotonic() - began < 5
+        assert 5 < time.monotonic() - began < 30
         assert events == ["cancelled"]
         assert served.events == ["on_close", "leave"]
         assert warnings(logged) == []

@@ -55,7 +55,7 @@ def application(handler, *, response_cls=EventStreamResponse, drain=None, prepar
 
     app = web.Application()
     if prepared:
-        setup(app, drain=drain or Drain(farewell=Event("bye", name="farewell"), timeout=0.5))
+        setup(app, drain=drain or Drain(farewell=Event("bye", name="farewell"), timeout=4.0))
     app.router.add_route("*", "/", handle)
     return app, told
 

@@ -23,13 +23,18 @@ from aiohttp_interceptors import (
     setup,
     start_event_stream,
 )
+from aiohttp_interceptors.web.rounds import rounds
 from aiohttp_interceptors.web.socket_options import options_on
+from aiohttp_interceptors.web.stall import LOOKS
 from aiohttp_interceptors.web.streams import STREAMS
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE, until, within
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 STALL = 0.3
+LATER = (
+    1000.0  # the timeout of a stream until its test has it stall: nothing is cut before, however busy the machine is
+)
 SMALL = 4096  # bytes of a client's receive buffer; the kernel makes a little more of it
 KILOBYTE = "x" * 1024
 TCP_CLOSED = b"\x07"  # the state of a socket that the kernel gave up, TCP_CLOSE in <netinet/tcp.h>
@@ -62,13 +67,20 @@ class Open:
         self.reason: CloseReason | None = None
         self.put_said: bool | None = None
 
-    def only(self, notices: str) -> None:
-        """Leave it to one of the two that notice a client which confirms nothing."""
-        if notices == "the kernel":
-            self.connection._stall_timeout = 1000.0
-        else:
+    def stalls(self, notices: str = "both") -> None:
+        """Give it its timeout from now on; with one of the two that notice a stall, only to that one."""
+        if notices != "the stream":
             sock = self.context.request.transport.get_extra_info("socket")
-            sock.setsockopt(*options_on(sys.platform, 1000.0)[1])
+            sock.setsockopt(*options_on(sys.platform, STALL)[1])
+        if notices != "the kernel":
+            self.connection._stall_timeout = STALL
+            self.connection._stall = None
+            self.connection._cancel_visit()
+            self.connection._visit = rounds().add(self.connection, self.connection.loop.time())
+
+    def taken(self) -> int:
+        """Count the bytes that its client's kernel has confirmed."""
+        return self.connection._taken_and_owed()[0]
 
     async def fill(self) -> None:
         """Put until the stream is over."""
@@ -85,10 +97,10 @@ class Open:
         await until(lambda: self.channel._waiting and self.connection.paused)
 
     async def looked(self) -> None:
-        """Wait until the connection has looked once more after its client."""
-        visit = self.connection._visit
-        due = visit.due
-        await until(lambda: visit.cancelled or visit.due != due)
+        """Wait until the connection has looked once more after its client, or is lost."""
+        if (visit := self.connection._visit) is not None:
+            due = visit.due
+            await until(lambda: visit.cancelled or visit.due != due)
 
 
 class Streams:
@@ -109,7 +121,7 @@ class Streams:
 
         self.app = web.Application()
         setup(self.app, observer=self.facts.append)
-        options = {"heartbeat": None, "stall_timeout": STALL, "on_close": on_close, **options}
+        options = {"heartbeat": None, "stall_timeout": LATER, "on_close": on_close, **options}
         self.app.router.add_get("/", as_handler(start_event_stream(ready, **options)))
 
 
@@ -160,6 +172,7 @@ class TestAClientThatStopsReading:
         _, stream = await connect(streams)
         filling = asyncio.create_task(stream.fill())
         await stream.is_full()
+        stream.stalls()
         await within(stream.over.wait())
         await within(filling)
         assert stream.reason is CloseReason.STALLED
@@ -171,20 +184,20 @@ class TestAClientThatStopsReading:
     async def test_is_cut_too_when_only_heartbeats_are_written(self, connect, notices):
         """peer bug 9: its buffers are full, the server's are not, and no put ever waits."""
         _, stream = await connect(Streams(heartbeat=0.05))
-        stream.only(notices)
         await stream.fill_the_kernel(KILOBYTE)
         events, sent = stream.stream.statistics().events, stream.connection.sent
         assert not stream.connection.paused
+        await until(lambda: stream.connection.sent > sent)  # heartbeats
+        stream.stalls(notices)
         await within(stream.over.wait())
         assert stream.reason is CloseReason.STALLED
         assert stream.stream.statistics().events == events
-        assert stream.connection.sent > sent  # heartbeats
 
     async def test_is_stalled_too_when_a_write_is_the_first_to_meet_what_the_kernel_decided(self, connect):
         """A failed write closes the transport; why it failed is told in a later turn."""
         _, stream = await connect(Streams(heartbeat=1000.0))
-        stream.only("the kernel")
         await stream.fill_the_kernel(KILOBYTE)
+        stream.stalls("the kernel")
         sock = stream.context.request.transport.get_extra_info("socket")
         while sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED:
             time.sleep(0.01)  # noqa: ASYNC251  # the event loop must not see it first
@@ -197,13 +210,13 @@ class TestAClientThatStopsReading:
     async def test_is_cut_too_when_small_events_never_fill_the_buffers(self, connect, notices):
         """peer bug 8: a put that never waits says nothing about its client; and TLS has a buffer that nobody sees."""
         _, stream = await connect(Streams())
-        stream.only(notices)
         last, same = 0, 0
         while same < 20 and not stream.connection.paused:
             stream.channel.put_nowait(KILOBYTE)
             await asyncio.sleep(0)
             owed = stream.connection._options.unacknowledged()
             last, same = owed, same + 1 if owed == last else 0
+        stream.stalls(notices)
         async with asyncio.timeout(PATIENCE):
             while not stream.over.is_set():
                 if not stream.connection.paused and not stream.connection.lost:
@@ -219,6 +232,7 @@ class TestAClientThatStopsReading:
             await asyncio.sleep(0)
         stream.channel.put_nowait(KILOBYTE)
         stream.channel.close()
+        stream.stalls()
         await within(stream.over.wait())
         assert stream.reason is CloseReason.STALLED
 
@@ -241,27 +255,39 @@ class TestAClientThatStopsReading:
 
 
 class TestASlowClient:
+    """The looks after it are the test's own, at the times that the connection asks for."""
+
     async def test_that_takes_a_little_between_two_looks_is_not_stalled(self, connect):
-        sock, stream = await connect(Streams(stall_timeout=0.2))
+        sock, stream = await connect(Streams())
         filling = asyncio.create_task(stream.fill())
         await stream.is_full()
-        for _ in range(20):  # five times as long as a stalled one has
-            await stream.looked()
-            for _ in range(8):
+        now = stream.connection.loop.time()
+        for _ in range(5 * LOOKS):  # five times as long as a stalled one has
+            taken = stream.taken()
+            now = stream.connection.visit(now)
+            assert now is not None
+            while stream.taken() == taken:
                 await read(sock, 1024)
         assert stream.reason is None
-        await within(stream.over.wait())  # it has stopped now
+        for _ in range(LOOKS + 1):  # it stops, and the first look still sees what it took
+            now = stream.connection.visit(now)
+            if now is None:
+                break
+        await within(stream.over.wait())
         assert stream.reason is CloseReason.STALLED
         await within(filling)
 
     @pytest.mark.parametrize("tls", [True])
     async def test_that_is_sent_more_than_it_takes_in_tiny_events_is_not_stalled(self, connect):
         """With TLS every one of them is many times as long on the wire as it was when it was put."""
-        sock, stream = await connect(Streams(stall_timeout=0.2))
+        sock, stream = await connect(Streams())
         await stream.fill_the_kernel("x")
-        for _ in range(20):
-            await stream.looked()
-            for _ in range(100):
+        now = stream.connection.loop.time()
+        for _ in range(5 * LOOKS):
+            taken = stream.taken()
+            now = stream.connection.visit(now)
+            assert now is not None
+            while stream.taken() == taken:
                 for _ in range(2):
                     if not stream.connection.paused:
                         stream.channel.put_nowait("x")
@@ -330,12 +356,12 @@ async def test_a_client_that_vanishes_without_a_word_is_cut(serve, faraway, what
     client = await asyncio.to_thread(subprocess.Popen, [*inside, sys.executable, "-c", CLIENT, ours, str(port)])
     try:
         stream = await within(streams.opened.get())
-        stream.only(notices)
         assert stream.channel.put_nowait("x")
         await until(lambda: stream.stream.statistics().events == 1 and not stream.connection._options.unacknowledged())
         cut_off()
         if what == "events":
             assert stream.channel.put_nowait("x")
+        stream.stalls(notices)
         await within(stream.over.wait())
         assert stream.reason is CloseReason.STALLED
         assert client.poll() is None  # it waits on

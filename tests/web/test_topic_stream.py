@@ -293,7 +293,7 @@ async def test_counters_return_to_nothing_whatever_ends_the_streams(serve, logge
 
     hub = Hub(history=0)
     watched = Watched(
-        ["a", "b.*"], ready, hub=hub, select=select, max_age=0.2, snapshot=lambda context: ["state"], heartbeat=0.01
+        ["a", "b.*"], ready, hub=hub, select=select, max_age=2.0, snapshot=lambda context: ["state"], heartbeat=0.01
     )
     server = await serve(watched.app, handler_cancellation=handler_cancellation)
     listeners = []

@@ -1,0 +1,74 @@
+"""The environment in which the tests run has the versions of constraints.txt, and no others."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+
+ROOT = Path(__file__).parents[1]
+LINES = (ROOT / "constraints.txt").read_text().splitlines()
+LINE = re.compile(r'([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; python_version (==|>=) "3\.\d+")?')
+PLACE = Path(sys.prefix, "place")  # for which versions scripts/setup made the environment
+
+
+@pytest.fixture
+def lock():
+    """Import scripts/lock."""
+    loader = importlib.machinery.SourceFileLoader("lock", str(ROOT / "scripts" / "lock"))
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    try:
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader("lock", loader))
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+def test_a_line_is_a_version_and_no_address():
+    assert LINES[0].startswith("# ")
+    for line in LINES[1:]:
+        assert LINE.fullmatch(line), line
+    assert LINES[1:] == sorted(LINES[1:], key=lambda line: line.partition("==")[0])
+
+
+@pytest.mark.skipif(
+    not PLACE.exists() or " locked " not in PLACE.read_text(),
+    reason="the environment was not made by scripts/setup, or with other versions on purpose",
+)
+def test_what_is_installed_has_its_version():
+    pinned = {}
+    for line in LINES[1:]:
+        name, version, marker, _ = LINE.fullmatch(line).groups()
+        if marker is None or Marker(marker.removeprefix(" ; ")).evaluate():
+            pinned[name] = version
+    installed = {}
+    for each in importlib.metadata.distributions(path=[path for path in sys.path if path.startswith(sys.prefix)]):
+        installed[re.sub(r"[-_.]+", "-", each.name).lower()] = each.version
+    assert installed.pop("aiohttp-interceptors")
+    wrong = {name: (version, pinned.get(name)) for name, version in installed.items() if version != pinned.get(name)}
+    assert wrong == {}, (
+        "what was installed by hand goes with `make clean`; what is new in pyproject.toml takes `make lock`"
+    )
+
+
+def test_a_package_whose_version_differs_has_a_line_for_each_python(lock):
+    found = {
+        (3, 11): {"same": "1", "moved": "1", "backport": "2"},
+        (3, 12): {"same": "1", "moved": "1"},
+        (3, 13): {"same": "1", "moved": "2"},
+    }
+    assert lock.lines(found) == [
+        "backport==2",
+        'moved==1 ; python_version == "3.11"',
+        'moved==1 ; python_version == "3.12"',
+        'moved==2 ; python_version >= "3.13"',
+        "same==1",
+    ]
+    assert all(LINE.fullmatch(line) for line in lock.lines(found))

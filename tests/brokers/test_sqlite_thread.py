@@ -24,8 +24,11 @@ from aiohttp_interceptors.brokers.sqlite_log import SqliteLog
 
 sqlite.SILENCE = 0.2
 
+hangs = threading.Event()
+
 def hang(*_):
     print("hangs", flush=True)
+    hangs.set()
     threading.Event().wait()
 
 SqliteLog.read = hang
@@ -33,7 +36,8 @@ SqliteLog.read = hang
 async def main():
     hub = Hub(sqlite.SqliteBroker(sys.argv[1]))
     hub.open()
-    await asyncio.sleep(0.05)
+    while not hangs.is_set():
+        await asyncio.sleep(0)
     if sys.argv[2] == "closed":
         await hub.close()
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aiohttp_interceptors.brokers import writer as module
 from aiohttp_interceptors.brokers.writer import MOST, MOST_BYTES, Draft, Writer
 from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import ending
 from aiohttp_interceptors.hub.broker import Place
 from tests.waiting import PATIENCE, until, within
 
@@ -438,6 +439,7 @@ async def test_a_write_that_swallows_the_end_of_its_time_does_not_hold_up_the_ne
 
 
 async def test_closing_waits_as_long_as_what_was_put_can_wait_and_no_longer(monkeypatch):
+    monkeypatch.setattr(ending, "AGAIN", 60.0)
     monkeypatch.setattr(module, "ENDING", 0.05)
     server = Swallowing(is_open=False)
     writer = Writer(server.write, 0.05)

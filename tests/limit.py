@@ -19,7 +19,7 @@ import psutil
 import pytest
 from pytest_timeout import is_debugging
 
-AGAIN = 15.0  # seconds that a failed test has for its teardown, before it fails again
+AGAIN = 30.0  # seconds that a failed test has for its teardown, before it fails again
 ATTEMPTS = 4  # failures of one test, after which the run ends
 EXIT = 60.0  # seconds that the interpreter has to end after the last test
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 20.0  # seconds; a new process imports aiohttp first
+PATIENCE = 60.0  # seconds; a new process imports aiohttp first
 
 
 @asynccontextmanager

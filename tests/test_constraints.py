@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LINES = (ROOT / "constraints.txt").read_text().splitlines()
@@ -31,11 +32,21 @@ def lock():
     return module
 
 
-def test_a_line_is_a_version_and_no_address():
-    assert LINES[0].startswith("# ")
-    for line in LINES[1:]:
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
+def test_a_line_is_a_version_and_no_address(file):
+    first, *lines = (ROOT / file).read_text().splitlines()
+    assert first.startswith("# ")
+    for line in lines:
         assert LINE.fullmatch(line), line
-    assert LINES[1:] == sorted(LINES[1:], key=lambda line: line.partition("==")[0])
+    assert lines == sorted(lines, key=lambda line: line.partition("==")[0])
+
+
+def test_the_oldest_are_those_that_pyproject_allows(lock):
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()[1:]
+    pinned = dict(line.split("==") for line in lines)
+    oldest = lock.oldest()
+    assert oldest
+    assert {name: Version(pinned[name]) for name in oldest} == {name: Version(each) for name, each in oldest.items()}
 
 
 @pytest.mark.skipif(

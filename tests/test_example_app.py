@@ -105,7 +105,7 @@ async def test_a_rate_is_the_difference_per_second_and_never_negative(aiohttp_cl
     client = await aiohttp_client(make_app(sample_interval=0.1))
     async with open_stream(client, "/events/load") as stream:
         sample = json.loads((await stream.next()).data)
-    assert 0 < sample["read"] <= 50_000
+    assert 0 < sample["read"] <= 55_000
     assert sample["written"] == 0
 
 
@@ -300,7 +300,7 @@ async def test_a_signal_ends_it_quietly_within_moments_with_streams_open(number)
             status, out, err = await outcome(process)
             seconds = asyncio.get_running_loop().time() - began
     assert (status, err) == (0, "")
-    assert seconds < 3
+    assert seconds < 10  # and not after all that it would wait for streams and connections
     assert "Traceback" not in out
     closed = [line for line in map(json.loads, out.splitlines()) if line["event"] == "stream_closed"]
     assert sorted((line["path"], line["reason"]) for line in closed) == [

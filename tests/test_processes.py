@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are POSIX's")
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 20.0  # seconds; a busy machine takes its time to start a process
+PATIENCE = 60.0  # seconds; a busy machine takes its time to start a process
 FAREWELL = b"\r\nevent: farewell\ndata: bye\nretry: "
 END = b"\r\n0\r\n\r\n"
 
@@ -173,7 +173,7 @@ async def test_run_app_ends_its_streams_cleanly_and_exits(program, port, number)
 async def test_a_handler_of_aiohttp_sse_s_interface_that_waits_in_a_queue_does_not_hold_up_the_end(
     program, port, number
 ):
-    async with program(*run_app(port, timeout=1.0)) as process:
+    async with program(*run_app(port, timeout=10.0)) as process:
         await until_line(process.stdout, "listening")
         clients = [await opened(port, "/queue") for _ in range(3)]
         left = await opened(port, "/queue")

@@ -59,7 +59,7 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     execution = current._execution
     if execution is None or execution.cursor is not None:
         execution = Execution(current)
-    execution.completed_before = current._completion()
+    execution.completed_before, execution.completed_anew = current._completion(), False
     execution.append(interceptors_of(interceptors))
     if execution.is_copy:
         execution.begin()
@@ -112,10 +112,10 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                             if context._execution is not execution and not execution.regain():
                                 execution.refuse_overlap()
                             context._receive(result)
-                            execution.handler = None
                         if execution.alert:
-                            execution.turn()
+                            execution.handler_returned()
                         else:  # the same, where nothing is bound: one call less for each request
+                            execution.handler = None
                             execution.stage, execution.cursor = "leave", iter(execution.chain.leaves)
                 for leave in execution.cursor:
                     result = leave(context)
@@ -219,8 +219,8 @@ async def _adopted(execution: Execution, result: Any) -> Context:
     """Wait for what a stage returned and go on with the context that it names, if it names one."""
     if type(result) is CoroutineType or isawaitable(result):
         result = await result
-        if execution.context._execution is not execution:
-            execution.refuse_overlap()
+    if execution.context._execution is not execution:
+        execution.refuse_overlap()
     return execution.context if result is None else execution.adopt(result)
 
 

@@ -56,7 +56,7 @@ class Execution:
     changed: bool = False  # whether the queue is another one than when the stage began
     outer: Execution | None = None  # the execution that one of whose stages started this one
     is_copy: bool = False  # not begun, of a context that was copied from a running one
-    completed_anew: bool = False  # something that completes the context was attached to this copy
+    completed_anew: bool = False  # a stage, or who made this copy, attached something that completes the context
     verbs: tuple[tuple[str, object], ...] = ()  # what was asked for before it began, and of what
     predicates: tuple[Callable[[Any], object], ...] = ()
     attached: Exception | None = None
@@ -209,7 +209,7 @@ class Execution:
     def begin_inside(self, outer: Execution) -> None:
         """Take the context from an execution, one of whose stages started this one."""
         self.outer, self.predicates, self.alert = outer, outer.predicates, bool(outer.predicates)
-        outer.inner = self
+        outer.inner, outer.alert = self, True  # its stage may return while this one runs
         self.inherited = self.context.error = outer.report or outer.inherited
 
     def regain(self) -> bool:
@@ -270,7 +270,7 @@ class Execution:
         self.context = result
         self.alert = True  # it may have brought observers, or a response
         if asked is not None and asked.completed_anew:
-            self.completed_before = None
+            self.completed_anew = True
         for verb, argument in verbs:
             self._ask(verb, argument)
         return result
@@ -290,12 +290,11 @@ class Execution:
         Raises what the stage attached, or what a predicate raised.
         """
         context = self.context
+        if context._execution is not self:
+            self.refuse_overlap()
         if self.failure is None:
             context.error = self.inherited  # not that of an execution inside this stage, which has dealt with it
-        requested, self.requested = self.requested, ()
-        for variable, value in requested:
-            position = self.position if self.stage == "enter" else 0
-            self.bindings = bound(self.bindings, position, variable, value)
+        self._bind_requested(self.position if self.stage == "enter" else 0)
         if context._observers:
             self._tell()
         exception, self.attached = self.attached, None
@@ -304,19 +303,33 @@ class Execution:
             raise exception
         if self.stage == "leave":
             self.unwind()
-        elif self.stage == "enter" and (self._is_complete() or any(map(self._holds, self.predicates))):
+        elif self.stage == "enter" and (
+            self._is_complete() or any(map(self._holds, self.predicates)) or self._is_complete()  # a predicate's doing
+        ):
             self.terminate()
         changed, self.changed = self.changed, False
         return changed
 
+    def handler_returned(self) -> None:
+        """Do after the handler what it asked for by way of the context, and begin to leave. Raises what it attached."""
+        self._bind_requested(0)
+        exception, self.attached = self.attached, None
+        if exception is not None:
+            raise exception
+        self.turn()
+
+    def _bind_requested(self, position: int) -> None:
+        requested, self.requested = self.requested, ()
+        for variable, value in requested:
+            self.bindings = bound(self.bindings, position, variable, value)
+
     def note_completion(self) -> None:
         """Have the loop ask whether there is anything left to enter for, because a stage attached something."""
         self.alert = self.completed_anew = True
-        self.completed_before = None
 
     def _is_complete(self) -> bool:
         completion = self.context._completion()
-        return completion is not None and completion is not self.completed_before
+        return completion is not None and (self.completed_anew or completion is not self.completed_before)
 
     def _holds(self, predicate: Callable[[Any], object]) -> bool:
         """Ask a predicate; an awaitable is true whatever it is about to say, so it is refused."""
@@ -328,9 +341,7 @@ class Execution:
             raise RuntimeError(
                 f"with_error({self.attached!r}) is for a context that a stage returns, and this copy is executed"
             )
-        requested, self.requested = self.requested, ()
-        for variable, value in requested:
-            self.bindings = bound(self.bindings, 0, variable, value)
+        self._bind_requested(0)
 
     def leave_at(self, position: int) -> None:
         """Be in the ``leave`` of the interceptor at this position, whatever stage was interrupted further in."""
@@ -414,6 +425,8 @@ class Execution:
         if self.outer is not None:
             began_with._execution = self.outer
             self.outer.inner, self.outer.alert = None, True
+            if self.completed_anew:
+                self.outer.completed_anew = True
 
     def _tell(self) -> None:
         """Tell each observer of the stage that returned; one that raises is logged and dropped."""

@@ -200,9 +200,10 @@ class RequestContext(Context):
     def _continue(self, context: Context) -> None:
         super()._continue(context)
         execution, own = context._execution, self._execution
-        unset = self._response is None and not (own is not None and own.completed_anew)
-        if unset and isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
-            self._response = context._response  # a refusal counts, whichever of the two it was attached to
+        if isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
+            unset = self._response is None or self._response is execution.completed_before
+            if unset and context._response is not None and not (own is not None and own.completed_anew):
+                self._response = context._response  # a refusal counts, whichever of the two it was attached to
         self._replace(context)
 
     def _resume(self, context: Context) -> None:
@@ -216,6 +217,9 @@ class RequestContext(Context):
 
     def _begin(self) -> None:
         self.error, self._suppressed = None, ()
+        own = self._execution
+        if own is not None and own.is_copy:
+            return  # it may outlast the request's chain, and a second attempt of the request is none of its business
         if contexts.setdefault(self._writer, self) is self and self._logged is None:
             # As put_on_log_lines. Nothing is put back when the chain is over: aiohttp gives each request a task.
             self._logged = logged_execution_id.set(self.execution_id)
@@ -268,6 +272,8 @@ class RequestContext(Context):
                 drop(f"raise {exception!r}", self, exception)
         else:
             self._response = exception
+            if self._execution is not None:
+                self._execution.completed_anew = True
         return True
 
     def _is_only_informed(self) -> bool:

@@ -187,8 +187,11 @@ async def _run_inside(chain: Chain, request: web.Request, handler: Handler | Non
     outer.request = request  # a middleware in between may have cloned it
     if attached is not None and not outer.committed:
         outer._response = None  # it is that of an earlier attempt, and says nothing of this one
+    execution = Execution(outer, chain)
+    if outer._response is not None:  # it is committed
+        execution.completed_before = outer._response
     try:
-        await drive(Execution(outer, chain), handler)
+        await drive(execution, handler)
     except BaseException:
         if outer._response is None:
             outer._response = attached

@@ -10,9 +10,11 @@ import shutil
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 from example_app.app import make_app
+
+expect.set_options(timeout=30_000)  # milliseconds
 
 ARGUMENTS = [
     "--no-sandbox",

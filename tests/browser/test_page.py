@@ -11,7 +11,7 @@ from tests.browser.color import color, contrast, luminance
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-PATIENCE = 15.0  # seconds
+PATIENCE = 30.0  # seconds
 
 COUNT = "document.getElementById('load-count').dataset"
 

@@ -11,7 +11,7 @@ from tests.program import free_port, program, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-PATIENCE = 15_000  # milliseconds
+PATIENCE = 30_000  # milliseconds
 BACK = 30_000  # for a server that starts, and a browser that was told to come back within six seconds
 
 expect.set_options(timeout=PATIENCE)

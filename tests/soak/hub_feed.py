@@ -68,7 +68,8 @@ class Publisher:
 
     def change(self, token: str, verb: str, topic: str, before: int, after: int) -> None:
         """Write down that a stream's topics have changed, at one of these positions."""
-        self._file.write(f"{verb} {token} {topic} {before} {after}\n")
+        with self._lock:  # the thread writes too, and a text file is of one thread
+            self._file.write(f"{verb} {token} {topic} {before} {after}\n")
 
     def _kind(self, chance: random.Random) -> tuple[str, bool]:
         return chance.choice(KEYS) if chance.random() < 0.5 else "-", chance.random() < 0.1

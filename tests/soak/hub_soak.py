@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hub_clients import HubClient, Ledger
 from hub_judge import HubJudge
-from soak import Soak, options, table, verdict
+from soak import Soak, options, say, table, verdict
 
 REASONS = ("client_left", "expired", "shutdown")  # for which streams must have ended
 LATER = ("lagged", "stalled")  # and for these, if there was time enough
@@ -41,6 +41,8 @@ class HubSoak(Soak):
         await super()._live(epoch, quiet=quiet)
         self.judge.read(self._folder / f"facts-{epoch}-ledger")
         self.judge.weigh()  # now, because all that has come takes much memory
+        if problems := self.heard.problems + self.judge.problems:
+            say(f"{len(problems)} problems so far; the latest: {problems[-1]}")
 
 
 def main() -> int:

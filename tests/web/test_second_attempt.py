@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 
 import pytest
@@ -190,3 +191,38 @@ async def test_a_response_that_a_stage_takes_off_a_copy_is_off(serve, trail) -> 
     server = await serve(app)
     assert (await server.exchange(GET)).split()[1] == b"200"
     assert trail == ["handler"]
+
+
+async def test_a_second_attempt_is_apart_from_a_copy_that_the_first_one_left_running(serve) -> None:
+    attempts: list[asyncio.Task[RequestContext]] = []
+    audited = asyncio.Event()
+
+    @web.middleware
+    async def once_more(request, handler):
+        try:
+            return await handler(request)
+        except ValueError:
+            await asyncio.sleep(0)  # the copy's execution begins here, behind the end of the chain
+            return await handler(request)
+
+    @before
+    async def audit(context: RequestContext) -> None:
+        await audited.wait()
+
+    @before
+    def start(context: RequestContext) -> None:
+        attempts.append(asyncio.ensure_future(execute(context.copy(), audit)))
+
+    @intercept(start)
+    async def handler(request):
+        if len(attempts) == 1:
+            raise ValueError
+        audited.set()
+        await attempts[0]
+        return web.Response(text="fine")
+
+    app = web.Application(middlewares=[once_more])
+    app.router.add_get("/", handler)
+    server = await serve(app)
+    assert (await server.exchange(GET)).endswith(b"fine")
+    await asyncio.gather(*attempts)

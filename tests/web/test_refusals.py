@@ -1,0 +1,242 @@
+"""A refusal on the way in ends it, by whatever way it was made, and the same with an observer as without."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+
+import pytest
+from aiohttp import web
+
+from aiohttp_interceptors import (
+    RequestContext,
+    after,
+    before,
+    execute,
+    intercept,
+    interceptor_middleware,
+)
+
+GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
+VARIABLE: ContextVar[int] = ContextVar("variable", default=0)
+
+
+@pytest.fixture(params=["observed", "unobserved"])
+def observing(request):
+    """Give the interceptors that attach an observer, or none."""
+
+    @before
+    def observe(context: RequestContext) -> None:
+        context.add_observer(lambda fact: None)
+
+    return [observe] if request.param == "observed" else []
+
+
+@before
+def refuse(context: RequestContext) -> None:
+    context.response = web.Response(status=401)
+
+
+@before
+def refuse_by_raising(context: RequestContext) -> None:
+    raise web.HTTPUnauthorized
+
+
+@before
+def look(context: RequestContext) -> None:
+    """Do nothing; after it the chain may run on by mistake."""
+
+
+async def answer(serve, chain, handler=None) -> tuple[int, list[str]]:
+    """Serve a secret behind a chain: return the status of the answer, and what ran that is behind the refusal."""
+    ran: list[str] = []
+
+    @before
+    def behind(context: RequestContext) -> None:
+        ran.append("stage")
+
+    async def secret(request: web.Request) -> web.Response:
+        ran.append("handler")
+        return web.Response(text="secret")
+
+    app = web.Application()
+    app.router.add_get("/", intercept(*chain, behind if handler is None else None)(handler or secret))
+    server = await serve(app)
+    head, _, body = (await server.exchange(GET)).partition(b"\r\n\r\n")
+    assert b"secret" not in body
+    assert b"HTTP/1.1" not in body
+    return int(head.split()[1]), ran
+
+
+@pytest.mark.parametrize("refusal", [refuse, refuse_by_raising])
+async def test_a_refusal_counts_while_an_execution_runs_that_a_plain_stage_has_started(
+    serve, observing, refusal
+) -> None:
+    """``asyncio.eager_task_factory`` starts a task within the call that makes it."""
+    left: list[object] = []
+
+    @before
+    async def wait(context: RequestContext) -> None:
+        await asyncio.sleep(0)
+
+    @before
+    def start(context: RequestContext) -> None:
+        inner = execute(context, wait)
+        left.append(inner)
+        inner.send(None)
+
+    status, ran = await answer(serve, [*observing, start, refusal])
+    left.pop().close()  # type: ignore[attr-defined]
+    assert status == 500  # the stage that started it has returned before it: no refusal is asked for
+    assert ran == []
+
+
+@pytest.mark.parametrize("returns", ["nothing", "the context", "a copy"])
+async def test_a_refusal_by_an_execution_that_a_plain_stage_did_not_wait_for_lets_nobody_in(
+    serve, observing, returns
+) -> None:
+    left: list[object] = []
+
+    @before
+    async def auth(context: RequestContext) -> None:
+        await asyncio.sleep(0)
+        context.response = web.Response(status=401)
+
+    @before
+    def start(context: RequestContext) -> RequestContext | None:
+        inner = execute(context, auth)
+        left.append(inner)
+        inner.send(None)
+        return {"nothing": None, "the context": context, "a copy": context.copy()}[returns]
+
+    assert await answer(serve, [*observing, start]) == (500, [])
+    left.pop().close()  # type: ignore[attr-defined]
+
+
+async def test_a_refusal_by_a_predicate_ends_the_way_in_at_once(serve, observing) -> None:
+    def refuse_once(context: RequestContext) -> bool:
+        if context.response is None:
+            context.response = web.Response(status=401)
+        return False
+
+    @before
+    def ask(context: RequestContext) -> None:
+        context.terminate_when(refuse_once)
+
+    assert await answer(serve, [*observing, ask]) == (401, [])
+
+
+@pytest.mark.parametrize("leaves", [0, 1])
+async def test_an_error_that_a_handler_attaches_is_its_outcome(serve, observing, leaves) -> None:
+    seen: list[type[BaseException]] = []
+
+    @after
+    def leave(context: RequestContext) -> None:
+        seen.append(type(context.response))
+
+    async def handler(request: web.Request) -> web.Response:
+        context = RequestContext.of(request)
+        assert context is not None
+        context.with_error(web.HTTPForbidden())
+        return web.Response(text="secret")
+
+    assert await answer(serve, [*observing, *[leave] * leaves], handler) == (403, [])
+    assert seen == [web.HTTPForbidden] * leaves
+
+
+async def test_what_a_handler_binds_is_seen_by_all_stages_that_follow(serve, observing) -> None:
+    seen: list[int] = []
+
+    @after
+    def leave(context: RequestContext) -> None:
+        seen.append(VARIABLE.get())
+
+    async def handler(request: web.Request) -> web.Response:
+        context = RequestContext.of(request)
+        assert context is not None
+        context.bind(VARIABLE, 1)
+        return web.Response()
+
+    assert await answer(serve, [*observing, leave, leave], handler) == (200, [])
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["attached", "raised"])
+async def test_a_refusal_counts_also_if_it_is_the_response_that_was_there_before(serve, observing, how) -> None:
+    @before
+    def auth(context: RequestContext) -> None:
+        response = context.response
+        if how == "raised":
+            assert isinstance(response, web.HTTPException)
+            raise response
+        context.response = response
+
+    @before
+    async def ask(context: RequestContext) -> None:
+        await execute(context, auth)
+
+    ran: list[str] = []
+
+    @before
+    def behind(context: RequestContext) -> None:
+        ran.append("behind")
+
+    @before
+    async def refused_already(context: RequestContext) -> None:
+        context.response = web.HTTPUnauthorized()
+        await execute(context, ask, behind)
+
+    assert await answer(serve, [*observing, refused_already]) == (401, [])
+    assert ran == []
+
+
+async def test_a_refusal_takes_the_place_of_a_response_that_the_returned_copy_has_from_before(serve, observing) -> None:
+    @before
+    def auth(context: RequestContext) -> RequestContext:
+        copy = context.copy()
+        context.response = web.Response(status=401)
+        return copy
+
+    @before
+    async def answered(context: RequestContext) -> None:
+        context.response = web.Response(text="secret")
+        await execute(context, auth)
+
+    assert await answer(serve, [*observing, answered]) == (401, [])
+
+
+async def test_a_second_attempt_behind_a_committed_response_is_the_same_with_an_observer(serve, observing) -> None:
+    ran: list[str] = []
+
+    @web.middleware
+    async def twice(request, handler):
+        await handler(request)
+        return await handler(request)
+
+    @intercept(*observing, look)
+    async def handler(request: web.Request) -> web.StreamResponse:
+        ran.append("handler")
+        response = web.StreamResponse()
+        if len(ran) == 1:
+            await response.prepare(request)
+        return response
+
+    app = web.Application(middlewares=[interceptor_middleware(), twice])
+    app.router.add_get("/", handler)
+    server = await serve(app)
+    assert (await server.exchange(GET)).count(b"HTTP/1.1") == 1
+    assert ran == ["handler"] * 2
+
+
+async def test_a_copy_of_a_copy_with_a_response_is_executed_the_same_with_an_observer(serve, observing) -> None:
+    ran: list[str] = []
+
+    @before
+    async def refused(context: RequestContext) -> RequestContext:
+        copy = context.copy()
+        copy.response = web.Response(status=401)
+        await execute(copy.copy(), look, before(lambda _: ran.append("inner"), name="inner"))
+        return copy
+
+    assert await answer(serve, [*observing, refused]) == (401, [])
+    assert ran == ["inner"]

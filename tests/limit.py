@@ -25,6 +25,7 @@ EXIT = 60.0  # seconds that the interpreter has to end after the last test
 
 _stderr = pytest.StashKey[int]()
 _attempts = pytest.StashKey[int]()
+_runs = pytest.StashKey[bool]()  # and not pytest, which may take its time over a report
 
 
 class Over(KeyboardInterrupt):
@@ -46,6 +47,7 @@ def pytest_timeout_set_timer(item, settings):
         return None
     _note(item.config, item)
     item.stash[_attempts] = 0
+    item.stash[_runs] = False
     signal.signal(signal.SIGALRM, lambda *_: _over(item, settings))
     _arm(item, settings.timeout)
     return True
@@ -65,12 +67,16 @@ def pytest_exception_interact(node):
         _arm(node, AGAIN)
 
 
-def _failing():
+def _failing(item):
     """Make a failure of the test, which pytest reports, of what would end the run."""
+    item.stash[_runs] = True
     try:
         return (yield)
     except Over as over:
+        item.stash[_runs] = False
         pytest.fail(str(over))
+    finally:
+        item.stash[_runs] = False
 
 
 pytest_runtest_setup = pytest.hookimpl(_failing, wrapper=True)
@@ -109,7 +115,8 @@ def _over(item, settings):
             print(f"{message}, and does not end: the run ends here", file=stderr, flush=True)
             _exit()
     _arm(item, AGAIN)
-    raise Over(message)
+    if item.stash[_runs]:
+        raise Over(message)
 
 
 def _exit():

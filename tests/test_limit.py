@@ -35,7 +35,7 @@ def run(tmp_path):
         for number, tests in enumerate(files):
             (tmp_path / f"test_{number}.py").write_text(HEAD + textwrap.dedent(tests) + NEXT)
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-rfE", "-p", "no:cacheprovider"], cwd=tmp_path, timeout=100, check=False,
+            [sys.executable, "-m", "pytest", "-rfE", "-p", "no:cacheprovider"], cwd=tmp_path, timeout=250, check=False,
             env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr

@@ -170,7 +170,7 @@ class MemoryBroker:
                 yield following
                 await asyncio.sleep(0)
             if not isinstance(following, Lost | Rewound) and at.position >= end and loop.time() >= due:
-                due = loop.time() + CONFIRMS
+                due = loop.time() + self.confirms
                 yield UpToDate()
             elif not following:
                 await log.change(due - loop.time())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from ..errors import BrokerDown
 from ..hub.arguments import check_count, check_seconds
@@ -16,6 +14,7 @@ from ..hub.broker import Joined, Lost, Place, Rewound, TailItem, UpToDate
 from .bell import Bell, ring
 from .retention import Retention
 from .sqlite_log import Page, SqliteLog
+from .sqlite_thread import SqliteThread
 from .writer import Draft, Writer
 
 __all__ = ["SqliteBroker"]
@@ -23,7 +22,6 @@ __all__ = ["SqliteBroker"]
 SILENCE = 10.0  # seconds after which a disk that does not answer is lost
 POLL = 0.25  # seconds after which one looks for what no bell has told, and
 POLL_WITHOUT_BELL = 0.015  # where there are none: so that it is soon all the same
-T = TypeVar("T")
 
 
 class SqliteBroker:
@@ -62,8 +60,8 @@ class SqliteBroker:
         self._news = asyncio.Event()
         self._writer = Writer(self._write, publish_timeout)
         # Each has a thread and a connection, so that to read waits neither for a commit nor for a lock.
-        self._writing = _Thread(SqliteLog(file, patience, synchronous, retention), "write")
-        self._reading = _Thread(SqliteLog(file, patience, synchronous, retention), "read")
+        self._writing = SqliteThread(SqliteLog(file, patience, synchronous, retention), "write")
+        self._reading = SqliteThread(SqliteLog(file, patience, synchronous, retention), "read")
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
@@ -109,8 +107,7 @@ class SqliteBroker:
     async def close(self) -> None:
         """Give back the file and the threads, after those publishes that are on their way. Twice is once."""
         await self._writer.close()
-        await self._writing.close()
-        await self._reading.close()
+        await asyncio.gather(self._writing.close(SILENCE), self._reading.close(SILENCE))
 
     async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
         own = None if self._bell is None else self._bell.path
@@ -163,29 +160,6 @@ class SqliteBroker:
         if bell is not None:
             asyncio.get_running_loop().remove_reader(bell.file)
             bell.close()
-
-
-class _Thread:
-    """A thread of its own for what is done with a log, in the order of the calls."""
-
-    def __init__(self, log: SqliteLog, name: str) -> None:
-        self._log = log
-        self._closed = False
-        self._executor = ThreadPoolExecutor(1, f"sqlite-{name}")
-
-    async def run(self, work: Callable[[SqliteLog], T]) -> T:
-        """Have something done. Cancelling it leaves it going on, or not begun."""
-        if self._closed:
-            raise BrokerDown("this broker was closed")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._log)
-
-    async def close(self) -> None:
-        """Close the log, and end the thread; one that hangs in a disk is left to itself."""
-        if not self._closed:
-            self._closed = True
-            closing = asyncio.get_running_loop().run_in_executor(self._executor, self._log.close)
-            self._executor.shutdown(wait=False)
-            await asyncio.wait([closing], timeout=SILENCE)
 
 
 def _checked_path(path: object) -> Path:

@@ -35,7 +35,7 @@ class Writer:
     """Have one write at a time done, in a task of its own, so that who cancels a publish cuts no connection.
 
     ``write`` stores drafts in their order and returns what became of each, or raises a ``BrokerError`` that all of
-    them get. It has ``timeout`` seconds, and is cancelled then.
+    them get. It has ``timeout`` seconds, and is cancelled then, and once more two seconds later.
     """
 
     def __init__(self, write: Write, timeout: float) -> None:
@@ -99,7 +99,8 @@ class Writer:
     async def _outcomes(self, drafts: Sequence[Draft]) -> Sequence[Outcome]:
         error: BrokerError
         try:
-            async with asyncio.timeout(self._timeout):
+            # The outer one cancels what has swallowed the inner one's cancellation, and would hold up all that follow.
+            async with asyncio.timeout(self._timeout + ENDING), asyncio.timeout(self._timeout):
                 return await self._write(drafts)
         except TimeoutError:
             error = OutcomeUnknown(f"no answer of the broker for {self._timeout} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from ..errors import FATAL
 from ..observe.logs import log as logger
@@ -14,6 +15,9 @@ from .audience import Allowance, Audience, Select
 from .log import EXPIRED, Log, Reading
 from .record import Record
 from .topic import Patterns
+
+if TYPE_CHECKING:
+    from .subscription import Subscription
 
 __all__ = ["Fanout"]
 
@@ -147,6 +151,21 @@ class Fanout:
                 subscription.fail(error)
         if alone and allowance.postponed:
             self.mark(audience)
+
+    def miss(self, topic: str, position: int) -> None:
+        """Have all who asked for a topic told that a record of it is missing, once for all that are in this turn."""
+        live: list[Subscription] = []
+        for audience in self._patterns.matching(topic):
+            if audience.live:
+                self.flush(audience)  # what came before
+                live += audience.all_live()
+        for subscription in live:
+            subscription.pause()
+        self.log.miss(topic, position)
+        for audience in self._patterns.matching(topic):
+            audience.position = position  # all that is not live looks for itself
+        for subscription in live:
+            subscription.resume()
 
     def interrupt(self, change: Callable[[], None]) -> None:
         """Change the log's past or its order, and have each stream find out for itself what that means for it."""

@@ -16,7 +16,7 @@ class GapReason(StrEnum):
     """Why the log cannot say what came after a position."""
 
     EVICTED = "evicted"
-    """Some of it is no longer kept."""
+    """Some of it is no longer kept, or was written by a later release than this process can read."""
     FOREIGN = "foreign"
     """The id is of another life of the Hub, or of another Hub."""
     UNKNOWN = "unknown"

@@ -34,7 +34,7 @@ from .topic import check_pattern, check_topic
 __all__ = ["Hub"]
 
 MAX_EVENT_SIZE = 2**20  # bytes; as for a stream that has a channel
-CLOSING = 10.0  # seconds that the broker's tail has to end when the Hub closes, and
+CLOSING = 5.0  # seconds that the broker's tail has to end when the Hub closes, and
 GIVING_BACK = 30.0  # that the broker has for the publishes that are on their way, and to give back its connections
 _POLICY = Policy()
 
@@ -298,7 +298,7 @@ class Hub:
     async def close(self) -> None:
         """Leave nothing that waits in the event loop, and close the broker for good. The history stays. Idempotent.
 
-        It takes 45 seconds at most, whatever the broker or its server does: what has not ended then is named in the
+        It takes 40 seconds at most, whatever the broker or its server does: what has not ended then is named in the
         log, and left. Raises what the broker's ``close`` raises. When it is cancelled the broker may still be open; it
         can be called again.
         """

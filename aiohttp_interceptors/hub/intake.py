@@ -10,7 +10,7 @@ from ..sse.wire import frame_with_id
 from .broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
 from .fanout import Fanout
 from .log import EXPIRED
-from .payload import PLAIN, unpack
+from .payload import PLAIN, is_ephemeral, unpack
 from .record import Record
 
 __all__ = ["Intake"]
@@ -23,6 +23,7 @@ class Intake:
         self._fanout = fanout
         self._arrivals = fanout.arrivals
         self._joined = False
+        self._unread: set[bytes] = set()  # what payloads that cannot be read begin with, as far as that was logged
         self.entries: int = 0
         """That were taken."""
 
@@ -64,8 +65,7 @@ class Intake:
                 try:
                     frame, key, ephemeral = unpack(payload)
                 except ValueError as error:
-                    logger.warning("hub_entry_skipped", topic=topic, position=position, error=str(error))
-                    log.end = position
+                    self._miss(topic, position, payload, error)
                     continue
             if ephemeral:
                 log.end = position
@@ -77,6 +77,22 @@ class Intake:
                 record = Record(position, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
                 log.add(record)
             fanout.spread(record)
+
+    def _miss(self, topic: str, position: int, payload: bytes, error: ValueError) -> None:
+        """Tell who asked for a topic that a record of it is missing, which a later release wrote, or nobody of ours."""
+        if payload[:1] not in self._unread:
+            self._unread.add(payload[:1])
+            logger.warning(
+                "hub_entry_skipped",
+                topic=topic,
+                position=position,
+                error=str(error),
+                advice="have all processes use one release: until then each such entry is told as a gap",
+            )
+        if is_ephemeral(payload):
+            self._fanout.log.end = position
+        else:
+            self._fanout.miss(topic, position)
 
 
 PLAIN_MARK = b"%c" % PLAIN  # of nearly all payloads: those are not worth a call

@@ -158,6 +158,16 @@ class Log:
         if position > self.end:
             self.end = self._floor = position
 
+    def miss(self, topic: str, position: int) -> None:
+        """Give a record of a topic that cannot be read its place, after all others: it is missing from then on."""
+        ring = self._ring(topic)
+        ring.miss(position)
+        self._tree.touch(ring)
+        self._have_noted(ring)
+        if not ring:
+            self._note_empty(ring)
+        self.end = position
+
     def rewind(self, epoch: str, position: int) -> None:
         """Forget what is after a position, and go on from there in another epoch."""
         rings = self._rings.values()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Content", "pack", "unpack"]
+__all__ = ["Content", "is_ephemeral", "pack", "unpack"]
 
-# The first byte says how to read the rest, so that processes of different versions understand each other or say so.
+# The first byte says how to read the rest, so that processes of different versions understand each other or say so:
+# the upper half is the version of the format, the lower half has flags. docs/format.md says what may change.
+VERSION = 0xF0
 PLAIN = 0x10
 KEYED = 0x01
 EPHEMERAL = 0x02
@@ -28,6 +30,12 @@ def pack(frame: bytes, key: str | None, *, ephemeral: bool) -> bytes:
         return b"%c%b" % (flags, frame)
     encoded = key.encode()  # of at most MAX_KEY bytes, which who calls has checked
     return b"%c%b%b%b" % (flags | KEYED, len(encoded).to_bytes(2, "big"), encoded, frame)
+
+
+def is_ephemeral(payload: bytes) -> bool:
+    """Tell whether a payload, also one with flags of a later release, is for those alone that keep up."""
+    flags = payload[0] if payload else 0
+    return flags & VERSION == PLAIN and bool(flags & EPHEMERAL)
 
 
 def unpack(payload: bytes) -> Content:

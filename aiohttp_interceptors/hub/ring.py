@@ -80,9 +80,12 @@ class Ring:
         records, start = self._records, self._start
         record = records[start]
         self.bytes -= len(record.frame)
-        self.evicted = record.position
+        position = record.position
+        if position > self.evicted:  # noqa: PLR1730  # max takes three times as long; a later one may never have come
+            self.evicted = position
         if not self._is_superseded(record):
-            self.lost = record.position
+            if position > self.lost:  # noqa: PLR1730
+                self.lost = position
             if record.key is not None and self._latest is not None:
                 del self._latest[record.key]
         start += 1
@@ -95,6 +98,10 @@ class Ring:
         else:
             records[start - 1] = _GONE
         self._start = start
+
+    def miss(self, position: int) -> None:
+        """Count a record that cannot be here as evicted. Its position is greater than all here."""
+        self.last = self.evicted = self.lost = position
 
     def latest(self, record: Record) -> Record:
         """Return the latest record with the key of one that is here."""

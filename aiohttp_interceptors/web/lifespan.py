@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from aiohttp import web
 
@@ -31,7 +31,8 @@ def setup(  # noqa: PLR0913  # each is an option of its own, and has a default
 ) -> None:
     """Prepare an application, before it starts and before it is added to another one. Twice is once.
 
-    Its ``hubs`` belong to its event loop from its start on, so that other threads can publish, and are closed with it.
+    Its ``hubs`` belong to its event loop from its start on, so that other threads can publish, and are closed with it,
+    side by side; what one raises then, the cleanup raises, in an ``ExceptionGroup`` if it is several.
     An application can be served again after it was cleaned up, unless a Hub of its has a broker: that is closed for
     good, and the second start raises ``RuntimeError``.
 
@@ -83,13 +84,26 @@ def setup(  # noqa: PLR0913  # each is an option of its own, and has a default
 
 def _lives_of(hubs: tuple[Hub, ...]) -> Callable[[web.Application], AsyncIterator[None]]:
     async def lives(_: web.Application) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:  # one that does not open, or close, leaves no other one open
+        opened: list[Hub] = []
+        try:
             for hub in hubs:
                 hub.open()
-                stack.push_async_callback(hub.close)
+                opened.append(hub)
             yield
+        finally:
+            await _close(opened)
 
     return lives
+
+
+async def _close(hubs: Sequence[Hub]) -> None:
+    """Close Hubs side by side, so that one that fails or takes its time leaves no other one open."""
+    ends = await asyncio.gather(*[hub.close() for hub in hubs], return_exceptions=True)
+    errors = [end for end in ends if end is not None]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BaseExceptionGroup("several Hubs failed to close", errors)
 
 
 async def _on_startup(app: web.Application) -> None:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiohttp_interceptors.brokers import writer as module
 from aiohttp_interceptors.brokers.writer import MOST, MOST_BYTES, Draft, Writer
 from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import ending
 from aiohttp_interceptors.hub.broker import Place
 from tests.waiting import PATIENCE, until, within
 
@@ -410,3 +412,40 @@ def test_whatever_happens_each_has_the_right_end_and_all_that_was_written_is_in_
         await until(lambda: len(asyncio.all_tasks()) == 1)
 
     asyncio.run(run())
+
+
+class Swallowing(Server):
+    """A server whose client swallows the first cancellation of each write, and waits on."""
+
+    async def write(self, drafts):
+        if not self.gate.is_set():
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+        return await super().write(drafts)
+
+
+async def test_a_write_that_swallows_the_end_of_its_time_does_not_hold_up_the_next_for_ever(monkeypatch):
+    monkeypatch.setattr(module, "ENDING", 0.05)
+    server = Swallowing(is_open=False)
+    writer = Writer(server.write, 0.05)
+    with pytest.raises(OutcomeUnknown):
+        await within(writer.put(draft(1)))
+    await until(lambda: server.cancelled == 2)
+    server.gate.set()
+    assert await within(writer.put(draft(2))) == place(b"2")
+    await within(writer.close())
+
+
+async def test_closing_waits_as_long_as_what_was_put_can_wait_and_no_longer(monkeypatch):
+    monkeypatch.setattr(ending, "AGAIN", 60.0)
+    monkeypatch.setattr(module, "ENDING", 0.05)
+    server = Swallowing(is_open=False)
+    writer = Writer(server.write, 0.05)
+    putting = [asyncio.create_task(writer.put(draft(number))) for number in range(3)]
+    await until(lambda: writer._task is not None)
+    await within(writer.close())
+    done = await within(asyncio.gather(*putting, return_exceptions=True))
+    assert all(isinstance(error, BrokerError) for error in done)
+    assert asyncio.all_tasks() == {asyncio.current_task()}

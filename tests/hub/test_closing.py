@@ -15,9 +15,8 @@ from tests.waiting import until, within
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(ending, "AGAIN", 0.05)
+    monkeypatch.setattr(ending, "AGAIN", 60.0)
     monkeypatch.setattr(module, "CLOSING", 0.05)
-    monkeypatch.setattr(module, "GIVING_BACK", 0.05)
     monkeypatch.setattr(supervision, "FIRST_DELAY", 0.001)
 
 
@@ -83,7 +82,8 @@ async def test_it_closes_at_every_moment(where, turns):
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_tail_that_heeds_nothing_is_named_and_the_broker_closed(logged):
+async def test_a_tail_that_heeds_nothing_is_named_and_the_broker_closed(logged, monkeypatch):
+    monkeypatch.setattr(ending, "AGAIN", 0.05)
     let_go = asyncio.Event()
 
     class Heedless(MemoryBroker):
@@ -111,10 +111,11 @@ async def test_a_tail_that_heeds_nothing_is_named_and_the_broker_closed(logged):
     await asyncio.wait(before - {asyncio.current_task()})
 
 
-async def test_a_broker_that_hangs_when_it_is_closed_is_named(logged):
+async def test_a_broker_that_hangs_when_it_is_closed_is_named(logged, monkeypatch):
+    monkeypatch.setattr(module, "GIVING_BACK", 0.05)
+
     class Hangs(MemoryBroker):
         async def close(self):
-            await swallow()
             await asyncio.Event().wait()
 
         def __repr__(self):

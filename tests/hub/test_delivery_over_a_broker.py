@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiohttp_interceptors import BrokerDown, Event, GapReason, Hub
-from aiohttp_interceptors.brokers import memory
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import arrivals, supervision
 from tests.hub.outlet import Outlet, start, turn
@@ -214,7 +213,7 @@ def quick():
         patch.setattr(supervision, "FIRST_DELAY", 0.0001)
         patch.setattr(supervision, "LONGEST_DELAY", 0.001)
         patch.setattr(arrivals, "PATIENCE", 0.05)
-        patch.setattr(memory, "CONFIRMS", 0.02)
+        patch.setattr(MemoryBroker, "confirms", 0.02)
         yield
 
 

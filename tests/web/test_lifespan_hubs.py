@@ -7,7 +7,9 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from aiohttp_interceptors import CloseReason, Drain, Event, Hub, as_handler, setup, start_topic_stream
+from aiohttp_interceptors import BrokerDown, CloseReason, Drain, Event, Hub, as_handler, setup, start_topic_stream
+from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
+from aiohttp_interceptors.hub import hub as hub_module
 from aiohttp_interceptors.web.streams import STREAMS
 from tests.listener import listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
@@ -119,3 +121,74 @@ def test_what_is_no_hub_is_refused(wrong):
     setup(app)
     with pytest.raises(RuntimeError, match="give it all its options in one call"):
         setup(app, Hub())
+
+
+class Reluctant(MemoryBroker):
+    """A broker whose close does something of its own before."""
+
+    def __init__(self, before):
+        super().__init__(MemoryLog())
+        self.before = before
+
+    async def close(self):
+        await self.before()
+        await super().close()
+
+
+async def is_closed(hub: Hub) -> bool:
+    try:
+        await hub.publish("a", "x")
+    except BrokerDown:
+        return True
+    return False
+
+
+async def test_its_hubs_close_side_by_side(serve):
+    """Each waits for the other: one after the other they would never end."""
+    both = [asyncio.Event(), asyncio.Event()]
+
+    def before(mine, others):
+        async def meet():
+            mine.set()
+            await others.wait()
+
+        return meet
+
+    hubs = Hub(Reluctant(before(*both))), Hub(Reluctant(before(*reversed(both))))
+    app = web.Application()
+    setup(app, *hubs)
+    server = await serve(app)
+    async with asyncio.timeout(10):
+        await server.stop()
+    assert [await is_closed(hub) for hub in hubs] == [True, True]
+
+
+async def test_one_that_hangs_as_it_closes_leaves_no_other_one_open_and_is_named(serve, monkeypatch, logged):
+    monkeypatch.setattr(hub_module, "GIVING_BACK", 0.05)
+    hubs = Hub(MemoryBroker(MemoryLog())), Hub(Reluctant(asyncio.Event().wait)), Hub(MemoryBroker(MemoryLog()))
+    app = web.Application()
+    setup(app, *hubs)
+    server = await serve(app)
+    async with asyncio.timeout(10):
+        await server.stop()
+    assert [await is_closed(hub) for hub in (hubs[0], hubs[2])] == [True, True]
+    (line,) = [line for line in logged if line["event"] == "took_too_long"]
+    assert "Reluctant" in line["what"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_what_fails_as_it_closes_is_told_and_leaves_no_other_one_open(failing):
+    async def fail():
+        raise ZeroDivisionError
+
+    hubs = Hub(MemoryBroker(MemoryLog())), Hub(MemoryBroker(MemoryLog()))
+    failures = [Hub(Reluctant(fail)) for _ in range(failing)]
+    app = web.Application()
+    setup(app, hubs[0], *failures, hubs[1])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    with pytest.raises(ZeroDivisionError if failing == 1 else ExceptionGroup) as raised:
+        await runner.cleanup()
+    if failing > 1:
+        assert [type(error) for error in raised.value.exceptions] == [ZeroDivisionError] * failing
+    assert [await is_closed(hub) for hub in hubs] == [True, True]

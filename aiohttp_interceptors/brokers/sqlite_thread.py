@@ -1,0 +1,97 @@
+"""The thread in which a log in SQLite is used, which a hanging disk may hold for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import TypeAlias, TypeVar
+
+from ..errors import BrokerDown
+from ..observe.logs import log as logger
+from .sqlite_log import SqliteLog
+
+__all__ = ["SqliteThread"]
+
+T = TypeVar("T")
+_Jobs: TypeAlias = SimpleQueue[Callable[[], None] | None]
+
+
+class SqliteThread:
+    """Do things with a log in one thread, in the order of the calls.
+
+    It is a daemon, unlike those of a ``ThreadPoolExecutor``: a process that has ended does not wait for a disk.
+    """
+
+    def __init__(self, log: SqliteLog, name: str) -> None:
+        self._log = log
+        self._name = f"sqlite-{name}"
+        self._closed = False
+        self._jobs: _Jobs = SimpleQueue()
+        self._begun = False
+        weakref.finalize(self, self._jobs.put, None)  # the thread of a broker that was not closed ends with it
+
+    async def run(self, work: Callable[[SqliteLog], T]) -> T:
+        """Have something done. Cancelling it leaves it going on, or not begun."""
+        if self._closed:
+            raise BrokerDown("this broker was closed")
+        return await self._hand_over(work)
+
+    async def close(self, limit: float) -> None:
+        """Close the log, and end the thread; one that a disk holds for ``limit`` seconds is left to itself. Idempotent.
+
+        Then a line ``did_not_end`` in the log names it.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if not self._begun:
+            return
+        closing = self._hand_over(SqliteLog.close)
+        self._jobs.put(None)
+        await asyncio.wait([closing], timeout=limit)
+        if not closing.done():
+            closing.cancel()
+            logger.warning("did_not_end", what=f"the thread {self._name!r}, which the disk holds", seconds=limit)
+
+    def _hand_over(self, work: Callable[[SqliteLog], T]) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        log = self._log
+
+        def job() -> None:
+            if future.cancelled():
+                return
+            settle: Callable[[], None]
+            try:
+                settle = partial(_succeed, future, work(log))
+            except BaseException as error:  # noqa: BLE001  # it is raised where the work was asked for
+                settle = partial(_fail, future, error)
+            with suppress(RuntimeError):  # the event loop is closed, and nothing waits in it
+                loop.call_soon_threadsafe(settle)
+
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=_work, args=[self._jobs], name=self._name, daemon=True).start()
+        self._jobs.put(job)
+        return future
+
+
+def _work(jobs: _Jobs) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # or it would hold its broker until the next one
+
+
+def _succeed(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

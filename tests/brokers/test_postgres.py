@@ -12,6 +12,7 @@ from contextlib import aclosing
 import psycopg
 import pytest
 
+from aiohttp_interceptors.brokers import postgres
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.postgres_schema import migration
 from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
@@ -144,8 +145,14 @@ async def test_what_an_autocommitting_connection_writes_is_there_at_once(brokers
         assert await reading.payloads(1) == [b"x"]
 
 
-async def test_a_commit_is_heard_of_in_other_processes_without_polling(brokers, connections):
-    one, other = brokers(), brokers(poll=3600)
+@pytest.fixture
+def no_polling(monkeypatch):
+    """Have a broker whose bell hangs look no more by itself."""
+    monkeypatch.setattr(postgres, "POLL", 3600.0)
+
+
+async def test_a_commit_is_heard_of_in_other_processes_without_polling(brokers, connections, no_polling):
+    one, other = brokers(), brokers()
     connection = await connections()
     async with tail(other) as reading:
         await reading.until(UpToDate)
@@ -186,8 +193,8 @@ async def test_what_is_in_a_transaction_while_it_is_closed_disturbs_nobody(broke
 # What wakes others.
 
 
-async def test_the_bell_is_all_that_is_needed_to_be_quick(brokers):
-    one, other = brokers(), brokers(poll=3600)
+async def test_the_bell_is_all_that_is_needed_to_be_quick(brokers, no_polling):
+    one, other = brokers(), brokers()
     async with tail(other) as reading:
         await reading.until(UpToDate)
         await until(lambda: other._bell.hung)
@@ -271,6 +278,8 @@ async def test_a_key_of_a_log_that_was_wiped_stands_for_nothing(brokers, site):
         ({"notify": 1}, TypeError),
         ({"poll": 0}, ValueError),
         ({"poll": "1"}, TypeError),
+        ({"poll": 1.1}, ValueError),
+        ({"migrate": "yes"}, TypeError),
         ({"max_records": 0}, ValueError),
         ({"max_records": 1.5}, TypeError),
         ({"max_age": -1}, ValueError),

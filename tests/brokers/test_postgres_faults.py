@@ -10,7 +10,7 @@ import shutil
 import psycopg
 import pytest
 
-from aiohttp_interceptors.brokers import postgres_bell
+from aiohttp_interceptors.brokers import postgres, postgres_bell
 from aiohttp_interceptors.brokers.postgres_schema import migration
 from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import supervision
@@ -105,11 +105,10 @@ async def test_connections_that_the_server_ends_lose_nothing(node, site, logged)
 
 async def test_a_lost_bell_is_hung_again_and_meanwhile_one_looks(node, site, logged, monkeypatch):
     monkeypatch.setattr(postgres_bell, "RETRY", 3600)
-    hub, other = await node(poll=3600), await node()
+    hub, other = await node(), await node()
     bell = hub._broker._bell
     outlet = await live(hub, "t")
     await until(lambda: bell.hung)
-    hub._broker._poll = None
     monkeypatch.setattr(postgres_bell, "RETRY", 0.05)
     site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     for n in range(50):
@@ -447,9 +446,12 @@ async def test_a_restart_that_loses_nothing_is_no_gap(node, server, logged):
     assert changes(logged)[-1] == "hub_resumed"
 
 
-async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without(own, tmp_path, site, node, server):
+async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without(
+    own, tmp_path, site, node, server, monkeypatch
+):
     pooler = own(PgBouncer(tmp_path / "pgbouncer", server))
-    hubs = [await node(connect=pooler.dsn, listen=server.dsn, poll=3600) for _ in range(3)]
+    monkeypatch.setattr(postgres, "POLL", 3600.0)
+    hubs = [await node(connect=pooler.dsn, listen=server.dsn) for _ in range(3)]
     outlets = [await live(hub, "t") for hub in hubs]
     await until(lambda: all(hub._broker._bell.hung for hub in hubs))
     for n in range(30):

@@ -23,7 +23,7 @@ NANOSECONDS = 10**9
 class NatsStream:
     """What is known of a stream in one process. Raises ``BrokerError`` alone."""
 
-    def __init__(self, name: str, limits: Limits, replicas: int) -> None:
+    def __init__(self, name: str, limits: Limits, replicas: int | None) -> None:
         self.name: str = name
         self.marks: Marks = Marks()
         self.log: NatsLog
@@ -33,13 +33,13 @@ class NatsStream:
         self._surveying = asyncio.Lock()
         self._limited = False
 
-    async def look(self, session: NatsSession, log: NatsLog) -> float:
-        """Return the server's clock. Raises ``BrokerDown`` when the log is not what it was."""
+    async def look(self, session: NatsSession, log: NatsLog) -> NatsLog:
+        """Return the log as its leader has it now. Raises ``BrokerDown`` when it is not what it was."""
         top = self.marks.top
         now = NatsLog.of(_told(checked(await session.ask(f"STREAM.INFO.{self.name}"))))
         if now.eras != log.eras or now.last < top:
             raise BrokerDown(f"stream {self.name} was deleted, or has lost what was last")
-        return now.clock
+        return now
 
     async def survey(self, session: NatsSession, after: Place | None = None) -> NatsLog:
         """Return the log as it is, and have it go on in another epoch if it has lost what we know of."""
@@ -63,7 +63,7 @@ class NatsStream:
         reply = await session.ask(f"STREAM.INFO.{name}")
         if _error_code(reply) == NO_STREAM:
             config: Reply = {"name": name, "subjects": [f"{name}.>"], "storage": "file", "retention": "limits"}
-            config |= {"num_replicas": self._replicas, **self._limits.config()}
+            config |= {"num_replicas": self._replicas or 1, **self._limits.config()}
             reply = await session.ask(f"STREAM.CREATE.{name}", config)
             if _error_code(reply) == OTHER_STREAM:  # another process was quicker
                 reply = await session.ask(f"STREAM.INFO.{name}")
@@ -80,12 +80,22 @@ class NatsStream:
         return info
 
     async def _limit(self, session: NatsSession, config: Reply) -> None:
-        """Give the stream our limits."""
+        """Give the stream what the broker's arguments say, its replicas last, which not every server can change."""
         changes = {name: value for name, value in self._limits.config().items() if config.get(name) != value}
         if changes:
-            reply = await session.ask(f"STREAM.UPDATE.{self.name}", {**config, **changes})
-            error = reply.get("error")
-            (logger.warning if error else logger.info)("nats_stream_limits", stream=self.name, **changes, error=error)
+            config = await self._update(session, config, changes)
+        if self._replicas is not None and config.get("num_replicas") != self._replicas:
+            await self._update(session, config, {"num_replicas": self._replicas})
+
+    async def _update(self, session: NatsSession, config: Reply, changes: Reply) -> Reply:
+        """Return the configuration that a stream has with changes, or that it still has when they are refused."""
+        reply = await session.ask(f"STREAM.UPDATE.{self.name}", {**config, **changes})
+        error = reply.get("error")
+        had = {f"had_{name}": config.get(name) for name in changes}
+        (logger.warning if error else logger.info)(
+            "nats_stream_limits", stream=self.name, **changes, **had, error=error
+        )
+        return config if error else _told(reply)["config"]
 
     async def _border(self, session: NatsSession, log: NatsLog, marks: Sequence[Mark]) -> int | None:
         """Return the last position that is surely what it was, or ``None`` when all is."""

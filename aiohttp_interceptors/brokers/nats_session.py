@@ -18,7 +18,7 @@ try:
 except ImportError as _error:
     raise ImportError("a NatsBroker needs nats-py: pip install 'aiohttp-interceptors[nats]'") from _error
 
-__all__ = ["Connect", "Msg", "NatsSession", "NoStream", "Reply", "checked", "reply_of"]
+__all__ = ["AGAIN", "Connect", "Msg", "NatsSession", "NoStream", "Reply", "checked", "reply_of"]
 
 Factory: TypeAlias = Callable[..., Awaitable[Client]]
 Connect: TypeAlias = str | Sequence[str] | Factory

@@ -12,7 +12,7 @@ from ..errors import BrokerDown, BrokerRefused
 from ..hub.broker import Place
 from ..observe.logs import log as logger
 from .nats_log import ERAS, Limits, Mark, Marks, NatsLog, StreamInfo
-from .nats_session import NatsSession, Reply, checked
+from .nats_session import AGAIN, NatsSession, Reply, checked
 
 __all__ = ["NatsStream"]
 
@@ -36,7 +36,7 @@ class NatsStream:
     async def look(self, session: NatsSession, log: NatsLog) -> NatsLog:
         """Return the log as its leader has it now. Raises ``BrokerDown`` when it is not what it was."""
         top = self.marks.top
-        now = NatsLog.of(_told(checked(await session.ask(f"STREAM.INFO.{self.name}"))))
+        now = NatsLog.of(_told(checked(await self._ask_leader(session))))
         if now.eras != log.eras or now.last < top:
             raise BrokerDown(f"stream {self.name} was deleted, or has lost what was last")
         return now
@@ -57,16 +57,32 @@ class NatsStream:
             self.log = log
         return log
 
+    async def _ask_leader(self, session: NatsSession) -> Reply:
+        """Return what the stream's leader says of it. Raises ``BrokerDown`` when there is none for the patience.
+
+        A node that has been alone for some time answers, too, with what it happens to have, and names no leader.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + session.patience
+        while True:
+            reply = await session.ask(f"STREAM.INFO.{self.name}")
+            cluster = cast("Reply | None", reply.get("cluster"))
+            if cluster is None or cluster.get("leader"):
+                return reply
+            if clock() + AGAIN > deadline:
+                raise BrokerDown(f"stream {self.name} has had no leader for {session.patience} s")
+            await asyncio.sleep(AGAIN)
+
     async def _info(self, session: NatsSession) -> StreamInfo:
         """Return what there is to know of the stream, which is made if it is missing."""
         name = self.name
-        reply = await session.ask(f"STREAM.INFO.{name}")
+        reply = await self._ask_leader(session)
         if _error_code(reply) == NO_STREAM:
             config: Reply = {"name": name, "subjects": [f"{name}.>"], "storage": "file", "retention": "limits"}
             config |= {"num_replicas": self._replicas or 1, **self._limits.config()}
             reply = await session.ask(f"STREAM.CREATE.{name}", config)
             if _error_code(reply) == OTHER_STREAM:  # another process was quicker
-                reply = await session.ask(f"STREAM.INFO.{name}")
+                reply = await self._ask_leader(session)
         info = _told(checked(reply))
         config = info["config"]
         if config.get("subjects") != [f"{name}.>"] or config.get("retention") != "limits":
@@ -124,12 +140,12 @@ class NatsStream:
 
     async def _rewind(self, session: NatsSession, log: NatsLog, border: int) -> NatsLog:
         """Have the log go on in another epoch after a position, unless another process did."""
-        info = _told(checked(await session.ask(f"STREAM.INFO.{self.name}")))
+        info = _told(checked(await self._ask_leader(session)))
         if NatsLog.of(info).eras == log.eras:
             metadata = {**cast("dict[str, str]", info["config"].get("metadata") or {}), ERAS: log.rewound(border)}
             request = {**info["config"], "metadata": metadata}
             checked(await session.ask(f"STREAM.UPDATE.{self.name}", request))
-            info = _told(checked(await session.ask(f"STREAM.INFO.{self.name}")))
+            info = _told(checked(await self._ask_leader(session)))
         return NatsLog.of(info)
 
 

@@ -24,6 +24,7 @@ PREPARE_AFTER = 2  # uses of a statement
 # a conflict, cancelled, a disk's error, a standby.
 PASSING = ("25006", "40", "53", "55", "57014", "58")
 ENDED = ("08", "57P")  # it ends the connection, perhaps after it had committed
+MAY_NOT = "42501"
 MISSING = ("42P01", "42704", "42883", "3F000")
 _ENTRUST = "INSERT INTO {t}_outbox (topic, payload, key) VALUES (%s, %s, %s)"
 GRACE = 1.0  # seconds that a statement in the caller's transaction has to end when the caller is cancelled
@@ -146,15 +147,21 @@ def _cut(connection: Connection) -> None:
 
 def _translated(error: Exception, table: str) -> BrokerError:
     """Return what an error of a statement means for who publishes."""
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     code = error.sqlstate if isinstance(error, psycopg.Error) else None
     if code is None or code.startswith(ENDED):
         return OutcomeUnknown(f"the connection was lost: {text}")
     if code in MISSING:
         return BrokerRefused(
             f"{text}; {table} is missing, or is of another release: PostgresBroker(…, migrate=True) makes it where its"
-            f" role may, and python -m aiohttp_interceptors.brokers.postgres {table} prints the SQL for a role that may"
+            f" role may, and {_prints(table)}"
         )
     if code.startswith(PASSING):
         return BrokerDown(f"the server cannot do it now: {text}")
+    if code == MAY_NOT:
+        return BrokerRefused(f"the server refused: {text}; where a table is to be made, {_prints(table)}")
     return BrokerRefused(f"the server refused: {text}")
+
+
+def _prints(table: str) -> str:
+    return f"python -m aiohttp_interceptors.brokers.postgres {table} prints the SQL for a role that may"

@@ -8,8 +8,10 @@ import asyncio
 import os
 import shutil
 import signal
+from contextlib import aclosing
 
 import pytest
+from nats.aio.client import Client
 
 from aiohttp_interceptors.brokers import nats_session
 from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
@@ -115,6 +117,75 @@ async def test_what_a_still_server_does_not_take_is_unknown_and_closing_waits_fo
     await within(broker.close(), 5)
     server.kill()
     await until(lambda: not nats_session._closing)
+
+
+async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
+    """Nobody knows yet whether another process has it."""
+    hub = await node(silence=60)
+    place = await hub.publish("t", "x")
+    epoch, _, position = place.partition("-")
+    server.freeze()
+    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
+    await until(lambda: not hub.ready)
+    assert returned.texts == []
+    assert not returned.subscription.live
+    server.thaw()
+    await until(lambda: hub.ready)
+    await until(lambda: returned.texts == ["gap"])
+    await hub.publish("t", "y")
+    await texts(returned, 2)
+    assert returned.texts == ["gap", "y"]
+
+
+@pytest.mark.parametrize("way", ["list", "factory"])
+async def test_servers_that_hold_still_leave_time_for_one_that_answers(own, tmp_path, server, way):
+    """By itself the client gives up after the first that takes a connection and says nothing, whichever that is."""
+    still = [own(Nats(tmp_path / f"still {number}")) for number in range(2)]
+    for one in still:
+        one.freeze()
+    urls = [one.url for one in still] + [server.url]
+
+    async def connect(**options):
+        client = Client()
+        calls.append(client)
+        await client.connect(urls[(len(calls) - 1) % 3], **options)
+        return client
+
+    calls = []
+    broker = NatsSite(server).broker(connect=urls if way == "list" else connect, publish_timeout=12, silence=6)
+    for position in range(1, 4):
+        assert (await within(broker.publish("t", b"x"), 15)).position == position
+        await broker._drop()
+    async with tail(broker) as reading:
+        assert len(await within(reading.payloads(3), 15)) == 3
+    await broker.close()
+
+
+async def test_a_client_that_comes_after_it_was_given_up_is_closed(site, server):
+    made = []
+
+    async def connect(**options):
+        client = Client()
+        await client.connect(server.url, **options)
+        made.append(client)
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass  # as asyncio.wait_for of Python 3.11 does when what it waits for ends just then
+        return client
+
+    broker = site.broker(connect=connect, publish_timeout=3)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await within(broker.publish("t", b"x"))
+    async with aclosing(broker.tail(None)) as items:
+        count = len(made)
+        reading = asyncio.create_task(anext(items))
+        await until(lambda: len(made) > count)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(reading)
+    await broker.close()
+    await until(lambda: all(client.is_closed for client in made))
 
 
 async def test_what_was_sent_to_a_server_that_dies_is_unknown_at_once(site, server):

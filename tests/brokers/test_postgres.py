@@ -333,7 +333,7 @@ async def test_a_factory_that_returns_something_else_or_fails_is_told_of(brokers
 async def test_a_missing_table_is_told_of_with_what_to_do(brokers, site):
     site.sql(f"DROP TABLE {site.table}, {site.table}_log, {site.table}_outbox CASCADE")
     broker = brokers()
-    how = rf"python -m aiohttp_interceptors\.brokers\.postgres {site.table} prints"
+    how = rf"migrate=True.*python -m aiohttp_interceptors\.brokers\.postgres {site.table} prints"
     with pytest.raises(BrokerRefused, match=how):
         await broker.publish("t", b"x")
     with pytest.raises(BrokerRefused, match=how):
@@ -352,6 +352,43 @@ async def test_the_migration_can_be_run_again_and_keeps_what_is_there(broker, si
     async with tail(broker) as reading:
         assert await reading.payloads(1) == [b"x"]
         assert (await broker.publish("t", b"y")).position == 2
+
+
+async def test_what_is_missing_is_made_by_who_may_also_by_several_at_once(brokers, site, logged):
+    table = f"{site.table}_made"
+    many = [brokers(table=table, migrate=True) for _ in range(6)]
+    places = await within(asyncio.gather(*[one.publish("t", b"x") for one in many]), 30)
+    assert sorted(place.position for place in places) == [1, 2, 3, 4, 5, 6]
+    assert len({place.epoch for place in places}) == 1
+    site.sql(f"DROP TABLE {table}, {table}_log, {table}_keys, {table}_outbox CASCADE")
+    async with tail(brokers(table=table, migrate=True)) as reading:
+        await reading.until(UpToDate)
+    assert {entry["event"] for entry in logged} == {"postgres_migrated"}
+    assert f"{table}_log" in logged[-1]["missing"]
+
+
+async def test_what_is_there_is_not_touched_and_needs_no_right_to_make_it(brokers, site, logged):
+    site.sql("DO $$ BEGIN CREATE ROLE reader LOGIN PASSWORD 'secret'; EXCEPTION WHEN duplicate_object THEN END $$")
+    site.sql(f"GRANT ALL ON {', '.join(site.table + end for end in ('', '_log', '_keys', '_outbox'))} TO reader")
+    reader = site.server.dsn_of(user="reader")
+    assert (await brokers(connect=reader, migrate=True).publish("t", b"x")).position == 1
+    assert logged == []
+    missing = f"{site.table}_missing"
+    with pytest.raises(BrokerRefused, match=r"permission denied for schema public.*prints the SQL"):
+        await brokers(connect=reader, table=missing, migrate=True).publish("t", b"x")
+    assert site.sql("SELECT to_regclass(%s)", missing) == [(None,)]
+
+
+async def test_a_migration_that_takes_too_long_is_down_and_goes_well_later(brokers, site, connections):
+    table = f"{site.table}_slow"
+    connection = await connections()
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (table,))
+    broker = brokers(table=table, migrate=True, publish_timeout=1)
+    with pytest.raises(BrokerDown, match=f"{table} could not be made"):
+        await within(broker.publish("t", b"x"))
+    await connection.rollback()
+    later = brokers(table=table, migrate=True)
+    assert (await within(later.publish("t", b"x"))).position == 1
 
 
 async def test_a_table_in_a_schema_that_is_in_nobodys_path(brokers, site, connections):

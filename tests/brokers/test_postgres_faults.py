@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import aclosing
 
 import psycopg
 import pytest
@@ -461,3 +462,140 @@ async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without
     for outlet in outlets:
         await texts(outlet, 31)
         assert outlet.texts == [str(n) for n in range(31)]
+
+
+# What takes no longer than its limit, also where psycopg by itself would.
+
+
+@pytest.fixture
+async def application(server):
+    """A connection as an application has it, to a server that it may hold still."""
+    connection = await psycopg.AsyncConnection.connect(server.dsn)
+    yield connection
+    server.thaw()
+    await connection.close()
+
+
+async def test_a_transaction_on_a_server_that_holds_still_is_given_up_within_the_time_that_is_said(
+    site, server, application
+):
+    """psycopg's own cancelling would wait for ten seconds more."""
+    broker = site.broker(publish_timeout=0.5)
+    await broker.publish("t", b"void", connection=application)
+    server.freeze()
+    with pytest.raises(OutcomeUnknown, match=r"no answer.*0\.5 s"):
+        await within(broker.publish("t", b"x", connection=application), 5)
+    with pytest.raises(psycopg.OperationalError):
+        await within(application.commit(), 5)
+    await within(broker.close(), 5)
+    server.thaw()
+    await until(lambda: site.sql("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'") == [(0,)])
+    assert site.sql(f"SELECT count(*) FROM {site.table}_outbox") == [(0,)]
+
+
+async def test_cancelling_a_publish_in_a_transaction_waits_for_no_server_that_holds_still(site, server, application):
+    broker = site.broker()
+    await application.execute("SELECT 1")
+    server.freeze()
+    publishing = asyncio.create_task(broker.publish("t", b"x", connection=application))
+    await until(lambda: application.lock.locked())
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(publishing, 5)
+    await broker.close()
+
+
+async def test_cancelling_a_publish_in_a_transaction_leaves_the_connection_of_a_server_that_answers(site, application):
+    broker = site.broker()
+    publishing = asyncio.create_task(broker.publish("t", b"x", connection=application))
+    await until(lambda: application.lock.locked())
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(publishing)
+    await application.rollback()
+    await broker.publish("t", b"y", connection=application)
+    await application.commit()
+    async with tail(broker) as reading:
+        assert await reading.payloads(1) == [b"y"]
+    await broker.close()
+
+
+async def test_a_factory_that_hangs_in_a_statement_is_given_up_in_time(site, server, network):
+    async def connect():
+        connection = await psycopg.AsyncConnection.connect(through(network, server))
+        network.stall()
+        await connection.execute("SELECT 1")
+        return connection
+
+    broker = site.broker(connect=connect, publish_timeout=0.5)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await within(broker.publish("t", b"x"), 5)
+    await within(broker.close(), 5)
+
+
+async def test_a_connection_that_comes_after_it_was_given_up_is_closed(site, server):
+    made = []
+
+    async def connect():
+        made.append(await psycopg.AsyncConnection.connect(server.dsn))
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass  # as asyncio.wait_for of Python 3.11 does when what it waits for ends just then
+        return made[-1]
+
+    broker = site.broker(connect=connect, publish_timeout=0.5)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await within(broker.publish("t", b"x"))
+    async with aclosing(broker.tail(None)) as items:
+        reading = asyncio.create_task(anext(items))
+        await until(lambda: len(made) == 2)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(reading)
+    await until(lambda: all(connection.closed for connection in made))
+    await broker.close()
+
+
+async def test_a_host_that_holds_still_leaves_time_for_the_next(own, tmp_path, postgres_template, site, server):
+    still = own(Postgres(tmp_path / "still", template=postgres_template))
+    still.freeze()
+    hosts = f"127.0.0.1:{still.port},127.0.0.1:{server.port}"
+    broker = site.broker(connect=f"postgresql://tester:secret@{hosts}/postgres?connect_timeout=60", publish_timeout=8)
+    assert (await within(broker.publish("t", b"x"))).position == 1
+    async with tail(broker) as reading:
+        assert await reading.payloads(1) == [b"x"]
+    server.freeze()
+    other = site.broker(connect=f"postgresql://tester:secret@{hosts}/postgres", publish_timeout=1)
+    both = rf"127.0.0.1:{still.port} did not answer.*127.0.0.1:{server.port} did not answer"
+    with pytest.raises(BrokerDown, match=both):
+        await within(other.publish("t", b"y"))
+    server.thaw()
+    await broker.close()
+    await other.close()
+
+
+async def test_one_host_that_refuses_is_no_refusal_of_all(site, server):
+    hosts = f"127.0.0.1:1,127.0.0.1:{server.port}"
+    broker = site.broker(connect=f"postgresql://tester:wrong@{hosts}/postgres")
+    with pytest.raises(BrokerDown, match=r"refused.*password"):
+        await within(broker.publish("t", b"x"))
+    await broker.close()
+
+
+async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
+    """Nobody knows yet whether another process has it."""
+    hub = await node(silence=60)
+    place = await hub.publish("t", "x")
+    epoch, _, position = place.partition("-")
+    server.freeze()
+    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
+    await until(lambda: not hub.ready)
+    assert returned.texts == []
+    assert not returned.subscription.live
+    server.thaw()
+    await until(lambda: hub.ready)
+    await until(lambda: returned.texts == ["gap"])
+    await hub.publish("t", "y")
+    await texts(returned, 2)
+    assert returned.texts == ["gap", "y"]

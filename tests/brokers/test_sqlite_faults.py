@@ -250,6 +250,40 @@ async def test_a_damaged_file_is_told_of_until_it_is_moved_away(site, node, tmp_
     assert late.texts == ["y"]
 
 
+@pytest.mark.parametrize("kept", ["nothing", "a page", "half"])
+async def test_a_file_that_is_cut_short_under_processes_that_write_is_found_out_by_all(site, node, tmp_path, kept):
+    """What SQLite has in its cache would go on for long, and come to nothing."""
+    hub, other = await node(), await node()
+    outlet = await live(hub, "t")
+    async with AsyncExitStack() as stack:
+        for number in range(2):
+            await stack.enter_async_context(process("publish", site.path, number))
+        await until(lambda: hub.log.end > 3000)
+        ((before,),) = site.sql("SELECT epoch FROM log")
+        os.truncate(site.path, {"nothing": 0, "a page": 4096, "half": site.path.stat().st_size // 8192 * 4096}[kept])
+        if kept != "nothing":  # which SQLite takes for a file that is new
+            await until(lambda: not (hub.ready or other.ready))
+            for one in hub, other:
+                with pytest.raises((BrokerRefused, BrokerDown), match=r"move it away|locked|no answer"):
+                    await one.publish("t", "lost")
+            site.move(tmp_path / "damaged")
+    await until(lambda: hub.log.epoch == other.log.epoch != before)
+    await until(lambda: hub.ready and other.ready)
+    await other.publish("t", "new")
+    await until(lambda: outlet.texts[-1] == "new")
+    assert outlet.texts.count("gap") == 1
+
+
+async def test_what_is_beside_the_file_is_taken_into_it_when_it_may_grow_no_more(tmp_path):
+    """It would fill a small disk, with next to nothing in the file, and stay as it is when there is room again."""
+    async with process("churn", tmp_path / "hub.db", 400_000, 500) as churning:
+        assert await line(churning) == ["500"]
+        assert await within(churning.wait(), 30) == 0
+    site = SqliteSite(tmp_path / "hub.db")
+    ((first, last, count),) = site.sql("SELECT min(position), max(position), count(*) FROM entry")
+    assert (last, last - first + 1) == (500, count)
+
+
 async def test_an_event_of_a_megabyte_comes_to_other_processes(node):
     """Peer bug 65."""
     one, other = await node(), await node()

@@ -10,9 +10,9 @@ from ..hub.ending import end
 
 __all__ = ["connect_within"]
 
-GRACE = 0.25  # seconds that a client has to end when it is cancelled, before it is cancelled again
+GRACE = 0.25  # seconds that a client has to end by itself, and again when it is cancelled
 C = TypeVar("C")
-_late: set[asyncio.Future[None]] = set()  # connections that are being closed because they came too late
+_closing: set[asyncio.Future[None]] = set()  # so that none that came too late is forgotten before it is closed
 
 
 async def connect_within(
@@ -20,8 +20,9 @@ async def connect_within(
 ) -> C:
     """Return the connection that a coroutine makes within ``limit`` seconds.
 
-    The coroutine runs in a task that is cancelled at the limit, and when the caller is; a connection that comes all
-    the same is closed.
+    The coroutine runs in a task, which is cancelled at the limit. When the caller is cancelled the task has a moment
+    to end by itself before, since a client that is cancelled while it connects may leave its connection open. One that
+    comes too late is closed.
 
     Raises:
         TimeoutError: The limit is over.
@@ -32,7 +33,10 @@ async def connect_within(
     try:
         await asyncio.wait([task], timeout=limit)
     except asyncio.CancelledError:
-        await _give_up(task, close, what)
+        try:
+            await asyncio.wait([task], timeout=GRACE)
+        finally:
+            await _give_up(task, close, what)
         raise
     if not task.done():
         await _give_up(task, close, what)
@@ -41,11 +45,21 @@ async def connect_within(
 
 
 async def _give_up(task: asyncio.Task[C], close: Callable[[C], Awaitable[None]], what: str) -> None:
-    def close_what_came(task: asyncio.Task[C]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            closing = asyncio.ensure_future(close(task.result()))
-            _late.add(closing)
-            closing.add_done_callback(_late.discard)
+    try:
+        await end(task, GRACE, what)
+    finally:
+        if not task.done():
+            task.add_done_callback(lambda task: _close_later(task, close))
+        elif _came(task):
+            await close(task.result())
 
-    task.add_done_callback(close_what_came)
-    await end(task, GRACE, what)
+
+def _came(task: asyncio.Task[C]) -> bool:
+    return not task.cancelled() and task.exception() is None
+
+
+def _close_later(task: asyncio.Task[C], close: Callable[[C], Awaitable[None]]) -> None:
+    if _came(task):
+        closing = asyncio.ensure_future(close(task.result()))
+        _closing.add(closing)
+        closing.add_done_callback(_closing.discard)

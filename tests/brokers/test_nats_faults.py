@@ -20,7 +20,7 @@ from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nats_site import NatsSite
-from tests.brokers.nodes import changes, hub_on, network, persist, texts  # noqa: F401  # fixtures
+from tests.brokers.nodes import changes, closed_at_every_moment, hub_on, network, persist, texts  # noqa: F401  # fixtures
 from tests.hub.outlet import live, start
 from tests.servers.nats import Nats
 from tests.waiting import until, within
@@ -525,3 +525,16 @@ async def test_what_only_a_publisher_knew_is_told_when_it_is_lost(server, site, 
         assert (await reading.until(Rewound)).place == Place(place.epoch, 0)
         assert await reading.payloads(1) == [number(2)]
     await broker.close()
+
+
+@pytest.mark.parametrize("way", ["url", "factory"])
+async def test_a_hub_closes_at_every_moment_of_its_beginning(site, server, way, logged):
+    """The client waits with ``asyncio.wait_for``, which swallows a cancellation now and then on Python 3.11."""
+
+    async def connect(**options):
+        client = Client()
+        await asyncio.wait_for(client.connect(server.url, **options), 10)
+        return client
+
+    await closed_at_every_moment(lambda: site.broker(connect=server.url if way == "url" else connect))
+    assert [entry for entry in logged if "end" in entry["event"]] == []

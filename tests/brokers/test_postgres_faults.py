@@ -17,7 +17,7 @@ from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, 
 from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
-from tests.brokers.nodes import changes, hub_on, network, persist, texts  # noqa: F401  # fixtures
+from tests.brokers.nodes import changes, closed_at_every_moment, hub_on, network, persist, texts  # noqa: F401  # fixtures
 from tests.brokers.postgres_site import PostgresSite
 from tests.hub.outlet import live, start
 from tests.servers.pgbouncer import PgBouncer
@@ -599,3 +599,14 @@ async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(no
     await hub.publish("t", "y")
     await texts(returned, 2)
     assert returned.texts == ["gap", "y"]
+
+
+@pytest.mark.parametrize("way", ["dsn", "factory"])
+async def test_a_hub_closes_at_every_moment_of_its_beginning(site, server, way, logged):
+    """A factory that waits with ``asyncio.wait_for`` may swallow a cancellation on Python 3.11."""
+
+    async def connect():
+        return await asyncio.wait_for(psycopg.AsyncConnection.connect(server.dsn), 10)
+
+    await closed_at_every_moment(lambda: site.broker(connect=server.dsn if way == "dsn" else connect))
+    assert [entry for entry in logged if "end" in entry["event"]] == []

@@ -19,7 +19,7 @@ from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, tail  # noqa: F401  # fixtures
-from tests.brokers.nodes import hub_on, texts  # noqa: F401  # a fixture
+from tests.brokers.nodes import closed_at_every_moment, hub_on, texts  # noqa: F401  # a fixture
 from tests.brokers.sqlite_process import PAYLOAD, line, process
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
 from tests.hub.outlet import live, start
@@ -309,3 +309,8 @@ async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
     ids = [frame.id for frame in outlet.frames]
     assert len(set(ids)) == len(ids)
     assert [int(each.partition("-")[2]) for each in ids] == list(range(1, len(ids) + 1))
+
+
+async def test_a_hub_closes_at_every_moment_of_its_beginning(site, logged):
+    await closed_at_every_moment(site.broker)
+    assert [entry for entry in logged if "end" in entry["event"]] == []

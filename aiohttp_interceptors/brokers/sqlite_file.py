@@ -73,7 +73,7 @@ class SqliteFile:
         self._doubt = doubt
         self._connection: sqlite3.Connection | None = None
         self._files: list[_Identity | None] = []  # it and those beside it, when it was opened
-        self._size = 0  # bytes, when it was used last
+        self._extent = 0, 0  # when it was used last
         self._full = False  # whether there was no room, and all that is beside the file is still there
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -111,11 +111,11 @@ class SqliteFile:
     def _open(self) -> sqlite3.Connection:
         """Return a connection to the file that is at the path now."""
         path = self._opening.path
-        before, size = _identity(path), _size(path)
+        before, extent = _identity(path), _extent(path)
         same = bool(self._files) and before == self._files[0]
-        if same and size < self._size:
+        if same and any(now < then for now, then in zip(extent, self._extent, strict=True)):
             self._doubt.set()
-        self._size = size
+        self._extent = extent
         if self._connection is not None:
             if not same:
                 self._leave(self._connection)
@@ -235,11 +235,13 @@ def _identity(path: Path) -> _Identity | None:
     return found.st_dev, found.st_ino
 
 
-def _size(path: Path) -> int:
+def _extent(path: Path) -> tuple[int, int]:
+    """Return the bytes of a file, and its blocks: what is cut and grows again has holes, and fewer of these."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
-        return 0
+        return 0, 0
+    return found.st_size, getattr(found, "st_blocks", 0)
 
 
 def _same(path: Path, before: _Identity | None, after: _Identity | None) -> int:

@@ -27,8 +27,14 @@ def say(*words: object) -> None:
 
 
 async def publish(path: str, which: str = "") -> None:
-    """Publish numbers, several at a time, and say which were acknowledged, and as what; with a name, for ever."""
+    """Publish numbers, several at a time, and say which were acknowledged, and as what.
+
+    With a name it says when it has begun, and goes on whatever becomes of them.
+    """
     broker = SqliteBroker(path)
+    if which:
+        await broker.publish("t", PAYLOAD % 0)
+        say("up")
     numbers = iter(range(10**9))
 
     async def one_after_the_other():

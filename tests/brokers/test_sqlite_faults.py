@@ -257,21 +257,23 @@ async def test_a_file_that_is_cut_short_under_processes_that_write_is_found_out_
     outlet = await live(hub, "t")
     async with AsyncExitStack() as stack:
         for number in range(2):
-            await stack.enter_async_context(process("publish", site.path, number))
-        await until(lambda: hub.log.end > 3000)
-        ((before,),) = site.sql("SELECT epoch FROM log")
+            writing = await stack.enter_async_context(process("publish", site.path, number))
+            assert await line(writing) == ["up"]
+        await asyncio.gather(*[hub.publish("other", "x" * 8000) for _ in range(300)])
+        before = hub.log.epoch
         os.truncate(site.path, {"nothing": 0, "a page": 4096, "half": site.path.stat().st_size // 8192 * 4096}[kept])
-        if kept != "nothing":  # which SQLite takes for a file that is new
-            await until(lambda: not (hub.ready or other.ready))
+        # What has no bytes SQLite takes for a new file, unless another process writes to it in that moment.
+        await until(lambda: not (hub.ready or other.ready) or hub.log.epoch == other.log.epoch != before)
+        if kept != "nothing":
             for one in hub, other:
                 with pytest.raises((BrokerRefused, BrokerDown), match=r"move it away|locked|no answer"):
                     await one.publish("t", "lost")
-            site.move(tmp_path / "damaged")
+        site.move(tmp_path / "damaged")
     await until(lambda: hub.log.epoch == other.log.epoch != before)
     await until(lambda: hub.ready and other.ready)
     await other.publish("t", "new")
     await until(lambda: outlet.texts[-1] == "new")
-    assert outlet.texts.count("gap") == 1
+    assert "gap" in outlet.texts
 
 
 async def test_what_is_beside_the_file_is_taken_into_it_when_it_may_grow_no_more(tmp_path):

@@ -15,6 +15,7 @@ __all__ = ["Consumer"]
 
 MOST = 500  # messages that we ask for at once, and
 MOST_BYTES = 2**20  # of them: what is under way at most
+CLOSING = 1.0  # seconds that the server has to take the consumer's end
 HEARTBEAT = 1.0  # seconds, at most, in which the server says that there is nothing
 
 
@@ -108,8 +109,9 @@ class Consumer:
     async def close(self) -> None:
         """Have the server take it down. Raises nothing."""
         if self._name:
-            with suppress(BrokerError):
-                await self._session.tell(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", {})
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(CLOSING):
+                    await self._session.tell(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", {})
 
 
 def _nanoseconds(seconds: float) -> int:

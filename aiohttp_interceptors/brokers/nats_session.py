@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, cast
 
 from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from ..hub.ending import end, heeding
 from .connecting import connect_within
 
 try:
@@ -131,23 +132,27 @@ class NatsSession:
         It is asked again each second while it says nothing.
         """
         text = b"" if request is None else json.dumps(request).encode()
-        clock = asyncio.get_running_loop().time
-        deadline, asked = clock() + self.patience, []
+        asked: list[asyncio.Future[Msg]] = []
         try:
-            while (left := deadline - clock()) > 0:
-                asked.append(await self.send(f"$JS.API.{call}", text))
-                done, _ = await asyncio.wait(asked, timeout=min(AGAIN, left), return_when=asyncio.FIRST_COMPLETED)
-                if done:
-                    return reply_of(done.pop().result())
+            async with asyncio.timeout(self.patience):
+                while True:
+                    asked.append(await self.send(f"$JS.API.{call}", text))
+                    done, _ = await asyncio.wait(asked, timeout=AGAIN, return_when=asyncio.FIRST_COMPLETED)
+                    if done:
+                        return reply_of(done.pop().result())
+        except TimeoutError:
+            raise BrokerDown(f"no answer of JetStream to {call} for {self.patience} s") from None
         except OutcomeUnknown as error:
             raise BrokerDown(str(error)) from error
         finally:
             for future in asked:
                 future.cancel()
-        raise BrokerDown(f"no answer of JetStream to {call} for {self.patience} s")
 
     async def send(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> asyncio.Future[Msg]:
-        """Send a message, and return a future of what is replied, or ``OutcomeUnknown``. Waits for nobody."""
+        """Send a message, and return a future of what is replied, or ``OutcomeUnknown``.
+
+        Waits for nobody, unless a thousand others are still on their way to a server that takes nothing.
+        """
         if self.loss is not None:
             raise BrokerDown(self.loss)
         token = str(next(self._numbers))
@@ -155,7 +160,10 @@ class NatsSession:
         future.add_done_callback(lambda _: self._pending.pop(token, None))
         self._pending[token] = subject, future
         try:
-            await self._client.publish(subject, payload, f"{self._inbox}.{token}", headers)
+            await heeding(self._client.publish(subject, payload, f"{self._inbox}.{token}", headers))
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
         except Exception as error:
             future.cancel()
             raise BrokerDown(f"not sent: {type(error).__name__}: {error}") from error
@@ -166,7 +174,8 @@ class NatsSession:
         if self.loss is not None:
             raise BrokerDown(self.loss)
         try:
-            await self._client.publish(subject, json.dumps(request).encode(), reply)
+            async with asyncio.timeout(self.patience):
+                await heeding(self._client.publish(subject, json.dumps(request).encode(), reply))
         except Exception as error:
             raise BrokerDown(f"not sent: {type(error).__name__}: {error}") from error
 
@@ -180,12 +189,21 @@ class NatsSession:
         return inbox
 
     async def close(self) -> None:
-        """Close the connection; with a server that does not take it, later. Twice is once."""
+        """Close the connection; that of a server which does not take it is cut a second later. Idempotent."""
         self.loss = self.loss or "the connection is closed"
         closing = asyncio.create_task(self._client.close())
         _closing.add(closing)
         closing.add_done_callback(_closed)
         await asyncio.wait([closing], timeout=CLOSING)
+        if not closing.done():  # it waits until all has been sent, and goes on with that when it is cancelled once
+            self._cut()
+            await end(closing, CLOSING, "closing a connection to NATS")
+            await self._on_closed()
+
+    def _cut(self) -> None:
+        writer: object = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        if isinstance(writer, asyncio.StreamWriter):
+            writer.transport.abort()
 
     def _translated(self, error: Exception, share: float) -> BrokerError:
         """Return what it means that there is no connection."""

@@ -55,11 +55,13 @@ async def publish(path: str, which: str = "") -> None:
 async def follow(path: str, most: str) -> None:
     """Say when all that was there has come, and what comes then, up to a number of entries."""
     broker = SqliteBroker(path)
-    count = 0
+    count, up = 0, False
     place = None
     async for item in broker.tail(None):
         if isinstance(item, UpToDate):
-            say("up")
+            if not up:
+                say("up")
+            up = True
         elif isinstance(item, list):
             for entry in item:
                 say(place.epoch, entry.position)

@@ -498,7 +498,7 @@ async def test_cancelling_a_publish_in_a_transaction_waits_for_no_server_that_ho
     await application.execute("SELECT 1")
     server.freeze()
     publishing = asyncio.create_task(broker.publish("t", b"x", connection=application))
-    await until(lambda: application.lock.locked())
+    await until(lambda: application.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE)
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await within(publishing, 5)

@@ -16,6 +16,7 @@ __all__ = ["Consumer"]
 MOST = 500  # messages that we ask for at once, and
 MOST_BYTES = 2**20  # of them: what is under way at most
 CLOSING = 1.0  # seconds that the server has to take the consumer's end
+LASTING = 6  # times the patience for which the server is asked at once
 HEARTBEAT = 1.0  # seconds, at most, in which the server says that there is nothing
 
 
@@ -88,7 +89,7 @@ class Consumer:
     async def _ask(self) -> None:
         patience = self._session.patience
         heartbeat = _nanoseconds(min(patience / 3, HEARTBEAT))
-        request: Reply = {"expires": _nanoseconds(6 * patience), "idle_heartbeat": heartbeat}
+        request: Reply = {"expires": _nanoseconds(LASTING * patience), "idle_heartbeat": heartbeat}
         request |= {"batch": 1} if self._huge else {"batch": MOST, "max_bytes": MOST_BYTES}
         self._asked, self._huge = (1 if self._huge else MOST), False
         await self._session.tell(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", request, self._inbox)

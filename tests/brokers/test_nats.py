@@ -13,6 +13,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
+from aiohttp_interceptors.brokers import nats_consumer
 from aiohttp_interceptors.brokers.nats import NatsBroker
 from aiohttp_interceptors.brokers.nats_confirmation import Confirmation
 from aiohttp_interceptors.brokers.nats_log import Mark, Marks, NatsLog, subject_of, topic_of
@@ -310,8 +311,9 @@ async def test_a_tail_that_is_closed_leaves_no_consumer(site, brokers):
                 pass
 
 
-async def test_a_tail_that_waits_for_long_goes_on(nats, brokers):
+async def test_a_tail_that_waits_for_long_goes_on(nats, brokers, monkeypatch):
     """What the server was asked for is given up by it after a while, and asked for again."""
+    monkeypatch.setattr(nats_consumer, "LASTING", 1)
     asked = []
 
     class Counting(Client):
@@ -325,7 +327,7 @@ async def test_a_tail_that_waits_for_long_goes_on(nats, brokers):
         await client.connect(nats.url, **options)
         return client
 
-    one, other = brokers(), brokers(connect=connect, silence=0.1)
+    one, other = brokers(), brokers(connect=connect, silence=2)
     async with tail(other) as reading:
         await reading.until(UpToDate)
         waiting = asyncio.create_task(reading.payloads(1))

@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from ..hub.arguments import check_count, check_seconds
 from ..hub.broker import IDEMPOTENCY_WINDOW, Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
+from .nats_confirmation import Confirmation
 from .nats_consumer import Consumer
 from .nats_log import Limits, Mark, message_id, subject_of, topic_of
 from .nats_session import Connect, Msg, NatsSession, NoStream, checked, reply_of
@@ -31,14 +32,18 @@ class NatsBroker:
     ``functools.partial(nats.connect, "tls://nats.example", user_credentials="hub.creds")``. It is called anew after
     each loss.
 
-    A stream that is missing is made, with ``replicas``; one that is there is given our limits: the latest
-    ``max_records``, for ``max_age`` seconds (``None``: for ever; else two minutes at least, for it is as long that
-    idempotency keys are known). It has the subjects below its name and no others. A publish takes ``publish_timeout``
-    seconds at most, and a server that says nothing for ``silence`` seconds is lost.
+    A stream that is missing is made; one that is there is given our limits: the latest ``max_records``, for ``max_age``
+    seconds (``None``: for ever; else two minutes at least, for it is as long that idempotency keys are known), and as
+    many ``replicas`` (``None``: what it has; 1 for a new one). What changes is logged, and so is what the server
+    refuses to change. It has the subjects below its name and no others. A publish takes ``publish_timeout`` seconds at
+    most, and a server that says nothing for ``silence`` seconds is lost. Servers of a list share the time to connect.
 
     It needs nats-server 2.10. A payload with its headers is no larger than the server's ``max_payload``, 1 MiB unless
     configured. What is acknowledged outlives the server's process; with ``sync_interval: always`` also its machine.
     """
+
+    confirms: float = 2.0
+    """Seconds at most between two ``UpToDate`` while the server answers."""
 
     def __init__(
         self,
@@ -49,7 +54,7 @@ class NatsBroker:
         max_age: float | None = 86_400.0,
         publish_timeout: float = 5.0,
         silence: float = 10.0,
-        replicas: int = 1,
+        replicas: int | None = None,
     ) -> None:
         self._connect = _checked_connect(connect)
         if not isinstance(stream, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stream, re.ASCII):
@@ -58,7 +63,8 @@ class NatsBroker:
         check_seconds("max_age", max_age, "for ever", least=IDEMPOTENCY_WINDOW)
         check_seconds("publish_timeout", publish_timeout, "")
         check_seconds("silence", silence, "")
-        check_count("replicas", replicas, 1)
+        if replicas is not None:
+            check_count("replicas", replicas, 1)
         self._stream = NatsStream(stream, Limits(max_records, max_age), replicas)
         self._publish_timeout = publish_timeout
         self._silence = silence
@@ -92,7 +98,7 @@ class NatsBroker:
                 yield item
             await consumer.open(place.position)
             told = False
-            clock, look = log.clock - _now(), _now() + self._silence / 2
+            clock, confirmation = log.clock - _now(), Confirmation(place.position, _now())
             while True:
                 if not (told or consumer.pending):
                     told = True
@@ -103,9 +109,13 @@ class NatsBroker:
                     for item in log.items(place, entries):
                         place = _place_after(place, item)
                         yield item
-                if _now() > look and not consumer.pending:
-                    clock = await self._stream.look(session, log) - _now()
-                    look = _now() + self._silence / 2
+                if confirmation.due(_now()) and not consumer.pending:
+                    asked = _now()
+                    found = await self._stream.look(session, log)
+                    clock = found.clock - _now()
+                    confirmation.answered(found.last, consumer.silences, asked, _now())
+                if confirmation.complete(place.position, consumer.silences, _now()):
+                    yield UpToDate()
         finally:
             await consumer.close()
             await session.close()

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from typing import cast
+from uuid import uuid4
 
 from ..errors import BrokerDown, BrokerError
 from .nats_session import Msg, NatsSession, Reply, checked
@@ -14,6 +15,9 @@ __all__ = ["Consumer"]
 
 MOST = 500  # messages that we ask for at once, and
 MOST_BYTES = 2**20  # of them: what is under way at most
+CLOSING = 1.0  # seconds that the server has to take the consumer's end
+LASTING = 6  # times the patience for which the server is asked at once
+HEARTBEAT = 1.0  # seconds, at most, in which the server says that there is nothing
 
 
 class Consumer:
@@ -32,13 +36,17 @@ class Consumer:
         """How many messages came."""
         self.pending: int = 0
         """How many the server has had after them, when it sent the last of them."""
+        self.silences: int = 0
+        """How often the server said that there is nothing more."""
 
     async def open(self, after: int) -> None:
         """Have the server make it."""
         session = self._session
         session.on_loss = self._news.set
         self._inbox = await session.listen(self._take)
+        name = uuid4().hex  # so that to ask again makes no second one
         config = {
+            "name": name,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": after + 1,
             "ack_policy": "none",
@@ -47,8 +55,8 @@ class Consumer:
             "num_replicas": 1,
         }
         request: Reply = {"stream_name": self._stream, "config": config}
-        made = checked(await session.ask(f"CONSUMER.CREATE.{self._stream}", request))
-        self._name, self.pending = cast("str", made["name"]), cast("int", made["num_pending"])
+        made = checked(await session.ask(f"CONSUMER.CREATE.{self._stream}.{name}", request))
+        self._name, self.pending = name, cast("int", made["num_pending"])
 
     async def messages(self) -> list[Msg]:
         """Wait for news and return them: what came, or nothing when the server said that there is nothing."""
@@ -80,7 +88,8 @@ class Consumer:
 
     async def _ask(self) -> None:
         patience = self._session.patience
-        request: Reply = {"expires": _nanoseconds(6 * patience), "idle_heartbeat": _nanoseconds(patience / 3)}
+        heartbeat = _nanoseconds(min(patience / 3, HEARTBEAT))
+        request: Reply = {"expires": _nanoseconds(LASTING * patience), "idle_heartbeat": heartbeat}
         request |= {"batch": 1} if self._huge else {"batch": MOST, "max_bytes": MOST_BYTES}
         self._asked, self._huge = (1 if self._huge else MOST), False
         await self._session.tell(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", request, self._inbox)
@@ -91,6 +100,7 @@ class Consumer:
         code, text = headers.get("Status", ""), headers.get("Description", "")
         if code == "100":
             self.pending = 0
+            self.silences += 1
         elif code in {"404", "408"} or (code == "409" and ("MaxBytes" in text or "Completed" in text)):
             self._huge = "MaxBytes" in text
             self._asked = 0
@@ -100,8 +110,9 @@ class Consumer:
     async def close(self) -> None:
         """Have the server take it down. Raises nothing."""
         if self._name:
-            with suppress(BrokerError):
-                await self._session.tell(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", {})
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(CLOSING):
+                    await self._session.tell(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", {})
 
 
 def _nanoseconds(seconds: float) -> int:

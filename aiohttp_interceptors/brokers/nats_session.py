@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, cast
 
 from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from ..hub.ending import end, heeding
+from .connecting import connect_within
 
 try:
     from nats.aio.client import Client
@@ -16,10 +19,13 @@ try:
 except ImportError as _error:
     raise ImportError("a NatsBroker needs nats-py: pip install 'aiohttp-interceptors[nats]'") from _error
 
-__all__ = ["Connect", "Msg", "NatsSession", "NoStream", "Reply", "checked", "reply_of"]
+__all__ = ["AGAIN", "Connect", "Msg", "NatsSession", "NoStream", "Reply", "checked", "reply_of"]
 
-Connect: TypeAlias = str | Sequence[str] | Callable[..., Awaitable[Client]]
+Factory: TypeAlias = Callable[..., Awaitable[Client]]
+Connect: TypeAlias = str | Sequence[str] | Factory
 Reply: TypeAlias = dict[str, object]
+HOSTS = 3  # calls of a factory in the time that there is, for its client may choose a server that holds still
+AGAIN = 1.0  # seconds without an answer after which JetStream is asked again: it drops what comes while nobody leads
 CLOSING = 1.0  # seconds that a server has to take leave
 OLDEST = (2, 10)  # whose streams have metadata
 PASSING = (408, 409, 429)  # of the codes of errors: late, in conflict with another just now, one of too many
@@ -50,28 +56,47 @@ class NatsSession:
     async def open(cls, connect: Connect, patience: float, *, silence: float = 3600.0) -> NatsSession:
         """Connect. The server is pinged, so that one that is silent for ``silence`` seconds is lost when nobody asks.
 
-        A consumer needs no pings, and in a slow network the answer to one would be late, behind its messages.
+        A consumer needs no pings, and in a slow network the answer to one would be late, behind its messages. The
+        servers of a list are tried in any order, each with an equal share of the ``patience`` that is left.
         """
-        session = cls(patience)
+        if callable(connect):
+            attempts: list[str | Factory] = [connect] * HOSTS
+        else:  # one at a time, for the client itself gives up after the first that takes a connection and says nothing
+            attempts = [*([connect] if isinstance(connect, str) else random.sample(connect, len(connect)))]
+        clock = asyncio.get_running_loop().time
+        deadline, failures = clock() + patience, dict[str, None]()
+        for number, attempt in enumerate(attempts):
+            session, share = cls(patience), max(deadline - clock(), 0.0) / (len(attempts) - number)
+            try:
+                await session._open(attempt, share, silence)
+            except BrokerDown as error:
+                failures[str(error)] = None
+                if callable(connect) and not isinstance(error.__cause__, TimeoutError):
+                    break
+            else:
+                return session
+        raise BrokerDown("; ".join(failures))
+
+    async def _open(self, connect: str | Factory, share: float, silence: float) -> None:
+        """Connect to one server, or call a factory once. Closes what it has not connected."""
         try:
-            async with asyncio.timeout(patience):
-                await session._connect(connect, silence)
+            connecting = self._connect(connect, share, silence)
+            await connect_within(share, connecting, lambda _: self.close(), "connecting to NATS")
         except Exception as error:
-            translated = session._translated(error)  # before closing brings errors of its own
-            await session.close()
+            translated = self._translated(error, share)  # before closing brings errors of its own
+            await self.close()
             raise translated from error
         except BaseException:
-            await session.close()
+            await self.close()
             raise
-        return session
 
-    async def _connect(self, connect: Connect, silence: float) -> None:
+    async def _connect(self, connect: str | Factory, share: float, silence: float) -> None:
         # The client's own second attempts would double what they repeat, and its buffers send what is long given up.
         options: dict[str, object] = {
             "allow_reconnect": False,
             "max_reconnect_attempts": 1,
             "reconnect_time_wait": 0,
-            "connect_timeout": self.patience,
+            "connect_timeout": share,
             "ping_interval": silence / 3,
             "max_outstanding_pings": 2,
             "pending_size": 0,
@@ -83,11 +108,13 @@ class NatsSession:
             if not isinstance(client, Client):
                 raise BrokerRefused(f"connect() returned {client!r}, which is no nats.NATS")
             self._client = client
+            if self.loss is not None:  # it came too late
+                await client.close()
+                raise BrokerDown(self.loss)
             if client.options["allow_reconnect"]:
                 raise BrokerRefused("connect(**options) made a client without the options that it was called with")
         else:
-            servers = [connect] if isinstance(connect, str) else list(connect)
-            await self._client.connect(servers, **options)  # type: ignore[arg-type]  # each is of its type
+            await self._client.connect([connect], **options)  # type: ignore[arg-type]  # each is of its type
         version = self._client.connected_server_version
         if (version.major, version.minor) < OLDEST:
             raise BrokerRefused(f"a NatsBroker needs nats-server {OLDEST[0]}.{OLDEST[1]} or later, not {version}")
@@ -100,19 +127,32 @@ class NatsSession:
         return self._client.max_payload
 
     async def ask(self, call: str, request: Reply | None = None) -> Reply:
-        """Ask JetStream for something that may be asked twice, and return its reply, which may be an error."""
+        """Ask JetStream for something that may be asked several times, and return its reply, which may be an error.
+
+        It is asked again each second while it says nothing.
+        """
         text = b"" if request is None else json.dumps(request).encode()
-        future = await self.send(f"$JS.API.{call}", text)
+        asked: list[asyncio.Future[Msg]] = []
         try:
             async with asyncio.timeout(self.patience):
-                return reply_of(await future)
+                while True:
+                    asked.append(await self.send(f"$JS.API.{call}", text))
+                    done, _ = await asyncio.wait(asked, timeout=AGAIN, return_when=asyncio.FIRST_COMPLETED)
+                    if done:
+                        return reply_of(done.pop().result())
         except TimeoutError:
             raise BrokerDown(f"no answer of JetStream to {call} for {self.patience} s") from None
         except OutcomeUnknown as error:
             raise BrokerDown(str(error)) from error
+        finally:
+            for future in asked:
+                future.cancel()
 
     async def send(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> asyncio.Future[Msg]:
-        """Send a message, and return a future of what is replied, or ``OutcomeUnknown``. Waits for nobody."""
+        """Send a message, and return a future of what is replied, or ``OutcomeUnknown``.
+
+        Waits for nobody, unless a thousand others are still on their way to a server that takes nothing.
+        """
         if self.loss is not None:
             raise BrokerDown(self.loss)
         token = str(next(self._numbers))
@@ -120,7 +160,10 @@ class NatsSession:
         future.add_done_callback(lambda _: self._pending.pop(token, None))
         self._pending[token] = subject, future
         try:
-            await self._client.publish(subject, payload, f"{self._inbox}.{token}", headers)
+            await heeding(self._client.publish(subject, payload, f"{self._inbox}.{token}", headers))
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
         except Exception as error:
             future.cancel()
             raise BrokerDown(f"not sent: {type(error).__name__}: {error}") from error
@@ -131,7 +174,8 @@ class NatsSession:
         if self.loss is not None:
             raise BrokerDown(self.loss)
         try:
-            await self._client.publish(subject, json.dumps(request).encode(), reply)
+            async with asyncio.timeout(self.patience):
+                await heeding(self._client.publish(subject, json.dumps(request).encode(), reply))
         except Exception as error:
             raise BrokerDown(f"not sent: {type(error).__name__}: {error}") from error
 
@@ -145,18 +189,27 @@ class NatsSession:
         return inbox
 
     async def close(self) -> None:
-        """Close the connection; with a server that does not take it, later. Twice is once."""
+        """Close the connection; that of a server which does not take it is cut a second later. Idempotent."""
         self.loss = self.loss or "the connection is closed"
         closing = asyncio.create_task(self._client.close())
         _closing.add(closing)
         closing.add_done_callback(_closed)
         await asyncio.wait([closing], timeout=CLOSING)
+        if not closing.done():  # it waits until all has been sent, and goes on with that when it is cancelled once
+            self._cut()
+            await end(closing, CLOSING, "closing a connection to NATS")
+            await self._on_closed()
 
-    def _translated(self, error: Exception) -> BrokerError:
+    def _cut(self) -> None:
+        writer: object = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        if isinstance(writer, asyncio.StreamWriter):
+            writer.transport.abort()
+
+    def _translated(self, error: Exception, share: float) -> BrokerError:
         """Return what it means that there is no connection."""
         if isinstance(error, BrokerError):
             return error
-        reason = f"{self._error or error!r}" if str(error) else f"no connection for {self.patience} s"
+        reason = f"{self._error or error!r}" if str(error) else f"no answer for {share:.3g} s"
         denied = any(word in f"{error} {self._error}".lower() for word in DENIED)
         if denied or isinstance(error, TypeError | ValueError):
             return BrokerRefused(f"no connection to NATS is possible: {reason}")

@@ -12,7 +12,7 @@ from ..errors import BrokerDown, BrokerRefused
 from ..hub.broker import Place
 from ..observe.logs import log as logger
 from .nats_log import ERAS, Limits, Mark, Marks, NatsLog, StreamInfo
-from .nats_session import NatsSession, Reply, checked
+from .nats_session import AGAIN, NatsSession, Reply, checked
 
 __all__ = ["NatsStream"]
 
@@ -23,7 +23,7 @@ NANOSECONDS = 10**9
 class NatsStream:
     """What is known of a stream in one process. Raises ``BrokerError`` alone."""
 
-    def __init__(self, name: str, limits: Limits, replicas: int) -> None:
+    def __init__(self, name: str, limits: Limits, replicas: int | None) -> None:
         self.name: str = name
         self.marks: Marks = Marks()
         self.log: NatsLog
@@ -33,13 +33,13 @@ class NatsStream:
         self._surveying = asyncio.Lock()
         self._limited = False
 
-    async def look(self, session: NatsSession, log: NatsLog) -> float:
-        """Return the server's clock. Raises ``BrokerDown`` when the log is not what it was."""
+    async def look(self, session: NatsSession, log: NatsLog) -> NatsLog:
+        """Return the log as its leader has it now. Raises ``BrokerDown`` when it is not what it was."""
         top = self.marks.top
-        now = NatsLog.of(_told(checked(await session.ask(f"STREAM.INFO.{self.name}"))))
+        now = NatsLog.of(_told(checked(await self._ask_leader(session))))
         if now.eras != log.eras or now.last < top:
             raise BrokerDown(f"stream {self.name} was deleted, or has lost what was last")
-        return now.clock
+        return now
 
     async def survey(self, session: NatsSession, after: Place | None = None) -> NatsLog:
         """Return the log as it is, and have it go on in another epoch if it has lost what we know of."""
@@ -57,16 +57,32 @@ class NatsStream:
             self.log = log
         return log
 
+    async def _ask_leader(self, session: NatsSession) -> Reply:
+        """Return what the stream's leader says of it. Raises ``BrokerDown`` when there is none for the patience.
+
+        A node that has been alone for some time answers, too, with what it happens to have, and names no leader.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + session.patience
+        while True:
+            reply = await session.ask(f"STREAM.INFO.{self.name}")
+            cluster = cast("Reply | None", reply.get("cluster"))
+            if cluster is None or cluster.get("leader"):
+                return reply
+            if clock() + AGAIN > deadline:
+                raise BrokerDown(f"stream {self.name} has had no leader for {session.patience} s")
+            await asyncio.sleep(AGAIN)
+
     async def _info(self, session: NatsSession) -> StreamInfo:
         """Return what there is to know of the stream, which is made if it is missing."""
         name = self.name
-        reply = await session.ask(f"STREAM.INFO.{name}")
+        reply = await self._ask_leader(session)
         if _error_code(reply) == NO_STREAM:
             config: Reply = {"name": name, "subjects": [f"{name}.>"], "storage": "file", "retention": "limits"}
-            config |= {"num_replicas": self._replicas, **self._limits.config()}
+            config |= {"num_replicas": self._replicas or 1, **self._limits.config()}
             reply = await session.ask(f"STREAM.CREATE.{name}", config)
             if _error_code(reply) == OTHER_STREAM:  # another process was quicker
-                reply = await session.ask(f"STREAM.INFO.{name}")
+                reply = await self._ask_leader(session)
         info = _told(checked(reply))
         config = info["config"]
         if config.get("subjects") != [f"{name}.>"] or config.get("retention") != "limits":
@@ -80,12 +96,22 @@ class NatsStream:
         return info
 
     async def _limit(self, session: NatsSession, config: Reply) -> None:
-        """Give the stream our limits."""
+        """Give the stream what the broker's arguments say, its replicas last, which not every server can change."""
         changes = {name: value for name, value in self._limits.config().items() if config.get(name) != value}
         if changes:
-            reply = await session.ask(f"STREAM.UPDATE.{self.name}", {**config, **changes})
-            error = reply.get("error")
-            (logger.warning if error else logger.info)("nats_stream_limits", stream=self.name, **changes, error=error)
+            config = await self._update(session, config, changes)
+        if self._replicas is not None and config.get("num_replicas") != self._replicas:
+            await self._update(session, config, {"num_replicas": self._replicas})
+
+    async def _update(self, session: NatsSession, config: Reply, changes: Reply) -> Reply:
+        """Return the configuration that a stream has with changes, or that it still has when they are refused."""
+        reply = await session.ask(f"STREAM.UPDATE.{self.name}", {**config, **changes})
+        error = reply.get("error")
+        had = {f"had_{name}": config.get(name) for name in changes}
+        (logger.warning if error else logger.info)(
+            "nats_stream_limits", stream=self.name, **changes, **had, error=error
+        )
+        return config if error else _told(reply)["config"]
 
     async def _border(self, session: NatsSession, log: NatsLog, marks: Sequence[Mark]) -> int | None:
         """Return the last position that is surely what it was, or ``None`` when all is."""
@@ -114,12 +140,12 @@ class NatsStream:
 
     async def _rewind(self, session: NatsSession, log: NatsLog, border: int) -> NatsLog:
         """Have the log go on in another epoch after a position, unless another process did."""
-        info = _told(checked(await session.ask(f"STREAM.INFO.{self.name}")))
+        info = _told(checked(await self._ask_leader(session)))
         if NatsLog.of(info).eras == log.eras:
             metadata = {**cast("dict[str, str]", info["config"].get("metadata") or {}), ERAS: log.rewound(border)}
             request = {**info["config"], "metadata": metadata}
             checked(await session.ask(f"STREAM.UPDATE.{self.name}", request))
-            info = _told(checked(await session.ask(f"STREAM.INFO.{self.name}")))
+            info = _told(checked(await self._ask_leader(session)))
         return NatsLog.of(info)
 
 

@@ -11,8 +11,10 @@ from contextlib import suppress
 from ..errors import BrokerDown, BrokerError, OutcomeUnknown
 from ..hub.arguments import check_count, check_seconds
 from ..hub.broker import Place, TailItem
+from ..hub.ending import end
 from .postgres_bell import PostgresBell
 from .postgres_log import PostgresLog
+from .postgres_migration import migrate
 from .postgres_schema import TABLE, checked_table, migration
 from .postgres_session import Connect, Connection, PostgresSession, checked_connect, entrust, in_transaction
 from .postgres_tail import PostgresTail
@@ -24,6 +26,7 @@ POLL = 1.0  # seconds after which one looks for what no bell has told, and
 POLL_WITHOUT_BELL = 0.1  # where there is none: so that it is soon all the same
 TRIM_EVERY = 10.0  # seconds between two deletions of what is too old, and
 TRIM_AFTER = 500  # publishes, of what is too much
+CLOSING = 1.0  # seconds that each look at a caller's transaction has to end
 WATCH, LONGEST_WATCH = 0.01, 0.2  # seconds between two looks whether a caller's transaction has ended
 
 
@@ -31,15 +34,22 @@ class PostgresBroker:
     """Join the Hubs that have brokers with the same ``table``. A ``Broker``.
 
     ``connect`` is a DSN, or an async function that returns a new ``psycopg.AsyncConnection``; what it returns is ours,
-    and closed. It is called anew after each loss. ``listen`` is another one of the same, for ``LISTEN``, where
-    ``connect`` goes through a pooler; without ``notify`` it is not needed, and the table is looked at every ``poll``
-    seconds (``None``: 0.1; with ``notify``, which makes news known at once, 1.0). The tables are made by a migration:
-    ``python -m aiohttp_interceptors.brokers.postgres [TABLE]`` prints it.
+    and closed. It is called anew after each loss. A DSN with several hosts needs ``target_session_attrs=read-write``;
+    the hosts are tried in turn, and share the time. ``listen`` is another one of the same, for ``LISTEN``, where
+    ``connect`` goes through a pooler; without ``notify`` it is not needed. The table is looked at every ``poll``
+    seconds, 1.0 at most (``None``: 1.0, and 0.1 without ``notify``, which makes news known at once).
+
+    The tables are made by a migration, which ``python -m aiohttp_interceptors.brokers.postgres [TABLE]`` prints. With
+    ``migrate`` what is missing is made at each connection, by one process at a time; the role needs the right to
+    create in the schema.
 
     The latest ``max_records`` are kept that are not older than ``max_age`` seconds (``None``: no limit). A publish
     takes ``publish_timeout`` seconds at most, and a server that says nothing for ``silence`` seconds is lost. Raises
     ``TypeError`` or ``ValueError`` for arguments that cannot work.
     """
+
+    confirms: float = 2.0
+    """Seconds at most between two ``UpToDate`` while the server answers."""
 
     def __init__(  # noqa: PLR0913  # each is something of its own
         self,
@@ -48,6 +58,7 @@ class PostgresBroker:
         table: str = TABLE,
         listen: Connect | None = None,
         notify: bool = True,
+        migrate: bool = False,
         poll: float | None = None,
         max_records: int = 100_000,
         max_age: float | None = 86_400.0,
@@ -57,16 +68,20 @@ class PostgresBroker:
         check_count("max_records", max_records, 1)
         check_seconds("max_age", max_age, "no limit")
         check_seconds("poll", poll, "what is right for the bell")
+        if poll is not None and poll > POLL:
+            raise ValueError(f"poll is {POLL} seconds at most, not {poll!r}: as often the server has to confirm")
         check_seconds("publish_timeout", publish_timeout, "")
         check_seconds("silence", silence, "")
-        if type(notify) is not bool:
-            raise TypeError(f"notify is True or False, not {notify!r}")
+        for name, value in ("notify", notify), ("migrate", migrate):
+            if type(value) is not bool:
+                raise TypeError(f"{name} is True or False, not {value!r}")
         self._connect = checked_connect(connect)
         self._log = PostgresLog()
         self._table = checked_table(table)
         listening = self._connect if listen is None else checked_connect(listen, "listen")
         self._max_records = max_records
         self._max_age = max_age
+        self._migrate = migrate
         self._poll = poll
         self._publish_timeout = publish_timeout
         self._silence = silence
@@ -86,8 +101,10 @@ class PostgresBroker:
 
         With a ``connection``, a ``psycopg.AsyncConnection``, it is appended when the transaction commits that this is
         in, holds nobody up before, and is none if that is rolled back. At the isolation level "repeatable read" or
-        above the commit raises ``psycopg.errors.SerializationFailure`` when others have published meanwhile. A key that
-        is no text for PostgreSQL is a ``ValueError``.
+        above the commit raises ``psycopg.errors.SerializationFailure`` when others have published meanwhile. A server
+        that does not answer within ``publish_timeout`` loses the transaction: the connection is cut, and
+        ``OutcomeUnknown`` is raised. Cancelling keeps the connection if the server answers within a second, else it is
+        cut. A key that is no text for PostgreSQL is a ``ValueError``.
         """
         if idempotency_key is not None and "\0" in idempotency_key:
             raise ValueError(f"an idempotency_key has no NUL, as {idempotency_key!r} has")
@@ -126,9 +143,7 @@ class PostgresBroker:
         """Give back all connections, as every ``Broker`` does. Twice is once."""
         await self._writer.close()
         if watching := list(self._watching.values()):
-            for task in watching:
-                task.cancel()
-            await asyncio.wait(watching)
+            await asyncio.gather(*[end(task, CLOSING, "a look at a caller's transaction") for task in watching])
         await self._drop()
 
     async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
@@ -150,7 +165,14 @@ class PostgresBroker:
             return places
 
     async def _open(self, patience: float) -> PostgresSession:
-        return await PostgresSession.open(self._connect, self._table, patience, pooled=self._pooled)
+        session = await PostgresSession.open(self._connect, self._table, patience, pooled=self._pooled)
+        if self._migrate:
+            try:
+                await migrate(session, self._table, patience)
+            except BaseException:
+                await session.close()
+                raise
+        return session
 
     async def _trim(self, session: PostgresSession, *, now: bool = False) -> None:
         if now or time.monotonic() - self._trimmed >= TRIM_EVERY:

@@ -21,6 +21,7 @@ _NAME = re.compile(r"([a-z_][a-z0-9_]*\.)?[a-z_][a-z0-9_]*", re.ASCII)
 # each former epoch ended.
 _MIGRATION = """\
 BEGIN;
+SELECT pg_advisory_xact_lock(hashtext('{t}'));
 CREATE TABLE IF NOT EXISTS {t} (
   position bigint PRIMARY KEY,
   topic text NOT NULL,
@@ -182,6 +183,6 @@ def checked_table(table: str) -> str:
 
 
 def migration(table: str = TABLE) -> str:
-    """Return the SQL that makes what a ``PostgresBroker`` needs. To run it again is safe."""
+    """Return the SQL that makes what a ``PostgresBroker`` needs. To run it again is safe, also by several at once."""
     name = checked_table(table)
     return _MIGRATION.format(t=name, index=name.rpartition(".")[2], life=LIFE, step=STEP)

@@ -5,50 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from ..hub.ending import end
+from .postgres_hosts import Connect, Connection, checked_connect, close_connection, connect_to, psycopg
 from .writer import Draft
-
-try:
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict
-    from psycopg.rows import tuple_row
-except ImportError as _error:
-    raise ImportError("a PostgresBroker needs psycopg 3: pip install 'aiohttp-interceptors[postgres]'") from _error
 
 __all__ = ["Connect", "Connection", "PostgresSession", "Row", "checked_connect", "entrust", "in_transaction"]
 
-Connection = psycopg.AsyncConnection
-Connect: TypeAlias = str | Callable[[], Awaitable[psycopg.AsyncConnection]]
 Values: TypeAlias = Sequence[object] | Mapping[str, object]
 Row: TypeAlias = tuple[object, ...]
+T = TypeVar("T")
 PREPARE_AFTER = 2  # uses of a statement
 # Classes of what a server says of a statement that it has undone, and that may go well another time: resources, locks,
 # a conflict, cancelled, a disk's error, a standby.
 PASSING = ("25006", "40", "53", "55", "57014", "58")
 ENDED = ("08", "57P")  # it ends the connection, perhaps after it had committed
+MAY_NOT = "42501"
 MISSING = ("42P01", "42704", "42883", "3F000")
 _ENTRUST = "INSERT INTO {t}_outbox (topic, payload, key) VALUES (%s, %s, %s)"
-# A server that refuses a connection has no code for it, only words.
-REFUSALS = ("authentication failed", "no pg_hba.conf entry", "does not exist", "permission denied", "no password")
-
-
-def checked_connect(connect: Connect, name: str = "connect") -> Connect:
-    """Return a DSN or a factory as it is. Raises ``TypeError`` or ``ValueError``."""
-    if isinstance(connect, str):
-        try:
-            conninfo_to_dict(connect)
-        except psycopg.Error as error:
-            raise ValueError(f"{name} is no DSN: {error}") from None
-    elif not callable(connect):
-        raise TypeError(
-            f"{name} is a DSN like postgresql://user@host/database, or an async function that returns a "
-            f"psycopg.AsyncConnection, not {connect!r}"
-        )
-    return connect
+GRACE = 1.0  # seconds that a statement in the caller's transaction has to end when the caller is cancelled
+CUT = 1.0  # seconds that psycopg has to find out that a connection was cut
 
 
 class PostgresSession:
@@ -64,29 +44,15 @@ class PostgresSession:
 
         Where it is ``pooled``, nothing is prepared, for that would be another's connection's next time.
         """
-        prepare = None if pooled else PREPARE_AFTER
-        try:
-            async with asyncio.timeout(patience):
-                if isinstance(connect, str):
-                    connection = await psycopg.AsyncConnection.connect(
-                        connect, autocommit=True, prepare_threshold=prepare
-                    )
-                else:
-                    connection = _checked_connection(await connect())
-                    await connection.set_autocommit(True)
-        except TimeoutError as error:
-            raise BrokerDown(f"no connection to the server for {patience} s") from error
-        except Exception as error:
-            raise _unconnected(error) from error
-        return cls(connection, table)
+        return cls(await connect_to(connect, patience, None if pooled else PREPARE_AFTER), table)
 
     def is_lost(self) -> bool:
         """Tell whether the server has ended the connection, as far as has come to this machine; while nothing runs."""
         if self._connection.closed:
             return True
-        with socket.socket(fileno=os.dup(self._connection.fileno())) as end:
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as copy:
             try:
-                end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except OSError as error:
                 return not isinstance(error, BlockingIOError)
             return True  # nobody has asked for anything
@@ -99,18 +65,18 @@ class PostgresSession:
         cuts the connection.
         """
         task = asyncio.create_task(self._execute(statement, values))
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # who was cancelled asks for none
-        try:
-            await asyncio.wait([task], timeout=limit)
-            if not task.done():
-                raise OutcomeUnknown(f"no answer of the server for {limit} s")
-        finally:
-            # psycopg would ask the server to cancel, and wait for it; one that says nothing is not worth that.
-            if not task.done():
-                self._cut()
-                await asyncio.wait([task])
+        await _finished(task, self._connection, limit)
         try:
             return task.result()
+        except Exception as error:
+            raise _translated(error, self._table) from error
+
+    async def script(self, statements: str, limit: float) -> None:
+        """Run several statements without values, which begin and end their own transaction. Raises as ``run``."""
+        task = asyncio.create_task(self._connection.execute(statements.encode()))
+        await _finished(task, self._connection, limit)
+        try:
+            task.result()
         except Exception as error:
             raise _translated(error, self._table) from error
 
@@ -126,17 +92,12 @@ class PostgresSession:
 
     async def close(self) -> None:
         """Give back the connection. Twice is once."""
-        with suppress(psycopg.Error):
-            await self._connection.close()
+        await close_connection(self._connection)
 
     async def _execute(self, statement: str, values: Values) -> list[Row]:
-        cursor = self._connection.cursor(binary=True, row_factory=tuple_row)
+        cursor = self._connection.cursor(binary=True, row_factory=psycopg.rows.tuple_row)
         await cursor.execute(statement.replace("{t}", self._table).encode(), values)
         return await cursor.fetchall() if cursor.description else []
-
-    def _cut(self) -> None:
-        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
-            end.shutdown(socket.SHUT_RDWR)
 
 
 def in_transaction(connection: psycopg.AsyncConnection) -> bool:
@@ -145,41 +106,62 @@ def in_transaction(connection: psycopg.AsyncConnection) -> bool:
 
 
 async def entrust(connection: psycopg.AsyncConnection, table: str, draft: Draft, limit: float) -> None:
-    """Store a draft in the transaction that a connection is in. Raises as ``PostgresSession.run``."""
+    """Store a draft in the transaction that a connection is in. Raises as ``PostgresSession.run``.
+
+    A connection whose server does not answer for ``limit`` seconds is cut. Cancelling leaves it as it is if the
+    statement ends within a second, and cuts it otherwise.
+    """
     statement = _ENTRUST.replace("{t}", table).encode()
+    task = asyncio.create_task(connection.execute(statement, draft))
+    await _finished(task, connection, limit, grace=GRACE)
     try:
-        async with asyncio.timeout(limit):
-            await connection.execute(statement, draft)
-    except TimeoutError as error:
-        raise OutcomeUnknown(f"no answer of the server for {limit} s") from error
+        task.result()
     except psycopg.Error as error:
         raise _translated(error, table) from error
 
 
-def _checked_connection(connection: psycopg.AsyncConnection) -> psycopg.AsyncConnection:
-    if not isinstance(connection, psycopg.AsyncConnection):
-        raise BrokerRefused(f"connect() returned {connection!r}, which is no psycopg.AsyncConnection")
-    return connection
+async def _finished(task: asyncio.Task[T], connection: Connection, limit: float, *, grace: float = 0.0) -> None:
+    """Wait until a task that uses a connection has ended; cut the connection at the limit, or when this is cancelled.
+
+    psycopg would ask the server to cancel the statement, and wait for that up to ten seconds.
+    """
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # a caller that left asks for none
+    try:
+        await asyncio.wait([task], timeout=limit)
+        if not task.done():
+            raise OutcomeUnknown(f"no answer of the server for {limit} s")
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=grace)
+        raise
+    finally:
+        if not task.done():
+            _cut(connection)
+            await asyncio.wait([task], timeout=CUT)
+            await end(task, CUT, "a statement on a connection to PostgreSQL that was cut")
 
 
-def _unconnected(error: Exception) -> BrokerError:
-    if isinstance(error, BrokerError):
-        return error
-    text = " ".join(str(error).split()) or repr(error)
-    return (BrokerRefused if any(word in text for word in REFUSALS) else BrokerDown)(f"no connection: {text}")
+def _cut(connection: Connection) -> None:
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
 
 
 def _translated(error: Exception, table: str) -> BrokerError:
     """Return what an error of a statement means for who publishes."""
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     code = error.sqlstate if isinstance(error, psycopg.Error) else None
     if code is None or code.startswith(ENDED):
         return OutcomeUnknown(f"the connection was lost: {text}")
     if code in MISSING:
-        how = f"python -m aiohttp_interceptors.brokers.postgres {table}"
         return BrokerRefused(
-            f"{text}; {table} is missing, or is of another release: {how} prints the SQL that makes it"
+            f"{text}; {table} is missing, or is of another release: PostgresBroker(…, migrate=True) makes it where its"
+            f" role may, and {_prints(table)}"
         )
     if code.startswith(PASSING):
         return BrokerDown(f"the server cannot do it now: {text}")
+    if code == MAY_NOT:
+        return BrokerRefused(f"the server refused: {text}; where a table is to be made, {_prints(table)}")
     return BrokerRefused(f"the server refused: {text}")
+
+
+def _prints(table: str) -> str:
+    return f"python -m aiohttp_interceptors.brokers.postgres {table} prints the SQL for a role that may"

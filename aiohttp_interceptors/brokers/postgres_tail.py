@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 
 from ..hub.broker import Joined, Lost, Place, Rewound, TailItem, UpToDate
@@ -12,6 +14,8 @@ __all__ = ["PostgresTail"]
 
 MOST = 1000  # entries in one batch
 MOST_BYTES = 2**20  # of their payloads, if they are like those before
+CONFIRM = 0.5  # seconds between two confirmations, at least, and
+CONFIRMED_WITHIN = 2.0  # seconds, at most, that the server had for one: an older answer says nothing of now
 
 
 class PostgresTail:
@@ -24,7 +28,7 @@ class PostgresTail:
         self._at: Place
         self._count = 100  # entries in the next page
         self._goal = 0  # the position that is up to date
-        self._told = False
+        self._confirmed = float("-inf")  # when that was told last
         self.idle: bool = False
         """Whether nothing more was there."""
 
@@ -37,6 +41,7 @@ class PostgresTail:
 
     async def items(self) -> Sequence[TailItem]:
         """Return what comes next; nothing, if that is nothing, or if the log goes on in another epoch."""
+        asked = time.monotonic()
         page = await self._read(self._at.position)
         self.idle = False
         if page.epoch in self._log.past:
@@ -50,9 +55,9 @@ class PostgresTail:
             await self._log.rewind(self._session, lost, self._silence)
             return []
         await self._log.learn(self._session, page, self._silence)
-        return self._take(page)
+        return self._take(page, asked)
 
-    def _take(self, page: Page) -> list[TailItem]:
+    def _take(self, page: Page, asked: float) -> list[TailItem]:
         items: list[TailItem] = []
         for entries in page.runs():
             if entries[0].position > self._at.position + 1:
@@ -66,10 +71,19 @@ class PostgresTail:
         self.idle = len(page.rows) < self._count
         if page.rows:
             self._count = max(min(MOST, int(MOST_BYTES * len(page.rows) / (page.size + 1))), 1)
-        if not self._told and self._at.position >= self._goal:
-            self._told = True
+        if self._confirms(page, asked):
             items.append(UpToDate())
         return items
+
+    def _confirms(self, page: Page, asked: float) -> bool:
+        """Tell whether a page says that all has come: the first time all there was at the beginning, then all."""
+        now = time.monotonic()
+        first = self._goal < sys.maxsize
+        new = first or (now >= self._confirmed + CONFIRM and now <= asked + CONFIRMED_WITHIN)
+        if not new or self._at.position < min(self._goal, page.last):
+            return False
+        self._confirmed, self._goal = now, sys.maxsize
+        return True
 
     async def _go_over(self, page: Page) -> Rewound:
         border = await self._log.border(self._session, self._at, self._silence)
@@ -78,7 +92,6 @@ class PostgresTail:
             border = page.start
         self._log.past.add(self._at.epoch)
         self._at = Place(page.epoch, border)
-        self._goal = page.last
         return Rewound(self._at)
 
     async def _read(self, after: int) -> Page:

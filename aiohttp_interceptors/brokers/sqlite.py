@@ -21,6 +21,8 @@ __all__ = ["SqliteBroker"]
 
 SILENCE = 10.0  # seconds after which a disk that does not answer is lost
 POLL = 0.25  # seconds after which one looks for what no bell has told, and
+CONFIRM = 0.25  # seconds between two confirmations, at least, and
+CONFIRMED_WITHIN = 2.0  # seconds, at most, that the disk had for one: an older answer says nothing of now
 POLL_WITHOUT_BELL = 0.015  # where there are none: so that it is soon all the same
 
 
@@ -38,6 +40,9 @@ class SqliteBroker:
     cannot work.
     """
 
+    confirms: float = 1.0
+    """Seconds at most between two ``UpToDate`` while the disk answers."""
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -53,7 +58,7 @@ class SqliteBroker:
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f'synchronous is "FULL" or "NORMAL", not {synchronous!r}')
         file = _checked_path(path)
-        patience, retention = publish_timeout / 2, Retention(max_records, max_age)
+        patience, retention, doubt = publish_timeout / 2, Retention(max_records, max_age), threading.Event()
         self._bells = Path(f"{file}-bells")
         self._bell: Bell | None = None
         self._known: Place | None = None
@@ -77,11 +82,12 @@ class SqliteBroker:
         """Follow the entries after a place, as every ``Broker`` does."""
         if after is not None and self._known is None:
             self._known = after
+        clock = asyncio.get_running_loop().time
         try:
-            page = await self._read(after)
+            asked, page = clock(), await self._read(after)
             self._hang_bell()
             yield Joined(page.start if after is None else after)
-            told = False
+            confirmed = float("-inf")
             while True:
                 if page.rewound is not None:
                     self._note(page.rewound)
@@ -93,12 +99,13 @@ class SqliteBroker:
                     place = Place(place.epoch, page.entries[-1].position)
                     self._note(place)
                     yield page.entries
-                if not (page.more or told):
-                    told = True
+                now = clock()
+                if not page.more and now >= confirmed + CONFIRM and (now <= asked + CONFIRMED_WITHIN or confirmed < 0):
+                    confirmed = now
                     yield UpToDate()
                 rung = page.more or await self._wait()
                 self._news.clear()
-                page = await self._read(place)
+                asked, page = clock(), await self._read(place)
                 if page.entries and not rung:
                     self._hang_bell()  # who stored them has not found it
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ __all__ = ["SqliteFile", "transaction"]
 APPLICATION = 0x61695365  # what we, and file(1), know our files by
 VERSION = 1
 WAL_LIMIT = 2**24  # bytes that what is beside the file keeps of the disk when it begins anew
+WAL_PAGES = 256  # of 4 KiB, after which it is taken into the file: four times as many fill a small disk before that
 NAP = 0.01  # seconds after which SQLite is asked again for a lock; by itself it comes to sleep ten times as long
 BESIDE = ("-wal", "-shm")
 
@@ -28,14 +30,18 @@ _PASSING = {
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PROTOCOL,
 }
+# What damage looks like; what SQLite has in its cache may hide it from a connection for long.
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
 # When a commit fails by these, its last bytes, which make it one, were not written.
 _SURE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+_MOVE = "move it away with what is beside it, and a new one is made"
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another process is writing, or was stopped while it did",
     sqlite3.SQLITE_CANTOPEN: "its folder has to be there, and this process has to be allowed to write in it",
     sqlite3.SQLITE_READONLY: "this process has to be allowed to write it, and to make files beside it",
-    sqlite3.SQLITE_CORRUPT: "move it away with what is beside it, and a new one is made",
-    sqlite3.SQLITE_NOTADB: "give another path, or move it away, and a new one is made",
+    sqlite3.SQLITE_CORRUPT: _MOVE,
+    sqlite3.SQLITE_FULL: "beside it has to be room for some MiB more",
+    sqlite3.SQLITE_NOTADB: "give another path, or move it away with what is beside it, and a new one is made",
 }
 
 _Identity: TypeAlias = tuple[int, int]
@@ -56,12 +62,19 @@ class Opening(NamedTuple):
 
 
 class SqliteFile:
-    """A connection to whatever file is at a path. For one thread; opened when it is first used."""
+    """A connection to whatever file is at a path. For one thread; opened when it is first used.
 
-    def __init__(self, opening: Opening) -> None:
+    While ``doubt`` is set, which all connections of a process share, the file is read as a whole before it is used,
+    and refused if it is damaged. One of them sets it that meets damage, or a file that became smaller: ours never do.
+    """
+
+    def __init__(self, opening: Opening, doubt: threading.Event) -> None:
         self._opening = opening
+        self._doubt = doubt
         self._connection: sqlite3.Connection | None = None
         self._files: list[_Identity | None] = []  # it and those beside it, when it was opened
+        self._extent = 0, 0  # when it was used last
+        self._full = False  # whether there was no room, and all that is beside the file is still there
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with a connection, and again from its beginning while that meets the lock of another process.
@@ -69,6 +82,8 @@ class SqliteFile:
         Raises what SQLite raises as a ``BrokerError``.
         """
         deadline = time.monotonic() + self._opening.patience
+        if self._full:
+            self._clear()
         while True:
             try:
                 return work(self._open())
@@ -78,6 +93,12 @@ class SqliteFile:
                     continue
                 if not busy:
                     self.close()  # what it knows of the file may be wrong
+                if _is_damage(error):
+                    self._doubt.set()
+                if _is_full(error) and not self._full:
+                    self._full = True
+                    self._clear()
+                    continue
                 raise _explained(error, self._opening.path) from error
 
     def close(self) -> None:
@@ -90,14 +111,24 @@ class SqliteFile:
     def _open(self) -> sqlite3.Connection:
         """Return a connection to the file that is at the path now."""
         path = self._opening.path
-        before = _identity(path)
+        before, extent = _identity(path), _extent(path)
+        same = bool(self._files) and before == self._files[0]
+        if same and any(now < then for now, then in zip(extent, self._extent, strict=True)):
+            self._doubt.set()
+        self._extent = extent
         if self._connection is not None:
-            if before == self._files[0]:
+            if not same:
+                self._leave(self._connection)
+            elif self._doubt.is_set():
+                self.close()
+            else:
                 return self._connection
-            self._leave(self._connection)
         connection = sqlite3.connect(path, timeout=NAP, isolation_level=None)
         try:
             _prepare(connection, self._opening)
+            if self._doubt.is_set():
+                _check_whole(connection, path)
+                self._doubt.clear()
             self._opening.claim(connection, _same(path, before, _identity(path)))
             self._files = [_identity(Path(f"{path}{end}")) for end in ("", *BESIDE)]
         except BaseException:
@@ -105,6 +136,12 @@ class SqliteFile:
             raise
         self._connection = connection
         return connection
+
+    def _clear(self) -> None:
+        """Take what is beside the file into it, which may be most of what fills the disk, before more comes there."""
+        with suppress(sqlite3.Error, OSError, BrokerError):
+            (busy, _, _) = self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._full = bool(busy)
 
     def _leave(self, connection: sqlite3.Connection) -> None:
         """Close a file that is no longer at the path, and take away what is beside that because of it.
@@ -162,6 +199,7 @@ def _prepare(connection: sqlite3.Connection, opening: Opening) -> None:
         )
     connection.execute(f"PRAGMA synchronous = {opening.synchronous}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
 
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
@@ -182,12 +220,28 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
+def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise ``BrokerRefused`` for a file that is damaged. Reads all of it."""
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise BrokerRefused(f"{path} is damaged, perhaps cut short: {' '.join(found.split())}; {_MOVE}")
+
+
 def _identity(path: Path) -> _Identity | None:
     try:
         found = path.stat()
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _extent(path: Path) -> tuple[int, int]:
+    """Return the bytes of a file, and its blocks: what is cut and grows again has holes, and fewer of these."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_size, getattr(found, "st_blocks", 0)
 
 
 def _same(path: Path, before: _Identity | None, after: _Identity | None) -> int:
@@ -201,6 +255,15 @@ def _is_busy(error: Exception) -> bool:
     return _code(error) & 0xFF == sqlite3.SQLITE_BUSY
 
 
+def _is_damage(error: Exception) -> bool:
+    return bool({_code(error), _code(error) & 0xFF} & _DAMAGE)
+
+
+def _is_full(error: Exception) -> bool:
+    """Tell whether there was no room, or a limit of the file's size: surely nothing was stored."""
+    return _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+
+
 def _code(error: Exception) -> int:
     """Return SQLite's code for an error, with what it says in particular in the upper bits."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
@@ -208,7 +271,7 @@ def _code(error: Exception) -> int:
 
 def _explained(error: sqlite3.Error | OSError, path: Path) -> BrokerError:
     """Return what an error means for a publisher, and for who looks after the file."""
-    code = _code(error) & 0xFF
+    code = sqlite3.SQLITE_CORRUPT if _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ else _code(error) & 0xFF
     if isinstance(error, OSError):
         code = sqlite3.SQLITE_CANTOPEN
     passing = code in _PASSING or _code(error) == sqlite3.SQLITE_READONLY_DBMOVED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -55,10 +56,12 @@ class SqliteLog:
     have survived whole.
     """
 
-    def __init__(self, path: Path, patience: float, synchronous: str, retention: Retention) -> None:
+    def __init__(
+        self, path: Path, patience: float, synchronous: str, retention: Retention, doubt: threading.Event
+    ) -> None:
         self._synchronous = synchronous
         self._retention = retention
-        self._file = SqliteFile(Opening(path, patience, synchronous, self._create, self._claim))
+        self._file = SqliteFile(Opening(path, patience, synchronous, self._create, self._claim), doubt)
 
     def append(self, drafts: Sequence[Draft], known: Place | None) -> list[Place]:
         """Store drafts, all or none, and return their places."""

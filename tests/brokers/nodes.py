@@ -9,7 +9,7 @@ import pytest
 from aiohttp_interceptors.errors import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.testing import TcpProxy
-from tests.waiting import until
+from tests.waiting import until, within
 
 
 @pytest.fixture
@@ -54,3 +54,15 @@ async def persist(hub, text):
             return await hub.publish("t", text, idempotency_key=text)
         except (BrokerDown, OutcomeUnknown):
             await asyncio.sleep(0)
+
+
+async def closed_at_every_moment(broker, moments=41):
+    """Open Hubs on new brokers, and close each some turns of the event loop later; none may take long, or leave any."""
+    for moment in range(moments):
+        before = asyncio.all_tasks()
+        hub = Hub(broker())
+        hub.open()
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        await within(hub.close())
+        await until(lambda before=before: asyncio.all_tasks() <= before)

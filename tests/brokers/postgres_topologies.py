@@ -32,7 +32,8 @@ class StandbySite:
         self.folder = folder
         self.table = table
         self._synchronous = synchronous
-        self._options = {"wal_keep_size": "64MB", "hot_standby": "on", **options}
+        # A commit waits for the standby, which looks for a primary that is back no more often than this.
+        self._options = {"wal_keep_size": "64MB", "wal_retrieve_retry_interval": "1s", **options}
         self.primary = Postgres(folder / "one", template=template, **self._options)
         self.standby: Postgres | None = None
         self._made = 0

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
@@ -26,15 +26,28 @@ def say(*words: object) -> None:
     print(*words, flush=True)  # noqa: T201  # how it answers who started it
 
 
-async def publish(path: str) -> None:
-    """Publish numbers, several at a time, and say which were acknowledged, and as what."""
+async def publish(path: str, which: str = "") -> None:
+    """Publish numbers, several at a time, and say which were acknowledged, and as what.
+
+    With a name it says when it has begun, and goes on whatever becomes of them.
+    """
     broker = SqliteBroker(path)
+    if which:
+        await broker.publish("t", PAYLOAD % 0)
+        say("up")
     numbers = iter(range(10**9))
 
     async def one_after_the_other():
         for number in numbers:
-            place = await broker.publish("t", PAYLOAD % number, idempotency_key=f"key {number}")
-            say(number, place.epoch, place.position)
+            try:
+                place = await broker.publish("t", PAYLOAD % number, idempotency_key=f"key {which}{number}")
+            except BrokerError:
+                if not which:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                if not which:
+                    say(number, place.epoch, place.position)
 
     await asyncio.gather(*[one_after_the_other() for _ in range(5)])
 
@@ -42,11 +55,13 @@ async def publish(path: str) -> None:
 async def follow(path: str, most: str) -> None:
     """Say when all that was there has come, and what comes then, up to a number of entries."""
     broker = SqliteBroker(path)
-    count = 0
+    count, up = 0, False
     place = None
     async for item in broker.tail(None):
         if isinstance(item, UpToDate):
-            say("up")
+            if not up:
+                say("up")
+            up = True
         elif isinstance(item, list):
             for entry in item:
                 say(place.epoch, entry.position)
@@ -77,6 +92,25 @@ async def fill(path: str, limit: str) -> None:
     place: Place = await broker.publish("t", b"%d" % number)
     say(number, place.position)
     await broker.close()
+
+
+async def churn(path: str, limit: str, count: str) -> None:
+    """Keep few events of many, with files that may not be larger than a limit, while somebody reads."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    broker = SqliteBroker(path, max_records=100)
+    reading = asyncio.create_task(_read(broker))
+    for number in range(int(count)):
+        place = await broker.publish("t", PAYLOAD % number)
+    reading.cancel()
+    await asyncio.wait([reading])
+    await broker.close()
+    say(place.position)
+
+
+async def _read(broker: SqliteBroker) -> None:
+    async with aclosing(broker.tail(None)) as items:
+        async for _ in items:
+            pass
 
 
 async def hold(path: str) -> None:

@@ -27,6 +27,12 @@ class SqliteSite:
         for end in "", "-wal", "-shm":
             Path(f"{self.path}{end}").unlink(missing_ok=True)
 
+    def move(self, path):
+        """Move it away with what is beside it."""
+        for end in "", "-wal", "-shm":
+            if Path(f"{self.path}{end}").exists():
+                Path(f"{self.path}{end}").rename(f"{path}{end}")
+
     @property
     def bells(self):
         return Path(f"{self.path}-bells")

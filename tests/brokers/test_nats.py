@@ -13,7 +13,9 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
+from aiohttp_interceptors.brokers import nats_consumer
 from aiohttp_interceptors.brokers.nats import NatsBroker
+from aiohttp_interceptors.brokers.nats_confirmation import Confirmation
 from aiohttp_interceptors.brokers.nats_log import Mark, Marks, NatsLog, subject_of, topic_of
 from aiohttp_interceptors.errors import BrokerDown, BrokerRefused
 from aiohttp_interceptors.hub.broker import Entry, Joined, Lost, Place, Rewound, UpToDate
@@ -65,6 +67,7 @@ class TestNats(Contract):
         (ValueError, "nats://localhost", {"silence": float("inf")}),
         (ValueError, "nats://localhost", {"replicas": 0}),
         (TypeError, "nats://localhost", {"replicas": "3"}),
+        (TypeError, "nats://localhost", {"replicas": True}),
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_made(error, connect, options):
@@ -153,6 +156,21 @@ async def test_other_limits_are_given_to_the_stream_once_and_that_is_logged(site
         assert (await js.stream_info(site.stream)).config.max_msgs == 11
     (entry,) = logged
     assert (entry["event"], entry["max_msgs"], entry["max_age"]) == ("nats_stream_limits", 9, 0)
+
+
+async def test_replicas_that_a_server_cannot_make_are_told_and_the_rest_is_applied(site, brokers, logged):
+    await brokers(max_records=7).publish("t", b"x")
+    assert (await brokers(max_records=9, replicas=3).publish("t", b"y")).position == 2
+    applied, refused = logged
+    assert (applied["event"], applied["log_level"], applied["max_msgs"], applied["had_max_msgs"]) == (
+        "nats_stream_limits", "info", 9, 7,
+    )  # fmt: skip
+    assert (refused["event"], refused["log_level"], refused["num_replicas"], refused["had_num_replicas"]) == (
+        "nats_stream_limits", "warning", 3, 1,
+    )  # fmt: skip
+    assert "replicas" in refused["error"]["description"]
+    async with site.administrator() as js:
+        assert (await js.stream_info(site.stream)).config.max_msgs == 9
 
 
 async def test_a_stream_that_is_for_something_else_is_refused(site, broker):
@@ -293,8 +311,9 @@ async def test_a_tail_that_is_closed_leaves_no_consumer(site, brokers):
                 pass
 
 
-async def test_a_tail_that_waits_for_long_goes_on(nats, brokers):
+async def test_a_tail_that_waits_for_long_goes_on(nats, brokers, monkeypatch):
     """What the server was asked for is given up by it after a while, and asked for again."""
+    monkeypatch.setattr(nats_consumer, "LASTING", 1)
     asked = []
 
     class Counting(Client):
@@ -308,7 +327,7 @@ async def test_a_tail_that_waits_for_long_goes_on(nats, brokers):
         await client.connect(nats.url, **options)
         return client
 
-    one, other = brokers(), brokers(connect=connect, silence=0.1)
+    one, other = brokers(), brokers(connect=connect, silence=2)
     async with tail(other) as reading:
         await reading.until(UpToDate)
         waiting = asyncio.create_task(reading.payloads(1))
@@ -338,6 +357,17 @@ async def test_a_stream_that_is_deleted_is_made_anew_by_who_publishes(site, brok
         assert (await js.stream_info(site.stream)).state.messages == 50
         with pytest.raises(NotFoundError):
             await js.get_msg(site.stream, 51)
+
+
+async def test_what_is_last_and_was_deleted_is_no_reason_to_wait_for_it(site, brokers):
+    one, other = brokers(), brokers()
+    places = [await one.publish("t", number(n)) for n in range(3)]
+    async with site.administrator() as js:
+        await js.delete_msg(site.stream, places[2].position)
+    async with tail(other) as reading:
+        for _ in range(3):
+            await reading.until(UpToDate)
+        assert [entry.payload for entry in reading.entries] == [b"0", b"1"]
 
 
 # What is decided without a server.
@@ -442,3 +472,33 @@ def test_marks_that_are_void_are_forgotten():
 def test_a_place_that_was_joined_is_the_one_that_was_asked_for():
     assert Joined(log(("a", 0), ("b", 5), first=6).start) == Joined(Place("b", 5))
     assert log(("a", 0), ("b", 5), first=5).start == Place("a", 4)
+
+
+def test_the_leaders_answer_is_confirmed_once_when_all_that_it_told_of_has_come():
+    confirmation = Confirmation(5, 10.0)
+    assert not confirmation.due(11.0)
+    assert not confirmation.complete(5, 0, 11.0)
+    assert confirmation.due(11.1)
+    confirmation.answered(7, 0, 11.1, 11.2)
+    assert not confirmation.due(20.0)
+    assert not confirmation.complete(6, 1, 11.3)
+    assert confirmation.complete(7, 1, 11.4)
+    assert not confirmation.complete(7, 1, 11.5)
+
+
+def test_an_answer_that_is_old_confirms_nothing():
+    confirmation = Confirmation(5, 10.0)
+    confirmation.answered(6, 0, 11.0, 14.0)
+    assert not confirmation.complete(6, 0, 14.0)
+    assert confirmation.due(15.1)
+
+
+def test_what_two_heartbeats_in_a_row_do_not_bring_was_deleted():
+    confirmation = Confirmation(5, 10.0)
+    confirmation.answered(9, 3, 11.0, 11.0)
+    assert not confirmation.complete(5, 4, 12.0)
+    assert confirmation.complete(5, 5, 13.0)
+    confirmation.answered(9, 5, 14.0, 14.0)
+    assert confirmation.complete(5, 5, 14.0)
+    confirmation.answered(10, 5, 15.0, 15.0)
+    assert not confirmation.complete(5, 5, 15.0)

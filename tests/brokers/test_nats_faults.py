@@ -8,8 +8,10 @@ import asyncio
 import os
 import shutil
 import signal
+from contextlib import aclosing
 
 import pytest
+from nats.aio.client import Client
 
 from aiohttp_interceptors.brokers import nats_session
 from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
@@ -18,12 +20,12 @@ from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nats_site import NatsSite
-from tests.brokers.nodes import changes, hub_on, network, persist, texts  # noqa: F401  # fixtures
+from tests.brokers.nodes import changes, closed_at_every_moment, hub_on, network, persist, texts  # noqa: F401  # fixtures
 from tests.hub.outlet import live, start
 from tests.servers.nats import Nats
 from tests.waiting import until, within
 
-QUICK = {"silence": 0.6, "publish_timeout": 0.5}
+QUICK = {"silence": 3.0, "publish_timeout": 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def site(server):
 @pytest.fixture
 def node(site, hub_on):
     """Make Hubs, each as one process has it."""
-    return lambda *, ready=True, **options: hub_on(site.broker(**{"silence": 2.0, **options}), ready=ready)
+    return lambda *, ready=True, **options: hub_on(site.broker(**{"silence": 5.0, **options}), ready=ready)
 
 
 def through(network):
@@ -90,10 +92,10 @@ async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(no
     await hub.publish("t", "before")
     server.freeze()
     with pytest.raises(OutcomeUnknown):
-        await within(hub.publish("t", "unknown", idempotency_key="unknown"), 3)
+        await within(hub.publish("t", "unknown", idempotency_key="unknown"))
     await until(lambda: not hub.ready)
     with pytest.raises(BrokerDown):
-        await within(hub.publish("t", "lost"), 3)
+        await within(hub.publish("t", "lost"))
     assert not outlet.ends
     server.thaw()
     await until(lambda: hub.ready)
@@ -115,6 +117,79 @@ async def test_what_a_still_server_does_not_take_is_unknown_and_closing_waits_fo
     await within(broker.close(), 5)
     server.kill()
     await until(lambda: not nats_session._closing)
+
+
+async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
+    """Nobody knows yet whether another process has it."""
+    hub = await node(silence=60)
+    place = await hub.publish("t", "x")
+    epoch, _, position = place.partition("-")
+    server.freeze()
+    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
+    await until(lambda: not hub.ready)
+    assert returned.texts == []
+    assert not returned.subscription.live
+    server.thaw()
+    await until(lambda: hub.ready)
+    await until(lambda: returned.texts == ["gap"])
+    await hub.publish("t", "y")
+    await texts(returned, 2)
+    assert returned.texts == ["gap", "y"]
+
+
+@pytest.mark.parametrize("way", ["list", "factory"])
+async def test_servers_that_hold_still_leave_time_for_one_that_answers(own, tmp_path, server, way):
+    """By itself the client gives up after the first that takes a connection and says nothing, whichever that is."""
+    still = [own(Nats(tmp_path / f"still {number}")) for number in range(2)]
+    for one in still:
+        one.freeze()
+    urls = [one.url for one in still] + [server.url]
+
+    async def connect(**options):
+        client = Client()
+        calls.append(client)
+        try:
+            await client.connect(urls[(len(calls) - 1) % 3], **options)
+        except BaseException:
+            await client.close()  # which nats-py itself leaves open
+            raise
+        return client
+
+    calls = []
+    broker = NatsSite(server).broker(connect=urls if way == "list" else connect, publish_timeout=12, silence=6)
+    for position in range(1, 4):
+        assert (await within(broker.publish("t", b"x"), 15)).position == position
+        await broker._drop()
+    async with tail(broker) as reading:
+        assert len(await within(reading.payloads(3), 15)) == 3
+    await broker.close()
+
+
+async def test_a_client_that_comes_after_it_was_given_up_is_closed(site, server):
+    made = []
+
+    async def connect(**options):
+        client = Client()
+        await client.connect(server.url, **options)
+        made.append(client)
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass  # as asyncio.wait_for of Python 3.11 does when what it waits for ends just then
+        return client
+
+    broker = site.broker(connect=connect, publish_timeout=3)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await within(broker.publish("t", b"x"))
+    async with aclosing(broker.tail(None)) as items:
+        count = len(made)
+        reading = asyncio.create_task(anext(items))
+        await until(lambda: len(made) > count)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(reading)
+    await broker.close()
+    await until(lambda: all(client.is_closed for client in made))
 
 
 async def test_what_was_sent_to_a_server_that_dies_is_unknown_at_once(site, server):
@@ -283,7 +358,7 @@ async def test_a_network_that_swallows_all_is_found_out_and_nothing_is_missed(ne
     await hub.publish("t", "0")
     network.stall()
     with pytest.raises(OutcomeUnknown):
-        await within(hub.publish("t", "1", idempotency_key="1"), 3)
+        await within(hub.publish("t", "1", idempotency_key="1"))
     await until(lambda: not hub.ready)
     await other.publish("t", "2")
     assert not outlet.ends
@@ -296,11 +371,12 @@ async def test_a_network_that_swallows_all_is_found_out_and_nothing_is_missed(ne
 
 
 async def test_a_slow_network_brings_all_without_being_taken_for_lost(network, node, logged):
+    """The history takes longer than the silence after which a server counts as lost."""
     other = await node()
-    await asyncio.gather(*[other.publish("t", f"{n:0>9000}") for n in range(60)])
-    network.rate, network.delay = 600_000, 0.01
-    hub = await node(connect=through(network), silence=0.5)
-    assert hub.log.end == 60
+    await asyncio.gather(*[other.publish("t", f"{n:0>9000}") for n in range(100)])
+    network.rate, network.delay = 300_000, 0.01
+    hub = await node(connect=through(network), silence=2)
+    assert hub.log.end == 100
     outlet = await live(hub, "t")
     await hub.publish("t", "x" * 50_000)
     await texts(outlet, 1)
@@ -454,3 +530,16 @@ async def test_what_only_a_publisher_knew_is_told_when_it_is_lost(server, site, 
         assert (await reading.until(Rewound)).place == Place(place.epoch, 0)
         assert await reading.payloads(1) == [number(2)]
     await broker.close()
+
+
+@pytest.mark.parametrize("way", ["url", "factory"])
+async def test_a_hub_closes_at_every_moment_of_its_beginning(site, server, way, logged):
+    """The client waits with ``asyncio.wait_for``, which swallows a cancellation now and then on Python 3.11."""
+
+    async def connect(**options):
+        client = Client()
+        await asyncio.wait_for(client.connect(server.url, **options), 10)
+        return client
+
+    await closed_at_every_moment(lambda: site.broker(connect=server.url if way == "url" else connect))
+    assert [entry for entry in logged if "end" in entry["event"]] == []

@@ -12,6 +12,7 @@ from contextlib import aclosing
 import psycopg
 import pytest
 
+from aiohttp_interceptors.brokers import postgres
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.postgres_schema import migration
 from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
@@ -144,8 +145,14 @@ async def test_what_an_autocommitting_connection_writes_is_there_at_once(brokers
         assert await reading.payloads(1) == [b"x"]
 
 
-async def test_a_commit_is_heard_of_in_other_processes_without_polling(brokers, connections):
-    one, other = brokers(), brokers(poll=3600)
+@pytest.fixture
+def no_polling(monkeypatch):
+    """Have a broker whose bell hangs look no more by itself."""
+    monkeypatch.setattr(postgres, "POLL", 3600.0)
+
+
+async def test_a_commit_is_heard_of_in_other_processes_without_polling(brokers, connections, no_polling):
+    one, other = brokers(), brokers()
     connection = await connections()
     async with tail(other) as reading:
         await reading.until(UpToDate)
@@ -186,8 +193,8 @@ async def test_what_is_in_a_transaction_while_it_is_closed_disturbs_nobody(broke
 # What wakes others.
 
 
-async def test_the_bell_is_all_that_is_needed_to_be_quick(brokers):
-    one, other = brokers(), brokers(poll=3600)
+async def test_the_bell_is_all_that_is_needed_to_be_quick(brokers, no_polling):
+    one, other = brokers(), brokers()
     async with tail(other) as reading:
         await reading.until(UpToDate)
         await until(lambda: other._bell.hung)
@@ -271,6 +278,8 @@ async def test_a_key_of_a_log_that_was_wiped_stands_for_nothing(brokers, site):
         ({"notify": 1}, TypeError),
         ({"poll": 0}, ValueError),
         ({"poll": "1"}, TypeError),
+        ({"poll": 1.1}, ValueError),
+        ({"migrate": "yes"}, TypeError),
         ({"max_records": 0}, ValueError),
         ({"max_records": 1.5}, TypeError),
         ({"max_age": -1}, ValueError),
@@ -324,7 +333,7 @@ async def test_a_factory_that_returns_something_else_or_fails_is_told_of(brokers
 async def test_a_missing_table_is_told_of_with_what_to_do(brokers, site):
     site.sql(f"DROP TABLE {site.table}, {site.table}_log, {site.table}_outbox CASCADE")
     broker = brokers()
-    how = rf"python -m aiohttp_interceptors\.brokers\.postgres {site.table} prints"
+    how = rf"migrate=True.*python -m aiohttp_interceptors\.brokers\.postgres {site.table} prints"
     with pytest.raises(BrokerRefused, match=how):
         await broker.publish("t", b"x")
     with pytest.raises(BrokerRefused, match=how):
@@ -343,6 +352,43 @@ async def test_the_migration_can_be_run_again_and_keeps_what_is_there(broker, si
     async with tail(broker) as reading:
         assert await reading.payloads(1) == [b"x"]
         assert (await broker.publish("t", b"y")).position == 2
+
+
+async def test_what_is_missing_is_made_by_who_may_also_by_several_at_once(brokers, site, logged):
+    table = f"{site.table}_made"
+    many = [brokers(table=table, migrate=True) for _ in range(6)]
+    places = await within(asyncio.gather(*[one.publish("t", b"x") for one in many]), 30)
+    assert sorted(place.position for place in places) == [1, 2, 3, 4, 5, 6]
+    assert len({place.epoch for place in places}) == 1
+    site.sql(f"DROP TABLE {table}, {table}_log, {table}_keys, {table}_outbox CASCADE")
+    async with tail(brokers(table=table, migrate=True)) as reading:
+        await reading.until(UpToDate)
+    assert {entry["event"] for entry in logged} == {"postgres_migrated"}
+    assert f"{table}_log" in logged[-1]["missing"]
+
+
+async def test_what_is_there_is_not_touched_and_needs_no_right_to_make_it(brokers, site, logged):
+    site.sql("DO $$ BEGIN CREATE ROLE reader LOGIN PASSWORD 'secret'; EXCEPTION WHEN duplicate_object THEN END $$")
+    site.sql(f"GRANT ALL ON {', '.join(site.table + end for end in ('', '_log', '_keys', '_outbox'))} TO reader")
+    reader = site.server.dsn_of(user="reader")
+    assert (await brokers(connect=reader, migrate=True).publish("t", b"x")).position == 1
+    assert logged == []
+    missing = f"{site.table}_missing"
+    with pytest.raises(BrokerRefused, match=r"permission denied for schema public.*prints the SQL"):
+        await brokers(connect=reader, table=missing, migrate=True).publish("t", b"x")
+    assert site.sql("SELECT to_regclass(%s)", missing) == [(None,)]
+
+
+async def test_a_migration_that_takes_too_long_is_down_and_goes_well_later(brokers, site, connections):
+    table = f"{site.table}_slow"
+    connection = await connections()
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (table,))
+    broker = brokers(table=table, migrate=True, publish_timeout=1)
+    with pytest.raises(BrokerDown, match=f"{table} could not be made"):
+        await within(broker.publish("t", b"x"))
+    await connection.rollback()
+    later = brokers(table=table, migrate=True)
+    assert (await within(later.publish("t", b"x"))).position == 1
 
 
 async def test_a_table_in_a_schema_that_is_in_nobodys_path(brokers, site, connections):

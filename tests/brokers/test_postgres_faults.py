@@ -6,24 +6,25 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import aclosing
 
 import psycopg
 import pytest
 
-from aiohttp_interceptors.brokers import postgres_bell
+from aiohttp_interceptors.brokers import postgres, postgres_bell
 from aiohttp_interceptors.brokers.postgres_schema import migration
 from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
-from tests.brokers.nodes import changes, hub_on, network, persist, texts  # noqa: F401  # fixtures
+from tests.brokers.nodes import changes, closed_at_every_moment, hub_on, network, persist, texts  # noqa: F401  # fixtures
 from tests.brokers.postgres_site import PostgresSite
 from tests.hub.outlet import live, start
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres
 from tests.waiting import until, within
 
-QUICK = {"silence": 0.6, "publish_timeout": 0.5, "poll": 0.1}
+QUICK = {"silence": 3.0, "publish_timeout": 2.0, "poll": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def site(server):
 @pytest.fixture
 def node(site, hub_on):
     """Make Hubs, each as one process has it."""
-    return lambda *, ready=True, **options: hub_on(site.broker(**{"silence": 2.0, **options}), ready=ready)
+    return lambda *, ready=True, **options: hub_on(site.broker(**{"silence": 5.0, **options}), ready=ready)
 
 
 def through(network, server):
@@ -105,11 +106,10 @@ async def test_connections_that_the_server_ends_lose_nothing(node, site, logged)
 
 async def test_a_lost_bell_is_hung_again_and_meanwhile_one_looks(node, site, logged, monkeypatch):
     monkeypatch.setattr(postgres_bell, "RETRY", 3600)
-    hub, other = await node(poll=3600), await node()
+    hub, other = await node(), await node()
     bell = hub._broker._bell
     outlet = await live(hub, "t")
     await until(lambda: bell.hung)
-    hub._broker._poll = None
     monkeypatch.setattr(postgres_bell, "RETRY", 0.05)
     site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     for n in range(50):
@@ -139,10 +139,10 @@ async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(no
     await hub.publish("t", "before")
     server.freeze()
     with pytest.raises(OutcomeUnknown):
-        await within(hub.publish("t", "unknown", idempotency_key="unknown"), 3)
+        await within(hub.publish("t", "unknown", idempotency_key="unknown"))
     await until(lambda: not hub.ready)
     with pytest.raises(BrokerDown):
-        await within(hub.publish("t", "lost"), 3)
+        await within(hub.publish("t", "lost"))
     assert not outlet.ends
     server.thaw()
     await until(lambda: hub.ready)
@@ -175,7 +175,7 @@ async def test_a_network_that_swallows_all_is_found_out_and_what_was_missed_come
     await near.publish("t", "2")
     await until(lambda: not far.ready)
     with pytest.raises((BrokerDown, OutcomeUnknown)):
-        await within(far.publish("t", "lost"), 3)
+        await within(far.publish("t", "lost"))
     network.cut()
     network.restore()
     await until(lambda: far.ready)
@@ -447,9 +447,12 @@ async def test_a_restart_that_loses_nothing_is_no_gap(node, server, logged):
     assert changes(logged)[-1] == "hub_resumed"
 
 
-async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without(own, tmp_path, site, node, server):
+async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without(
+    own, tmp_path, site, node, server, monkeypatch
+):
     pooler = own(PgBouncer(tmp_path / "pgbouncer", server))
-    hubs = [await node(connect=pooler.dsn, listen=server.dsn, poll=3600) for _ in range(3)]
+    monkeypatch.setattr(postgres, "POLL", 3600.0)
+    hubs = [await node(connect=pooler.dsn, listen=server.dsn) for _ in range(3)]
     outlets = [await live(hub, "t") for hub in hubs]
     await until(lambda: all(hub._broker._bell.hung for hub in hubs))
     for n in range(30):
@@ -459,3 +462,151 @@ async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without
     for outlet in outlets:
         await texts(outlet, 31)
         assert outlet.texts == [str(n) for n in range(31)]
+
+
+# What takes no longer than its limit, also where psycopg by itself would.
+
+
+@pytest.fixture
+async def application(server):
+    """A connection as an application has it, to a server that it may hold still."""
+    connection = await psycopg.AsyncConnection.connect(server.dsn)
+    yield connection
+    server.thaw()
+    await connection.close()
+
+
+async def test_a_transaction_on_a_server_that_holds_still_is_given_up_within_the_time_that_is_said(
+    site, server, application
+):
+    """psycopg's own cancelling would wait for ten seconds more."""
+    broker = site.broker(publish_timeout=2.0)
+    await broker.publish("t", b"void", connection=application)
+    server.freeze()
+    with pytest.raises(OutcomeUnknown, match=r"no answer.*2\.0 s"):
+        await within(broker.publish("t", b"x", connection=application), 8)
+    with pytest.raises(psycopg.OperationalError):
+        await within(application.commit(), 5)
+    await within(broker.close(), 5)
+    server.thaw()
+    await until(lambda: site.sql("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'") == [(0,)])
+    assert site.sql(f"SELECT count(*) FROM {site.table}_outbox") == [(0,)]
+
+
+async def test_cancelling_a_publish_in_a_transaction_waits_for_no_server_that_holds_still(site, server, application):
+    broker = site.broker()
+    await application.execute("SELECT 1")
+    server.freeze()
+    publishing = asyncio.create_task(broker.publish("t", b"x", connection=application))
+    await until(lambda: application.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(publishing, 8)
+    await broker.close()
+
+
+async def test_cancelling_a_publish_in_a_transaction_leaves_the_connection_of_a_server_that_answers(site, application):
+    broker = site.broker()
+    publishing = asyncio.create_task(broker.publish("t", b"x", connection=application))
+    await until(lambda: application.lock.locked())
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(publishing)
+    await application.rollback()
+    await broker.publish("t", b"y", connection=application)
+    await application.commit()
+    async with tail(broker) as reading:
+        assert await reading.payloads(1) == [b"y"]
+    await broker.close()
+
+
+async def test_a_factory_that_hangs_in_a_statement_is_given_up_in_time(site, server, network):
+    async def connect():
+        connection = await psycopg.AsyncConnection.connect(through(network, server))
+        network.stall()
+        await connection.execute("SELECT 1")
+        return connection
+
+    broker = site.broker(connect=connect, publish_timeout=0.5)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await within(broker.publish("t", b"x"), 5)
+    await within(broker.close(), 5)
+
+
+async def test_a_connection_that_comes_after_it_was_given_up_is_closed(site, server):
+    made = []
+
+    async def connect():
+        made.append(await psycopg.AsyncConnection.connect(server.dsn))
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass  # as asyncio.wait_for of Python 3.11 does when what it waits for ends just then
+        return made[-1]
+
+    broker = site.broker(connect=connect, publish_timeout=0.5)
+    with pytest.raises((BrokerDown, OutcomeUnknown)):
+        await within(broker.publish("t", b"x"))
+    async with aclosing(broker.tail(None)) as items:
+        reading = asyncio.create_task(anext(items))
+        await until(lambda: len(made) == 2)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(reading)
+    await until(lambda: all(connection.closed for connection in made))
+    await broker.close()
+
+
+async def test_a_host_that_holds_still_leaves_time_for_the_next(own, tmp_path, postgres_template, site, server):
+    still = own(Postgres(tmp_path / "still", template=postgres_template))
+    still.freeze()
+    hosts = f"127.0.0.1:{still.port},127.0.0.1:{server.port}"
+    broker = site.broker(connect=f"postgresql://tester:secret@{hosts}/postgres?connect_timeout=60", publish_timeout=8)
+    assert (await within(broker.publish("t", b"x"))).position == 1
+    async with tail(broker) as reading:
+        assert await reading.payloads(1) == [b"x"]
+    server.freeze()
+    other = site.broker(connect=f"postgresql://tester:secret@{hosts}/postgres", publish_timeout=1)
+    both = rf"127.0.0.1:{still.port} did not answer.*127.0.0.1:{server.port} did not answer"
+    with pytest.raises(BrokerDown, match=both):
+        await within(other.publish("t", b"y"))
+    server.thaw()
+    await broker.close()
+    await other.close()
+
+
+async def test_one_host_that_refuses_is_no_refusal_of_all(site, server):
+    hosts = f"127.0.0.1:1,127.0.0.1:{server.port}"
+    broker = site.broker(connect=f"postgresql://tester:wrong@{hosts}/postgres")
+    with pytest.raises(BrokerDown, match=r"refused.*password"):
+        await within(broker.publish("t", b"x"))
+    await broker.close()
+
+
+async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
+    """Nobody knows yet whether another process has it."""
+    hub = await node(silence=60)
+    place = await hub.publish("t", "x")
+    epoch, _, position = place.partition("-")
+    server.freeze()
+    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
+    await until(lambda: not hub.ready)
+    assert returned.texts == []
+    assert not returned.subscription.live
+    server.thaw()
+    await until(lambda: hub.ready)
+    await until(lambda: returned.texts == ["gap"])
+    await hub.publish("t", "y")
+    await texts(returned, 2)
+    assert returned.texts == ["gap", "y"]
+
+
+@pytest.mark.parametrize("way", ["dsn", "factory"])
+async def test_a_hub_closes_at_every_moment_of_its_beginning(site, server, way, logged):
+    """A factory that waits with ``asyncio.wait_for`` may swallow a cancellation on Python 3.11."""
+
+    async def connect():
+        return await asyncio.wait_for(psycopg.AsyncConnection.connect(server.dsn), 10)
+
+    await closed_at_every_moment(lambda: site.broker(connect=server.dsn if way == "dsn" else connect))
+    assert [entry for entry in logged if "end" in entry["event"]] == []

@@ -462,7 +462,8 @@ async def test_a_disk_that_does_not_answer_is_lost(broker, monkeypatch):
         hanging = asyncio.create_task(broker._reading.run(lambda _: disk.wait()))
         with monkeypatch.context() as patch, pytest.raises(BrokerDown, match="disk"):
             patch.setattr(sqlite, "SILENCE", 0.05)
-            await reading.item()
+            while True:
+                await reading.item()
         disk.set()
         await hanging
     async with tail(broker) as reading:

@@ -19,7 +19,7 @@ from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, tail  # noqa: F401  # fixtures
-from tests.brokers.nodes import hub_on, texts  # noqa: F401  # a fixture
+from tests.brokers.nodes import closed_at_every_moment, hub_on, texts  # noqa: F401  # a fixture
 from tests.brokers.sqlite_process import PAYLOAD, line, process
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
 from tests.hub.outlet import live, start
@@ -250,6 +250,42 @@ async def test_a_damaged_file_is_told_of_until_it_is_moved_away(site, node, tmp_
     assert late.texts == ["y"]
 
 
+@pytest.mark.parametrize("kept", ["nothing", "a page", "half"])
+async def test_a_file_that_is_cut_short_under_processes_that_write_is_found_out_by_all(site, node, tmp_path, kept):
+    """What SQLite has in its cache would go on for long, and come to nothing."""
+    hub, other = await node(), await node()
+    outlet = await live(hub, "t")
+    async with AsyncExitStack() as stack:
+        for number in range(2):
+            writing = await stack.enter_async_context(process("publish", site.path, number))
+            assert await line(writing) == ["up"]
+        await asyncio.gather(*[hub.publish("other", "x" * 8000) for _ in range(300)])
+        before = hub.log.epoch
+        os.truncate(site.path, {"nothing": 0, "a page": 4096, "half": site.path.stat().st_size // 8192 * 4096}[kept])
+        # What has no bytes SQLite takes for a new file, unless another process writes to it in that moment.
+        await until(lambda: not (hub.ready or other.ready) or hub.log.epoch == other.log.epoch != before)
+        if kept != "nothing":
+            for one in hub, other:
+                with pytest.raises((BrokerRefused, BrokerDown), match=r"move it away|locked|no answer"):
+                    await one.publish("t", "lost")
+        site.move(tmp_path / "damaged")
+    await until(lambda: hub.log.epoch == other.log.epoch != before)
+    await until(lambda: hub.ready and other.ready)
+    await other.publish("t", "new")
+    await until(lambda: outlet.texts[-1] == "new")
+    assert "gap" in outlet.texts
+
+
+async def test_what_is_beside_the_file_is_taken_into_it_when_it_may_grow_no_more(tmp_path):
+    """It would fill a small disk, with next to nothing in the file, and stay as it is when there is room again."""
+    async with process("churn", tmp_path / "hub.db", 400_000, 500) as churning:
+        assert await line(churning) == ["500"]
+        assert await within(churning.wait(), 30) == 0
+    site = SqliteSite(tmp_path / "hub.db")
+    ((first, last, count),) = site.sql("SELECT min(position), max(position), count(*) FROM entry")
+    assert (last, last - first + 1) == (500, count)
+
+
 async def test_an_event_of_a_megabyte_comes_to_other_processes(node):
     """Peer bug 65."""
     one, other = await node(), await node()
@@ -275,3 +311,8 @@ async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
     ids = [frame.id for frame in outlet.frames]
     assert len(set(ids)) == len(ids)
     assert [int(each.partition("-")[2]) for each in ids] == list(range(1, len(ids) + 1))
+
+
+async def test_a_hub_closes_at_every_moment_of_its_beginning(site, logged):
+    await closed_at_every_moment(site.broker)
+    assert [entry for entry in logged if "end" in entry["event"]] == []

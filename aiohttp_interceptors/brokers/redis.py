@@ -12,7 +12,7 @@ from ..errors import BrokerDown, OutcomeUnknown
 from ..hub.arguments import check_count, check_seconds
 from ..hub.broker import Place, TailItem
 from .redis_advice import RedisAdvice
-from .redis_factories import cluster_node, sentinel
+from .redis_factories import Factory, cluster_node, sentinel
 from .redis_log import Elsewhere, RedisLog
 from .redis_script import SCRIPT
 from .redis_session import Connect, RedisSession, checked_connect
@@ -57,8 +57,6 @@ class RedisBroker:
         check_seconds("max_age", max_age, "for ever")
         check_seconds("publish_timeout", publish_timeout, "")
         check_seconds("silence", silence, "")
-        if not isinstance(stream, str) or not stream or set(stream) & set("{}"):
-            raise ValueError(f"stream is the name of a stream, without braces, not {stream!r}")
         self._connect = checked_connect(connect)
         self._log = RedisLog(stream, Retention(max_records, max_age))
         self._publish_timeout = publish_timeout
@@ -69,7 +67,7 @@ class RedisBroker:
         self._scope: asyncio.Timeout | None = None  # of what it waits for
         self._disagreed = False  # it is to end
         self._doubtful = 0.0  # until when nothing is stored unless a tail has joined
-        self._advice = RedisAdvice(self._log.stream)
+        self._advice = RedisAdvice(self._log.stream, replaceable=isinstance(connect, Factory) and connect.replaceable)
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None

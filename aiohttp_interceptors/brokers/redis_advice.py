@@ -16,8 +16,9 @@ SENTINELS = "__sentinel__:hello"  # the channel on each server that its Sentinel
 class RedisAdvice:
     """Look at a server's settings as far as it shows them, and warn of those that should be otherwise."""
 
-    def __init__(self, stream: str) -> None:
+    def __init__(self, stream: str, *, replaceable: bool) -> None:
         self._stream = stream
+        self._replaceable = replaceable  # by Sentinels that are known
         self._warned: set[tuple[str, str]] = set()
 
     async def look(self, session: RedisSession, server: str, limit: float) -> None:
@@ -32,7 +33,7 @@ class RedisAdvice:
         replicas = await _settings(session, "min-replicas-*", limit)
         setting = replicas.get("min-replicas-to-write")
         required = setting != "0" and replicas.get("min-replicas-max-lag") != "0"
-        if setting is not None and not required and await _may_be_replaced(session, limit):
+        if setting is not None and not required and (self._replaceable or await _may_be_replaced(session, limit)):
             self._warn(
                 server, "redis_may_lose", f"min-replicas-to-write {setting}",
                 "set min-replicas-to-write to 1 and min-replicas-max-lag to 3 on all servers: or one that another was"

@@ -9,9 +9,10 @@ from typing import NamedTuple, TypeAlias, cast
 
 from ..errors import BrokerDown
 from ..hub.arguments import check_seconds
+from .redis_log import key_of
 from .redis_session import Redis, RedisSession, Reply, client_at, slot_of
 
-__all__ = ["cluster_node", "sentinel"]
+__all__ = ["Factory", "cluster_node", "sentinel"]
 
 Address: TypeAlias = tuple[str, int]
 CLOSING = 1.0  # seconds that the connections to those asked have to be closed
@@ -32,7 +33,7 @@ def sentinel(
     timeout: float = 0.5,  # of each question
     sentinel_options: Mapping[str, object] | None = None,
     **options: object,
-) -> Callable[[], Awaitable[Redis]]:
+) -> Factory:
     """Return a factory for ``RedisBroker`` that leads to the primary ``name`` of these Sentinels.
 
     All Sentinels are asked at once, and the one with the newest configuration is believed, as soon as more than half
@@ -54,20 +55,15 @@ def sentinel(
     addresses = _checked("sentinels", sentinels, timeout)
     if not isinstance(name, str) or not name:
         raise ValueError(f"name is what the Sentinels call the primary, not {name!r}")
-    asking = dict(sentinel_options or {})
 
-    async def ask(address: Address) -> _Vote:
-        (reply,) = await _ask(address, timeout, asking, ("SENTINEL", "MASTER", name))
-        state = _pairs(reply)
+    async def ask(session: RedisSession, address: Address) -> _Vote:
+        state = _pairs(await session.ask("SENTINEL", "MASTER", name, limit=timeout))
         if {"s_down", "o_down"} & set(state["flags"].split(",")):
             raise BrokerDown(f"the primary {name!r} is down, says the Sentinel {_shown(address)}")
         return _Vote(int(state["config-epoch"]), (state["ip"], int(state["port"])))
 
-    async def connect() -> Redis:
-        host, port = await _elect(addresses, ask, timeout, f"the primary {name!r}")
-        return client_at(host, port, options)
-
-    return connect
+    asking = _Election(addresses, ask, timeout, dict(sentinel_options or {}))
+    return Factory(asking, f"the primary {name!r}", options, replaceable=True)
 
 
 def cluster_node(
@@ -76,7 +72,7 @@ def cluster_node(
     stream: str = "events",
     timeout: float = 0.5,  # of each question
     **options: object,
-) -> Callable[[], Awaitable[Redis]]:
+) -> Factory:
     """Return a factory for ``RedisBroker`` that leads to the node of a Cluster which has the slot of a stream.
 
     All nodes are asked at once, and the one that knows the newest configuration is believed, as soon as more than half
@@ -94,36 +90,71 @@ def cluster_node(
 
     """
     addresses = _checked("nodes", nodes, timeout)
-    slot = slot_of(f"{{{stream}}}")
+    slot = slot_of(key_of(stream))
 
-    async def ask(address: Address) -> _Vote:
-        slots, about = await _ask(address, timeout, options, ("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
+    async def ask(session: RedisSession, address: Address) -> _Vote:
+        slots = await session.ask("CLUSTER", "SLOTS", limit=timeout)
+        epoch = _epoch(_text(await session.ask("CLUSTER", "INFO", limit=timeout)))
         for entry in cast("list[list[Reply]]", slots):
             if cast("int", entry[0]) <= slot <= cast("int", entry[1]):
                 host, port = cast("list[Reply]", entry[2])[:2]
                 found = _text(host)  # none, or "?": that which was asked
-                return _Vote(_epoch(_text(about)), (address[0] if found in ("", "?") else found, cast("int", port)))
+                return _Vote(epoch, (address[0] if found in ("", "?") else found, cast("int", port)))
         raise BrokerDown(f"no node of the Cluster has the slot {slot} of {stream!r}, says {_shown(address)}")
 
-    async def connect() -> Redis:
-        host, port = await _elect(addresses, ask, timeout, f"the node with the slot {slot} of {stream!r}")
-        return client_at(host, port, options)
-
-    return connect
+    asking = _Election(addresses, ask, timeout, options)
+    return Factory(asking, f"the node with the slot {slot} of {stream!r}", options, replaceable=False)
 
 
-async def _elect(
-    addresses: Sequence[Address],
-    ask: Callable[[Address], Awaitable[_Vote]],
-    timeout: float,  # noqa: ASYNC109
-    what: str,
-) -> Address:
-    """Ask all, and return what more than half say, or after the time-out the newest. Raises ``BrokerDown``."""
-    tasks = [asyncio.ensure_future(ask(address)) for address in addresses]
-    votes: list[_Vote] = []
-    failures: list[str] = []
-    waiting, end = set(tasks), time.monotonic() + timeout
-    try:
+class Factory:
+    """An async function that returns a client of the server that is elected when it is called."""
+
+    def __init__(self, election: _Election, what: str, options: Mapping[str, object], *, replaceable: bool) -> None:
+        self._election = election
+        self._what = what
+        self._options = options
+        self.replaceable: bool = replaceable
+        """Whether there is surely somebody who may put another server in the place of this one."""
+
+    async def __call__(self) -> Redis:
+        """Return a new client. Raises ``BrokerDown``. Cancelling is safe."""
+        return client_at(*await self._election.hold(self._what), self._options)
+
+
+class _Election(NamedTuple):
+    """Those who are asked where the right server is, and how."""
+
+    addresses: Sequence[Address]
+    ask: Callable[[RedisSession, Address], Awaitable[_Vote]]
+    timeout: float
+    options: Mapping[str, object]
+
+    async def hold(self, what: str) -> Address:
+        """Ask all, and return what more than half say, or after the time-out the newest. Raises ``BrokerDown``."""
+        sessions = [
+            RedisSession(client_at(*address, self.options), self.timeout, fixed=False) for address in self.addresses
+        ]
+        tasks = [
+            asyncio.ensure_future(self.ask(session, address))
+            for session, address in zip(sessions, self.addresses, strict=True)
+        ]
+        try:
+            votes, failures = await self._count(set(tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CLOSING)
+            await asyncio.gather(*[session.close() for session in sessions])
+        if not votes:
+            why = "; ".join(failures) or f"no answer for {self.timeout} s"
+            raise BrokerDown(f"{what} is not known: {why} (asked: {', '.join(map(_shown, self.addresses))})")
+        return max(votes).address
+
+    async def _count(self, waiting: set[asyncio.Future[_Vote]]) -> tuple[list[_Vote], list[str]]:
+        """Return what was answered in time, as far as it takes to know."""
+        votes: list[_Vote] = []
+        failures: list[str] = []
+        end = time.monotonic() + self.timeout
         while waiting and (rest := end - time.monotonic()) > 0:
             done, waiting = await asyncio.wait(waiting, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -131,25 +162,9 @@ async def _elect(
                     votes.append(task.result())
                 except Exception as error:  # noqa: BLE001  # of one, and the others may know
                     failures.append(str(error) or repr(error))
-            if votes and votes.count(max(votes)) > len(addresses) / 2:
+            if votes and votes.count(max(votes)) > len(self.addresses) / 2:
                 break
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=CLOSING)
-    if not votes:
-        asked = ", ".join(map(_shown, addresses))
-        raise BrokerDown(f"{what} is not known: {'; '.join(failures) or f'no answer for {timeout} s'} (asked: {asked})")
-    return max(votes).address
-
-
-async def _ask(address: Address, limit: float, options: Mapping[str, object], *commands: Sequence[str]) -> list[Reply]:
-    """Ask one of them some things. Raises ``BrokerError``."""
-    session = RedisSession(client_at(*address, options), limit, fixed=False)
-    try:
-        return [await session.ask(*command, limit=limit) for command in commands]
-    finally:
-        await session.close()
+        return votes, failures
 
 
 def _checked(name: str, addresses: Sequence[Address], timeout: float) -> list[Address]:

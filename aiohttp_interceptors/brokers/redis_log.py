@@ -14,7 +14,19 @@ from .redis_script import ELSEWHERE
 from .retention import Retention
 from .writer import Draft
 
-__all__ = ["Answer", "Argument", "Break", "Call", "Claim", "Elsewhere", "RawEntry", "RedisLog", "position", "stream_id"]
+__all__ = [
+    "Answer",
+    "Argument",
+    "Break",
+    "Call",
+    "Claim",
+    "Elsewhere",
+    "RawEntry",
+    "RedisLog",
+    "key_of",
+    "position",
+    "stream_id",
+]
 
 SEQUENCE = 20  # bits of a position; the script lets no more than these be numbered in a millisecond
 WINDOW = int(IDEMPOTENCY_WINDOW * 1.25 * 1000)  # milliseconds that a key is remembered
@@ -87,6 +99,13 @@ class Break(NamedTuple):
     """The epoch and the life that begin with it, if they do."""
 
 
+def key_of(stream: str) -> str:
+    """Return the key of a stream, which every other key begins with. Raises ``ValueError`` for what can be none."""
+    if not isinstance(stream, str) or not stream or set(stream) & set("{}"):
+        raise ValueError(f"stream is the name of a stream, without braces, not {stream!r}")
+    return f"{{{stream}}}"
+
+
 def position(raw: bytes) -> int:
     """Return the position that an id of Redis stands for."""
     milliseconds, _, sequence = raw.partition(b"-")
@@ -102,7 +121,7 @@ class RedisLog:
     """Say what is sent to the server, and read what it answers."""
 
     def __init__(self, name: str, retention: Retention) -> None:
-        self.stream: str = f"{{{name}}}"
+        self.stream: str = key_of(name)
         self.given: Claim = NO_CLAIM
         """What came in tails."""
         self.acknowledged: Claim = NO_CLAIM

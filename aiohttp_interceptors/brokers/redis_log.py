@@ -57,10 +57,6 @@ class Claim(NamedTuple):
         history = b"%b %b %b" % (self.life.encode(), till, self.past.encode())
         return [self.epoch, self.life, till, int((now - self.since) * 1000), history]
 
-    def void(self) -> Claim:
-        """Return the same of a log that, against what the server knows, lacks some of this life."""
-        return self._replace(life="")
-
 
 NO_CLAIM = Claim("", "", 0)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CLAIM_FIELDS", "ELSEWHERE", "SCRIPT"]
+__all__ = ["ELSEWHERE", "SCRIPT"]
 
 ELSEWHERE = b""  # the first of a reply that says no more than which server this is
-CLAIM_FIELDS = 5  # values of each of the two claims
 
 # Each entry has the id of the one before it ("l"), so that every hole shows. A *life* of the log is what one server
 # has written in one go: it ends when a server was started again or promoted, and whenever a loss was found. The first
@@ -16,11 +15,12 @@ CLAIM_FIELDS = 5  # values of each of the two claims
 # "fork:x" is an epoch that another server has begun, and where its log and this one part.
 #
 # Who calls claims what the log had in a life, and where the lives before that ended. Two logs have in common what they
-# have of a life that both know: the least of the two ends, and of all such lives the greatest. What was claimed
-# beyond that is lost, or was told of in another epoch that is not known here. Then a new epoch begins at the end, by
-# which every process hears of it; and the one that claimed goes back to what is common. A loss of something that had
-# come to the claimant before the latest loss was told is told by that. The times are durations of the claimant's, and
-# moments of one server between two starts. The time in ids is the server's, unless that went back.
+# have of a life that both know: the least of the two ends, and of all such lives the greatest. (When this server was
+# set back to an older copy of itself, within a life, that shows in what the entry after the claimed one follows. Then
+# nothing of that life counts.) What was claimed beyond is lost, or was told in another epoch that is not known here.
+# Then a new epoch begins at the end, by which every process hears of it, and the one that claimed goes back to what is
+# common. A loss of what had come to the claimant before the latest loss was told is told by that. The times are
+# durations of the claimant's, and moments of one server between two starts; in ids the server's, unless that went back.
 SCRIPT = """
 local stream, meta = KEYS[1], KEYS[2]
 local fresh, expected, known_life, asked, at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -89,17 +89,23 @@ elseif found[4] ~= here or found[5] ~= lineage then
 end
 
 local lives = nil
-local function common(history)
+local function common(history, except)
   local best = '0-0'
   lives = lives or ends('life')
   for name, till in string.gmatch(history, '(%S+) (%S+)') do
     local ours = name == life and last or lives[name]
-    if ours then
+    if ours and name ~= except then
       if later(ours, till) then ours = till end
       if later(ours, best) then best = ours end
     end
   end
   return best
+end
+local function is_there(id)
+  local ms, seq = parts(id)
+  local following = redis.call('XRANGE', stream, string.format('%d-%d', ms, seq + 1), '+', 'COUNT', 1)[1]
+  local link = following and string.match(following[2][2], '(%d+%-%d+)$')
+  return not link or not later(id, link)
 end
 local function is_known(name)
   return name == epoch or redis.call('HEXISTS', meta, 'epoch:' .. name) == 1
@@ -113,6 +119,7 @@ for i = CLAIMS, DRAFTS - 1, 5 do
   if claimed ~= '' then
     local kept = id
     if lived ~= life or later(id, last) then kept = common(history) end
+    if not later(id, kept) and not is_there(id) then kept = common(history, lived) end
     local known = is_known(claimed)
     if later(id, kept) or not known then
       if not (told and told <= now and now - passed <= told) then lost = true end

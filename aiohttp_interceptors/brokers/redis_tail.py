@@ -125,16 +125,15 @@ class RedisTail:
         """Find out why the next entry does not follow; it is read again then."""
         if broken.before > self._at.position:
             return [self._lose(broken.before)]
-        given = self._log.given
         await self._look(self._at)
         if self._start is not None:
             return [self._rewind(self._start)]
-        if broken.before == self._at.position:  # a life without a loss, or one of those between here and the end
-            self._accepted = broken.mark
-            return []
-        self._log.given = given.void()  # the server knows of no loss, and yet lacks this
-        await self._look(self._at)
-        return [self._rewind(self._start or self._answer.start)]
+        if broken.before < self._at.position:
+            raise BrokerDown(
+                f"the server knows nothing of {stream_id(self._at.position).decode()} any more, or too much"
+            )
+        self._accepted = broken.mark  # a life without a loss, or one of those between here and the end
+        return []
 
     def _lose(self, through: int) -> Lost:
         self._at = Place(self._at.epoch, through)

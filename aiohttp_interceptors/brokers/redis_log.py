@@ -146,7 +146,7 @@ class RedisLog:
         """Read what the script returned, which knows now of all that was claimed. Raises ``Elsewhere``."""
         if reply[0] == ELSEWHERE:
             raise Elsewhere(reply[1].decode())
-        epoch, life, last, now, era, at, through, server, past, *raws = reply
+        epoch, life, last, now, era, at, through, server, past, gone, *raws = reply
         latest = self.claim(epoch.decode(), life.decode(), position(last), past.decode())
         places = []
         for raw in raws:
@@ -154,8 +154,9 @@ class RedisLog:
             places.append(Place(its_own.decode() or latest.epoch, position(where)))
         if places:
             self.acknowledged = latest
-        elif self.acknowledged is call.acknowledged is not NO_CLAIM:  # none was lost that has not been told
-            self.acknowledged = latest._replace(position=min(call.acknowledged.position, latest.position))
+        elif self.acknowledged is call.acknowledged is not NO_CLAIM:
+            old = call.acknowledged  # of which all is there still, or else it was told
+            self.acknowledged = NO_CLAIM if gone else latest._replace(position=old.position, since=old.since)
         start = Place(era.decode(), position(at))
         return Answer(latest, int(now), start, position(through) if through else None, server.decode(), places)
 

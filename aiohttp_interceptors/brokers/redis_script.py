@@ -112,7 +112,7 @@ local function is_known(name)
     or redis.call('HEXISTS', meta, 'fork:' .. name) == 1
 end
 
-local lost, slept = asked == epoch and later(at, last), false
+local lost, slept, gone = asked == epoch and later(at, last), false, ''
 if lost then at, slept = last, true end
 for i = CLAIMS, DRAFTS - 1, 5 do
   local claimed, lived, id, passed, history = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 4]
@@ -124,7 +124,9 @@ for i = CLAIMS, DRAFTS - 1, 5 do
     if later(id, kept) or not known then
       if not (told and told <= now and now - passed <= told) then lost = true end
       if not known then note('fork', claimed, kept) end
-      if claimed == asked and i == CLAIMS then  -- what a tail gave; an acknowledged entry is nobody's place
+      if i > CLAIMS then  -- what was acknowledged is no place of a tail's
+        gone = '1'
+      elseif claimed == asked then
         slept = true
         if asked == epoch then lost = true end
         if later(at, kept) then at = kept end
@@ -160,7 +162,7 @@ local past = ''
 if life ~= known_life then
   for name, id in pairs(ends('life')) do past = past .. ' ' .. name .. ' ' .. id end
 end
-local reply = {epoch, life, last, string.format('%d', now), era, at, through, here, past}
+local reply = {epoch, life, last, string.format('%d', now), era, at, through, here, past, gone}
 local ms, seq = parts(last)
 local before = last
 for i = DRAFTS, #ARGV, 3 do

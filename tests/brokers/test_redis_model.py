@@ -163,7 +163,7 @@ class Story:
 
 
 @given(st.lists(steps, max_size=25))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_was_acknowledged_is_there_or_was_told_of(pair, story):
     async def run():
         for each in pair:

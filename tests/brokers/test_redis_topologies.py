@@ -165,7 +165,7 @@ async def test_a_failover_in_order_repeats_nothing(tmp_path, hub_on):
             await in_thread(site.promote)
             await ledger.more()
         await ledger.check()
-        assert all(outlet.texts.count("gap") <= 1 for outlet in ledger.outlets)
+        assert all(outlet.texts.count("gap") <= 2 for outlet in ledger.outlets)  # one for each that was on the old one
     finally:
         site.stop()
 
@@ -201,7 +201,7 @@ async def test_a_primary_that_is_frozen_is_left_and_nothing_is_repeated(sentinel
         await ledger.more()
     await ledger.check(repeated=10)  # and no history
     for outlet in ledger.outlets:
-        assert outlet.texts.count("gap") <= 1  # of what it had acknowledged and not replicated
+        assert outlet.texts.count("gap") <= 2  # of what it had acknowledged to each and not replicated
 
 
 async def test_a_sentinel_that_is_frozen_costs_no_publish(sentinels):

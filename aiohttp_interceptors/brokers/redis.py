@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import TypeVar, cast
 
-from ..errors import BrokerDown, BrokerRefused, OutcomeUnknown
+from ..errors import BrokerDown, OutcomeUnknown
 from ..hub.arguments import check_count, check_seconds
 from ..hub.broker import Place, TailItem
-from ..observe.logs import log as logger
-from .redis_log import SCRIPT, RedisLog
-from .redis_session import Connect, RedisSession, Reply, checked_connect
+from .redis_advice import RedisAdvice
+from .redis_factories import Factory, cluster_node, sentinel
+from .redis_log import Elsewhere, RedisLog
+from .redis_script import SCRIPT
+from .redis_session import Connect, RedisSession, checked_connect
 from .redis_tail import RedisTail
 from .retention import Retention
 from .writer import Draft, Writer
 
-__all__ = ["RedisBroker"]
+__all__ = ["RedisBroker", "cluster_node", "sentinel"]
+
+DISAGREED = (
+    "publishing is connected to another server than reading: this was not stored, and both connect anew until they"
+    " have found the same one"
+)
+_T = TypeVar("_T")
 
 
 class RedisBroker:
     """Join the Hubs that have brokers with the same stream. A ``Broker``.
 
     ``connect`` is a URL (``redis://``, ``rediss://``, ``unix://``), or an async function that returns a new
-    ``redis.asyncio.Redis``, for Sentinel and whatever else a URL cannot say; what it returns is ours, and closed. It is
-    called anew after each loss.
+    ``redis.asyncio.Redis``: that of ``sentinel`` or ``cluster_node``, or one that you write for what a URL cannot say.
+    What it returns is ours, and closed. It is called anew after each loss.
 
     The stream has about the latest ``max_records``, for ``max_age`` seconds (``None``: for ever). All its keys begin
     with ``{stream}``, which is one slot of a cluster. A publish takes ``publish_timeout`` seconds at most, and a server
     that says nothing for ``silence`` seconds is lost.
     """
+
+    confirms: float = 2.0
 
     def __init__(
         self,
@@ -45,15 +57,17 @@ class RedisBroker:
         check_seconds("max_age", max_age, "for ever")
         check_seconds("publish_timeout", publish_timeout, "")
         check_seconds("silence", silence, "")
-        if not isinstance(stream, str) or not stream or set(stream) & set("{}"):
-            raise ValueError(f"stream is the name of a stream, without braces, not {stream!r}")
         self._connect = checked_connect(connect)
         self._log = RedisLog(stream, Retention(max_records, max_age))
         self._publish_timeout = publish_timeout
         self._silence = silence
         self._writer = Writer(self._write, publish_timeout)
         self._writing: RedisSession | None = None
-        self._warned = False
+        self._tail: RedisTail | None = None  # the one that has joined
+        self._scope: asyncio.Timeout | None = None  # of what it waits for
+        self._disagreed = False  # it is to end
+        self._doubtful = 0.0  # until when nothing is stored unless a tail has joined
+        self._advice = RedisAdvice(self._log.stream, replaceable=isinstance(connect, Factory) and connect.replaceable)
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
@@ -71,12 +85,20 @@ class RedisBroker:
     async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
         async with self._session(self._silence) as session:
-            await self._warn(session)
             tail = RedisTail(session, self._log, self._silence)
-            yield await tail.join(after)
-            while True:
-                for item in await tail.items():
-                    yield item
+            try:
+                joined = await tail.join(after)
+                await self._advice.look(session, tail.server, self._silence)
+                self._tail, self._disagreed, self._doubtful = tail, False, 0.0
+                yield joined
+                while True:
+                    for item in await self._while_agreed(tail.items()):
+                        yield item
+            except (GeneratorExit, asyncio.CancelledError):
+                self._doubtful = 0.0  # there may be no other tail
+                raise
+            finally:
+                self._tail = None
 
     @asynccontextmanager
     async def _session(self, patience: float) -> AsyncIterator[RedisSession]:
@@ -89,43 +111,42 @@ class RedisBroker:
         finally:
             await session.close()
 
+    async def _while_agreed(self, doing: Awaitable[_T]) -> _T:
+        """Await something of the tail's, which ends with ``BrokerDown`` when the tail is on another server."""
+        try:
+            async with asyncio.timeout(0 if self._disagreed else None) as self._scope:
+                return await doing
+        except TimeoutError as error:
+            raise BrokerDown(DISAGREED) from error
+        finally:
+            self._scope = None
+
+    def _disagree(self) -> None:
+        """Have the tail end, and store nothing before there is another one, or that takes too long."""
+        self._disagreed = True
+        self._doubtful = time.monotonic() + self._silence
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
     async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
         try:
+            if self._tail is None and time.monotonic() < self._doubtful:
+                raise BrokerDown(DISAGREED)  # noqa: TRY301  # the connection is closed as for every other reason
             if self._writing is None:
                 self._writing = await RedisSession.open(self._connect, self._publish_timeout / 2)
-            arguments = self._log.call(None, drafts)
-            reply = await self._writing.run(SCRIPT, *arguments, limit=self._publish_timeout)
+            call = self._log.call(None, drafts, "" if self._tail is None else self._tail.server)
+            reply = await self._writing.run(SCRIPT, *call.arguments, limit=self._publish_timeout)
+            return self._log.answer(cast("list[bytes]", reply), call).places
+        except Elsewhere as error:
+            await self._drop()
+            if self._tail is not None:
+                self._disagree()
+            raise BrokerDown(DISAGREED) from error
         except BaseException:
             await self._drop()
             raise
-        answer = self._log.answer(cast("list[bytes]", reply))
-        self._log.acknowledged = answer.latest
-        return answer.places
 
     async def _drop(self) -> None:
         session, self._writing = self._writing, None
         if session is not None:
             await session.close()
-
-    async def _warn(self, session: RedisSession) -> None:
-        """Warn, once, when the server may delete the log to make room; not every server tells."""
-        if self._warned:
-            return
-        try:
-            reply = await session.ask("CONFIG", "GET", "maxmemory*", limit=self._silence)
-        except BrokerRefused:
-            return
-        pairs = reply if isinstance(reply, dict) else _pairs(cast("list[bytes]", reply))
-        policy = cast("bytes", pairs.get(b"maxmemory-policy", b"noeviction")).decode()
-        if policy != "noeviction" and pairs.get(b"maxmemory") != b"0":
-            self._warned = True
-            logger.warning(
-                "redis_may_evict",
-                stream=self._log.stream,
-                policy=policy,
-                advice="set maxmemory-policy to noeviction: or it deletes events or idempotency keys to make room",
-            )
-
-
-def _pairs(reply: list[bytes]) -> dict[bytes, Reply]:
-    return dict(zip(reply[::2], reply[1::2], strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -65,8 +66,8 @@ class SqliteBroker:
         self._news = asyncio.Event()
         self._writer = Writer(self._write, publish_timeout)
         # Each has a thread and a connection, so that to read waits neither for a commit nor for a lock.
-        self._writing = SqliteThread(SqliteLog(file, patience, synchronous, retention), "write")
-        self._reading = SqliteThread(SqliteLog(file, patience, synchronous, retention), "read")
+        self._writing = SqliteThread(SqliteLog(file, patience, synchronous, retention, doubt), "write")
+        self._reading = SqliteThread(SqliteLog(file, patience, synchronous, retention, doubt), "read")
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None

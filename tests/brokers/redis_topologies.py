@@ -181,16 +181,14 @@ class SentinelSite:
         wait_for("the demotion", follows)
 
     def replicated(self) -> None:
-        """Wait until each replica that is online has all that the primary has."""
+        """Wait until each replica that is online has all that the primary has now."""
         primary = self.primary()
+        least = int(str(info(primary.port, "replication")["master_repl_offset"]))
 
         def even() -> bool:
             state = info(primary.port, "replication")
             found = [state[f"slave{n}"] for n in range(int(str(state["connected_slaves"])))]
-            return bool(found) and all(
-                one["state"] == "online" and int(one["offset"]) >= int(str(state["master_repl_offset"]))
-                for one in found
-            )
+            return bool(found) and all(one["state"] == "online" and int(one["offset"]) >= least for one in found)
 
         wait_for("replicating", even)
 

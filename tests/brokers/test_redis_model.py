@@ -1,0 +1,180 @@
+"""Any story of two servers and three processes, on real servers, against a ledger.
+
+A server becomes what another one is, or what it was itself, as when a replica was promoted, a primary demoted, or a
+backup restored; processes go to either. At the end what each has is what the last server has, and what was ever
+acknowledged is there, or was told of after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from aiohttp_interceptors.brokers.redis import RedisBroker
+from aiohttp_interceptors.hub.broker import Joined, Lost, Rewound, UpToDate
+from tests.brokers.contract import tail
+from tests.brokers.redis_site import LOG, STREAM
+from tests.servers.valkey import Valkey
+
+PROCESSES = 3
+process = st.integers(0, PROCESSES - 1)
+server = st.integers(0, 1)
+steps = st.one_of(
+    st.tuples(st.just("publish"), process, st.integers(1, 3)),
+    st.tuples(st.just("publish"), process, st.integers(1, 3)),
+    st.tuples(st.just("read"), process, st.none()),
+    st.tuples(st.just("read"), process, st.none()),
+    st.tuples(st.just("move"), process, server),
+    st.tuples(st.just("move"), process, server),
+    st.tuples(st.just("copy"), server, st.none()),
+    st.tuples(st.just("save"), server, st.none()),
+    st.tuples(st.just("load"), server, st.none()),
+)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two servers for all stories."""
+    made = [Valkey(tmp_path_factory.mktemp(f"server{n}")) for n in range(2)]
+    for each in made:
+        each.start()
+    yield made
+    for each in made:
+        each.kill()
+
+
+class Process:
+    """A broker, what came to a stream of its own, and when it was told of a loss."""
+
+    def __init__(self, story) -> None:
+        self.story = story
+        self.at = 0
+        self.broker = RedisBroker(self._connect, silence=5.0)
+        self.place = None
+        self.view: list[tuple[int, bytes]] = []
+        self.had: set[bytes] = set()
+        self.told = -1
+        self.rewound = 0
+
+    async def _connect(self):
+        return Redis.from_url(self.story.urls[self.at], protocol=2)
+
+    async def move(self, to):
+        self.at = to
+        await self.broker._drop()
+
+    async def publish(self, count):
+        for _ in range(count):
+            payload = b"%d" % self.story.count
+            self.story.count += 1
+            await self.broker.publish("t", payload)
+            self.story.acknowledged[payload] = self.story.tick()
+
+    async def read(self):
+        """Read all there is now."""
+        async with tail(self.broker, self.place) as reading:
+            while not isinstance(item := await reading.item(), UpToDate):
+                if isinstance(item, Rewound):
+                    self.view = [entry for entry in self.view if entry[0] <= item.place.position]
+                    self.told = self.story.tick()
+                    self.rewound += 1
+                    if self.place is not None:
+                        assert item.place.epoch != reading.epochs[-1]
+                elif not isinstance(item, Joined | Lost):
+                    self.view += [(entry.position, entry.payload) for entry in item]
+                    self.had |= {entry.payload for entry in item}
+                assert not isinstance(item, Lost)
+                if isinstance(item, Joined | Rewound):
+                    reading.epochs = [*getattr(reading, "epochs", []), item.place.epoch]
+            self.place = reading.place
+        assert len(self.view) == len(set(self.view))
+
+
+class Story:
+    """Two servers, and some processes."""
+
+    def __init__(self, urls) -> None:
+        self.urls = urls
+        self.count = 0
+        self.acknowledged: dict[bytes, int] = {}
+        self.now = 0
+        self.processes = [Process(self) for _ in range(PROCESSES)]
+        self.saved = None
+
+    def tick(self):
+        self.now += 1
+        return self.now
+
+    async def save(self, server):
+        async with Redis.from_url(self.urls[server]) as client:
+            self.saved = [await client.dump(key) for key in (STREAM, LOG)]
+
+    async def load(self, server):
+        if self.saved is None:
+            return
+        async with Redis.from_url(self.urls[server]) as client:
+            await client.delete(STREAM, LOG)
+            for key, dump in zip((STREAM, LOG), self.saved, strict=True):
+                if dump is not None:
+                    await client.restore(key, 0, dump, replace=True)
+        await asyncio.sleep(0.003)  # or an id is given again, which takes a millisecond that two entries share
+
+    async def copy(self, to):
+        saved, self.saved = self.saved, None
+        await self.save(1 - to)
+        await self.load(to)
+        self.saved = saved
+
+    async def run(self, story):
+        for each in self.processes:
+            await each.read()
+        for kind, which, argument in story:
+            if kind in ("publish", "read", "move"):
+                call = getattr(self.processes[which], kind)
+                await (call() if argument is None else call(argument))
+            else:
+                await getattr(self, kind)(which)
+
+    async def check(self):
+        for each in self.processes:
+            await each.move(0)
+        for _ in range(2):  # what the last one tells the first one must hear of
+            for each in self.processes:
+                await each.read()
+        async with Redis.from_url(self.urls[0]) as client:
+            there = [fields[b"p"] for _, fields in await client.xrange(STREAM)]
+        for each in self.processes:
+            assert [payload for _, payload in each.view] == there
+            for payload, when in self.acknowledged.items():
+                assert payload in each.had or each.told > when, (payload, when, each.told)
+        assert len({each.place for each in self.processes}) == 1
+        rewound = [each.rewound for each in self.processes]
+        for each in self.processes:  # and that is all
+            await each.read()
+        assert [each.rewound for each in self.processes] == rewound
+
+    async def close(self):
+        for each in self.processes:
+            await each.broker.close()
+
+
+@given(st.lists(steps, max_size=25))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_was_acknowledged_is_there_or_was_told_of(pair, story):
+    async def run():
+        for each in pair:
+            async with Redis.from_url(each.url) as client:
+                await client.flushall()
+        world = Story([each.url for each in pair])
+        try:
+            async with asyncio.timeout(60):
+                await world.run(story)
+                await world.check()
+        finally:
+            await world.close()
+
+    asyncio.run(run())

@@ -1,0 +1,305 @@
+"""Fail brokers over under load, and compare what was acknowledged with what each client received or was told.
+
+    python -m tests.soak.failover [--engine NAME]... [--fault NAME]... [--seconds 8] [--seed N] [--logs FOLDER]
+
+For each engine and fault: two application processes with a Hub each on the same broker, publishing by HTTP with
+retries under idempotency keys, and four clients, two of which also change the process. A run holds if each acknowledged
+event came to each client or lies under a gap that the client was told of, each repeat follows a gap, all was
+acknowledged in the end, both processes are ready again, and end when they are told to. Prints a table in Markdown, and
+exits with 1 if a run does not hold. Chance is seeded: the same seed makes the same delays, but not the same times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+from tests.servers.process import free_port
+from tests.soak.failover_clients import LOST, Listener, Publishers, eventually, watch
+from tests.soak.failover_ledger import Item, Verdict, judge, longest_pause
+from tests.soak.failover_sites import Site, SqliteFile
+
+ROOT = Path(__file__).parents[2]
+SITES: tuple[type[Site], ...] = (SqliteFile,)
+PROCESSES = 2
+STARTS = 30.0  # seconds that a process has to start and to become ready, on a busy machine
+ENDS = 15.0  # seconds that a process has to end after SIGTERM
+BEFORE, AFTER = 2.0, 4.0  # seconds of load before a fault and after it
+ANSWERS = 45.0  # seconds after the fault in which all must be acknowledged
+ARRIVES = 20.0  # seconds after that in which all must have come
+LIMIT = 240.0  # seconds that one run may take
+say = partial(print, flush=True)
+
+
+class ApplicationProcess:
+    """A process with a Hub, which is started several times on the same port."""
+
+    def __init__(self, number: int, broker: dict[str, object], folder: Path, session: ClientSession) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self.problems: list[str] = []
+        self.log = folder / f"process-{number}.log"
+        self._command = [sys.executable, "-m", "tests.soak.failover_server", str(port), json.dumps(broker)]
+        self._number = number
+        self._session = session
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it, and wait until it serves. Raises ``RuntimeError`` if it does not."""
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        if not await eventually(lambda: self._answers({200, 503}), STARTS):
+            raise RuntimeError(f"process {self._number} does not serve: {self.log.read_text()[-2000:]}")
+
+    async def ready(self) -> bool:
+        return await self._answers({200})
+
+    async def stop(self) -> None:
+        """End it as a deployment does."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(ENDS):
+                status = await process.wait()
+        except TimeoutError:
+            self.problems.append(f"process {self._number} did not end within {ENDS:.0f} s of SIGTERM")
+            await self.kill()
+        else:
+            if status:
+                self.problems.append(f"process {self._number} ended with status {status}")
+
+    async def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGCONT)
+
+    async def _answers(self, statuses: set[int]) -> bool:
+        try:
+            async with self._session.get(f"{self.url}/ready", timeout=ClientTimeout(2)) as response:
+                return response.status in statuses
+        except LOST:
+            return False
+
+
+@dataclass
+class Run:
+    """What one fault did to one engine."""
+
+    engine: str
+    fault: str
+    verdict: Verdict = field(default_factory=Verdict)
+    pause: float = 0.0  # seconds in which nothing was acknowledged
+    longest: float = 0.0  # seconds that an attempt to publish took
+    answers: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        return self.verdict.holds and not self.problems
+
+
+async def run_fault(site: Site, fault: str, seconds: float, seed: int, folder: Path) -> Run:
+    """Run one fault under load, and leave nothing that runs."""
+    run, began = Run(site.engine, fault), time.monotonic()
+    try:
+        async with asyncio.timeout(LIMIT), AsyncExitStack() as stack:
+            await _run(run, site, seconds, random.Random(f"{seed} {site.engine} {fault}"), folder, stack)
+    except Exception as error:  # noqa: BLE001  # the other runs are worth having
+        run.problems.append(f"the run ended early: {error!r}")
+    run.seconds = time.monotonic() - began
+    return run
+
+
+async def _run(
+    run: Run, site: Site, seconds: float, chance: random.Random, folder: Path, stack: AsyncExitStack
+) -> None:
+    session = await stack.enter_async_context(ClientSession(connector=TCPConnector(limit=0, force_close=True)))
+    stack.push_async_callback(site.stop)
+    await site.start()
+    processes = [ApplicationProcess(number, site.broker, folder, session) for number in range(PROCESSES)]
+    for process in processes:
+        stack.push_async_callback(process.kill)
+    await asyncio.gather(*(process.start() for process in processes))
+    await _require(lambda: _ready(processes), STARTS, "the processes are not ready")
+    urls = [process.url for process in processes]
+    tasks: list[asyncio.Task[None]] = []
+    stack.push_async_callback(_end, tasks)
+
+    readiness: dict[int, list[tuple[float, bool]]] = {number: [] for number in range(PROCESSES)}
+    tasks += [asyncio.create_task(watch(session, url, readiness[number])) for number, url in enumerate(urls)]
+    listeners = {
+        name: Listener(session, urls, process, random.Random(chance.random()))
+        for name, process in {"stays": 0, "stays too": 1, "wanders": 0, "changes": 1}.items()
+    }
+    for name, listener in listeners.items():
+        stay = {"wanders": lambda chance: chance.uniform(1, 4), "changes": lambda chance: chance.uniform(4, 12)}.get(
+            name
+        )
+        changes = name in {"wanders", "changes"}
+        tasks.append(asyncio.create_task(listener.run(stay, changes=changes)))
+    await _require(lambda: all(one.connected.is_set() for one in listeners.values()), STARTS, "a client has no stream")
+
+    publishers, start = Publishers(session, urls), time.monotonic()
+    publishing = asyncio.create_task(publishers.run())
+    tasks.append(publishing)
+    await asyncio.sleep(BEFORE + chance.random())
+    await site.faults[run.fault](processes, seconds)
+    await asyncio.sleep(AFTER)
+    publishers.stopped = True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ANSWERS):
+            await asyncio.shield(publishing)
+    if publishers.pending:
+        run.problems.append(f"{len(publishers.pending)} events were not acknowledged {ANSWERS:.0f} s after the fault")
+    acknowledged = list(publishers.acknowledged)
+    run.pause = longest_pause(acknowledged, start, time.monotonic())
+
+    items = {name: listener.items for name, listener in listeners.items()}
+    settled = _Settled()
+    await eventually(lambda: settled.look(judge(acknowledged, items)), ARRIVES)
+    if not await eventually(lambda: _ready(processes), ARRIVES):
+        run.problems.append("a process is not ready at the end")
+    run.verdict = judge(acknowledged, items, readiness)
+    run.answers, run.longest = publishers.answers, publishers.longest
+    run.problems += [problem for listener in listeners.values() for problem in listener.problems[:3]]
+    await _end(tasks)
+    await asyncio.gather(*(process.stop() for process in processes))
+    run.problems += [problem for process in processes for problem in process.problems]
+    _write_down(items, acknowledged, folder)
+
+
+class _Settled:
+    """Whether all has come, or all that did not was told some seconds ago."""
+
+    def __init__(self) -> None:
+        self._told_since: float | None = None
+
+    def look(self, verdict: Verdict) -> bool:
+        if not verdict.missing:
+            return True
+        if verdict.untold_losses:
+            self._told_since = None
+            return False
+        self._told_since = self._told_since or time.monotonic()
+        return time.monotonic() > self._told_since + AFTER
+
+
+async def _ready(processes: Sequence[ApplicationProcess]) -> bool:
+    return all(await asyncio.gather(*(process.ready() for process in processes)))
+
+
+async def _require(condition, limit: float, what: str) -> None:
+    if not await eventually(condition, limit):
+        raise RuntimeError(f"{what} after {limit:.0f} s")
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=ENDS)
+
+
+def _write_down(items: dict[str, list[Item]], acknowledged: Sequence[object], folder: Path) -> None:
+    """Write what came, for who looks for the reason of a violation."""
+    with (folder / "ledger.txt").open("w") as file:
+        for name, came in {"acknowledged": acknowledged, **items}.items():
+            file.writelines(f"{name}: {item}\n" for item in came)
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Return the table of all runs, in Markdown."""
+    heads = ("engine", "fault", "acknowledged", "delivered", "missing (untold)", "repeated (untold)", "gaps", "pause",
+             "late", "holds")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---|---|--:|--:|--:|--:|---|--:|--:|---|"]
+    for run in runs:
+        verdict = run.verdict
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(verdict.told.items())) or "–"
+        lines.append(
+            f"| {run.engine} | {run.fault} | {verdict.acknowledged} | {verdict.delivered} | "
+            f"{verdict.missing} ({verdict.untold_losses}) | {verdict.repeated} ({verdict.untold_repeats}) | {told} | "
+            f"{run.pause:.1f} | {verdict.late:.1f} | {'yes' if run.holds else '**no**'} |"
+        )
+    return "\n".join(lines)
+
+
+def details(run: Run) -> str:
+    """Return what is worth knowing of one run."""
+    answers = ", ".join(f"{count} {answer}" for answer, count in run.answers.most_common())
+    what = "holds" if run.holds else "DOES NOT HOLD"
+    return "\n".join([
+        f"{run.engine}, {run.fault}: {what}, in {run.seconds:.0f} s",
+        f"  attempts: {answers}; the longest took {run.longest:.1f} s",
+        f"  a loss was told {run.verdict.told_after:.1f} s after its acknowledgement, at most",
+        *(f"  * {problem}" for problem in [*run.problems, *run.verdict.violations]),
+    ])  # fmt: skip
+
+
+async def run_all(asked: argparse.Namespace, runs: list[Run]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with tempfile.TemporaryDirectory() as temporary:
+        for site_of in SITES:
+            if asked.engine and site_of.engine.lower() not in asked.engine:
+                continue
+            for fault in site_of(Path(temporary) / "names").faults:
+                if asked.fault and fault not in asked.fault:
+                    continue
+                folder = (asked.logs or Path(temporary)) / f"{site_of.engine}-{fault}".replace(" ", "-")
+                folder.mkdir(parents=True, exist_ok=True)
+                runs.append(await run_fault(site_of(folder / "site"), fault, asked.seconds, asked.seed, folder))
+                say(details(runs[-1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fail brokers over under load.")
+    names = [site.engine.lower() for site in SITES]
+    parser.add_argument("--engine", action="append", type=str.lower, choices=names)
+    parser.add_argument("--fault", action="append", choices=("kill", "freeze", "rolling", "quick", "apps", "fence"))
+    parser.add_argument("--seconds", type=float, default=8, help="that a server is dead or frozen")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--logs", type=Path, help="a folder for all logs and ledgers, which are thrown away otherwise")
+    asked = parser.parse_args()
+    runs: list[Run] = []
+    say(f"seed {asked.seed}")
+    try:
+        asyncio.run(run_all(asked, runs))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        say("ended early")
+    say("\n" + table(runs))
+    failed = [run for run in runs if not run.holds]
+    say(f"\n{len(runs) - len(failed)} of {len(runs)} runs hold; seed {asked.seed}")
+    return 1 if failed or not runs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

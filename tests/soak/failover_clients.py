@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from aiohttp_interceptors import Decoder
-from tests.soak.failover_ledger import TOPICS, Acknowledged, Item, Received, item_of
+from tests.soak.failover_ledger import TOPICS, Acknowledged, Item, item_of
 
 WRITERS = 8
 RATE = 100  # events a second of all writers, while nothing is in the way
@@ -82,35 +82,39 @@ class Publishers:
 class Listener:
     """A client as a browser's ``EventSource``: it reconnects with the last id, also to another process."""
 
-    def __init__(self, session: ClientSession, urls: Sequence[str], process: int, chance: random.Random) -> None:
+    def __init__(
+        self,
+        session: ClientSession,
+        urls: Sequence[str],
+        process: int,
+        stay: tuple[float, float] | None,
+        chance: random.Random,
+    ) -> None:
         self._session = session
         self._urls = urls
+        self._stay = stay
         self._chance = chance
         self._last_id = ""
-        self.process = process
+        self._process = process
         self.items: list[Item] = []
-        self.numbers: set[int] = set()
         self.connected = asyncio.Event()
         """Set once the first connection has an id to return with."""
         self.problems: list[str] = []
 
-    async def run(self, stay: Callable[[random.Random], float] | None, *, changes: bool) -> None:
-        """Go on until cancelled, with connections that are given up after ``stay(chance)`` seconds.
-
-        A client that ``changes`` goes to another process each time.
-        """
+    async def run(self) -> None:
+        """Go on until cancelled. A client that does not stay changes the process each time it gives up a connection."""
         while True:
             try:
-                async with asyncio.timeout(None if stay is None else stay(self._chance)):
-                    await self._listen(self._urls[self.process])
+                async with asyncio.timeout(None if self._stay is None else self._chance.uniform(*self._stay)):
+                    await self._listen(self._urls[self._process])
             except LOST:
                 pass
-            if changes:
-                self.process = (self.process + 1) % len(self._urls)
+            if self._stay is not None:
+                self._process = (self._process + 1) % len(self._urls)
             await asyncio.sleep(AGAIN)
 
     async def _listen(self, url: str) -> None:
-        headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache", "Pragma": "no-cache"}
         if self._last_id:
             headers["Last-Event-ID"] = self._last_id
         limit = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
@@ -126,14 +130,12 @@ class Listener:
                         self._last_id = event.id
                         self.connected.set()
                     try:
-                        item = item_of(event, self._last_id, now, self.process, opened)
+                        item = item_of(event, self._last_id, now, self._process, opened)
                     except ValueError as error:
                         self.problems.append(str(error))
                         continue
                     if item is not None:
                         self.items.append(item)
-                        if isinstance(item, Received):
-                            self.numbers.add(item.number)
 
 
 async def watch(session: ClientSession, url: str, answers: list[tuple[float, bool]]) -> None:

@@ -52,12 +52,12 @@ def sentinel(sentinels: list[tuple[str, int]], service: str):
     return RedisBroker(connect)
 
 
-def postgres(dsn: str):
-    return PostgresBroker(dsn)
+def postgres(dsn: str, table: str):
+    return PostgresBroker(dsn, table=table)
 
 
-def nats(urls: list[str], replicas: int):
-    return NatsBroker(urls, replicas=replicas)
+def nats(urls: list[str], stream: str, replicas: int):
+    return NatsBroker(urls, stream=stream, replicas=replicas)
 
 
 BROKERS: dict[str, Callable[..., object]] = {
@@ -94,7 +94,7 @@ def application(hub: Hub) -> web.Application:
 
 
 def end_with_standard_input() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)
     os._exit(3)
 
 

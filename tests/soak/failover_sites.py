@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from tests.brokers.nats_topologies import NatsCluster
+from tests.brokers.postgres_topologies import StandbySite
 from tests.servers.process import ServerProcess
 
 R = TypeVar("R")
@@ -28,10 +30,6 @@ class Process(Protocol):
     def thaw(self) -> None: ...
 
 
-Fault = Callable[[Sequence[Process], float], Awaitable[None]]
-"""What happens to an engine and to the processes that use it. A server is away for so many seconds."""
-
-
 async def in_thread(function: Callable[..., R], *arguments: object) -> R:
     """Call a function that blocks for a bounded time. A cancellation waits for its end, so that it leaves nothing."""
     running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
@@ -43,23 +41,17 @@ async def in_thread(function: Callable[..., R], *arguments: object) -> R:
         raise
 
 
-async def restart_all(processes: Sequence[Process], seconds: float) -> None:
-    """Restart all application processes at once: the first one is killed, and the others are told to stop."""
-    await asyncio.gather(processes[0].kill(), *(process.stop() for process in processes[1:]))
-    await asyncio.gather(*(process.start() for process in processes))
-
-
 class Site(ABC):
-    """An engine in a folder of its own, and its faults by name."""
+    """An engine in a folder of its own, with a method for each of its ``faults``."""
 
     engine: str
     configuration: str
     """What is run, in a few words."""
+    faults: tuple[str, ...] = ("kill", "freeze", "rolling", "quick", "apps")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.servers: list[ServerProcess] = []
-        self.faults: dict[str, Fault] = {"apps": restart_all}
 
     @property
     @abstractmethod
@@ -79,6 +71,10 @@ class Site(ABC):
     async def primary(self) -> ServerProcess:
         """Return the server that is written to now."""
         return self.servers[0]
+
+    async def inflict(self, fault: str, processes: Sequence[Process], seconds: float) -> None:
+        """Have a fault happen to the engine or to the processes that use it. A server is away for so many seconds."""
+        await getattr(self, fault)(processes, seconds)
 
     async def kill(self, processes: Sequence[Process], seconds: float) -> None:
         """Kill the primary, and start it again later."""
@@ -109,6 +105,11 @@ class Site(ABC):
         await in_thread(victim.kill)
         await in_thread(victim.start)
 
+    async def apps(self, processes: Sequence[Process], seconds: float) -> None:
+        """Restart all application processes at once: the first one is killed, and the others are told to stop."""
+        await asyncio.gather(processes[0].kill(), *(process.stop() for process in processes[1:]))
+        await asyncio.gather(*(process.start() for process in processes))
+
     async def settled(self) -> None:  # noqa: B027  # of most, one that answers is one
         """Wait until a server that was restarted is a full member again."""
 
@@ -118,11 +119,11 @@ class SqliteFile(Site):
 
     engine = "SQLite"
     configuration = "a file on a local disk, `SqliteBroker(path)`, several processes"
+    faults = ("kill", "freeze", "rolling", "apps")
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.faults |= {"kill": self.kill, "freeze": self.freeze, "rolling": self.rolling}
 
     @property
     def broker(self) -> dict[str, object]:
@@ -147,3 +148,77 @@ class SqliteFile(Site):
         for process in processes:
             await process.stop()
             await process.start()
+
+
+class PostgresStandby(Site):
+    """A primary and a synchronous standby, which is promoted by an operator who fences the old primary."""
+
+    engine = "PostgreSQL"
+    configuration = (
+        "a primary and a streaming standby, `synchronous_standby_names = '*'`, "
+        "`postgresql://user@one:5432,two:5432/db?target_session_attrs=read-write`"
+    )
+    faults = ("kill", "freeze", "fence", "rolling", "quick", "apps")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._site = StandbySite(folder)
+
+    @property
+    def broker(self) -> dict[str, object]:
+        return {"kind": "postgres", "dsn": self._site.dsn, "table": self._site.table}
+
+    async def start(self) -> None:
+        await in_thread(self._site.start)
+        self.servers = list(self._site.servers)
+
+    async def stop(self) -> None:
+        await in_thread(self._site.end)
+
+    async def primary(self) -> ServerProcess:
+        return self._site.primary
+
+    async def kill(self, processes: Sequence[Process], seconds: float) -> None:
+        """Kill the primary, promote the standby, and join the old primary as its standby later."""
+        await in_thread(self._site.kill)
+        await asyncio.sleep(seconds / 4)
+        await in_thread(self._site.promote)
+        await asyncio.sleep(seconds * 3 / 4)
+        await in_thread(self._site.join)
+
+    async def fence(self, processes: Sequence[Process], seconds: float) -> None:
+        """Freeze the primary, promote the standby, and end the old primary before it is thawed."""
+        self._site.freeze()
+        await asyncio.sleep(seconds / 4)
+        await in_thread(self._site.promote)
+        await asyncio.sleep(seconds * 3 / 4)
+        await in_thread(self._site.join)
+
+    async def settled(self) -> None:
+        await in_thread(self._site.follows)
+
+
+class NatsThree(Site):
+    """Three nodes of NATS, and a stream with a replica on each."""
+
+    engine = "NATS"
+    configuration = "three nodes, `NatsBroker([url, url, url], replicas=3)`"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._cluster = NatsCluster(folder)
+        self.servers = list(self._cluster.nodes)
+
+    @property
+    def broker(self) -> dict[str, object]:
+        return {"kind": "nats", "urls": self._cluster.urls, "stream": self._cluster.stream, "replicas": 3}
+
+    async def start(self) -> None:
+        await in_thread(self._cluster.start)
+
+    async def primary(self) -> ServerProcess:
+        return await in_thread(self._cluster.leader)
+
+    async def settled(self) -> None:
+        await in_thread(self._cluster.ready)
+        await in_thread(self._cluster.replicated)

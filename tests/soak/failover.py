@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,10 +33,20 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector
 from tests.servers.process import free_port
 from tests.soak.failover_clients import LOST, Listener, Publishers, eventually, watch
 from tests.soak.failover_ledger import Item, Verdict, judge, longest_pause
-from tests.soak.failover_sites import NatsThree, PostgresStandby, Site, SqliteFile
+from tests.soak.failover_sites import (
+    BareSentinel,
+    NatsThree,
+    PostgresStandby,
+    Site,
+    SqliteFile,
+    ValkeyCluster,
+    ValkeySentinel,
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
-SITES: tuple[type[Site], ...] = (SqliteFile, PostgresStandby, NatsThree)
+SITES: tuple[type[Site], ...] = (
+    SqliteFile, ValkeySentinel, BareSentinel, ValkeyCluster, PostgresStandby, NatsThree,
+)  # fmt: skip
 PROCESSES = 2
 STARTS = 30.0  # seconds that a process has to start and to become ready, on a busy machine
 ENDS = 15.0  # seconds that a process has to end after SIGTERM
@@ -295,7 +306,8 @@ async def run_all(asked: argparse.Namespace, runs: list[Run]) -> None:
                 if asked.fault and fault not in asked.fault:
                     continue
                 folder = (asked.logs or Path(temporary)) / f"{site_of.engine}-{fault}".replace(" ", "-")
-                folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
                 try:
                     site = site_of(folder / "site")
                 except pytest.skip.Exception as missing:

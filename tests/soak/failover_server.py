@@ -18,9 +18,11 @@ from collections.abc import Callable
 
 import structlog
 from aiohttp import web
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from aiohttp_interceptors import Hub, as_handler, setup, start_topic_stream
 from aiohttp_interceptors.brokers.nats import NatsBroker
@@ -39,10 +41,6 @@ def sqlite(path: str):
     return SqliteBroker(path)
 
 
-def redis(url: str):
-    return RedisBroker(url)
-
-
 def sentinel(sentinels: list[tuple[str, int]], service: str):
     async def connect():
         options = {"socket_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
@@ -50,6 +48,24 @@ def sentinel(sentinels: list[tuple[str, int]], service: str):
         return watch.master_for(service, retry=Retry(NoBackoff(), 0))
 
     return RedisBroker(connect)
+
+
+def cluster(nodes: list[tuple[str, int]], stream: str):
+    async def connect():
+        for host, port in nodes:
+            options = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
+            try:
+                async with Redis(host=host, port=port, **options) as client:
+                    slot = await client.execute_command("CLUSTER KEYSLOT", f"{{{stream}}}")
+                    slots = await client.execute_command("CLUSTER SLOTS")
+            except (RedisError, OSError):
+                continue
+            for (begin, end), found in slots.items():
+                if begin <= slot <= end:
+                    return Redis(host=found["primary"][0], port=found["primary"][1], retry=Retry(NoBackoff(), 0))
+        raise ConnectionError("no node of the Cluster knows the slot")
+
+    return RedisBroker(connect, stream=stream)
 
 
 def postgres(dsn: str, table: str):
@@ -61,7 +77,7 @@ def nats(urls: list[str], stream: str, replicas: int):
 
 
 BROKERS: dict[str, Callable[..., object]] = {
-    "sqlite": sqlite, "redis": redis, "sentinel": sentinel, "postgres": postgres, "nats": nats,
+    "sqlite": sqlite, "sentinel": sentinel, "cluster": cluster, "postgres": postgres, "nats": nats,
 }  # fmt: skip
 
 

@@ -11,7 +11,9 @@ from typing import Protocol, TypeVar
 
 from tests.brokers.nats_topologies import NatsCluster
 from tests.brokers.postgres_topologies import StandbySite
+from tests.brokers.redis_topologies import ClusterSite, SentinelSite
 from tests.servers.process import ServerProcess
+from tests.servers.valkey import DURABLE
 
 R = TypeVar("R")
 
@@ -99,6 +101,12 @@ class Site(ABC):
             await in_thread(server.start)
             await self.settled()
 
+    async def lose(self, processes: Sequence[Process], seconds: float) -> None:
+        """Kill the primary for good, and wait until another one has taken over."""
+        victim = await self.primary()
+        await in_thread(victim.kill)
+        await self.promoted(victim)
+
     async def quick(self, processes: Sequence[Process], seconds: float) -> None:
         """Kill the primary, and start it again at once."""
         victim = await self.primary()
@@ -109,6 +117,9 @@ class Site(ABC):
         """Restart all application processes at once: the first one is killed, and the others are told to stop."""
         await asyncio.gather(processes[0].kill(), *(process.stop() for process in processes[1:]))
         await asyncio.gather(*(process.start() for process in processes))
+
+    async def promoted(self, old: ServerProcess) -> None:  # noqa: B027  # not each engine has others
+        """Wait until another server than this one is the primary."""
 
     async def settled(self) -> None:  # noqa: B027  # of most, one that answers is one
         """Wait until a server that was restarted is a full member again."""
@@ -194,8 +205,119 @@ class PostgresStandby(Site):
         await asyncio.sleep(seconds * 3 / 4)
         await in_thread(self._site.join)
 
+    async def promoted(self, old: ServerProcess) -> None:
+        await in_thread(self._site.promote)
+
     async def settled(self) -> None:
         await in_thread(self._site.follows)
+
+
+class ValkeySentinel(Site):
+    """A primary with two replicas, and three Sentinels, the first one of which is on the primary's machine."""
+
+    engine = "Sentinel"
+    configuration = (
+        "Valkey with two replicas and three Sentinels, `appendonly yes`, `appendfsync always`, "
+        "`min-replicas-to-write 1`, `min-replicas-max-lag 3`"
+    )
+    options: tuple[str, ...] = (*DURABLE, "--min-replicas-to-write", "1", "--min-replicas-max-lag", "3")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._site = SentinelSite(folder, *self.options, replicas=2)
+
+    @property
+    def broker(self) -> dict[str, object]:
+        return {"kind": "sentinel", "sentinels": self._site.addresses, "service": self._site.name}
+
+    async def start(self) -> None:
+        await in_thread(self._site.start)
+        self.servers = list(self._site.servers)
+
+    async def stop(self) -> None:
+        await in_thread(self._site.stop)
+
+    async def primary(self) -> ServerProcess:
+        return await in_thread(self._site.primary)
+
+    async def kill(self, processes: Sequence[Process], seconds: float) -> None:
+        """Kill the primary, and start it again after another one has been promoted: it comes back as a primary."""
+        await super().kill(processes, seconds)
+        await self._demoted()
+
+    async def freeze(self, processes: Sequence[Process], seconds: float) -> None:
+        """Freeze the primary until after another one has been promoted."""
+        await super().freeze(processes, seconds)
+        await self._demoted()
+
+    async def quick(self, processes: Sequence[Process], seconds: float) -> None:
+        """Restart the primary and the Sentinel of its machine, which comes back knowing the old primary only."""
+        old, sentinel = self._site.servers[0], self._site.sentinels[0]
+        await in_thread(old.kill)
+        await in_thread(sentinel.kill)
+        await in_thread(self._site.promoted, old)
+        await in_thread(old.start)
+        await in_thread(sentinel.start)
+        await self._demoted()
+
+    async def rolling(self, processes: Sequence[Process], seconds: float) -> None:
+        """Restart the replicas, then the primary after another one has been promoted in order, then the Sentinels."""
+        old = self._site.servers[0]
+        for server in self._site.servers[1:]:
+            await in_thread(server.stop)
+            await in_thread(server.start)
+            await in_thread(self._site.demoted, server)
+        await in_thread(self._site.promote)
+        await in_thread(self._site.demoted, old)
+        await in_thread(old.stop)
+        await in_thread(old.start)
+        await self._demoted()
+        for sentinel in self._site.sentinels:
+            await in_thread(sentinel.stop)
+            await in_thread(sentinel.start)
+
+    async def promoted(self, old: ServerProcess) -> None:
+        await in_thread(self._site.promoted, old)
+
+    async def _demoted(self) -> None:
+        await in_thread(self._site.demoted, self._site.servers[0])
+
+
+class BareSentinel(ValkeySentinel):
+    """The same without a replica that must have what is acknowledged: what goes is told."""
+
+    engine = "Sentinel-bare"
+    configuration = "the same without `min-replicas-to-write`"
+    options = DURABLE
+
+
+class ValkeyCluster(Site):
+    """Three primaries with a replica each. The faults are those of the primary that has the stream's slot."""
+
+    engine = "Cluster"
+    configuration = "a Valkey Cluster of three primaries and three replicas, `appendonly yes`, `appendfsync always`"
+    key = "{events}"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._site = ClusterSite(folder, *DURABLE, replicas=1)
+
+    @property
+    def broker(self) -> dict[str, object]:
+        return {"kind": "cluster", "nodes": self._site.addresses, "stream": "events"}
+
+    async def start(self) -> None:
+        await in_thread(self._site.start)
+        self.servers = list(self._site.servers)
+
+    async def stop(self) -> None:
+        await in_thread(self._site.stop)
+
+    async def primary(self) -> ServerProcess:
+        return await in_thread(self._site.owner, self.key)
+
+    async def promoted(self, old: ServerProcess) -> None:
+        await in_thread(self._site.promoted, self.key, old)
 
 
 class NatsThree(Site):
@@ -218,6 +340,9 @@ class NatsThree(Site):
 
     async def primary(self) -> ServerProcess:
         return await in_thread(self._cluster.leader)
+
+    async def promoted(self, old: ServerProcess) -> None:
+        await in_thread(self._cluster.leader)
 
     async def settled(self) -> None:
         await in_thread(self._cluster.ready)

@@ -54,6 +54,7 @@ CALM = 3.0  # seconds of load before a fault and after it
 TOLD = 3.0  # seconds that a loss which was told has to come after all
 ANSWERS = 45.0  # seconds after the fault in which all must be acknowledged
 ARRIVES = 20.0  # seconds after that in which all must have come
+LATE = 6.0  # seconds that an event may be late, on a busy machine, in a process that says that it is ready
 LIMIT = 240.0  # seconds that one run may take
 # By name: the process where a client begins, and the seconds, at least and at most, after which it changes to another.
 CLIENTS = (("stays", 0, None), ("stays too", 1, None), ("wanders", 0, (1.0, 4.0)), ("changes", 1, (4.0, 12.0)))
@@ -146,6 +147,7 @@ async def run_fault(
 ) -> Run:
     """Run one fault under load, with a server away for ``seconds``, and leave nothing that runs."""
     run, began = Run(site.engine, fault), time.monotonic()
+    site.chance = chance = random.Random(f"{seed} {site.engine} {fault}")
     try:
         async with asyncio.timeout(LIMIT), AsyncExitStack() as stack:
             session = await stack.enter_async_context(ClientSession(connector=TCPConnector(limit=0, force_close=True)))
@@ -157,7 +159,7 @@ async def run_fault(
             await asyncio.gather(*(process.start() for process in processes))
             if not await eventually(lambda: _ready(processes), STARTS):
                 raise RuntimeError(f"the processes are not ready after {STARTS:.0f} s")
-            load = Load(session, [process.url for process in processes], random.Random(f"{seed} {run.engine} {fault}"))
+            load = Load(session, [process.url for process in processes], chance)
             stack.push_async_callback(load.end)
             await load.start()
             await asyncio.sleep(calm)
@@ -234,6 +236,10 @@ class Load:
         acknowledged = self._publishers.acknowledged
         run.verdict = judge(acknowledged, self._items, self._readiness)
         run.answers, run.longest = self._publishers.answers, self._publishers.longest
+        if run.verdict.late > LATE:
+            run.problems.append(
+                f"a process said that it was ready, and an event was {run.verdict.late:.1f} s late there"
+            )
         run.pause = longest_pause(acknowledged, self._began, self._finished)
         run.problems += [problem for listener in self._listeners.values() for problem in listener.problems[:3]]
         run.problems += [

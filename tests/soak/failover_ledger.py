@@ -14,6 +14,7 @@ from aiohttp_interceptors import Event
 
 TOPICS = tuple(f"t.{number}" for number in range(4))
 BLIND = 1.0  # seconds without an answer of the health route after which a process counts as not ready
+SOON = 15.0  # seconds in which a split must be told: an old primary is demoted after about ten
 SHOWN = 3  # of each kind of violation
 
 
@@ -89,7 +90,8 @@ def covers(gap: Told, event: Acknowledged) -> bool:
     """Tell whether a client that was told of this gap knows that the event may be missing.
 
     A gap says nothing of what was sent to be published after it was told. Of one history it covers the ids between its
-    ends. An event of a history that neither end knows was acknowledged by a server whose log was given up.
+    ends. An event of a history that neither end knows was acknowledged by a server whose log was given up, which a gap
+    that comes soon is about, and one that comes later for another reason is not.
     """
     if event.began > gap.time:
         return False
@@ -97,6 +99,8 @@ def covers(gap: Told, event: Acknowledged) -> bool:
     (after_epoch, after), (reach_epoch, reach) = place(gap.after), place(gap.reach)
     if epoch == reach_epoch and offset > reach:
         return False
+    if epoch not in {after_epoch, reach_epoch}:
+        return gap.time <= event.time + SOON
     return epoch != after_epoch or offset > after
 
 

@@ -55,14 +55,14 @@ def cluster(nodes: list[tuple[str, int]], stream: str):
         for host, port in nodes:
             options = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
             try:
-                async with Redis(host=host, port=port, **options) as client:
+                async with Redis(host=host, port=port, protocol=2, **options) as client:
                     slot = await client.execute_command("CLUSTER KEYSLOT", f"{{{stream}}}")
                     slots = await client.execute_command("CLUSTER SLOTS")
             except (RedisError, OSError):
                 continue
-            for (begin, end), found in slots.items():
+            for begin, end, primary, *_ in slots:
                 if begin <= slot <= end:
-                    return Redis(host=found["primary"][0], port=found["primary"][1], retry=Retry(NoBackoff(), 0))
+                    return Redis(host=primary[0].decode(), port=primary[1], retry=Retry(NoBackoff(), 0))
         raise ConnectionError("no node of the Cluster knows the slot")
 
     return RedisBroker(connect, stream=stream)

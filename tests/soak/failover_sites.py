@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from tests.brokers.nats_topologies import NatsCluster
 from tests.brokers.postgres_topologies import StandbySite
-from tests.brokers.redis_topologies import ClusterSite, SentinelSite
+from tests.brokers.redis_topologies import ClusterSite, SentinelNode, SentinelSite, ask, info, wait_for
 from tests.servers.process import ServerProcess
-from tests.servers.valkey import DURABLE
+from tests.servers.valkey import DURABLE, Valkey
 
 R = TypeVar("R")
 
@@ -54,6 +56,7 @@ class Site(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.servers: list[ServerProcess] = []
+        self.chance = random.Random(0)
 
     @property
     @abstractmethod
@@ -243,22 +246,28 @@ class ValkeySentinel(Site):
     async def kill(self, processes: Sequence[Process], seconds: float) -> None:
         """Kill the primary, and start it again after another one has been promoted: it comes back as a primary."""
         await super().kill(processes, seconds)
-        await self._demoted()
+        await self.settled()
 
     async def freeze(self, processes: Sequence[Process], seconds: float) -> None:
         """Freeze the primary until after another one has been promoted."""
         await super().freeze(processes, seconds)
-        await self._demoted()
+        await self.settled()
 
     async def quick(self, processes: Sequence[Process], seconds: float) -> None:
-        """Restart the primary and the Sentinel of its machine, which comes back knowing the old primary only."""
-        old, sentinel = self._site.servers[0], self._site.sentinels[0]
+        """Restart the primary and the Sentinel of its machine, about when the other Sentinels elect a new primary.
+
+        It comes back as the primary that it was, and its Sentinel knows no other, until they hear of the election.
+        """
+        old = await in_thread(self._site.primary)
+        sentinel = self._site.sentinels[self._site.servers.index(old)]
         await in_thread(old.kill)
         await in_thread(sentinel.kill)
-        await in_thread(self._site.promoted, old)
+        await in_thread(wait_for, "an election", partial(self._elects, sentinel))
+        await asyncio.sleep(self.chance.uniform(0, 0.8))
         await in_thread(old.start)
         await in_thread(sentinel.start)
-        await self._demoted()
+        await asyncio.sleep(2)  # an election that has begun is over
+        await self.settled()
 
     async def rolling(self, processes: Sequence[Process], seconds: float) -> None:
         """Restart the replicas, then the primary after another one has been promoted in order, then the Sentinels."""
@@ -266,12 +275,12 @@ class ValkeySentinel(Site):
         for server in self._site.servers[1:]:
             await in_thread(server.stop)
             await in_thread(server.start)
-            await in_thread(self._site.demoted, server)
-        await in_thread(self._site.promote)
-        await in_thread(self._site.demoted, old)
+            await self.settled()
+        remember(old, await in_thread(self._site.promote))
+        await self.settled()
         await in_thread(old.stop)
         await in_thread(old.start)
-        await self._demoted()
+        await self.settled()
         for sentinel in self._site.sentinels:
             await in_thread(sentinel.stop)
             await in_thread(sentinel.start)
@@ -279,8 +288,28 @@ class ValkeySentinel(Site):
     async def promoted(self, old: ServerProcess) -> None:
         await in_thread(self._site.promoted, old)
 
-    async def _demoted(self) -> None:
-        await in_thread(self._site.demoted, self._site.servers[0])
+    async def settled(self) -> None:
+        await in_thread(wait_for, "one primary, which all others follow", self._is_settled)
+
+    def _elects(self, dead: SentinelNode) -> bool:
+        """Tell whether a Sentinel that runs takes the primary for dead."""
+        other = next(sentinel for sentinel in self._site.sentinels if sentinel is not dead)
+        return b"o_down" in b" ".join(map(bytes, ask(other.port, "SENTINEL", "MASTER", self._site.name)))
+
+    def _is_settled(self) -> bool:
+        states = {server: info(server.port, "replication") for server in self._site.servers}
+        primaries = [server for server, state in states.items() if state["role"] == "master"]
+        links = [state["master_link_status"] for state in states.values() if state["role"] == "slave"]
+        return primaries == [self._site.primary()] and set(links) == {"up"}
+
+
+def remember(server: Valkey, primary: Valkey | None) -> None:
+    """Have a server start again as what it is now, as one with a configuration file does, which it writes to."""
+    options = list(server._options)
+    if "--replicaof" in options:
+        at = options.index("--replicaof")
+        del options[at : at + 2]
+    server._options = (*options, *(("--replicaof", f"127.0.0.1 {primary.port}") if primary else ()))
 
 
 class BareSentinel(ValkeySentinel):

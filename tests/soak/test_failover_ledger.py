@@ -58,6 +58,7 @@ def test_an_event_that_was_not_acknowledged_is_owed_to_no_client():
         ("d-9", "e-4", 6.0, True),  # the client came from another life, and of this one something is gone
         ("d-9", "e-2", 6.0, False),
         ("d-9", "f-4", 6.0, True),  # of a history that was given up, which neither end knows
+        ("d-9", "f-4", 30.0, False),  # and one that is told much later is about something else
         ("garbage", "e-3", 6.0, True),
         ("e-2", "e-3", 2.5, False),  # it was told before the event was sent
     ],

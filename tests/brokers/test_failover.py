@@ -23,6 +23,6 @@ from tests.soak.failover_sites import NatsThree, PostgresStandby, SqliteFile, Va
     ids=lambda value: value if isinstance(value, str) else value.engine,
 )
 async def test_what_is_acknowledged_comes_to_each_client_or_is_told_to_be_missing(tmp_path, site, fault):
-    run = await run_fault(site(tmp_path / "site"), fault, tmp_path, seconds=1.0, calm=0.5)
+    run = await run_fault(site(tmp_path / "site"), fault, tmp_path, seconds=1.0, calm=0.5, limit=100)
     assert run.holds, details(run)
     assert run.verdict.acknowledged

@@ -143,13 +143,31 @@ class Run:
 
 
 async def run_fault(
-    site: Site, fault: str, folder: Path, *, seconds: float = 8.0, calm: float = CALM, seed: int = 0
+    site: Site,
+    fault: str,
+    folder: Path,
+    *,
+    seconds: float = 8.0,
+    calm: float = CALM,
+    seed: int = 0,
+    limit: float = LIMIT,
 ) -> Run:
-    """Run one fault under load, with a server away for ``seconds``, and leave nothing that runs."""
+    """Run one fault under load, with a server away for ``seconds``, and leave nothing that runs.
+
+    Args:
+        site: The engine, which was not started.
+        fault: One of its faults.
+        folder: Where the logs of the processes and the ledger go.
+        seconds: How long a server is dead or frozen.
+        calm: Seconds of load before the fault and after it.
+        seed: What the delays are made of.
+        limit: Seconds that all of it may take.
+
+    """
     run, began = Run(site.engine, fault), time.monotonic()
     site.chance = chance = random.Random(f"{seed} {site.engine} {fault}")
     try:
-        async with asyncio.timeout(LIMIT), AsyncExitStack() as stack:
+        async with asyncio.timeout(limit), AsyncExitStack() as stack:
             session = await stack.enter_async_context(ClientSession(connector=TCPConnector(limit=0, force_close=True)))
             stack.push_async_callback(site.stop)
             await site.start()

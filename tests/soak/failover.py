@@ -36,6 +36,7 @@ from tests.soak.failover_ledger import Item, Verdict, judge, longest_pause
 from tests.soak.failover_sites import (
     BareSentinel,
     NatsThree,
+    PostgresAsynchronous,
     PostgresStandby,
     Site,
     SqliteFile,
@@ -45,7 +46,7 @@ from tests.soak.failover_sites import (
 
 ROOT = Path(__file__).parents[2]
 SITES: tuple[type[Site], ...] = (
-    SqliteFile, ValkeySentinel, BareSentinel, ValkeyCluster, PostgresStandby, NatsThree,
+    SqliteFile, ValkeySentinel, BareSentinel, ValkeyCluster, PostgresStandby, PostgresAsynchronous, NatsThree,
 )  # fmt: skip
 PROCESSES = 2
 STARTS = 30.0  # seconds that a process has to start and to become ready, on a busy machine

@@ -173,10 +173,11 @@ class PostgresStandby(Site):
         "`postgresql://user@one:5432,two:5432/db?target_session_attrs=read-write`"
     )
     faults = ("kill", "freeze", "fence", "rolling", "quick", "apps")
+    synchronous = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._site = StandbySite(folder)
+        self._site = StandbySite(folder, synchronous=self.synchronous, wal_retrieve_retry_interval="1s")
 
     @property
     def broker(self) -> dict[str, object]:
@@ -213,6 +214,15 @@ class PostgresStandby(Site):
 
     async def settled(self) -> None:
         await in_thread(self._site.follows)
+
+
+class PostgresAsynchronous(PostgresStandby):
+    """The same with a commit that does not wait for the standby: what that has not received goes, and is told."""
+
+    engine = "PostgreSQL-async"
+    configuration = "the same without `synchronous_standby_names`"
+    faults = ("kill", "fence")
+    synchronous = False
 
 
 class ValkeySentinel(Site):

@@ -32,7 +32,7 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
 from tests.servers.process import free_port
 from tests.soak.failover_clients import LOST, Listener, Publishers, eventually, watch
-from tests.soak.failover_ledger import Item, Verdict, judge, longest_pause
+from tests.soak.failover_ledger import SHOWN, Item, Verdict, judge, longest_pause
 from tests.soak.failover_sites import (
     BareSentinel,
     NatsThree,
@@ -107,6 +107,12 @@ class ApplicationProcess:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
+
+    def complaints(self) -> list[str]:
+        """Return what was logged as an error, or in another way than the library's own lines."""
+        lines = self.log.read_text().splitlines()
+        found = [line for line in lines if not line.startswith("{") or '"level": "error"' in line]
+        return [f"process {self._number} logged: {line[:300]}" for line in found[:SHOWN]]
 
     def freeze(self) -> None:
         assert self._process is not None
@@ -190,7 +196,7 @@ async def run_fault(
             await load.end()
             load.account(run, folder)
             await asyncio.gather(*(process.stop() for process in processes))
-            run.problems += [problem for process in processes for problem in process.problems]
+            run.problems += [problem for process in processes for problem in process.problems + process.complaints()]
     except Exception as error:  # noqa: BLE001  # the other runs are worth having
         run.problems.append(f"the run ended early: {error!r}")
     run.seconds = time.monotonic() - began
@@ -320,9 +326,11 @@ def details(run: Run) -> str:
 
 
 async def run_all(asked: argparse.Namespace, runs: list[Run]) -> None:
-    task = asyncio.current_task()
+    """Run what is asked for. At Ctrl-C or SIGTERM it ends what runs; a second one does not disturb that."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in signal.SIGINT, signal.SIGTERM:
+        loop.add_signal_handler(number, lambda: task.cancelling() or task.cancel())
     with tempfile.TemporaryDirectory() as temporary:
         for site_of in SITES:
             if asked.engine and site_of.engine.lower() not in asked.engine:
@@ -352,15 +360,16 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="a folder for all logs and ledgers, which are thrown away otherwise")
     asked = parser.parse_args()
     runs: list[Run] = []
+    early = False
     say(f"seed {asked.seed}")
     try:
         asyncio.run(run_all(asked, runs))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        say("ended early")
+        early = True
     say("\n" + table(runs))
     failed = [run for run in runs if not run.holds]
-    say(f"\n{len(runs) - len(failed)} of {len(runs)} runs hold; seed {asked.seed}")
-    return 1 if failed or not runs else 0
+    say(f"\n{len(runs) - len(failed)} of {len(runs)} runs hold{', and it was ended early' * early}; seed {asked.seed}")
+    return 1 if failed or early or not runs else 0
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ class ValkeySentinel(Site):
         sentinel = self._site.sentinels[self._site.servers.index(old)]
         await in_thread(old.kill)
         await in_thread(sentinel.kill)
-        await in_thread(wait_for, "an election", partial(self._elects, sentinel))
+        await in_thread(wait_for, "an election", partial(self._elects, old, sentinel))
         await asyncio.sleep(self.chance.uniform(0, 0.8))
         await in_thread(old.start)
         await in_thread(sentinel.start)
@@ -301,10 +301,12 @@ class ValkeySentinel(Site):
     async def settled(self) -> None:
         await in_thread(wait_for, "one primary, which all others follow", self._is_settled)
 
-    def _elects(self, dead: SentinelNode) -> bool:
-        """Tell whether a Sentinel that runs takes the primary for dead."""
+    def _elects(self, old: ServerProcess, dead: SentinelNode) -> bool:
+        """Tell whether a Sentinel that runs takes the primary for dead, or knows another one already."""
         other = next(sentinel for sentinel in self._site.sentinels if sentinel is not dead)
-        return b"o_down" in b" ".join(map(bytes, ask(other.port, "SENTINEL", "MASTER", self._site.name)))
+        flat = ask(other.port, "SENTINEL", "MASTER", self._site.name)
+        state = dict(zip(flat[::2], flat[1::2], strict=True))
+        return b"_down" in state[b"flags"] or int(state[b"port"]) != old.port
 
     def _is_settled(self) -> bool:
         states = {server: info(server.port, "replication") for server in self._site.servers}

@@ -18,13 +18,9 @@ from collections.abc import Callable
 
 import structlog
 from aiohttp import web
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from aiohttp_interceptors import Hub, as_handler, setup, start_topic_stream
+from aiohttp_interceptors.brokers import redis
 from aiohttp_interceptors.brokers.nats import NatsBroker
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.redis import RedisBroker
@@ -42,30 +38,11 @@ def sqlite(path: str):
 
 
 def sentinel(sentinels: list[tuple[str, int]], service: str):
-    async def connect():
-        options = {"socket_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
-        watch = Sentinel([tuple(place) for place in sentinels], sentinel_kwargs=options)
-        return watch.master_for(service, retry=Retry(NoBackoff(), 0))
-
-    return RedisBroker(connect)
+    return RedisBroker(redis.sentinel([(host, port) for host, port in sentinels], service))
 
 
 def cluster(nodes: list[tuple[str, int]], stream: str):
-    async def connect():
-        for host, port in nodes:
-            options = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
-            try:
-                async with Redis(host=host, port=port, protocol=2, **options) as client:
-                    slot = await client.execute_command("CLUSTER KEYSLOT", f"{{{stream}}}")
-                    slots = await client.execute_command("CLUSTER SLOTS")
-            except (RedisError, OSError):
-                continue
-            for begin, end, primary, *_ in slots:
-                if begin <= slot <= end:
-                    return Redis(host=primary[0].decode(), port=primary[1], retry=Retry(NoBackoff(), 0))
-        raise ConnectionError("no node of the Cluster knows the slot")
-
-    return RedisBroker(connect, stream=stream)
+    return RedisBroker(redis.cluster_node([(host, port) for host, port in nodes], stream=stream), stream=stream)
 
 
 def postgres(dsn: str, table: str):

@@ -14,7 +14,7 @@ pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser compat test oldest latest lock matrix bench compare soak docs clean
+.PHONY: help setup demo lint format types unit browser compat test oldest latest lock matrix bench compare soak failover docs clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -82,6 +82,10 @@ compare: ## Compare the benchmarks with those of REV (HEAD), in ROUNDS (10) roun
 soak: setup ## Have random clients do their worst to streams, then to a Hub, for SECONDS (180) each
 	$(bin)/python tests/soak/soak.py --seconds $(SECONDS)
 	$(bin)/python tests/soak/hub_soak.py --seconds $(SECONDS)
+
+failover: setup ## Fail each broker over under load, and print what was lost, repeated and told; FAILOVER="--engine nats"
+	@scripts/debian $(servers)
+	$(bin)/python -m tests.soak.failover $(FAILOVER)
 
 docs: ## Build the documentation into build/site
 	@scripts/setup docs

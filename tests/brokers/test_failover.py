@@ -1,0 +1,28 @@
+"""Two processes, publishers that try again, and four clients, while the primary of each engine goes: a short ledger.
+
+``make failover`` runs all faults, and longer.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.soak.failover import details, run_fault
+from tests.soak.failover_sites import NatsThree, PostgresStandby, SqliteFile, ValkeyCluster, ValkeySentinel
+
+
+@pytest.mark.parametrize(
+    ("site", "fault"),
+    [
+        (SqliteFile, "kill"),
+        (ValkeySentinel, "lose"),
+        (ValkeyCluster, "lose"),
+        (PostgresStandby, "lose"),
+        (NatsThree, "lose"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.engine,
+)
+async def test_what_is_acknowledged_comes_to_each_client_or_is_told_to_be_missing(tmp_path, site, fault):
+    run = await run_fault(site(tmp_path / "site"), fault, tmp_path, seconds=1.0, calm=0.5, limit=100)
+    assert run.holds, details(run)
+    assert run.verdict.acknowledged

@@ -577,6 +577,28 @@ class TestWithInnerChains:
         await (await serve(app)).exchange(GET)
         assert seen == [True]
 
+    @pytest.mark.parametrize("asked", ["nothing", "a queue"])
+    @pytest.mark.parametrize("change", ["response", "header"])
+    async def test_a_change_of_a_copy_is_dropped_and_told_with_the_stage_that_made_it(
+        self, serve, logged, change, asked
+    ):
+        async def enter(context: RequestContext) -> None:
+            await half_sent(context.request)
+            twin = context.copy()
+            if asked == "a queue":
+                twin.enqueue(Interceptor("queued", lambda _: None))
+            if change == "response":
+                twin.response = web.Response(status=499)
+            else:
+                twin.response_headers["X-Late"] = "1"
+
+        app = web.Application()
+        app.router.add_get("/", intercept(Interceptor("enter", enter))(half_sent))
+        answer = await (await serve(app)).exchange(GET)
+        assert answer.startswith(b"HTTP/1.1 200")
+        first = next(line for line in errors(logged) if line["event"] == "change_after_commit_dropped")
+        assert (first["interceptor"], first["stage"]) == ("enter", "enter")
+
 
 async def half_sent_never(request: web.Request) -> web.StreamResponse:
     return web.Response()

@@ -102,6 +102,8 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                                     context = execution.adopt(result)
                             else:
                                 context = await _adopted(execution, result)
+                            if context._completion() is not None:
+                                execution.alert = True  # what it waited for may have answered without attaching
                         if execution.alert and execution.attend():
                             break  # the queue is another one now
                     else:

@@ -217,6 +217,8 @@ class Execution:
         last, left = self, getattr(self, "inner", None)
         while left is not None:
             left.left_behind = True
+            if left.completed_anew:
+                self.completed_anew = True
             last, left = left, getattr(left, "inner", None)
         if self.left_behind or last is self:
             self.left_behind = True

@@ -59,6 +59,8 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     execution = current._execution
     if execution is None or execution.cursor is not None:
         execution = Execution(current)
+    if execution.lent:
+        execution.refuse_overlap()
     execution.completed_before, execution.completed_anew = current._completion(), False
     execution.append(interceptors_of(interceptors))
     if execution.is_copy:

@@ -377,3 +377,36 @@ async def test_a_refusal_in_an_execution_that_is_cancelled_counts(serve, observi
     assert await answer(serve, [*observing, outermost]) == (401, [])
     assert ran == []
     deepest[0].cancel()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("how", ["return", "execute"])
+async def test_a_copy_whose_execution_has_gone_on_with_another_copy_is_in_use(serve, observing, how, deep) -> None:
+    """Or the refusal of the execution that runs on would be lost."""
+    running: list[asyncio.Task[RequestContext]] = []
+    hanging = asyncio.Event()
+
+    @before
+    def refuse_in_a_copy(context: RequestContext) -> RequestContext:
+        copy = context.copy()
+        copy.response = web.Response(status=401)
+        return copy
+
+    @after
+    async def hang(context: RequestContext) -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    @before
+    async def check(context: RequestContext) -> None:
+        await execute(context, hang, refuse_in_a_copy)
+
+    @before
+    async def give_up(context: RequestContext) -> RequestContext:
+        copy = context.copy()
+        running.append(asyncio.create_task(execute(copy, *([check] if deep else [hang, refuse_in_a_copy]))))
+        await hanging.wait()
+        return copy if how == "return" else await execute(copy, look)
+
+    assert await answer(serve, [*observing, give_up]) == (500, [])
+    running[0].cancel()

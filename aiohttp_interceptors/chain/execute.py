@@ -59,6 +59,8 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     execution = current._execution
     if execution is None or execution.cursor is not None:
         execution = Execution(current)
+    if execution.lent:
+        execution.refuse_overlap()
     execution.completed_before, execution.completed_anew = current._completion(), False
     execution.append(interceptors_of(interceptors))
     if execution.is_copy:
@@ -102,6 +104,8 @@ async def drive(  # noqa: C901, PLR0912, PLR0915  # split up, it costs each requ
                                     context = execution.adopt(result)
                             else:
                                 context = await _adopted(execution, result)
+                            if context._completion() is not None:
+                                execution.alert = True  # what it waited for may have answered without attaching
                         if execution.alert and execution.attend():
                             break  # the queue is another one now
                     else:

@@ -66,6 +66,7 @@ class Execution:
     values: dict[object, object] | None = None  # the context's values at that moment
     report: Failure | None = None  # of the failure that is being offered outward
     left_behind: bool = False  # the outer one has gone on without it
+    lent: bool = False  # only says of a context that an execution has begun with it and gone on with another one
     completed_before: object = None  # what completes the context without this execution's doing
     inherited: Failure | None = None  # what was being offered outward when this execution began inside another one
 
@@ -198,7 +199,7 @@ class Execution:
     def resume(self, known: Context) -> None:
         """Go on with a context that the execution had before; it takes over the state of the present one."""
         context = self.context
-        if known is context or known._execution is not None:
+        if known is context or (known._execution is not None and not known._execution.lent):
             return
         known._resume(context)
         context._execution, known._execution = None, self
@@ -217,6 +218,8 @@ class Execution:
         last, left = self, getattr(self, "inner", None)
         while left is not None:
             left.left_behind = True
+            if left.completed_anew:
+                self.completed_anew = True
             last, left = left, getattr(left, "inner", None)
         if self.left_behind or last is self:
             self.left_behind = True
@@ -259,7 +262,7 @@ class Execution:
                 f"a stage returns None or a {context._kind.__name__}"
             )
         asked = result._execution
-        if asked is not None and asked.cursor is not None:
+        if asked is not None and (asked.cursor is not None or asked.lent):
             raise TypeError(f"interceptor {name!r}, stage {stage}, returned {result!r}, which another execution uses")
         verbs = () if asked is None else asked.verbs
         for verb, _ in verbs:
@@ -267,6 +270,9 @@ class Execution:
                 self.still_entering(QUEUE_VERBS[verb])
         result._continue(context)
         context._execution, result._execution = None, self
+        if self.is_copy or self.outer is not None:  # who began it can return the context that it began with
+            context._execution = Execution(context)
+            context._execution.lent = True
         self.context = result
         self.alert = True  # it may have brought observers, or a response
         if asked is not None and asked.completed_anew:
@@ -422,6 +428,8 @@ class Execution:
             context._execution = None
         if context is not began_with:  # it was asked to run, and shall show what came of it
             began_with._resume(context)
+            if began_with._execution is not None and began_with._execution.lent:
+                began_with._execution = None
         if self.outer is not None:
             began_with._execution = self.outer
             self.outer.inner, self.outer.alert = None, True

@@ -21,6 +21,7 @@ from ..errors import ResponseCommitted
 from ..observe.logs import log
 
 if TYPE_CHECKING:
+    from ..chain.interceptor import Stage
     from .context import RequestContext
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "is_committed",
     "is_framed",
     "offending_line",
+    "running_stage",
     "seal",
     "unfinished",
     "unframed",
@@ -72,8 +74,7 @@ def is_framed(writer: AbstractStreamWriter) -> bool:
 def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, cause: Exception | None = None) -> None:
     """Log, once and with the traceback of the offending line, a change that a committed response cannot take."""
     context = _context_of(committed) if committed is None or isinstance(committed, web.StreamResponse) else committed
-    execution = None if context is None else context._execution
-    name, stage = (None, None) if execution is None else execution.where()
+    name, stage = (None, None) if context is None else running_stage(context)
     error = cause or ResponseCommitted(f"{attempted}: the head is on the wire, so the change was dropped")
     if error.__traceback__ is None:
         error = error.with_traceback(offending_line())
@@ -85,6 +86,15 @@ def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, 
         execution_id=None if context is None else context.execution_id,
         exc_info=error,
     )
+
+
+def running_stage(context: RequestContext) -> tuple[str | None, Stage | None]:
+    """Name the interceptor and the stage that run now; a copy is in none, so it is asked of the request's context."""
+    for candidate in (context, contexts.get(context._writer)):
+        execution = None if candidate is None else candidate._execution
+        if execution is not None and execution.cursor is not None:
+            return execution.where()
+    return None, None
 
 
 def _context_of(response: web.StreamResponse | None) -> RequestContext | None:

@@ -33,7 +33,7 @@ class RequestContext(Context):
     """A context with a request and its response.
 
     Attaching a response in ``enter`` ends the way in, as a raised ``web.HTTPException`` does: it is a response, not
-    an error.
+    an error. So does sending a whole one, with ``prepare`` and ``write_eof``.
     """
 
     __slots__ = ("_logged", "_preparing", "_response", "_staged", "_writer", "request", "stream")
@@ -328,8 +328,12 @@ class RequestContext(Context):
         response = self._response
         return response if isinstance(response, web.HTTPException) else None
 
-    def _completion(self) -> web.StreamResponse | None:
-        return self._response
+    def _completion(self) -> object:
+        writer = self._writer
+        try:
+            return writer if writer._eof is True else self._response  # sent whole, attached or not
+        except AttributeError:
+            return self._response  # a test double
 
 
 async def before_commit(request: web.Request, response: web.StreamResponse) -> None:

@@ -175,7 +175,10 @@ def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitab
     context = RequestContext(request)
     if context._writer in contexts:
         return _run_inside(chain, request, handler)
-    return drive(Execution(context, chain), handler, RequestContext.conclude)
+    execution = Execution(context, chain)
+    if getattr(context._writer, "_eof", False):
+        execution.completed_before = context._completion()  # a middleware further out has answered already
+    return drive(execution, handler, RequestContext.conclude)
 
 
 async def _run_inside(chain: Chain, request: web.Request, handler: Handler | None) -> web.StreamResponse:
@@ -188,8 +191,7 @@ async def _run_inside(chain: Chain, request: web.Request, handler: Handler | Non
     if attached is not None and not outer.committed:
         outer._response = None  # it is that of an earlier attempt, and says nothing of this one
     execution = Execution(outer, chain)
-    if outer._response is not None:  # it is committed
-        execution.completed_before = outer._response
+    execution.completed_before = outer._completion()  # it is committed, if there is any
     try:
         await drive(execution, handler)
     except BaseException:

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from ..observe.logs import log
-from .commit import GuardedHeaders, contexts, offending_line
+from .commit import GuardedHeaders, contexts, offending_line, running_stage
 
 if TYPE_CHECKING:
     from .context import RequestContext
@@ -132,8 +132,7 @@ def _check(name: object, value: object) -> None:
 
 def _log_dropped(name: str, value: str, context: RequestContext | None, *, where: bool = False) -> None:
     """Log a header that was dropped, and who staged it if that is the stage which runs now."""
-    execution = None if context is None or not where else context._execution
-    interceptor, stage = (None, None) if execution is None else execution.where()
+    interceptor, stage = (None, None) if context is None or not where else running_stage(context)
     error = ValueError(
         f"{name}: {value} was dropped: the response that is sent says itself how it is framed; "
         "to close a connection call response.force_close(), and set what describes one body on the response that has it"

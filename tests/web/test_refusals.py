@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from contextvars import ContextVar
 
 import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import (
+    ContextKey,
     RequestContext,
     after,
+    around,
     before,
     execute,
     intercept,
     interceptor_middleware,
+    setup,
 )
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 VARIABLE: ContextVar[int] = ContextVar("variable", default=0)
+RESPONSE = ContextKey[web.StreamResponse]("response")
 
 
 @pytest.fixture(params=["observed", "unobserved"])
@@ -47,7 +53,7 @@ def look(context: RequestContext) -> None:
     """Do nothing; after it the chain may run on by mistake."""
 
 
-async def answer(serve, chain, handler=None) -> tuple[int, list[str]]:
+async def answer(serve, chain, handler=None, *, set_up=False) -> tuple[int, list[str]]:
     """Serve a secret behind a chain: return the status of the answer, and what ran that is behind the refusal."""
     ran: list[str] = []
 
@@ -60,6 +66,8 @@ async def answer(serve, chain, handler=None) -> tuple[int, list[str]]:
         return web.Response(text="secret")
 
     app = web.Application()
+    if set_up:
+        setup(app)
     app.router.add_get("/", intercept(*chain, behind if handler is None else None)(handler or secret))
     server = await serve(app)
     head, _, body = (await server.exchange(GET)).partition(b"\r\n\r\n")
@@ -240,3 +248,165 @@ async def test_a_copy_of_a_copy_with_a_response_is_executed_the_same_with_an_obs
 
     assert await answer(serve, [*observing, refused]) == (401, [])
     assert ran == ["inner"]
+
+
+async def send(request: web.Request) -> None:
+    """Refuse as aiohttp code does that knows no context."""
+    response = web.Response(status=403, text="no")
+    await response.prepare(request)
+    await response.write_eof()
+
+
+@pytest.mark.parametrize("application", ["set up", "bare"])
+@pytest.mark.parametrize("how", ["stage", "task", "nested", "around", "copy"])
+async def test_a_response_that_a_stage_sends_whole_ends_the_way_in(serve, observing, how, application) -> None:
+    ran: list[str] = []
+
+    @before
+    async def refused(context: RequestContext) -> RequestContext | None:
+        if how == "nested":
+            sends = before(lambda inner: send(inner.request), name="sends")
+            await execute(context, sends, before(lambda _: ran.append("inner"), name="inner"))
+            return None
+        await send(context.request)
+        return context.copy() if how == "copy" else None
+
+    @around
+    async def refused_around(context: RequestContext) -> AsyncIterator[None]:
+        await send(context.request)
+        yield
+
+    interceptors = {
+        "task": before(lambda context: asyncio.ensure_future(send(context.request)), name="refused"),
+        "around": refused_around,
+    }
+    left = after(lambda _: ran.append("left"), name="left")
+    chain = [*observing, left, interceptors.get(how, refused)]
+    assert await answer(serve, chain, set_up=application == "set up") == (403, [])
+    assert ran == ["left"]
+
+
+async def test_a_response_that_a_stage_only_opens_is_for_what_is_behind_it(serve, observing) -> None:
+    @around
+    async def opened(context: RequestContext) -> AsyncIterator[None]:
+        context[RESPONSE] = response = web.StreamResponse()
+        await response.prepare(context.request)
+        yield
+        await response.write_eof()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        context = RequestContext.of(request)
+        assert context is not None
+        await context[RESPONSE].write(b"written behind it")
+        return context[RESPONSE]
+
+    app = web.Application()
+    app.router.add_get("/", intercept(*observing, opened, look)(handler))
+    assert b"written behind it" in await (await serve(app)).exchange(GET)
+
+
+@pytest.mark.parametrize("outer", ["middleware", "chain", "stage"])
+async def test_what_begins_after_a_response_was_sent_whole_runs_as_ever(serve, observing, outer) -> None:
+    ran: list[str] = []
+
+    @before
+    async def wait(context: RequestContext) -> None:
+        await asyncio.sleep(0)
+        ran.append("wait")
+
+    async def handler(request: web.Request) -> web.Response:
+        ran.append("handler")
+        return web.Response()
+
+    @web.middleware
+    async def answered(request, handler):
+        await send(request)
+        return await handler(request)
+
+    @before
+    async def audited(context: RequestContext) -> None:
+        await send(context.request)
+        await execute(context, *observing, wait, before(lambda _: ran.append("handler"), name="last"))
+
+    middlewares = [interceptor_middleware(), answered] if outer == "chain" else [answered]
+    app = web.Application(middlewares=[] if outer == "stage" else middlewares)
+    app.router.add_get("/", intercept(*([audited] if outer == "stage" else [*observing, wait]))(handler))
+    assert (await (await serve(app)).exchange(GET)).count(b"HTTP/1.1") == 1
+    assert ran == ["wait", "handler"]
+
+
+@pytest.mark.parametrize("how", ["wait_for", "timeout", "cancel"])
+@pytest.mark.parametrize("earlier", [False, True])
+async def test_a_refusal_in_an_execution_that_is_cancelled_counts(serve, observing, how, earlier) -> None:
+    """Also if the execution that refused was left running by the one that is cancelled."""
+    ran: list[str] = []
+    response = web.Response(status=401)
+    deepest: list[asyncio.Task[RequestContext]] = []
+    refused = asyncio.Event()
+
+    def refuse_with_it(context: RequestContext) -> None:
+        context.response = response
+        refused.set()
+
+    @before
+    async def leave_running(context: RequestContext) -> None:
+        chain = before(refuse_with_it, name="refuse"), after(lambda _: asyncio.Event().wait(), name="hang")
+        deepest.append(asyncio.create_task(execute(context, *chain[::-1])))
+        await asyncio.Event().wait()
+
+    @before
+    async def cut(context: RequestContext) -> None:
+        running = asyncio.create_task(execute(context, leave_running))
+        await refused.wait()
+        with suppress(TimeoutError, asyncio.CancelledError):
+            if how == "wait_for":
+                await asyncio.wait_for(running, 0)
+            elif how == "timeout":
+                async with asyncio.timeout(0):
+                    await running
+            else:
+                running.cancel()
+                await running
+
+    @before
+    async def outermost(context: RequestContext) -> None:
+        if earlier:
+            context.response = response
+        await execute(context, cut, before(lambda _: ran.append("behind"), name="behind"))
+
+    assert await answer(serve, [*observing, outermost]) == (401, [])
+    assert ran == []
+    deepest[0].cancel()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("how", ["return", "execute"])
+async def test_a_copy_whose_execution_has_gone_on_with_another_copy_is_in_use(serve, observing, how, deep) -> None:
+    """Or the refusal of the execution that runs on would be lost."""
+    running: list[asyncio.Task[RequestContext]] = []
+    hanging = asyncio.Event()
+
+    @before
+    def refuse_in_a_copy(context: RequestContext) -> RequestContext:
+        copy = context.copy()
+        copy.response = web.Response(status=401)
+        return copy
+
+    @after
+    async def hang(context: RequestContext) -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    @before
+    async def check(context: RequestContext) -> None:
+        await execute(context, hang, refuse_in_a_copy)
+
+    @before
+    async def give_up(context: RequestContext) -> RequestContext:
+        copy = context.copy()
+        running.append(asyncio.create_task(execute(copy, *([check] if deep else [hang, refuse_in_a_copy]))))
+        await hanging.wait()
+        return copy if how == "return" else await execute(copy, look)
+
+    assert await answer(serve, [*observing, give_up]) == (500, [])
+    running[0].cancel()

@@ -16,7 +16,8 @@ LOOK = 0.01  # seconds between two looks whether it answers
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+        port: int = listener.getsockname()[1]
+    return port
 
 
 class ServerProcess(ABC):
@@ -96,13 +97,14 @@ class ServerProcess(ABC):
 
     def processes(self) -> list[int]:
         """Return the process and its children."""
-        found, known = [self.pid], {}
+        found: list[int] = [self.pid]
+        known: dict[int, list[int]] = {}
         for status in Path("/proc").glob("[0-9]*/stat"):
             try:
-                pid, _, rest = status.read_text().partition(" (")
+                process, _, rest = status.read_text().partition(" (")
             except OSError:  # it has ended meanwhile
                 continue
-            known.setdefault(int(rest.rpartition(") ")[2].split()[1]), []).append(int(pid))
+            known.setdefault(int(rest.rpartition(") ")[2].split()[1]), []).append(int(process))
         for pid in found:
             found += known.get(pid, [])
         return found

@@ -34,14 +34,15 @@ _PASSING = {
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
 # When a commit fails by these, its last bytes, which make it one, were not written.
 _SURE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
-_MOVE = "move it away with what is beside it, and a new one is made"
+# In this order: a process would make a new file while the old one's -wal is still at its place.
+_MOVE = "move it away, after its -wal and -shm, and a new one is made"
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another process is writing, or was stopped while it did",
     sqlite3.SQLITE_CANTOPEN: "its folder has to be there, and this process has to be allowed to write in it",
     sqlite3.SQLITE_READONLY: "this process has to be allowed to write it, and to make files beside it",
     sqlite3.SQLITE_CORRUPT: _MOVE,
     sqlite3.SQLITE_FULL: "beside it has to be room for some MiB more",
-    sqlite3.SQLITE_NOTADB: "give another path, or move it away with what is beside it, and a new one is made",
+    sqlite3.SQLITE_NOTADB: f"give another path, or {_MOVE}",
 }
 
 _Identity: TypeAlias = tuple[int, int]

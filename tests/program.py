@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -47,8 +46,3 @@ async def serving(process):
         while (line := json.loads(await process.stdout.readline()))["event"] == "hub_up":
             pass  # its Hub may be up before it serves
         return line
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]

@@ -17,7 +17,8 @@ from example_app.app import make_app
 from example_app.machine import HISTORY, Machine
 from example_app.pages import PAGES
 from example_app.streams import MACHINE
-from tests.program import PATIENCE, free_port, outcome, program, serving
+from tests.program import PATIENCE, outcome, program, serving
+from tests.servers.process import free_port
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.test_rooms import lines, opened, say
-from tests.program import PATIENCE, free_port, program
+from tests.program import PATIENCE, program
 from tests.servers.engines import needs
+from tests.servers.process import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 

@@ -7,7 +7,8 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.color import color, contrast, luminance
-from tests.program import free_port, program, serving
+from tests.program import program, serving
+from tests.servers.process import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 

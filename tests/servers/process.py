@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,13 +12,20 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 PATIENCE = 20.0  # seconds that a server has to answer, or to end, on a busy machine
+EPHEMERAL = 32_768  # the first port that Linux gives to an outgoing connection
 LOOK = 0.01  # seconds between two looks whether it answers
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """Return a free port, of those that the kernel gives to no connection: it may stay free for a moment."""
+    chance = random.SystemRandom()
+    while True:
+        port = chance.randrange(10_000, EPHEMERAL)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:  # it is somebody's
+            continue
+        return port
 
 
 class ServerProcess(ABC):

@@ -34,8 +34,7 @@ _PASSING = {
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
 # When a commit fails by these, its last bytes, which make it one, were not written.
 _SURE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
-# In this order: a process would make a new file while the old one's -wal is still at its place.
-_MOVE = "move it away, after its -wal and -shm, and a new one is made"
+_MOVE = "move it away with what is beside it, and a new one is made"
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another process is writing, or was stopped while it did",
     sqlite3.SQLITE_CANTOPEN: "its folder has to be there, and this process has to be allowed to write in it",

@@ -28,8 +28,8 @@ class SqliteSite:
             Path(f"{self.path}{end}").unlink(missing_ok=True)
 
     def move(self, path):
-        """Move it away, after what is beside it."""
-        for end in "-wal", "-shm", "":
+        """Move it away with what is beside it."""
+        for end in "", "-wal", "-shm":
             if Path(f"{self.path}{end}").exists():
                 Path(f"{self.path}{end}").rename(f"{path}{end}")
 

@@ -25,7 +25,7 @@ Factory: TypeAlias = Callable[..., Awaitable[Client]]
 Connect: TypeAlias = str | Sequence[str] | Factory
 Reply: TypeAlias = dict[str, object]
 HOSTS = 3  # calls of a factory in the time that there is, for its client may choose a server that holds still
-AGAIN = 1.0  # seconds without an answer after which JetStream is asked again: it drops what comes while nobody leads
+AGAIN = 1.0  # seconds after which JetStream is asked again: without a leader it drops what it is asked
 CLOSING = 1.0  # seconds that a server has to take leave
 OLDEST = (2, 10)  # whose streams have metadata
 PASSING = (408, 409, 429)  # of the codes of errors: late, in conflict with another just now, one of too many
@@ -151,7 +151,7 @@ class NatsSession:
     async def send(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> asyncio.Future[Msg]:
         """Send a message, and return a future of what is replied, or ``OutcomeUnknown``.
 
-        Waits for nobody, unless a thousand others are still on their way to a server that takes nothing.
+        Waits only if a thousand others are still on their way to a server that takes nothing.
         """
         if self.loss is not None:
             raise BrokerDown(self.loss)

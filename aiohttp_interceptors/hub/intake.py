@@ -79,7 +79,7 @@ class Intake:
             fanout.spread(record)
 
     def _miss(self, topic: str, position: int, payload: bytes, error: ValueError) -> None:
-        """Tell who asked for a topic that a record of it is missing, which a later release wrote, or nobody of ours."""
+        """Tell who asked for a topic that a record of it is missing, which this release cannot read."""
         if payload[:1] not in self._unread:
             self._unread.add(payload[:1])
             logger.warning(

@@ -9,6 +9,7 @@ import pytest
 from aiohttp_interceptors.errors import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.testing import TcpProxy
+from tests.hub.outlet import start
 from tests.waiting import until, within
 
 
@@ -66,3 +67,20 @@ async def closed_at_every_moment(broker, moments=41):
             await asyncio.sleep(0)
         await within(hub.close())
         await until(lambda before=before: asyncio.all_tasks() <= before)
+
+
+async def waits_for_an_id_that_may_still_come(hub, server):
+    """Check that a Hub tells of no gap while its server holds still: another process may have the id already."""
+    place = await hub.publish("t", "x")
+    epoch, _, position = place.partition("-")
+    server.freeze()
+    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
+    await until(lambda: not hub.ready)
+    assert returned.texts == []
+    assert not returned.subscription.live
+    server.thaw()
+    await until(lambda: hub.ready)
+    await until(lambda: returned.texts == ["gap"])
+    await hub.publish("t", "y")
+    await texts(returned, 2)
+    assert returned.texts == ["gap", "y"]

@@ -140,22 +140,6 @@ class SentinelSite:
         primary = self.primary()
         return next(server for server in self.servers if server is not primary)
 
-    def kill(self, server: Valkey) -> None:
-        """Kill a server, as a power failure does."""
-        server.kill()
-
-    def freeze(self, server: Valkey) -> None:
-        """Have a server or a Sentinel hold still, with all its connections open."""
-        server.freeze()
-
-    def thaw(self, server: Valkey) -> None:
-        """Have it go on."""
-        server.thaw()
-
-    def restart(self, server: Valkey) -> None:
-        """Start a server again with what it has kept, as what it was at its first start: ``servers[0]`` a primary."""
-        server.restart()
-
     def promote(self) -> Valkey:
         """Have the Sentinels change the primary in order; wait for it, and return the new one."""
         old = self.primary()
@@ -285,22 +269,6 @@ class ClusterSite:
             except (redis.RedisError, OSError):
                 continue
         raise RuntimeError(f"no node knows who has the slot {slot} of {key!r}")
-
-    def kill(self, server: Valkey) -> None:
-        """Kill a node, as a power failure does."""
-        server.kill()
-
-    def freeze(self, server: Valkey) -> None:
-        """Have a node hold still, with all its connections open."""
-        server.freeze()
-
-    def thaw(self, server: Valkey) -> None:
-        """Have it go on."""
-        server.thaw()
-
-    def restart(self, server: Valkey) -> None:
-        """Start a node again with what it has kept."""
-        server.restart()
 
     def promote(self, key: str) -> Valkey:
         """Have a replica take over a key's slots in order; wait for it, and return it."""

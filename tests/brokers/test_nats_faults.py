@@ -20,7 +20,15 @@ from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nats_site import NatsSite
-from tests.brokers.nodes import changes, closed_at_every_moment, hub_on, network, persist, texts  # noqa: F401  # fixtures
+from tests.brokers.nodes import (  # noqa: F401  # fixtures
+    changes,
+    closed_at_every_moment,
+    hub_on,
+    network,
+    persist,
+    texts,
+    waits_for_an_id_that_may_still_come,
+)
 from tests.hub.outlet import live, start
 from tests.servers.nats import Nats
 from tests.waiting import until, within
@@ -120,21 +128,7 @@ async def test_what_a_still_server_does_not_take_is_unknown_and_closing_waits_fo
 
 
 async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
-    """Nobody knows yet whether another process has it."""
-    hub = await node(silence=60)
-    place = await hub.publish("t", "x")
-    epoch, _, position = place.partition("-")
-    server.freeze()
-    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
-    await until(lambda: not hub.ready)
-    assert returned.texts == []
-    assert not returned.subscription.live
-    server.thaw()
-    await until(lambda: hub.ready)
-    await until(lambda: returned.texts == ["gap"])
-    await hub.publish("t", "y")
-    await texts(returned, 2)
-    assert returned.texts == ["gap", "y"]
+    await waits_for_an_id_that_may_still_come(await node(silence=60), server)
 
 
 @pytest.mark.parametrize("way", ["list", "factory"])

@@ -17,7 +17,15 @@ from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, 
 from aiohttp_interceptors.hub import supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
-from tests.brokers.nodes import changes, closed_at_every_moment, hub_on, network, persist, texts  # noqa: F401  # fixtures
+from tests.brokers.nodes import (  # noqa: F401  # fixtures
+    changes,
+    closed_at_every_moment,
+    hub_on,
+    network,
+    persist,
+    texts,
+    waits_for_an_id_that_may_still_come,
+)
 from tests.brokers.postgres_site import PostgresSite
 from tests.hub.outlet import live, start
 from tests.servers.pgbouncer import PgBouncer
@@ -584,21 +592,7 @@ async def test_one_host_that_refuses_is_no_refusal_of_all(site, server):
 
 
 async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
-    """Nobody knows yet whether another process has it."""
-    hub = await node(silence=60)
-    place = await hub.publish("t", "x")
-    epoch, _, position = place.partition("-")
-    server.freeze()
-    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
-    await until(lambda: not hub.ready)
-    assert returned.texts == []
-    assert not returned.subscription.live
-    server.thaw()
-    await until(lambda: hub.ready)
-    await until(lambda: returned.texts == ["gap"])
-    await hub.publish("t", "y")
-    await texts(returned, 2)
-    assert returned.texts == ["gap", "y"]
+    await waits_for_an_id_that_may_still_come(await node(silence=60), server)
 
 
 @pytest.mark.parametrize("way", ["dsn", "factory"])

@@ -79,7 +79,7 @@ def split(servers, engine):
 
 
 async def test_nothing_is_stored_where_the_tail_is_not(split, hub_on, logged):
-    """What one server acknowledged, and lost when it was demoted, came nowhere, and nobody was told."""
+    """What one server acknowledged, and lost when it was demoted, came nowhere, and no client was told."""
     connect, use = split.factory()
     hub = await hub_on(RedisBroker(connect))
     outlet = await live(hub, "t")
@@ -166,12 +166,13 @@ class Process:
 @pytest.fixture
 async def two(split, hub_on):
     """Two processes, both at the old server."""
-    made = []
-    for _ in range(2):
-        connect, use = split.factory()
-        hub = await hub_on(RedisBroker(connect))
-        made.append(Process(hub, await live(hub, "t"), use))
-    return made
+    return [await process(split, hub_on) for _ in range(2)]
+
+
+async def process(split, hub_on):
+    connect, use = split.factory()
+    hub = await hub_on(RedisBroker(connect))
+    return Process(hub, await live(hub, "t"), use)
 
 
 async def test_what_was_acknowledged_by_a_server_that_was_demoted_is_told_in_every_process(split, two):
@@ -240,11 +241,7 @@ async def test_a_further_loss_is_told_once_more_and_none_twice(split, two, hub_o
 
 
 async def test_a_loss_is_told_once_however_many_processes_had_it(split, hub_on):
-    processes = []
-    for _ in range(5):
-        connect, use = split.factory()
-        hub = await hub_on(RedisBroker(connect))
-        processes.append(Process(hub, await live(hub, "t"), use))
+    processes = [await process(split, hub_on) for _ in range(5)]
     await processes[0].publish("before")
     await split.promote()
     for n, each in enumerate(processes):  # each has another claim
@@ -289,7 +286,7 @@ async def test_who_was_told_of_a_loss_on_the_wrong_server_is_told_again_on_the_r
 
 
 async def test_a_server_that_was_promoted_and_lost_nothing_is_no_gap_however_often(split, two, logged):
-    """The primary changes to and fro; whoever reads goes along, and nothing is repeated."""
+    """The primary changes to and fro; each reader goes along, and nothing is repeated."""
     one, other = two
     await one.publish("0")
     primary, replica = split.old, split.new

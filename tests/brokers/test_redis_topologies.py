@@ -192,10 +192,10 @@ async def test_a_primary_that_is_frozen_is_left_and_nothing_is_repeated(sentinel
     async with Ledger(*await two(hub_on, lambda: sentinel(sentinels.addresses, "main"))) as ledger:
         old = sentinels.primary()
         await in_thread(sentinels.replicated)
-        sentinels.freeze(old)
+        old.freeze()
         await in_thread(sentinels.promoted, old)
         await ledger.more()
-        sentinels.thaw(old)
+        old.thaw()
         await ledger.more()
         await in_thread(sentinels.demoted, old)
         await ledger.more()
@@ -205,12 +205,12 @@ async def test_a_primary_that_is_frozen_is_left_and_nothing_is_repeated(sentinel
 
 
 async def test_a_sentinel_that_is_frozen_costs_no_publish(sentinels):
-    sentinels.freeze(sentinels.sentinels[0])
+    sentinels.sentinels[0].freeze()
     broker = RedisBroker(sentinel(sentinels.addresses, "main"))
     begun = time.monotonic()
     await broker.publish("t", b"x")
     assert time.monotonic() - begun < 4.0  # two of three agree long before
-    sentinels.freeze(sentinels.sentinels[1])
+    sentinels.sentinels[1].freeze()
     await broker._drop()
     await broker.publish("t", b"y")  # one alone is believed, after half a second
     await broker.close()
@@ -218,14 +218,14 @@ async def test_a_sentinel_that_is_frozen_costs_no_publish(sentinels):
 
 async def test_a_sentinel_that_slept_over_a_failover_is_not_believed(sentinels):
     late = sentinels.sentinels[0]
-    sentinels.freeze(late)
+    late.freeze()
     old = sentinels.primary()
     await in_thread(ask, sentinels.sentinels[1].port, "SENTINEL", "FAILOVER", "main")
     new = await in_thread(sentinels.promoted, old)
     client = await sentinel(sentinels.addresses, "main")()
     assert client.connection_pool.connection_kwargs["port"] == new.port
     await client.aclose()
-    sentinels.thaw(late)
+    late.thaw()
     for order in (sentinels.addresses, sentinels.addresses[::-1]):
         client = await sentinel(order, "main")()
         assert client.connection_pool.connection_kwargs["port"] == new.port
@@ -280,7 +280,7 @@ async def test_a_server_whose_replica_may_be_promoted_is_warned_of_once(sentinel
     await until(lambda: hub.ready)
     assert len(lines()) == 1
     old = sentinels.primary()
-    sentinels.kill(old)
+    old.kill()
     await in_thread(sentinels.promoted, old)
     async with asyncio.timeout(30):
         while len(lines()) < 2:  # another one, without a replica by now, but with Sentinels
@@ -306,7 +306,7 @@ async def test_the_node_that_has_the_slot_is_found_and_followed(cluster, hub_on)
 async def test_a_node_that_is_killed_is_no_end(cluster, hub_on):
     async with Ledger(*await two(hub_on, lambda: cluster_node(cluster.addresses))) as ledger:
         old = cluster.owner(KEY)
-        cluster.kill(old)
+        old.kill()
         await in_thread(cluster.promoted, KEY, old)
         await ledger.more()
     await ledger.check(repeated=10)

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_polic
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 END = b"0\r\n\r\n"
 BEAT = b"2\r\n:\n\r\n"  # a stream that has been silent since its head
-FOREVER = 60.0  # more than that: whoever waits for it fails, and is not in the way of the next test for long
+FOREVER = 60.0  # more than that: a test that waits for it fails, and is not in the way of the next test for long
 TIMEOUT = 2.0  # a fifth of it is for what has to be seen on a busy machine too
 
 

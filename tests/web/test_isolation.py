@@ -113,6 +113,20 @@ def failing_queue(method, error):
     return made
 
 
+def application_with(broken):
+    """Make an application with a stream that has such a queue and one that has not, and a list of their channels."""
+    channels = []
+
+    async def ready(channel, context):
+        channels.append(channel)
+        await channel.wait_closed()
+
+    app = web.Application()
+    app.router.add_get("/bad", as_handler(start_event_stream(ready, buffer=lambda: broken(10))))
+    app.router.add_get("/good", as_handler(start_event_stream(ready)))
+    return app, channels
+
+
 async def test_a_queue_that_fails_ends_its_stream_and_no_other(serve, session, logged):
     for method in ("qsize", "empty", "get_nowait", "_get"):
         for error in ERRORS:
@@ -252,16 +266,8 @@ async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve,
 @pytest.mark.parametrize("method", ["qsize", "empty", "get_nowait"])
 async def test_the_drain_ends_all_streams_although_the_queue_of_one_fails(serve, session, error, method):
     broken = failing_queue(method, error)
-    channels = []
-
-    async def ready(channel, context):
-        channels.append(channel)
-        await channel.wait_closed()
-
-    app = web.Application()
+    app, channels = application_with(broken)
     setup(app, drain=Drain(farewell=Event("bye"), timeout=5))
-    app.router.add_get("/bad", as_handler(start_event_stream(ready, buffer=lambda: broken(10))))
-    app.router.add_get("/good", as_handler(start_event_stream(ready)))
     server = await serve(app)
     async with open_stream(session, server.url + "/bad"), open_stream(session, server.url + "/good") as good:
         await until(lambda: len(channels) == 2)
@@ -295,16 +301,8 @@ async def test_statistics_are_told_although_the_queue_of_a_stream_fails(serve, s
 @pytest.mark.parametrize("method", ["qsize", "empty", "get_nowait"])
 async def test_a_newer_stream_is_open_although_the_queue_of_the_kicked_one_fails(serve, session, error, method):
     broken = failing_queue(method, error)
-    opened = []
-
-    async def ready(channel, context):
-        opened.append(channel)
-        await channel.wait_closed()
-
-    app = web.Application()
+    app, opened = application_with(broken)
     setup(app, max_streams_per_key=1, key=lambda request: "one", on_limit="kick")
-    app.router.add_get("/bad", as_handler(start_event_stream(ready, buffer=lambda: broken(10))))
-    app.router.add_get("/good", as_handler(start_event_stream(ready)))
     server = await serve(app)
     async with open_stream(session, server.url + "/bad"):
         await until(lambda: opened)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import sqlite3
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["SqliteFile", "transaction"]
 
@@ -18,8 +24,9 @@ APPLICATION = 0x61695365  # what we, and file(1), know our files by
 VERSION = 1
 WAL_LIMIT = 2**24  # bytes that what is beside the file keeps of the disk when it begins anew
 WAL_PAGES = 256  # of 4 KiB, after which it is taken into the file: four times as many fill a small disk before that
+MOVING = 1.0  # seconds in which what is beside a file may be moved after it: it would be taken for the new one's
 NAP = 0.01  # seconds after which SQLite is asked again for a lock; by itself it comes to sleep ten times as long
-BESIDE = ("-wal", "-shm")
+FILES = ("", "-wal", "-shm")  # it, and what SQLite makes beside it
 
 # After these, the same may be done again: it is locked, or full, or the disk does not answer.
 _PASSING = {
@@ -44,8 +51,15 @@ _ADVICE = {
     sqlite3.SQLITE_NOTADB: f"give another path, or {_MOVE}",
 }
 
-_Identity: TypeAlias = tuple[int, int]
 T = TypeVar("T")
+
+
+class _Found(NamedTuple):
+    """What is at a path."""
+
+    identity: tuple[int, int]
+    extent: tuple[int, int]
+    """Its bytes and its blocks: what is cut and grows again has holes, and fewer of these."""
 
 
 class Opening(NamedTuple):
@@ -59,21 +73,26 @@ class Opening(NamedTuple):
     """Make the tables, in a transaction."""
     claim: Callable[[sqlite3.Connection, int], None]
     """Take note of its inode."""
+    tear: Callable[[sqlite3.Connection], None]
+    """Take note that something may be lost which was in it."""
 
 
 class SqliteFile:
     """A connection to whatever file is at a path. For one thread; opened when it is first used.
 
-    While ``doubt`` is set, which all connections of a process share, the file is read as a whole before it is used,
-    and refused if it is damaged. One of them sets it that meets damage, or a file that became smaller: ours never do.
+    It is left when the file at the path, or one of those beside it, is another one. While ``doubt`` is set, which all
+    connections of a process share, the file is read as a whole before it is used, and refused if it is damaged. One of
+    them sets it that meets damage, or a file that became smaller: ours never do.
     """
 
     def __init__(self, opening: Opening, doubt: threading.Event) -> None:
         self._opening = opening
         self._doubt = doubt
         self._connection: sqlite3.Connection | None = None
-        self._files: list[_Identity | None] = []  # it and those beside it, when it was opened
-        self._extent = 0, 0  # when it was used last
+        self._path = opening.path  # without symbolic links: SQLite has its files beside what they lead to
+        self._files: list[_Found | None] = [None] * len(FILES)  # as they were when they were used last
+        self._torn = False  # whether what was beside the file is no longer there, and with it what was stored
+        self._missed: float | None = None  # since when it is not there, though what was beside it is
         self._full = False  # whether there was no room, and all that is beside the file is still there
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -90,6 +109,8 @@ class SqliteFile:
             except (sqlite3.Error, OSError) as error:
                 busy = _is_busy(error)
                 if busy and time.monotonic() < deadline:
+                    if self._connection is None or isinstance(error, BlockingIOError):
+                        time.sleep(NAP)  # those may be let in who have to open or close it first
                     continue
                 if not busy:
                     self.close()  # what it knows of the file may be wrong
@@ -103,39 +124,82 @@ class SqliteFile:
 
     def close(self) -> None:
         """Give the connection back. The last one takes what is beside the file into it. Twice is once."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
+        if self._connection is None:
+            return
+        with suppress(OSError), _alone(self._path, self._opening.patience):  # of two at once neither would be the last
+            self._drop()
+        self._drop()
 
     def _open(self) -> sqlite3.Connection:
         """Return a connection to the file that is at the path now."""
-        path = self._opening.path
-        before, extent = _identity(path), _extent(path)
-        same = bool(self._files) and before == self._files[0]
-        if same and any(now < then for now, then in zip(extent, self._extent, strict=True)):
+        files = self._find()
+        if _is_same(files[0], self._files[0]) and _is_smaller(files[0], self._files[0]):
             self._doubt.set()
-        self._extent = extent
-        if self._connection is not None:
-            if not same:
-                self._leave(self._connection)
-            elif self._doubt.is_set():
-                self.close()
-            else:
-                return self._connection
-        connection = sqlite3.connect(path, timeout=NAP, isolation_level=None)
+        if self._connection is not None and not self._doubt.is_set() and all(map(_is_same, files, self._files)):
+            self._files = files
+            return self._connection
+        path = Path(os.path.realpath(self._opening.path))
+        with _alone(path, 0):
+            self._leave()
+            self._path = path
+            connection, self._files = self._connect()
         try:
-            _prepare(connection, self._opening)
             if self._doubt.is_set():
                 _check_whole(connection, path)
                 self._doubt.clear()
-            self._opening.claim(connection, _same(path, before, _identity(path)))
-            self._files = [_identity(Path(f"{path}{end}")) for end in ("", *BESIDE)]
         except BaseException:
             connection.close()
             raise
         self._connection = connection
         return connection
+
+    def _leave(self) -> None:
+        """Close what was open. Of a file that is no longer at the path what is beside that is taken away.
+
+        It would be taken for the new file's.
+        """
+        if self._connection is not None:
+            files = self._find()
+            if _is_same(files[0], self._files[0]):
+                self._torn |= not all(map(_is_same, files, self._files))
+            else:
+                together = zip(FILES, files, self._files, strict=True)
+                self._remove(end for end, now, then in together if end and _is_same(now, then))
+        self._drop()
+
+    def _connect(self) -> tuple[sqlite3.Connection, list[_Found | None]]:
+        """Return a connection to the file at the path, which is made if there is none, and what was found there."""
+        path, before = self._path, self._find()
+        file, wal, _ = before
+        if file is None:
+            before = self._before_new(before)
+        elif wal is not None and wal.extent[0] and not file.extent[0]:
+            # SQLite would begin anew, among others who go on.
+            raise BrokerRefused(f"{path} is damaged, cut to nothing; {_MOVE}")
+        connection = sqlite3.connect(path, timeout=NAP, isolation_level=None)
+        try:
+            _prepare(connection, self._opening)
+            (file,) = _checked(before[:1], self._find()[:1])
+            self._opening.claim(connection, file.identity[1])
+            if self._torn:
+                self._opening.tear(connection)
+            files = _checked(before, self._find())
+        except BaseException:
+            connection.close()
+            raise
+        self._torn = False
+        return connection, [*files]
+
+    def _before_new(self, files: list[_Found | None]) -> list[_Found | None]:
+        """Take away what is beside a file that was moved away, unless somebody may be about to move that too."""
+        if files == [None] * len(FILES):
+            self._missed = None
+            return files
+        self._missed = self._missed or time.monotonic()
+        if time.monotonic() < self._missed + MOVING:
+            raise BlockingIOError("it is not there, and what is beside it is")
+        self._remove(FILES[1:])
+        return [None] * len(FILES)
 
     def _clear(self) -> None:
         """Take what is beside the file into it, which may be most of what fills the disk, before more comes there."""
@@ -143,21 +207,54 @@ class SqliteFile:
             (busy, _, _) = self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._full = bool(busy)
 
-    def _leave(self, connection: sqlite3.Connection) -> None:
-        """Close a file that is no longer at the path, and take away what is beside that because of it.
+    def _find(self) -> list[_Found | None]:
+        """Return what is at the path, and beside it."""
+        return [_found(self._opening.path), *(_found(f"{self._path}{end}") for end in FILES[1:])]
 
-        All who have it open do so, one at a time. What they leave would be taken for the new file's.
-        """
-        try:
-            with transaction(connection):
-                for end, identity in zip(BESIDE, self._files[1:], strict=True):
-                    beside = Path(f"{self._opening.path}{end}")
-                    if identity is not None and identity == _identity(beside):
-                        beside.unlink()
-        except sqlite3.Error as error:
-            if _is_busy(error):
-                raise
-        self.close()
+    def _remove(self, ends: Iterable[str]) -> None:
+        for end in ends:
+            Path(f"{self._path}{end}").unlink(missing_ok=True)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
+@contextmanager
+def _alone(path: Path, patience: float) -> Iterator[None]:
+    """Open or close a file with nobody else who does so. Raises ``BlockingIOError`` if somebody does for long."""
+    deadline = time.monotonic() + patience
+    lock = Path(f"{path}-lock")
+    while (file := _locked(lock)) is None:
+        if time.monotonic() >= deadline:
+            raise BlockingIOError("another process opens it")
+        time.sleep(NAP)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile has it open too
+        os.close(file)
+
+
+def _locked(lock: Path) -> int | None:
+    """Return a file that is locked, or ``None`` if somebody has it. Where open files cannot be moved none is needed."""
+    file = os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    held = False
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = os.path.samestat(os.fstat(file), lock.stat())  # else somebody had it, and has taken it away
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if not held:
+            os.close(file)
+    return file if held else None
 
 
 @contextmanager
@@ -227,32 +324,33 @@ def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
         raise BrokerRefused(f"{path} is damaged, perhaps cut short: {' '.join(found.split())}; {_MOVE}")
 
 
-def _identity(path: Path) -> _Identity | None:
+def _found(path: Path | str) -> _Found | None:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116  # with each use
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return _Found((found.st_dev, found.st_ino), (found.st_size, getattr(found, "st_blocks", 0)))
 
 
-def _extent(path: Path) -> tuple[int, int]:
-    """Return the bytes of a file, and its blocks: what is cut and grows again has holes, and fewer of these."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return found.st_size, getattr(found, "st_blocks", 0)
+def _is_same(now: _Found | None, then: _Found | None) -> bool:
+    return now is not None and then is not None and now.identity == then.identity
 
 
-def _same(path: Path, before: _Identity | None, after: _Identity | None) -> int:
-    """Return the inode of a file that was, or was not, there before it was opened."""
-    if after is None or before not in {None, after}:
-        raise BrokerDown(f"{path} was replaced while it was opened")
-    return after[1]
+def _is_smaller(now: _Found | None, then: _Found | None) -> bool:
+    return now is not None and then is not None and any(map(operator.lt, now.extent, then.extent))
+
+
+def _checked(before: Sequence[_Found | None], after: Sequence[_Found | None]) -> list[_Found]:
+    """Return files that were, or were not, there before they were opened."""
+    found = [now for now in after if now is not None]
+    others = [then for then, now in zip(before, after, strict=True) if then is not None and not _is_same(now, then)]
+    if len(found) < len(after) or others:
+        raise BlockingIOError("it was replaced while it was opened")
+    return found
 
 
 def _is_busy(error: Exception) -> bool:
-    return _code(error) & 0xFF == sqlite3.SQLITE_BUSY
+    return isinstance(error, BlockingIOError) or _code(error) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _is_damage(error: Exception) -> bool:
@@ -273,7 +371,7 @@ def _explained(error: sqlite3.Error | OSError, path: Path) -> BrokerError:
     """Return what an error means for a publisher, and for who looks after the file."""
     code = sqlite3.SQLITE_CORRUPT if _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ else _code(error) & 0xFF
     if isinstance(error, OSError):
-        code = sqlite3.SQLITE_CANTOPEN
+        code = sqlite3.SQLITE_BUSY if _is_busy(error) else sqlite3.SQLITE_CANTOPEN
     passing = code in _PASSING or _code(error) == sqlite3.SQLITE_READONLY_DBMOVED
     advice = _ADVICE.get(code)
     return (BrokerDown if passing else BrokerRefused)(f"{path}: {error}" + (f"; {advice}" if advice else ""))

@@ -61,7 +61,7 @@ class SqliteLog:
     ) -> None:
         self._synchronous = synchronous
         self._retention = retention
-        self._file = SqliteFile(Opening(path, patience, synchronous, self._create, self._claim), doubt)
+        self._file = SqliteFile(Opening(path, patience, synchronous, self._create, self._claim, self._tear), doubt)
 
     def append(self, drafts: Sequence[Draft], known: Place | None) -> list[Place]:
         """Store drafts, all or none, and return their places."""
@@ -112,14 +112,21 @@ class SqliteLog:
                     _begin_era(connection)
                 connection.execute("UPDATE log SET home = ?", (home,))
 
+    @staticmethod
+    def _tear(connection: sqlite3.Connection) -> None:
+        """Go on in another epoch: others may have given the positions a second time that are lost."""
+        with transaction(connection):
+            _begin_era(connection, common=0)
+
 
 def _home(connection: sqlite3.Connection) -> str:
     (home,) = connection.execute("SELECT home FROM log").fetchone()
     return str(home)
 
 
-def _begin_era(connection: sqlite3.Connection) -> None:
-    connection.execute("INSERT INTO era (epoch, last) SELECT epoch, last FROM log")
+def _begin_era(connection: sqlite3.Connection, common: float = float("inf")) -> None:
+    """Go on in another epoch, with what came up to a position in common with the one before."""
+    connection.execute("INSERT INTO era (epoch, last) SELECT epoch, min(last, ?) FROM log", (common,))
     connection.execute("UPDATE log SET epoch = ?", (new_epoch(),))
 
 

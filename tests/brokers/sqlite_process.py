@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import resource
 import signal
@@ -121,6 +122,14 @@ async def hold(path: str) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
     connection.execute("ROLLBACK")
     connection.close()
+
+
+def hold_opening(path: str) -> None:
+    """Take the lock of who opens the file, and stop as by ``kill -STOP``."""
+    file = os.open(f"{path}-lock", os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    say("held")
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def fork(path: str) -> None:

@@ -27,9 +27,9 @@ class SqliteSite:
         for end in "", "-wal", "-shm":
             Path(f"{self.path}{end}").unlink(missing_ok=True)
 
-    def move(self, path):
-        """Move it away with what is beside it."""
-        for end in "", "-wal", "-shm":
+    def move(self, path, files=("", "-wal", "-shm")):
+        """Move it away with what is beside it, in some order."""
+        for end in files:
             if Path(f"{self.path}{end}").exists():
                 Path(f"{self.path}{end}").rename(f"{path}{end}")
 

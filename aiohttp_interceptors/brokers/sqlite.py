@@ -31,8 +31,9 @@ class SqliteBroker:
     """Keep the records of a Hub in a file, for this process and all others of this machine. A ``Broker``.
 
     ``path`` is a file on a local disk, which is made if it is missing, in a folder that is there; beside it are made
-    those with ``-wal`` and ``-shm``, for moments ``-lock``, and a folder with ``-bells`` after its name. It keeps the latest ``max_records``
-    entries that are not older than ``max_age`` seconds (``None`` is no limit), and deletes others as it publishes.
+    those with ``-wal`` and ``-shm``, for moments ``-lock``, and a folder with ``-bells`` after its name. It keeps the
+    latest ``max_records`` entries that are not older than ``max_age`` seconds (``None`` is no limit), and deletes
+    others as it publishes.
 
     What is acknowledged outlives the crash of a process, and with ``synchronous="FULL"`` that of the machine; with
     ``"NORMAL"`` the latest may be lost then, which all clients are told of. ``publish`` raises within

@@ -187,13 +187,12 @@ class SqliteFile:
         except BaseException:
             connection.close()
             raise
-        self._torn = False
+        self._torn, self._missed = False, None
         return connection, [*files]
 
     def _before_new(self, files: list[_Found | None]) -> list[_Found | None]:
         """Take away what is beside a file that was moved away, unless somebody may be about to move that too."""
         if files == [None] * len(FILES):
-            self._missed = None
             return files
         self._missed = self._missed or time.monotonic()
         if time.monotonic() < self._missed + MOVING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
 import sqlite3
@@ -36,6 +37,14 @@ _PASSING = {
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PROTOCOL,
+}
+# What the operating system says that is one of them, when it opens a file.
+_CODES = {
+    errno.EDQUOT: sqlite3.SQLITE_FULL,
+    errno.EIO: sqlite3.SQLITE_IOERR,
+    errno.EMFILE: sqlite3.SQLITE_NOMEM,
+    errno.ENFILE: sqlite3.SQLITE_NOMEM,
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
 }
 # What damage looks like; what SQLite has in its cache may hide it from a connection for long.
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
@@ -370,7 +379,7 @@ def _explained(error: sqlite3.Error | OSError, path: Path) -> BrokerError:
     """Return what an error means for a publisher, and for who looks after the file."""
     code = sqlite3.SQLITE_CORRUPT if _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ else _code(error) & 0xFF
     if isinstance(error, OSError):
-        code = sqlite3.SQLITE_BUSY if _is_busy(error) else sqlite3.SQLITE_CANTOPEN
+        code = sqlite3.SQLITE_BUSY if _is_busy(error) else _CODES.get(error.errno or 0, sqlite3.SQLITE_CANTOPEN)
     passing = code in _PASSING or _code(error) == sqlite3.SQLITE_READONLY_DBMOVED
     advice = _ADVICE.get(code)
     return (BrokerDown if passing else BrokerRefused)(f"{path}: {error}" + (f"; {advice}" if advice else ""))

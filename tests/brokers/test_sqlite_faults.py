@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -456,6 +457,19 @@ async def test_a_process_that_was_stopped_while_it_opened_the_file_is_waited_for
         opening.send_signal(signal.SIGCONT)
         await until(lambda: hub.ready)
         await hub.publish("t", "x")
+
+
+async def test_a_process_that_has_no_file_to_open_is_down_until_it_has(brokers):
+    broker = brokers()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(BrokerDown, match="Too many open files"):
+            await broker.publish("t", b"1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await broker.publish("t", b"2")
+    assert await payloads(broker) == [b"2"]
 
 
 async def test_what_is_beside_the_file_is_taken_into_it_when_it_may_grow_no_more(tmp_path):

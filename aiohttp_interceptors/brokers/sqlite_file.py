@@ -137,7 +137,7 @@ class SqliteFile:
             return
         with suppress(OSError), _alone(self._path, self._opening.patience):  # of two at once neither would be the last
             self._drop()
-        self._drop()
+        self._drop()  # if the lock could not be had
 
     def _open(self) -> sqlite3.Connection:
         """Return a connection to the file that is at the path now."""
@@ -232,7 +232,7 @@ class SqliteFile:
 
 @contextmanager
 def _alone(path: Path, patience: float) -> Iterator[None]:
-    """Open or close a file with nobody else who does so. Raises ``BlockingIOError`` if somebody does for long."""
+    """Open or close a file while no other connection does. Raises ``BlockingIOError`` if one does for long."""
     deadline = time.monotonic() + patience
     lock = Path(f"{path}-lock")
     while (file := _locked(lock)) is None:

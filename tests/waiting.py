@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 PATIENCE = 30.0  # seconds that a test waits for what must come
+TURNS = 100  # of the event loop, after which it rests between two looks
 
 
 async def within(awaitable, seconds: float = PATIENCE):
@@ -12,7 +13,9 @@ async def within(awaitable, seconds: float = PATIENCE):
 
 
 async def until(condition) -> None:
-    """Give way to others until it holds."""
+    """Give way to others until it holds: for a while to those of this loop alone, then to threads and processes too."""
     async with asyncio.timeout(PATIENCE):
+        turns = 0
         while not condition():
-            await asyncio.sleep(0)
+            turns += 1
+            await asyncio.sleep(0 if turns < TURNS else 0.001)

@@ -17,6 +17,9 @@ from .sqlite_log import SqliteLog
 
 __all__ = ["SqliteThread"]
 
+GIVE_WAY = 0.02  # seconds after which a job that runs is given the interpreter, and each time as much later, for
+GIVEN = 0.002  # seconds at most: an event loop that never rests takes it back before a thread has woken
+
 T = TypeVar("T")
 _Jobs: TypeAlias = SimpleQueue[Callable[[], None] | None]
 
@@ -62,6 +65,8 @@ class SqliteThread:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         log = self._log
+        running = threading.Lock()
+        running.acquire()  # by the job, until it is over
 
         def job() -> None:
             if future.cancelled():
@@ -71,6 +76,8 @@ class SqliteThread:
                 settle = partial(_succeed, future, work(log))
             except BaseException as error:  # noqa: BLE001  # it is raised where the work was asked for
                 settle = partial(_fail, future, error)
+            finally:
+                running.release()
             with suppress(RuntimeError):  # the event loop is closed, and nothing waits in it
                 loop.call_soon_threadsafe(settle)
 
@@ -78,7 +85,16 @@ class SqliteThread:
             self._begun = True
             threading.Thread(target=_work, args=[self._jobs], name=self._name, daemon=True).start()
         self._jobs.put(job)
+        loop.call_later(GIVE_WAY, _give_way, loop, future, running, GIVE_WAY)
         return future
+
+
+def _give_way(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], running: threading.Lock, after: float
+) -> None:
+    """Let go of the interpreter for a moment, so that a thread has it though the event loop never rests."""
+    if not future.done() and not running.acquire(timeout=GIVEN):
+        loop.call_later(after + GIVE_WAY, _give_way, loop, future, running, after + GIVE_WAY)
 
 
 def _work(jobs: _Jobs) -> None:

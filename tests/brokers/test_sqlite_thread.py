@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+from contextlib import aclosing
 
 import pytest
 
@@ -13,6 +14,7 @@ from aiohttp_interceptors.brokers import sqlite as module
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.brokers.sqlite_log import SqliteLog
 from aiohttp_interceptors.errors import BrokerDown
+from aiohttp_interceptors.hub.broker import UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.waiting import until, within
 
@@ -123,6 +125,32 @@ async def test_nor_of_one_that_was_forgotten(tmp_path):
         while threads() & mine:  # which may just be about to let go of it
             gc.collect()
             await asyncio.sleep(0.01)
+
+
+async def test_an_event_loop_that_never_rests_lets_it_work(tmp_path):
+    """With turns shorter than the interpreter's interval: the loop has it back before a thread has woken."""
+    broker = SqliteBroker(tmp_path / "hub.db", publish_timeout=30.0)
+
+    async def never_rest():
+        while True:
+            sum(range(100_000))
+            await asyncio.sleep(0)
+
+    busy = asyncio.create_task(never_rest())
+    try:
+        async with asyncio.timeout(30):
+            for number in range(5):
+                await asyncio.gather(*[broker.publish("t", b"%d" % number) for _ in range(100)])
+            count = 0
+            async with aclosing(broker.tail(None)) as tail:
+                async for item in tail:
+                    count += len(item) if isinstance(item, list) else 0
+                    if isinstance(item, UpToDate):
+                        break
+        assert count == 500
+    finally:
+        busy.cancel()
+        await broker.close()
 
 
 async def test_what_is_cancelled_before_it_began_is_not_done(tmp_path):

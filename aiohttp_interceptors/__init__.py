@@ -31,102 +31,92 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .chain.context import Context as Context
-    from .chain.context import ContextKey as ContextKey
-    from .chain.execute import execute as execute
-    from .chain.failure import Failure as Failure
-    from .chain.interceptor import Interceptor as Interceptor
-    from .chain.sugar import after as after
-    from .chain.sugar import around as around
-    from .chain.sugar import before as before
-    from .chain.sugar import on_error as on_error
-    from .errors import BrokerDown as BrokerDown
-    from .errors import BrokerError as BrokerError
-    from .errors import BrokerRefused as BrokerRefused
-    from .errors import ChannelFull as ChannelFull
-    from .errors import EventTooLarge as EventTooLarge
-    from .errors import NoResponse as NoResponse
-    from .errors import OutcomeUnknown as OutcomeUnknown
-    from .errors import QueueClosed as QueueClosed
-    from .errors import ResponseCommitted as ResponseCommitted
-    from .hub.gap import Gap as Gap
-    from .hub.gap import GapReason as GapReason
+    from .chain import Context as Context
+    from .chain import ContextKey as ContextKey
+    from .chain import Failure as Failure
+    from .chain import execute as execute
+    from .channel import CloseReason as CloseReason
+    from .channel import EventChannel as EventChannel
+    from .debug import debug_observer as debug_observer
+    from .decorators import after as after
+    from .decorators import around as around
+    from .decorators import before as before
+    from .decorators import on_error as on_error
+    from .exceptions import BrokerDown as BrokerDown
+    from .exceptions import BrokerError as BrokerError
+    from .exceptions import BrokerRefused as BrokerRefused
+    from .exceptions import ChannelFull as ChannelFull
+    from .exceptions import EventTooLarge as EventTooLarge
+    from .exceptions import NoResponse as NoResponse
+    from .exceptions import OutcomeUnknown as OutcomeUnknown
+    from .exceptions import QueueClosed as QueueClosed
+    from .exceptions import ResponseCommitted as ResponseCommitted
+    from .facts import EventsDropped as EventsDropped
+    from .facts import HubDown as HubDown
+    from .facts import HubResumed as HubResumed
+    from .facts import HubUp as HubUp
+    from .facts import StageRan as StageRan
+    from .facts import StreamClosed as StreamClosed
+    from .facts import StreamOpened as StreamOpened
+    from .facts import StreamRefused as StreamRefused
     from .hub.hub import Hub as Hub
+    from .hub.hub import HubStatistics as HubStatistics
+    from .hub.hub import Subscriber as Subscriber
+    from .hub.record import Gap as Gap
+    from .hub.record import GapReason as GapReason
     from .hub.record import Record as Record
-    from .hub.statistics import HubStatistics as HubStatistics
-    from .hub.subscriber import Subscriber as Subscriber
-    from .observe.debug import debug_observer as debug_observer
-    from .observe.facts import EventsDropped as EventsDropped
-    from .observe.facts import HubDown as HubDown
-    from .observe.facts import HubResumed as HubResumed
-    from .observe.facts import HubUp as HubUp
-    from .observe.facts import StageRan as StageRan
-    from .observe.facts import StreamClosed as StreamClosed
-    from .observe.facts import StreamOpened as StreamOpened
-    from .observe.facts import StreamRefused as StreamRefused
-    from .sse.channel import CloseReason as CloseReason
-    from .sse.channel import EventChannel as EventChannel
-    from .sse.event import Event as Event
-    from .sse.queues import ConflatingQueue as ConflatingQueue
-    from .sse.queues import DroppingQueue as DroppingQueue
-    from .sse.queues import LossyQueue as LossyQueue
-    from .sse.queues import SlidingQueue as SlidingQueue
-    from .sse.queues import dropped_comment as dropped_comment
-    from .sse.queues import dropped_event as dropped_event
-    from .sse.wire import Decoder as Decoder
-    from .sse.wire import encode as encode
+    from .interceptor import Interceptor as Interceptor
+    from .queues import ConflatingQueue as ConflatingQueue
+    from .queues import DroppingQueue as DroppingQueue
+    from .queues import LossyQueue as LossyQueue
+    from .queues import SlidingQueue as SlidingQueue
+    from .queues import dropped_comment as dropped_comment
+    from .queues import dropped_event as dropped_event
+    from .sse import Decoder as Decoder
+    from .sse import Event as Event
+    from .sse import encode as encode
+    from .web.app import STREAMS as STREAMS
+    from .web.app import Drain as Drain
+    from .web.app import Streams as Streams
+    from .web.app import setup as setup
     from .web.context import RequestContext as RequestContext
-    from .web.drain import Drain as Drain
-    from .web.lifespan import setup as setup
+    from .web.event_stream import event_stream as event_stream
+    from .web.event_stream import start_event_stream as start_event_stream
     from .web.middleware import as_handler as as_handler
     from .web.middleware import intercept as intercept
     from .web.middleware import interceptor_middleware as interceptor_middleware
-    from .web.refusal import StopReconnecting as StopReconnecting
+    from .web.middleware import uncaught_exception as uncaught_exception
+    from .web.request import StopReconnecting as StopReconnecting
     from .web.response import EventStreamResponse as EventStreamResponse
-    from .web.snapshot import Snapshot as Snapshot
-    from .web.start import event_stream as event_stream
-    from .web.start import start_event_stream as start_event_stream
     from .web.stream import Stream as Stream
     from .web.stream import StreamStatistics as StreamStatistics
-    from .web.streams import STREAMS as STREAMS
-    from .web.streams import Streams as Streams
-    from .web.topics import start_topic_stream as start_topic_stream
-    from .web.uncaught import uncaught_exception as uncaught_exception
+    from .web.topic_stream import Snapshot as Snapshot
+    from .web.topic_stream import start_topic_stream as start_topic_stream
 
 __version__ = "0.1.0"
 
 # Names are imported when first used, so that the chain alone (a worker's, a test's) needs no aiohttp.
 _HOMES = {
-    "chain.context": "Context ContextKey",
-    "chain.execute": "execute",
-    "chain.failure": "Failure",
-    "chain.interceptor": "Interceptor",
-    "chain.sugar": "after around before on_error",
-    "errors": "BrokerDown BrokerError BrokerRefused ChannelFull EventTooLarge NoResponse OutcomeUnknown QueueClosed "
-    "ResponseCommitted",
-    "hub.gap": "Gap GapReason",
-    "hub.hub": "Hub",
-    "hub.record": "Record",
-    "hub.statistics": "HubStatistics",
-    "hub.subscriber": "Subscriber",
-    "observe.debug": "debug_observer",
-    "observe.facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
-    "sse.channel": "CloseReason EventChannel",
-    "sse.event": "Event",
-    "sse.queues": "ConflatingQueue DroppingQueue LossyQueue SlidingQueue dropped_comment dropped_event",
-    "sse.wire": "Decoder encode",
+    "chain": "Context ContextKey Failure execute",
+    "channel": "CloseReason EventChannel",
+    "debug": "debug_observer",
+    "decorators": "after around before on_error",
+    "exceptions": "BrokerDown BrokerError BrokerRefused ChannelFull EventTooLarge NoResponse OutcomeUnknown "
+    "QueueClosed ResponseCommitted",
+    "facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
+    "hub.hub": "Hub HubStatistics Subscriber",
+    "hub.record": "Gap GapReason Record",
+    "interceptor": "Interceptor",
+    "queues": "ConflatingQueue DroppingQueue LossyQueue SlidingQueue dropped_comment dropped_event",
+    "sse": "Decoder Event encode",
+    "web.app": "Drain STREAMS Streams setup",
     "web.context": "RequestContext",
-    "web.drain": "Drain",
-    "web.lifespan": "setup",
-    "web.middleware": "as_handler intercept interceptor_middleware",
-    "web.refusal": "StopReconnecting",
+    "web.event_stream": "event_stream start_event_stream",
+    "web.middleware": "as_handler intercept interceptor_middleware uncaught_exception",
+    "web.request": "StopReconnecting",
     "web.response": "EventStreamResponse",
-    "web.snapshot": "Snapshot",
-    "web.start": "event_stream start_event_stream",
     "web.stream": "Stream StreamStatistics",
-    "web.streams": "STREAMS Streams",
-    "web.topics": "start_topic_stream",
-    "web.uncaught": "uncaught_exception",
+    "web.topic_stream": "Snapshot start_topic_stream",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)  # noqa: PLE0605  # a type checker reads the imports above

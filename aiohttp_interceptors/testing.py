@@ -26,19 +26,18 @@ from unittest import mock
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
 from aiohttp.test_utils import TestClient, make_mocked_request
 
-from .chain.context import Context
-from .chain.execute import execute
-from .chain.interceptor import InterceptorLike
-from .observe.logs import captured_logs
-from .sse.channel import CloseReason, EventChannel
-from .sse.event import Event
-from .sse.wire import Decoder
+from ._logging import captured_logs
+from .chain import Context, execute
+from .channel import CloseReason, EventChannel
+from .interceptor import InterceptorLike
+from .sse import Decoder, Event
 from .web.context import RequestContext
 
 if TYPE_CHECKING:
     from .web.producer import StreamReady
 
 __all__ = ["OpenStream", "TcpProxy", "captured_logs", "collect_events", "open_stream", "request_context", "run_chain"]
+
 
 C = TypeVar("C", bound=Context)
 

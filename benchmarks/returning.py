@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from aiohttp_interceptors import CloseReason, Hub, Subscriber
-from aiohttp_interceptors.hub.policy import Policy
-from aiohttp_interceptors.hub.subscription import Subscription
+from aiohttp_interceptors.hub.cursor import Policy
+from aiohttp_interceptors.hub.dispatcher import Subscription
 
 GOAL = 20.0  # milliseconds
 TEXT = "x" * 80

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aiohttp_interceptors import errors
+from aiohttp_interceptors import exceptions as errors
 
 
 @pytest.mark.parametrize(

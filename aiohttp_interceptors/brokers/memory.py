@@ -11,13 +11,13 @@ from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
 
-from ..errors import BrokerDown
-from ..hub.arguments import check_count
-from ..hub.broker import Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
-from ..hub.eras import new_epoch
-from ..hub.repeats import Repeats
+from .._checks import check_count
+from ..exceptions import BrokerDown
+from ..hub.broker import Entry, Joined, Lost, Place, Repeats, Rewound, TailItem, UpToDate
+from ..hub.epochs import new_epoch
 
 __all__ = ["MemoryBroker", "MemoryLog"]
+
 
 MOST = 500  # entries in one batch, so that others have their turn of the event loop in between
 CONFIRMS = 1.0  # seconds after which a tail says again that it is up to date

@@ -1,37 +1,99 @@
-"""Publish an event under a topic, and every stream that asked for it has it in the same turn of the event loop."""
+"""What a Hub holds and has done."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
-from ..observe.facts import HubObserver
-from ..sse.channel import CloseReason
-from ..sse.event import Event
-from ..sse.threadsafe import call_in_loop, run_in_loop
-from ..sse.wire import encode
-from .arguments import check_seconds
-from .arrivals import Arrivals, Located
-from .audience import Outlet, Select
-from .broker import Broker
-from .ending import end, finish
-from .fanout import Fanout
-from .gap import Gap
-from .intake import Intake
-from .log import EXPIRED, Log
-from .policy import Policy
-from .publication import Publication
-from .reader import Beginning
-from .record import Record
-from .repeats import Repeats
-from .ring import Bounds
-from .statistics import HubStatistics
-from .subscription import OnEnd, Subscription
-from .supervision import Supervision
-from .topic import check_pattern, check_topic
+from .._checks import check_seconds
+from .._tasks import end, finish
+from .._threads import call_in_loop, run_in_loop
+from ..channel import CloseReason
+from ..facts import HubObserver
+from ..sse import Event, encode
+from .broker import Broker, Repeats
+from .cursor import Beginning, Policy, Select
+from .dispatcher import Arrivals, Fanout, Located, OnEnd, Outlet, Subscription
+from .history import EXPIRED, Log
+from .message import Publication
+from .record import Gap, Record
+from .replication import Intake, Supervision
+from .topic_history import Bounds
+from .topics import check_pattern, check_topic
 
-__all__ = ["Hub"]
+__all__ = ["Hub", "HubStatistics", "Subscriber"]
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatistics:
+    """What a Hub holds now, and what it has done since it was made."""
+
+    topics: int
+    """That have a history."""
+    records: int
+    """That are kept."""
+    bytes: int
+    """Of those records, as they go over the wire."""
+    subscribers: int
+    """Open streams."""
+    behind: int
+    """Of those, the ones that do not have everything yet."""
+    audiences: int
+    """Sets of streams that are told the same."""
+    published: int
+    """Events, ephemeral ones too."""
+    delivered: int
+    """Events written to a stream, each as often as there were streams for it."""
+    gaps: int
+    """Told to a stream."""
+
+
+class Subscriber:
+    """The topics of one open stream. All methods may be called from any thread, and do nothing once it is over.
+
+    Two of them are equal if they are of the same stream.
+    """
+
+    __slots__ = ("_subscription",)
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """Names and wildcards; none once the stream is over."""
+        return self._subscription.topics
+
+    def add(self, *topics: str) -> None:
+        """Subscribe to these names and wildcards too, from now on.
+
+        Raises ``TypeError`` or ``ValueError`` for what is no topic.
+        """
+        added = frozenset(map(check_pattern, topics))
+        self._subscription.in_loop(lambda: self._subscription.change(lambda given: given | added))
+
+    def remove(self, *topics: str) -> None:
+        """Unsubscribe from these names and wildcards, as they were given. Others may still match their topics.
+
+        A stream without topics stays open, and waits for an ``add``; ``close`` ends it.
+
+        Raises ``TypeError`` or ``ValueError`` for what is no topic.
+        """
+        removed = frozenset(map(check_pattern, topics))
+        self._subscription.in_loop(lambda: self._subscription.change(lambda given: given - removed))
+
+    def close(self) -> None:
+        """End the stream, with the reason ``closed``, after all that was published before."""
+        self._subscription.in_loop(lambda: self._subscription.end(CloseReason.CLOSED))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subscriber) and other._subscription is self._subscription
+
+    def __hash__(self) -> int:
+        return hash(self._subscription)
+
 
 MAX_EVENT_SIZE = 2**20  # bytes; as for a stream that has a channel
 CLOSING = 5.0  # seconds that the broker's tail has to end when the Hub closes, and

@@ -11,13 +11,23 @@ from aiohttp import web
 from aiohttp.web import Response
 from multidict import CIMultiDict
 
-from ..chain.context import Context
-from ..chain.failure import Failure
-from ..errors import NoResponse
-from ..observe.logs import log, logged_execution_id
-from .commit import CommitGuard, GuardedHeaders, contexts, drop, is_committed, is_framed, seal, unfinished, unframed
-from .last_event_id import last_event_id_of
-from .staged import StagedHeaders, merge
+from .._logging import log, logged_execution_id
+from ..chain import Context, Failure
+from ..exceptions import NoResponse
+from .commit import (
+    CommitGuard,
+    GuardedHeaders,
+    StagedHeaders,
+    contexts,
+    drop,
+    is_committed,
+    is_framed,
+    merge,
+    seal,
+    unfinished,
+    unframed,
+)
+from .request import last_event_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -10,12 +10,13 @@ from typing import Literal, Protocol, TypeAlias, cast
 from aiohttp import web
 
 from .._checks import synchronous
-from ..errors import FATAL
-from ..observe.logs import log
-from ..sse.event import Event
-from .refusal import too_many
+from .._logging import log
+from ..exceptions import FATAL
+from ..sse import Event
+from .request import too_many
 
 __all__ = ["KICKED", "Key", "LimitReached", "Limits", "OnLimit", "Place", "take_place"]
+
 
 Key: TypeAlias = Callable[[web.Request], Hashable]
 OnLimit: TypeAlias = Literal["refuse", "kick"]

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Awaitable, Callable, Generator
@@ -15,14 +16,14 @@ from aiohttp import web
 from aiohttp.abc import AbstractView
 from aiohttp.typedefs import Middleware
 
-from ..chain.chain import Chain
-from ..chain.execute import drive
-from ..chain.execution import Execution
-from ..chain.interceptor import STAGES, InterceptorLike, interceptors_of, unwrapped
+from .._logging import log
+from ..chain import Chain, Execution, drive
+from ..interceptor import STAGES, Interceptor, InterceptorLike, interceptors_of, unwrapped
 from .commit import contexts
 from .context import RequestContext
 
-__all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware"]
+__all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware", "uncaught_exception"]
+
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H")
@@ -201,3 +202,45 @@ async def _run_inside(chain: Chain, request: web.Request, handler: Handler | Non
     finally:
         outer.request = asked
     return outer.conclude()
+
+
+def uncaught_exception(
+    *, analyze: Callable[[RequestContext, Exception], Exception | None] | None = None, debug: bool = False
+) -> Interceptor[RequestContext]:
+    """Make the outermost interceptor: it logs an unhandled exception and answers 500, as plain text without details.
+
+    ``analyze(context, exception)`` gives the exception to log instead, or ``None`` to log nothing. With ``debug`` the
+    answer holds the traceback and the context, and any origin may read it: for a developer's machine only. After
+    commit it declines, so that aiohttp logs the exception and closes the connection.
+    """
+    if analyze is not None and not callable(analyze):
+        raise TypeError(f"analyze is a function of the context and the exception, not {analyze!r}")
+
+    def error(context: RequestContext, exception: Exception) -> None:
+        if context.committed:
+            raise exception
+        logged = exception if analyze is None else analyze(context, exception)
+        if logged is not None:
+            failure = context.error
+            log.exception(
+                "uncaught_exception",
+                interceptor=failure and failure.interceptor,
+                stage=failure and failure.stage,
+                method=context.request.method,
+                path=context.request.path,
+                execution_id=context.execution_id,
+                exc_info=logged,
+            )
+        context.response = _in_full(context, exception) if debug else _without_details()
+
+    return Interceptor("uncaught_exception", error=error)
+
+
+def _without_details() -> web.Response:
+    return web.Response(status=500, text="500 Internal Server Error\n")
+
+
+def _in_full(context: RequestContext, exception: Exception) -> web.Response:
+    values = "\n".join(f"{key!r}: {value!r}" for key, value in context.snapshot().items())
+    text = f"{context.error}\n\n{''.join(traceback.format_exception(exception))}\n{context!r}\n{values}\n"
+    return web.Response(status=500, text=text, headers={"Access-Control-Allow-Origin": "*"})

@@ -7,14 +7,15 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
-from ..chain.interceptor import unwrapped
-from ..errors import FATAL, ChannelClosed
-from ..observe.logs import log
-from ..sse.channel import CloseReason, EventChannel
+from .._logging import log
+from ..channel import CloseReason, EventChannel
+from ..exceptions import FATAL, ChannelClosed
+from ..interceptor import unwrapped
 from .context import RequestContext
 from .settings import OnClose
 
 __all__ = ["Fed", "Producer", "StreamReady", "name_of"]
+
 
 StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
 

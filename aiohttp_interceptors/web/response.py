@@ -12,21 +12,19 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse
 from multidict import CIMultiDict
 
-from ..sse.channel import CloseReason
-from ..sse.event import Event
-from ..sse.threadsafe import check_loop
-from ..sse.wire import HEARTBEAT, encode
-from .commit import CommitGuard, GuardedHeaders, drop, is_committed, seal
-from .connection import HIGH_WATER, Connection
+from .._threads import check_loop
+from ..channel import CloseReason
+from ..sse import HEARTBEAT, Event, encode
+from .app import AWAKE, Drain, Streams
+from .commit import FRAMING, CommitGuard, GuardedHeaders, drop, drop_framing, is_committed, seal
 from .context import RequestContext
-from .drain import Drain
-from .staged import FRAMING, drop_framing
-from .streams import AWAKE, Streams
+from .transport import HIGH_WATER, Connection
 
 if TYPE_CHECKING:
     from aiohttp.http_writer import StreamWriter
 
 __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
+
 
 HEARING = 5.0  # seconds that a handler has at most, on stop, to see that its stream is over
 _LEFT = "the client has left the event stream"

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
-from ..chain.interceptor import check_call
-from ..hub.arguments import check_seconds
-from ..sse.buffer import EventQueue, check_buffer
-from ..sse.channel import CloseReason
-from ..sse.event import Event
+from .._checks import check_seconds
+from ..channel import CloseReason, EventQueue, check_buffer
+from ..interceptor import check_call
+from ..sse import Event
 from .context import RequestContext
 
 __all__ = [
@@ -22,6 +21,7 @@ __all__ = [
     "StreamSettings",
     "check_function",
 ]
+
 
 OnClose: TypeAlias = Callable[[RequestContext, CloseReason], object]
 ErrorEvent: TypeAlias = Event | Callable[[BaseException], Event]

@@ -1,31 +1,165 @@
-"""An open stream of a Hub: a subscriber whose outlet is the connection."""
+"""How streams of a Hub behave: the options of ``start_topic_stream``, checked before anybody opens one."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TypeAlias, cast
 
-from ..hub.gap import Gap
-from ..hub.hub import Hub
-from ..hub.subscriber import Subscriber
-from ..sse.channel import CloseReason
-from ..sse.threadsafe import check_loop
-from ..sse.wire import encode
-from .accept import is_of_event_source
-from .connection import Connection
+from .._threads import check_loop
+from ..channel import CloseReason
+from ..hub.cursor import OnGap, Policy
+from ..hub.hub import Hub, Subscriber
+from ..hub.record import Gap, Record
+from ..hub.topics import check_pattern
+from ..interceptor import Interceptor, check_call
+from ..sse import Event, encode, frame_with_id
+from .app import Streams
 from .context import RequestContext
-from .last_event_id import last_event_id_of
 from .producer import Producer, name_of
+from .request import is_of_event_source, last_event_id_of
 from .response import ChannelResponse
-from .snapshot import Snapshot, SnapshotOf
-from .stream import Stream, StreamStatistics
-from .streams import Streams
-from .topic_settings import TopicSettings
+from .settings import OnClose, StreamSettings, check_function
+from .stream import Stream, StreamStatistics, enter_stream
+from .transport import BATCH, Connection
 
-__all__ = ["TopicStream"]
+__all__ = [
+    "Select",
+    "Snapshot",
+    "SnapshotOf",
+    "SubscriberReady",
+    "TopicSettings",
+    "TopicStream",
+    "Topics",
+    "names_of",
+    "start_topic_stream",
+]
+
+
+Topics: TypeAlias = (
+    str | Iterable[str] | Callable[[RequestContext], str | Iterable[str] | Awaitable[str | Iterable[str]]]
+)
+Select: TypeAlias = Callable[[RequestContext, Record], object]
+SubscriberReady: TypeAlias = Callable[[Subscriber, RequestContext], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSettings(StreamSettings):
+    """What all streams of one ``start_topic_stream`` share."""
+
+    select: Select | None
+    snapshot: SnapshotOf | None
+    stream_ready: SubscriberReady | None
+    policy: Policy
+    unprimed: Policy | None
+    """That of clients which are not to be primed; ``None`` if all have the same."""
+
+    @property
+    def held(self) -> bool:
+        """Whether the head waits for the first frames: nobody is called who must find it on the wire."""
+        return self.snapshot is None and self.stream_ready is None
+
+    def __post_init__(self) -> None:
+        StreamSettings.__post_init__(self)  # super() does not know a class that was made anew to have slots
+        if self.select is not None:
+            check_function("select", self.select, "context", "record")
+            if inspect.iscoroutinefunction(self.select):  # what it returns is true, whatever it is about to say
+                raise TypeError(f"select is a plain function, called for each record, not {self.select!r}")
+        if self.snapshot is not None:
+            check_function("snapshot", self.snapshot, "context")
+        if self.stream_ready is not None:
+            check_function("stream_ready", self.stream_ready, "subscriber", "context")
+        if self.snapshot is not None and self.policy.replay:
+            raise ValueError("a stream begins with a snapshot or with a replay of records, not with both")
+
+
+def names_of(topics: object) -> tuple[str, ...]:
+    """Return the names of one topic or of many, checked. Raises ``TypeError`` or ``ValueError``."""
+    if isinstance(topics, str):
+        return (check_pattern(topics),)
+    if not isinstance(topics, Iterable):
+        raise TypeError(f"topics are a str, some of them, or a function of the context, not {topics!r}")
+    return tuple(map(check_pattern, topics))
+
+
+Events: TypeAlias = Iterable[Event | str] | AsyncIterable[Event | str]
+
+
+class Snapshot:
+    """Events that show a state, and the id of the last record whose effect they show.
+
+    ``events`` is a list or an async iterable of events and strings; ``id`` is one that ``publish`` returned, or
+    ``None`` if it is not known: then records may follow whose effect is shown already.
+    """
+
+    __slots__ = ("events", "id")
+
+    def __init__(self, events: Events, id: str | None = None) -> None:  # noqa: A002  # the field's name
+        if isinstance(events, (str, bytes, Event, Mapping)) or not isinstance(events, (Iterable, AsyncIterable)):
+            raise TypeError(f"a snapshot is a list or an async iterable of events, or a Snapshot, not {events!r}")
+        if id is not None and not isinstance(id, str):
+            raise TypeError(f"a snapshot's id is what publish returned, a str or None, not {id!r}")
+        self.events: Events = events
+        self.id: str | None = id
+
+    @classmethod
+    async def taken(cls, snapshot_of: SnapshotOf, context: RequestContext) -> Snapshot:
+        """Call a function that gives a snapshot, or its events alone."""
+        taken: object = snapshot_of(context)
+        if inspect.isawaitable(taken):
+            taken = await taken
+        return taken if isinstance(taken, Snapshot) else cls(cast("Events", taken))
+
+    async def frames(self, beginning: bytes, id: str) -> AsyncGenerator[tuple[int, bytes], None]:  # noqa: A002  # as above
+        """Give the frames in pieces, each with its number of events; the last one has the id.
+
+        ``beginning`` goes before the first. A list is joined to pieces of about a batch; what an async iterable gives
+        goes out when its next one is there, since only then it is known not to be the last.
+        """
+        count, ready = 0, beginning
+        last: bytes | None = None
+        async with aclosing(_frames(self.events)) as frames:
+            async for frame, waits in frames:
+                if last is not None:
+                    count, ready = count + 1, ready + last
+                    if waits or len(ready) >= BATCH:
+                        yield count, ready
+                        count, ready = 0, b""
+                last = frame
+        if last is not None:
+            yield count + 1, ready + frame_with_id(id, last)
+
+
+async def _frames(events: Events) -> AsyncGenerator[tuple[bytes, bool], None]:
+    """Give each event's frame, and whether the next one is to be waited for."""
+    if isinstance(events, AsyncGenerator):
+        async with aclosing(events):
+            async for event in events:
+                yield _frame(event), True
+    elif isinstance(events, AsyncIterable):
+        async for event in events:
+            yield _frame(event), True
+    else:
+        for event in events:
+            yield _frame(event), False
+
+
+def _frame(event: object) -> bytes:
+    if isinstance(event, str):
+        event = Event(event)
+    if not isinstance(event, Event):
+        raise TypeError(f"a snapshot holds events and strings, not {event!r}")
+    if event.id is not None:
+        raise ValueError(f"the Hub gives ids, and {event!r} of a snapshot has one")
+    return encode(event)
+
+
+SnapshotOf: TypeAlias = Callable[[RequestContext], Snapshot | Events | Awaitable[Snapshot | Events]]
+
 
 # What was published before such an end is still written; after any other the client comes back for it, or is gone.
 _COMPLETED = (CloseReason.CLOSED, CloseReason.SHUTDOWN)
@@ -210,3 +344,105 @@ class TopicStream(Stream):
                 self._events += count
                 told = True
         return told
+
+
+def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and has a default
+    hub: Hub,
+    topics: Topics,
+    *,
+    select: Select | None = None,
+    snapshot: SnapshotOf | None = None,
+    on_gap: OnGap = "signal",
+    gap_event: str = "gap",
+    replay: int = 0,
+    prime: bool | None = None,
+    stream_ready: SubscriberReady | None = None,
+    heartbeat: float | None = 10.0,
+    retry: int | None = None,
+    on_close: OnClose | None = None,
+    stall_timeout: float | None = 60.0,
+    max_age: float | None = None,
+    strict: bool = False,
+    name: str | None = None,
+) -> Interceptor[RequestContext]:
+    """Make an interceptor that commits an event stream of a Hub's topics, and pauses the chain while it is open.
+
+    ``topics`` are a name or a wildcard, some of them, or a function of the context, plain or ``async``, that gives
+    them: it may raise an ``HTTPException``, and what it makes of a client's words it must check, for ``>`` is every
+    topic there is. Each record goes out once, however many of them it matches.
+
+    A client that returns with ``Last-Event-ID``, or with the query's ``lastEventId`` (of a polyfill) or
+    ``last_event_id`` (of the page), goes on after that record. If some of what followed is not kept any more, or the
+    id is none of this Hub's life, it is told first, by an event ``gap_event`` with the JSON ``{"reason", "after",
+    "first"}``. A client without an id begins now, or with the latest ``replay`` records.
+
+    With ``prime`` the first frame has ``retry`` (milliseconds) and the id to return with, although nothing was
+    published: a client that is cut before its first event misses nothing. Many that are not browsers take such a frame
+    for an event without data, so by default only a request of an ``EventSource`` gets it, which its headers tell.
+    Without it ``retry`` waits for the first event.
+
+    ``select(context, record)`` says whether a client gets a record. ``snapshot(context)``, plain or ``async``, gives
+    the state that a stream begins with, as a list or an async iterable of events or as a ``Snapshot``: it is called
+    when the stream has its position, and its events go out before any record. A client that returned and missed
+    nothing has the state already, and gets none. ``stream_ready(subscriber, context)`` is called once the stream is
+    registered: the stream hears of what is published then, and topics that it adds are gone on with as the others are.
+    An ``async`` one runs after the snapshot, is cancelled when the stream ends, and ends it when it raises. Later
+    ``subscriber.add`` and ``remove`` change the topics of the open stream.
+
+    A client that reads slowly costs no memory and delays nobody: it gets from the history what it has missed. When
+    that is gone, ``on_gap`` says what happens: ``"signal"`` tells it and goes on, ``"close"`` ends the stream, as
+    ``lagged``, and ``"conflate"`` gives the latest event per topic and ``key``, and tells only of what no later event
+    makes up for. ``heartbeat``, ``on_close``, ``stall_timeout``, ``max_age`` and ``strict`` as in
+    ``start_event_stream``.
+
+    Raises ``TypeError`` or ``ValueError`` for arguments that cannot work.
+    """
+    if not isinstance(hub, Hub):
+        raise TypeError(f"hub is a Hub, not {hub!r}")
+    policy = Policy(on_gap=on_gap, gap_event=gap_event, prime=prime is not False, replay=replay, retry=retry)
+    settings = TopicSettings(
+        select=select,
+        snapshot=snapshot,
+        stream_ready=stream_ready,
+        policy=policy,
+        unprimed=replace(policy, prime=False) if prime is None else None,
+        heartbeat=heartbeat,
+        retry=retry,
+        on_close=on_close,
+        stall_timeout=stall_timeout,
+        max_age=max_age,
+        strict=strict,
+    )
+    computed = topics if callable(topics) else None
+    fixed = () if computed is not None else names_of(topics)
+    if computed is not None:
+        check_call("topics", "topics", computed, "context")
+    if name is None:
+        name = f"start_topic_stream({getattr(topics, '__name__', 'topics') if computed else ', '.join(fixed)})"
+
+    def choose(context: RequestContext) -> Awaitable[tuple[str, ...]] | tuple[str, ...]:
+        hub.check_open()  # one of another event loop, or one that was closed, says so while there can be another answer
+        if computed is None:
+            return fixed
+        chosen = computed(context)
+        return _awaited(chosen) if inspect.isawaitable(chosen) else names_of(chosen)
+
+    def make(
+        context: RequestContext,
+        response: ChannelResponse,
+        connection: Connection,
+        streams: Streams,
+        names: tuple[str, ...],
+    ) -> Stream:
+        return TopicStream(context, response, connection, streams, settings, hub, names)
+
+    def enter(context: RequestContext) -> Coroutine[None, None, None]:
+        if not isinstance(context, RequestContext):
+            raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
+        return enter_stream(context, settings, make, choose)
+
+    return Interceptor(name, enter)
+
+
+async def _awaited(topics: Awaitable[object]) -> tuple[str, ...]:
+    return names_of(await topics)

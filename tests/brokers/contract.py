@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from aiohttp_interceptors.errors import BrokerDown
+from aiohttp_interceptors.exceptions import BrokerDown
 from aiohttp_interceptors.hub.broker import Broker, Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
 from tests.waiting import within
 

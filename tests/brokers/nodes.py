@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aiohttp_interceptors.errors import BrokerDown, OutcomeUnknown
+from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.testing import TcpProxy
 from tests.hub.outlet import start

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
-from aiohttp_interceptors.brokers.postgres_schema import migration
+from aiohttp_interceptors.brokers.postgres.schema import migration
 
 numbers = itertools.count()
 

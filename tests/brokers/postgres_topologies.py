@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
-from aiohttp_interceptors.brokers.postgres_schema import migration
+from aiohttp_interceptors.brokers.postgres.schema import migration
 from tests.servers.postgres import PASSWORD, Postgres, binary, prefix
 
 PATIENCE = 30.0  # seconds for each step, on a machine that has others

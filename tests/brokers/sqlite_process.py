@@ -14,7 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.errors import BrokerError
+from aiohttp_interceptors.exceptions import BrokerError
 from aiohttp_interceptors.hub.broker import Place, UpToDate
 from tests.waiting import within
 

@@ -13,7 +13,7 @@ from contextlib import closing
 import pytest
 
 from aiohttp_interceptors.brokers import sqlite
-from aiohttp_interceptors.brokers.bell import Bell
+from aiohttp_interceptors.brokers.sqlite.notifier import Bell
 from aiohttp_interceptors.hub.broker import UpToDate
 from tests.brokers.contract import broker, brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture

@@ -22,9 +22,9 @@ from aiohttp_interceptors.brokers.nats import NatsBroker
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.errors import BrokerError
+from aiohttp_interceptors.exceptions import BrokerError
 from aiohttp_interceptors.hub import hub as hub_module
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.hub import replication as supervision
 from aiohttp_interceptors.hub.broker import Broker
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.testing import TcpProxy

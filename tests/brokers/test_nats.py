@@ -13,11 +13,10 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
-from aiohttp_interceptors.brokers import nats_consumer
 from aiohttp_interceptors.brokers.nats import NatsBroker
-from aiohttp_interceptors.brokers.nats_confirmation import Confirmation
-from aiohttp_interceptors.brokers.nats_log import Mark, Marks, NatsLog, subject_of, topic_of
-from aiohttp_interceptors.errors import BrokerDown, BrokerRefused
+from aiohttp_interceptors.brokers.nats import tail as nats_consumer
+from aiohttp_interceptors.brokers.nats.log import Confirmation, Mark, Marks, NatsLog, subject_of, topic_of
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused
 from aiohttp_interceptors.hub.broker import Entry, Joined, Lost, Place, Rewound, UpToDate
 from tests.brokers.contract import MEGABYTE, Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.nats_site import NatsSite, site  # noqa: F401  # a fixture

@@ -11,8 +11,8 @@ from contextlib import aclosing
 import pytest
 from nats.aio.client import Client
 
-from aiohttp_interceptors.errors import BrokerDown, OutcomeUnknown
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
+from aiohttp_interceptors.hub import replication as supervision
 from aiohttp_interceptors.hub.broker import Place
 from tests.brokers.nats_site import jetstream
 from tests.brokers.nats_topologies import NatsCluster

@@ -13,9 +13,9 @@ from contextlib import aclosing
 import pytest
 from nats.aio.client import Client
 
-from aiohttp_interceptors.brokers import nats_session
-from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.brokers.nats import connection as nats_session
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import replication as supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures

@@ -14,8 +14,8 @@ import pytest
 
 from aiohttp_interceptors.brokers import postgres
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
-from aiohttp_interceptors.brokers.postgres_schema import migration
-from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.brokers.postgres.schema import migration
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub.broker import Joined, Lost, UpToDate
 from tests.brokers.contract import Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.postgres_site import site  # noqa: F401  # a fixture

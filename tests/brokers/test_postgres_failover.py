@@ -8,7 +8,7 @@ import asyncio
 
 import pytest
 
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.hub import replication as supervision
 from tests.brokers.nodes import hub_on, persist, texts  # noqa: F401  # fixtures
 from tests.brokers.postgres_topologies import StandbySite
 from tests.hub.outlet import live

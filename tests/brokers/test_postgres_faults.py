@@ -11,10 +11,11 @@ from contextlib import aclosing
 import psycopg
 import pytest
 
-from aiohttp_interceptors.brokers import postgres, postgres_bell
-from aiohttp_interceptors.brokers.postgres_schema import migration
-from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.brokers import postgres
+from aiohttp_interceptors.brokers.postgres import tail as postgres_bell
+from aiohttp_interceptors.brokers.postgres.schema import migration
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import replication as supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nodes import (  # noqa: F401  # fixtures

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
-from aiohttp_interceptors.errors import BrokerDown, BrokerRefused
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused
 from aiohttp_interceptors.hub.broker import Joined, Lost, Place, Rewound, UpToDate
 from tests.brokers.contract import Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.redis_site import LOG, STREAM, RedisSite, server, servers, site  # noqa: F401  # fixtures

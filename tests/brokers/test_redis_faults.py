@@ -12,8 +12,8 @@ import pytest
 from redis.asyncio import Redis
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
-from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import replication as supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from aiohttp_interceptors.testing import TcpProxy
 from tests.brokers.contract import number, tail

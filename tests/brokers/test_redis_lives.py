@@ -9,10 +9,10 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from aiohttp_interceptors.brokers import redis_tail
 from aiohttp_interceptors.brokers.redis import RedisBroker
-from aiohttp_interceptors.errors import BrokerDown, OutcomeUnknown
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.brokers.redis import tail as redis_tail
+from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
+from aiohttp_interceptors.hub import replication as supervision
 from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
 from tests.brokers.contract import tail
 from tests.brokers.nodes import changes, hub_on, persist, texts  # noqa: F401  # a fixture

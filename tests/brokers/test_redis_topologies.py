@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from aiohttp_interceptors.brokers.redis import RedisBroker, cluster_node, sentinel
-from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import replication as supervision
 from tests.brokers.nodes import hub_on  # noqa: F401  # a fixture
 from tests.brokers.redis_topologies import ClusterSite, SentinelSite, ask, wait_for
 from tests.hub.outlet import live

@@ -17,8 +17,8 @@ import pytest
 
 from aiohttp_interceptors.brokers import sqlite
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.brokers.sqlite_log import BOOT
-from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused
+from aiohttp_interceptors.brokers.sqlite.log import BOOT
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused
 from aiohttp_interceptors.hub.broker import Joined, Lost, Place, Rewound, UpToDate
 from tests.brokers.contract import Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.sqlite_process import line, process

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from aiohttp_interceptors.brokers import sqlite_file
-from aiohttp_interceptors.errors import BrokerDown, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.brokers.sqlite import connection as sqlite_file
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
+from aiohttp_interceptors.hub import replication as supervision
 from aiohttp_interceptors.hub.broker import UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, tail  # noqa: F401  # fixtures

@@ -12,8 +12,8 @@ import pytest
 
 from aiohttp_interceptors.brokers import sqlite as module
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.brokers.sqlite_log import SqliteLog
-from aiohttp_interceptors.errors import BrokerDown
+from aiohttp_interceptors.brokers.sqlite.log import SqliteLog
+from aiohttp_interceptors.exceptions import BrokerDown
 from aiohttp_interceptors.hub.broker import UpToDate
 from aiohttp_interceptors.hub.hub import Hub
 from tests.waiting import until, within
@@ -22,7 +22,7 @@ HANGING = """
 import asyncio, sys, threading
 from aiohttp_interceptors import Hub
 from aiohttp_interceptors.brokers import sqlite
-from aiohttp_interceptors.brokers.sqlite_log import SqliteLog
+from aiohttp_interceptors.brokers.sqlite.log import SqliteLog
 
 sqlite.SILENCE = 0.2
 

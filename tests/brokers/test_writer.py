@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.brokers import writer as module
-from aiohttp_interceptors.brokers.writer import MOST, MOST_BYTES, Draft, Writer
-from aiohttp_interceptors.errors import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import ending
+from aiohttp_interceptors import _tasks as ending
+from aiohttp_interceptors.brokers import base as module
+from aiohttp_interceptors.brokers.base import MOST, MOST_BYTES, Draft, Writer
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub.broker import Place
 from tests.waiting import PATIENCE, until, within
 

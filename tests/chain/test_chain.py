@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aiohttp_interceptors.chain.chain import Chain
-from aiohttp_interceptors.chain.context import Context
-from aiohttp_interceptors.chain.interceptor import Interceptor
+from aiohttp_interceptors.chain import Chain, Context
+from aiohttp_interceptors.interceptor import Interceptor
 
 
 def stage(context: Context) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from aiohttp_interceptors.chain.context import Context, ContextKey
-from aiohttp_interceptors.chain.execute import execute
-from aiohttp_interceptors.chain.interceptor import Interceptor
-from aiohttp_interceptors.observe.facts import StageRan
+from aiohttp_interceptors.chain import Context, ContextKey, execute
+from aiohttp_interceptors.facts import StageRan
+from aiohttp_interceptors.interceptor import Interceptor
 
 USER: ContextKey[str] = ContextKey("user")
 VARIABLE: ContextVar[int] = ContextVar("VARIABLE", default=0)

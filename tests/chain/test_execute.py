@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_interceptors.chain.chain import Chain
-from aiohttp_interceptors.chain.context import Context
-from aiohttp_interceptors.chain.execute import drive, execute
-from aiohttp_interceptors.chain.execution import Execution
-from aiohttp_interceptors.chain.interceptor import Interceptor
-from aiohttp_interceptors.chain.sugar import around
-from aiohttp_interceptors.errors import QueueClosed
+from aiohttp_interceptors.chain import Chain, Context, Execution, drive, execute
+from aiohttp_interceptors.decorators import around
+from aiohttp_interceptors.exceptions import QueueClosed
+from aiohttp_interceptors.interceptor import Interceptor
 from aiohttp_interceptors.testing import request_context, run_chain
 
 Function = Callable[..., Any]

@@ -12,14 +12,11 @@ import pytest
 import structlog
 from aiohttp import web
 
-from aiohttp_interceptors.chain.chain import Chain
-from aiohttp_interceptors.chain.context import Context
-from aiohttp_interceptors.chain.execute import drive, execute
-from aiohttp_interceptors.chain.execution import Execution
-from aiohttp_interceptors.chain.interceptor import Interceptor
-from aiohttp_interceptors.chain.sugar import after, around, before
-from aiohttp_interceptors.errors import QueueClosed
-from aiohttp_interceptors.observe.facts import StageRan
+from aiohttp_interceptors.chain import Chain, Context, Execution, drive, execute
+from aiohttp_interceptors.decorators import after, around, before
+from aiohttp_interceptors.exceptions import QueueClosed
+from aiohttp_interceptors.facts import StageRan
+from aiohttp_interceptors.interceptor import Interceptor
 from aiohttp_interceptors.testing import captured_logs, request_context
 
 VARIABLE: ContextVar[int] = ContextVar("VARIABLE", default=0)

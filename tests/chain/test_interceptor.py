@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from aiohttp_interceptors.chain.context import Context
-from aiohttp_interceptors.chain.execute import execute
-from aiohttp_interceptors.chain.interceptor import Interceptor, as_interceptor, interceptors_of
+from aiohttp_interceptors.chain import Context, execute
+from aiohttp_interceptors.interceptor import Interceptor, as_interceptor, interceptors_of
 
 
 def plain(context: Context) -> None:

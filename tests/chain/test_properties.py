@@ -13,11 +13,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.chain.context import Context
-from aiohttp_interceptors.chain.execute import execute
-from aiohttp_interceptors.chain.interceptor import Interceptor
-from aiohttp_interceptors.chain.sugar import around
-from aiohttp_interceptors.errors import QueueClosed
+from aiohttp_interceptors.chain import Context, execute
+from aiohttp_interceptors.decorators import around
+from aiohttp_interceptors.exceptions import QueueClosed
+from aiohttp_interceptors.interceptor import Interceptor
 
 many = settings(deadline=None, max_examples=300)
 

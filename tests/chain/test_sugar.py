@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from aiohttp_interceptors.chain.context import Context
-from aiohttp_interceptors.chain.execute import execute
-from aiohttp_interceptors.chain.interceptor import Interceptor
-from aiohttp_interceptors.chain.sugar import after, around, before, on_error
+from aiohttp_interceptors.chain import Context, execute
+from aiohttp_interceptors.decorators import after, around, before, on_error
+from aiohttp_interceptors.interceptor import Interceptor
 
 
 @types.coroutine

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.hub.policy import Policy
-from aiohttp_interceptors.hub.subscriber import Subscriber
-from aiohttp_interceptors.hub.subscription import Subscription
-from aiohttp_interceptors.sse.channel import CloseReason
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.wire import Decoder
+from aiohttp_interceptors.channel import CloseReason
+from aiohttp_interceptors.hub.cursor import Policy
+from aiohttp_interceptors.hub.dispatcher import Subscription
+from aiohttp_interceptors.hub.hub import Hub, Subscriber
+from aiohttp_interceptors.sse import Decoder, Event
 from tests.waiting import PATIENCE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiohttp_interceptors.hub.arguments import check_count, check_seconds
+from aiohttp_interceptors._checks import check_count, check_seconds
 
 
 @pytest.mark.parametrize("value", [1, 2.5, 1e9])

@@ -6,11 +6,10 @@ import asyncio
 
 import pytest
 
-from aiohttp_interceptors.hub.arrivals import PATIENCE, Arrivals
-from aiohttp_interceptors.hub.gap import GapReason
-from aiohttp_interceptors.hub.log import Log
-from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.hub.ring import Bounds
+from aiohttp_interceptors.hub.dispatcher import PATIENCE, Arrivals
+from aiohttp_interceptors.hub.history import Log
+from aiohttp_interceptors.hub.record import GapReason, Record
+from aiohttp_interceptors.hub.topic_history import Bounds
 
 FUTURE = 3, GapReason.FUTURE
 

@@ -7,9 +7,9 @@ import gc
 
 import pytest
 
-from aiohttp_interceptors.hub.audience import BATCH, Audience
+from aiohttp_interceptors.channel import CloseReason
+from aiohttp_interceptors.hub.dispatcher import BATCH, Audience
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.sse.channel import CloseReason
 from tests.hub.outlet import Outlet, at_once, drain, live, plain, start, subscribe, turn
 
 

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from aiohttp_interceptors import BrokerDown, Hub
+from aiohttp_interceptors import _tasks as ending
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import ending, supervision
 from aiohttp_interceptors.hub import hub as module
+from aiohttp_interceptors.hub import replication as supervision
 from tests.waiting import until, within
 
 

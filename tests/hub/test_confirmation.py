@@ -8,7 +8,7 @@ import pytest
 
 from aiohttp_interceptors import Hub, HubDown, HubResumed, HubUp
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import arrivals as module
+from aiohttp_interceptors.hub import dispatcher as module
 from aiohttp_interceptors.hub.broker import Entry, Joined, Place, UpToDate
 from tests.hub.outlet import start
 from tests.waiting import until

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from aiohttp_interceptors import BrokerDown, Event, GapReason, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import arrivals, supervision
+from aiohttp_interceptors.hub import dispatcher as arrivals
+from aiohttp_interceptors.hub import replication as supervision
 from tests.hub.outlet import Outlet, start, turn
 from tests.hub.reference import matches
 from tests.waiting import until

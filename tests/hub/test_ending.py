@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from aiohttp_interceptors.hub import ending as module
-from aiohttp_interceptors.hub.ending import check_cancelled, end, finish, heeding
+from aiohttp_interceptors import _tasks as module
+from aiohttp_interceptors._tasks import check_cancelled, end, finish, heeding
 from tests.waiting import within
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.eras import Eras, new_epoch, successor
-from aiohttp_interceptors.hub.gap import GapReason
+from aiohttp_interceptors.hub.epochs import Eras, new_epoch, successor
+from aiohttp_interceptors.hub.record import GapReason
 
 EPOCH = re.compile(r"[0-9a-z]{1,32}", re.ASCII)
 # How far each era comes beyond its beginning, and where the next one begins, counted from there.

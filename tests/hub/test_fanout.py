@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.sse.channel import CloseReason
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.wire import encode
+from aiohttp_interceptors.sse import Event, encode
 from tests.hub.outlet import Outlet, live, plain, sized, subscribe, turn
 from tests.hub.reference import matches
 from tests.waiting import PATIENCE
@@ -348,9 +347,9 @@ class Delivery(RuleBasedStateMachine):
 
 def test_everybody_gets_the_same_when_a_turn_is_too_short_for_all_of_it(monkeypatch):
     """Few topics are too many to be looked at, few records are many, and there is time for one stream in a turn."""
-    monkeypatch.setattr("aiohttp_interceptors.hub.log.RINGS", 1)
-    monkeypatch.setattr("aiohttp_interceptors.hub.log.LOOKS", 3)
-    monkeypatch.setattr("aiohttp_interceptors.hub.fanout.CATCHING_UP", 1e-9)
+    monkeypatch.setattr("aiohttp_interceptors.hub.history.RINGS", 1)
+    monkeypatch.setattr("aiohttp_interceptors.hub.history.LOOKS", 3)
+    monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.CATCHING_UP", 1e-9)
     run_state_machine_as_test(
         Delivery,
         settings=settings(max_examples=200, stateful_step_count=50, suppress_health_check=list(HealthCheck)),

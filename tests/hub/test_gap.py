@@ -6,9 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.gap import SHOWN, Gap, GapReason
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.wire import Decoder, encode
+from aiohttp_interceptors.hub.record import SHOWN, Gap, GapReason
+from aiohttp_interceptors.sse import Decoder, Event, encode
 
 
 @pytest.mark.parametrize("reason", ["evicted", "unknown", "foreign", "future"])

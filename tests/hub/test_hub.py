@@ -9,13 +9,13 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
 
-from aiohttp_interceptors.errors import EventTooLarge
+from aiohttp_interceptors.channel import CloseReason
+from aiohttp_interceptors.exceptions import EventTooLarge
+from aiohttp_interceptors.hub.cursor import Policy
+from aiohttp_interceptors.hub.history import EMPTIED
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.hub.log import EMPTIED
-from aiohttp_interceptors.hub.policy import Policy
-from aiohttp_interceptors.hub.ring import Ring
-from aiohttp_interceptors.sse.channel import CloseReason
-from aiohttp_interceptors.sse.event import Event
+from aiohttp_interceptors.hub.topic_history import Ring
+from aiohttp_interceptors.sse import Event
 from tests.hub.outlet import Outlet, live, start, subscribe, turn
 from tests.waiting import until, within
 

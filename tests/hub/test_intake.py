@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub.audience import BATCH
 from aiohttp_interceptors.hub.broker import Entry, Joined, Lost, Place, Rewound, UpToDate
-from aiohttp_interceptors.hub.gap import GapReason
+from aiohttp_interceptors.hub.dispatcher import BATCH
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.hub.intake import Intake
+from aiohttp_interceptors.hub.record import GapReason
+from aiohttp_interceptors.hub.replication import Intake
 from tests.hub.outlet import Outlet, drain, live, start, subscribe, turn
 
 

@@ -14,12 +14,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aiohttp_interceptors.hub import log as module
-from aiohttp_interceptors.hub.gap import GapReason
-from aiohttp_interceptors.hub.log import LOOKS, Log, conflated, first
-from aiohttp_interceptors.hub.ring import Bounds
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.wire import Decoder
+from aiohttp_interceptors.hub import history as module
+from aiohttp_interceptors.hub.history import LOOKS, Log, conflated, first
+from aiohttp_interceptors.hub.record import GapReason
+from aiohttp_interceptors.hub.topic_history import Bounds
+from aiohttp_interceptors.sse import Decoder, Event
 from tests.hub.reference import matches
 
 UNBOUNDED = Bounds(10**9, None, None)

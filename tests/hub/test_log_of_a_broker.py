@@ -5,10 +5,9 @@ from hypothesis import note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from aiohttp_interceptors.hub.gap import GapReason
-from aiohttp_interceptors.hub.log import Log
-from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.hub.ring import Bounds
+from aiohttp_interceptors.hub.history import Log
+from aiohttp_interceptors.hub.record import GapReason, Record
+from aiohttp_interceptors.hub.topic_history import Bounds
 from tests.hub.reference import matches
 
 UNBOUNDED = Bounds(10**9, None, None)

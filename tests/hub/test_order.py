@@ -4,10 +4,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from aiohttp_interceptors.hub import order as module
-from aiohttp_interceptors.hub.order import Order
+from aiohttp_interceptors.hub import index as module
+from aiohttp_interceptors.hub.index import Order
 from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.sse.event import Event
+from aiohttp_interceptors.sse import Event
 
 EVENT = Event("x")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.payload import MAX_KEY, Content, pack, unpack
+from aiohttp_interceptors.hub.message import MAX_KEY, Content, pack, unpack
 
 keys = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aiohttp_interceptors.hub.policy import Policy
+from aiohttp_interceptors.hub.cursor import Policy
 
 
 def test_what_it_says_of_itself_holds():

@@ -4,11 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.errors import EventTooLarge
-from aiohttp_interceptors.hub.payload import MAX_KEY, unpack
-from aiohttp_interceptors.hub.publication import LONGEST_IDEMPOTENCY_KEY, Publication
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.wire import encode
+from aiohttp_interceptors.exceptions import EventTooLarge
+from aiohttp_interceptors.hub.message import LONGEST_IDEMPOTENCY_KEY, MAX_KEY, Publication, unpack
+from aiohttp_interceptors.sse import Event, encode
 
 
 def publication(event="x", key=None, *, ephemeral=False, idempotency_key=None, size=None):

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.payload import unpack
-from aiohttp_interceptors.hub.publication import Publication
+from aiohttp_interceptors.hub.message import Publication, unpack
 from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.sse.event import MAX_RETRY, Event
+from aiohttp_interceptors.sse import MAX_RETRY, Event
 
 HOSTILE = "\r\n\0:  \ufeff\x0b\x0c\x1c\x85\u2028\u2029\tdataeventidretry7😀"
 

@@ -5,8 +5,7 @@ import weakref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.broker import IDEMPOTENCY_WINDOW
-from aiohttp_interceptors.hub.repeats import Repeats
+from aiohttp_interceptors.hub.broker import IDEMPOTENCY_WINDOW, Repeats
 
 W = IDEMPOTENCY_WINDOW
 

@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 )
 
 from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.hub.ring import SLACK, Bounds, Ring
-from aiohttp_interceptors.sse.event import Event
+from aiohttp_interceptors.hub.topic_history import SLACK, Bounds, Ring
+from aiohttp_interceptors.sse import Event
 
 EVENT = Event("x")
 

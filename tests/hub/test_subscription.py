@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from aiohttp_interceptors.hub.audience import BATCH
+from aiohttp_interceptors.channel import CloseReason
+from aiohttp_interceptors.hub.dispatcher import BATCH
+from aiohttp_interceptors.hub.history import EMPTIED
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.hub.log import EMPTIED
-from aiohttp_interceptors.sse.channel import CloseReason
-from aiohttp_interceptors.sse.event import Event
+from aiohttp_interceptors.sse import Event
 from tests.hub.outlet import Outlet, drain, live, start, subscribe, turn
 from tests.waiting import within
 
@@ -413,7 +413,7 @@ class TestAClientThatMissedMuch:
 
     async def test_and_many_of_them_leave_time_for_others(self, monkeypatch):
         """There is no time but for one in a turn, and each has its turn: none is last again and again."""
-        monkeypatch.setattr("aiohttp_interceptors.hub.fanout.CATCHING_UP", 1e-9)
+        monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.CATCHING_UP", 1e-9)
         hub = Hub(history_bytes=None)
         ids = await publish(hub, [f"{number} {'x' * 1000}" for number in range(400)])
         other = await live(hub, "b")

@@ -8,9 +8,9 @@ import pytest
 
 from aiohttp_interceptors import BrokerDown, BrokerError, Event, Hub, HubDown, HubResumed, HubUp
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import supervision as module
+from aiohttp_interceptors.channel import CloseReason
+from aiohttp_interceptors.hub import replication as module
 from aiohttp_interceptors.hub.broker import UpToDate
-from aiohttp_interceptors.sse.channel import CloseReason
 from tests.hub.outlet import Outlet, start, subscribe
 from tests.waiting import until, within
 
@@ -115,7 +115,7 @@ class TestUp:
         assert await has(outlet, 2) == ["3", "4"]
 
     async def test_an_id_that_another_process_gave_a_moment_ago_is_waited_for(self, hubs, log, monkeypatch):
-        monkeypatch.setattr("aiohttp_interceptors.hub.arrivals.PATIENCE", 60.0)
+        monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.PATIENCE", 60.0)
         one, other = hubs(), hubs()
         await ready(one, other)
         position = log.append("a", b"\x10data: 1\n\n", None)
@@ -126,7 +126,7 @@ class TestUp:
         assert await has(outlet, 1) == ["2"]
 
     async def test_an_id_that_is_never_given_is_told_after_a_while(self, hubs, monkeypatch):
-        monkeypatch.setattr("aiohttp_interceptors.hub.arrivals.PATIENCE", 0.05)
+        monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.PATIENCE", 0.05)
         hub = hubs()
         await ready(hub)
         outlet = start(hub, "a", after=f"{hub.log.epoch}-99")
@@ -333,7 +333,7 @@ class TestDown:
         assert hub.statistics().subscribers == 0
 
     async def test_who_waits_for_what_is_ahead_waits_while_it_is_down(self, hubs, log, monkeypatch):
-        monkeypatch.setattr("aiohttp_interceptors.hub.arrivals.PATIENCE", 0.02)
+        monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.PATIENCE", 0.02)
         hub = hubs()
         await ready(hub)
         log.stop()

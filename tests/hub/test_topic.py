@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from aiohttp_interceptors.hub.topic import MAX_TOPIC, Patterns, check_pattern, check_topic, is_wildcard
+from aiohttp_interceptors.hub.topics import MAX_TOPIC, Patterns, check_pattern, check_topic, is_wildcard
 from tests.hub.reference import matches, patterns, topics
 
 NAMES = ["a", "orders", "orders.42.paid", "a-b_c:d/e", "é.日本", "😀", "a*b", "a>b.c", "*x", "x" * MAX_TOPIC]

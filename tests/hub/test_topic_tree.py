@@ -4,11 +4,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from aiohttp_interceptors.hub.index import TopicTree
 from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.hub.ring import Ring
-from aiohttp_interceptors.hub.topic import is_wildcard
-from aiohttp_interceptors.hub.topic_tree import TopicTree
-from aiohttp_interceptors.sse.event import Event
+from aiohttp_interceptors.hub.topic_history import Ring
+from aiohttp_interceptors.hub.topics import is_wildcard
+from aiohttp_interceptors.sse import Event
 from tests.hub.reference import matches, patterns, topics
 
 EVENT = Event("x")

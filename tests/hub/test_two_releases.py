@@ -9,8 +9,8 @@ import pytest
 from aiohttp_interceptors import Event, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub.broker import Entry, Joined, Place, UpToDate
-from aiohttp_interceptors.hub.intake import Intake
-from aiohttp_interceptors.hub.payload import EPHEMERAL, KEYED, PLAIN
+from aiohttp_interceptors.hub.message import EPHEMERAL, KEYED, PLAIN
+from aiohttp_interceptors.hub.replication import Intake
 from tests.hub.outlet import drain, live, start, turn
 from tests.waiting import until
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from aiohttp_interceptors.chain.context import Context
-from aiohttp_interceptors.chain.execute import execute
-from aiohttp_interceptors.chain.interceptor import Interceptor
-from aiohttp_interceptors.chain.sugar import before
-from aiohttp_interceptors.observe.debug import debug_observer
-from aiohttp_interceptors.observe.facts import StageRan
+from aiohttp_interceptors.chain import Context, execute
+from aiohttp_interceptors.debug import debug_observer
+from aiohttp_interceptors.decorators import before
+from aiohttp_interceptors.facts import StageRan
+from aiohttp_interceptors.interceptor import Interceptor
 from aiohttp_interceptors.testing import captured_logs
 
 BEFORE: dict[str, Any] = {"gone": 1, "same": 2, "user": {"name": "alice", "password": "old", "roles": []}}

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from aiohttp_interceptors.observe.facts import EventsDropped, StageRan, StreamClosed, StreamOpened, StreamRefused
+from aiohttp_interceptors.facts import EventsDropped, StageRan, StreamClosed, StreamOpened, StreamRefused
 
 FACTS = [
     StageRan("run 1", "a", "enter", 0.1, {}, {}),

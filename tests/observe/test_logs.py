@@ -9,8 +9,8 @@ import pytest
 import structlog
 
 from aiohttp_interceptors import CloseReason
-from aiohttp_interceptors.observe.facts import EventsDropped, StreamClosed, StreamOpened, StreamRefused
-from aiohttp_interceptors.observe.logs import captured_logs, log, log_fact, logged_execution_id
+from aiohttp_interceptors._logging import captured_logs, log, log_fact, logged_execution_id
+from aiohttp_interceptors.facts import EventsDropped, StreamClosed, StreamOpened, StreamRefused
 
 
 def alone(function: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ import logging
 import pytest
 import structlog
 
-from aiohttp_interceptors.observe.logs import _built_in_configuration, log
+from aiohttp_interceptors._logging import _built_in_configuration, log
 from aiohttp_interceptors.testing import captured_logs
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "exception": logging.ERROR}

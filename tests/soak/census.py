@@ -9,8 +9,7 @@ from collections import Counter
 import psutil
 
 from aiohttp_interceptors import Hub, Streams
-from aiohttp_interceptors.web.rounds import rounds
-from aiohttp_interceptors.web.turn import turn
+from aiohttp_interceptors.web.timers import rounds, turn
 
 LIBRARY = "aiohttp_interceptors"
 # What aiohttp has for a connection or a request.

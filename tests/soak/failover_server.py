@@ -25,7 +25,7 @@ from aiohttp_interceptors.brokers.nats import NatsBroker
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.errors import BrokerDown, BrokerError, OutcomeUnknown
+from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, OutcomeUnknown
 from tests.soak.failover_ledger import text
 
 HISTORY = 20_000  # records of each topic: none is evicted, so that no such gap excuses a loss

@@ -28,8 +28,8 @@ from aiohttp_interceptors import (
     setup,
     start_event_stream,
 )
-from aiohttp_interceptors.observe.facts import StreamClosed, StreamFact, StreamOpened, StreamRefused
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.facts import StreamClosed, StreamFact, StreamOpened, StreamRefused
+from aiohttp_interceptors.web.app import STREAMS
 
 STALL_TIMEOUT = 1.0  # seconds; for /hose only
 MAX_AGE = 3.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aiohttp_interceptors import Decoder, Event
-from aiohttp_interceptors.hub.gap import Gap, GapReason
-from aiohttp_interceptors.sse.wire import encode
+from aiohttp_interceptors.hub.record import Gap, GapReason
+from aiohttp_interceptors.sse import encode
 from tests.soak.failover_ledger import Acknowledged, Received, Told, item_of, judge, longest_pause, text
 
 

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.errors import ChannelClosed, ChannelFull, EventTooLarge
-from aiohttp_interceptors.sse.buffer import check_buffer
-from aiohttp_interceptors.sse.channel import CloseReason, EventChannel
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.queues import ConflatingQueue, DroppingQueue, SlidingQueue, dropped_event
+from aiohttp_interceptors.channel import CloseReason, EventChannel, check_buffer
+from aiohttp_interceptors.exceptions import ChannelClosed, ChannelFull, EventTooLarge
+from aiohttp_interceptors.queues import ConflatingQueue, DroppingQueue, SlidingQueue, dropped_event
+from aiohttp_interceptors.sse import Event
 from tests.waiting import within
 
 

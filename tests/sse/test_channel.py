@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.errors import ChannelFull, EventTooLarge
-from aiohttp_interceptors.sse.channel import CloseReason, EventChannel
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.queues import SlidingQueue
-from aiohttp_interceptors.sse.wire import encode, is_larger
+from aiohttp_interceptors.channel import CloseReason, EventChannel
+from aiohttp_interceptors.exceptions import ChannelFull, EventTooLarge
+from aiohttp_interceptors.queues import SlidingQueue
+from aiohttp_interceptors.sse import Event, encode, is_larger
 
 
 async def turns(count=5):

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from aiohttp_interceptors.sse.event import MAX_RETRY, Event, compact_json
+from aiohttp_interceptors.sse import MAX_RETRY, Event, compact_json
 
 FIELDS = ("data", "name", "id", "retry", "comment")
 

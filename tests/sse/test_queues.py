@@ -10,9 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.sse.channel import EventChannel
-from aiohttp_interceptors.sse.event import Event
-from aiohttp_interceptors.sse.queues import (
+from aiohttp_interceptors.channel import EventChannel
+from aiohttp_interceptors.queues import (
     ConflatingQueue,
     DroppingQueue,
     LossyQueue,
@@ -20,7 +19,7 @@ from aiohttp_interceptors.sse.queues import (
     dropped_comment,
     dropped_event,
 )
-from aiohttp_interceptors.sse.wire import encode
+from aiohttp_interceptors.sse import Event, encode
 
 QUEUES = [SlidingQueue, DroppingQueue, ConflatingQueue]
 every_queue = pytest.mark.parametrize("make", QUEUES)

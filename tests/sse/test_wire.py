@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from aiohttp_interceptors.sse.event import MAX_RETRY, Event
-from aiohttp_interceptors.sse.wire import HEARTBEAT, Decoder, encode, frame_with_id
+from aiohttp_interceptors.sse import HEARTBEAT, MAX_RETRY, Decoder, Event, encode, frame_with_id
 
 BOM = "\ufeff"
 

@@ -9,8 +9,7 @@ from httpx_sse import EventSource
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.sse.event import MAX_RETRY, Event
-from aiohttp_interceptors.sse.wire import HEARTBEAT, Decoder, encode
+from aiohttp_interceptors.sse import HEARTBEAT, MAX_RETRY, Decoder, Event, encode
 
 patient = settings(deadline=None)  # a busy machine is no bug
 

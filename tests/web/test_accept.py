@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.web.accept import accepts_event_stream, is_of_event_source
+from aiohttp_interceptors.web.request import accepts_event_stream, is_of_event_source
 
 CHROMIUM = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
 OF_EVENT_SOURCE = {"Accept": "text/event-stream", "Pragma": "no-cache", "Cache-Control": "no-cache"}

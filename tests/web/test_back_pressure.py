@@ -24,9 +24,9 @@ from aiohttp_interceptors import (
     setup,
     start_event_stream,
 )
-from aiohttp_interceptors.sse.queues import dropped_comment, dropped_event
-from aiohttp_interceptors.sse.wire import Decoder
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.queues import dropped_comment, dropped_event
+from aiohttp_interceptors.sse import Decoder
+from aiohttp_interceptors.web.app import STREAMS
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE, until
 

@@ -26,7 +26,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import until, within
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")

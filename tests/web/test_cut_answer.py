@@ -19,7 +19,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import until, within
 
 LAST = b"0\r\n\r\n"

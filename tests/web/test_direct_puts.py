@@ -17,7 +17,7 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.testing import open_stream
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import until, within
 
 MAKES = {

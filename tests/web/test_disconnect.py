@@ -23,8 +23,8 @@ from aiohttp_interceptors import (
     setup,
     start_event_stream,
 )
-from aiohttp_interceptors.web.rounds import rounds
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
+from aiohttp_interceptors.web.timers import rounds
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
 

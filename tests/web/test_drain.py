@@ -29,9 +29,8 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from aiohttp_interceptors.web.rounds import rounds
-from aiohttp_interceptors.web.streams import STREAMS
-from aiohttp_interceptors.web.turn import turn
+from aiohttp_interceptors.web.app import STREAMS
+from aiohttp_interceptors.web.timers import rounds, turn
 from tests.waiting import PATIENCE, until, within
 
 if sys.platform != "win32":

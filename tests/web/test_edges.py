@@ -23,7 +23,7 @@ from aiohttp_interceptors import (
     setup,
     start_event_stream,
 )
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import until, within
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from aiohttp_interceptors import Event, Hub, Snapshot, as_handler, setup, start_topic_stream
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import supervision
+from aiohttp_interceptors.hub import replication as supervision
 from tests.listener import application, listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until

@@ -22,8 +22,7 @@ from aiohttp_interceptors import (
     start_topic_stream,
 )
 from aiohttp_interceptors.testing import open_stream
-from aiohttp_interceptors.web.rounds import rounds
-from aiohttp_interceptors.web.turn import turn
+from aiohttp_interceptors.web.timers import rounds, turn
 from tests.waiting import until, within
 
 

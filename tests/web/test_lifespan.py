@@ -17,7 +17,7 @@ from aiohttp_interceptors import (
     setup,
     start_event_stream,
 )
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 
 KEEP = "GET /s/ HTTP/1.1\nHost: x\n\n"
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp_interceptors import BrokerDown, CloseReason, Drain, Event, Hub, as_handler, setup, start_topic_stream
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import hub as hub_module
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until

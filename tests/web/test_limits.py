@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from aiohttp_interceptors import CloseReason, Event, EventTooLarge, as_handler, before, setup, start_event_stream
 from aiohttp_interceptors.testing import open_stream
+from aiohttp_interceptors.web.app import STREAMS
 from aiohttp_interceptors.web.limits import LimitReached, Limits, take_place
-from aiohttp_interceptors.web.rounds import Rounds
 from aiohttp_interceptors.web.stream import Stream
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.timers import Rounds
 from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from aiohttp_interceptors import CloseReason, Hub, StreamClosed, StreamOpened, StreamRefused, as_handler, setup
 from aiohttp_interceptors import start_topic_stream as start
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within

@@ -23,9 +23,9 @@ from aiohttp_interceptors import (
     start_topic_stream,
 )
 from aiohttp_interceptors.web import limits as limits_module
+from aiohttp_interceptors.web.app import STREAMS
 from aiohttp_interceptors.web.commit import contexts
-from aiohttp_interceptors.web.rounds import rounds
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.timers import rounds
 from tests.listener import listen
 from tests.waiting import until, within
 

@@ -4,7 +4,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import StopReconnecting
-from aiohttp_interceptors.web.refusal import WINDOW, not_acceptable, stopping, too_many, too_slow
+from aiohttp_interceptors.web.request import WINDOW, not_acceptable, stopping, too_many, too_slow
 
 
 @pytest.mark.parametrize(

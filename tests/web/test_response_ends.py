@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp_sse import sse_response
 
 from aiohttp_interceptors import Drain, Event, EventStreamResponse, setup
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import until, within
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"

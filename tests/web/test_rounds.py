@@ -6,7 +6,7 @@ import heapq
 import pytest
 import uvloop
 
-from aiohttp_interceptors.web.rounds import TOGETHER, rounds
+from aiohttp_interceptors.web.timers import TOGETHER, rounds
 
 
 class Clockwork:

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from aiohttp_interceptors import Event, Hub, Snapshot
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import application, listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until

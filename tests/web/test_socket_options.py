@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import as_handler, setup, start_event_stream
-from aiohttp_interceptors.web.socket_options import SocketOptions, options_on
+from aiohttp_interceptors.web.transport import SocketOptions, options_on
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 
 KEEP = "GET / HTTP/1.1\nHost: x\n\n"
@@ -85,7 +85,7 @@ class TestOnASocket:
     def test_a_platform_without_them_gets_a_send_buffer_and_cannot_tell_what_was_taken(
         self, pair, platform, monkeypatch
     ):
-        monkeypatch.setattr("aiohttp_interceptors.web.socket_options.PLATFORM", platform)
+        monkeypatch.setattr("aiohttp_interceptors.web.transport.PLATFORM", platform)
         server, _ = pair
         before = server.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         options = SocketOptions(Bare(server), 2.5)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from aiohttp_interceptors.web.stall import LOOKS, Stall
+from aiohttp_interceptors.web.transport import LOOKS, Stall
 
 
 def looked(timeout: float, taken_at: list[tuple[float, int]], gaps, sent: int = 10_000) -> float:

@@ -23,10 +23,9 @@ from aiohttp_interceptors import (
     setup,
     start_event_stream,
 )
-from aiohttp_interceptors.web.rounds import rounds
-from aiohttp_interceptors.web.socket_options import options_on
-from aiohttp_interceptors.web.stall import LOOKS
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
+from aiohttp_interceptors.web.timers import rounds
+from aiohttp_interceptors.web.transport import LOOKS, options_on
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE, until, within
 

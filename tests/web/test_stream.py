@@ -27,7 +27,7 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.testing import open_stream
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import until, within
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"

@@ -7,9 +7,9 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from aiohttp_interceptors import Drain, as_handler, setup, start_event_stream
-from aiohttp_interceptors.observe.facts import StreamClosed, StreamOpened, StreamRefused
+from aiohttp_interceptors.facts import StreamClosed, StreamOpened, StreamRefused
+from aiohttp_interceptors.web.app import STREAMS, Streams
 from aiohttp_interceptors.web.limits import Limits
-from aiohttp_interceptors.web.streams import STREAMS, Streams
 from tests.waiting import PATIENCE
 
 REQUEST = make_mocked_request("GET", "/path")
@@ -206,7 +206,7 @@ class TestClosing:
         assert logged == [{"event": "streams_aborted", "log_level": "warning", "streams": 2, "seconds": 0.01}]
 
     async def test_one_that_does_not_even_end_then_is_not_waited_for(self, monkeypatch):
-        monkeypatch.setattr("aiohttp_interceptors.web.streams.ABORTED", 0.01)
+        monkeypatch.setattr("aiohttp_interceptors.web.app.ABORTED", 0.01)
         streams = Streams(Drain(timeout=0.01))
         stream = Open(streams, obedient=False)
         stream.abort = lambda: None

@@ -20,7 +20,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from aiohttp_interceptors.errors import EventTooLarge
+from aiohttp_interceptors.exceptions import EventTooLarge
 from aiohttp_interceptors.testing import open_stream
 from tests.waiting import within
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aiohttp_interceptors import CloseReason, Event, Hub, RequestContext, Subscriber
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import application, listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within

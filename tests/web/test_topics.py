@@ -20,7 +20,7 @@ from aiohttp_interceptors import (
     interceptor_middleware,
     start_topic_stream,
 )
-from aiohttp_interceptors.web.streams import STREAMS
+from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import application, listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp_interceptors.web.turn import turn
+from aiohttp_interceptors.web.timers import turn
 
 
 class Pumped:

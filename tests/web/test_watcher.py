@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from aiohttp_interceptors import CloseReason
-from aiohttp_interceptors.web.watcher import HELD, Watcher
+from aiohttp_interceptors.web.transport import HELD, Watcher
 
 
 class Pipe(asyncio.Transport):

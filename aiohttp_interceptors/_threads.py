@@ -1,0 +1,115 @@
+"""Calls from other threads into an event loop, and the futures of their results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from .exceptions import FATAL
+
+__all__ = ["LoopFuture", "call_in_loop", "check_loop", "run_in_loop"]
+
+
+T = TypeVar("T")
+
+
+class LoopFuture(Future[T]):
+    """A ``concurrent.futures.Future`` that an event loop resolves.
+
+    ``result`` and ``exception`` raise ``RuntimeError`` in the event loop's own thread as long as there is no result:
+    the loop cannot make one while its thread waits. ``asyncio.wrap_future(future)`` can be awaited there.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result, ``timeout`` seconds at most, and return it, or raise what the call raised."""
+        self._check_thread()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end of the call, ``timeout`` seconds at most, and return what it raised."""
+        self._check_thread()
+        return super().exception(timeout)
+
+    def _check_thread(self) -> None:
+        if not self.done() and _running_loop() is self._loop:
+            raise RuntimeError(
+                "the event loop of this thread resolves this future, and cannot while its thread waits for it; "
+                "await asyncio.wrap_future(future) instead"
+            )
+
+
+def check_loop(loop: asyncio.AbstractEventLoop, call: str, instead: str) -> None:
+    """Raise ``RuntimeError``, with what to call instead, in any other thread than that of a running event loop."""
+    if loop.is_running() and _running_loop() is not loop:
+        raise RuntimeError(
+            f"{call} was called in another thread than its event loop runs in, where it would go unnoticed; "
+            f"call {instead} there"
+        )
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> Future[T]:
+    """Call a plain function in the loop's thread. Raises ``RuntimeError`` for a loop that is closed."""
+    future: LoopFuture[T] = LoopFuture(loop)
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                result = call()
+            except BaseException as error:
+                future.set_exception(error)
+                if isinstance(error, FATAL):
+                    raise
+            else:
+                future.set_result(result)
+
+    loop.call_soon_threadsafe(run)
+    return future
+
+
+def run_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+    """Run a coroutine function in the loop's thread; cancelling the future cancels it.
+
+    The coroutine is made there, so that none is left unawaited when the loop is closed, for which this raises
+    ``RuntimeError``.
+    """
+    future: LoopFuture[T] = LoopFuture(loop)
+
+    def finish(task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            return
+        error = task.exception()
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
+    def run() -> None:
+        if future.cancelled():
+            return
+        task = loop.create_task(call())
+        task.add_done_callback(finish)
+        future.add_done_callback(lambda done: _cancel(loop, task) if done.cancelled() else None)
+
+    loop.call_soon_threadsafe(run)
+    return future
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[T]) -> None:
+    with suppress(RuntimeError):  # the loop is closed, and so the task is over
+        loop.call_soon_threadsafe(task.cancel)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

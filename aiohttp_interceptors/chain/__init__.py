@@ -1,1 +1,0 @@
-"""The machine: interceptors, their context, and the loop. Knows no HTTP and no aiohttp."""

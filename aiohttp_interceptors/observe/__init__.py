@@ -1,1 +1,0 @@
-"""What happened: facts, and where they are told. Knows nothing of the rest of the library."""

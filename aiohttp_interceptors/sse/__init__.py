@@ -1,1 +1,0 @@
-"""The wire: events, their bytes, and the channel that carries them. Knows no aiohttp."""

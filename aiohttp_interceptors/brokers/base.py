@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from .._tasks import check_cancelled, end
 from ..exceptions import BrokerDown, BrokerError, OutcomeUnknown
-from ..hub.broker import Place
+from ..hub.broker import LogPosition
 
 __all__ = ["Draft", "Outcome", "Retention", "Write", "Writer", "connect_within"]
 
@@ -90,9 +90,9 @@ class Draft(NamedTuple):
     idempotency_key: str | None
 
 
-Outcome: TypeAlias = Place | BrokerError
+Outcome: TypeAlias = LogPosition | BrokerError
 Write: TypeAlias = Callable[[Sequence[Draft]], Awaitable[Sequence[Outcome]]]
-_Waiting: TypeAlias = tuple[asyncio.Future[Place], Draft]
+_Waiting: TypeAlias = tuple[asyncio.Future[LogPosition], Draft]
 
 
 class Writer:
@@ -105,15 +105,15 @@ class Writer:
     def __init__(self, write: Write, timeout: float) -> None:
         self._write = write
         self._timeout = timeout
-        self._waiting: OrderedDict[asyncio.Future[Place], Draft] = OrderedDict()  # without those that were taken
+        self._waiting: OrderedDict[asyncio.Future[LogPosition], Draft] = OrderedDict()  # without those that were taken
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def put(self, draft: Draft) -> Place:
+    async def put(self, draft: Draft) -> LogPosition:
         """Store a draft and return its place. Raises ``BrokerError`` within the timeout. Cancelling is safe."""
         if self._closed:
             raise BrokerDown(f"{draft.topic!r} was published after this broker was closed")
-        future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[LogPosition] = asyncio.get_running_loop().create_future()
         self._waiting[future] = draft
         if self._task is None:
             self._task = asyncio.create_task(self._run())

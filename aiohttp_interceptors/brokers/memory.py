@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .._checks import check_count
 from ..exceptions import BrokerDown
-from ..hub.broker import Entry, Joined, Lost, Place, Repeats, Rewound, TailItem, UpToDate
+from ..hub.broker import CaughtUp, Entry, LogPosition, Repeats, Subscribed, TailItem, Trimmed, Truncated
 from ..hub.epochs import new_epoch
 
 __all__ = ["MemoryBroker", "MemoryLog"]
@@ -21,11 +21,11 @@ __all__ = ["MemoryBroker", "MemoryLog"]
 
 MOST = 500  # entries in one batch, so that others have their turn of the event loop in between
 CONFIRMS = 1.0  # seconds after which a tail says again that it is up to date
-_position = attrgetter("position")
+_offset = attrgetter("offset")
 
 
 class _Stored(NamedTuple):
-    position: int
+    offset: int
     topic: str
     payload: bytes
     time: float
@@ -43,10 +43,10 @@ class MemoryLog:
         self.end: int = 0
         self.trimmed: int = 0
         """The position of the latest entry that is gone."""
-        self._eras = [Place(new_epoch(), 0)]  # where each begins
+        self._eras = [LogPosition(new_epoch(), 0)]  # where each begins
         self._entries: deque[_Stored] = deque()
         self._max_records = max_records
-        self._repeats: Repeats[Place] = Repeats()
+        self._repeats: Repeats[LogPosition] = Repeats()
         self._news: asyncio.Event = asyncio.Event()
 
     @property
@@ -55,12 +55,12 @@ class MemoryLog:
         return self._eras[-1].epoch
 
     @property
-    def start(self) -> Place:
+    def start(self) -> LogPosition:
         """The place before the first entry."""
-        era = max(bisect_right(self._eras, self.trimmed, key=_position) - 1, 0)
-        return Place(self._eras[era].epoch, self.trimmed)
+        era = max(bisect_right(self._eras, self.trimmed, key=_offset) - 1, 0)
+        return LogPosition(self._eras[era].epoch, self.trimmed)
 
-    def append(self, topic: str, payload: bytes, idempotency_key: str | None) -> Place:
+    def append(self, topic: str, payload: bytes, idempotency_key: str | None) -> LogPosition:
         """Append an entry, unless its key has come before, and return its place."""
         now = asyncio.get_running_loop().time()
         repeated = None if idempotency_key is None else self._repeats.find(idempotency_key, now)
@@ -69,12 +69,12 @@ class MemoryLog:
         self.end += 1
         self._entries.append(_Stored(self.end, topic, payload, now))
         if len(self._entries) > self._max_records:
-            self.trimmed = self._entries.popleft().position
-        place = Place(self.epoch, self.end)
+            self.trimmed = self._entries.popleft().offset
+        position = LogPosition(self.epoch, self.end)
         if idempotency_key is not None:
-            self._repeats.note(idempotency_key, place, now)
+            self._repeats.note(idempotency_key, position, now)
         self._wake()
-        return place
+        return position
 
     def stop(self) -> None:
         """Be away, as a server that has stopped: tails end, and publishing raises ``BrokerDown``. Twice is once."""
@@ -85,32 +85,32 @@ class MemoryLog:
         """Be back, with all there was. Twice is once."""
         self.up = True
 
-    def rewind(self, position: int) -> None:
+    def rewind(self, offset: int) -> None:
         """Lose what is after a position, as a server does whose disk lied."""
-        while self._entries and self._entries[-1].position > position:
+        while self._entries and self._entries[-1].offset > offset:
             self._entries.pop()
-        self._eras = [Place(era.epoch, min(era.position, position)) for era in self._eras]
-        self._eras.append(Place(new_epoch(), position))
-        self.end, self.trimmed = position, min(self.trimmed, position)
-        self._repeats.forget(lambda place: place.position > position)
+        self._eras = [LogPosition(era.epoch, min(era.offset, offset)) for era in self._eras]
+        self._eras.append(LogPosition(new_epoch(), offset))
+        self.end, self.trimmed = offset, min(self.trimmed, offset)
+        self._repeats.forget(lambda position: position.offset > offset)
         self._wake()
 
-    def after(self, place: Place) -> Lost | Rewound | list[Entry]:
+    def after(self, position: LogPosition) -> Trimmed | Truncated | list[Entry]:
         """Return what comes after a place: the next entries of its era, or what there is to say before."""
-        era = next((number for number, era in enumerate(self._eras) if era.epoch == place.epoch), None)
+        era = next((number for number, era in enumerate(self._eras) if era.epoch == position.epoch), None)
         if era is None:
-            return Rewound(self.start)
+            return Truncated(self.start)
         following = self._eras[era + 1] if era + 1 < len(self._eras) else None
-        if following is not None and place.position >= following.position:
-            return Rewound(following)
-        border = self.end if following is None else following.position
-        if place.position < self.trimmed:
-            return Lost(min(self.trimmed, border))
+        if following is not None and position.offset >= following.offset:
+            return Truncated(following)
+        border = self.end if following is None else following.offset
+        if position.offset < self.trimmed:
+            return Trimmed(min(self.trimmed, border))
         now = asyncio.get_running_loop().time()
-        first = place.position - self.trimmed
+        first = position.offset - self.trimmed
         most = min(first + MOST, border - self.trimmed)
         return [
-            Entry(stored.position, stored.topic, stored.payload, now - stored.time)
+            Entry(stored.offset, stored.topic, stored.payload, now - stored.time)
             for stored in islice(self._entries, first, most)
         ]
 
@@ -138,7 +138,7 @@ class MemoryBroker:
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
-    ) -> Place:
+    ) -> LogPosition:
         """Append an entry, as every ``Broker`` does."""
         if connection is not None:
             raise TypeError("a MemoryBroker writes in nobody's transaction; connection is for PostgreSQL")
@@ -148,30 +148,30 @@ class MemoryBroker:
             raise BrokerDown(f"an event under {topic!r} was not stored, for the MemoryLog is stopped")
         return self._log.append(topic, payload, idempotency_key)
 
-    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+    async def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
         log = self._log
         if not log.up:
             raise BrokerDown("the MemoryLog is stopped")
         at = after or log.start
-        yield Joined(at)
+        yield Subscribed(at)
         loop = asyncio.get_running_loop()
         due = loop.time()
         while log.up:
             following, end = log.after(at), log.end
-            if isinstance(following, Rewound):
-                at = following.place
+            if isinstance(following, Truncated):
+                at = following.position
                 yield following
-            elif isinstance(following, Lost):
-                at = Place(at.epoch, following.through)
+            elif isinstance(following, Trimmed):
+                at = LogPosition(at.epoch, following.through)
                 yield following
             elif following:
-                at = Place(at.epoch, following[-1].position)
+                at = LogPosition(at.epoch, following[-1].offset)
                 yield following
                 await asyncio.sleep(0)
-            if not isinstance(following, Lost | Rewound) and at.position >= end and loop.time() >= due:
+            if not isinstance(following, Trimmed | Truncated) and at.offset >= end and loop.time() >= due:
                 due = loop.time() + self.confirms
-                yield UpToDate()
+                yield CaughtUp()
             elif not following:
                 await log.change(due - loop.time())
 

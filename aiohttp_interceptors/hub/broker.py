@@ -7,22 +7,33 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-__all__ = ["Batch", "Broker", "Entry", "Joined", "Lost", "Place", "Repeats", "Rewound", "TailItem", "UpToDate"]
+__all__ = [
+    "Batch",
+    "Broker",
+    "CaughtUp",
+    "Entry",
+    "LogPosition",
+    "Repeats",
+    "Subscribed",
+    "TailItem",
+    "Trimmed",
+    "Truncated",
+]
 
 
-class Place(NamedTuple):
+class LogPosition(NamedTuple):
     """Where a record is: a position counts only together with the epoch that it is of."""
 
     epoch: str
     """1 to 32 of the characters 0 to 9 and a to z; no two logs share one."""
-    position: int
+    offset: int
     """Greater than that of every record before it; 0 is before the first. Less than 2**63."""
 
 
 class Entry(NamedTuple):
     """A record as a broker carries it."""
 
-    position: int
+    offset: int
     topic: str
     payload: bytes
     """What was given to ``publish``, byte for byte."""
@@ -31,13 +42,13 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Subscribed:
     """The server answers, and what follows comes after this place. The first item of every tail, and only that.
 
     It is the place that was asked for; for ``None``, the one before the first entry that the broker still has.
     """
 
-    place: Place
+    position: LogPosition
 
 
 Batch: TypeAlias = Sequence[Entry]
@@ -45,32 +56,32 @@ Batch: TypeAlias = Sequence[Entry]
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Trimmed:
     """What followed, up to and including this position, is gone, or some of it: it was trimmed."""
 
     through: int
 
 
 @dataclass(frozen=True, slots=True)
-class Rewound:
+class Truncated:
     """What this broker gave or acknowledged after a position is void, for the server has lost it.
 
     What comes now is of another epoch, comes after that position, and may have those of the lost again. A server that
     has lost everything is rewound to the place before its first entry.
     """
 
-    place: Place
+    position: LogPosition
 
 
 @dataclass(frozen=True, slots=True)
-class UpToDate:
+class CaughtUp:
     """The server answered just now, and all that it had when it was asked has been given.
 
     The first one of a tail ends the history; what follows is new. From a broker that has ``confirms`` others follow.
     """
 
 
-TailItem: TypeAlias = Joined | Batch | Lost | Rewound | UpToDate
+TailItem: TypeAlias = Subscribed | Batch | Trimmed | Truncated | CaughtUp
 
 
 class Broker(Protocol):
@@ -85,19 +96,19 @@ class Broker(Protocol):
     same time, and whichever of their clocks is wrong.
 
     **Delivery.** Each entry comes once in a tail. A tail after a place gives what follows that place, without a hole
-    that it does not tell of by ``Lost`` or ``Rewound``. An entry that was acknowledged is not lost as long as the
+    that it does not tell of by ``Trimmed`` or ``Truncated``. An entry that was acknowledged is not lost as long as the
     server keeps what it acknowledges, which is a setting of each server; what it lost after all is told by
-    ``Rewound``, in all processes that had seen it or had it acknowledged.
+    ``Truncated``, in all processes that had seen it or had it acknowledged.
 
-    **Confirmation.** A broker may have an attribute ``confirms``: the seconds, at most, between two ``UpToDate`` of a
+    **Confirmation.** A broker may have an attribute ``confirms``: the seconds, at most, between two ``CaughtUp`` of a
     tail, from the first one on and while the server answers. The Hub is ``ready`` only while the latest is younger than
     that and 1.5 seconds, and takes an id that may still come for a wrong one only after another. Without the attribute
-    there is one ``UpToDate`` in each tail, and the records count as complete as long as that tail lives.
+    there is one ``CaughtUp`` in each tail, and the records count as complete as long as that tail lives.
     """
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
-    ) -> Place | None:
+    ) -> LogPosition | None:
         """Append an entry, and return its place when it is stored as safely as the server is told to.
 
         Two calls with the same ``idempotency_key`` within ``IDEMPOTENCY_WINDOW`` append one entry and return its
@@ -111,11 +122,11 @@ class Broker(Protocol):
         """
         ...
 
-    def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+    def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place; with ``None``, from the first that the broker still has.
 
-        It begins with ``Joined``, gives what there is, then ``UpToDate``, then what comes, for ever, with an
-        ``UpToDate`` again and again if the broker ``confirms``: one that ends has lost its server. It raises
+        It begins with ``Subscribed``, gives what there is, then ``CaughtUp``, then what comes, for ever, with an
+        ``CaughtUp`` again and again if the broker ``confirms``: one that ends has lost its server. It raises
         ``BrokerDown`` when it cannot reach the server or the server does not answer, ``BrokerRefused`` when that says
         no. It reconnects by itself to nothing: who reads it begins another one at the place up to which it has read,
         and decides when. One tail at a time. Cancelling, and closing it, is safe.

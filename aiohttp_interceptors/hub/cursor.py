@@ -61,7 +61,7 @@ class Lagged(Exception):  # never leaves the Hub
 class Beginning(NamedTuple):
     """From where a stream goes on."""
 
-    position: int
+    offset: int
     gap: Gap | None = None
     """What is missing before."""
     excused: int = 0
@@ -93,15 +93,15 @@ class SharedReader:
         """Evict some of what is too old."""
         self.log.expire(self._now(), EXPIRED)
 
-    def read(self, position: int, topics: frozenset[str], most: int, since: Mapping[str, int] | None) -> Reading:
+    def read(self, offset: int, topics: frozenset[str], most: int, since: Mapping[str, int] | None) -> Reading:
         """Read about as many bytes of the log, from which what is too old is gone."""
         log = self.log
         self.expire()
         if since:
-            return log.after(position, topics, most, since)
-        asked = position, topics, most, log.end, log.records
+            return log.after(offset, topics, most, since)
+        asked = offset, topics, most, log.end, log.records
         if self._latest is None or self._latest[0] != asked:
-            self._latest = asked, log.after(position, topics, most)
+            self._latest = asked, log.after(offset, topics, most)
         return self._latest[1]
 
     def forget(self) -> None:
@@ -112,14 +112,24 @@ class SharedReader:
 class Reader:
     """Read the log from a position of one's own. It decides; who has it writes."""
 
-    __slots__ = ("_begun", "_conflates", "_epoch", "_excused", "_gap", "_policy", "_position", "_prefix",
-                 "_shared", "_since")  # fmt: skip
+    __slots__ = (
+        "_begun",
+        "_conflates",
+        "_epoch",
+        "_excused",
+        "_gap",
+        "_offset",
+        "_policy",
+        "_prefix",
+        "_shared",
+        "_since",
+    )  # fmt: skip
 
     def __init__(self, shared: SharedReader, policy: Policy, beginning: Beginning, *, begun: bool = False) -> None:
         self._shared = shared
         self._policy = policy
         # Of what is up to _excused the client knows that something is missing.
-        self._position, self._gap, self._excused = beginning
+        self._offset, self._gap, self._excused = beginning
         self._epoch = self._shared.log.epoch
         self._begun = begun  # the client has been told from where it goes on
         self._prefix = b"" if begun else policy.prefix
@@ -133,7 +143,7 @@ class Reader:
 
     def go_on(self, beginning: Beginning, *, told: bool) -> None:
         """Go on from there, with that gap, if the client has not been ``told`` so."""
-        self._position, self._gap, self._excused = beginning
+        self._offset, self._gap, self._excused = beginning
         self._epoch = self._shared.log.epoch
         if told:
             self._gap, self._prefix, self._begun = None, b"", True
@@ -150,7 +160,7 @@ class Reader:
         if self._gap is not None:
             return self._gap
         self._shared.expire()
-        missing, _ = self._shared.log.gone(self._position, topics, self._since)
+        missing, _ = self._shared.log.gone(self._offset, topics, self._since)
         return self._evicted() if missing > self._excused else None
 
     def take(self, topics: frozenset[str], select: Select | None, until: int | None = None) -> Taken:
@@ -163,9 +173,9 @@ class Reader:
         self._note_missing(reading)
         records, more, through = reading.records, reading.more, reading.through
         if until is not None and through >= until:
-            records, more, through = [record for record in records if record.position <= until], False, until
+            records, more, through = [record for record in records if record.offset <= until], False, until
         if more and not records:  # what there is to say is said with the first record, or at the end
-            self._position = max(self._position, through)
+            self._offset = max(self._offset, through)
             return Taken(b"", 0, 0, more)
         told = self._beginning()
         gaps = 0
@@ -175,7 +185,7 @@ class Reader:
             records = selected(records, select)
         if self._conflates and records:
             records = self._conflated(records, select, until)
-        self._position = max(self._position, through)
+        self._offset = max(self._offset, through)
         if records and not told:
             told, self._prefix = self._prefix, b""
         frames = reading.frames if records is reading.records else b"".join([record.frame for record in records])
@@ -186,16 +196,16 @@ class Reader:
         log, epoch = self._shared.log, self._epoch
         if epoch == log.epoch:
             return
-        had = f"{epoch}-{self._position}"
+        had = f"{epoch}-{self._offset}"
         self._epoch = log.epoch
-        self._position, reason = log.locate(had)
+        self._offset, reason = log.locate(had)
         if self._gap is None:
             self._gap = Gap(reason or GapReason.REWOUND, had)
-        self._excused = min(self._excused, self._position)
-        self._since = {name: min(end, self._position) for name, end in (self._since or {}).items()} or None
+        self._excused = min(self._excused, self._offset)
+        self._since = {name: min(end, self._offset) for name, end in (self._since or {}).items()} or None
 
     def _read(self, topics: frozenset[str]) -> Reading:
-        reading = self._shared.read(self._position, topics, BATCH, self._since)
+        reading = self._shared.read(self._offset, topics, BATCH, self._since)
         if reading.missing > self._excused and self._policy.on_gap == "conflate":
             self._conflates = True
         return reading
@@ -205,7 +215,7 @@ class Reader:
         kept = []
         for record in records:
             latest = self._shared.log.latest(record)
-            if latest is record or (until is not None and latest.position > until) or not selected([latest], select):
+            if latest is record or (until is not None and latest.offset > until) or not selected([latest], select):
                 kept.append(record)
         return conflated(kept)
 
@@ -226,7 +236,7 @@ class Reader:
         if begun or not self._policy.prime:
             return b""
         prefix, self._prefix = self._prefix, b""
-        return prefix + b"id: %b\n\n" % self._shared.log.id_of(self._position).encode()
+        return prefix + b"id: %b\n\n" % self._shared.log.id_of(self._offset).encode()
 
     def _gap_frame(self, reading: Reading, *, begun: bool) -> bytes:
         """Return the frame that tells of a gap, with an id so that it tells once; but none that was sent before."""
@@ -235,17 +245,17 @@ class Reader:
         self._gap = None
         first_id, before, last = None, reading.through if reading.more else log.end, None
         if reading.records:
-            first_id, before = reading.records[0].id, reading.records[0].position - 1
+            first_id, before = reading.records[0].id, reading.records[0].offset - 1
             last = log.id_of(reading.missing) if reading.missing > before else None
         frame = encode(Gap(gap.reason, gap.after, first_id, last).event(self._policy.gap_event))
         prefix, self._prefix = self._prefix, b""
-        if begun and before == self._position and gap.reason is GapReason.EVICTED:
+        if begun and before == self._offset and gap.reason is GapReason.EVICTED:
             return prefix + frame
-        self._position = before
+        self._offset = before
         return b"%bid: %b\n%b" % (prefix, log.id_of(before).encode(), frame)
 
     def _evicted(self) -> Gap:
-        return Gap(GapReason.EVICTED, self._shared.log.id_of(self._position))
+        return Gap(GapReason.EVICTED, self._shared.log.id_of(self._offset))
 
 
 def selected(records: list[Record], select: Select | None) -> list[Record]:

@@ -157,20 +157,32 @@ class Allowance:
 class Audience:
     """Subscribers of the same topics, with the same select function, whose bytes are the same.
 
-    Those that keep up are *live*: all of them have everything up to ``position``, and there is nothing else to know
+    Those that keep up are *live*: all of them have everything up to ``offset``, and there is nothing else to know
     of each. Those that *wait* have a position of their own, and read the log from there in the next flush.
     """
 
-    __slots__ = ("_behind", "_line", "_live", "_waiting", "bytes", "events", "flushing", "pending", "position",
-                 "select", "topics", "wrap")  # fmt: skip
+    __slots__ = (
+        "_behind",
+        "_line",
+        "_live",
+        "_waiting",
+        "bytes",
+        "events",
+        "flushing",
+        "offset",
+        "pending",
+        "select",
+        "topics",
+        "wrap",
+    )  # fmt: skip
 
     def __init__(
-        self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], position: int
+        self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], offset: int
     ) -> None:
         self.topics: frozenset[str] = topics
         self.select: Select | None = select
         self.wrap: Callable[[bytes], bytes] = wrap
-        self.position: int = position
+        self.offset: int = offset
         self.pending: list[Record] = []  # published since the last flush
         self.flushing: bool = False  # some of those that keep up have not got all of the records of this flush
         self.events: int = 0  # sent to whoever was live all the time
@@ -299,7 +311,7 @@ class Audience:
 
     def _advance(self, records: list[Record]) -> None:
         """Note that who keeps up has these; ephemeral ones have no place."""
-        self.position = max(self.position, *(record.position for record in records), 0)
+        self.offset = max(self.offset, *(record.offset for record in records), 0)
 
     def _write(self, records: list[Record], frames: bytes, now: float) -> int:
         """Write a piece to everybody who keeps up."""
@@ -447,16 +459,16 @@ class Subscription:
             self._reader.go_on(beginning, told=False)
             self.resume()
 
-    def start(self, position: int | None = None, gap: Gap | None = None, *, told: bool = False) -> None:
+    def start(self, offset: int | None = None, gap: Gap | None = None, *, told: bool = False) -> None:
         """Begin to write, in the next flush. Idempotent.
 
-        With a ``position`` it goes on from there, with that ``gap``, if its client has not been ``told`` so.
+        With a ``offset`` it goes on from there, with that ``gap``, if its client has not been ``told`` so.
         """
         if self._started or self._audience is None:
             return
         self._started = True
-        if position is not None and self._reader is not None:
-            self._reader.go_on(Beginning(position, gap), told=told)
+        if offset is not None and self._reader is not None:
+            self._reader.go_on(Beginning(offset, gap), told=told)
         if not self.outlet.paused:
             self._wait()
 
@@ -562,8 +574,8 @@ class Subscription:
         self._events += audience.events
         self._bytes += audience.bytes
         # While nothing is on its way, that is everything there is, whenever it last was something for this audience.
-        position = audience.position if audience.pending or audience.flushing else self._fanout.log.end
-        self._reader = reader = Reader(self._fanout.reader, self._policy, Beginning(position), begun=True)
+        offset = audience.offset if audience.pending or audience.flushing else self._fanout.log.end
+        self._reader = reader = Reader(self._fanout.reader, self._policy, Beginning(offset), begun=True)
         return reader
 
     def _become_live(self, audience: Audience) -> None:
@@ -759,7 +771,7 @@ class Fanout:
         if alone and allowance.postponed:
             self.mark(audience)
 
-    def miss(self, topic: str, position: int) -> None:
+    def miss(self, topic: str, offset: int) -> None:
         """Have all who asked for a topic told that a record of it is missing, once for all that are in this turn."""
         live: list[Subscription] = []
         for audience in self._patterns.matching(topic):
@@ -768,9 +780,9 @@ class Fanout:
                 live += audience.all_live()
         for subscription in live:
             subscription.pause()
-        self.log.miss(topic, position)
+        self.log.miss(topic, offset)
         for audience in self._patterns.matching(topic):
-            audience.position = position  # all that is not live looks for itself
+            audience.offset = offset  # all that is not live looks for itself
         for subscription in live:
             subscription.resume()
 
@@ -785,7 +797,7 @@ class Fanout:
         finally:  # whatever came of it, the streams look for themselves
             self.reader.forget()
             for audience in self._audiences.values():
-                audience.position = self.log.end
+                audience.offset = self.log.end
             for subscription in live:
                 subscription.resume()
 

@@ -39,11 +39,11 @@ class Eras:
         # The last position of each era that is over (0: nothing is left of it), and its epoch.
         self._past: list[tuple[int, str]] = []
 
-    def id_of(self, position: int) -> str:
+    def id_of(self, offset: int) -> str:
         """Return the id of a position. That on the border of two eras is the later one's."""
-        if position >= self._start:
-            return f"{self.epoch}-{position}"
-        return f"{self._past[bisect_right(self._past, position, key=_last)][1]}-{position}"
+        if offset >= self._start:
+            return f"{self.epoch}-{offset}"
+        return f"{self._past[bisect_right(self._past, offset, key=_last)][1]}-{offset}"
 
     def locate(self, given: str, end: int) -> tuple[int, GapReason | None]:
         """Return the position to go on from after an id, and why that is not where its owner was, if it is not.
@@ -54,12 +54,12 @@ class Eras:
         found = _ID.fullmatch(given) if len(given) <= LONGEST else None
         if found is None:
             return end, GapReason.UNKNOWN
-        epoch, position = found[1], int(found[2])
-        if epoch == self.epoch and position >= self._start:
-            return (position, None) if position <= end else (end, GapReason.FUTURE)
+        epoch, offset = found[1], int(found[2])
+        if epoch == self.epoch and offset >= self._start:
+            return (offset, None) if offset <= end else (end, GapReason.FUTURE)
         for last, past in reversed(self._past):
             if past == epoch and last:
-                return min(position, last), GapReason.REWOUND
+                return min(offset, last), GapReason.REWOUND
         return (self._start, GapReason.REWOUND) if epoch == self.epoch else (0, GapReason.FOREIGN)
 
     def is_ahead(self, given: str, end: int) -> bool:
@@ -74,8 +74,8 @@ class Eras:
             return int(found[2]) > end
         return all(past != found[1] for _, past in self._past)
 
-    def begin(self, epoch: str, position: int) -> None:
+    def begin(self, epoch: str, offset: int) -> None:
         """Begin another era after a position; what was after it in those before is void."""
-        over = [*self._past, (position, self.epoch)]
-        self._past = [(min(last, position), name) for last, name in over]
-        self.epoch, self._start = epoch, position
+        over = [*self._past, (offset, self.epoch)]
+        self._past = [(min(last, offset), name) for last, name in over]
+        self.epoch, self._start = epoch, offset

@@ -20,7 +20,7 @@ from .topics import is_wildcard, matcher
 __all__ = ["EXPIRED", "Log", "Reading", "conflated", "first"]
 
 
-_position = attrgetter("position")
+_offset = attrgetter("offset")
 # Topics without a record whose names are still known, so that a gap in one is none for the others.
 EMPTIED = 4096
 SMALLEST = 8  # bytes that every frame has: of each topic no more records are looked at than can be wanted
@@ -97,9 +97,9 @@ class Log:
         """What the ids of new records begin with."""
         return self._eras.epoch
 
-    def id_of(self, position: int) -> str:
+    def id_of(self, offset: int) -> str:
         """Return the id of a position."""
-        return self._eras.id_of(position)
+        return self._eras.id_of(offset)
 
     def locate(self, given: str) -> tuple[int, GapReason | None]:
         """Return the position to go on from after an id, and why that is not where its owner was, if it is not.
@@ -118,15 +118,15 @@ class Log:
     def append(self, topic: str, event: Event, key: str | None, now: float) -> Record:
         """Give an event the next place."""
         self.expire(now, EXPIRED)
-        position = self.end + 1
-        event_id = f"{self._eras.epoch}-{position}"
-        record = Record(position, event_id, topic, event, frame_with_id(event_id, encode(event)), key, now)
+        offset = self.end + 1
+        event_id = f"{self._eras.epoch}-{offset}"
+        record = Record(offset, event_id, topic, event, frame_with_id(event_id, encode(event)), key, now)
         self.add(record)
         return record
 
     def add(self, record: Record) -> None:
         """Add a record that has its place, after all others, and evict what is one too many."""
-        self.end = record.position
+        self.end = record.offset
         ring = self._ring(record.topic)
         ring.append(record)
         self._order.append(record)
@@ -146,40 +146,40 @@ class Log:
 
     # What a broker says of its own.
 
-    def begin(self, epoch: str, position: int) -> None:
+    def begin(self, epoch: str, offset: int) -> None:
         """Begin after a position of a broker's, up to which nothing is known. The log must be empty."""
         self._eras = Eras(epoch)
-        self.end = self._floor = position
+        self.end = self._floor = offset
 
-    def lose(self, position: int) -> None:
+    def lose(self, offset: int) -> None:
         """Note that after the end, up to and including a position, something is missing, of whichever topic."""
-        if position > self.end:
-            self.end = self._floor = position
+        if offset > self.end:
+            self.end = self._floor = offset
 
-    def miss(self, topic: str, position: int) -> None:
+    def miss(self, topic: str, offset: int) -> None:
         """Give a record of a topic that cannot be read its place, after all others: it is missing from then on."""
         ring = self._ring(topic)
-        ring.miss(position)
+        ring.miss(offset)
         self._tree.touch(ring)
         self._have_noted(ring)
         if not ring:
             self._note_empty(ring)
-        self.end = position
+        self.end = offset
 
-    def rewind(self, epoch: str, position: int) -> None:
+    def rewind(self, epoch: str, offset: int) -> None:
         """Forget what is after a position, and go on from there in another epoch."""
         rings = self._rings.values()
-        kept = sorted((record for ring in rings for record in ring.after(0)), key=_position)
+        kept = sorted((record for ring in rings for record in ring.after(0)), key=_offset)
         # Which topic lacks what of the rest is not worth knowing: this happens once in years.
         gone = max([self._floor, self._forgotten, *(ring.evicted for ring in rings)])
-        if position > self.end:  # what was between was never here
-            gone = position
-        self._eras.begin(epoch, position)
+        if offset > self.end:  # what was between was never here
+            gone = offset
+        self._eras.begin(epoch, offset)
         self._clear()
-        self._floor = min(gone, position)
-        for record in kept[: bisect_right(kept, position, key=_position)]:
+        self._floor = min(gone, offset)
+        for record in kept[: bisect_right(kept, offset, key=_offset)]:
             self.add(record)
-        self.end = position
+        self.end = offset
 
     def _ring(self, topic: str) -> Ring:
         """Return the topic's ring, which is about to have a record."""
@@ -210,7 +210,7 @@ class Log:
     def _await_age(self, ring: Ring, age: float) -> None:
         """Have a ring looked at when the record that is its oldest one now is too old."""
         ring.due = True
-        heapq.heappush(self._ages, (ring.oldest.time + age, ring.oldest.position, ring))
+        heapq.heappush(self._ages, (ring.oldest.time + age, ring.oldest.offset, ring))
 
     def next_expiry(self) -> float | None:
         """Return when ``expire`` may have something to do, or ``None`` for never."""
@@ -250,7 +250,7 @@ class Log:
     # Reading.
 
     def after(
-        self, position: int, topics: Collection[str], most: int | None = None, since: Mapping[str, int] | None = None
+        self, offset: int, topics: Collection[str], most: int | None = None, since: Mapping[str, int] | None = None
     ) -> Reading:
         """Return the records after a position under these names and wildcards, in order.
 
@@ -258,22 +258,22 @@ class Log:
         later one. Costs what it returns, not what the log holds; with ``most`` it takes no longer than about a
         millisecond, and may then return no record although there are ``more``, which are after ``through``.
         """
-        missing, lost = self.gone(position, topics, since)
-        rings = self._few(position, topics, since)
+        missing, lost = self.gone(offset, topics, since)
+        rings = self._few(offset, topics, since)
         if rings is None:
-            records, more, through = self._look(position, topics, most, since)
+            records, more, through = self._look(offset, topics, most, since)
             return Reading(records, missing, lost, more, through)
         count = None if most is None else most // SMALLEST + 1
         found = [ring.after(start, count) for ring, start in rings.values()]
-        records, more = first(found[0] if len(found) == 1 else heapq.merge(*found, key=_position), most)
-        return Reading(records, missing, lost, more, records[-1].position if records else position)
+        records, more = first(found[0] if len(found) == 1 else heapq.merge(*found, key=_offset), most)
+        return Reading(records, missing, lost, more, records[-1].offset if records else offset)
 
-    def gone(self, position: int, topics: Collection[str], since: Mapping[str, int] | None = None) -> tuple[int, int]:
+    def gone(self, offset: int, topics: Collection[str], since: Mapping[str, int] | None = None) -> tuple[int, int]:
         """Return ``missing`` and ``lost`` of what ``after`` would read. Costs the names."""
         self._note_evictions()
-        missing = lost = self._unknown(position, topics, since)
+        missing = lost = self._unknown(offset, topics, since)
         for name in topics:
-            start = max(position, since.get(name, 0)) if since else position
+            start = max(offset, since.get(name, 0)) if since else offset
             if is_wildcard(name):
                 evicted, unreplaced = self._tree.gone(name)
             elif (ring := self._rings.get(name)) is not None:
@@ -289,7 +289,7 @@ class Log:
         return self._rings[record.topic].latest(record)
 
     def _few(
-        self, position: int, topics: Collection[str], since: Mapping[str, int] | None
+        self, offset: int, topics: Collection[str], since: Mapping[str, int] | None
     ) -> dict[str, tuple[Ring, int]] | None:
         """Return what ``_starts`` returns, or ``None`` if that takes too many steps."""
         if len(topics) > RINGS:
@@ -297,7 +297,7 @@ class Log:
         starts: dict[str, tuple[Ring, int]] = {}
         left = RINGS
         for name in topics:
-            start = max(position, since.get(name, 0)) if since else position
+            start = max(offset, since.get(name, 0)) if since else offset
             if is_wildcard(name):
                 rings = self._tree.few(name, start, left)
                 if rings is None:
@@ -310,7 +310,7 @@ class Log:
         return starts
 
     def _look(
-        self, position: int, topics: Collection[str], most: int | None, since: Mapping[str, int] | None
+        self, offset: int, topics: Collection[str], most: int | None, since: Mapping[str, int] | None
     ) -> tuple[list[Record], bool, int]:
         """Look at the records after a position, in order, for those under these names and wildcards.
 
@@ -318,21 +318,21 @@ class Log:
         """
         names: dict[int, list[str]] = {}  # by the position from which they count
         for name in topics:
-            names.setdefault(max(position, since.get(name, 0)) if since else position, []).append(name)
+            names.setdefault(max(offset, since.get(name, 0)) if since else offset, []).append(name)
         wanted = [(start, matcher(frozenset(some))) for start, some in names.items()]
         begin, matches = min(wanted, default=(self.end, bool), key=_start)
         later = wanted if len(wanted) > 1 else ()
         found: list[Record] = []
-        size, through = 0, position
+        size, through = 0, offset
         for looks, record in enumerate(self._order.after(begin)):
             if most is not None and (looks == LOOKS or size >= most):
                 return found, True, through
-            through = record.position
+            through = record.offset
             topic = record.topic
             if matches(topic) or (later and any(through > start and match(topic) for start, match in later)):
                 found.append(record)
                 size += len(record.frame)
-        return found, False, max(self.end, position)
+        return found, False, max(self.end, offset)
 
     def newest(self, topics: Collection[str], count: int) -> int:
         """Return the position before the latest records under these names and wildcards, that many at most.
@@ -341,23 +341,23 @@ class Log:
         """
         start, span = self.end, count
         rings: list[Ring] = []
-        positions: list[int] = []
-        while start and len(positions) < count:
+        offsets: list[int] = []
+        while start and len(offsets) < count:
             start, span = max(self.end - span, 0), span * WIDEN
             rings = [ring for ring, _ in self._starts(start, topics, None).values()]
-            positions = [record.position for ring in rings for record in ring.after(start)[-count:]]
-        if not positions:
+            offsets = [record.offset for ring in rings for record in ring.after(start)[-count:]]
+        if not offsets:
             return self.end
-        position = max(heapq.nlargest(count, positions)[-1] - 1, *(ring.evicted for ring in rings))
-        return max(position, self._unknown(position, topics, None))
+        offset = max(heapq.nlargest(count, offsets)[-1] - 1, *(ring.evicted for ring in rings))
+        return max(offset, self._unknown(offset, topics, None))
 
     def _starts(
-        self, position: int, topics: Collection[str], since: Mapping[str, int] | None
+        self, offset: int, topics: Collection[str], since: Mapping[str, int] | None
     ) -> dict[str, tuple[Ring, int]]:
         """Return the rings that have seen something after the position, and from where each is to be read."""
         starts: dict[str, tuple[Ring, int]] = {}
         for name in topics:
-            start = max(position, since.get(name, 0)) if since else position
+            start = max(offset, since.get(name, 0)) if since else offset
             if is_wildcard(name):
                 rings: Iterable[Ring] = self._tree.active(name, start)
             else:
@@ -366,12 +366,12 @@ class Log:
             _start_at(starts, rings, start)
         return starts
 
-    def _unknown(self, position: int, topics: Collection[str], since: Mapping[str, int] | None) -> int:
+    def _unknown(self, offset: int, topics: Collection[str], since: Mapping[str, int] | None) -> int:
         """Return the latest position after that one of which nobody knows whether it was under one of these names."""
         latest = max(self._forgotten, self._floor)
-        if position >= latest:
+        if offset >= latest:
             return 0
-        starts = [(name, max(position, since.get(name, 0)) if since else position) for name in topics]
+        starts = [(name, max(offset, since.get(name, 0)) if since else offset) for name in topics]
         if any(start < self._floor for _, start in starts):
             return latest
         known = self._rings  # of which no wildcard is one

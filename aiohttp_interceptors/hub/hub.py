@@ -243,9 +243,9 @@ class Hub:
     async def _hand_over(self, broker: Broker, given: Publication, connection: object = None) -> str | None:
         """Publish by the broker, from whose tail it comes back."""
         key = given.idempotency_key
-        place = await broker.publish(given.topic, given.payload(), idempotency_key=key, connection=connection)
+        position = await broker.publish(given.topic, given.payload(), idempotency_key=key, connection=connection)
         self._published += 1
-        return None if given.ephemeral or place is None else f"{place.epoch}-{place.position}"
+        return None if given.ephemeral or position is None else f"{position.epoch}-{position.offset}"
 
     # Subscribing.
 
@@ -269,18 +269,18 @@ class Hub:
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
 
         def beginning(located: Located) -> Beginning:
-            position, reason = located
+            offset, reason = located
             if after is not None:
-                return Beginning(position, None if reason is None else Gap(reason, after))
+                return Beginning(offset, None if reason is None else Gap(reason, after))
             if policy.replay:
                 fanout.log.expire(fanout.now(), EXPIRED)
-                position = fanout.log.newest(names, policy.replay)
-            return Beginning(position, excused=fanout.log.end)
+                offset = fanout.log.newest(names, policy.replay)
+            return Beginning(offset, excused=fanout.log.end)
 
         audience = fanout.enter(names, select, outlet.wrap)
         located = fanout.arrivals.locate(after)
-        place = None if located is None else beginning(located)
-        subscription = Subscription(fanout, audience, outlet, on_end, policy, place)
+        position = None if located is None else beginning(located)
+        subscription = Subscription(fanout, audience, outlet, on_end, policy, position)
         if located is None:
             fanout.arrivals.wait(subscription, after, lambda located: subscription.settle(beginning(located)))
         return subscription

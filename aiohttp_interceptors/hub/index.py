@@ -17,7 +17,7 @@ __all__ = ["Order", "TopicTree"]
 
 CHUNK = 256  # records: to remove one moves those behind it in its chunk, and no others
 FEW = CHUNK // 4
-_position = attrgetter("position")
+_offset = attrgetter("offset")
 
 
 class Order:
@@ -34,7 +34,7 @@ class Order:
         chunk = self._chunks[-1]
         chunk.append(record)
         if len(chunk) >= CHUNK:
-            self._lasts[-1] = record.position
+            self._lasts[-1] = record.offset
             self._chunks.append([])
             self._lasts.append(sys.maxsize)
 
@@ -44,9 +44,9 @@ class Order:
         if chunk and chunk[0] is record:  # often the oldest of all
             del chunk[0]
         else:
-            number = bisect_left(self._lasts, record.position)
+            number = bisect_left(self._lasts, record.offset)
             chunk = self._chunks[number]
-            del chunk[bisect_left(chunk, record.position, key=_position)]
+            del chunk[bisect_left(chunk, record.offset, key=_offset)]
         if len(chunk) in (0, FEW) and number + 1 < len(self._chunks):
             self._shrink(number)
 
@@ -57,11 +57,11 @@ class Order:
             self._chunks[number : number + 2] = [chunk + later]
             del self._lasts[number]
 
-    def after(self, position: int) -> Iterator[Record]:
+    def after(self, offset: int) -> Iterator[Record]:
         """Walk over the records after a position. Nothing may be added or removed meanwhile."""
-        number = bisect_right(self._lasts, position)
+        number = bisect_right(self._lasts, offset)
         chunk = self._chunks[number]
-        yield from chunk[bisect_right(chunk, position, key=_position) :]
+        yield from chunk[bisect_right(chunk, offset, key=_offset) :]
         for later in range(number + 1, len(self._chunks)):
             yield from self._chunks[later]
 
@@ -123,13 +123,13 @@ class TopicTree:
         """Forget a topic's ring, and the branches that lead to no other."""
         self._root.remove(topic.split("."))
 
-    def active(self, wildcard: str, position: int) -> Iterator[Ring]:
+    def active(self, wildcard: str, offset: int) -> Iterator[Ring]:
         """Walk over the rings that match and changed after the position."""
-        return (ring for ring in self._root.active(wildcard.split("."), 0, position) if ring is not None)
+        return (ring for ring in self._root.active(wildcard.split("."), 0, offset) if ring is not None)
 
-    def few(self, wildcard: str, position: int, most: int) -> list[Ring] | None:
+    def few(self, wildcard: str, offset: int, most: int) -> list[Ring] | None:
         """Return the rings that match and changed after the position, or ``None`` if that takes too many steps."""
-        steps = list(islice(self._root.active(wildcard.split("."), 0, position), most + 1))
+        steps = list(islice(self._root.active(wildcard.split("."), 0, offset), most + 1))
         return None if len(steps) > most else [ring for ring in steps if ring is not None]
 
 
@@ -171,30 +171,30 @@ class _Branch:
                 known = each.gone(tokens, depth + 1, known)
         return known
 
-    def active(self, tokens: list[str], depth: int, position: int) -> Iterator[Ring | None]:
+    def active(self, tokens: list[str], depth: int, offset: int) -> Iterator[Ring | None]:
         """Walk over the rings that match and changed after the position, with ``None`` for a step that found none."""
-        if self.last <= position:
+        if self.last <= offset:
             return
         if depth == len(tokens):
-            yield self.ring if self.ring is not None and self.ring.last > position else None
+            yield self.ring if self.ring is not None and self.ring.last > offset else None
             return
         token = tokens[depth]
         if token not in (ONE, REST):
             child = self.children.get(token)
             yield None
             if child is not None:
-                yield from child.active(tokens, depth + 1, position)
+                yield from child.active(tokens, depth + 1, offset)
             return
         yield None
         for child in reversed(self.children.values()):
-            if child.last <= position:
+            if child.last <= offset:
                 return
-            yield from child.all(position) if token == REST else child.active(tokens, depth + 1, position)
+            yield from child.all(offset) if token == REST else child.active(tokens, depth + 1, offset)
 
-    def all(self, position: int) -> Iterator[Ring | None]:
+    def all(self, offset: int) -> Iterator[Ring | None]:
         """Walk over all rings from here on that changed after the position, with ``None`` for a step without one."""
-        yield self.ring if self.ring is not None and self.ring.last > position else None
+        yield self.ring if self.ring is not None and self.ring.last > offset else None
         for child in reversed(self.children.values()):
-            if child.last <= position:
+            if child.last <= offset:
                 return
-            yield from child.all(position)
+            yield from child.all(offset)

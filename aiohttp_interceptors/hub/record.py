@@ -13,11 +13,11 @@ __all__ = ["Gap", "GapReason", "Record"]
 class Record:
     """An event, its topic, and its place in the Hub's one order. Nobody changes one."""
 
-    __slots__ = ("_event", "frame", "id", "key", "position", "time", "topic")
+    __slots__ = ("_event", "frame", "id", "key", "offset", "time", "topic")
 
     def __init__(
         self,
-        position: int,
+        offset: int,
         id: str | None,  # noqa: A002  # the field's name in the standard
         topic: str,
         event: Event | None,
@@ -25,7 +25,7 @@ class Record:
         key: str | None,
         time: float,
     ) -> None:
-        self.position: int = position
+        self.offset: int = offset
         """Greater than that of every record before it; 0 for an ephemeral event, which has no place."""
         self.id: str | None = id
         """The position as a client knows it; ``None`` for an ephemeral event."""

@@ -14,7 +14,7 @@ from .._tasks import check_cancelled
 from ..exceptions import FATAL, BrokerError
 from ..facts import HubDown, HubFact, HubObserver, HubResumed, HubUp
 from ..sse import frame_with_id
-from .broker import Broker, Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
+from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .dispatcher import Arrivals, Fanout
 from .history import EXPIRED
 from .message import PLAIN, is_ephemeral, unpack
@@ -35,23 +35,23 @@ class Intake:
         """That were taken."""
 
     @property
-    def place(self) -> Place | None:
+    def position(self) -> LogPosition | None:
         """Where the next tail goes on; ``None`` before the first one."""
         log = self._fanout.log
-        return Place(log.epoch, log.end) if self._joined else None
+        return LogPosition(log.epoch, log.end) if self._joined else None
 
     def take(self, item: TailItem) -> None:
         """Take an item."""
         fanout = self._fanout
-        if isinstance(item, Joined):
+        if isinstance(item, Subscribed):
             if not self._joined:
                 self._joined = True
-                fanout.interrupt(lambda: fanout.log.begin(*item.place))
-        elif isinstance(item, Lost):
+                fanout.interrupt(lambda: fanout.log.begin(*item.position))
+        elif isinstance(item, Trimmed):
             fanout.interrupt(lambda: fanout.log.lose(item.through))
-        elif isinstance(item, Rewound):
-            fanout.interrupt(lambda: fanout.log.rewind(*item.place))
-        elif isinstance(item, UpToDate):
+        elif isinstance(item, Truncated):
+            fanout.interrupt(lambda: fanout.log.rewind(*item.position))
+        elif isinstance(item, CaughtUp):
             self._arrivals.confirm()
         else:
             self._add(item)
@@ -63,8 +63,8 @@ class Intake:
         start = f"{log.epoch}-"
         log.expire(now, EXPIRED)
         self.entries += len(entries)
-        for position, topic, payload, age in entries:
-            if position <= log.end:
+        for offset, topic, payload, age in entries:
+            if offset <= log.end:
                 continue  # a broker that gives twice is mended by this, and no stream need know
             key, ephemeral = None, False
             frame = payload[1:]
@@ -72,34 +72,34 @@ class Intake:
                 try:
                     frame, key, ephemeral = unpack(payload)
                 except ValueError as error:
-                    self._miss(topic, position, payload, error)
+                    self._miss(topic, offset, payload, error)
                     continue
             if ephemeral:
-                log.end = position
+                log.end = offset
                 if not self._arrivals.up:
                     continue  # what was for those who kept up is late, and nobody did
                 record = Record(0, None, topic, None, frame, key, now)
             else:
-                event_id = f"{start}{position}"
-                record = Record(position, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
+                event_id = f"{start}{offset}"
+                record = Record(offset, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
                 log.add(record)
             fanout.spread(record)
 
-    def _miss(self, topic: str, position: int, payload: bytes, error: ValueError) -> None:
+    def _miss(self, topic: str, offset: int, payload: bytes, error: ValueError) -> None:
         """Tell who asked for a topic that a record of it is missing, which this release cannot read."""
         if payload[:1] not in self._unread:
             self._unread.add(payload[:1])
             logger.warning(
                 "hub_entry_skipped",
                 topic=topic,
-                position=position,
+                offset=offset,
                 error=str(error),
                 advice="have all processes use one release: until then each such entry is told as a gap",
             )
         if is_ephemeral(payload):
-            self._fanout.log.end = position
+            self._fanout.log.end = offset
         else:
-            self._fanout.miss(topic, position)
+            self._fanout.miss(topic, offset)
 
 
 PLAIN_MARK = b"%c" % PLAIN  # of nearly all payloads: those are not worth a call
@@ -132,7 +132,7 @@ class Supervision:
             check_cancelled()
             self._read = False
             try:
-                async with aclosing(self._broker.tail(self._intake.place)) as tail:
+                async with aclosing(self._broker.tail(self._intake.position)) as tail:
                     async for item in tail:
                         check_cancelled()
                         self._take(item)
@@ -156,7 +156,7 @@ class Supervision:
 
     def _take(self, item: TailItem) -> None:
         self._intake.take(item)
-        if isinstance(item, UpToDate):
+        if isinstance(item, CaughtUp):
             if self._read:
                 return  # it says so again, while there is nothing to tell
             self._read = True
@@ -167,8 +167,8 @@ class Supervision:
             else:
                 self._tell(HubResumed(read, time.monotonic() - self._lost))
                 self._since = None
-        elif isinstance(item, Rewound):
-            logger.warning("hub_rewound", epoch=item.place.epoch, position=item.place.position)
+        elif isinstance(item, Truncated):
+            logger.warning("hub_rewound", epoch=item.position.epoch, offset=item.position.offset)
 
     def _note_loss(self, error: BaseException) -> None:
         """Tell that it is lost, once."""

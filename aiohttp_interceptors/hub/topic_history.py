@@ -12,7 +12,7 @@ from .record import Record
 
 __all__ = ["Bounds", "Ring"]
 
-_position = attrgetter("position")
+_offset = attrgetter("offset")
 _GONE = Record(0, None, "", Event(""), b"", None, 0.0)  # in the place of an evicted one, so that its memory is free
 # Evicted records that may stay in front of a ring's list: moving the rest for each one that goes would cost its length.
 SLACK = 32
@@ -69,23 +69,23 @@ class Ring:
         """Add a record, whose position is greater than all here."""
         self._records.append(record)
         self.bytes += len(record.frame)
-        self.last = record.position
+        self.last = record.offset
         if record.key is not None:
             if self._latest is None:
                 self._latest = {}
-            self._latest[record.key] = record.position
+            self._latest[record.key] = record.offset
 
     def evict(self) -> None:
         """Remove the oldest record."""
         records, start = self._records, self._start
         record = records[start]
         self.bytes -= len(record.frame)
-        position = record.position
-        if position > self.evicted:  # noqa: PLR1730  # max takes three times as long; a later one may never have come
-            self.evicted = position
+        offset = record.offset
+        if offset > self.evicted:  # noqa: PLR1730  # max takes three times as long; a later one may never have come
+            self.evicted = offset
         if not self._is_superseded(record):
-            if position > self.lost:  # noqa: PLR1730
-                self.lost = position
+            if offset > self.lost:  # noqa: PLR1730
+                self.lost = offset
             if record.key is not None and self._latest is not None:
                 del self._latest[record.key]
         start += 1
@@ -99,23 +99,23 @@ class Ring:
             records[start - 1] = _GONE
         self._start = start
 
-    def miss(self, position: int) -> None:
+    def miss(self, offset: int) -> None:
         """Count a record that cannot be here as evicted. Its position is greater than all here."""
-        self.last = self.evicted = self.lost = position
+        self.last = self.evicted = self.lost = offset
 
     def latest(self, record: Record) -> Record:
         """Return the latest record with the key of one that is here."""
         latest = None if record.key is None or self._latest is None else self._latest[record.key]
-        if latest is None or latest == record.position:
+        if latest is None or latest == record.offset:
             return record
-        return self._records[bisect_left(self._records, latest, self._start, key=_position)]
+        return self._records[bisect_left(self._records, latest, self._start, key=_offset)]
 
     def _is_superseded(self, record: Record) -> bool:
-        return record.key is not None and self._latest is not None and self._latest[record.key] > record.position
+        return record.key is not None and self._latest is not None and self._latest[record.key] > record.offset
 
-    def after(self, position: int, most: int | None = None) -> list[Record]:
+    def after(self, offset: int, most: int | None = None) -> list[Record]:
         """Return the records after a position, oldest first, that many at most."""
-        if position >= self.last:
+        if offset >= self.last:
             return []
-        start = bisect_right(self._records, position, self._start, key=_position)
+        start = bisect_right(self._records, offset, self._start, key=_offset)
         return self._records[start : None if most is None else start + most]

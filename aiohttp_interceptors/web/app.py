@@ -17,7 +17,7 @@ from ..facts import StreamFact, StreamObserver, StreamRefused
 from ..hub.hub import Hub
 from ..sse import Event
 from .context import before_commit
-from .limits import KICKED, Key, LimitReached, Limits, OnLimit, Place, take_place
+from .limits import KICKED, Key, LimitReached, Limits, OnLimit, Slot, take_slot
 from .request import stopping
 
 __all__ = ["AWAKE", "STREAMS", "Drain", "Drainable", "Streams", "setup"]
@@ -107,7 +107,7 @@ class Streams:
         found = _set_up(request.match_info.apps)
         return found[-1] if found else _OF_NO_SETUP
 
-    def admit(self, request: web.Request, execution_id: int | str) -> Place | None:
+    def admit(self, request: web.Request, execution_id: int | str) -> Slot | None:
         """Take a place for a stream under the limits of all applications of the request, or raise the refusal.
 
         ``None`` if none of them has limits. The place is given back by itself.
@@ -117,7 +117,7 @@ class Streams:
             for streams in [self, *_set_up(request.match_info.apps)]:
                 if streams.closing:  # a parent stops before its sub-applications do
                     raise stopping(streams._drain.spread)
-            return take_place(_limits_of(request.match_info.apps), request)
+            return take_slot(_limits_of(request.match_info.apps), request)
         except LimitReached as reached:
             refusal = reached.answer
             limit = reached.limit + _prefix_of(reached.limits, request.match_info.apps)

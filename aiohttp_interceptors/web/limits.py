@@ -15,7 +15,7 @@ from ..exceptions import FATAL
 from ..sse import Event
 from .request import too_many
 
-__all__ = ["KICKED", "Key", "LimitReached", "Limits", "OnLimit", "Place", "take_place"]
+__all__ = ["KICKED", "Key", "LimitReached", "Limits", "OnLimit", "Slot", "take_slot"]
 
 
 Key: TypeAlias = Callable[[web.Request], Hashable]
@@ -45,7 +45,7 @@ class LimitReached(Exception):
         self.answer = answer
 
 
-class Place:
+class Slot:
     """A place for one stream under an application's limits; ``outer`` is the one under the next application's.
 
     The innermost one stands for all of them.
@@ -53,20 +53,20 @@ class Place:
 
     __slots__ = ("_final", "_given_back", "_stream", "key", "limits", "outer")
 
-    def __init__(self, limits: Limits, key: Hashable, outer: Place | None) -> None:
+    def __init__(self, limits: Limits, key: Hashable, outer: Slot | None) -> None:
         self.limits: Limits = limits
         self.key: Hashable = key
-        self.outer: Place | None = outer
+        self.outer: Slot | None = outer
         self._given_back = False
         self._stream: Kickable | None = None
         self._final: Event | None = None
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[Slot]:
         """Walk outwards, from this one."""
-        place: Place | None = self
-        while place is not None:
-            yield place
-            place = place.outer
+        slot: Slot | None = self
+        while slot is not None:
+            yield slot
+            slot = slot.outer
 
     def attach(self, stream: Kickable) -> None:
         """Note which stream has it. One whose place was taken before it was open is kicked now."""
@@ -75,19 +75,19 @@ class Place:
         else:
             stream.kick(self._final)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Count the stream no longer, under any limit. Idempotent."""
         if self._given_back:
             return
         self._given_back = True
         self._stream = None
-        for place in self:
-            place.limits.remove(self, place.key)
+        for slot in self:
+            slot.limits.remove(self, slot.key)
 
     def kick(self, final: Event | None) -> None:
         """Give it back, and end its stream with this as the last event."""
         stream, self._final = self._stream, final
-        self.give_back()
+        self.release()
         if stream is not None:  # or else when it is open
             try:
                 stream.kick(final)
@@ -100,7 +100,7 @@ class Place:
 class Limits:
     """The limits of one application, and the places that are taken under them."""
 
-    __slots__ = ("_all", "_each", "_key", "_kicks", "_of_each", "_places", "_total", "final")
+    __slots__ = ("_all", "_each", "_key", "_kicks", "_of_each", "_slots", "_total", "final")
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Limits:
         self._total = 0
         self._of_each: Counter[Hashable] = Counter()
         # With "kick" only: the places themselves, oldest first, and when some were replaced, of keys that have any.
-        self._places: dict[Hashable, dict[Place, None]] | None = {} if on_limit == "kick" else None
+        self._slots: dict[Hashable, dict[Slot, None]] | None = {} if on_limit == "kick" else None
         self._kicks: dict[Hashable, deque[float]] = {}
 
     @property
@@ -150,14 +150,14 @@ class Limits:
         hash(key)  # before anything is counted
         return key
 
-    def replaced_by(self, key: Hashable, others: Iterable[Place]) -> list[Place]:
+    def replaced_by(self, key: Hashable, others: Iterable[Slot]) -> list[Slot]:
         """Choose the oldest places, for a new stream of the key to take; ``others`` are replaced anyway.
 
         Raises ``LimitReached`` if the key's streams were replaced too often.
         """
-        if self._places is None or self._each is None:
+        if self._slots is None or self._each is None:
             return []
-        candidates = [place for place in self._places.get(key, ()) if place not in others]
+        candidates = [slot for slot in self._slots.get(key, ()) if slot not in others]
         chosen = candidates[: max(0, len(candidates) + 1 - self._each)]
         if chosen:
             start = time.monotonic() - KICK_WINDOW
@@ -165,23 +165,23 @@ class Limits:
                 raise LimitReached(self, "max_streams_per_key", too_many(of_one=True))
         return chosen
 
-    def check(self, key: Hashable, replaced: Iterable[Place]) -> None:
+    def check(self, key: Hashable, replaced: Iterable[Slot]) -> None:
         """Raise ``LimitReached`` if there is no place, also without those that are ``replaced``."""
-        freed = [place.key for head in replaced for place in head if place.limits is self]
+        freed = [slot.key for head in replaced for slot in head if slot.limits is self]
         if self._all is not None and self._total - len(freed) >= self._all:
             raise LimitReached(self, "max_streams", too_many(of_one=False))
         if self._each is not None and self._of_each[key] - freed.count(key) >= self._each:
             raise LimitReached(self, "max_streams_per_key", too_many(of_one=True))
 
-    def add(self, head: Place, key: Hashable) -> None:
+    def add(self, head: Slot, key: Hashable) -> None:
         """Count a stream."""
         self._total += 1
         if self._key is not None:
             self._of_each[key] += 1
-        if self._places is not None:
-            self._places.setdefault(key, {})[head] = None
+        if self._slots is not None:
+            self._slots.setdefault(key, {})[head] = None
 
-    def remove(self, head: Place, key: Hashable) -> None:
+    def remove(self, head: Slot, key: Hashable) -> None:
         """Count a stream no longer."""
         self._total -= 1
         if self._key is None:
@@ -190,12 +190,12 @@ class Limits:
         last = not self._of_each[key]
         if last:
             del self._of_each[key]
-        if self._places is not None:
+        if self._slots is not None:
             if last:
-                del self._places[key]
+                del self._slots[key]
                 self._kicks.pop(key, None)
             else:
-                del self._places[key][head]
+                del self._slots[key][head]
 
     def note_kick(self, key: Hashable) -> None:
         """Remember when a stream of the key was replaced."""
@@ -203,7 +203,7 @@ class Limits:
             self._kicks.setdefault(key, deque(maxlen=KICKS * self._each)).append(time.monotonic())
 
 
-def take_place(counting: Sequence[Limits], request: web.Request) -> Place | None:
+def take_slot(counting: Sequence[Limits], request: web.Request) -> Slot | None:
     """Take a place under all of these limits, innermost first, or under none. ``None`` if nothing is limited.
 
     A stream that has to go for this one ends before this returns its place; nothing is awaited between looking and
@@ -212,18 +212,18 @@ def take_place(counting: Sequence[Limits], request: web.Request) -> Place | None
     if not counting:
         return None
     keys = [limits.key_of(request) for limits in counting]
-    replaced: dict[Place, Limits] = {}
+    replaced: dict[Slot, Limits] = {}
     for limits, key in zip(counting, keys, strict=True):
         replaced.update(dict.fromkeys(limits.replaced_by(key, replaced), limits))
     for limits, key in zip(counting, keys, strict=True):
         limits.check(key, replaced)
-    head: Place | None = None
+    head: Slot | None = None
     for limits, key in zip(reversed(counting), reversed(keys), strict=True):
-        head = Place(limits, key, head)
-    for place in head or ():
-        place.limits.add(cast("Place", head), place.key)
+        head = Slot(limits, key, head)
+    for slot in head or ():
+        slot.limits.add(cast("Slot", head), slot.key)
     for old, limits in replaced.items():
-        limits.note_kick(next(place.key for place in old if place.limits is limits))
+        limits.note_kick(next(slot.key for slot in old if slot.limits is limits))
         old.kick(limits.final)
     return head
 

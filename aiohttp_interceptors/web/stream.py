@@ -22,7 +22,7 @@ from ..sse import Event, encode
 from .app import Drain, Streams
 from .commit import drop
 from .context import RequestContext
-from .limits import Place
+from .limits import Slot
 from .producer import Producer
 from .request import accepts_event_stream, not_acceptable, read_body
 from .response import ChannelResponse, TopicResponse
@@ -61,8 +61,20 @@ class StreamStatistics:
 class Stream(ABC):
     """One open stream: its connection, what feeds it, and the one reason for its end."""
 
-    __slots__ = ("_began", "_connection", "_context", "_ended", "_last_words", "_place", "_producer", "_response",
-                 "_settings", "_streams", "_visit", "over")  # fmt: skip
+    __slots__ = (
+        "_began",
+        "_connection",
+        "_context",
+        "_ended",
+        "_last_words",
+        "_producer",
+        "_response",
+        "_settings",
+        "_slot",
+        "_streams",
+        "_visit",
+        "over",
+    )  # fmt: skip
 
     _settings: StreamSettings
 
@@ -82,7 +94,7 @@ class Stream(ABC):
         self._producer: Producer | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the stream is over, whatever ended it."""
-        self._place: Place | None = None  # under the application's limits, until it is over
+        self._slot: Slot | None = None  # under the application's limits, until it is over
         self._visit: Visit | None = None
         self._last_words = b""
         self._began = connection.last_write  # and not a number of its own for each open stream
@@ -146,8 +158,8 @@ class Stream(ABC):
         """Send what goes with the head, and begin."""
         self._streams.tell(StreamOpened(self._context.execution_id, self._context.request.path))
         self._streams.add(self)
-        if self._place is not None:
-            self._place.attach(self)
+        if self._slot is not None:
+            self._slot.attach(self)
         self._connection.owner = self
         if isinstance(self._response, TopicResponse):
             await self._response.begin(self._first_frames())
@@ -224,9 +236,9 @@ class Stream(ABC):
 
     def _finish(self) -> None:
         """Note that it is over: its place is free, its timer stops, and its chain goes on. Idempotent."""
-        place, self._place = self._place, None
-        if place is not None:
-            place.give_back()
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
         if self._visit is not None:
             self._visit.cancel()
             self._visit = None
@@ -382,16 +394,16 @@ async def _open(
         await _commit(context, response)
         return None
     _check_still_in(context, stage)
-    place = None if _has_left(request) else streams.admit(request, context.execution_id)
+    slot = None if _has_left(request) else streams.admit(request, context.execution_id)
     stream: Stream | None = None
     try:
         await _commit(context, response)
         if response.connection is not None:
             stream = context.stream = make(context, response, response.connection, streams, choice)
-            stream._place = place
+            stream._slot = slot
     finally:
-        if stream is None and place is not None:
-            place.give_back()
+        if stream is None and slot is not None:
+            slot.release()
     return stream
 
 

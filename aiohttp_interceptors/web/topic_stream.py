@@ -310,23 +310,23 @@ class TopicStream(Stream):
                 if then is not None:
                     await then
                 return
-        gap, position = subscription.gap(), log.end
+        gap, offset = subscription.gap(), log.end
         policy = self._topic_settings.policy
         ready, producer.name = producer.name, name_of(snapshot_of)
         snapshot = await Snapshot.taken(snapshot_of, self._context)
         if snapshot.id is not None:
-            position, reason = await self._hub.locate(snapshot.id)
+            offset, reason = await self._hub.locate(snapshot.id)
             gap = gap if reason is None else Gap(reason, snapshot.id, None)
         beginning = policy.prefix
         if gap is not None:
             beginning += encode(gap.event(policy.gap_event))
-        told = await self._write_snapshot(snapshot, beginning, log.id_of(position))
+        told = await self._write_snapshot(snapshot, beginning, log.id_of(offset))
         if self._reason is not None:
             return
         if told and gap is not None:
             self._events += 1
             subscription.count_gap()
-        subscription.start(position, gap, told=told)
+        subscription.start(offset, gap, told=told)
         producer.name = ready
         if then is not None:
             await then

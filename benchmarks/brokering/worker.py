@@ -23,7 +23,7 @@ from aiohttp_interceptors.brokers.nats import NatsBroker
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.hub.broker import Broker, Joined, Lost, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import Broker, CaughtUp, Subscribed, Trimmed, Truncated
 from brokering.bare import BARE, Bare
 
 BROKERS: dict[str, Callable[[str], Broker]] = {
@@ -128,9 +128,9 @@ async def tail(engine: str, who: str, url: str, count: int) -> dict[str, float]:
     broker, got = BROKERS[engine](url), 0
     async with aclosing(broker.tail(None)) as items:
         async for item in items:
-            if isinstance(item, UpToDate):
+            if isinstance(item, CaughtUp):
                 break
-            got += 0 if isinstance(item, Joined | Lost | Rewound) else len(item)
+            got += 0 if isinstance(item, Subscribed | Trimmed | Truncated) else len(item)
     spent = time.perf_counter() - began, time.process_time() - cpu
     assert got == count, got
     await broker.close()

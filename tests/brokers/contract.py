@@ -13,7 +13,16 @@ from typing import Protocol
 import pytest
 
 from aiohttp_interceptors.exceptions import BrokerDown
-from aiohttp_interceptors.hub.broker import Broker, Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
+from aiohttp_interceptors.hub.broker import (
+    Broker,
+    CaughtUp,
+    Entry,
+    LogPosition,
+    Subscribed,
+    TailItem,
+    Trimmed,
+    Truncated,
+)
 from tests.waiting import within
 
 MEGABYTE = 2**20
@@ -38,22 +47,22 @@ class Tail:
     def __init__(self, items: AsyncIterator[TailItem]) -> None:
         self._items = items
         self.entries: list[Entry] = []
-        self.place: Place | None = None
+        self.position: LogPosition | None = None
 
     async def item(self) -> TailItem:
         """Wait for the next item, whatever it is."""
         item = await within(anext(self._items))
-        if isinstance(item, Joined | Rewound):
-            self.place = item.place
-        elif isinstance(item, Lost):
-            assert self.place is not None
-            self.place = Place(self.place.epoch, item.through)
-        elif not isinstance(item, UpToDate):
+        if isinstance(item, Subscribed | Truncated):
+            self.position = item.position
+        elif isinstance(item, Trimmed):
+            assert self.position is not None
+            self.position = LogPosition(self.position.epoch, item.through)
+        elif not isinstance(item, CaughtUp):
             assert item
             for entry in item:
-                assert self.place is not None
-                assert entry.position > self.place.position
-                self.place = Place(self.place.epoch, entry.position)
+                assert self.position is not None
+                assert entry.offset > self.position.offset
+                self.position = LogPosition(self.position.epoch, entry.offset)
                 self.entries.append(entry)
         return item
 
@@ -71,7 +80,7 @@ class Tail:
 
 
 @asynccontextmanager
-async def tail(broker: Broker, after: Place | None = None) -> AsyncIterator[Tail]:
+async def tail(broker: Broker, after: LogPosition | None = None) -> AsyncIterator[Tail]:
     """Open a tail, and close it at the end of the block."""
     async with aclosing(broker.tail(after)) as items:
         yield Tail(items)
@@ -111,14 +120,14 @@ class Contract:
     async def test_an_empty_log_is_joined_and_up_to_date(self, broker):
         async with tail(broker) as reading:
             joined = await reading.item()
-            assert isinstance(joined, Joined)
-            assert await reading.item() == UpToDate()
+            assert isinstance(joined, Subscribed)
+            assert await reading.item() == CaughtUp()
 
     async def test_it_confirms_again_and_again_what_a_server_has_that_nothing_happens_to(self, broker):
         check_confirms(broker)
         async with tail(broker) as reading:
             for _ in range(4):
-                await reading.until(UpToDate)
+                await reading.until(CaughtUp)
 
     async def test_it_confirms_also_while_others_publish_without_a_pause(self, brokers):
         one, other = brokers(), brokers()
@@ -131,10 +140,10 @@ class Contract:
                 await asyncio.sleep(0)
 
         async with tail(one) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             publishing = asyncio.create_task(publish())
             for _ in range(3):
-                await within(reading.until(UpToDate))
+                await within(reading.until(CaughtUp))
             enough.set()
             await within(publishing)
 
@@ -142,89 +151,89 @@ class Contract:
         one, other = brokers(), brokers()
         check_confirms(one)
         async with tail(one) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             for count in 1, 2:
-                place = await other.publish("t", b"x")
-                await reading.until(UpToDate)  # which may have been on its way
-                await reading.until(UpToDate)
+                position = await other.publish("t", b"x")
+                await reading.until(CaughtUp)  # which may have been on its way
+                await reading.until(CaughtUp)
                 assert len(reading.entries) == count
-                assert reading.place == place
+                assert reading.position == position
 
     async def test_what_is_published_comes_back_as_it_was_with_its_place(self, broker):
         async with tail(broker) as reading:
-            await reading.until(UpToDate)
-            place = await within(broker.publish("a.b", b"\x10data: \xff\x00\r\n\n"))
+            await reading.until(CaughtUp)
+            position = await within(broker.publish("a.b", b"\x10data: \xff\x00\r\n\n"))
             await reading.payloads(1)
             (entry,) = reading.entries
-            assert entry[:3] == (place.position, "a.b", b"\x10data: \xff\x00\r\n\n")
-            assert place == reading.place
+            assert entry[:3] == (position.offset, "a.b", b"\x10data: \xff\x00\r\n\n")
+            assert position == reading.position
             assert 0 <= entry.age < 60
 
     async def test_history_comes_before_what_is_new(self, brokers):
         one, other = brokers(), brokers()
-        places = [await one.publish("t", number(n)) for n in range(5)]
+        positions = [await one.publish("t", number(n)) for n in range(5)]
         async with tail(other) as reading:
-            await reading.until(UpToDate)
-            assert [Place(places[0].epoch, entry.position) for entry in reading.entries] == places
+            await reading.until(CaughtUp)
+            assert [LogPosition(positions[0].epoch, entry.offset) for entry in reading.entries] == positions
             await one.publish("t", b"new")
             assert await reading.payloads(6) == [b"0", b"1", b"2", b"3", b"4", b"new"]
 
     async def test_a_tail_goes_on_after_its_place(self, brokers):
         one, other = brokers(), brokers()
-        places = [await one.publish("t", number(n)) for n in range(5)]
-        for start, place in enumerate(places, 1):
-            async with tail(other, place) as reading:
-                assert await reading.item() == Joined(place)
-                await reading.until(UpToDate)
+        positions = [await one.publish("t", number(n)) for n in range(5)]
+        for start, position in enumerate(positions, 1):
+            async with tail(other, position) as reading:
+                assert await reading.item() == Subscribed(position)
+                await reading.until(CaughtUp)
                 assert [entry.payload for entry in reading.entries] == [number(n) for n in range(start, 5)]
 
     async def test_a_tail_that_was_closed_can_be_followed_by_another(self, brokers):
         one, other = brokers(), brokers()
-        place = None
+        position = None
         for round_ in range(3):
-            async with tail(one, place) as reading:
-                await reading.until(UpToDate)
+            async with tail(one, position) as reading:
+                await reading.until(CaughtUp)
                 await other.publish("t", number(round_))
                 await reading.payloads(1)
                 assert [entry.payload for entry in reading.entries] == [number(round_)]
-                place = reading.place
+                position = reading.position
 
     async def test_a_tail_can_be_cancelled_while_it_waits(self, brokers):
         one, other = brokers(), brokers()
         async with tail(one) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             waiting = asyncio.create_task(reading.item())
             await asyncio.sleep(0)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            place = reading.place
+            position = reading.position
         await other.publish("t", b"after")
-        async with tail(one, place) as reading:
+        async with tail(one, position) as reading:
             assert await reading.payloads(1) == [b"after"]
 
     async def test_all_processes_see_one_order_however_many_publish(self, brokers):
         """Peer bugs 62 and 63: the broker's order is the only one."""
         processes = [brokers() for _ in range(4)]
         async with tail(processes[0]) as one, tail(processes[1]) as other:
-            await one.until(UpToDate)
-            await other.until(UpToDate)
+            await one.until(CaughtUp)
+            await other.until(CaughtUp)
 
             async def publish(which):
                 return [await processes[which].publish(f"t.{which}", number(n)) for n in range(50)]
 
-            places = await within(asyncio.gather(*map(publish, range(4))), 30)
+            positions = await within(asyncio.gather(*map(publish, range(4))), 30)
             await one.payloads(200)
             await other.payloads(200)
             assert [entry[:3] for entry in one.entries] == [entry[:3] for entry in other.entries]
             for which in range(4):
                 mine = [entry for entry in one.entries if entry.topic == f"t.{which}"]
                 assert [entry.payload for entry in mine] == [number(n) for n in range(50)]
-                assert [entry.position for entry in mine] == [place.position for place in places[which]]
+                assert [entry.offset for entry in mine] == [position.offset for position in positions[which]]
 
     async def test_publishes_at_once_keep_the_order_of_their_calls(self, broker):
         async with tail(broker) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             await within(asyncio.gather(*[broker.publish("t", number(n)) for n in range(1200)]), 30)
             assert await reading.payloads(1200) == [number(n) for n in range(1200)]
 
@@ -237,7 +246,7 @@ class Contract:
         assert len(set(at_once)) == 1
         assert await other.publish("t", b"z", idempotency_key="order 9") not in {first, at_once[0]}
         async with tail(one) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             assert [entry.payload for entry in reading.entries] == [b"x", b"y", b"z"]
 
     async def test_a_key_may_hold_anything_printable(self, broker):
@@ -249,7 +258,7 @@ class Contract:
         for topic in topics:
             await broker.publish(topic, topic.encode())
         async with tail(broker) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             assert [(entry.topic, entry.payload) for entry in reading.entries] == [
                 (topic, topic.encode()) for topic in topics
             ]
@@ -258,7 +267,7 @@ class Contract:
         """Peer bug 65: nothing of it goes where only 8,000 bytes fit."""
         payload = bytes(range(256)) * (MEGABYTE // 256)
         async with tail(broker) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             await within(broker.publish("t", payload))
             await within(broker.publish("t", b"\x10" + payload))  # as a Hub makes of the longest event it takes
             assert await reading.payloads(2) == [payload, b"\x10" + payload]
@@ -274,33 +283,33 @@ class Contract:
         last = [await within(asyncio.gather(*[one.publish("t", number(n)) for n in range(1000)]), 30)][0][-1]
         await self.trimmed(site, one)
         async with tail(other, seen) as reading:
-            assert await reading.item() == Joined(seen)
+            assert await reading.item() == Subscribed(seen)
             lost = await reading.item()
-            assert isinstance(lost, Lost)
-            assert seen.position < lost.through < last.position
-            await reading.until(UpToDate)
+            assert isinstance(lost, Trimmed)
+            assert seen.offset < lost.through < last.offset
+            await reading.until(CaughtUp)
             kept = [entry.payload for entry in reading.entries]
             assert kept == [number(n) for n in range(1000 - len(kept), 1000)]
             assert 50 <= len(kept) < 1000
-            assert reading.place == last
+            assert reading.position == last
         async with tail(other) as reading:
             joined = await reading.item()
-            assert joined == Joined(Place(seen.epoch, lost.through))
+            assert joined == Subscribed(LogPosition(seen.epoch, lost.through))
 
     async def trimmed(self, site, broker):
         """Wait until the engine has trimmed what is one too many; most do that as they publish."""
 
     async def test_what_is_next_is_no_loss_when_all_before_it_was_trimmed(self, brokers, site):
         one, other = brokers(max_records=100), brokers(max_records=100)
-        places = [await within(asyncio.gather(*[one.publish("t", number(n)) for n in range(1000)]), 30)][0]
+        positions = [await within(asyncio.gather(*[one.publish("t", number(n)) for n in range(1000)]), 30)][0]
         await self.trimmed(site, one)
         async with tail(other) as reading:
-            await reading.until(UpToDate)
-            before = next(p for p in places if p.position == reading.entries[0].position)
-        previous = places[places.index(before) - 1]
+            await reading.until(CaughtUp)
+            before = next(p for p in positions if p.offset == reading.entries[0].offset)
+        previous = positions[positions.index(before) - 1]
         async with tail(other, previous) as reading:
             await reading.item()
-            assert not isinstance(await reading.item(), Lost)
+            assert not isinstance(await reading.item(), Trimmed)
 
     async def test_a_wiped_server_is_told_of_and_gone_on_with(self, brokers, site):
         one, other = brokers(), brokers()
@@ -309,32 +318,32 @@ class Contract:
         async with tail(one, before) as reading:
             await reading.item()
             rewound = await reading.item()
-            assert isinstance(rewound, Rewound)
-            assert rewound.place.epoch != before.epoch
-            await reading.until(UpToDate)
-            place = await within(other.publish("t", b"new"))
+            assert isinstance(rewound, Truncated)
+            assert rewound.position.epoch != before.epoch
+            await reading.until(CaughtUp)
+            position = await within(other.publish("t", b"new"))
             assert await reading.payloads(1) == [b"new"]
-            assert reading.place == place
-            assert place.epoch == rewound.place.epoch
+            assert reading.position == position
+            assert position.epoch == rewound.position.epoch
 
     async def test_a_server_that_is_wiped_under_an_open_tail_is_told_of(self, brokers, site):
         one, other = brokers(), brokers()
         async with tail(one) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             await one.publish("t", b"old")
             await reading.payloads(1)
-            epoch = reading.place.epoch
+            epoch = reading.position.epoch
             await site.wipe()
-            place = await within(other.publish("t", b"new"))
-            assert place.epoch != epoch
+            position = await within(other.publish("t", b"new"))
+            assert position.epoch != epoch
             await self.told_of_rewinding(reading, one, other)
             while reading.entries[-1].payload != b"new":
                 await reading.item()
-            assert reading.place == place
+            assert reading.position == position
 
     async def told_of_rewinding(self, reading, one, other):
         """Read until the tail tells that the server was rewound; an engine may have to end it for that."""
-        await reading.until(Rewound)
+        await reading.until(Truncated)
 
     async def test_to_publish_in_a_transaction_is_refused_by_who_has_none(self, broker):
         with pytest.raises(TypeError, match="connection"):
@@ -345,10 +354,10 @@ class Contract:
         await asyncio.sleep(0)
         publishing[3].cancel()
         done = await asyncio.gather(*publishing, return_exceptions=True)
-        assert {n for n, place in enumerate(done) if not isinstance(place, Place)} <= {3}
+        assert {n for n, position in enumerate(done) if not isinstance(position, LogPosition)} <= {3}
         await broker.publish("t", b"last")
         async with tail(broker) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             payloads = [entry.payload for entry in reading.entries if entry.payload != b"3"]
             assert payloads == [number(n) for n in range(20) if n != 3] + [b"last"]
 
@@ -367,16 +376,16 @@ class Contract:
         publishing = [asyncio.create_task(one.publish("t", number(n))) for n in range(10)]
         await asyncio.sleep(0)
         await within(one.close())
-        places = await asyncio.gather(*publishing)
+        positions = await asyncio.gather(*publishing)
         async with tail(other) as reading:
-            await reading.until(UpToDate)
-            assert [entry.position for entry in reading.entries] == [place.position for place in places]
+            await reading.until(CaughtUp)
+            assert [entry.offset for entry in reading.entries] == [position.offset for position in positions]
 
     async def test_history_of_many_batches_comes_whole(self, brokers):
         one, other = brokers(), brokers()
         await within(asyncio.gather(*[one.publish(f"t.{n % 7}", number(n)) for n in range(3000)]), 30)
         async with tail(other) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             assert [entry.payload for entry in reading.entries] == [number(n) for n in range(3000)]
 
 

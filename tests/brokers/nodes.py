@@ -71,10 +71,10 @@ async def closed_at_every_moment(broker, moments=41):
 
 async def waits_for_an_id_that_may_still_come(hub, server):
     """Check that a Hub tells of no gap while its server holds still: another process may have the id already."""
-    place = await hub.publish("t", "x")
-    epoch, _, position = place.partition("-")
+    position = await hub.publish("t", "x")
+    epoch, _, offset = position.partition("-")
     server.freeze()
-    returned = start(hub, "t", after=f"{epoch}-{int(position) + 1}")
+    returned = start(hub, "t", after=f"{epoch}-{int(offset) + 1}")
     await until(lambda: not hub.ready)
     assert returned.texts == []
     assert not returned.subscription.live

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.exceptions import BrokerError
-from aiohttp_interceptors.hub.broker import Place, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition
 from tests.waiting import within
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +41,14 @@ async def publish(path: str, which: str = "") -> None:
     async def one_after_the_other():
         for number in numbers:
             try:
-                place = await broker.publish("t", PAYLOAD % number, idempotency_key=f"key {which}{number}")
+                position = await broker.publish("t", PAYLOAD % number, idempotency_key=f"key {which}{number}")
             except BrokerError:
                 if not which:
                     raise
                 await asyncio.sleep(0.01)
             else:
                 if not which:
-                    say(number, place.epoch, place.position)
+                    say(number, position.epoch, position.offset)
 
     await asyncio.gather(*[one_after_the_other() for _ in range(5)])
 
@@ -57,20 +57,20 @@ async def follow(path: str, most: str) -> None:
     """Say when all that was there has come, and what comes then, up to a number of entries."""
     broker = SqliteBroker(path)
     count, up = 0, False
-    place = None
+    position = None
     async for item in broker.tail(None):
-        if isinstance(item, UpToDate):
+        if isinstance(item, CaughtUp):
             if not up:
                 say("up")
             up = True
         elif isinstance(item, list):
             for entry in item:
-                say(place.epoch, entry.position)
+                say(position.epoch, entry.offset)
             count += len(item)
             if count >= int(most):
                 break
         else:
-            place = item.place
+            position = item.position
     await broker.close()
 
 
@@ -82,16 +82,16 @@ async def fill(path: str, limit: str) -> None:
     number = 0
     try:
         while True:
-            place = await broker.publish("t", b"%d" % number + b"." * 30_000)
-            say(number, place.position)
+            position = await broker.publish("t", b"%d" % number + b"." * 30_000)
+            say(number, position.offset)
             number += 1
     except BrokerError as error:
         say(type(error).__name__, error)
     await asyncio.to_thread(sys.stdin.readline)
     if int(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    place: Place = await broker.publish("t", b"%d" % number)
-    say(number, place.position)
+    position: LogPosition = await broker.publish("t", b"%d" % number)
+    say(number, position.offset)
     await broker.close()
 
 
@@ -101,11 +101,11 @@ async def churn(path: str, limit: str, count: str) -> None:
     broker = SqliteBroker(path, max_records=100)
     reading = asyncio.create_task(_read(broker))
     for number in range(int(count)):
-        place = await broker.publish("t", PAYLOAD % number)
+        position = await broker.publish("t", PAYLOAD % number)
     reading.cancel()
     await asyncio.wait([reading])
     await broker.close()
-    say(place.position)
+    say(position.offset)
 
 
 async def _read(broker: SqliteBroker) -> None:
@@ -155,7 +155,7 @@ async def leave(path: str) -> None:
     broker = SqliteBroker(path)
     await broker.publish("t", b"x")
     tail = broker.tail(None)
-    while not isinstance(await anext(tail), UpToDate):
+    while not isinstance(await anext(tail), CaughtUp):
         pass
     say("left")
     sys.exit()

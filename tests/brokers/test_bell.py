@@ -14,7 +14,7 @@ import pytest
 
 from aiohttp_interceptors.brokers import sqlite
 from aiohttp_interceptors.brokers.sqlite.notifier import Bell
-from aiohttp_interceptors.hub.broker import UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp
 from tests.brokers.contract import broker, brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
@@ -33,7 +33,7 @@ async def test_another_process_is_woken_by_a_bell(tmp_path, monkeypatch, where):
     site = SqliteSite(folder / "hub.db")
     one, other = site.broker(), site.broker()
     async with tail(one) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         for n in range(20):
             await other.publish("t", number(n))
             await reading.payloads(n + 1)
@@ -44,7 +44,7 @@ async def test_another_process_is_woken_by_a_bell(tmp_path, monkeypatch, where):
 async def test_a_bell_is_silent_again_when_it_was_heard(brokers):
     one, other = brokers(), brokers()
     async with tail(one) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await other.publish("t", b"x")
         await reading.payloads(1)
         await until(lambda: not readable(one._bell.file))
@@ -60,7 +60,7 @@ async def test_ones_own_need_no_bell(site, brokers, monkeypatch):
     site.bells.write_bytes(b"no folder")
     broker = brokers()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await broker.publish("t", b"x")
         assert await reading.payloads(1) == [b"x"]
 
@@ -80,7 +80,7 @@ async def test_what_comes_before_the_bell_hangs_is_not_waited_for(site, brokers,
 async def test_a_bell_that_was_taken_away_is_missed_and_hung_again(site, brokers):
     one, other = brokers(), brokers()
     async with tail(one) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         waiting = asyncio.create_task(reading.payloads(1))
         await until(lambda: not one._news.is_set())
         (bell,) = site.bells.iterdir()
@@ -98,7 +98,7 @@ async def test_where_there_are_no_bells_it_looks_often(site, brokers, monkeypatc
     site.bells.write_bytes(b"no folder")
     one, other = brokers(), brokers()
     async with tail(one) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         for n in range(3):
             await other.publish("t", number(n))
             await reading.payloads(n + 1)
@@ -112,7 +112,7 @@ async def test_an_event_loop_that_cannot_watch_a_file_looks_often(site, brokers,
     monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
     one, other = brokers(), brokers()
     async with tail(one) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await other.publish("t", b"x")
         assert await reading.payloads(1) == [b"x"]
         assert not site.bells.exists()

@@ -40,7 +40,7 @@ async def test_what_was_lost_can_be_published_again_with_its_key():
     log.rewind(1)
     assert await publisher.publish("t", b"kept", idempotency_key="k") == kept
     again = await publisher.publish("t", b"lost", idempotency_key="l")
-    assert (again.epoch, again.position) == (log.epoch, 2)
+    assert (again.epoch, again.offset) == (log.epoch, 2)
 
 
 def test_it_is_made_with_the_log_that_hubs_share():

@@ -17,7 +17,7 @@ from aiohttp_interceptors.brokers.nats import NatsBroker
 from aiohttp_interceptors.brokers.nats import tail as nats_consumer
 from aiohttp_interceptors.brokers.nats.log import Confirmation, Mark, Marks, NatsLog, subject_of, topic_of
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused
-from aiohttp_interceptors.hub.broker import Entry, Joined, Lost, Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, Entry, LogPosition, Subscribed, Trimmed, Truncated
 from tests.brokers.contract import MEGABYTE, Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.nats_site import NatsSite, site  # noqa: F401  # a fixture
 from tests.servers.nats import Nats
@@ -34,9 +34,9 @@ class TestNats(Contract):
 
     async def told_of_rewinding(self, reading, one, other):
         with pytest.raises(BrokerDown, match="lost"):
-            await reading.until(Rewound)
-        reading._items = await self.stack.enter_async_context(aclosing(one.tail(reading.place)))
-        await reading.until(Rewound)
+            await reading.until(Truncated)
+        reading._items = await self.stack.enter_async_context(aclosing(one.tail(reading.position)))
+        await reading.until(Truncated)
 
 
 # What it is made with.
@@ -84,7 +84,7 @@ def test_without_nats_py_it_says_what_to_install():
 
 async def test_it_is_made_with_a_list_of_servers_too(nats, site):
     broker = site.broker(connect=["nats://127.0.0.1:1", nats.url])
-    assert (await broker.publish("t", b"x")).position == 1
+    assert (await broker.publish("t", b"x")).offset == 1
     await broker.close()
 
 
@@ -151,7 +151,7 @@ async def test_other_limits_are_given_to_the_stream_once_and_that_is_logged(site
         assert (config.max_msgs, config.max_age) == (9, 0)
         await js.update_stream(config.evolve(max_msgs=11))
         async with tail(other) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
         assert (await js.stream_info(site.stream)).config.max_msgs == 11
     (entry,) = logged
     assert (entry["event"], entry["max_msgs"], entry["max_age"]) == ("nats_stream_limits", 9, 0)
@@ -159,7 +159,7 @@ async def test_other_limits_are_given_to_the_stream_once_and_that_is_logged(site
 
 async def test_replicas_that_a_server_cannot_make_are_told_and_the_rest_is_applied(site, brokers, logged):
     await brokers(max_records=7).publish("t", b"x")
-    assert (await brokers(max_records=9, replicas=3).publish("t", b"y")).position == 2
+    assert (await brokers(max_records=9, replicas=3).publish("t", b"y")).offset == 2
     applied, refused = logged
     assert (applied["event"], applied["log_level"], applied["max_msgs"], applied["had_max_msgs"]) == (
         "nats_stream_limits", "info", 9, 7,
@@ -208,55 +208,55 @@ async def test_a_server_without_jetstream_is_down_and_says_so(own, tmp_path):
 
 async def test_brokers_that_start_at_once_make_one_log(brokers):
     many = [brokers(max_records=n + 1000) for n in range(8)]
-    places = await within(asyncio.gather(*[one.publish("t", b"x") for one in many]))
-    assert len({place.epoch for place in places}) == 1
-    assert sorted(place.position for place in places) == list(range(1, 9))
+    positions = await within(asyncio.gather(*[one.publish("t", b"x") for one in many]))
+    assert len({position.epoch for position in positions}) == 1
+    assert sorted(position.offset for position in positions) == list(range(1, 9))
 
 
 async def test_an_entry_that_was_deleted_alone_is_told(site, brokers):
     one, other = brokers(), brokers()
-    places = [await one.publish("t", number(n)) for n in range(6)]
+    positions = [await one.publish("t", number(n)) for n in range(6)]
     async with site.administrator() as js:
-        for position in 3, 4, 6:
-            await js.delete_msg(site.stream, position)
-    async with tail(one, places[5]) as reading:  # whose last entry the server has no more, and is not rewound
-        assert await reading.item() == Joined(places[5])
-        assert await reading.item() == UpToDate()
+        for offset in 3, 4, 6:
+            await js.delete_msg(site.stream, offset)
+    async with tail(one, positions[5]) as reading:  # whose last entry the server has no more, and is not rewound
+        assert await reading.item() == Subscribed(positions[5])
+        assert await reading.item() == CaughtUp()
     async with tail(other) as reading:
-        await reading.until(Lost)
-        assert reading.place == places[3]
-        await reading.until(UpToDate)
+        await reading.until(Trimmed)
+        assert reading.position == positions[3]
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"0", b"1", b"4"]
         await one.publish("t", b"6")
-        assert (await reading.until(Lost)) == Lost(6)
+        assert (await reading.until(Trimmed)) == Trimmed(6)
         assert (await reading.payloads(4))[-1] == b"6"
 
 
 async def test_a_place_that_the_server_does_not_have_yet_is_one_that_it_lost(brokers):
     one, other = brokers(), brokers()
-    places = [await one.publish("t", number(n)) for n in range(3)]
-    async with tail(other, Place(places[0].epoch, 100)) as reading:
+    positions = [await one.publish("t", number(n)) for n in range(3)]
+    async with tail(other, LogPosition(positions[0].epoch, 100)) as reading:
         await reading.item()
         rewound = await reading.item()
-        assert isinstance(rewound, Rewound)
-        assert rewound.place.position == 0
-        await reading.until(UpToDate)
+        assert isinstance(rewound, Truncated)
+        assert rewound.position.offset == 0
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"0", b"1", b"2"]
-    assert (await other.publish("t", b"3")).epoch == rewound.place.epoch
-    async with tail(one, places[2]) as reading:
-        assert (await reading.until(Rewound)) == rewound
+    assert (await other.publish("t", b"3")).epoch == rewound.position.epoch
+    async with tail(one, positions[2]) as reading:
+        assert (await reading.until(Truncated)) == rewound
 
 
 async def test_what_is_larger_than_what_we_ask_for_at_once_comes_too(brokers):
     one, other = brokers(), brokers()
     sizes = [10, 3 * MEGABYTE, 20, MEGABYTE, 6 * MEGABYTE, 6 * MEGABYTE, 30]
     async with tail(one) as live:
-        await live.until(UpToDate)
+        await live.until(CaughtUp)
         for size in sizes:
             await one.publish("t", b"x" * size)
         assert [len(payload) for payload in await live.payloads(7)] == sizes
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert [len(entry.payload) for entry in reading.entries] == sizes
 
 
@@ -277,14 +277,14 @@ async def test_what_the_client_drops_is_missed_and_asked_for_again(nats, brokers
     one, other, lossy = brokers(), brokers(), brokers(connect=connect)
     await one.publish("t", b"first")
     async with tail(lossy) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await asyncio.gather(*[one.publish("t", number(n)) for n in range(6)])
         with pytest.raises(BrokerDown, match="that NATS sent"):
             await reading.payloads(7)
-        place, given = reading.place, len(reading.entries) - 1
+        position, given = reading.position, len(reading.entries) - 1
         assert given <= 2
-    async with tail(other, place) as reading:
-        await reading.until(UpToDate)
+    async with tail(other, position) as reading:
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [number(n) for n in range(given, 6)]
 
 
@@ -293,7 +293,7 @@ async def test_the_age_of_an_entry_is_by_the_servers_clock_alone(site, brokers, 
     await one.publish("t", b"old")
     monkeypatch.setattr("time.time", lambda: 4e9)  # as on a machine that is in another century
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert 0 <= reading.entries[0].age < 5
 
 
@@ -301,7 +301,7 @@ async def test_a_tail_that_is_closed_leaves_no_consumer(site, brokers):
     broker = brokers()
     for _ in range(3):
         async with tail(broker) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             async with site.administrator() as js:
                 assert len(await js.consumers_info(site.stream)) == 1
     async with site.administrator() as js:
@@ -328,7 +328,7 @@ async def test_a_tail_that_waits_for_long_goes_on(nats, brokers, monkeypatch):
 
     one, other = brokers(), brokers(connect=connect, silence=2)
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         waiting = asyncio.create_task(reading.payloads(1))
         await until(lambda: len(asked) >= 3)
         await one.publish("t", b"x")
@@ -341,17 +341,17 @@ async def test_a_stream_that_is_deleted_and_made_by_another_is_another_log(site,
     old = [await one.publish("t", number(n)) for n in range(3)]
     await site.wipe()
     new = await other.publish("t", b"new")
-    place = await one.publish("t", b"3")
-    assert place == Place(new.epoch, 2)
+    position = await one.publish("t", b"3")
+    assert position == LogPosition(new.epoch, 2)
     assert new.epoch != old[0].epoch
 
 
 async def test_a_stream_that_is_deleted_is_made_anew_by_who_publishes(site, broker):
     old = await broker.publish("t", b"old")
     await site.wipe()
-    places = await asyncio.gather(*[broker.publish("t", number(n)) for n in range(50)])
-    assert [place.position for place in places] == list(range(1, 51))
-    assert {place.epoch for place in places} != {old.epoch}
+    positions = await asyncio.gather(*[broker.publish("t", number(n)) for n in range(50)])
+    assert [position.offset for position in positions] == list(range(1, 51))
+    assert {position.epoch for position in positions} != {old.epoch}
     async with site.administrator() as js:
         assert (await js.stream_info(site.stream)).state.messages == 50
         with pytest.raises(NotFoundError):
@@ -360,12 +360,12 @@ async def test_a_stream_that_is_deleted_is_made_anew_by_who_publishes(site, brok
 
 async def test_what_is_last_and_was_deleted_is_no_reason_to_wait_for_it(site, brokers):
     one, other = brokers(), brokers()
-    places = [await one.publish("t", number(n)) for n in range(3)]
+    positions = [await one.publish("t", number(n)) for n in range(3)]
     async with site.administrator() as js:
-        await js.delete_msg(site.stream, places[2].position)
+        await js.delete_msg(site.stream, positions[2].offset)
     async with tail(other) as reading:
         for _ in range(3):
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"0", b"1"]
 
 
@@ -384,38 +384,43 @@ def test_a_topic_is_a_subject_and_back(topic):
 
 
 def log(*eras, first=1, last=100):
-    return NatsLog(tuple(Place(*era) for era in eras), first, last, 0.0)
+    return NatsLog(tuple(LogPosition(*era) for era in eras), first, last, 0.0)
 
 
-def entries(*positions):
-    return [Entry(position, "t", b"") for position in positions]
+def entries(*offsets):
+    return [Entry(offset, "t", b"") for offset in offsets]
 
 
 @pytest.mark.parametrize(
-    ("log", "place", "given", "items"),
+    ("log", "position", "given", "items"),
     [
         (log(("a", 0)), ("a", 3), [], []),
         (log(("a", 0)), ("a", 3), [4, 5], [[4, 5]]),
         (log(("a", 0), first=4), ("a", 3), [4], [[4]]),
-        (log(("a", 0), first=5), ("a", 3), [], [Lost(4)]),
-        (log(("a", 0)), ("a", 3), [5, 6, 9], [Lost(4), [5, 6], Lost(8), [9]]),
-        (log(("a", 0)), ("b", 3), [], [Rewound(Place("a", 0))]),
-        (log(("a", 0), first=9), ("b", 3), [9], [Rewound(Place("a", 8)), [9]]),
-        (log(("a", 0), ("b", 5)), ("a", 7), [6], [Rewound(Place("b", 5)), [6]]),
-        (log(("a", 0), ("b", 5)), ("a", 5), [], [Rewound(Place("b", 5))]),
+        (log(("a", 0), first=5), ("a", 3), [], [Trimmed(4)]),
+        (log(("a", 0)), ("a", 3), [5, 6, 9], [Trimmed(4), [5, 6], Trimmed(8), [9]]),
+        (log(("a", 0)), ("b", 3), [], [Truncated(LogPosition("a", 0))]),
+        (log(("a", 0), first=9), ("b", 3), [9], [Truncated(LogPosition("a", 8)), [9]]),
+        (log(("a", 0), ("b", 5)), ("a", 7), [6], [Truncated(LogPosition("b", 5)), [6]]),
+        (log(("a", 0), ("b", 5)), ("a", 5), [], [Truncated(LogPosition("b", 5))]),
         (log(("a", 0), ("b", 5)), ("a", 4), [], []),
-        (log(("a", 0), ("b", 5)), ("a", 3), [4, 5, 6, 7], [[4, 5], Rewound(Place("b", 5)), [6, 7]]),
-        (log(("a", 0), ("b", 5)), ("a", 3), [4, 5], [[4, 5], Rewound(Place("b", 5))]),
-        (log(("a", 0), ("b", 5)), ("a", 3), [7], [Lost(5), Rewound(Place("b", 5)), Lost(6), [7]]),
-        (log(("a", 0), ("b", 5), first=9), ("a", 3), [], [Lost(5), Rewound(Place("b", 5)), Lost(8)]),
-        (log(("a", 0), ("b", 5), ("c", 5)), ("a", 9), [6], [Rewound(Place("b", 5)), Rewound(Place("c", 5)), [6]]),
-        (log(("a", 0), ("b", 5), ("c", 7)), ("b", 9), [], [Rewound(Place("c", 7))]),
+        (log(("a", 0), ("b", 5)), ("a", 3), [4, 5, 6, 7], [[4, 5], Truncated(LogPosition("b", 5)), [6, 7]]),
+        (log(("a", 0), ("b", 5)), ("a", 3), [4, 5], [[4, 5], Truncated(LogPosition("b", 5))]),
+        (log(("a", 0), ("b", 5)), ("a", 3), [7], [Trimmed(5), Truncated(LogPosition("b", 5)), Trimmed(6), [7]]),
+        (log(("a", 0), ("b", 5), first=9), ("a", 3), [], [Trimmed(5), Truncated(LogPosition("b", 5)), Trimmed(8)]),
+        (
+            log(("a", 0), ("b", 5), ("c", 5)),
+            ("a", 9),
+            [6],
+            [Truncated(LogPosition("b", 5)), Truncated(LogPosition("c", 5)), [6]],
+        ),
+        (log(("a", 0), ("b", 5), ("c", 7)), ("b", 9), [], [Truncated(LogPosition("c", 7))]),
         (log(("a", 0), ("b", 5)), ("b", 9), [10], [[10]]),
     ],
 )
-def test_what_follows_a_place_is_told_with_its_holes_and_borders(log, place, given, items):
-    found = [item if isinstance(item, Lost | Rewound) else [e.position for e in item]
-             for item in log.items(Place(*place), entries(*given))]  # fmt: skip
+def test_what_follows_a_place_is_told_with_its_holes_and_borders(log, position, given, items):
+    found = [item if isinstance(item, Trimmed | Truncated) else [e.offset for e in item]
+             for item in log.items(LogPosition(*position), entries(*given))]  # fmt: skip
     assert found == items
 
 
@@ -432,11 +437,11 @@ def test_a_stream_has_the_epoch_of_its_creation_and_those_that_were_noted():
     noted = {"aiohttp_interceptors_eras": fresh.rewound(90)}
     later = NatsLog.of(info(metadata=noted))
     assert later.eras[0] == fresh.eras[0]
-    assert later.eras[1].position == 90
-    assert [later.place(position).epoch for position in (89, 90, 91)] == [fresh.epoch, fresh.epoch, later.epoch]
+    assert later.eras[1].offset == 90
+    assert [later.position(offset).epoch for offset in (89, 90, 91)] == [fresh.epoch, fresh.epoch, later.epoch]
     assert later.rewound(80).split()[1:] != later.rewound(81).split()[1:]
     again = NatsLog.of(info(metadata={"aiohttp_interceptors_eras": later.rewound(50)}))
-    assert [era.position for era in again.eras] == [0, 50, 50]
+    assert [era.offset for era in again.eras] == [0, 50, 50]
     assert NatsLog.of(info("2020-01-01T00:00:00Z", noted)).eras[1:] == ()  # of a stream that it was copied from
     assert NatsLog.of(info(metadata={"aiohttp_interceptors_eras": "x y:z"})).eras == fresh.eras
     for border in range(100):
@@ -445,22 +450,22 @@ def test_a_stream_has_the_epoch_of_its_creation_and_those_that_were_noted():
 
 
 def test_an_empty_stream_begins_after_what_it_had():
-    assert NatsLog.of(info(first=0, last=0)).start.position == 0
-    assert NatsLog.of(info(first=101, last=100)).start.position == 100
+    assert NatsLog.of(info(first=0, last=0)).start.offset == 0
+    assert NatsLog.of(info(first=101, last=100)).start.offset == 100
 
 
 def test_marks_that_are_void_are_forgotten():
     marks = Marks()
     marks.follow(log(("a", 0)))
-    for position in 3, 5, 5, 4, 9:
-        marks.give(Mark(position, position))
+    for offset in 3, 5, 5, 4, 9:
+        marks.give(Mark(offset, offset))
     marks.acknowledge(Mark(12, ("t", b"")))
     marks.acknowledge(Mark(11, ("t", b"")))
-    assert [mark.position for mark in marks] == [3, 5, 9, 12]
+    assert [mark.offset for mark in marks] == [3, 5, 9, 12]
     marks.follow(log(("a", 0)))
     assert marks.top == 12
     marks.follow(log(("a", 0), ("b", 5)))
-    assert [mark.position for mark in marks] == [3, 5]
+    assert [mark.offset for mark in marks] == [3, 5]
     marks.give(Mark(6, 6))
     marks.follow(log(("a", 0), ("b", 5)))
     assert marks.top == 6
@@ -469,8 +474,8 @@ def test_marks_that_are_void_are_forgotten():
 
 
 def test_a_place_that_was_joined_is_the_one_that_was_asked_for():
-    assert Joined(log(("a", 0), ("b", 5), first=6).start) == Joined(Place("b", 5))
-    assert log(("a", 0), ("b", 5), first=5).start == Place("a", 4)
+    assert Subscribed(log(("a", 0), ("b", 5), first=6).start) == Subscribed(LogPosition("b", 5))
+    assert log(("a", 0), ("b", 5), first=5).start == LogPosition("a", 4)
 
 
 def test_the_leaders_answer_is_confirmed_once_when_all_that_it_told_of_has_come():

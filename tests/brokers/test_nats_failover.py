@@ -13,7 +13,7 @@ from nats.aio.client import Client
 
 from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
-from aiohttp_interceptors.hub.broker import Place
+from aiohttp_interceptors.hub.broker import LogPosition
 from tests.brokers.nats_site import jetstream
 from tests.brokers.nats_topologies import NatsCluster
 from tests.brokers.nodes import hub_on, persist, texts  # noqa: F401  # fixtures
@@ -72,7 +72,7 @@ async def test_what_is_asked_while_nobody_leads_is_asked_again_and_answered_when
         return client
 
     broker = cluster.broker()
-    place = await within(broker.publish("t", b"x"), LONG)
+    position = await within(broker.publish("t", b"x"), LONG)
     await broker.close()
     await asyncio.to_thread(cluster.replicated)
     alone = cluster.followers()[0]
@@ -88,16 +88,16 @@ async def test_what_is_asked_while_nobody_leads_is_asked_again_and_answered_when
         for node in others:
             await asyncio.to_thread(node.restart)
         joined = await within(reading, LONG)
-        assert joined.place == Place(place.epoch, place.position - 1)
-    assert await within(first_after(follower, joined.place), LONG) == "t"
+        assert joined.position == LogPosition(position.epoch, position.offset - 1)
+    assert await within(first_after(follower, joined.position), LONG) == "t"
     await follower.close()
 
 
-async def first_after(broker, place):
+async def first_after(broker, position):
     """Return the topic of the entry after a place. A consumer may have no leader yet, and the next tail has one."""
     while True:
         try:
-            async with aclosing(broker.tail(place)) as items:
+            async with aclosing(broker.tail(position)) as items:
                 async for item in items:
                     if isinstance(item, Sequence):
                         return item[0].topic

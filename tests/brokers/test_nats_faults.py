@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from aiohttp_interceptors.brokers.nats import connection as nats_session
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
-from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Truncated
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nats_site import NatsSite
@@ -151,8 +151,8 @@ async def test_servers_that_hold_still_leave_time_for_one_that_answers(own, tmp_
 
     calls = []
     broker = NatsSite(server).broker(connect=urls if way == "list" else connect, publish_timeout=12, silence=6)
-    for position in range(1, 4):
-        assert (await within(broker.publish("t", b"x"), 15)).position == position
+    for offset in range(1, 4):
+        assert (await within(broker.publish("t", b"x"), 15)).offset == offset
         await broker._drop()
     async with tail(broker) as reading:
         assert len(await within(reading.payloads(3), 15)) == 3
@@ -259,7 +259,7 @@ async def test_what_a_user_may_not_publish_is_refused_at_once(own, tmp_path):
     allowed = asyncio.create_task(broker.publish("open", b"x"))
     with pytest.raises(BrokerRefused, match=r"(?i)permissions"):
         await within(broker.publish("secret", b"x"))
-    assert isinstance(await within(allowed), Place)
+    assert isinstance(await within(allowed), LogPosition)
     await broker.close()
 
 
@@ -273,7 +273,7 @@ async def test_a_server_of_its_default_size_refuses_what_is_larger_and_says_what
         broker.publish("t", b"small"),
         return_exceptions=True,
     )
-    assert [type(one) for one in at_once] == [Place, BrokerRefused, BrokerRefused, Place]
+    assert [type(one) for one in at_once] == [LogPosition, BrokerRefused, BrokerRefused, LogPosition]
     assert "max_payload" in str(at_once[1])
     assert "1048577" in str(at_once[1])
     async with tail(broker) as reading:
@@ -516,12 +516,12 @@ async def test_what_only_a_publisher_knew_is_told_when_it_is_lost(server, site, 
     await set_back(server, [hub])
     server.restart()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
-        assert reading.place.epoch != kept.epoch
-        place = await broker.publish("t", b"2")
-        assert place.epoch == reading.place.epoch
+        await reading.until(CaughtUp)
+        assert reading.position.epoch != kept.epoch
+        position = await broker.publish("t", b"2")
+        assert position.epoch == reading.position.epoch
     async with tail(broker, kept) as reading:
-        assert (await reading.until(Rewound)).place == Place(place.epoch, 0)
+        assert (await reading.until(Truncated)).position == LogPosition(position.epoch, 0)
         assert await reading.payloads(1) == [number(2)]
     await broker.close()
 

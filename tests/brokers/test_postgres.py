@@ -16,7 +16,7 @@ from aiohttp_interceptors.brokers import postgres
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.postgres.schema import migration
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub.broker import Joined, Lost, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, Subscribed, Trimmed
 from tests.brokers.contract import Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.postgres_site import site  # noqa: F401  # a fixture
 from tests.waiting import until, within
@@ -49,7 +49,7 @@ async def test_what_a_transaction_writes_has_the_order_of_the_commits(brokers, c
     broker = brokers()
     first, second = await connections(), await connections()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert await broker.publish("t", b"first a", connection=first) is None
         await broker.publish("t", b"second", connection=second)
         await broker.publish("t", b"first b", connection=first)
@@ -57,14 +57,14 @@ async def test_what_a_transaction_writes_has_the_order_of_the_commits(brokers, c
         await reading.payloads(1)
         await first.commit()
         assert await reading.payloads(3) == [b"second", b"first a", b"first b"]
-        assert [entry.position for entry in reading.entries] == [1, 2, 3]
+        assert [entry.offset for entry in reading.entries] == [1, 2, 3]
 
 
 async def test_what_is_rolled_back_was_never_there(brokers, connections, site):
     broker = brokers()
     connection = await connections()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await broker.publish("t", b"void", connection=connection)
         await connection.rollback()
         async with connection.transaction():
@@ -73,9 +73,9 @@ async def test_what_is_rolled_back_was_never_there(brokers, connections, site):
                 async with connection.transaction():
                     await broker.publish("t", b"void too", connection=connection)
                     raise ZeroDivisionError
-        place = await broker.publish("t", b"last")
+        position = await broker.publish("t", b"last")
         assert await reading.payloads(2) == [b"kept", b"last"]
-        assert place.position == 2
+        assert position.offset == 2
     assert site.sql(f"SELECT count(*) FROM {site.table}_outbox") == [(0,)]
 
 
@@ -83,10 +83,10 @@ async def test_a_transaction_that_stays_open_is_in_nobodys_way(brokers, connecti
     one, other = brokers(publish_timeout=2), brokers(publish_timeout=2)
     long, short = await connections(), await connections()
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await one.publish("t", b"long", connection=long)
-        assert (await one.publish("t", b"1")).position == 1
-        assert (await other.publish("t", b"2")).position == 2
+        assert (await one.publish("t", b"1")).offset == 1
+        assert (await other.publish("t", b"2")).offset == 2
         async with short.transaction():
             await one.publish("t", b"3", connection=short)
         assert await reading.payloads(3) == [b"1", b"2", b"3"]
@@ -121,7 +121,7 @@ async def test_a_transaction_with_an_old_snapshot_is_told_to_retry(brokers, conn
     with pytest.raises(psycopg.errors.SerializationFailure):
         await connection.commit()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"1", b"quiet", b"3"]
 
 
@@ -132,9 +132,9 @@ async def test_a_key_counts_in_a_transaction_too(brokers, connections):
     await connection.commit()
     await broker.publish("t", b"again", idempotency_key="k", connection=connection)
     await connection.commit()
-    assert (await broker.publish("t", b"and again", idempotency_key="k")).position == 1
+    assert (await broker.publish("t", b"and again", idempotency_key="k")).offset == 1
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"once"]
 
 
@@ -155,7 +155,7 @@ async def test_a_commit_is_heard_of_in_other_processes_without_polling(brokers, 
     one, other = brokers(), brokers()
     connection = await connections()
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await until(lambda: other._bell.hung)
         for n in range(5):
             await one.publish("t", number(n), connection=connection)
@@ -176,7 +176,7 @@ async def test_a_failed_transaction_is_refused_and_a_lost_connection_unknown(bro
     with pytest.raises(OutcomeUnknown):
         await broker.publish("t", b"z", connection=connection)
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert reading.entries == []
 
 
@@ -196,7 +196,7 @@ async def test_what_is_in_a_transaction_while_it_is_closed_disturbs_nobody(broke
 async def test_the_bell_is_all_that_is_needed_to_be_quick(brokers, no_polling):
     one, other = brokers(), brokers()
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await until(lambda: other._bell.hung)
         for n in range(20):
             await one.publish("t", number(n))
@@ -206,7 +206,7 @@ async def test_the_bell_is_all_that_is_needed_to_be_quick(brokers, no_polling):
 async def test_without_a_bell_one_looks(brokers, site):
     one, other = brokers(notify=False), brokers(notify=False, poll=0.01)
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await one.publish("t", b"x")
         assert await reading.payloads(1) == [b"x"]
         assert site.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s", f'LISTEN "{site.table}%') == [(0,)]
@@ -222,11 +222,11 @@ async def test_what_is_too_old_is_deleted_by_who_listens_too(brokers, site, monk
     site.sql(f"UPDATE {site.table}_keys SET created = created - interval '2 h'")
     await one.publish("t", b"young")
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert 7200 - 60 < reading.entries[0].age < 7200 + 60
     async with aclosing(other.tail(None)) as items:
         other._trimmed = float("-inf")
-        while not isinstance(await within(anext(items)), UpToDate):
+        while not isinstance(await within(anext(items)), CaughtUp):
             pass
         following = asyncio.create_task(anext(items))
         await until(lambda: site.sql(f"SELECT payload FROM {site.table}") == [(b"young",)])
@@ -238,18 +238,18 @@ async def test_what_is_too_old_is_deleted_by_who_listens_too(brokers, site, monk
 
 async def test_entries_that_somebody_has_deleted_are_told_of(brokers, site):
     broker = brokers()
-    places = [await broker.publish("t", number(n)) for n in range(1, 11)]
+    positions = [await broker.publish("t", number(n)) for n in range(1, 11)]
     site.sql(f"DELETE FROM {site.table} WHERE position IN (1, 5, 9, 10)")
     async with tail(brokers()) as reading:
-        assert await reading.item() == Joined(places[0])
-        assert [entry.position for entry in await reading.item()] == [2, 3, 4]
-        assert await reading.item() == Lost(5)
-        assert [entry.position for entry in await reading.item()] == [6, 7, 8]
+        assert await reading.item() == Subscribed(positions[0])
+        assert [entry.offset for entry in await reading.item()] == [2, 3, 4]
+        assert await reading.item() == Trimmed(5)
+        assert [entry.offset for entry in await reading.item()] == [6, 7, 8]
         site.sql(f"DELETE FROM {site.table}")
-        assert await reading.item() == Lost(10)
-        assert await reading.item() == UpToDate()
+        assert await reading.item() == Trimmed(10)
+        assert await reading.item() == CaughtUp()
     async with tail(brokers()) as reading:
-        assert await reading.item() == Joined(places[9])
+        assert await reading.item() == Subscribed(positions[9])
 
 
 async def test_a_key_of_a_log_that_was_wiped_stands_for_nothing(brokers, site):
@@ -303,7 +303,7 @@ async def test_a_key_that_is_no_text_is_refused_alone(broker, key):
     good = asyncio.create_task(broker.publish("t", b"x"))
     with pytest.raises(ValueError, match=r"NUL|surrogates"):
         await broker.publish("t", b"y", idempotency_key=key)
-    assert (await good).position == 1
+    assert (await good).offset == 1
 
 
 async def test_a_factory_may_return_what_connection_it_likes(brokers, site):
@@ -312,7 +312,7 @@ async def test_a_factory_may_return_what_connection_it_likes(brokers, site):
 
     broker = brokers(connect=connect)
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await broker.publish("t", b"x")
         assert await reading.payloads(1) == [b"x"]
 
@@ -343,7 +343,7 @@ async def test_a_missing_table_is_told_of_with_what_to_do(brokers, site):
         with pytest.raises(BrokerRefused, match=how):
             await broker.publish("t", b"x", connection=connection)
     site.sql(migration(site.table))
-    assert (await broker.publish("t", b"x")).position == 1
+    assert (await broker.publish("t", b"x")).offset == 1
 
 
 async def test_the_migration_can_be_run_again_and_keeps_what_is_there(broker, site):
@@ -351,18 +351,18 @@ async def test_the_migration_can_be_run_again_and_keeps_what_is_there(broker, si
     site.sql(migration(site.table))
     async with tail(broker) as reading:
         assert await reading.payloads(1) == [b"x"]
-        assert (await broker.publish("t", b"y")).position == 2
+        assert (await broker.publish("t", b"y")).offset == 2
 
 
 async def test_what_is_missing_is_made_by_who_may_also_by_several_at_once(brokers, site, logged):
     table = f"{site.table}_made"
     many = [brokers(table=table, migrate=True) for _ in range(6)]
-    places = await within(asyncio.gather(*[one.publish("t", b"x") for one in many]), 30)
-    assert sorted(place.position for place in places) == [1, 2, 3, 4, 5, 6]
-    assert len({place.epoch for place in places}) == 1
+    positions = await within(asyncio.gather(*[one.publish("t", b"x") for one in many]), 30)
+    assert sorted(position.offset for position in positions) == [1, 2, 3, 4, 5, 6]
+    assert len({position.epoch for position in positions}) == 1
     site.sql(f"DROP TABLE {table}, {table}_log, {table}_keys, {table}_outbox CASCADE")
     async with tail(brokers(table=table, migrate=True)) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
     assert {entry["event"] for entry in logged} == {"postgres_migrated"}
     assert f"{table}_log" in logged[-1]["missing"]
 
@@ -371,7 +371,7 @@ async def test_what_is_there_is_not_touched_and_needs_no_right_to_make_it(broker
     site.sql("DO $$ BEGIN CREATE ROLE reader LOGIN PASSWORD 'secret'; EXCEPTION WHEN duplicate_object THEN END $$")
     site.sql(f"GRANT ALL ON {', '.join(site.table + end for end in ('', '_log', '_keys', '_outbox'))} TO reader")
     reader = site.server.dsn_of(user="reader")
-    assert (await brokers(connect=reader, migrate=True).publish("t", b"x")).position == 1
+    assert (await brokers(connect=reader, migrate=True).publish("t", b"x")).offset == 1
     assert logged == []
     missing = f"{site.table}_missing"
     with pytest.raises(BrokerRefused, match=r"permission denied for schema public.*prints the SQL"):
@@ -388,7 +388,7 @@ async def test_a_migration_that_takes_too_long_is_down_and_goes_well_later(broke
         await within(broker.publish("t", b"x"))
     await connection.rollback()
     later = brokers(table=table, migrate=True)
-    assert (await within(later.publish("t", b"x"))).position == 1
+    assert (await within(later.publish("t", b"x"))).offset == 1
 
 
 async def test_a_table_in_a_schema_that_is_in_nobodys_path(brokers, site, connections):
@@ -397,7 +397,7 @@ async def test_a_table_in_a_schema_that_is_in_nobodys_path(brokers, site, connec
     broker = brokers(table="elsewhere.records")
     connection = await connections()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await broker.publish("t", b"x")
         await broker.publish("t", b"y", connection=connection)
         await connection.commit()

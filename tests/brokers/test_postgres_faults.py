@@ -16,7 +16,7 @@ from aiohttp_interceptors.brokers.postgres import tail as postgres_bell
 from aiohttp_interceptors.brokers.postgres.schema import migration
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
-from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Truncated
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nodes import (  # noqa: F401  # fixtures
     changes,
@@ -166,7 +166,7 @@ async def test_a_still_server_holds_up_no_closing(site, server):
     broker = site.broker(**QUICK)
     await broker.publish("t", b"x")
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         server.freeze()
         with pytest.raises(BrokerDown, match="no answer"):
             while True:
@@ -228,7 +228,7 @@ async def test_an_answer_that_is_cut_leaves_the_outcome_unknown(site, network, s
     with pytest.raises(OutcomeUnknown):
         await within(publishing)
     network.restore()
-    assert (await within(broker.publish("t", b"2", idempotency_key="2"))).position == 2
+    assert (await within(broker.publish("t", b"2", idempotency_key="2"))).offset == 2
     await broker.close()
 
 
@@ -375,15 +375,15 @@ async def test_a_tail_that_the_server_has_lost_is_told_of_by_all(site, brokers, 
     for n in range(count):
         assert (await third.publish("t", b"new %d" % n)).epoch == epoch
     new = [b"new %d" % n for n in range(count)]
-    for broker, place in (other, lost[-1]), (one, lost[-1]), (third, Place(epoch, 3)):
-        async with tail(broker, place) as reading:
-            rewound = await reading.until(Rewound)
-            assert rewound.place.position == 3
-            assert rewound.place.epoch != epoch
-            await reading.until(UpToDate)
+    for broker, position in (other, lost[-1]), (one, lost[-1]), (third, LogPosition(epoch, 3)):
+        async with tail(broker, position) as reading:
+            rewound = await reading.until(Truncated)
+            assert rewound.position.offset == 3
+            assert rewound.position.epoch != epoch
+            await reading.until(CaughtUp)
             assert [entry.payload for entry in reading.entries] == new
-    place = await one.publish("t", b"after")
-    assert place == Place(rewound.place.epoch, 4 + count)
+    position = await one.publish("t", b"after")
+    assert position == LogPosition(rewound.position.epoch, 4 + count)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -401,12 +401,12 @@ async def test_what_was_acknowledged_and_lost_before_it_was_read_is_told_of(site
     for n in range(count):
         await other.publish("t", b"new %d" % n)
     if not count:
-        place = await one.publish("t", b"new")
-        assert place.epoch != first.epoch
-        assert place.position == 2
+        position = await one.publish("t", b"new")
+        assert position.epoch != first.epoch
+        assert position.offset == 2
     async with tail(one, first) as reading:
-        assert (await reading.until(Rewound)).place.position == 1
-        await reading.until(UpToDate)
+        assert (await reading.until(Truncated)).position.offset == 1
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == ([b"new %d" % n for n in range(count)] or [b"new"])
 
 
@@ -571,7 +571,7 @@ async def test_a_host_that_holds_still_leaves_time_for_the_next(own, tmp_path, p
     still.freeze()
     hosts = f"127.0.0.1:{still.port},127.0.0.1:{server.port}"
     broker = site.broker(connect=f"postgresql://tester:secret@{hosts}/postgres?connect_timeout=60", publish_timeout=8)
-    assert (await within(broker.publish("t", b"x"))).position == 1
+    assert (await within(broker.publish("t", b"x"))).offset == 1
     async with tail(broker) as reading:
         assert await reading.payloads(1) == [b"x"]
     server.freeze()

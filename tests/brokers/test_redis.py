@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused
-from aiohttp_interceptors.hub.broker import Joined, Lost, Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Subscribed, Trimmed, Truncated
 from tests.brokers.contract import Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.redis_site import LOG, STREAM, RedisSite, server, servers, site  # noqa: F401  # fixtures
 from tests.waiting import within
@@ -118,7 +118,7 @@ async def test_two_streams_have_nothing_in_common(server, site, brokers):
     await one.publish("t", b"x")
     await other.publish("t", b"y")
     async with tail(other) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"y"]
     await other.close()
 
@@ -133,7 +133,7 @@ async def test_what_is_too_old_goes_as_others_come(site, brokers):
         count += 200
     async with tail(broker, first) as reading:
         await reading.item()
-        assert isinstance(await reading.item(), Lost)
+        assert isinstance(await reading.item(), Trimmed)
 
 
 async def test_what_has_no_age_limit_stays(site, brokers):
@@ -148,10 +148,10 @@ async def test_a_clock_that_was_put_back_gives_no_smaller_id(site, broker):
     seconds = (await site.ask("TIME"))[0]
     future = int(seconds) * 1000 + 3_600_000
     await site.ask("HSET", LOG, "last", f"{future}-{2**20 - 2}")
-    places = [await broker.publish("t", number(n)) for n in range(3)]
+    positions = [await broker.publish("t", number(n)) for n in range(3)]
     at = future << 20
-    assert [place.position - at for place in places] == [2**20 - 1, 2**20, 2**20 + 1]
-    async with tail(broker, places[0]) as reading:
+    assert [position.offset - at for position in positions] == [2**20 - 1, 2**20, 2**20 + 1]
+    async with tail(broker, positions[0]) as reading:
         assert await reading.payloads(2) == [b"1", b"2"]
         assert [entry.age for entry in reading.entries] == [0.0, 0.0]
 
@@ -165,7 +165,7 @@ async def test_an_empty_stream_that_nothing_is_known_of_is_begun_anew(site, brok
     await site.ask("DEL", LOG)
     new = await broker.publish("t", b"z")
     assert new.epoch != old.epoch
-    assert new.position < old.position
+    assert new.offset < old.offset
 
 
 async def test_a_batch_has_no_more_bytes_than_are_good_for_others(broker):
@@ -182,11 +182,11 @@ async def test_a_batch_has_no_more_bytes_than_are_good_for_others(broker):
 async def test_who_asks_for_a_place_in_the_future_is_sent_back(broker):
     """A server that has less than it had, and nobody else to tell."""
     last = await broker.publish("t", b"x")
-    async with tail(broker, Place(last.epoch, last.position + 1)) as reading:
+    async with tail(broker, LogPosition(last.epoch, last.offset + 1)) as reading:
         await reading.item()
         rewound = await reading.item()
-        assert rewound.place.position == last.position
-        assert rewound.place.epoch != last.epoch
+        assert rewound.position.offset == last.offset
+        assert rewound.position.epoch != last.epoch
 
 
 # What the server says no to.
@@ -197,7 +197,7 @@ async def refused(broker, words):
         await broker.publish("t", b"x")
     with pytest.raises(BrokerRefused, match=words):
         async with tail(broker) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
 
 
 async def test_a_key_of_another_type_is_refused(site, broker):
@@ -236,7 +236,7 @@ async def test_a_server_that_is_full_refuses_and_is_read_all_the_same(site, brok
         with pytest.raises(BrokerRefused, match="maxmemory"):
             await one.publish("t", b"y")
         async with tail(other) as reading:
-            await reading.until(UpToDate)
+            await reading.until(CaughtUp)
             await site.ask("CONFIG", "SET", "maxmemory", 0)
             await one.publish("t", b"z")
             assert await reading.payloads(2) == [b"x", b"z"]
@@ -254,7 +254,7 @@ async def test_a_server_that_waits_for_replicas_is_down_and_has_stored_nothing(s
         await site.ask("CONFIG", "SET", "min-replicas-to-write", 0)
     await broker.publish("t", b"z")
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"x", b"z"]
 
 
@@ -277,7 +277,7 @@ async def test_a_server_that_may_evict_the_log_is_warned_of_once(site, broker, l
     try:
         for _ in range(2):
             async with tail(broker) as reading:
-                await reading.until(UpToDate)
+                await reading.until(CaughtUp)
     finally:
         await site.ask("CONFIG", "SET", "maxmemory", 0)
         await site.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
@@ -288,41 +288,41 @@ async def test_a_server_that_may_evict_the_log_is_warned_of_once(site, broker, l
 
 async def test_a_stream_that_is_evicted_alone_is_a_loss_for_who_had_not_read_it(site, brokers):
     one, other, late = brokers(), brokers(), brokers()
-    places = [await one.publish("t", number(n)) for n in range(3)]
+    positions = [await one.publish("t", number(n)) for n in range(3)]
     async with tail(one) as reading:
         await reading.payloads(3)
         await site.ask("DEL", STREAM)
-        for behind, items in (places[0], [Lost(places[2].position), UpToDate()]), (places[2], [UpToDate()]):
+        for behind, items in (positions[0], [Trimmed(positions[2].offset), CaughtUp()]), (positions[2], [CaughtUp()]):
             async with tail(other, behind) as sleeper:
-                assert [await sleeper.item() for _ in range(1 + len(items))] == [Joined(behind), *items]
+                assert [await sleeper.item() for _ in range(1 + len(items))] == [Subscribed(behind), *items]
         new = await other.publish("t", b"new")
-        assert new.epoch == places[0].epoch
+        assert new.epoch == positions[0].epoch
         assert await reading.payloads(4) == [b"0", b"1", b"2", b"new"]
     async with tail(late) as reading:
-        assert await reading.item() == Joined(places[2])
+        assert await reading.item() == Subscribed(positions[2])
         assert await reading.payloads(1) == [b"new"]
 
 
 async def test_what_is_known_of_a_stream_that_is_evicted_alone_is_another_log(site, brokers):
     one, other = brokers(silence=0.3), brokers()
-    places = [await one.publish("t", number(n)) for n in range(3)]
+    positions = [await one.publish("t", number(n)) for n in range(3)]
     async with tail(one) as reading:
         await reading.payloads(3)
         await site.ask("DEL", LOG)
         new = await other.publish("t", b"new")
-        assert new.epoch != places[0].epoch
-        assert new.position > places[2].position
-        async with tail(other, places[1]) as sleeper:
+        assert new.epoch != positions[0].epoch
+        assert new.offset > positions[2].offset
+        async with tail(other, positions[1]) as sleeper:
             await sleeper.item()
-            assert await sleeper.item() == Rewound(Place(new.epoch, 0))
+            assert await sleeper.item() == Truncated(LogPosition(new.epoch, 0))
             assert await sleeper.payloads(4) == [b"0", b"1", b"2", b"new"]
-        await reading.until(Rewound)
+        await reading.until(Truncated)
         await until_place(reading, new)
     assert reading.entries[-1].payload == b"new"
 
 
-async def until_place(reading, place):
-    while reading.place != place:
+async def until_place(reading, position):
+    while reading.position != position:
         await reading.item()
 
 
@@ -339,15 +339,15 @@ async def test_an_older_state_in_place_of_this_one_is_told_of(site, brokers):
         await also.payloads(10)
         await site.restore(backup)
         for each in reading, also:
-            rewound = await each.until(Rewound)
-            assert rewound.place.position == old.position
-            assert rewound.place.epoch != old.epoch
-        assert reading.place == also.place
+            rewound = await each.until(Truncated)
+            assert rewound.position.offset == old.offset
+            assert rewound.position.epoch != old.epoch
+        assert reading.position == also.position
         new = await other.publish("t", b"new")
-        assert new.epoch == rewound.place.epoch
+        assert new.epoch == rewound.position.epoch
         for each in reading, also:
             await each.payloads(11)
-            assert each.place == new
+            assert each.position == new
 
 
 async def test_who_publishes_to_an_older_state_gives_no_id_twice(site, broker):
@@ -360,7 +360,7 @@ async def test_who_publishes_to_an_older_state_gives_no_id_twice(site, broker):
     assert await broker.publish("t", b"old", idempotency_key="k") == old
     async with tail(broker, lost) as reading:
         await reading.item()
-        assert await reading.item() == Rewound(Place(new.epoch, old.position))
+        assert await reading.item() == Truncated(LogPosition(new.epoch, old.offset))
         assert await reading.payloads(1) == [b"new"]
 
 
@@ -377,65 +377,67 @@ async def test_a_loss_that_nobody_could_see_but_in_the_order_of_entries_is_told_
         backup = await site.backup()
         await one.publish("t", b"lost")
         while (
-            reading.entries[-1:] == [] or reading.entries[-1].payload != b"lost" or reading.place.epoch != second.epoch
+            reading.entries[-1:] == []
+            or reading.entries[-1].payload != b"lost"
+            or reading.position.epoch != second.epoch
         ):
             await reading.item()
         await site.restore(backup)
         await stranger.publish("t", b"2")
-        rewound = await reading.until(Rewound)
-        assert rewound.place.position == first.position
-        assert rewound.place.epoch not in (first.epoch, second.epoch)
+        rewound = await reading.until(Truncated)
+        assert rewound.position.offset == first.offset
+        assert rewound.position.epoch not in (first.epoch, second.epoch)
         while reading.entries[-1].payload != b"2":
             await reading.item()
         assert [entry.payload for entry in reading.entries[-2:]] == [b"1", b"2"]
     async with tail(late) as reading:
-        assert await reading.item() == Joined(Place(first.epoch, 0))
-        await reading.until(UpToDate)
+        assert await reading.item() == Subscribed(LogPosition(first.epoch, 0))
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"0", b"1", b"2"]
-        assert reading.place.epoch == rewound.place.epoch
+        assert reading.position.epoch == rewound.position.epoch
 
 
 async def test_a_tail_that_slept_over_two_losses_is_told_what_is_left(site, brokers):
     """What it has in common with the log is what all the epochs in between have."""
     sleeper, broker, late = brokers(), brokers(), brokers()
-    places = [await broker.publish("t", number(n)) for n in range(3)]
+    positions = [await broker.publish("t", number(n)) for n in range(3)]
     backup = await site.backup()
     seen = [await broker.publish("t", b"lost") for _ in range(3)][-1]
     await site.restore(backup)
-    places += [await broker.publish("t", number(n)) for n in range(3, 8)]
+    positions += [await broker.publish("t", number(n)) for n in range(3, 8)]
     backup = await site.backup()
     await broker.publish("t", b"lost too")
     await site.restore(backup)
-    places.append(await broker.publish("t", b"8"))
-    assert len({place.epoch for place in places}) == 3
+    positions.append(await broker.publish("t", b"8"))
+    assert len({position.epoch for position in positions}) == 3
     async with tail(sleeper, seen) as reading:
-        assert await reading.item() == Joined(seen)
-        assert await reading.item() == Rewound(Place(places[3].epoch, places[2].position))
+        assert await reading.item() == Subscribed(seen)
+        assert await reading.item() == Truncated(LogPosition(positions[3].epoch, positions[2].offset))
         assert await reading.payloads(6) == [number(n) for n in range(3, 9)]
-        assert reading.place == places[-1]
+        assert reading.position == positions[-1]
     async with tail(late) as reading:  # which gives each entry the id that its publisher has
         given = []
         while len(given) < 9:
             item = await reading.item()
-            assert not isinstance(item, Lost)
+            assert not isinstance(item, Trimmed)
             if isinstance(item, list):
-                given += [Place(reading.place.epoch, entry.position) for entry in item]
-        assert given == places
+                given += [LogPosition(reading.position.epoch, entry.offset) for entry in item]
+        assert given == positions
 
 
 async def test_an_entry_that_somebody_deleted_is_a_loss(site, broker):
-    places = [await broker.publish("t", number(n)) for n in range(3)]
+    positions = [await broker.publish("t", number(n)) for n in range(3)]
     raw = (await site.ask("XRANGE", STREAM, "-", "+"))[1][0]
     await site.ask("XDEL", STREAM, raw)
-    async with tail(broker, places[0]) as reading:
+    async with tail(broker, positions[0]) as reading:
         await reading.item()
-        assert await reading.item() == Lost(places[1].position)
+        assert await reading.item() == Trimmed(positions[1].offset)
         assert await reading.payloads(1) == [b"2"]
 
 
 async def test_scripts_that_the_server_forgot_are_sent_again(site, broker):
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         for n in range(3):
             await broker.publish("t", number(n))
             await site.ask("SCRIPT", "FLUSH")
@@ -458,7 +460,7 @@ async def test_a_tail_ends_with_its_server(servers):
     server = servers()
     broker = RedisBroker(server.url)
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         server.stop()
         with pytest.raises(BrokerDown):
             await reading.item()

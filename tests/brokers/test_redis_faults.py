@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
-from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Truncated
 from aiohttp_interceptors.testing import TcpProxy
 from tests.brokers.contract import number, tail
 from tests.brokers.nodes import changes, hub_on, texts  # noqa: F401  # a fixture
@@ -309,8 +309,8 @@ async def test_nodes_whose_clocks_are_apart_see_one_order(site, node):
     assert clocks[0] - clocks[1] > 90
     await texts(outlet, 15)
     assert outlet.texts == [f"{skew} {n}" for skew in ("+60", "-60", "+60") for n in range(5)]
-    positions = [int(frame.id.partition("-")[2]) for frame in outlet.frames]
-    assert positions == sorted(set(positions))
+    offsets = [int(frame.id.partition("-")[2]) for frame in outlet.frames]
+    assert offsets == sorted(set(offsets))
 
 
 # The server has lost something.
@@ -529,9 +529,9 @@ async def test_who_slept_over_a_loss_that_was_told_of_another_goes_back_to_its_o
     assert new.epoch != kept.epoch
     async with tail(sleeper, lost) as reading:
         await reading.item()
-        assert await reading.item() == Rewound(Place(new.epoch, kept.position))
+        assert await reading.item() == Truncated(LogPosition(new.epoch, kept.offset))
         assert await reading.payloads(2) == [b"1", b"2"]
-        assert reading.place == new
+        assert reading.position == new
     for each in broker, sleeper, stranger:
         await each.close()
 
@@ -550,7 +550,7 @@ async def test_a_log_that_is_lost_twice_is_told_to_who_slept_over_both(servers, 
     for n in range(1, 3):
         await broker.publish("t", number(n))
     async with tail(sleeper, last) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"1", b"2"]
     for each in broker, sleeper:
         await each.close()

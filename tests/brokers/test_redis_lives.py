@@ -13,7 +13,7 @@ from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.brokers.redis import tail as redis_tail
 from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
-from aiohttp_interceptors.hub.broker import Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Truncated
 from tests.brokers.contract import tail
 from tests.brokers.nodes import changes, hub_on, persist, texts  # noqa: F401  # a fixture
 from tests.brokers.redis_site import STREAM, ask, servers  # noqa: F401  # a fixture
@@ -132,7 +132,7 @@ async def test_a_tail_that_was_closed_does_not_hold_up_publishing(split):
     broker = RedisBroker(connect)
     async with tail(broker) as reading:
         await broker.publish("t", b"0")
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         await split.promote()
         use[0] = split.new
         await cut_writer(broker)
@@ -347,21 +347,21 @@ async def test_an_epoch_that_was_lost_is_told_of_anew(split):
         first = await broker.publish("t", b"0")
         await reading.payloads(1)
         await split.promote()
-        async with tail(RedisBroker(split.old.url), Place(first.epoch, first.position + 1)) as other:
-            await other.until(Rewound)  # a new epoch, at the end, on the old one alone
-            epoch = other.place.epoch
-        rewound = await reading.until(Rewound)
-        assert rewound.place == Place(epoch, first.position)
+        async with tail(RedisBroker(split.old.url), LogPosition(first.epoch, first.offset + 1)) as other:
+            await other.until(Truncated)  # a new epoch, at the end, on the old one alone
+            epoch = other.position.epoch
+        rewound = await reading.until(Truncated)
+        assert rewound.position == LogPosition(epoch, first.offset)
         use[0] = split.new
         split.old.kill()
         with pytest.raises(BrokerDown):
             while True:
                 await reading.item()
-    async with tail(broker, rewound.place) as reading:
-        again = (await reading.until(Rewound)).place
+    async with tail(broker, rewound.position) as reading:
+        again = (await reading.until(Truncated)).position
         assert again.epoch not in (first.epoch, epoch)
-        assert again.position == first.position
+        assert again.offset == first.offset
     async with tail(late, first) as reading:
-        assert (await reading.until(Rewound)).place == again
+        assert (await reading.until(Truncated)).position == again
     for each in broker, late:
         await each.close()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
-from aiohttp_interceptors.hub.broker import Joined, Lost, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, Subscribed, Trimmed, Truncated
 from tests.brokers.contract import tail
 from tests.brokers.redis_site import LOG, STREAM
 from tests.servers.valkey import Valkey
@@ -54,7 +54,7 @@ class Process:
         self.story = story
         self.at = 0
         self.broker = RedisBroker(self._connect, silence=5.0)
-        self.place = None
+        self.position = None
         self.view: list[tuple[int, bytes]] = []
         self.had: set[bytes] = set()
         self.told = -1
@@ -76,21 +76,21 @@ class Process:
 
     async def read(self):
         """Read all there is now."""
-        async with tail(self.broker, self.place) as reading:
-            while not isinstance(item := await reading.item(), UpToDate):
-                if isinstance(item, Rewound):
-                    self.view = [entry for entry in self.view if entry[0] <= item.place.position]
+        async with tail(self.broker, self.position) as reading:
+            while not isinstance(item := await reading.item(), CaughtUp):
+                if isinstance(item, Truncated):
+                    self.view = [entry for entry in self.view if entry[0] <= item.position.offset]
                     self.told = self.story.tick()
                     self.rewound += 1
-                    if self.place is not None:
-                        assert item.place.epoch != reading.epochs[-1]
-                elif not isinstance(item, Joined | Lost):
-                    self.view += [(entry.position, entry.payload) for entry in item]
+                    if self.position is not None:
+                        assert item.position.epoch != reading.epochs[-1]
+                elif not isinstance(item, Subscribed | Trimmed):
+                    self.view += [(entry.offset, entry.payload) for entry in item]
                     self.had |= {entry.payload for entry in item}
-                assert not isinstance(item, Lost)
-                if isinstance(item, Joined | Rewound):
-                    reading.epochs = [*getattr(reading, "epochs", []), item.place.epoch]
-            self.place = reading.place
+                assert not isinstance(item, Trimmed)
+                if isinstance(item, Subscribed | Truncated):
+                    reading.epochs = [*getattr(reading, "epochs", []), item.position.epoch]
+            self.position = reading.position
         assert len(self.view) == len(set(self.view))
 
 
@@ -151,7 +151,7 @@ class Story:
             assert [payload for _, payload in each.view] == there
             for payload, when in self.acknowledged.items():
                 assert payload in each.had or each.told > when, (payload, when, each.told)
-        assert len({each.place for each in self.processes}) == 1
+        assert len({each.position for each in self.processes}) == 1
         rewound = [each.rewound for each in self.processes]
         for each in self.processes:  # and that is all
             await each.read()

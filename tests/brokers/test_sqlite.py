@@ -19,7 +19,7 @@ from aiohttp_interceptors.brokers import sqlite
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.brokers.sqlite.log import BOOT
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused
-from aiohttp_interceptors.hub.broker import Joined, Lost, Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Subscribed, Trimmed, Truncated
 from tests.brokers.contract import Contract, broker, brokers, number, tail, topics  # noqa: F401  # fixtures
 from tests.brokers.sqlite_process import line, process
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
@@ -34,7 +34,7 @@ class TestSqlite(Contract):
 
 async def payloads(broker):
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         return [entry.payload for entry in reading.entries]
 
 
@@ -87,15 +87,15 @@ async def test_a_key_that_is_no_text_is_an_error_of_who_gave_it(broker):
         broker.publish("t", b"bad", idempotency_key="\udc00"), broker.publish("t", b"good"), return_exceptions=True
     )
     assert isinstance(bad, ValueError)
-    assert good.position == 1
+    assert good.offset == 1
 
 
 async def test_a_topic_that_is_no_text_leaves_nothing_locked(site, brokers):
     one, other = brokers(publish_timeout=1), brokers(publish_timeout=1)
     with pytest.raises((BrokerError, ValueError)):
         await one.publish("\udc00", b"x")
-    assert (await other.publish("t", b"x")).position == 1
-    assert (await one.publish("t", b"y")).position == 2
+    assert (await other.publish("t", b"x")).offset == 1
+    assert (await one.publish("t", b"y")).offset == 2
 
 
 # From one life to the next.
@@ -103,12 +103,12 @@ async def test_a_topic_that_is_no_text_leaves_nothing_locked(site, brokers):
 
 async def test_history_and_positions_outlive_all_processes(site):
     first = site.broker()
-    places = [await first.publish("t", number(n), idempotency_key=f"{n}") for n in range(3)]
+    positions = [await first.publish("t", number(n), idempotency_key=f"{n}") for n in range(3)]
     await first.close()
     second = site.broker()
-    assert await second.publish("t", b"again", idempotency_key="1") == places[1]
-    assert await second.publish("t", b"3") == Place(places[0].epoch, 4)
-    async with tail(second, places[0]) as reading:
+    assert await second.publish("t", b"again", idempotency_key="1") == positions[1]
+    assert await second.publish("t", b"3") == LogPosition(positions[0].epoch, 4)
+    async with tail(second, positions[0]) as reading:
         assert await reading.payloads(3) == [b"1", b"2", b"3"]
     await second.close()
 
@@ -117,8 +117,8 @@ async def test_history_and_positions_outlive_all_processes(site):
 async def test_what_is_left_after_all_were_closed_is_the_file(site, synchronous):
     one, other = site.broker(synchronous=synchronous), site.broker(synchronous=synchronous)
     async with tail(one) as reading, tail(other) as also:
-        await reading.until(UpToDate)
-        await also.until(UpToDate)
+        await reading.until(CaughtUp)
+        await also.until(CaughtUp)
         await one.publish("t", b"x")
         await also.payloads(1)
     await one.close()
@@ -135,13 +135,13 @@ async def test_a_copy_is_another_log(site, brokers, tmp_path):
     async with tail(copy, first) as reading:
         await reading.item()
         rewound = await reading.item()
-        assert isinstance(rewound, Rewound)
-        assert rewound.place.position == first.position
-        assert rewound.place.epoch != first.epoch
-        assert await copy.publish("t", b"y") == Place(rewound.place.epoch, 2)
+        assert isinstance(rewound, Truncated)
+        assert rewound.position.offset == first.offset
+        assert rewound.position.epoch != first.epoch
+        assert await copy.publish("t", b"y") == LogPosition(rewound.position.epoch, 2)
     await copy.close()
     again = copied.broker()
-    assert (await again.publish("t", b"z")).epoch == rewound.place.epoch
+    assert (await again.publish("t", b"z")).epoch == rewound.position.epoch
     await again.close()
 
 
@@ -157,9 +157,9 @@ async def test_a_file_that_a_crash_may_have_shortened_goes_on_in_another_epoch(s
     (boot,) = BOOT.read_text().split()
     site.sql(f"UPDATE log SET home = replace(home, '{boot}', 'the one before')")
     after = site.broker(synchronous="NORMAL")
-    place = await after.publish("t", b"z")
-    assert place.position == 3
-    assert place.epoch != first.epoch
+    position = await after.publish("t", b"z")
+    assert position.offset == 3
+    assert position.epoch != first.epoch
     await after.close()
 
 
@@ -176,16 +176,16 @@ async def test_it_keeps_the_latest_entries(site, brokers):
 
 async def test_what_is_too_old_is_deleted_with_the_next_publish(site, brokers):
     broker = brokers(max_age=60)
-    places = [await broker.publish("t", number(n)) for n in range(5)]
+    positions = [await broker.publish("t", number(n)) for n in range(5)]
     site.sql("UPDATE entry SET time = time - 61 WHERE position <= 3")
     await broker.publish("t", b"new")
-    async with tail(broker, places[0]) as reading:
+    async with tail(broker, positions[0]) as reading:
         await reading.item()
-        assert await reading.item() == Lost(3)
+        assert await reading.item() == Trimmed(3)
         assert await reading.payloads(3) == [b"3", b"4", b"new"]
-    async with tail(broker, places[1]) as reading:
+    async with tail(broker, positions[1]) as reading:
         await reading.item()
-        assert await reading.item() == Lost(3)  # which is that one alone
+        assert await reading.item() == Trimmed(3)  # which is that one alone
 
 
 async def test_without_an_age_nothing_is_too_old(site, brokers):
@@ -214,27 +214,27 @@ async def test_positions_are_never_those_of_what_was_deleted(site, brokers):
     last = await broker.publish("t", b"y")
     site.sql("UPDATE entry SET time = 0")
     await broker.close()
-    assert (await brokers(max_age=60).publish("t", b"z")).position == last.position + 1
+    assert (await brokers(max_age=60).publish("t", b"z")).offset == last.offset + 1
 
 
 async def test_a_key_is_known_for_a_window_and_then_forgotten(site, brokers):
     broker = brokers(max_records=1)
-    place = await broker.publish("t", b"x", idempotency_key="k")
+    position = await broker.publish("t", b"x", idempotency_key="k")
     await broker.publish("t", b"y", idempotency_key="other")
     site.sql("UPDATE repeat SET time = time - 119")
-    assert await broker.publish("t", b"x", idempotency_key="k") == place
+    assert await broker.publish("t", b"x", idempotency_key="k") == position
     site.sql("UPDATE repeat SET time = time - 2")
-    assert (await broker.publish("t", b"x", idempotency_key="k")).position == 3
+    assert (await broker.publish("t", b"x", idempotency_key="k")).offset == 3
     assert site.sql("SELECT key FROM repeat") == [("k",)]
 
 
 async def test_the_files_stay_small_under_a_tail_that_is_always_there(site, brokers):
     broker = brokers(max_records=500)
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         for _ in range(10):
-            places = await asyncio.gather(*[broker.publish("t", b"x" * 1000) for _ in range(2000)])
-            while reading.place < places[-1]:
+            positions = await asyncio.gather(*[broker.publish("t", b"x" * 1000) for _ in range(2000)])
+            while reading.position < positions[-1]:
                 await reading.item()
     sizes = [Path(f"{site.path}{end}").stat().st_size for end in ("", "-wal")]
     assert sizes[0] < 4 * 2**20
@@ -257,7 +257,7 @@ async def test_an_age_is_not_less_than_nothing_when_the_clock_was_put_back(site,
     site.sql("UPDATE entry SET time = time + 86400")
     await broker.publish("t", b"of today")
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"of tomorrow", b"of today"]
         assert reading.entries[0].age == 0.0
 
@@ -344,17 +344,17 @@ async def test_a_file_that_was_deleted_alone_is_made_anew(site, brokers):
     one, other, late = brokers(), brokers(), brokers()
     async with tail(one) as reading, tail(other) as also:
         for each in reading, also:
-            await each.until(UpToDate)
+            await each.until(CaughtUp)
         await asyncio.gather(*[one.publish("t", number(n)) for n in range(300)])
         await reading.payloads(300)
         await also.payloads(300)
         site.path.unlink()
         new = await other.publish("t", b"new")
         for each in reading, also:
-            assert (await each.until(Rewound)).place == Place(new.epoch, 0)
+            assert (await each.until(Truncated)).position == LogPosition(new.epoch, 0)
             await each.payloads(301)
             assert each.entries[-1].payload == b"new"
-    assert await one.publish("t", b"newer") == Place(new.epoch, 2)
+    assert await one.publish("t", b"newer") == LogPosition(new.epoch, 2)
     assert await payloads(late) == [b"new", b"newer"]
     assert site.sql("PRAGMA integrity_check") == [("ok",)]
 
@@ -362,8 +362,8 @@ async def test_a_file_that_was_deleted_alone_is_made_anew(site, brokers):
 async def test_an_older_copy_in_place_of_the_file_is_told_of(site, brokers, tmp_path):
     one, other = brokers(), brokers()
     async with tail(one) as reading, tail(other) as also:
-        await reading.until(UpToDate)
-        await also.until(UpToDate)
+        await reading.until(CaughtUp)
+        await also.until(CaughtUp)
         old = [await one.publish("t", number(n)) for n in range(5)][-1]
         site.copy(tmp_path / "backup")
         await asyncio.gather(*[one.publish("t", b"lost") for n in range(5)])
@@ -371,11 +371,11 @@ async def test_an_older_copy_in_place_of_the_file_is_told_of(site, brokers, tmp_
         await also.payloads(10)
         (tmp_path / "backup").replace(site.path)
         for each in reading, also:
-            rewound = await each.until(Rewound)
-            assert rewound.place.position == old.position
-            assert rewound.place.epoch != old.epoch
-        assert reading.place == also.place
-        assert await other.publish("t", b"new") == Place(rewound.place.epoch, 6)
+            rewound = await each.until(Truncated)
+            assert rewound.position.offset == old.offset
+            assert rewound.position.epoch != old.epoch
+        assert reading.position == also.position
+        assert await other.publish("t", b"new") == LogPosition(rewound.position.epoch, 6)
         await reading.payloads(11)
         assert reading.entries[-1].payload == b"new"
     assert await payloads(one) == [b"0", b"1", b"2", b"3", b"4", b"new"]
@@ -389,17 +389,17 @@ def restore(site, path):
 async def test_a_backup_that_was_put_into_the_file_is_told_of(site, brokers, tmp_path):
     one, other, gone = brokers(), brokers(), brokers()
     async with tail(one) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         old = [await gone.publish("t", number(n)) for n in range(5)][-1]
         site.copy(tmp_path / "backup")
         await asyncio.gather(*[gone.publish("t", b"lost") for n in range(5)])
         await reading.payloads(10)
         await gone.close()  # so that only who read it can know
         restore(site, tmp_path / "backup")
-        rewound = await reading.until(Rewound)
-        assert rewound.place.position == old.position
-        assert rewound.place.epoch != old.epoch
-        assert await other.publish("t", b"new") == Place(rewound.place.epoch, 6)
+        rewound = await reading.until(Truncated)
+        assert rewound.position.offset == old.offset
+        assert rewound.position.epoch != old.epoch
+        assert await other.publish("t", b"new") == LogPosition(rewound.position.epoch, 6)
         await reading.payloads(11)
 
 
@@ -410,11 +410,11 @@ async def test_who_publishes_after_a_backup_was_put_into_the_file_gives_no_id_tw
     lost = await broker.publish("t", b"lost")
     restore(site, tmp_path / "backup")
     new = await broker.publish("t", b"new")
-    assert new.position == lost.position
+    assert new.offset == lost.offset
     assert new.epoch != lost.epoch
     async with tail(broker, lost) as reading:
         await reading.item()
-        assert await reading.item() == Rewound(Place(new.epoch, old.position))
+        assert await reading.item() == Truncated(LogPosition(new.epoch, old.offset))
         assert await reading.payloads(1) == [b"new"]
 
 
@@ -433,10 +433,10 @@ async def test_a_tail_that_slept_over_two_losses_is_told_what_is_left(site, brok
     restore(site, tmp_path / "second")
     last = await broker.publish("t", b"8")
     async with tail(sleeper, seen) as reading:
-        assert await reading.item() == Joined(seen)
-        assert await reading.item() == Rewound(Place(last.epoch, 3))
+        assert await reading.item() == Subscribed(seen)
+        assert await reading.item() == Truncated(LogPosition(last.epoch, 3))
         assert await reading.payloads(6) == [number(n) for n in range(3, 9)]
-        assert reading.place == last
+        assert reading.position == last
 
 
 async def test_what_was_rewound_to_and_trimmed_is_told_as_both(site, brokers):
@@ -447,8 +447,8 @@ async def test_what_was_rewound_to_and_trimmed_is_told_as_both(site, brokers):
         last = await other.publish("t", number(n))
     async with tail(one, before) as reading:
         await reading.item()
-        assert await reading.item() == Rewound(Place(last.epoch, 0))
-        assert await reading.item() == Lost(3)
+        assert await reading.item() == Truncated(LogPosition(last.epoch, 0))
+        assert await reading.item() == Trimmed(3)
         assert await reading.payloads(2) == [b"3", b"4"]
 
 
@@ -458,7 +458,7 @@ async def test_what_was_rewound_to_and_trimmed_is_told_as_both(site, brokers):
 async def test_a_disk_that_does_not_answer_is_lost(broker, monkeypatch):
     disk = threading.Event()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         hanging = asyncio.create_task(broker._reading.run(lambda _: disk.wait()))
         with monkeypatch.context() as patch, pytest.raises(BrokerDown, match="disk"):
             patch.setattr(sqlite, "SILENCE", 0.05)
@@ -467,7 +467,7 @@ async def test_a_disk_that_does_not_answer_is_lost(broker, monkeypatch):
         disk.set()
         await hanging
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
 
 
 async def test_to_read_waits_for_nobody_who_writes(site, brokers):

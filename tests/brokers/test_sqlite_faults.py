@@ -19,7 +19,7 @@ import pytest
 from aiohttp_interceptors.brokers.sqlite import connection as sqlite_file
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
-from aiohttp_interceptors.hub.broker import UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, tail  # noqa: F401  # fixtures
 from tests.brokers.nodes import closed_at_every_moment, hub_on, texts  # noqa: F401  # a fixture
@@ -45,7 +45,7 @@ def node(site, hub_on):
 async def test_what_a_killed_process_had_acknowledged_comes_once(site, brokers, acknowledged):
     broker = brokers()
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         async with process("publish", site.path) as publishing:
             said = [await line(publishing) for _ in range(acknowledged)]
             if not acknowledged:
@@ -60,8 +60,8 @@ async def test_what_a_killed_process_had_acknowledged_comes_once(site, brokers, 
             await broker.publish("t", PAYLOAD % which, idempotency_key=f"key {which}")
         await reading.payloads(after)
         assert sorted(int(entry.payload[7:]) for entry in reading.entries) == list(range(after))
-        places = {int(entry.payload[7:]): (reading.place.epoch, str(entry.position)) for entry in reading.entries}
-        assert {int(which): (epoch, position) for which, epoch, position in said}.items() <= places.items()
+        positions = {int(entry.payload[7:]): (reading.position.epoch, str(entry.offset)) for entry in reading.entries}
+        assert {int(which): (epoch, offset) for which, epoch, offset in said}.items() <= positions.items()
     assert site.sql("PRAGMA integrity_check") == [("ok",)]
 
 
@@ -76,7 +76,7 @@ async def test_four_processes_have_each_event_once_under_one_id(site, node):
         ids = [await hub.publish("t", str(n)) for n in range(50)]
         for other in others:
             lines = [await line(other) for _ in range(50)]
-            assert [f"{epoch}-{position}" for epoch, position in lines] == ids
+            assert [f"{epoch}-{offset}" for epoch, offset in lines] == ids
             assert await within(other.wait(), 30) == 0
         await texts(here, 50)
         assert here.texts == [str(n) for n in range(50)]
@@ -401,7 +401,7 @@ async def test_who_has_open_what_was_deleted_beside_the_file_leaves_it(site, bro
         await line(publishing)
         after = await broker.publish("t", b"after")
         assert after.epoch != before.epoch
-        while int((await line(publishing))[2]) < after.position:
+        while int((await line(publishing))[2]) < after.offset:
             pass
     found = await payloads(broker)
     assert found.count(b"after") == 1
@@ -411,7 +411,7 @@ async def test_who_has_open_what_was_deleted_beside_the_file_leaves_it(site, bro
 async def payloads(broker):
     """Return all that is in the log."""
     async with tail(broker) as reading:
-        await reading.until(UpToDate)
+        await reading.until(CaughtUp)
         return [entry.payload for entry in reading.entries]
 
 
@@ -504,7 +504,7 @@ async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
             publishing.kill()
             await publishing.communicate()
         expected += [await hub.publish("t", f"own {round_}")]
-        expected += [f"{epoch}-{position}" for _, epoch, position in lines]
+        expected += [f"{epoch}-{offset}" for _, epoch, offset in lines]
     await until(lambda: set(expected) <= {frame.id for frame in outlet.frames})
     ids = [frame.id for frame in outlet.frames]
     assert len(set(ids)) == len(ids)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.broker import UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp
 from tests.brokers.contract import tail
 from tests.brokers.sqlite_site import SqliteSite
 
@@ -32,7 +32,7 @@ class World:
         self.brokers = [self._broker() for _ in range(BROKERS)]
         self.stacks = [AsyncExitStack() for _ in range(BROKERS)]
         self.tails = [None] * BROKERS
-        self.places = [None] * BROKERS  # how far each has read
+        self.positions = [None] * BROKERS  # how far each has read
         self.began = [0] * BROKERS  # after which position the tail that is open began
         self.list: list[bytes] = []
         self.keys: dict[str, int] = {}
@@ -48,16 +48,16 @@ class World:
             self.brokers[which].publish("t", payload, idempotency_key=key)
             for payload, key in zip(payloads, keys, strict=True)
         ]
-        for place, payload, key in zip(await asyncio.gather(*calls), payloads, keys, strict=True):
+        for position, payload, key in zip(await asyncio.gather(*calls), payloads, keys, strict=True):
             expected = self.keys.get(key)
             if expected is None:
                 self.list.append(payload)
                 expected = len(self.list)
                 if key is not None:
                     self.keys[key] = expected
-            assert place.position == expected
-            assert place.epoch == (self.epoch or place.epoch)
-            self.epoch = place.epoch
+            assert position.offset == expected
+            assert position.epoch == (self.epoch or position.epoch)
+            self.epoch = position.epoch
         self.trimmed = max(self.trimmed, len(self.list) - MOST)
 
     async def restart(self, which, _):
@@ -68,10 +68,10 @@ class World:
     async def open(self, which, _):
         if self.tails[which] is None:
             self.tails[which] = await self.stacks[which].enter_async_context(
-                tail(self.brokers[which], self.places[which])
+                tail(self.brokers[which], self.positions[which])
             )
-            self.began[which] = 0 if self.places[which] is None else self.places[which].position
-            await self.tails[which].until(UpToDate)
+            self.began[which] = 0 if self.positions[which] is None else self.positions[which].offset
+            await self.tails[which].until(CaughtUp)
             self._compare(which)
 
     async def close(self, which, _):
@@ -88,19 +88,19 @@ class World:
     async def read(self, which):
         reading = self.tails[which]
         if reading is not None and self.list:
-            while reading.place.position < len(self.list):
+            while reading.position.offset < len(self.list):
                 await reading.item()
             self._compare(which)
 
     def _compare(self, which):
         reading = self.tails[which]
-        self.places[which] = reading.place
+        self.positions[which] = reading.position
         for entry in reading.entries:
-            assert entry.payload == self.list[entry.position - 1]
-        positions = [entry.position for entry in reading.entries]
-        assert positions == sorted(set(positions))
+            assert entry.payload == self.list[entry.offset - 1]
+        offsets = [entry.offset for entry in reading.entries]
+        assert offsets == sorted(set(offsets))
         kept = range(self.trimmed + 1, len(self.list) + 1)
-        assert {position for position in kept if position > self.began[which]} <= set(positions)
+        assert {offset for offset in kept if offset > self.began[which]} <= set(offsets)
 
     async def end(self):
         for number in range(BROKERS):

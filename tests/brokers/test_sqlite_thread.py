@@ -14,7 +14,7 @@ from aiohttp_interceptors.brokers import sqlite as module
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.brokers.sqlite.log import SqliteLog
 from aiohttp_interceptors.exceptions import BrokerDown
-from aiohttp_interceptors.hub.broker import UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp
 from aiohttp_interceptors.hub.hub import Hub
 from tests.waiting import until, within
 
@@ -145,7 +145,7 @@ async def test_an_event_loop_that_never_rests_lets_it_work(tmp_path):
             async with aclosing(broker.tail(None)) as tail:
                 async for item in tail:
                     count += len(item) if isinstance(item, list) else 0
-                    if isinstance(item, UpToDate):
+                    if isinstance(item, CaughtUp):
                         break
         assert count == 500
     finally:

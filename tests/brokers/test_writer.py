@@ -14,7 +14,7 @@ from aiohttp_interceptors import _tasks as ending
 from aiohttp_interceptors.brokers import base as module
 from aiohttp_interceptors.brokers.base import MOST, MOST_BYTES, Draft, Writer
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub.broker import Place
+from aiohttp_interceptors.hub.broker import LogPosition
 from tests.waiting import PATIENCE, until, within
 
 
@@ -46,11 +46,11 @@ class Server:
         return [self.outcome(draft) for draft in drafts]
 
     def outcome(self, draft):
-        return BrokerRefused(f"no {draft.payload!r}") if draft.topic == "refused" else place(draft.payload)
+        return BrokerRefused(f"no {draft.payload!r}") if draft.topic == "refused" else position(draft.payload)
 
 
-def place(payload):
-    return Place("e", int(payload[:9] or b"0"))
+def position(payload):
+    return LogPosition("e", int(payload[:9] or b"0"))
 
 
 def draft(number, topic="a"):
@@ -90,7 +90,7 @@ class TestOrder:
         server = Server()
         writer = Writer(server.write, PATIENCE)
         for number in 1, 2, 3:
-            assert await within(writer.put(draft(number))) == Place("e", number)
+            assert await within(writer.put(draft(number))) == LogPosition("e", number)
         assert server.writes == [[b"1"], [b"2"], [b"3"]]
 
     async def test_those_that_wait_while_a_write_runs_go_together_in_their_order(self):
@@ -101,7 +101,7 @@ class TestOrder:
         puts += await began(writer.put(draft(5)))
         assert server.writes == [[b"1"]]
         server.gate.set()
-        assert await outcomes(*puts) == [Place("e", number) for number in range(1, 6)]
+        assert await outcomes(*puts) == [LogPosition("e", number) for number in range(1, 6)]
         assert server.writes == [[b"1"], [b"2", b"3", b"4", b"5"]]
 
     async def test_a_draft_comes_as_it_was_put(self):
@@ -110,17 +110,19 @@ class TestOrder:
 
         async def write(drafts):
             written.extend(drafts)
-            return [Place("e", number) for number, _ in enumerate(drafts, 1)]
+            return [LogPosition("e", number) for number, _ in enumerate(drafts, 1)]
 
         writer = Writer(write, PATIENCE)
-        assert await outcomes(*map(writer.put, drafts)) == [Place("e", 1), Place("e", 2)]
+        assert await outcomes(*map(writer.put, drafts)) == [LogPosition("e", 1), LogPosition("e", 2)]
         assert written == drafts
 
     async def test_not_too_many_go_together(self):
         server = Server()
         writer = Writer(server.write, PATIENCE)
         numbers = range(2 * MOST + 1)
-        assert await outcomes(*[writer.put(draft(number)) for number in numbers]) == [Place("e", n) for n in numbers]
+        assert await outcomes(*[writer.put(draft(number)) for number in numbers]) == [
+            LogPosition("e", n) for n in numbers
+        ]
         assert [len(write) for write in server.writes] == [MOST, MOST, 1]
         assert [payload for write in server.writes for payload in write] == [b"%d" % number for number in numbers]
 
@@ -159,7 +161,7 @@ class TestOutcomes:
         writer = Writer(server.write, PATIENCE)
         topics = ["a", "refused", "a", "refused"]
         found = await outcomes(*[writer.put(draft(number, topic)) for number, topic in enumerate(topics)])
-        assert found[::2] == [Place("e", 0), Place("e", 2)]
+        assert found[::2] == [LogPosition("e", 0), LogPosition("e", 2)]
         assert [(type(error), str(error)) for error in found[1::2]] == [
             (BrokerRefused, "no b'1'"),
             (BrokerRefused, "no b'3'"),
@@ -179,7 +181,7 @@ class TestOutcomes:
         assert len({id(error) for error in found}) == 3
         assert all("raise error" in "".join(traceback.format_exception(error)) for error in found), "it shows where"
         server.error = None
-        assert await within(writer.put(draft(3))) == Place("e", 3)
+        assert await within(writer.put(draft(3))) == LogPosition("e", 3)
 
     @pytest.mark.parametrize(
         "defect", [ValueError("a defect"), KeyError("k"), asyncio.CancelledError("closed")], ids=repr
@@ -195,7 +197,7 @@ class TestOutcomes:
             assert str(error) == f"publishing failed: {defect!r}"
             assert error.__cause__ is defect
         server.error = None
-        assert await within(writer.put(draft(3))) == Place("e", 3)
+        assert await within(writer.put(draft(3))) == LogPosition("e", 3)
 
     async def test_those_that_waited_while_a_write_failed_are_written(self):
         server = Server(is_open=False)
@@ -205,7 +207,7 @@ class TestOutcomes:
         (second,) = await began(writer.put(draft(2)))
         server.error = None
         server.gate.set()
-        assert await outcomes(second) == [Place("e", 2)]
+        assert await outcomes(second) == [LogPosition("e", 2)]
         assert type(first.exception()) is BrokerDown
 
 
@@ -230,7 +232,7 @@ class TestTime:
         assert type(unsent) is BrokerDown
         assert str(unsent) == "no answer of the broker for 0.05 s about an event under 'orders', which was not sent"
         server.gate.set()
-        assert await within(writer.put(draft(3))) == Place("e", 3)
+        assert await within(writer.put(draft(3))) == LogPosition("e", 3)
         assert [write[-1][:9] for write in server.writes] == [b"000000001", b"3"]
 
     async def test_a_client_that_gives_up_by_itself_leaves_it_unknown(self):
@@ -245,7 +247,7 @@ class TestTime:
         await outcomes(writer.put(draft(1)))
         await until(lambda: server.cancelled == 1)
         server.gate.set()
-        assert await within(writer.put(draft(2))) == Place("e", 2)
+        assert await within(writer.put(draft(2))) == LogPosition("e", 2)
 
 
 class TestCancelling:
@@ -257,7 +259,7 @@ class TestCancelling:
         waiting[1].cancel()
         await until(waiting[1].done)
         server.gate.set()
-        assert await outcomes(first, waiting[0], waiting[2]) == [Place("e", number) for number in (1, 2, 4)]
+        assert await outcomes(first, waiting[0], waiting[2]) == [LogPosition("e", number) for number in (1, 2, 4)]
         assert waiting[1].cancelled()
         assert server.writes == [[b"1"], [b"2", b"4"]]
 
@@ -270,7 +272,7 @@ class TestCancelling:
         await until(puts[number].done)
         assert server.cancelled == 0
         server.gate.set()
-        assert await outcomes(puts[1 - number]) == [Place("e", 1 - number)]
+        assert await outcomes(puts[1 - number]) == [LogPosition("e", 1 - number)]
         assert puts[number].cancelled()
         assert server.writes == [[b"0", b"1"]]
 
@@ -295,7 +297,7 @@ class TestCancelling:
             put.cancel()
         await until(lambda: all(put.done() for put in puts))
         server.gate.set()
-        assert await within(writer.put(draft(6))) == Place("e", 6)
+        assert await within(writer.put(draft(6))) == LogPosition("e", 6)
         assert server.writes == [[b"0", b"1", b"2"], [b"6"]]
 
 
@@ -311,7 +313,7 @@ class TestClose:
         assert not any(task.done() for task in closing)
         server.gate.set()
         await within(asyncio.gather(*closing))
-        assert await outcomes(*puts) == [Place("e", 1), Place("e", 2)]
+        assert await outcomes(*puts) == [LogPosition("e", 1), LogPosition("e", 2)]
         assert server.writes == [[b"1"], [b"2"]]
 
     async def test_it_takes_no_longer_than_a_silent_server_may(self):
@@ -330,7 +332,7 @@ class TestClose:
         closing.cancel()
         await until(closing.done)
         server.gate.set()
-        assert await outcomes(put) == [Place("e", 1)]
+        assert await outcomes(put) == [LogPosition("e", 1)]
 
     async def test_there_may_be_nothing_to_wait_for(self):
         server = Server()
@@ -407,7 +409,7 @@ def test_whatever_happens_each_has_the_right_end_and_all_that_was_written_is_in_
         for number, action, put in puts:
             if not put.cancelled():
                 error = put.exception()
-                assert isinstance(error, BrokerError) or (action == "put" and put.result() == Place("e", number))
+                assert isinstance(error, BrokerError) or (action == "put" and put.result() == LogPosition("e", number))
                 assert type(error) in (BrokerDown, BrokerRefused if action == "refused" else type(None))
         await until(lambda: len(asyncio.all_tasks()) == 1)
 
@@ -434,7 +436,7 @@ async def test_a_write_that_swallows_the_end_of_its_time_does_not_hold_up_the_ne
         await within(writer.put(draft(1)))
     await until(lambda: server.cancelled == 2)
     server.gate.set()
-    assert await within(writer.put(draft(2))) == place(b"2")
+    assert await within(writer.put(draft(2))) == position(b"2")
     await within(writer.close())
 
 

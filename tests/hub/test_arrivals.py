@@ -25,8 +25,8 @@ class Process:
         if remote and begun:
             self.arrivals.begin()
 
-    def grow(self, position):
-        self.log.add(Record(position, f"e-{position}", "a", None, b"data: x\n\n", None, 0.0))
+    def grow(self, offset):
+        self.log.add(Record(offset, f"e-{offset}", "a", None, b"data: x\n\n", None, 0.0))
 
     def wait(self, owner, given):
         self.arrivals.wait(owner, given, lambda located: self.told.append((owner, located)))

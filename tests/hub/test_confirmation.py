@@ -9,7 +9,7 @@ import pytest
 from aiohttp_interceptors import Hub, HubDown, HubResumed, HubUp
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import dispatcher as module
-from aiohttp_interceptors.hub.broker import Entry, Joined, Place, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, Entry, LogPosition, Subscribed
 from tests.hub.outlet import start
 from tests.waiting import until
 
@@ -24,7 +24,7 @@ class Told(MemoryBroker):
         self.items = asyncio.Queue()
 
     async def tail(self, after):
-        yield Joined(after or Place("e", 3))
+        yield Subscribed(after or LogPosition("e", 3))
         while (item := await self.items.get()) is not None:
             yield item
 
@@ -77,7 +77,7 @@ async def test_a_server_that_says_nothing_leaves_its_hub_not_ready_and_one_that_
     hub = follow(broker)
     assert not hub.ready
     for _ in range(2):
-        broker.items.put_nowait(UpToDate())
+        broker.items.put_nowait(CaughtUp())
         await until(lambda: hub.ready)
         clock.now += broker.confirms + module.SLACK - 0.1
         assert hub.ready
@@ -90,7 +90,7 @@ async def test_events_alone_do_not_say_that_there_are_no_more(follow, clock):
     """A replay of what was long ago is events, too."""
     broker = Told()
     hub = follow(broker)
-    broker.items.put_nowait(UpToDate())
+    broker.items.put_nowait(CaughtUp())
     await until(lambda: hub.ready)
     clock.now += 60
     broker.items.put_nowait([Entry(4, "a", b"\x10data: x\n\n")])
@@ -101,7 +101,7 @@ async def test_events_alone_do_not_say_that_there_are_no_more(follow, clock):
 async def test_a_broker_that_says_it_once_in_each_tail_is_ready_as_long_as_that_lives(follow, clock):
     broker = ToldOnce()
     hub = follow(broker)
-    broker.items.put_nowait(UpToDate())
+    broker.items.put_nowait(CaughtUp())
     await until(lambda: hub.ready)
     clock.now += 3600
     assert hub.ready
@@ -113,11 +113,11 @@ async def test_it_is_told_once_that_it_is_up_however_often_the_server_says_so(fo
     broker = Told()
     hub = follow(broker)
     for _ in range(5):
-        broker.items.put_nowait(UpToDate())
+        broker.items.put_nowait(CaughtUp())
     broker.items.put_nowait(None)
     await until(lambda: len(hub.facts) == 2)
     for _ in range(5):
-        broker.items.put_nowait(UpToDate())
+        broker.items.put_nowait(CaughtUp())
     await until(lambda: broker.items.empty() and hub.ready)
     assert [type(fact) for fact in hub.facts] == [HubUp, HubDown, HubResumed]
 
@@ -128,7 +128,7 @@ class TestAnIdThatMayStillCome:
         monkeypatch.setattr(module, "PATIENCE", 0.05)
         self.broker = Told()
         hub = follow(self.broker)
-        self.broker.items.put_nowait(UpToDate())
+        self.broker.items.put_nowait(CaughtUp())
         await until(lambda: hub.ready)
         return hub
 
@@ -144,7 +144,7 @@ class TestAnIdThatMayStillCome:
         outlet = start(hub, "a", after="e-9")
         await seconds(0.1)
         assert outlet.frames == []
-        self.broker.items.put_nowait(UpToDate())
+        self.broker.items.put_nowait(CaughtUp())
         await until(lambda: outlet.texts == ["gap"])
         assert '"future"' in outlet.frames[0].data
 
@@ -152,7 +152,7 @@ class TestAnIdThatMayStillCome:
         monkeypatch.setattr(module, "PATIENCE", 60.0)
         outlet = start(hub, "a", after="e-9")
         for _ in range(3):
-            self.broker.items.put_nowait(UpToDate())
+            self.broker.items.put_nowait(CaughtUp())
         await until(self.broker.items.empty)
         await asyncio.sleep(0)
         assert outlet.frames == []
@@ -162,11 +162,11 @@ class TestAnIdThatMayStillCome:
         self.broker.items.put_nowait(None)
         await until(lambda: len(hub.facts) == 2)
         await seconds(0.1)
-        self.broker.items.put_nowait(UpToDate())
+        self.broker.items.put_nowait(CaughtUp())
         await until(lambda: len(hub.facts) == 3)
         assert outlet.frames == []
         await seconds(0.1)
-        self.broker.items.put_nowait(UpToDate())
+        self.broker.items.put_nowait(CaughtUp())
         await until(lambda: outlet.texts == ["gap"])
 
 

@@ -117,7 +117,7 @@ class World:
     async def trims(self, count: int) -> None:
         self.harmless = False
         for _ in range(min(count, len(self.log._entries))):
-            self.log.trimmed = self.log._entries.popleft().position
+            self.log.trimmed = self.log._entries.popleft().offset
 
     async def passes(self, turns: int) -> None:
         await turn(turns)

@@ -26,57 +26,57 @@ class Told:
         for growth, step in story:
             self.live(growth)
             begin = max(self.end + step, 0)
-            before = [self.eras.id_of(position) for position in range(begin)]
+            before = [self.eras.id_of(offset) for offset in range(begin)]
             self.eras.begin(f"e{len(self.begun)}", begin)
-            assert [self.eras.id_of(position) for position in range(begin)] == before, "no id changes afterwards"
+            assert [self.eras.id_of(offset) for offset in range(begin)] == before, "no id changes afterwards"
             self.begun.append(begin)
             self.end = begin
             self.live(0)
 
     def live(self, growth):
         self.end += growth
-        for position in range(self.end + 1):
-            given = self.eras.id_of(position)
-            assert self.ids.setdefault(given, position) == position, "no id is given for two positions"
+        for offset in range(self.end + 1):
+            given = self.eras.id_of(offset)
+            assert self.ids.setdefault(given, offset) == offset, "no id is given for two positions"
 
 
 class TestAnyNumberOfEras:
     @given(stories)
     def test_each_position_has_the_id_of_the_latest_era_that_began_there_or_before(self, story):
         told = Told(story)
-        for position in range(told.end + 5):
-            era = max(number for number, begin in enumerate(told.begun) if begin <= position)
-            assert told.eras.id_of(position) == f"e{era}-{position}"
+        for offset in range(told.end + 5):
+            era = max(number for number, begin in enumerate(told.begun) if begin <= offset)
+            assert told.eras.id_of(offset) == f"e{era}-{offset}"
 
     @given(stories)
     def test_every_id_that_was_ever_given_leads_to_its_position_or_tells_of_the_rewinding(self, story):
         told = Told(story)
-        for given_id, position in told.ids.items():
+        for given_id, offset in told.ids.items():
             later = told.begun[int(given_id[1 : given_id.index("-")]) + 1 :]
             if not later:
-                expected = position, None
+                expected = offset, None
             elif not min(later):
                 expected = 0, GapReason.FOREIGN  # nothing is left of what its owner had
             else:
-                expected = min(position, *later), GapReason.REWOUND
+                expected = min(offset, *later), GapReason.REWOUND
             assert told.eras.locate(given_id, told.end) == expected
 
     @given(stories, st.integers(0, 30))
-    def test_only_an_id_of_this_era_that_has_not_come_or_of_one_to_come_is_ahead(self, story, position):
+    def test_only_an_id_of_this_era_that_has_not_come_or_of_one_to_come_is_ahead(self, story, offset):
         told = Told(story)
         number = len(told.begun) - 1
         for era in range(number + 2):
-            ahead = era == number and position > told.end
-            assert told.eras.is_ahead(f"e{era}-{position}", told.end) is (ahead or era > number)
+            ahead = era == number and offset > told.end
+            assert told.eras.is_ahead(f"e{era}-{offset}", told.end) is (ahead or era > number)
             if ahead:
-                assert told.eras.locate(f"e{era}-{position}", told.end) == (told.end, GapReason.FUTURE)
+                assert told.eras.locate(f"e{era}-{offset}", told.end) == (told.end, GapReason.FUTURE)
 
     @given(stories)
     def test_an_id_of_this_era_from_before_it_began_leads_to_its_beginning(self, story):
         """A process that joined later gives them, as its first era is this one."""
         told = Told(story)
-        for position in range(told.begun[-1]):
-            given_id = f"{told.eras.epoch}-{position}"
+        for offset in range(told.begun[-1]):
+            given_id = f"{told.eras.epoch}-{offset}"
             assert told.eras.locate(given_id, told.end) == (told.begun[-1], GapReason.REWOUND)
 
 
@@ -106,7 +106,7 @@ class TestOneEra:
 
     def test_a_position_is_ahead_when_it_is_after_the_end(self):
         eras = Eras("e")
-        assert [eras.is_ahead(f"e-{position}", 3) for position in range(6)] == [False] * 4 + [True] * 2
+        assert [eras.is_ahead(f"e-{offset}", 3) for offset in range(6)] == [False] * 4 + [True] * 2
 
 
 class TestEpochs:

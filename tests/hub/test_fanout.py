@@ -25,7 +25,7 @@ PATTERNS = [*TOPICS, "a.*", "a.>", ">", "*"]
 
 @dataclass
 class Published:
-    position: int
+    offset: int
     topic: str
     key: str | None
     text: str
@@ -77,13 +77,13 @@ class Client(Outlet):
         self.excused = 0
         self.conflates = False
         self.open = True
-        self.due = [r for r in history.records if r.position > after and self.wants(r)]
+        self.due = [r for r in history.records if r.offset > after and self.wants(r)]
         self.ephemeral: dict[str, bool] = {}  # that it may get, and whether it must
         self.wrong: list[str] = []
         self.note_evictions()
 
     def wants(self, record: Published) -> bool:
-        return any(matches(p, record.topic) and record.position > since for p, since in self.topics.items())
+        return any(matches(p, record.topic) and record.offset > since for p, since in self.topics.items())
 
     def note_evictions(self) -> None:
         self.conflates = self.on_gap == "conflate" and (self.conflates or any(r.evicted for r in self.due))
@@ -95,20 +95,20 @@ class Client(Outlet):
         if not self.open:
             self.wrong.append(f"{frames} after its end")
         for frame in frames:
-            position = None if frame.id is None else int(frame.id.rpartition("-")[2])
-            if position is not None and position <= self.last:
-                self.wrong.append(f"{position} after {self.last}")
+            offset = None if frame.id is None else int(frame.id.rpartition("-")[2])
+            if offset is not None and offset <= self.last:
+                self.wrong.append(f"{offset} after {self.last}")
             if frame.name == "gap":
                 self.take_gap(json.loads(frame.data))
-            elif position is None:
+            elif offset is None:
                 self.take_ephemeral(frame.data)
             elif frame.data is not None:
-                self.take(position, frame.data)
-            self.last = self.last if position is None else position
+                self.take(offset, frame.data)
+            self.last = self.last if offset is None else offset
 
     def missing(self, record: Published) -> bool:
         """Tell whether a gap is due for one that does not come."""
-        return record.evicted and record.position > self.excused and (record.lost or not self.conflates)
+        return record.evicted and record.offset > self.excused and (record.lost or not self.conflates)
 
     def is_lawful(self, record: Published) -> bool:
         """Tell whether a record need not come at all."""
@@ -117,12 +117,12 @@ class Client(Outlet):
         if record.evicted:
             return not self.missing(record)
         return self.conflates and record.key is not None and any(
-            r.position > record.position and (r.topic, r.key) == (record.topic, record.key)
+            r.offset > record.offset and (r.topic, r.key) == (record.topic, record.key)
             for r in self.due if self.select is None or r.even
         )  # fmt: skip
 
     def take_gap(self, told: dict[str, object]) -> None:
-        gone = [r.position for r in self.due if self.missing(r)]
+        gone = [r.offset for r in self.due if self.missing(r)]
         if not gone or told["reason"] != "evicted":
             self.wrong.append(f"gap without need {told}")
         self.excused = max([self.excused, *gone])
@@ -131,15 +131,15 @@ class Client(Outlet):
         if self.ephemeral.pop(text, None) is None:
             self.wrong.append(f"ephemeral {text[:9]} again or for others")
 
-    def take(self, position: int, text: str) -> None:
-        record = self.history.records[position - 1]
+    def take(self, offset: int, text: str) -> None:
+        record = self.history.records[offset - 1]
         if record not in self.due or record.text != text or (self.select is not None and not record.even):
-            self.wrong.append(f"{position} again or for others")
-        self.pass_by([r for r in self.due if r.position < position])
-        self.due = [r for r in self.due if r.position > position]
+            self.wrong.append(f"{offset} again or for others")
+        self.pass_by([r for r in self.due if r.offset < offset])
+        self.due = [r for r in self.due if r.offset > offset]
 
     def pass_by(self, records: list[Published]) -> None:
-        self.wrong += [f"{record.position} is missing" for record in records if not self.is_lawful(record)]
+        self.wrong += [f"{record.offset} is missing" for record in records if not self.is_lawful(record)]
 
     def rest(self) -> None:
         """Note that it has all that it will get of what was published."""
@@ -186,10 +186,10 @@ class Delivery(RuleBasedStateMachine):
                 if client.select is None or is_even(text):
                     client.ephemeral[text] = client.subscription.live and client.room == float("inf")
         else:
-            position = self.history.end + 1
-            assert event_id == f"{self.hub.log.epoch}-{position}"
+            offset = self.history.end + 1
+            assert event_id == f"{self.hub.log.epoch}-{offset}"
             size = len(b"id: %b\n" % event_id.encode() + encode(Event(text)))
-            record = Published(position, topic, key, text, size)
+            record = Published(offset, topic, key, text, size)
             self.history.append(record)
             for client in hearing:
                 client.due.append(record)
@@ -210,8 +210,8 @@ class Delivery(RuleBasedStateMachine):
         self._then(turns)
 
     async def _subscribe(self, topics, on_gap, select, room, wrap, after):
-        position = self.history.end if after is None else int(after.rpartition("-")[2])
-        client = Client(self.history, topics, on_gap, select, room, wrap, position)
+        offset = self.history.end if after is None else int(after.rpartition("-")[2])
+        client = Client(self.history, topics, on_gap, select, room, wrap, offset)
         subscribe(self.hub, *topics, outlet=client, after=after, select=select, on_gap=on_gap, prime=True)
         client.subscription.start()
         self.clients.append(client)

@@ -36,7 +36,7 @@ class TestPublish:
     async def test_each_record_has_the_next_id_whatever_its_topic(self):
         hub = Hub()
         ids = [await hub.publish(topic, "x") for topic in ("a", "b.c", "a")]
-        assert ids == [f"{hub.log.epoch}-{position}" for position in (1, 2, 3)]
+        assert ids == [f"{hub.log.epoch}-{offset}" for offset in (1, 2, 3)]
 
     async def test_an_ephemeral_event_has_no_id_is_not_kept_and_moves_nobody(self):
         """peer bug 54"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub.broker import Entry, Joined, Lost, Place, Rewound, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, Entry, LogPosition, Subscribed, Trimmed, Truncated
 from aiohttp_interceptors.hub.dispatcher import BATCH
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.hub.record import GapReason
@@ -25,33 +25,33 @@ class Process:
         for item in items:
             self.intake.take(item)
 
-    def publish(self, *positions: int, topic: str = "a", payload: bytes | None = None) -> None:
-        self.take([Entry(position, topic, payload or b"\x10data: %d\n\n" % position) for position in positions])
+    def publish(self, *offsets: int, topic: str = "a", payload: bytes | None = None) -> None:
+        self.take([Entry(offset, topic, payload or b"\x10data: %d\n\n" % offset) for offset in offsets])
 
 
 @pytest.fixture
 async def process():
     process = Process()
     process.hub.open()
-    process.take(Joined(Place("e", 0)), UpToDate())
+    process.take(Subscribed(LogPosition("e", 0)), CaughtUp())
     return process
 
 
 async def test_the_next_tail_goes_on_where_the_last_has_come(process):
-    assert Process().intake.place is None
-    assert process.intake.place == Place("e", 0)
+    assert Process().intake.position is None
+    assert process.intake.position == LogPosition("e", 0)
     process.publish(1, 5)
-    assert process.intake.place == Place("e", 5)
-    process.take(Joined(Place("e", 5)), UpToDate())
+    assert process.intake.position == LogPosition("e", 5)
+    process.take(Subscribed(LogPosition("e", 5)), CaughtUp())
     assert process.hub.log.records == 2
 
 
 async def test_what_was_before_the_beginning_is_gone():
     process = Process()
     process.hub.open()
-    process.take(Joined(Place("e", 40)))
+    process.take(Subscribed(LogPosition("e", 40)))
     process.publish(41, 42)
-    process.take(UpToDate())
+    process.take(CaughtUp())
     assert process.hub.log.locate("e-30") == (30, None)
     assert process.hub.log.after(30, ["a"]).missing == 40
     assert process.hub.log.after(40, ["a"]).missing == 0
@@ -62,7 +62,7 @@ async def test_a_stream_that_is_paused_between_publish_and_flush_has_its_positio
     outlet = await live(process.hub, "a")
     process.publish(6)
     await turn()
-    process.take(Rewound(Place("f", 1)))
+    process.take(Truncated(LogPosition("f", 1)))
     await turn()
     assert outlet.subscription.live
     process.publish(2)
@@ -75,7 +75,7 @@ async def test_a_stream_that_is_paused_between_publish_and_flush_has_its_positio
 async def test_a_rewind_tells_with_an_id_that_tells_it_once(process):
     process.publish(1, 2)
     outlet = await live(process.hub, "a")
-    process.take(Rewound(Place("f", 1)))
+    process.take(Truncated(LogPosition("f", 1)))
     await turn()
     assert outlet.texts == ["gap"]
     assert outlet.last_event_id == "f-1"
@@ -91,7 +91,7 @@ async def test_a_rewind_is_told_once_however_much_there_is_to_read_then(process)
     outlet = await live(process.hub, "a")
     outlet.pause()
     process.publish(5, payload=large)
-    process.take(Rewound(Place("f", 5)))
+    process.take(Truncated(LogPosition("f", 5)))
     process.publish(6, 7, 8, payload=large)
     await drain(outlet)
     await turn(3)
@@ -101,7 +101,7 @@ async def test_a_rewind_is_told_once_however_much_there_is_to_read_then(process)
 async def test_a_rewind_before_a_stream_starts_is_a_gap_for_who_asks(process):
     process.publish(1, 2, 3)
     outlet = subscribe(process.hub, "a", after="e-3")
-    process.take(Rewound(Place("f", 1)))
+    process.take(Truncated(LogPosition("f", 1)))
     gap = outlet.subscription.gap()
     assert (gap.reason, gap.after) == (GapReason.REWOUND, "e-3")
 
@@ -109,7 +109,7 @@ async def test_a_rewind_before_a_stream_starts_is_a_gap_for_who_asks(process):
 async def test_who_is_to_be_told_of_another_gap_is_told_of_that(process):
     process.publish(1, 2, 3)
     outlet = subscribe(process.hub, "a", after="strange")
-    process.take(Rewound(Place("f", 1)))
+    process.take(Truncated(LogPosition("f", 1)))
     gap = outlet.subscription.gap()
     assert (gap.reason, gap.after) == (GapReason.UNKNOWN, "strange")
     outlet.subscription.start()
@@ -123,7 +123,7 @@ async def test_a_topic_that_was_added_before_a_rewind_is_heard_from_its_border_o
     await turn()
     outlet.pause()
     outlet.subscriber.add("b")
-    process.take(Rewound(Place("f", 2)))
+    process.take(Truncated(LogPosition("f", 2)))
     process.publish(3, topic="b")
     await drain(outlet)
     assert outlet.texts == ["1", "2", "3", "4", "gap", "3"]
@@ -132,7 +132,7 @@ async def test_a_topic_that_was_added_before_a_rewind_is_heard_from_its_border_o
 async def test_what_is_evicted_after_a_rewind_is_told_to_who_was_told_of_more_before():
     process = Process(history=2, history_bytes=None)
     process.hub.open()
-    process.take(Joined(Place("e", 0)), UpToDate())
+    process.take(Subscribed(LogPosition("e", 0)), CaughtUp())
     outlet = await live(process.hub, "a")
     outlet.pause()
     outlet.room = 1  # so that it pauses again after each piece, which is one of the large ones
@@ -141,7 +141,7 @@ async def test_what_is_evicted_after_a_rewind_is_told_to_who_was_told_of_more_be
     outlet.resume()
     await turn()
     assert [text[:3] for text in outlet.texts] == ["gap", "xxx"]
-    process.take(Rewound(Place("f", 1)))
+    process.take(Truncated(LogPosition("f", 1)))
     process.publish(2, payload=large)
     outlet.resume()
     await turn()
@@ -157,7 +157,7 @@ async def test_nobody_reads_what_was_read_before_a_rewind(process):
     await turn()
     assert before.texts == ["2", "3"]
     before.subscription.close()
-    process.take(Rewound(Place("f", 2)))
+    process.take(Truncated(LogPosition("f", 2)))
     process.publish(3, payload=b"\x10data: new\n\n")
     after = start(process.hub, "a", after="e-1")
     await turn()
@@ -166,8 +166,8 @@ async def test_nobody_reads_what_was_read_before_a_rewind(process):
 
 async def test_what_is_said_to_be_lost_but_is_here_is_here(process):
     process.publish(1, 2, 3)
-    process.take(Lost(2))
-    assert process.intake.place == Place("e", 3)
+    process.take(Trimmed(2))
+    assert process.intake.position == LogPosition("e", 3)
     process.publish(3, 4)
     assert process.hub.log.after(0, ["a"]).missing == 0
 
@@ -175,7 +175,7 @@ async def test_what_is_said_to_be_lost_but_is_here_is_here(process):
 async def test_what_is_lost_under_live_streams_is_told_to_all(process):
     outlets = [await live(process.hub, "a"), await live(process.hub, ">"), await live(process.hub, "b")]
     process.publish(1)
-    process.take(Lost(7))
+    process.take(Trimmed(7))
     process.publish(8)
     await turn()
     assert [outlet.texts for outlet in outlets] == [["1", "gap", "8"], ["1", "gap", "8"], ["gap"]]
@@ -194,7 +194,7 @@ async def test_a_stream_that_ends_while_the_log_is_changed_harms_no_other(proces
     other = start(process.hub, "a")
     await turn()
     process.publish(1)
-    process.take(Lost(3))
+    process.take(Trimmed(3))
     process.publish(4)
     await turn()
     assert ends.texts == ["1"]

@@ -29,7 +29,7 @@ names = st.lists(st.sampled_from(NAMES), max_size=4, unique=True)
 
 
 def positions_of(records):
-    return [record.position for record in records]
+    return [record.offset for record in records]
 
 
 class LogAgainstAList(RuleBasedStateMachine):
@@ -71,8 +71,8 @@ class LogAgainstAList(RuleBasedStateMachine):
         record = self.log.append(topic, event, key, self.now)
         self.expire_list()
         assert (record.topic, record.event, record.key, record.time) == (topic, event, key, self.now)
-        assert record.position == len(self.everything) + 1 == self.log.end
-        assert record.id == self.log.id_of(record.position)
+        assert record.offset == len(self.everything) + 1 == self.log.end
+        assert record.id == self.log.id_of(record.offset)
         assert Decoder().feed(record.frame) == [Event("x" * size, id=record.id)]
         self.everything.append(record)
         self.kept.append(record)
@@ -112,10 +112,9 @@ class LogAgainstAList(RuleBasedStateMachine):
     def evict(self, record):
         self.kept.remove(record)
         if record.key is not None and any(
-            (kept.topic, kept.key) == (record.topic, record.key) and kept.position > record.position
-            for kept in self.kept
+            (kept.topic, kept.key) == (record.topic, record.key) and kept.offset > record.offset for kept in self.kept
         ):
-            self.made_up_for.add(record.position)
+            self.made_up_for.add(record.offset)
 
     def see_what_was_forgotten(self, *appended):
         """Which names the log no longer knows is its own affair, as long as they are not too few."""
@@ -129,29 +128,27 @@ class LogAgainstAList(RuleBasedStateMachine):
         assert len(self.known - with_records) <= self.emptied
         if gone:
             assert len(self.known - with_records) == self.emptied, "a name was forgotten too early"
-            latest = [record.position for record in self.everything if record.topic in gone]
+            latest = [record.offset for record in self.everything if record.topic in gone]
             self.forgotten = max(self.forgotten, *latest)
             self.unforgettable -= gone
         elif not self.forgotten:
             self.unforgettable = set(NAMES)
 
-    def wanted(self, records, position, topics, since):
+    def wanted(self, records, offset, topics, since):
         """Return those that somebody with these topics and positions has not had."""
         return [
             record
             for record in records
-            if any(
-                matches(name, record.topic) and record.position > max(position, since.get(name, 0)) for name in topics
-            )
+            if any(matches(name, record.topic) and record.offset > max(offset, since.get(name, 0)) for name in topics)
         ]
 
-    def agree(self, reported, missing, position, topics, since):
+    def agree(self, reported, missing, offset, topics, since):
         """Hold to the exact truth, unless a name was forgotten that it may concern: then a gap may be told too much."""
-        may_be_forgotten = self.forgotten > position and not self.unforgettable.issuperset(topics)
+        may_be_forgotten = self.forgotten > offset and not self.unforgettable.issuperset(topics)
         truth = max(positions_of(missing), default=0)
         note(f"{reported=} {truth=} {self.forgotten=}")
         if may_be_forgotten:
-            assert reported == truth or position < reported <= self.forgotten
+            assert reported == truth or offset < reported <= self.forgotten
             assert reported >= truth
         else:
             assert reported == truth
@@ -165,13 +162,13 @@ class LogAgainstAList(RuleBasedStateMachine):
         since=st.lists(st.none() | st.integers(0, 12), max_size=4),
     )
     def read(self, topics, back, most, since):
-        position = max(self.log.end - back, 0)
+        offset = max(self.log.end - back, 0)
         pairs = zip(topics, since, strict=False)
         since = {name: max(self.log.end - back, 0) for name, back in pairs if back is not None}
-        reading = self.log.after(position, topics, most, since or None)
+        reading = self.log.after(offset, topics, most, since or None)
         evicted = [record for record in self.everything if record not in self.kept]
-        expected = self.wanted(self.kept, position, topics, since)
-        missing = self.wanted(evicted, position, topics, since)
+        expected = self.wanted(self.kept, offset, topics, since)
+        missing = self.wanted(evicted, offset, topics, since)
         if most is None:
             assert reading.records == expected
             assert not reading.more
@@ -182,27 +179,27 @@ class LogAgainstAList(RuleBasedStateMachine):
             assert len(sizes) == len(expected) or (reading.more and sum(sizes) >= most)
             assert bool(sizes) == bool(expected)
         assert reading.frames == b"".join(record.frame for record in reading.records)
-        self.agree(reading.missing, missing, position, topics, since)
-        lost = [record for record in missing if record.position not in self.made_up_for]
-        self.agree(reading.lost, lost, position, topics, since)
+        self.agree(reading.missing, missing, offset, topics, since)
+        lost = [record for record in missing if record.offset not in self.made_up_for]
+        self.agree(reading.lost, lost, offset, topics, since)
         assert reading.lost <= reading.missing
 
     @rule(topics=names, back=st.integers(0, 30), most=st.integers(1, 200))
     def read_in_pages(self, topics, back, most):
         """Peer bug 53: paging drains everything, and comes to an end."""
-        start = position = max(self.log.end - back, 0)
+        start = offset = max(self.log.end - back, 0)
         expected, drained = self.wanted(self.kept, start, topics, {}), []
-        while records := self.log.after(position, topics, most).records:
+        while records := self.log.after(offset, topics, most).records:
             drained += records
-            position = records[-1].position
+            offset = records[-1].offset
             assert len(drained) <= len(expected)
         assert drained == expected
 
     @rule(topics=names, count=st.integers(0, 6), widen=st.integers(2, 5))
     def ask_for_the_newest(self, topics, count, widen):
         self.patch.setattr(module, "WIDEN", widen)
-        position = self.log.newest(topics, count)
-        reading = self.log.after(position, topics)
+        offset = self.log.newest(topics, count)
+        reading = self.log.after(offset, topics)
         assert reading.missing == reading.lost == 0
         evicted = [record for record in self.everything if record not in self.kept]
         last_gap = max(positions_of(self.wanted(evicted, 0, topics, {})), default=0)
@@ -212,7 +209,7 @@ class LogAgainstAList(RuleBasedStateMachine):
             assert reading.records == newest[len(newest) - len(reading.records) :]
         else:
             assert reading.records == newest
-        assert position <= self.log.end
+        assert offset <= self.log.end
 
     # What holds.
 
@@ -257,7 +254,7 @@ class TestWhereSomebodyGoesOn:
     def test_exactly_the_later_records_come_and_none_again(self):
         """Peer bug 47: it is > and not >=."""
         log = filled("a", "b", "a", "a")
-        assert [positions_of(log.after(position, ["a"]).records) for position in range(6)] == [
+        assert [positions_of(log.after(offset, ["a"]).records) for offset in range(6)] == [
             [1, 3, 4], [3, 4], [3, 4], [4], [], []
         ]  # fmt: skip
 
@@ -320,7 +317,7 @@ class TestWhereSomebodyGoesOn:
         log.append("a", Event("x"), None, 0.0)
         record = log.append("a", Event("x" * 200), None, 0.0)
         assert (log.records, log.bytes, log.topics) == (0, 0, 0)
-        assert log.after(record.position - 1, ["a"]).missing == record.position
+        assert log.after(record.offset - 1, ["a"]).missing == record.offset
 
     def test_without_history_everything_is_a_gap_for_who_was_away_and_nothing_for_who_was_not(self):
         log = filled("a", "b", bounds=Bounds(0, None, 3600.0))
@@ -342,11 +339,11 @@ class TestWhereSomebodyGoesOn:
         log = Log(UNBOUNDED, "e")
         for number in range(9_000):
             log.append("ab"[number % 2], Event(comment=""), None, 0.0)
-        drained, position, more = [], 0, True
+        drained, offset, more = [], 0, True
         while more:
-            reading = log.after(position, topics, most)
+            reading = log.after(offset, topics, most)
             drained += reading.records
-            position, more = drained[-1].position, reading.more
+            offset, more = drained[-1].offset, reading.more
         assert drained == log.after(0, topics).records
 
     def test_of_each_topic_and_key_the_latest_one_makes_up_for_the_others(self):
@@ -368,8 +365,8 @@ class TestTheNewest:
         log.append("gone", Event("x" * 200), None, 0.0)
         log.append("a", Event("x"), None, 0.0)
         for topics in ["a", "never"], [">"]:
-            position = log.newest(topics, 5)
-            reading = log.after(position, topics)
+            offset = log.newest(topics, 5)
+            reading = log.after(offset, topics)
             assert (positions_of(reading.records), reading.missing) == ([3], 0)
         assert log.newest(["a"], 5) == 0, "its own name was known all the time"
 
@@ -382,7 +379,7 @@ class TestTheNewest:
 class TestIds:
     def test_an_id_leads_back_to_its_position(self):
         log = filled(*"aaa")
-        assert [log.locate(log.id_of(position)) for position in range(4)] == [(n, None) for n in range(4)]
+        assert [log.locate(log.id_of(offset)) for offset in range(4)] == [(n, None) for n in range(4)]
 
     def test_two_logs_share_no_epoch_and_each_is_foreign_to_the_other(self):
         """Peer bug 50: the same numbers in another life are no place to go on from."""
@@ -459,7 +456,7 @@ class TestIds:
             with pytest.raises(MemoryError):
                 log.append("a", Event("x"), None, 0.0)
         assert (log.end, log.records) == (1, 1)
-        assert log.append("a", Event("x"), None, 0.0).position == 2
+        assert log.append("a", Event("x"), None, 0.0).offset == 2
 
 
 class TestNamesWithoutRecords:
@@ -588,12 +585,12 @@ class TestAWildcardOverManyTopics:
     @pytest.mark.parametrize("names", [[">"], ["t.*.s"], ["t.>", "t.3.s"], [f"t.{number}.s" for number in range(500)]])
     def test_is_read_in_order_and_nothing_of_it_twice(self, names):
         log = filled(*[f"t.{number % 500}.s" for number in range(2_000)])
-        position, found, more = 0, [], True
+        offset, found, more = 0, [], True
         while more:
-            reading = log.after(position, names, 1_000)
+            reading = log.after(offset, names, 1_000)
             found += positions_of(reading.records)
-            assert reading.through > position
-            position, more = reading.through, reading.more
+            assert reading.through > offset
+            offset, more = reading.through, reading.more
             assert reading.missing == 0
         assert found == list(range(1, 2_001))
 

@@ -18,14 +18,14 @@ names = st.lists(st.sampled_from(NAMES), max_size=3, unique=True)
 
 
 def positions_of(records):
-    return [record.position for record in records]
+    return [record.offset for record in records]
 
 
-def brought(log, position, topic="a", key=None, time=0.0, size=1):
+def brought(log, offset, topic="a", key=None, time=0.0, size=1):
     """Return a record as it is made of what a broker brought."""
-    event_id = f"{log.epoch}-{position}"
+    event_id = f"{log.epoch}-{offset}"
     frame = b"id: %b\ndata: %b\n\n" % (event_id.encode(), b"x" * size)
-    return Record(position, event_id, topic, None, frame, key, time)
+    return Record(offset, event_id, topic, None, frame, key, time)
 
 
 class LogOfABrokerAgainstAList(RuleBasedStateMachine):
@@ -50,13 +50,13 @@ class LogOfABrokerAgainstAList(RuleBasedStateMachine):
         history=st.integers(0, 4) | st.just(1000),
         history_bytes=st.none() | st.integers(30, 200),
         history_age=st.none() | st.integers(1, 5),
-        position=st.integers(0, 9),
+        offset=st.integers(0, 9),
     )
-    def begin(self, history, history_bytes, history_age, position):
+    def begin(self, history, history_bytes, history_age, offset):
         self.bounds = Bounds(history, history_bytes, history_age)
         self.log = Log(self.bounds)
-        self.log.begin("e0", position)
-        self.lose_list(position)
+        self.log.begin("e0", offset)
+        self.lose_list(offset)
 
     # What a broker brings.
 
@@ -95,13 +95,13 @@ class LogOfABrokerAgainstAList(RuleBasedStateMachine):
         self.log.rewind(f"e{len(self.borders)}", border)
         self.blurred = min(max([self.blurred, *self.gone]), border)
         clipped = [begin for end, begin in self.unknown.items() if begin < border < end]
-        valid = [record for record in [*self.kept, *filter(None, self.gone.values())] if record.position <= border]
-        self.kept = [record for record in self.kept if record.position <= border]
-        self.gone = {position: record for position, record in self.gone.items() if position <= border}
+        valid = [record for record in [*self.kept, *filter(None, self.gone.values())] if record.offset <= border]
+        self.kept = [record for record in self.kept if record.offset <= border]
+        self.gone = {offset: record for offset, record in self.gone.items() if offset <= border}
         self.made_up_for = {
-            position
-            for position in self.made_up_for.intersection(self.gone)
-            if any(self.makes_up(record, self.gone[position]) for record in valid)
+            offset
+            for offset in self.made_up_for.intersection(self.gone)
+            if any(self.makes_up(record, self.gone[offset]) for record in valid)
         }
         self.unknown = {end: begin for end, begin in self.unknown.items() if end <= border}
         if clipped or border > self.end:
@@ -124,47 +124,47 @@ class LogOfABrokerAgainstAList(RuleBasedStateMachine):
 
     # The list.
 
-    def lose_list(self, position, *after):
-        if position:
-            self.gone[position] = None
-            self.unknown[position] = min([self.end, *after])
-        self.end = position
+    def lose_list(self, offset, *after):
+        if offset:
+            self.gone[offset] = None
+            self.unknown[offset] = min([self.end, *after])
+        self.end = offset
 
     def evict(self, record):
         self.kept.remove(record)
-        self.gone[record.position] = record
+        self.gone[record.offset] = record
         if any(self.makes_up(kept, record) for kept in self.kept):
-            self.made_up_for.add(record.position)
+            self.made_up_for.add(record.offset)
 
     @staticmethod
     def makes_up(record, other):
         same = (record.topic, record.key) == (other.topic, other.key)
-        return same and other.key is not None and record.position > other.position
+        return same and other.key is not None and record.offset > other.offset
 
-    def missed(self, position, topics, since):
+    def missed(self, offset, topics, since):
         """Return the positions of what is gone and may have been for somebody with these topics and positions."""
-        starts = {name: max(position, since.get(name, 0)) for name in topics}
+        starts = {name: max(offset, since.get(name, 0)) for name in topics}
         return {
             gone
             for gone, record in self.gone.items()
             if any(start < gone and (record is None or matches(name, record.topic)) for name, start in starts.items())
         }
 
-    def wanted(self, position, topics, since):
-        starts = {name: max(position, since.get(name, 0)) for name in topics}
+    def wanted(self, offset, topics, since):
+        starts = {name: max(offset, since.get(name, 0)) for name in topics}
         return [
             record
             for record in self.kept
-            if any(start < record.position and matches(name, record.topic) for name, start in starts.items())
+            if any(start < record.offset and matches(name, record.topic) for name, start in starts.items())
         ]
 
-    def agree(self, reported, truth, position, topics):
+    def agree(self, reported, truth, offset, topics):
         """Never too little; too much only for what is blurred since the log was rewound."""
         truth = max(truth, default=0)
         note(f"{reported=} {truth=} {self.blurred=}")
-        if topics and position < self.blurred:
+        if topics and offset < self.blurred:
             assert truth <= reported <= max(truth, self.blurred)
-            assert reported == 0 or reported > position
+            assert reported == 0 or reported > offset
         else:
             assert reported == truth
 
@@ -172,14 +172,14 @@ class LogOfABrokerAgainstAList(RuleBasedStateMachine):
 
     @rule(topics=names, back=st.integers(-2, 15), since=st.lists(st.none() | st.integers(0, 12), max_size=3))
     def read(self, topics, back, since):
-        position = max(self.end - back, 0)
+        offset = max(self.end - back, 0)
         pairs = zip(topics, since, strict=False)
         since = {name: max(self.end - back, 0) for name, back in pairs if back is not None}
-        reading = self.log.after(position, topics, None, since or None)
-        missed = self.missed(position, topics, since)
-        assert reading.records == self.wanted(position, topics, since)
-        self.agree(reading.missing, missed, position, topics)
-        self.agree(reading.lost, missed - self.made_up_for, position, topics)
+        reading = self.log.after(offset, topics, None, since or None)
+        missed = self.missed(offset, topics, since)
+        assert reading.records == self.wanted(offset, topics, since)
+        self.agree(reading.missing, missed, offset, topics)
+        self.agree(reading.lost, missed - self.made_up_for, offset, topics)
         assert reading.lost <= reading.missing
 
     @rule(topics=names, count=st.integers(0, 6))
@@ -210,20 +210,20 @@ class LogOfABrokerAgainstAList(RuleBasedStateMachine):
     def an_id_leads_to_its_position_or_tells_of_the_rewinding(self):
         if not hasattr(self, "log"):
             return
-        assert all(self.log.id_of(record.position) == record.id for record in self.kept if self.era_is(record))
-        for given, (era, position) in self.ids.items():
+        assert all(self.log.id_of(record.offset) == record.id for record in self.kept if self.era_is(record))
+        for given, (era, offset) in self.ids.items():
             later = self.borders[era:]
             assert not self.log.is_ahead(given)
             if not later:
-                assert self.log.locate(given) == (position, None)
+                assert self.log.locate(given) == (offset, None)
             elif min(later):
-                assert self.log.locate(given) == (min(position, *later), GapReason.REWOUND)
+                assert self.log.locate(given) == (min(offset, *later), GapReason.REWOUND)
             else:
                 assert self.log.locate(given) == (0, GapReason.FOREIGN)
 
     def era_is(self, record):
         """Tell whether it is not on a border, where the later era's id counts."""
-        return record.position not in self.borders
+        return record.offset not in self.borders
 
     @invariant()
     def it_knows_when_the_next_one_is_too_old(self):
@@ -246,11 +246,11 @@ def test_at_every_moment_the_log_of_a_broker_is_what_a_list_would_be():
     )
 
 
-def log_of(*positions, begin=0, bounds=UNBOUNDED, key=None):
+def log_of(*offsets, begin=0, bounds=UNBOUNDED, key=None):
     log = Log(bounds)
     log.begin("e", begin)
-    for position in positions:
-        log.add(brought(log, position, key=key))
+    for offset in offsets:
+        log.add(brought(log, offset, key=key))
     return log
 
 
@@ -259,7 +259,7 @@ class TestBegin:
         log = log_of(41, begin=40)
         assert (log.end, log.epoch) == (41, "e")
         for topics in ["a"], ["nobody"], [">"], ["a.*"]:
-            assert [log.after(position, topics).missing for position in (0, 39, 40)] == [40, 40, 0]
+            assert [log.after(offset, topics).missing for offset in (0, 39, 40)] == [40, 40, 0]
         assert log.after(0, []).missing == 0
         assert log.after(0, ["a"], None, {"a": 40}).missing == 0
         assert positions_of(log.after(log.newest([">"], 5), [">"]).records) == [41]
@@ -280,7 +280,7 @@ class TestLose:
         log.lose(7)
         log.add(brought(log, 9))
         for topics in ["a"], ["nobody"], [">"]:
-            assert [log.after(position, topics).missing for position in (0, 2, 6, 7, 9)] == [7, 7, 7, 0, 0]
+            assert [log.after(offset, topics).missing for offset in (0, 2, 6, 7, 9)] == [7, 7, 7, 0, 0]
         assert positions_of(log.after(0, ["a"]).records) == [1, 2, 9]
 
     def test_no_key_makes_up_for_it(self):
@@ -313,7 +313,7 @@ class TestRewind:
         log = log_of(41, 42, begin=40)
         log.rewind("f", 7)
         assert (log.end, log.records) == (7, 0)
-        assert [log.after(position, ["a"]).missing for position in (6, 7)] == [7, 0]
+        assert [log.after(offset, ["a"]).missing for offset in (6, 7)] == [7, 0]
 
     def test_the_border_may_be_after_all_that_came_and_what_was_between_is_a_gap(self):
         """A process that was away when the others went on, and when the server was rewound."""
@@ -321,7 +321,7 @@ class TestRewind:
         log.rewind("f", 8)
         log.add(brought(log, 9))
         for topics in ["a"], ["nobody"], [">"]:
-            assert [log.after(position, topics).missing for position in (2, 7, 8)] == [8, 8, 0]
+            assert [log.after(offset, topics).missing for offset in (2, 7, 8)] == [8, 8, 0]
         assert log.locate("e-2") == (2, GapReason.REWOUND)
         assert log.locate("f-5") == (8, GapReason.REWOUND)
         assert positions_of(log.after(0, ["a"]).records) == [1, 2, 9]
@@ -330,7 +330,7 @@ class TestRewind:
         log = log_of(*range(1, 8), bounds=Bounds(3, None, None))
         log.rewind("f", 6)
         assert positions_of(log.after(0, ["a"]).records) == [5, 6]
-        assert [log.after(position, ["a"]).missing for position in (0, 3, 4)] == [4, 4, 0]
+        assert [log.after(offset, ["a"]).missing for offset in (0, 3, 4)] == [4, 4, 0]
 
     def test_what_was_made_up_for_by_something_void_is_lost(self):
         log = log_of(1, 2, bounds=Bounds(1, None, None), key="k")
@@ -341,14 +341,14 @@ class TestRewind:
     def test_what_is_kept_still_grows_old_and_is_still_evicted(self):
         log = Log(Bounds(2, None, 60.0))
         log.begin("e", 0)
-        for position in 1, 2, 3:
-            log.add(brought(log, position, time=float(position)))
+        for offset in 1, 2, 3:
+            log.add(brought(log, offset, time=float(offset)))
         log.rewind("f", 2)
         assert log.next_expiry() == 62.0
         log.expire(61.9)
         assert log.records == 1
-        for position in 3, 4:
-            log.add(brought(log, position, time=50.0))
+        for offset in 3, 4:
+            log.add(brought(log, offset, time=50.0))
         assert positions_of(log.after(0, ["a"]).records) == [3, 4]
         log.expire(110.0)
         assert (log.records, log.next_expiry()) == (0, None)

@@ -12,8 +12,8 @@ from aiohttp_interceptors.sse import Event
 EVENT = Event("x")
 
 
-def record(position):
-    return Record(position, str(position), "a", EVENT, b"x", None, 0.0)
+def record(offset):
+    return Record(offset, str(offset), "a", EVENT, b"x", None, 0.0)
 
 
 class OrderAgainstAList(RuleBasedStateMachine):
@@ -38,8 +38,8 @@ class OrderAgainstAList(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 60))
     def read(self, back):
-        position = max(self.end - back, 0)
-        assert list(self.order.after(position)) == [r for r in self.records if r.position > position]
+        offset = max(self.end - back, 0)
+        assert list(self.order.after(offset)) == [r for r in self.records if r.offset > offset]
 
     @rule()
     def read_all(self):
@@ -56,7 +56,7 @@ def test_what_is_read_is_what_a_list_has(monkeypatch):
 @pytest.mark.parametrize("oldest", [True, False])
 def test_coming_going_and_reading_on_cost_the_same_however_many_there_are(operations, oldest):
     def cost(count):
-        order, records = Order(), [record(position) for position in range(1, count + 1)]
+        order, records = Order(), [record(offset) for offset in range(1, count + 1)]
         for each in records:
             order.append(each)
         return (

@@ -21,8 +21,8 @@ from aiohttp_interceptors.sse import Event
 EVENT = Event("x")
 
 
-def record(position, key=None, frame=b"x", event=EVENT):
-    return Record(position, str(position), "a", event, frame, key, 0.0)
+def record(offset, key=None, frame=b"x", event=EVENT):
+    return Record(offset, str(offset), "a", event, frame, key, 0.0)
 
 
 class TestBounds:
@@ -85,20 +85,20 @@ class RingAgainstAList(RuleBasedStateMachine):
             assert self.ring.oldest is oldest
             self.ring.evict()
             made_up_for = oldest.key is not None and any(oldest.key == later.key for later in self.kept)
-            self.gone.append((oldest.position, made_up_for))
+            self.gone.append((oldest.offset, made_up_for))
 
     @rule(back=st.integers(0, 200), most=st.none() | st.integers(0, 9))
     def read(self, back, most):
-        position = self.end - back
-        assert self.ring.after(position, most) == [kept for kept in self.kept if kept.position > position][:most]
+        offset = self.end - back
+        assert self.ring.after(offset, most) == [kept for kept in self.kept if kept.offset > offset][:most]
 
     @invariant()
     def they_agree(self):
         assert len(self.ring) == len(self.kept)
         assert self.ring.bytes == sum(len(kept.frame) for kept in self.kept)
         assert self.ring.last == self.end
-        assert self.ring.evicted == max([position for position, _ in self.gone], default=self.born)
-        assert self.ring.lost == max([position for position, made_up_for in self.gone if not made_up_for],
+        assert self.ring.evicted == max([offset for offset, _ in self.gone], default=self.born)
+        assert self.ring.lost == max([offset for offset, made_up_for in self.gone if not made_up_for],
                                      default=self.born)  # fmt: skip
 
 
@@ -112,15 +112,15 @@ class TestMemory:
             """One that can be asked whether it is still there."""
 
         ring, seen = Ring("a", 0), []
-        for position in range(1, 200):
+        for offset in range(1, 200):
             event = Watched("x")
             seen.append(weakref.ref(event))
-            ring.append(record(position, event=event))
+            ring.append(record(offset, event=event))
             del event
             if len(ring) > 5:
                 ring.evict()
         gc.collect()
-        assert [position for position, event in enumerate(seen, 1) if event() is not None] == [*range(195, 200)]
+        assert [offset for offset, event in enumerate(seen, 1) if event() is not None] == [*range(195, 200)]
 
     def test_a_ring_that_was_emptied_is_as_small_as_a_new_one(self):
         rings = [Ring("a", 0) for _ in range(50)]
@@ -128,8 +128,8 @@ class TestMemory:
         try:
             before, _ = tracemalloc.get_traced_memory()
             for ring in rings:
-                for position in range(1, 501):
-                    ring.append(record(position, str(position)))
+                for offset in range(1, 501):
+                    ring.append(record(offset, str(offset)))
                 while ring:
                     ring.evict()
             after, _ = tracemalloc.get_traced_memory()

@@ -10,7 +10,7 @@ from aiohttp_interceptors import BrokerDown, BrokerError, Event, Hub, HubDown, H
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub import replication as module
-from aiohttp_interceptors.hub.broker import UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp
 from tests.hub.outlet import Outlet, start, subscribe
 from tests.waiting import until, within
 
@@ -118,8 +118,8 @@ class TestUp:
         monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.PATIENCE", 60.0)
         one, other = hubs(), hubs()
         await ready(one, other)
-        position = log.append("a", b"\x10data: 1\n\n", None)
-        event_id = f"{position.epoch}-{position.position}"
+        offset = log.append("a", b"\x10data: 1\n\n", None)
+        event_id = f"{offset.epoch}-{offset.offset}"
         assert other.log.is_ahead(event_id)
         outlet = start(other, "a", after=event_id)
         await other.publish("a", "2")
@@ -170,7 +170,7 @@ class TestUp:
         await hub.publish("a", "x")
         await until(lambda: "x" in outlet.texts)
         assert set(outlet.texts[:-1]) == {"gap"}
-        assert [line["position"] for line in logged if line["event"] == "hub_entry_skipped"] == [1, 2, 3]
+        assert [line["offset"] for line in logged if line["event"] == "hub_entry_skipped"] == [1, 2, 3]
 
     async def test_ages_count_from_when_it_was_published_not_read(self, log, hubs):
         early = hubs(history_age=60.0)
@@ -220,7 +220,7 @@ class TestDown:
                 self.tails += 1
                 async for item in super().tail(after):
                     yield item
-                    if not hasattr(item, "place") and self.tails < 3:
+                    if not hasattr(item, "offset") and self.tails < 3:
                         return
 
         broker = Ends(log)
@@ -294,7 +294,7 @@ class TestDown:
                 self.tails += 1
                 async for item in super().tail(after):
                     yield item
-                    if self.tails == 1 and isinstance(item, UpToDate):
+                    if self.tails == 1 and isinstance(item, CaughtUp):
                         raise failure
 
         hub = hubs(Cancelling(log))
@@ -339,7 +339,7 @@ class TestDown:
         log.stop()
         await until(lambda: not hub.ready)
         outlet = start(hub, "a", after=f"{log.epoch}-1")
-        assert log.append("a", b"\x10data: 1\n\n", None).position == 1
+        assert log.append("a", b"\x10data: 1\n\n", None).offset == 1
         loop = asyncio.get_running_loop()
         later = loop.time() + 0.1
         await until(lambda: loop.time() > later)

@@ -14,12 +14,12 @@ from tests.hub.reference import matches, patterns, topics
 EVENT = Event("x")
 
 
-def active(tree, wildcard, position):
-    return list(tree.active(wildcard, position))
+def active(tree, wildcard, offset):
+    return list(tree.active(wildcard, offset))
 
 
-def change(tree, ring, position):
-    ring.append(Record(position, str(position), ring.topic, EVENT, b"x", None, 0.0))
+def change(tree, ring, offset):
+    ring.append(Record(offset, str(offset), ring.topic, EVENT, b"x", None, 0.0))
     tree.touch(ring)
 
 
@@ -73,20 +73,20 @@ class TreeAgainstAList(RuleBasedStateMachine):
 
     @rule(wildcard=patterns().filter(is_wildcard), back=st.integers(0, 50), most=st.integers(0, 30))
     def look_at_a_few(self, wildcard, back, most):
-        position = max(self.end - back, 0)
-        found = self.tree.few(wildcard, position, most)
+        offset = max(self.end - back, 0)
+        found = self.tree.few(wildcard, offset, most)
         if found is not None:
             assert len(found) <= most
-            assert found == active(self.tree, wildcard, position)
-        assert self.tree.few(wildcard, position, 10_000) == active(self.tree, wildcard, position)
+            assert found == active(self.tree, wildcard, offset)
+        assert self.tree.few(wildcard, offset, 10_000) == active(self.tree, wildcard, offset)
 
     @rule(wildcard=patterns().filter(is_wildcard), back=st.integers(0, 50))
     def look(self, wildcard, back):
-        position = max(self.end - back, 0)
-        found = active(self.tree, wildcard, position)
+        offset = max(self.end - back, 0)
+        found = active(self.tree, wildcard, offset)
         assert len(found) == len(set(map(id, found)))
         assert set(found) == {
-            ring for topic, ring in self.rings.items() if matches(wildcard, topic) and ring.last > position
+            ring for topic, ring in self.rings.items() if matches(wildcard, topic) and ring.last > offset
         }
 
 
@@ -97,8 +97,8 @@ def test_in_any_order_the_rings_found_are_those_of_a_list():
 def tree_of(names):
     tree = TopicTree()
     rings = {name: Ring(name, 0) for name in names}
-    for position, ring in enumerate(rings.values(), 1):
-        change(tree, ring, position)
+    for offset, ring in enumerate(rings.values(), 1):
+        change(tree, ring, offset)
     return tree, rings
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from aiohttp_interceptors import Event, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub.broker import Entry, Joined, Place, UpToDate
+from aiohttp_interceptors.hub.broker import CaughtUp, Entry, LogPosition, Subscribed
 from aiohttp_interceptors.hub.message import EPHEMERAL, KEYED, PLAIN
 from aiohttp_interceptors.hub.replication import Intake
 from tests.hub.outlet import drain, live, start, turn
@@ -30,17 +30,17 @@ class Older:
         self.hub._supervision = None
         self.intake = Intake(self.hub._fanout)
         self.hub.open()
-        self.take(Joined(Place("e", 0)), UpToDate())
+        self.take(Subscribed(LogPosition("e", 0)), CaughtUp())
 
     def take(self, *items):
         for item in items:
             self.intake.take(item)
 
-    def read(self, *positions, topic="a"):
-        self.take([Entry(position, topic, b"\x10data: %d\n\n" % position) for position in positions])
+    def read(self, *offsets, topic="a"):
+        self.take([Entry(offset, topic, b"\x10data: %d\n\n" % offset) for offset in offsets])
 
-    def miss(self, *positions, topic="a", flags=FORMAT):
-        self.take([Entry(position, topic, written_later(flags)) for position in positions])
+    def miss(self, *offsets, topic="a", flags=FORMAT):
+        self.take([Entry(offset, topic, written_later(flags)) for offset in offsets])
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_it_is_logged_once_for_each_mark_and_not_for_each_entry(process, l
     process.miss(*range(1, 50))
     process.miss(50, flags=PLAIN | FLAG)
     lines = [line for line in logged if line["event"] == "hub_entry_skipped"]
-    assert [line["position"] for line in lines] == [1, 50]
+    assert [line["offset"] for line in lines] == [1, 50]
     assert "one release" in lines[0]["advice"]
 
 
@@ -179,12 +179,14 @@ async def test_both_releases_on_one_broker():
     outlet, quiet = start(older, "a"), start(older, "b")
     await until(lambda: outlet.subscription.live and quiet.subscription.live)
     await older.publish("a", Event("old"))
-    place = await newer.publish("a", written_later(FORMAT, b"new"))
+    position = await newer.publish("a", written_later(FORMAT, b"new"))
     last = await older.publish("a", Event("old again"))
     await until(lambda: outlet.texts[-1:] == ["old again"])
     assert outlet.texts == ["old", "gap", "old again"]
     assert quiet.texts == []
-    again = start(older, "a", after=f"{place.epoch}-{place.position}")  # a client of the newer process, which had it
+    again = start(
+        older, "a", after=f"{position.epoch}-{position.offset}"
+    )  # a client of the newer process, which had it
     await until(lambda: again.texts == ["old again"])
     assert again.last_event_id == last
     await older.close()

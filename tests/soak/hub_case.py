@@ -67,10 +67,10 @@ class Case:
 
     def _is_ours(self, event_id: str) -> bool:
         try:
-            hub, position = self._court.published(event_id)
+            hub, offset = self._court.published(event_id)
         except (Wrong, ValueError):
             return False
-        return hub.hub == self._opening.hub and position <= max(hub.lines)
+        return hub.hub == self._opening.hub and offset <= max(hub.lines)
 
     def _ways_to_begin(self, item: Item) -> None:
         """Check that who returns goes on where it was, or is told why not."""
@@ -98,15 +98,15 @@ class Case:
         self._at = self._known = self._last = self._reach = self._court.published(str(item.id))[1]
 
     def _record(self, item: Item) -> None:
-        _, position = self._court.published(str(item.id))
-        line = self._hub.lines.get(position)
+        _, offset = self._court.published(str(item.id))
+        line = self._hub.lines.get(offset)
         if line is None or (line.number, line.topic) != (item.number, item.topic):
             raise Wrong(f"{item} came, and {line} was published")
         if self._at is None:
-            self._at = self._last = position - 1
-        if position <= self._last:
+            self._at = self._last = offset - 1
+        if offset <= self._last:
             raise Wrong(f"repeated, or out of order: {item} came after {self._last}")
-        if not any(start[0] < position <= end[1] for start, end in self._spans.of(item.topic)):
+        if not any(start[0] < offset <= end[1] for start, end in self._spans.of(item.topic)):
             raise Wrong(f"{item} is of a topic that it had not asked for then")
         if self._opening.part is not None:
             if item.number % PARTS != self._opening.part:
@@ -114,34 +114,34 @@ class Case:
         elif self._first not in {"", item.id} and not (self._first and self._opening.route == "conflate"):
             raise Wrong(f"a gap said that {self._first} comes first, and it was {item}")
         self._first = ""
-        self._last = self._known = self._reach = position
-        self._received[position] = item.time
+        self._last = self._known = self._reach = offset
+        self._received[offset] = item.time
 
     def _passing(self, item: Item) -> None:
         line = self._hub.passing.get(item.number)
         if line is None or line.topic != item.topic or item.number in self._passed:
             raise Wrong(f"{item} came, or came twice, and {line} was published")
         self._passed.add(item.number)
-        if not line.position:  # written down too late to say where it belongs
+        if not line.offset:  # written down too late to say where it belongs
             return
         later = self._hub.lines.get(self._last)
-        if line.position < self._last and later is not None and later.time < line.time + TURN:
+        if line.offset < self._last and later is not None and later.time < line.time + TURN:
             self._court.seen["passing, after later records of its turn"] += 1  # who catches up has those first
-        elif line.position < self._last:
-            raise Wrong(f"{item} came after {self._last}, and was published after {line.position}")
-        if not any(start[0] <= line.position <= end[1] for start, end in self._spans.of(item.topic)):
+        elif line.offset < self._last:
+            raise Wrong(f"{item} came after {self._last}, and was published after {line.offset}")
+        if not any(start[0] <= line.offset <= end[1] for start, end in self._spans.of(item.topic)):
             raise Wrong(f"{item} is of a topic that it had not asked for then")
-        self._at = line.position if self._at is None else self._at
-        self._last = self._reach = max(self._last, line.position)
+        self._at = line.offset if self._at is None else self._at
+        self._last = self._reach = max(self._last, line.offset)
 
     def _gap(self, item: Item) -> None:
         said = json.loads(item.said)
         reason, after, first = said["reason"], said["after"], said["first"]
         self._court.told[reason] += 1
         self._first = "" if first is None else first
-        position = None if item.id is None else self._court.published(item.id)[1]
+        offset = None if item.id is None else self._court.published(item.id)[1]
         following = None if first is None else self._court.published(first)[1]
-        last = following - 1 if following else max(self._hub.lines) if position is None else position
+        last = following - 1 if following else max(self._hub.lines) if offset is None else offset
         if said.get("last") is not None:
             last = self._court.published(said["last"])[1]
         begun, asked = self._at is not None, self._opening.asked
@@ -159,14 +159,14 @@ class Case:
         elif reason == "foreign":
             self._at = 0
             self._excuses.append(Excuse(0, following, last, item.time))
-        elif reason in {"unknown", "future"} and (position is not None or self._opening.route == "snapshot"):
-            self._at = position
+        elif reason in {"unknown", "future"} and (offset is not None or self._opening.route == "snapshot"):
+            self._at = offset
         else:
             raise Wrong(f"{item} came")
         if asked is not None and not begun and after != asked[:128] and reason != "unknown":
             raise Wrong(f"{item} is not about {asked}")
-        if position is not None:
-            self._known = self._last = self._reach = max(self._last, position)
+        if offset is not None:
+            self._known = self._last = self._reach = max(self._last, offset)
 
     def _state(self, item: Item) -> None:
         if self._received or item.said.split(" ")[1] != str(self._states):
@@ -195,16 +195,16 @@ class Case:
             ]
             reach = max(late, default=reach)
         places = sorted(self._received)
-        for position in due[bisect_right(due, self._at) : bisect_right(due, reach)]:
-            if position in self._received:
+        for offset in due[bisect_right(due, self._at) : bisect_right(due, reach)]:
+            if offset in self._received:
                 continue
-            line = hub.lines[position]
+            line = hub.lines[offset]
             if opening.part is not None and line.number % PARTS != opening.part:
                 continue
-            following = bisect_right(places, position)
+            following = bisect_right(places, offset)
             when = self._received[places[following]] if following < len(places) else opening.end
-            if not (self._excused(position, when) or self._given_back(position)):
-                if opening.route == "conflate" and hub.superseded(position, when):
+            if not (self._excused(offset, when) or self._given_back(offset)):
+                if opening.route == "conflate" and hub.superseded(offset, when):
                     self._court.seen["superseded, and left out"] += 1
                     continue
                 before, later = places[max(0, following - 3) : following], places[following : following + 3]
@@ -217,23 +217,23 @@ class Case:
         """Tell whether a record of a topic came from between these positions."""
         where = self._hub.topics[topic]
         between = where[bisect_right(where, after) : bisect_left(where, before)]
-        return any(position in self._received for position in between)
+        return any(offset in self._received for offset in between)
 
-    def _excused(self, position: int, when: float) -> bool:
+    def _excused(self, offset: int, when: float) -> bool:
         """Tell whether a gap says that it is missing: it was there before that was told, and could be gone since."""
-        line, seen = self._hub.lines[position], self._court.seen
+        line, seen = self._hub.lines[offset], self._court.seen
         for excuse in self._excuses:
-            if excuse.after < position <= excuse.last and line.time <= excuse.time and self._hub.gone(position, when):
+            if excuse.after < offset <= excuse.last and line.time <= excuse.time and self._hub.gone(offset, when):
                 seen["missing, as a gap said"] += 1
-                seen["... and later than its first"] += bool(excuse.first and excuse.first < position)
-                seen["... and gone after it was told"] += not self._hub.gone(position, excuse.time)
+                seen["... and later than its first"] += bool(excuse.first and excuse.first < offset)
+                seen["... and gone after it was told"] += not self._hub.gone(offset, excuse.time)
                 return True
         return False
 
-    def _given_back(self, position: int) -> bool:
+    def _given_back(self, offset: int) -> bool:
         """Tell whether its topic was not asked for then, or given back before the stream had come so far."""
-        topic = self._hub.lines[position].topic
+        topic = self._hub.lines[offset].topic
         for start, end in self._spans.of(topic):
-            if start[1] < position <= end[1] and (end[0] >= 2**62 or self._came(topic, position, end[1] + 1)):
+            if start[1] < offset <= end[1] and (end[0] >= 2**62 or self._came(topic, offset, end[1] + 1)):
                 return False
         return True

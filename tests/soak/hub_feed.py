@@ -110,8 +110,8 @@ class Publisher:
 
     def _write(self, hub: int, number: int, topic: str, key: str, given: str | None) -> None:
         there, late = self._hubs[hub].log, threading.current_thread() is self._thread
-        epoch, position = (there.epoch, 0 if late else there.end) if given is None else given.rsplit("-", 1)
+        epoch, offset = (there.epoch, 0 if late else there.end) if given is None else given.rsplit("-", 1)
         with self._lock:
             self._file.write(
-                f"published {epoch} {hub} {position} {int(given is None)} {number} {time.monotonic()} {topic} {key}\n"
+                f"published {epoch} {hub} {offset} {int(given is None)} {number} {time.monotonic()} {topic} {key}\n"
             )

@@ -52,10 +52,10 @@ class HubJudge(Judge):
 
     def published(self, event_id: str) -> tuple[Published, int]:
         """Return the Hub that gave an id, and the position it stands for."""
-        epoch, _, position = event_id.rpartition("-")
+        epoch, _, offset = event_id.rpartition("-")
         if epoch not in self._published:
             raise Wrong(f"no Hub has given the id {event_id}")
-        return self._published[epoch], int(position)
+        return self._published[epoch], int(offset)
 
     def compare(self) -> None:
         """Compare each stream with what the servers say of it, and none may have kept silent."""

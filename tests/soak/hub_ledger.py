@@ -16,7 +16,7 @@ ALLOWANCE = 0.1  # seconds; an event is written down a moment after it got its t
 class Line(NamedTuple):
     """An event that was published."""
 
-    position: int  # of an ephemeral one, that of the record before it; 0 if nobody knows
+    offset: int  # of an ephemeral one, that of the record before it; 0 if nobody knows
     number: int
     time: float
     topic: str
@@ -54,10 +54,10 @@ class Published:
 
     def order(self) -> None:
         """Take the lines as complete: what threads have published is not in order."""
-        for position in sorted(self.lines):
-            line = self.lines[position]
-            self.topics[line.topic].append(position)
-            self._keys[line.topic, line.key].append(position)
+        for offset in sorted(self.lines):
+            line = self.lines[offset]
+            self.topics[line.topic].append(offset)
+            self._keys[line.topic, line.key].append(offset)
 
     @property
     def holes(self) -> int:
@@ -68,29 +68,29 @@ class Published:
         """Return the positions of all records under some names and wildcards."""
         if patterns not in self._under:
             some = [where for topic, where in self.topics.items() if any(matches(name, topic) for name in patterns)]
-            self._under[patterns] = sorted(position for where in some for position in where)
+            self._under[patterns] = sorted(offset for where in some for offset in where)
         return self._under[patterns]
 
-    def gone(self, position: int, when: float) -> bool:
+    def gone(self, offset: int, when: float) -> bool:
         """Tell whether a record could be evicted then: too old, or there were enough later ones of its topic."""
-        line, age = self.lines[position], AGE[self.hub]
+        line, age = self.lines[offset], AGE[self.hub]
         later = self.topics[line.topic]
-        enough = bisect_right(later, position) + HISTORY[self.hub] - 1
+        enough = bisect_right(later, offset) + HISTORY[self.hub] - 1
         if enough < len(later) and self.lines[later[enough]].time <= when:
             return True
         return age is not None and line.time + age <= when + ALLOWANCE
 
-    def superseded(self, position: int, when: float) -> bool:
+    def superseded(self, offset: int, when: float) -> bool:
         """Tell whether there was a later record of the same topic and key then."""
-        line = self.lines[position]
+        line = self.lines[offset]
         later = self._keys[line.topic, line.key]
-        following = bisect_right(later, position)
+        following = bisect_right(later, offset)
         return line.key != "-" and following < len(later) and self.lines[later[following]].time <= when
 
-    def oldest_gone(self, patterns: tuple[str, ...], position: int, when: float) -> bool:
+    def oldest_gone(self, patterns: tuple[str, ...], offset: int, when: float) -> bool:
         """Tell whether any record under these names after a position could be evicted then."""
         for topic, where in self.topics.items():
-            following = bisect_right(where, position)
+            following = bisect_right(where, offset)
             asked = following < len(where) and any(matches(name, topic) for name in patterns)
             if asked and self.gone(where[following], when):
                 return True
@@ -114,13 +114,13 @@ def read(path: Path) -> tuple[dict[str, Published], dict[str, list[Change]]]:
     for text in path.read_text().splitlines():
         verb, *words = text.split(" ")
         if verb == "published":
-            epoch, hub, position, ephemeral, number, time, topic, key = words
+            epoch, hub, offset, ephemeral, number, time, topic, key = words
             published = hubs.setdefault(epoch, Published(int(hub)))
-            line = Line(int(position), int(number), float(time), topic, key)
+            line = Line(int(offset), int(number), float(time), topic, key)
             if ephemeral == "1":
                 published.passing[line.number] = line
             else:
-                published.lines[line.position] = line
+                published.lines[line.offset] = line
         else:
             token, topic, earliest, latest = words
             changes[token].append(Change(verb, topic, int(earliest), int(latest)))

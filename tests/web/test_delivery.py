@@ -98,11 +98,11 @@ class TestTopicsOfAnOpenStream:
                 await asyncio.sleep(0)
         subscriber.add("end")
         await watched.hub.publish("end", "end")
-        positions = []
+        offsets = []
         while (event := await listener.event()).data != "end":
-            positions.append(int(event.id.partition("-")[2]))
-        assert len(positions) > 500
-        assert positions == sorted(set(positions))
+            offsets.append(int(event.id.partition("-")[2]))
+        assert len(offsets) > 500
+        assert offsets == sorted(set(offsets))
         await listener.close()
 
 
@@ -118,7 +118,7 @@ async def test_other_threads_publish_to_a_loop_that_waits(serve):
     for thread in threads:
         thread.start()
     events = [await listener.event() for _ in range(400)]
-    assert [event.id for event in events] == [watched.hub.log.id_of(position) for position in range(1, 401)]
+    assert [event.id for event in events] == [watched.hub.log.id_of(offset) for offset in range(1, 401)]
     for thread in threads:
         thread.join()
     await listener.close()

@@ -51,9 +51,9 @@ async def test_what_is_published_at_any_moment_of_opening_comes_exactly_once(ser
         events = []
         while {"while reading", "last", "meanwhile", "first"} - {event.data for event in events}:
             events.append(await listener.event())
-        positions = [int(event.id.partition("-")[2]) for event in events]
+        offsets = [int(event.id.partition("-")[2]) for event in events]
         start = int(after.partition("-")[2])
-        assert positions == list(range(start + 1, start + 1 + len(events)))
+        assert offsets == list(range(start + 1, start + 1 + len(events)))
         assert sorted(event.data for event in events) == ["first", "last", "meanwhile", "while reading"]
         await listener.close()
         await until(lambda: hub.statistics().subscribers == 0)

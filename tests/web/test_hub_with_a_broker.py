@@ -92,8 +92,8 @@ async def test_a_snapshot_whose_id_this_process_has_yet_to_see_is_waited_for(nod
     ahead = []
 
     def snapshot(context):
-        place = log.append("a", b"\x10data: in the state\n\n", None)
-        ahead.append(f"{place.epoch}-{place.position}")
+        slot = log.append("a", b"\x10data: in the state\n\n", None)
+        ahead.append(f"{slot.epoch}-{slot.offset}")
         return Snapshot(["state"], id=ahead[0])
 
     hub, server = await node(snapshot=snapshot)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from aiohttp_interceptors import CloseReason, Event, EventTooLarge, as_handler, before, setup, start_event_stream
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import STREAMS
-from aiohttp_interceptors.web.limits import LimitReached, Limits, take_place
+from aiohttp_interceptors.web.limits import LimitReached, Limits, take_slot
 from aiohttp_interceptors.web.stream import Stream
 from aiohttp_interceptors.web.timers import Rounds
 from tests.waiting import until
@@ -220,35 +220,35 @@ class LimitsAgainstAList(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.limits = Limits(5, 2, lambda request: request.user)
-        self.places = []
+        self.slots = []
 
     @rule(user=st.sampled_from([None, 0, False, "a", ("b", 1)]))
     def take(self, user):
         expected = (
             "max_streams"
-            if len(self.places) == 5
+            if len(self.slots) == 5
             else "max_streams_per_key"
-            if [place.key for place in self.places].count(user) == 2
+            if [slot.key for slot in self.slots].count(user) == 2
             else None
         )
         if expected is None:
-            self.places.append(take_place([self.limits], SimpleNamespace(user=user)))
+            self.slots.append(take_slot([self.limits], SimpleNamespace(user=user)))
         else:
             with pytest.raises(LimitReached, match=f"^{expected}$"):
-                take_place([self.limits], SimpleNamespace(user=user))
+                take_slot([self.limits], SimpleNamespace(user=user))
 
     @rule(data=st.data(), times=st.sampled_from([1, 2]))
-    def give_back(self, data, times):
-        if self.places:
-            place = data.draw(st.sampled_from(self.places))
-            self.places.remove(place)
+    def release(self, data, times):
+        if self.slots:
+            slot = data.draw(st.sampled_from(self.slots))
+            self.slots.remove(slot)
             for _ in range(times):
-                place.give_back()
+                slot.release()
 
     @invariant()
     def they_agree(self):
-        assert self.limits.taken == len(self.places)
-        assert dict(self.limits._of_each) == dict(Counter(place.key for place in self.places))
+        assert self.limits.taken == len(self.slots)
+        assert dict(self.limits._of_each) == dict(Counter(slot.key for slot in self.slots))
 
 
 def test_in_any_order_the_count_is_that_of_a_list():

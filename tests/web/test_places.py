@@ -87,7 +87,7 @@ class Site:
         streams = self.app[STREAMS]
         return {
             "places": streams._limits.taken,
-            "keys": len(streams._limits._of_each) + len(streams._limits._places or ()) + len(streams._limits._kicks),
+            "keys": len(streams._limits._of_each) + len(streams._limits._slots or ()) + len(streams._limits._kicks),
             "streams": len(streams),
             "contexts": len(contexts),
             "subscribers": self.hub.statistics().subscribers + self.hub.statistics().behind,

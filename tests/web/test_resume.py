@@ -219,7 +219,7 @@ async def test_a_gap_is_told_once_although_what_is_missing_lies_between_many_bat
         await hub.publish("a", f"{number} {'x' * 20_000}")
     await fill(hub, 20, "b")
     gaps, records = await told(hub, await listen(await serve(application(hub, ["a", "b"])), after=hub.log.id_of(0)))
-    ids = [hub.log.id_of(position) for position in (0, 1, 20)]  # of the twelve of b that are gone, the last
+    ids = [hub.log.id_of(offset) for offset in (0, 1, 20)]  # of the twelve of b that are gone, the last
     assert gaps == [dict(zip(("reason", "after", "first", "last"), ("evicted", *ids), strict=True))]
     assert [data.split()[0] for data in records] == [*map(str, range(8)), *map(str, range(12, 20))]
 

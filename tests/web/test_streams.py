@@ -85,10 +85,10 @@ class TestAdmission:
         limits = Limits(1, None, None)
         app = web.Application()
         app[STREAMS] = Streams(None, limits)
-        place = app[STREAMS].admit(make_mocked_request("GET", "/path", app=app), 1)
+        slot = app[STREAMS].admit(make_mocked_request("GET", "/path", app=app), 1)
         assert limits.taken == 1
         for _ in range(2):
-            place.give_back()
+            slot.release()
             assert limits.taken == 0
 
     async def test_there_is_none_once_it_closes_and_that_is_told(self):

@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 from ..._checks import check_count, check_seconds
 from ...exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, Joined, Lost, Place, Rewound, TailItem, UpToDate
+from ...hub.broker import IDEMPOTENCY_WINDOW, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from ..base import Draft, Outcome, Writer
 from .connection import Connect, Msg, NatsSession, NoStream, checked, reply_of
 from .log import Confirmation, Limits, Mark, NatsStream, message_id, subject_of, topic_of
@@ -42,7 +42,7 @@ class NatsBroker:
     """
 
     confirms: float = 2.0
-    """Seconds at most between two ``UpToDate`` while the server answers."""
+    """Seconds at most between two ``CaughtUp`` while the server answers."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class NatsBroker:
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
-    ) -> Place:
+    ) -> LogPosition:
         """Append an entry, as every ``Broker`` does. A key that has no UTF-8 is a ``ValueError``."""
         if connection is not None:
             raise TypeError("a NatsBroker writes in nobody's transaction; connection is for PostgreSQL")
@@ -84,37 +84,37 @@ class NatsBroker:
         await self._writer.close()
         await self._drop()
 
-    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+    async def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
         session = await NatsSession.open(self._connect, self._silence)
         consumer = Consumer(session, self._stream.name)
         try:
             log = await self._stream.survey(session, after)
-            place = after or log.start
-            yield Joined(place)
-            for item in log.items(place, []):
-                place = _place_after(place, item)
+            position = after or log.start
+            yield Subscribed(position)
+            for item in log.items(position, []):
+                position = _place_after(position, item)
                 yield item
-            await consumer.open(place.position)
+            await consumer.open(position.offset)
             told = False
-            clock, confirmation = log.clock - _now(), Confirmation(place.position, _now())
+            clock, confirmation = log.clock - _now(), Confirmation(position.offset, _now())
             while True:
                 if not (told or consumer.pending):
                     told = True
-                    yield UpToDate()
+                    yield CaughtUp()
                 messages = await consumer.messages()
                 if messages:
                     entries = self._entries(consumer, messages, _now() + clock)
-                    for item in log.items(place, entries):
-                        place = _place_after(place, item)
+                    for item in log.items(position, entries):
+                        position = _place_after(position, item)
                         yield item
                 if confirmation.due(_now()) and not consumer.pending:
                     asked = _now()
                     found = await self._stream.look(session, log)
                     clock = found.clock - _now()
                     confirmation.answered(found.last, consumer.silences, asked, _now())
-                if confirmation.complete(place.position, consumer.silences, _now()):
-                    yield UpToDate()
+                if confirmation.complete(position.offset, consumer.silences, _now()):
+                    yield CaughtUp()
         finally:
             await consumer.close()
             await session.close()
@@ -132,10 +132,10 @@ class NatsBroker:
             entries.append(
                 Entry(int(tokens[5]), topic_of(name, message.subject), message.data, age if age > 0 else 0.0)
             )
-        position, count, time, consumer.pending = map(int, tokens[5:TOKENS])
+        offset, count, time, consumer.pending = map(int, tokens[5:TOKENS])
         if count != consumer.count:
             raise BrokerDown(f"{consumer.count} messages came of {count} that NATS sent")
-        self._stream.marks.give(Mark(position, time))
+        self._stream.marks.give(Mark(offset, time))
         return entries
 
     async def _write(self, drafts: Sequence[Draft]) -> Sequence[Outcome]:
@@ -162,14 +162,14 @@ class NatsBroker:
         if futures:
             await asyncio.wait(futures, timeout=self._publish_timeout * 0.9)
         answers = [_answer(one) for one in sent]
-        stored = [(a.position, n) for n, a in enumerate(answers) if isinstance(a, Stored) and not a.repeated]
+        stored = [(a.offset, n) for n, a in enumerate(answers) if isinstance(a, Stored) and not a.repeated]
         if stored:
             if min(stored)[0] <= top:  # as only another stream, or one that lost something, would have it
                 await self._stream.survey(session)
-            position, number = max(stored)
-            marks.acknowledge(Mark(position, (self._subject(drafts[number]), drafts[number].payload)))
+            offset, number = max(stored)
+            marks.acknowledge(Mark(offset, (self._subject(drafts[number]), drafts[number].payload)))
         log = self._stream.log
-        return [log.place(answer.position) if isinstance(answer, Stored) else answer for answer in answers]
+        return [log.position(answer.offset) if isinstance(answer, Stored) else answer for answer in answers]
 
     async def _send_one(self, session: NatsSession, draft: Draft) -> asyncio.Future[Msg] | BrokerError:
         size = len(draft.payload) + (HEADERS if draft.idempotency_key else 0)
@@ -214,7 +214,7 @@ class NatsBroker:
 class Stored(NamedTuple):
     """What an acknowledgement says."""
 
-    position: int
+    offset: int
     repeated: bool
 
 
@@ -222,10 +222,12 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _place_after(place: Place, item: TailItem) -> Place:
-    if isinstance(item, Rewound):
-        return item.place
-    return Place(place.epoch, item.through if isinstance(item, Lost) else cast("Sequence[Entry]", item)[-1].position)
+def _place_after(position: LogPosition, item: TailItem) -> LogPosition:
+    if isinstance(item, Truncated):
+        return item.position
+    return LogPosition(
+        position.epoch, item.through if isinstance(item, Trimmed) else cast("Sequence[Entry]", item)[-1].offset
+    )
 
 
 def _answer(sent: asyncio.Future[Msg] | BrokerError) -> Stored | BrokerError:

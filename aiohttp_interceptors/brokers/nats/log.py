@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 from ..._logging import log as logger
 from ...exceptions import BrokerDown, BrokerRefused
-from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, Lost, Place, Rewound, TailItem
+from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, LogPosition, TailItem, Trimmed, Truncated
 from ...hub.epochs import successor
 from .connection import AGAIN, NatsSession, Reply, checked
 
@@ -46,8 +46,8 @@ class _Answer(NamedTuple):
 class Confirmation:
     """What one tail knows of the stream. Times are of one clock, in seconds."""
 
-    def __init__(self, position: int, now: float) -> None:
-        self._known = position  # up to where all has come that is still there
+    def __init__(self, offset: int, now: float) -> None:
+        self._known = offset  # up to where all has come that is still there
         self._answer: _Answer | None = None  # of the last look, until all has come that it told of
         self._next = now + LOOK
 
@@ -59,10 +59,10 @@ class Confirmation:
         """Note what a look has found."""
         self._answer, self._next = _Answer(last, silences, asked), now + LOOK
 
-    def complete(self, position: int, silences: int, now: float) -> bool:
+    def complete(self, offset: int, silences: int, now: float) -> bool:
         """Tell once for each look whether all has come that it told of, and lately; it came up to a position."""
         answer = self._answer
-        self._known = max(self._known, position)
+        self._known = max(self._known, offset)
         if answer is None:
             return False
         if silences >= answer.silences + SILENCES:
@@ -98,16 +98,16 @@ class NatsStream:
             raise BrokerDown(f"stream {self.name} was deleted, or has lost what was last")
         return now
 
-    async def survey(self, session: NatsSession, after: Place | None = None) -> NatsLog:
+    async def survey(self, session: NatsSession, after: LogPosition | None = None) -> NatsLog:
         """Return the log as it is, and have it go on in another epoch if it has lost what we know of."""
         async with self._surveying:  # what a tail and a write find at once is one thing
             top = self.marks.top  # as what is given meanwhile may be more than what is told
             log = NatsLog.of(await self._info(session))
             self.marks.follow(log)
-            marks = [mark for mark in self.marks if mark.position <= top]
-            if after is not None and after.epoch == log.epoch and after.position > top:
-                marks.append(Mark(after.position, None))
-            border = await self._border(session, log, [mark for mark in marks if mark.position >= log.first])
+            marks = [mark for mark in self.marks if mark.offset <= top]
+            if after is not None and after.epoch == log.epoch and after.offset > top:
+                marks.append(Mark(after.offset, None))
+            border = await self._border(session, log, [mark for mark in marks if mark.offset >= log.first])
             if border is not None:
                 log = await self._rewind(session, log, border)
                 self.marks.follow(log)
@@ -181,13 +181,13 @@ class NatsStream:
                 intact = middle
             else:
                 void = middle
-        return marks[intact].position if intact >= 0 else log.first - 1
+        return marks[intact].offset if intact >= 0 else log.first - 1
 
     async def _has(self, session: NatsSession, log: NatsLog, mark: Mark) -> bool:
         """Tell whether the server has the entry of a mark; one that was deleted alone it had."""
-        if mark.position > log.last or mark.content is None:
-            return mark.position <= log.last
-        reply = await session.ask(f"STREAM.MSG.GET.{self.name}", {"seq": mark.position})
+        if mark.offset > log.last or mark.content is None:
+            return mark.offset <= log.last
+        reply = await session.ask(f"STREAM.MSG.GET.{self.name}", {"seq": mark.offset})
         if _error_code(reply) == NO_MESSAGE:
             return True
         message = cast("dict[str, str]", checked(reply)["message"])
@@ -278,7 +278,7 @@ class NatsLog(NamedTuple):
     anew is another log, without anybody having written that down. Those after a rewind are in the stream's metadata.
     """
 
-    eras: tuple[Place, ...]
+    eras: tuple[LogPosition, ...]
     """Where each begins."""
     first: int
     """The position of the first entry that is kept, or of the next if none is."""
@@ -289,12 +289,12 @@ class NatsLog(NamedTuple):
     @classmethod
     def of(cls, info: StreamInfo) -> NatsLog:
         """Return what JetStream tells."""
-        origin = Place(successor(f"{info['config']['name']} {info['created']}"), 0)
+        origin = LogPosition(successor(f"{info['config']['name']} {info['created']}"), 0)
         metadata = cast("Mapping[str, str]", info["config"].get("metadata") or {})
         whose, *later = metadata.get(ERAS, "").split() or [""]
         eras = [origin]
         if whose == origin.epoch:  # or it came with the configuration of another stream
-            eras += [Place(era[1], int(era[2])) for era in map(_ERA.fullmatch, later) if era]
+            eras += [LogPosition(era[1], int(era[2])) for era in map(_ERA.fullmatch, later) if era]
         state = info["state"]
         last = state["last_seq"]
         clock = datetime.fromisoformat(info["ts"]).timestamp()
@@ -306,57 +306,57 @@ class NatsLog(NamedTuple):
         return self.eras[-1].epoch
 
     @property
-    def start(self) -> Place:
+    def start(self) -> LogPosition:
         """The place before the first entry."""
-        position = self.first - 1
-        return Place(next(era.epoch for era in reversed(self.eras) if era.position <= position), position)
+        offset = self.first - 1
+        return LogPosition(next(era.epoch for era in reversed(self.eras) if era.offset <= offset), offset)
 
-    def place(self, position: int) -> Place:
+    def position(self, offset: int) -> LogPosition:
         """Return the place of an entry."""
-        return Place(next(era.epoch for era in reversed(self.eras) if era.position < position), position)
+        return LogPosition(next(era.epoch for era in reversed(self.eras) if era.offset < offset), offset)
 
     def rewound(self, border: int) -> str:
         """Return the metadata that says that what was after a position is void.
 
         The epoch is made of that position too: who takes another border for it goes on in another epoch.
         """
-        kept = [Place(era.epoch, min(era.position, border)) for era in self.eras[1:]][1 - MOST_ERAS :]
-        eras = [*kept, Place(successor(f"{self.epoch}-{border}"), border)]
-        return " ".join([self.eras[0].epoch, *(f"{era.epoch}:{era.position}" for era in eras)])
+        kept = [LogPosition(era.epoch, min(era.offset, border)) for era in self.eras[1:]][1 - MOST_ERAS :]
+        eras = [*kept, LogPosition(successor(f"{self.epoch}-{border}"), border)]
+        return " ".join([self.eras[0].epoch, *(f"{era.epoch}:{era.offset}" for era in eras)])
 
-    def items(self, place: Place, entries: Sequence[Entry]) -> Iterator[TailItem]:
+    def items(self, position: LogPosition, entries: Sequence[Entry]) -> Iterator[TailItem]:
         """Tell what follows a place, up to the last of the entries that the server gave after it."""
         numbers = {era.epoch: number for number, era in enumerate(self.eras)}
         given = 0
         while True:
-            number = numbers.get(place.epoch, -1)
-            following = self.start if number < 0 else self.eras[number + 1] if place.epoch != self.epoch else None
-            if following is not None and (number < 0 or place.position >= following.position):
-                yield Rewound(following)
-                place = following
+            number = numbers.get(position.epoch, -1)
+            following = self.start if number < 0 else self.eras[number + 1] if position.epoch != self.epoch else None
+            if following is not None and (number < 0 or position.offset >= following.offset):
+                yield Truncated(following)
+                position = following
                 continue
-            ahead = entries[given].position if given < len(entries) else self.first
-            if ahead - 1 > place.position:
-                through = ahead - 1 if following is None else min(ahead - 1, following.position)
-                yield Lost(through)
-                place = Place(place.epoch, through)
+            ahead = entries[given].offset if given < len(entries) else self.first
+            if ahead - 1 > position.offset:
+                through = ahead - 1 if following is None else min(ahead - 1, following.offset)
+                yield Trimmed(through)
+                position = LogPosition(position.epoch, through)
                 continue
             if given == len(entries):
                 return
-            count = _run(entries, given, None if following is None else following.position)
+            count = _run(entries, given, None if following is None else following.offset)
             yield entries[given : given + count]
             given += count
-            place = Place(place.epoch, entries[given - 1].position)
+            position = LogPosition(position.epoch, entries[given - 1].offset)
 
 
 def _run(entries: Sequence[Entry], start: int, border: int | None) -> int:
     """Count the entries that follow each other without a hole, and not beyond a border."""
-    first, last = entries[start].position, entries[-1].position
+    first, last = entries[start].offset, entries[-1].offset
     if last - first == len(entries) - start - 1 and (border is None or last <= border):
         return len(entries) - start
     count = 1
     for entry in entries[start + 1 :]:
-        if entry.position != first + count or (border is not None and entry.position > border):
+        if entry.offset != first + count or (border is not None and entry.offset > border):
             break
         count += 1
     return count
@@ -365,7 +365,7 @@ def _run(entries: Sequence[Entry], start: int, border: int | None) -> int:
 class Mark(NamedTuple):
     """By what an entry is known again: its time to the nanosecond, or what was published, or nothing."""
 
-    position: int
+    offset: int
     content: int | tuple[str, bytes] | None
 
 
@@ -375,38 +375,38 @@ class Marks:
     def __init__(self) -> None:
         self._given: deque[Mark] = deque(maxlen=MOST_MARKS)
         self._acknowledged: Mark | None = None
-        self._eras: tuple[Place, ...] = ()
+        self._eras: tuple[LogPosition, ...] = ()
 
     def give(self, mark: Mark) -> None:
         """Note the last entry of a batch."""
-        if not self._given or self._given[-1].position < mark.position:
+        if not self._given or self._given[-1].offset < mark.offset:
             self._given.append(mark)
 
     def acknowledge(self, mark: Mark) -> None:
         """Note the last entry of a write."""
-        if self._acknowledged is None or self._acknowledged.position < mark.position:
+        if self._acknowledged is None or self._acknowledged.offset < mark.offset:
             self._acknowledged = mark
 
     def follow(self, log: NatsLog) -> None:
         """Forget what is void in a log."""
         for era in log.eras:
             if self._eras and era not in self._eras:  # the first one, too, which is another stream's
-                self._keep(era.position)
+                self._keep(era.offset)
         self._eras = log.eras
 
     def _keep(self, border: int) -> None:
-        while self._given and self._given[-1].position > border:
+        while self._given and self._given[-1].offset > border:
             self._given.pop()
-        if self._acknowledged is not None and self._acknowledged.position > border:
+        if self._acknowledged is not None and self._acknowledged.offset > border:
             self._acknowledged = None
 
     @property
     def top(self) -> int:
         """The last position that was given or acknowledged; 0 if none was."""
-        return max((mark.position for mark in self), default=0)
+        return max((mark.offset for mark in self), default=0)
 
     def __iter__(self) -> Iterator[Mark]:
         marks = list(self._given)
-        if self._acknowledged is not None and (not marks or marks[-1].position < self._acknowledged.position):
+        if self._acknowledged is not None and (not marks or marks[-1].offset < self._acknowledged.offset):
             marks.append(self._acknowledged)
         return iter(marks)

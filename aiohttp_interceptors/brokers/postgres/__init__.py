@@ -11,7 +11,7 @@ from contextlib import suppress
 from ..._checks import check_count, check_seconds
 from ..._tasks import end
 from ...exceptions import BrokerDown, BrokerError, OutcomeUnknown
-from ...hub.broker import Place, TailItem
+from ...hub.broker import LogPosition, TailItem
 from ..base import Draft, Writer
 from .connection import Connect, Connection, PostgresSession, checked_connect, entrust, in_transaction
 from .log import PostgresLog
@@ -48,7 +48,7 @@ class PostgresBroker:
     """
 
     confirms: float = 2.0
-    """Seconds at most between two ``UpToDate`` while the server answers."""
+    """Seconds at most between two ``CaughtUp`` while the server answers."""
 
     def __init__(  # noqa: PLR0913  # each is something of its own
         self,
@@ -95,7 +95,7 @@ class PostgresBroker:
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
-    ) -> Place | None:
+    ) -> LogPosition | None:
         """Append an entry, as every ``Broker`` does.
 
         With a ``connection``, a ``psycopg.AsyncConnection``, it is appended when the transaction commits that this is
@@ -119,7 +119,7 @@ class PostgresBroker:
             self._watching[connection] = asyncio.create_task(self._watch(connection))
         return None
 
-    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+    async def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
         session = await self._open(self._silence)
         try:
@@ -145,14 +145,14 @@ class PostgresBroker:
             await asyncio.gather(*[end(task, CLOSING, "a look at a caller's transaction") for task in watching])
         await self._drop()
 
-    async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
+    async def _write(self, drafts: Sequence[Draft]) -> Sequence[LogPosition]:
         async with self._turn:
             try:
                 if self._writing is not None and self._writing.is_lost():
                     await self._drop()
                 if self._writing is None:
                     self._writing = await self._open(self._publish_timeout / 2)
-                places = await self._log.append(self._writing, drafts, self._channel, self._publish_timeout)
+                positions = await self._log.append(self._writing, drafts, self._channel, self._publish_timeout)
             except BaseException:
                 await self._drop()
                 raise
@@ -161,7 +161,7 @@ class PostgresBroker:
             if self._untrimmed >= TRIM_AFTER:
                 with suppress(BrokerError):  # what was published is
                     await self._trim(self._writing, now=True)
-            return places
+            return positions
 
     async def _open(self, patience: float) -> PostgresSession:
         session = await PostgresSession.open(self._connect, self._table, patience, pooled=self._pooled)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias, cast
 
-from ...hub.broker import Entry, Place
+from ...hub.broker import Entry, LogPosition
 from ...hub.epochs import successor
 from ..base import Draft
 from .connection import PostgresSession, Row
@@ -38,7 +38,7 @@ Mark: TypeAlias = tuple[str, float]
 """The life of the server that took an entry, and when: no other has both."""
 
 
-Stored: TypeAlias = tuple[Place, str]
+Stored: TypeAlias = tuple[LogPosition, str]
 """A place, and the life of the server that took its entry."""
 
 
@@ -66,10 +66,10 @@ class Page(NamedTuple):
         make = tuple.__new__  # what an Entry's own does, less a call for each
         entries: list[Entry] = [make(Entry, row) for row in self.rows]
         while entries:
-            first = entries[0].position
+            first = entries[0].offset
             end = len(entries)
-            if entries[-1].position != first + end - 1:
-                end = next(n for n, entry in enumerate(entries) if entry.position != first + n)
+            if entries[-1].offset != first + end - 1:
+                end = next(n for n, entry in enumerate(entries) if entry.offset != first + n)
             yield entries[:end]
             entries = entries[end:]
 
@@ -78,7 +78,7 @@ class PostgresLog:
     """Read and write a table, and know what the server must have."""
 
     def __init__(self) -> None:
-        self._seen: tuple[Place, Mark] | None = None  # by the tail, latest
+        self._seen: tuple[LogPosition, Mark] | None = None  # by the tail, latest
         self._stored: Stored | None = None  # by publish, latest
         self._lives: dict[str, None] = {}
         self.past: set[str] = set()
@@ -87,7 +87,7 @@ class PostgresLog:
     async def read(self, session: PostgresSession, after: int, count: int, limit: float) -> Page:
         """Read up to ``count`` entries after a position."""
         stored = self._stored  # before the server looks, or it might be too new for what that sees
-        values = {"after": after, "count": count, "stored": stored[0].position if stored else after}
+        values = {"after": after, "count": count, "stored": stored[0].offset if stored else after}
         rows = await session.run(_PAGE, values, limit)
         if not rows or rows[-1][2] is not None:  # nobody has published yet, or somebody has deleted all
             await session.run(_CREATE, (), limit)
@@ -95,23 +95,23 @@ class PostgresLog:
         last, epoch, _, _ = cast("tuple[int, str, None, float]", rows.pop())
         marks: dict[int, Mark] = {}
         while rows and rows[-1][2] is None:
-            position, life, _, time = cast("tuple[int, str, None, float]", rows.pop())
-            marks[position] = life, time
+            offset, life, _, time = cast("tuple[int, str, None, float]", rows.pop())
+            marks[offset] = life, time
         start = cast("int", rows[0][0]) - 1 if rows else last
         return Page(epoch, last, marks, rows, start, stored)
 
-    def void(self, at: Place, page: Page) -> Place | None:
+    def void(self, at: LogPosition, page: Page) -> LogPosition | None:
         """Return a place that the server must have and has not, or has another entry at."""
         seen = self._seen
-        if page.last < at.position:
+        if page.last < at.offset:
             return at
-        if seen is not None and seen[0] == at and page.marks.get(at.position, seen[1]) != seen[1]:
+        if seen is not None and seen[0] == at and page.marks.get(at.offset, seen[1]) != seen[1]:
             return at
         if page.stored is None or page.stored[0].epoch != at.epoch:
             return None
-        place, life = page.stored
-        other = page.marks.get(place.position, (life, 0.0))[0] != life
-        return place if other or page.last < place.position else None
+        position, life = page.stored
+        other = page.marks.get(position.offset, (life, 0.0))[0] != life
+        return position if other or page.last < position.offset else None
 
     async def learn(self, session: PostgresSession, page: Page, limit: float) -> None:
         """Note of which lives the entries of a page are, if that can be another than that of those before."""
@@ -121,30 +121,32 @@ class PostgresLog:
             for (life,) in await session.run(_LIVES, (page.start, last), limit):
                 self._note(cast("str", life))
 
-    def see(self, at: Place, page: Page) -> None:
+    def see(self, at: LogPosition, page: Page) -> None:
         """Note a place up to which a page was given."""
-        mark = page.marks.get(at.position)
+        mark = page.marks.get(at.offset)
         if mark is not None:
             self._seen = at, mark
 
     async def append(
         self, session: PostgresSession, drafts: Sequence[Draft], bell: str | None, limit: float
-    ) -> list[Place]:
+    ) -> list[LogPosition]:
         """Store drafts, all or none, and return their places."""
-        epoch, position = known = self._stored[0] if self._stored else Place("", 0)
+        epoch, offset = known = self._stored[0] if self._stored else LogPosition("", 0)
         columns = [list(column) for column in zip(*drafts, strict=True)] or [[], [], []]
-        ((era, life, places),) = await session.run(_APPEND, (*columns, epoch, position, bell), limit)
-        if places is None:
+        ((era, life, positions),) = await session.run(_APPEND, (*columns, epoch, offset, bell), limit)
+        if positions is None:
             await self.rewind(session, known, limit)
             self._stored = None
             return await self.append(session, drafts, bell, limit)
-        made = [Place(cast("str", era), place) for place in cast("list[int]", places)]
+        made = [LogPosition(cast("str", era), position) for position in cast("list[int]", positions)]
         if made:
             self._stored = max(made), str(life)
             self._note(str(life))
         return made
 
-    async def rewind(self, session: PostgresSession, void: Place, limit: float, *, left: str | None = None) -> None:
+    async def rewind(
+        self, session: PostgresSession, void: LogPosition, limit: float, *, left: str | None = None
+    ) -> None:
         """Have the log go on in another epoch, because the server has lost what was at a place.
 
         That goes on after the latest entry before it that is of a life of which we have had some, and is named after
@@ -153,11 +155,11 @@ class PostgresLog:
         left = left or void.epoch
         await session.run(_REWIND, (*void, list(self._lives), left, successor(left)), limit)
 
-    async def border(self, session: PostgresSession, place: Place, limit: float) -> int | None:
+    async def border(self, session: PostgresSession, position: LogPosition, limit: float) -> int | None:
         """Return the position up to which what is of a former epoch is still there; None if it is not one of ours."""
-        rows = await session.run(_BORDER, (place.epoch,), limit)
+        rows = await session.run(_BORDER, (position.epoch,), limit)
         border = cast("int | None", rows[0][0]) if rows else None
-        return None if border is None else min(border, place.position)
+        return None if border is None else min(border, position.offset)
 
     async def trim(self, session: PostgresSession, most: int, age: float | None, limit: float) -> bool:
         """Delete some of what is too much or too old, and tell whether there is more."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from ..._logging import log as logger
 from ..._tasks import check_cancelled, end
 from ...exceptions import BrokerError
-from ...hub.broker import Joined, Lost, Place, Rewound, TailItem, UpToDate
+from ...hub.broker import CaughtUp, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .connection import Connect, PostgresSession
 from .log import Page, PostgresLog
 
@@ -98,27 +98,27 @@ class PostgresTail:
         self._session = session
         self._log = log
         self._silence = silence
-        self._at: Place
+        self._at: LogPosition
         self._count = 100  # entries in the next page
         self._goal = 0  # the position that is up to date
         self._confirmed = float("-inf")  # when that was told last
         self.idle: bool = False
         """Whether nothing more was there."""
 
-    async def join(self, after: Place | None) -> Joined:
+    async def join(self, after: LogPosition | None) -> Subscribed:
         """Begin after a place. It comes first, and once."""
-        page = await self._read(after.position if after else 0)
-        self._at = after or Place(page.epoch, page.start)
+        page = await self._read(after.offset if after else 0)
+        self._at = after or LogPosition(page.epoch, page.start)
         self._goal = page.last
-        return Joined(self._at)
+        return Subscribed(self._at)
 
     async def items(self) -> Sequence[TailItem]:
         """Return what comes next; nothing, if that is nothing, or if the log goes on in another epoch."""
         asked = time.monotonic()
-        page = await self._read(self._at.position)
+        page = await self._read(self._at.offset)
         self.idle = False
         if page.epoch in self._log.past:
-            void = Place(page.epoch, page.last + 1)
+            void = LogPosition(page.epoch, page.last + 1)
             await self._log.rewind(self._session, void, self._silence, left=self._at.epoch)
             return []
         if page.epoch != self._at.epoch:
@@ -133,19 +133,19 @@ class PostgresTail:
     def _take(self, page: Page, asked: float) -> list[TailItem]:
         items: list[TailItem] = []
         for entries in page.runs():
-            if entries[0].position > self._at.position + 1:
-                items.append(Lost(entries[0].position - 1))
+            if entries[0].offset > self._at.offset + 1:
+                items.append(Trimmed(entries[0].offset - 1))
             items.append(entries)
-            self._at = Place(page.epoch, entries[-1].position)
-        if not page.rows and page.last > self._at.position:
-            items.append(Lost(page.last))
-            self._at = Place(page.epoch, page.last)
+            self._at = LogPosition(page.epoch, entries[-1].offset)
+        if not page.rows and page.last > self._at.offset:
+            items.append(Trimmed(page.last))
+            self._at = LogPosition(page.epoch, page.last)
         self._log.see(self._at, page)
         self.idle = len(page.rows) < self._count
         if page.rows:
             self._count = max(min(MOST, int(MOST_BYTES * len(page.rows) / (page.size + 1))), 1)
         if self._confirms(page, asked):
-            items.append(UpToDate())
+            items.append(CaughtUp())
         return items
 
     def _confirms(self, page: Page, asked: float) -> bool:
@@ -153,19 +153,19 @@ class PostgresTail:
         now = time.monotonic()
         first = self._goal < sys.maxsize
         new = first or (now >= self._confirmed + CONFIRM and now <= asked + CONFIRMED_WITHIN)
-        if not new or self._at.position < min(self._goal, page.last):
+        if not new or self._at.offset < min(self._goal, page.last):
             return False
         self._confirmed, self._goal = now, sys.maxsize
         return True
 
-    async def _go_over(self, page: Page) -> Rewound:
+    async def _go_over(self, page: Page) -> Truncated:
         border = await self._log.border(self._session, self._at, self._silence)
         if border is None:
             page = await self._read(0)
             border = page.start
         self._log.past.add(self._at.epoch)
-        self._at = Place(page.epoch, border)
-        return Rewound(self._at)
+        self._at = LogPosition(page.epoch, border)
+        return Truncated(self._at)
 
     async def _read(self, after: int) -> Page:
         return await self._log.read(self._session, after, self._count, self._silence)

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from ..._checks import check_count, check_seconds
 from ...exceptions import BrokerDown, OutcomeUnknown
-from ...hub.broker import Place, TailItem
+from ...hub.broker import LogPosition, TailItem
 from ..base import Draft, Retention, Writer
 from .connection import Connect, Factory, RedisAdvice, RedisSession, checked_connect, cluster_node, sentinel
 from .log import SCRIPT, Elsewhere, RedisLog
@@ -68,7 +68,7 @@ class RedisBroker:
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
-    ) -> Place:
+    ) -> LogPosition:
         """Append an entry, as every ``Broker`` does."""
         if connection is not None:
             raise TypeError("a RedisBroker writes in nobody's transaction; connection is for PostgreSQL")
@@ -79,7 +79,7 @@ class RedisBroker:
         await self._writer.close()
         await self._drop()
 
-    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+    async def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
         async with self._session(self._silence) as session:
             tail = RedisTail(session, self._log, self._silence)
@@ -125,7 +125,7 @@ class RedisBroker:
         if self._scope is not None:
             self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
+    async def _write(self, drafts: Sequence[Draft]) -> Sequence[LogPosition]:
         try:
             if self._tail is None and time.monotonic() < self._doubtful:
                 raise BrokerDown(DISAGREED)  # noqa: TRY301  # the connection is closed as for every other reason
@@ -133,7 +133,7 @@ class RedisBroker:
                 self._writing = await RedisSession.open(self._connect, self._publish_timeout / 2)
             call = self._log.call(None, drafts, "" if self._tail is None else self._tail.server)
             reply = await self._writing.run(SCRIPT, *call.arguments, limit=self._publish_timeout)
-            return self._log.answer(cast("list[bytes]", reply), call).places
+            return self._log.answer(cast("list[bytes]", reply), call).positions
         except Elsewhere as error:
             await self._drop()
             if self._tail is not None:

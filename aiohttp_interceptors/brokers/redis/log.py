@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from ...exceptions import BrokerRefused
-from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, Place
+from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, LogPosition
 from ...hub.epochs import new_epoch
 from ..base import Draft, Retention
 
@@ -24,7 +24,7 @@ __all__ = [
     "RawEntry",
     "RedisLog",
     "key_of",
-    "position",
+    "offset",
     "stream_id",
 ]
 
@@ -233,7 +233,7 @@ class Claim(NamedTuple):
 
     epoch: str
     life: str
-    position: int
+    offset: int
     past: str = ""
     """The lives before, each with the id where it ended."""
     since: float = 0.0
@@ -241,7 +241,7 @@ class Claim(NamedTuple):
 
     def arguments(self, now: float) -> list[Argument]:
         """Return it as the script takes it."""
-        till = stream_id(self.position)
+        till = stream_id(self.offset)
         history = b"%b %b %b" % (self.life.encode(), till, self.past.encode())
         return [self.epoch, self.life, till, int((now - self.since) * 1000), history]
 
@@ -264,13 +264,13 @@ class Answer(NamedTuple):
     """What there is now."""
     now: int
     """The time of the server, in milliseconds."""
-    start: Place
+    start: LogPosition
     """Where to go on: the place that was asked for, unless that is void."""
     through: int | None
     """The position where the epoch of that place ended, if it is over."""
     server: str
     """The run id of the server, which it has until it is started again."""
-    places: list[Place]
+    positions: list[LogPosition]
     """Of the drafts."""
 
 
@@ -290,15 +290,15 @@ def key_of(stream: str) -> str:
     return f"{{{stream}}}"
 
 
-def position(raw: bytes) -> int:
+def offset(raw: bytes) -> int:
     """Return the position that an id of Redis stands for."""
     milliseconds, _, sequence = raw.partition(b"-")
     return int(milliseconds) << SEQUENCE | int(sequence)
 
 
-def stream_id(position: int) -> bytes:
+def stream_id(offset: int) -> bytes:
     """Return the id of Redis that a position stands for."""
-    return b"%d-%d" % (position >> SEQUENCE, position & ((1 << SEQUENCE) - 1))
+    return b"%d-%d" % (offset >> SEQUENCE, offset & ((1 << SEQUENCE) - 1))
 
 
 class RedisLog:
@@ -313,11 +313,11 @@ class RedisLog:
         self._retention = retention
         self._pasts: OrderedDict[str, str] = OrderedDict()  # what was before each life
 
-    def call(self, after: Place | None, drafts: Sequence[Draft] = (), server: str = "") -> Call:
+    def call(self, after: LogPosition | None, drafts: Sequence[Draft] = (), server: str = "") -> Call:
         """Return a run of the script: to find out about a place, or to store drafts, on that server if it has to be."""
         keys: list[Argument] = [self.stream, f"{self.stream}:log"]
         most, age = self._retention
-        epoch, at = after or Place("", 0)
+        epoch, at = after or LogPosition("", 0)
         known = next(reversed(self._pasts), "")
         values: list[Argument] = [new_epoch(), server, known, epoch, stream_id(at)]
         values += [most, "" if age is None else int(age * 1000), WINDOW]
@@ -335,27 +335,27 @@ class RedisLog:
         if reply[0] == ELSEWHERE:
             raise Elsewhere(reply[1].decode())
         epoch, life, last, now, era, at, through, server, past, gone, *raws = reply
-        latest = self.claim(epoch.decode(), life.decode(), position(last), past.decode())
-        places = []
+        latest = self.claim(epoch.decode(), life.decode(), offset(last), past.decode())
+        positions = []
         for raw in raws:
             its_own, _, where = raw.rpartition(b" ")
-            places.append(Place(its_own.decode() or latest.epoch, position(where)))
-        if places:
+            positions.append(LogPosition(its_own.decode() or latest.epoch, offset(where)))
+        if positions:
             self.acknowledged = latest
         elif self.acknowledged is call.acknowledged is not NO_CLAIM:
             old = call.acknowledged  # of which all is there still, or else it was told
-            self.acknowledged = NO_CLAIM if gone else latest._replace(position=old.position, since=old.since)
-        start = Place(era.decode(), position(at))
-        return Answer(latest, int(now), start, position(through) if through else None, server.decode(), places)
+            self.acknowledged = NO_CLAIM if gone else latest._replace(offset=old.offset, since=old.since)
+        start = LogPosition(era.decode(), offset(at))
+        return Answer(latest, int(now), start, offset(through) if through else None, server.decode(), positions)
 
-    def claim(self, epoch: str, life: str, position: int, past: str = "") -> Claim:
+    def claim(self, epoch: str, life: str, offset: int, past: str = "") -> Claim:
         """Make a claim about now. The ``past`` of a life has to be given once."""
         if past or life not in self._pasts:
             self._pasts[life] = past
             while len(self._pasts) > LIVES:
                 self._pasts.popitem(last=False)
         self._pasts.move_to_end(life)
-        return Claim(epoch, life, position, self._pasts[life], time.monotonic())
+        return Claim(epoch, life, offset, self._pasts[life], time.monotonic())
 
     def entries(
         self, raws: Sequence[RawEntry], at: int, now: int, marks: Sequence[str]
@@ -373,7 +373,7 @@ class RedisLog:
             for raw, (link, before, _, topic, _, payload) in raws:
                 if before != expected:
                     mark, _, previous = before.rpartition(b" ")
-                    broken = Break(position(previous if link == b"l" else b""), mark.decode())  # b"" is no id
+                    broken = Break(offset(previous if link == b"l" else b""), mark.decode())  # b"" is no id
                     if previous != expected or broken.mark not in marks:
                         return made, broken
                 milliseconds, _, sequence = raw.partition(b"-")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..._checks import check_count, check_seconds
 from ...exceptions import BrokerDown
-from ...hub.broker import Joined, Lost, Place, Rewound, TailItem, UpToDate
+from ...hub.broker import CaughtUp, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from ..base import Draft, Retention, Writer
 from .log import Page, SqliteLog
 from .notifier import Bell, ring
@@ -43,7 +43,7 @@ class SqliteBroker:
     """
 
     confirms: float = 1.0
-    """Seconds at most between two ``UpToDate`` while the disk answers."""
+    """Seconds at most between two ``CaughtUp`` while the disk answers."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class SqliteBroker:
         patience, retention, doubt = publish_timeout / 2, Retention(max_records, max_age), threading.Event()
         self._bells = Path(f"{file}-bells")
         self._bell: Bell | None = None
-        self._known: Place | None = None
+        self._known: LogPosition | None = None
         self._news = asyncio.Event()
         self._writer = Writer(self._write, publish_timeout)
         # Each has a thread and a connection, so that to read waits neither for a commit nor for a lock.
@@ -72,7 +72,7 @@ class SqliteBroker:
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
-    ) -> Place:
+    ) -> LogPosition:
         """Append an entry, as every ``Broker`` does. A key that has no UTF-8 is a ``ValueError``."""
         if connection is not None:
             raise TypeError("a SqliteBroker writes in nobody's transaction; connection is for PostgreSQL")
@@ -80,7 +80,7 @@ class SqliteBroker:
             idempotency_key.encode()  # here and not in the thread, where it would be the end of others too
         return await self._writer.put(Draft(topic, payload, idempotency_key))
 
-    async def tail(self, after: Place | None) -> AsyncGenerator[TailItem, None]:
+    async def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Follow the entries after a place, as every ``Broker`` does."""
         if after is not None and self._known is None:
             self._known = after
@@ -88,26 +88,26 @@ class SqliteBroker:
         try:
             asked, page = clock(), await self._read(after)
             self._hang_bell()
-            yield Joined(page.start if after is None else after)
+            yield Subscribed(page.start if after is None else after)
             confirmed = float("-inf")
             while True:
                 if page.rewound is not None:
                     self._note(page.rewound)
-                    yield Rewound(page.rewound)
+                    yield Truncated(page.rewound)
                 if page.lost:
-                    yield Lost(page.start.position)
-                place = page.start
+                    yield Trimmed(page.start.offset)
+                position = page.start
                 if page.entries:
-                    place = Place(place.epoch, page.entries[-1].position)
-                    self._note(place)
+                    position = LogPosition(position.epoch, page.entries[-1].offset)
+                    self._note(position)
                     yield page.entries
                 now = clock()
                 if not page.more and now >= confirmed + CONFIRM and (now <= asked + CONFIRMED_WITHIN or confirmed < 0):
                     confirmed = now
-                    yield UpToDate()
+                    yield CaughtUp()
                 rung = page.more or await self._wait()
                 self._news.clear()
-                asked, page = clock(), await self._read(place)
+                asked, page = clock(), await self._read(position)
                 if page.entries and not rung:
                     self._hang_bell()  # who stored them has not found it
         finally:
@@ -118,29 +118,29 @@ class SqliteBroker:
         await self._writer.close()
         await asyncio.gather(self._writing.close(SILENCE), self._reading.close(SILENCE))
 
-    async def _write(self, drafts: Sequence[Draft]) -> Sequence[Place]:
+    async def _write(self, drafts: Sequence[Draft]) -> Sequence[LogPosition]:
         own = None if self._bell is None else self._bell.path
-        places = await self._writing.run(lambda log: self._append(log, drafts, own))
-        self._note(max(places))
+        positions = await self._writing.run(lambda log: self._append(log, drafts, own))
+        self._note(max(positions))
         self._news.set()
-        return places
+        return positions
 
-    def _append(self, log: SqliteLog, drafts: Sequence[Draft], own: Path | None) -> list[Place]:
-        places = log.append(drafts, self._known)
+    def _append(self, log: SqliteLog, drafts: Sequence[Draft], own: Path | None) -> list[LogPosition]:
+        positions = log.append(drafts, self._known)
         ring(self._bells, own)
-        return places
+        return positions
 
-    async def _read(self, after: Place | None) -> Page:
+    async def _read(self, after: LogPosition | None) -> Page:
         try:
             async with asyncio.timeout(SILENCE):
                 return await self._reading.run(lambda log: log.read(after, self._known))
         except TimeoutError:
             raise BrokerDown(f"the disk has not answered for {SILENCE} s") from None
 
-    def _note(self, place: Place) -> None:
+    def _note(self, position: LogPosition) -> None:
         """Note that a place was given or acknowledged."""
-        if self._known is None or self._known.epoch != place.epoch or self._known.position < place.position:
-            self._known = place
+        if self._known is None or self._known.epoch != position.epoch or self._known.offset < position.offset:
+            self._known = position
 
     async def _wait(self) -> bool:
         """Wait until there may be something new, and tell whether that was told."""

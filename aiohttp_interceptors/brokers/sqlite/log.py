@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, Place
+from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, LogPosition
 from ...hub.epochs import new_epoch
 from ..base import Draft, Retention
 from .connection import Opening, SqliteFile, transaction
@@ -39,9 +39,9 @@ _FORGET = "DELETE FROM repeat WHERE time < ? AND number < (SELECT min(number) FR
 class Page(NamedTuple):
     """What follows a place."""
 
-    start: Place
+    start: LogPosition
     """After which the entries come: the place that was asked for, unless that is void, or followed by a loss."""
-    rewound: Place | None
+    rewound: LogPosition | None
     lost: bool
     entries: list[Entry]
     more: bool
@@ -63,17 +63,17 @@ class SqliteLog:
         self._retention = retention
         self._file = SqliteFile(Opening(path, patience, synchronous, self._create, self._claim, self._tear), doubt)
 
-    def append(self, drafts: Sequence[Draft], known: Place | None) -> list[Place]:
+    def append(self, drafts: Sequence[Draft], known: LogPosition | None) -> list[LogPosition]:
         """Store drafts, all or none, and return their places."""
 
-        def work(connection: sqlite3.Connection) -> list[Place]:
+        def work(connection: sqlite3.Connection) -> list[LogPosition]:
             with transaction(connection):
                 _check(connection, known)
                 return _append(connection, drafts, self._retention)
 
         return self._file.run(work)
 
-    def read(self, after: Place | None, known: Place | None) -> Page:
+    def read(self, after: LogPosition | None, known: LogPosition | None) -> Page:
         """Return what follows a place; after ``None``, from the first entry that is left."""
 
         def work(connection: sqlite3.Connection) -> Page:
@@ -130,46 +130,46 @@ def _begin_era(connection: sqlite3.Connection, common: float = float("inf")) -> 
     connection.execute("UPDATE log SET epoch = ?", (new_epoch(),))
 
 
-def _is_behind(connection: sqlite3.Connection, known: Place | None) -> bool:
+def _is_behind(connection: sqlite3.Connection, known: LogPosition | None) -> bool:
     if known is None:
         return False
     epoch, last = connection.execute("SELECT epoch, last FROM log").fetchone()
-    return bool(epoch == known.epoch and last < known.position)
+    return bool(epoch == known.epoch and last < known.offset)
 
 
-def _check(connection: sqlite3.Connection, known: Place | None) -> None:
+def _check(connection: sqlite3.Connection, known: LogPosition | None) -> None:
     if _is_behind(connection, known):
         _begin_era(connection)
 
 
-def _append(connection: sqlite3.Connection, drafts: Sequence[Draft], retention: Retention) -> list[Place]:
+def _append(connection: sqlite3.Connection, drafts: Sequence[Draft], retention: Retention) -> list[LogPosition]:
     epoch, last, trimmed = connection.execute("SELECT epoch, last, trimmed FROM log").fetchone()
     now = time.time()
-    places: list[Place] = []
+    positions: list[LogPosition] = []
     rows: list[tuple[int, float, str, bytes]] = []
     for topic, payload, key in drafts:
         repeated = None if key is None else _repeated(connection, key, last + 1, now)
         if repeated is None:
             last += 1
             rows.append((last, now, topic, payload))
-        places.append(Place(epoch, last if repeated is None else repeated))
+        positions.append(LogPosition(epoch, last if repeated is None else repeated))
     connection.executemany("INSERT INTO entry VALUES (?, ?, ?, ?)", rows)
     step = STEP + 2 * len(rows)
     if any(draft.idempotency_key is not None for draft in drafts):
         connection.execute(_FORGET, (now - IDEMPOTENCY_WINDOW, step))
     trimmed = _trim(connection, last, trimmed, retention, step)
     connection.execute("UPDATE log SET last = ?, trimmed = ?", (last, trimmed))
-    return places
+    return positions
 
 
-def _repeated(connection: sqlite3.Connection, key: str, position: int, now: float) -> int | None:
+def _repeated(connection: sqlite3.Connection, key: str, offset: int, now: float) -> int | None:
     """Return the position of the entry that has come with a key; if there was none, note this one."""
     found = connection.execute(
         "SELECT position FROM repeat WHERE key = ? AND time >= ?", (key, now - IDEMPOTENCY_WINDOW)
     ).fetchone()
     if found is not None:
         return int(found[0])
-    connection.execute("INSERT OR REPLACE INTO repeat (key, time, position) VALUES (?, ?, ?)", (key, now, position))
+    connection.execute("INSERT OR REPLACE INTO repeat (key, time, position) VALUES (?, ?, ?)", (key, now, offset))
     return None
 
 
@@ -186,20 +186,20 @@ def _trim(connection: sqlite3.Connection, last: int, trimmed: int, retention: Re
     return end
 
 
-def _page(connection: sqlite3.Connection, after: Place | None) -> Page:
+def _page(connection: sqlite3.Connection, after: LogPosition | None) -> Page:
     epoch, trimmed = connection.execute("SELECT epoch, trimmed FROM log").fetchone()
-    start = Place(epoch, trimmed) if after is None else after
+    start = LogPosition(epoch, trimmed) if after is None else after
     rewound = None
     if start.epoch != epoch:
         (common,) = connection.execute(_COMMON, (start.epoch,)).fetchone()
-        start = rewound = Place(epoch, min(start.position, common or 0))
-    lost = start.position < trimmed
+        start = rewound = LogPosition(epoch, min(start.offset, common or 0))
+    lost = start.offset < trimmed
     if lost:
-        start = Place(epoch, trimmed)
+        start = LogPosition(epoch, trimmed)
     entries: list[Entry] = []
     size = 0
     make = tuple.__new__  # what an Entry's own does, less a call for each
-    for row in connection.execute(_PAGE, (time.time(), start.position, MOST)):
+    for row in connection.execute(_PAGE, (time.time(), start.offset, MOST)):
         entries.append(make(Entry, row))
         size += len(row[2])
         if size >= MOST_BYTES:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from aiohttp_interceptors import CloseReason, Hub, Subscriber
-from aiohttp_interceptors.hub.cursor import Policy
+from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
 from aiohttp_interceptors.hub.dispatcher import Subscription
 
 GOAL = 20.0  # milliseconds
@@ -42,7 +42,7 @@ class Client:
         """Leave frames as they are."""
         return bytes
 
-    def relay(self, payload: bytes, now: float) -> None:  # noqa: ARG002  # as an Outlet has it
+    def write(self, payload: bytes, now: float) -> None:  # noqa: ARG002  # as an Outlet has it
         """Count events."""
         self.events += payload.count(b"\ndata: ")
         self.gaps += payload.count(b"\nevent: gap\n")
@@ -56,7 +56,7 @@ def ended(reason: CloseReason, error: BaseException | None) -> None:
 def returned(hub: Hub, *topics: str, after: str | None = None, replay: int = 0) -> Client:
     """Have a client return."""
     client = Client()
-    policy = Policy(prime=False, replay=replay)
+    policy = SubscriptionPolicy(prime=False, replay=replay)
     client.subscription = hub.subscribe(topics, client, ended, after=after, policy=policy)
     client.subscription.start()
     return client

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .._checks import check_count
 from ..exceptions import BrokerDown
-from ..hub.broker import CaughtUp, Entry, LogPosition, Repeats, Subscribed, TailItem, Trimmed, Truncated
+from ..hub.broker import CaughtUp, DeduplicationWindow, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from ..hub.epochs import new_epoch
 
 __all__ = ["MemoryBroker", "MemoryLog"]
@@ -43,22 +43,22 @@ class MemoryLog:
         self.end: int = 0
         self.trimmed: int = 0
         """The position of the latest entry that is gone."""
-        self._eras = [LogPosition(new_epoch(), 0)]  # where each begins
+        self._epochs = [LogPosition(new_epoch(), 0)]  # where each begins
         self._entries: deque[_Stored] = deque()
         self._max_records = max_records
-        self._repeats: Repeats[LogPosition] = Repeats()
+        self._repeats: DeduplicationWindow[LogPosition] = DeduplicationWindow()
         self._news: asyncio.Event = asyncio.Event()
 
     @property
     def epoch(self) -> str:
         """What is appended now is of this one."""
-        return self._eras[-1].epoch
+        return self._epochs[-1].epoch
 
     @property
     def start(self) -> LogPosition:
         """The place before the first entry."""
-        era = max(bisect_right(self._eras, self.trimmed, key=_offset) - 1, 0)
-        return LogPosition(self._eras[era].epoch, self.trimmed)
+        era = max(bisect_right(self._epochs, self.trimmed, key=_offset) - 1, 0)
+        return LogPosition(self._epochs[era].epoch, self.trimmed)
 
     def append(self, topic: str, payload: bytes, idempotency_key: str | None) -> LogPosition:
         """Append an entry, unless its key has come before, and return its place."""
@@ -85,22 +85,22 @@ class MemoryLog:
         """Be back, with all there was. Twice is once."""
         self.up = True
 
-    def rewind(self, offset: int) -> None:
+    def truncate(self, offset: int) -> None:
         """Lose what is after a position, as a server does whose disk lied."""
         while self._entries and self._entries[-1].offset > offset:
             self._entries.pop()
-        self._eras = [LogPosition(era.epoch, min(era.offset, offset)) for era in self._eras]
-        self._eras.append(LogPosition(new_epoch(), offset))
+        self._epochs = [LogPosition(era.epoch, min(era.offset, offset)) for era in self._epochs]
+        self._epochs.append(LogPosition(new_epoch(), offset))
         self.end, self.trimmed = offset, min(self.trimmed, offset)
         self._repeats.forget(lambda position: position.offset > offset)
         self._wake()
 
     def after(self, position: LogPosition) -> Trimmed | Truncated | list[Entry]:
         """Return what comes after a place: the next entries of its era, or what there is to say before."""
-        era = next((number for number, era in enumerate(self._eras) if era.epoch == position.epoch), None)
+        era = next((number for number, era in enumerate(self._epochs) if era.epoch == position.epoch), None)
         if era is None:
             return Truncated(self.start)
-        following = self._eras[era + 1] if era + 1 < len(self._eras) else None
+        following = self._epochs[era + 1] if era + 1 < len(self._epochs) else None
         if following is not None and position.offset >= following.offset:
             return Truncated(following)
         border = self.end if following is None else following.offset

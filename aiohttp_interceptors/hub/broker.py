@@ -11,9 +11,9 @@ __all__ = [
     "Batch",
     "Broker",
     "CaughtUp",
+    "DeduplicationWindow",
     "Entry",
     "LogPosition",
-    "Repeats",
     "Subscribed",
     "TailItem",
     "Trimmed",
@@ -148,7 +148,7 @@ IDEMPOTENCY_WINDOW = 120.0  # seconds, at least: as long as JetStream remembers,
 T = TypeVar("T")
 
 
-class Repeats(Generic[T]):
+class DeduplicationWindow(Generic[T]):
     """Results by idempotency key, for a window. ``now`` is in seconds of any one clock that does not go back."""
 
     def __init__(self) -> None:

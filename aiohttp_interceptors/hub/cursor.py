@@ -8,17 +8,28 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from .._checks import synchronous
 from ..sse import Event, encode
-from .history import EXPIRED, Log, Reading, conflated
+from .history import EXPIRED, History, ReadResult, conflated
 from .record import Gap, GapReason, Record
 
-__all__ = ["BATCH", "Beginning", "Lagged", "OnGap", "Policy", "Reader", "Select", "SharedReader", "Taken", "selected"]
+__all__ = [
+    "BATCH",
+    "Cursor",
+    "CursorRead",
+    "HistoryReader",
+    "Lagged",
+    "OnGap",
+    "Select",
+    "StartPosition",
+    "SubscriptionPolicy",
+    "selected",
+]
 
 
 OnGap: TypeAlias = Literal["signal", "close", "conflate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class SubscriptionPolicy:
     """How streams begin, and what they do about a gap. Raises ``TypeError`` or ``ValueError`` for what cannot work."""
 
     on_gap: OnGap = "signal"
@@ -58,7 +69,7 @@ class Lagged(Exception):  # never leaves the Hub
     """The log no longer has what a stream missed, which for such a stream is the end."""
 
 
-class Beginning(NamedTuple):
+class StartPosition(NamedTuple):
     """From where a stream goes on."""
 
     offset: int
@@ -68,7 +79,7 @@ class Beginning(NamedTuple):
     """Up to here nothing that is missing is told of: its client asked for nothing in particular."""
 
 
-class Taken(NamedTuple):
+class CursorRead(NamedTuple):
     """What a reader took from the log."""
 
     frames: bytes
@@ -78,22 +89,22 @@ class Taken(NamedTuple):
     """Whether there may be more to take now."""
 
 
-class SharedReader:
+class HistoryReader:
     """Read the log for all that have a position in it. Equal readings one after the other are made once.
 
     Of a thousand clients that were cut off together, all ask for the same.
     """
 
-    def __init__(self, log: Log, now: Callable[[], float]) -> None:
-        self.log: Log = log
+    def __init__(self, log: History, now: Callable[[], float]) -> None:
+        self.log: History = log
         self._now = now
-        self._latest: tuple[tuple[object, ...], Reading] | None = None
+        self._latest: tuple[tuple[object, ...], ReadResult] | None = None
 
     def expire(self) -> None:
         """Evict some of what is too old."""
         self.log.expire(self._now(), EXPIRED)
 
-    def read(self, offset: int, topics: frozenset[str], most: int, since: Mapping[str, int] | None) -> Reading:
+    def read(self, offset: int, topics: frozenset[str], most: int, since: Mapping[str, int] | None) -> ReadResult:
         """Read about as many bytes of the log, from which what is too old is gone."""
         log = self.log
         self.expire()
@@ -109,7 +120,7 @@ class SharedReader:
         self._latest = None
 
 
-class Reader:
+class Cursor:
     """Read the log from a position of one's own. It decides; who has it writes."""
 
     __slots__ = (
@@ -125,7 +136,9 @@ class Reader:
         "_since",
     )  # fmt: skip
 
-    def __init__(self, shared: SharedReader, policy: Policy, beginning: Beginning, *, begun: bool = False) -> None:
+    def __init__(
+        self, shared: HistoryReader, policy: SubscriptionPolicy, beginning: StartPosition, *, begun: bool = False
+    ) -> None:
         self._shared = shared
         self._policy = policy
         # Of what is up to _excused the client knows that something is missing.
@@ -141,7 +154,7 @@ class Reader:
         """Whether no frame has come yet to be the first, so that the first record cannot be like everybody's."""
         return bool(self._prefix)
 
-    def go_on(self, beginning: Beginning, *, told: bool) -> None:
+    def go_on(self, beginning: StartPosition, *, told: bool) -> None:
         """Go on from there, with that gap, if the client has not been ``told`` so."""
         self._offset, self._gap, self._excused = beginning
         self._epoch = self._shared.log.epoch
@@ -163,7 +176,7 @@ class Reader:
         missing, _ = self._shared.log.gone(self._offset, topics, self._since)
         return self._evicted() if missing > self._excused else None
 
-    def take(self, topics: frozenset[str], select: Select | None, until: int | None = None) -> Taken:
+    def take(self, topics: frozenset[str], select: Select | None, until: int | None = None) -> CursorRead:
         """Take the next frames, of about a batch; of records up to a position, if there is one.
 
         Raises ``Lagged`` when the stream is not to go on, and what the select function raises.
@@ -176,7 +189,7 @@ class Reader:
             records, more, through = [record for record in records if record.offset <= until], False, until
         if more and not records:  # what there is to say is said with the first record, or at the end
             self._offset = max(self._offset, through)
-            return Taken(b"", 0, 0, more)
+            return CursorRead(b"", 0, 0, more)
         told = self._beginning()
         gaps = 0
         if told is None:
@@ -189,7 +202,7 @@ class Reader:
         if records and not told:
             told, self._prefix = self._prefix, b""
         frames = reading.frames if records is reading.records else b"".join([record.frame for record in records])
-        return Taken(told + frames, len(records), gaps, more)
+        return CursorRead(told + frames, len(records), gaps, more)
 
     def _follow_rewind(self) -> None:
         """Go back to where the log of a broker that was rewound goes on."""
@@ -204,7 +217,7 @@ class Reader:
         self._excused = min(self._excused, self._offset)
         self._since = {name: min(end, self._offset) for name, end in (self._since or {}).items()} or None
 
-    def _read(self, topics: frozenset[str]) -> Reading:
+    def _read(self, topics: frozenset[str]) -> ReadResult:
         reading = self._shared.read(self._offset, topics, BATCH, self._since)
         if reading.missing > self._excused and self._policy.on_gap == "conflate":
             self._conflates = True
@@ -219,7 +232,7 @@ class Reader:
                 kept.append(record)
         return conflated(kept)
 
-    def _note_missing(self, reading: Reading) -> None:
+    def _note_missing(self, reading: ReadResult) -> None:
         """Note what is to be told of as missing. Raises ``Lagged`` when the stream is not to go on."""
         missing = reading.lost if self._conflates else reading.missing
         if self._gap is None and missing > self._excused:
@@ -238,7 +251,7 @@ class Reader:
         prefix, self._prefix = self._prefix, b""
         return prefix + b"id: %b\n\n" % self._shared.log.id_of(self._offset).encode()
 
-    def _gap_frame(self, reading: Reading, *, begun: bool) -> bytes:
+    def _gap_frame(self, reading: ReadResult, *, begun: bool) -> bytes:
         """Return the frame that tells of a gap, with an id so that it tells once; but none that was sent before."""
         log, gap = self._shared.log, self._gap
         assert gap is not None  # noqa: S101  # the caller has found it

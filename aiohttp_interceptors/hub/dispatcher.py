@@ -13,12 +13,21 @@ from .._logging import log
 from .._logging import log as logger
 from ..channel import CloseReason
 from ..exceptions import FATAL
-from .cursor import BATCH, Beginning, Lagged, Policy, Reader, Select, SharedReader, selected
-from .history import EXPIRED, Log
+from .cursor import BATCH, Cursor, HistoryReader, Lagged, Select, StartPosition, SubscriptionPolicy, selected
+from .history import EXPIRED, History
 from .record import Gap, GapReason, Record
 from .topics import Patterns
 
-__all__ = ["Allowance", "Arrivals", "Audience", "Fanout", "Located", "OnEnd", "Outlet", "Subscription"]
+__all__ = [
+    "Allowance",
+    "Dispatcher",
+    "Located",
+    "OnEnd",
+    "PendingSubscriptions",
+    "Sink",
+    "SubscriberGroup",
+    "Subscription",
+]
 
 
 Located = tuple[int, GapReason | None]
@@ -29,14 +38,14 @@ PATIENCE = 2.0
 SLACK = 1.5  # seconds that a confirmation may be late, on a busy machine or in a slow network, before it is missed
 
 
-class Arrivals:
+class PendingSubscriptions:
     """Ids to be located, as soon as the log has come that far.
 
     With a broker, a process knows nothing until it has read the history, and a client that comes from another process
     may have an id of the next moment: neither is a gap.
     """
 
-    def __init__(self, log: Log, *, remote: bool, confirms: float | None = None) -> None:
+    def __init__(self, log: History, *, remote: bool, confirms: float | None = None) -> None:
         self._log = log
         self._remote = remote
         self._confirms = confirms  # seconds between two confirmations; None if there is one in each tail
@@ -129,7 +138,7 @@ class Arrivals:
         return asyncio.get_running_loop().time()
 
 
-class Outlet(Protocol):
+class Sink(Protocol):
     """What carries a subscription's bytes to its client."""
 
     paused: bool
@@ -137,9 +146,9 @@ class Outlet(Protocol):
 
     @property
     def wrap(self) -> Callable[[bytes], bytes]:
-        """A function that makes what ``relay`` takes of frames, the same one for all outlets that need the same."""
+        """A function that makes what ``write`` takes of frames, the same one for all outlets that need the same."""
 
-    def relay(self, payload: bytes, now: float) -> None:
+    def write(self, payload: bytes, now: float) -> None:
         """Write what ``wrap`` made, at this time of the event loop. A lost client is no error."""
 
 
@@ -154,7 +163,7 @@ class Allowance:
         """Whether one had none, of the audience that was flushed last."""
 
 
-class Audience:
+class SubscriberGroup:
     """Subscribers of the same topics, with the same select function, whose bytes are the same.
 
     Those that keep up are *live*: all of them have everything up to ``offset``, and there is nothing else to know
@@ -188,7 +197,7 @@ class Audience:
         self.events: int = 0  # sent to whoever was live all the time
         self.bytes: int = 0
         self._live: dict[Subscription, None] = {}
-        self._line: tuple[Outlet, ...] | None = None  # of the live ones; a tuple is walked faster, and does not change
+        self._line: tuple[Sink, ...] | None = None  # of the live ones; a tuple is walked faster, and does not change
         self._behind: dict[Subscription, None] | None = None  # all others; none, and no memory, while all are live
         self._waiting: dict[Subscription, int] = {}  # of those; how many records were pending when each came
 
@@ -251,7 +260,7 @@ class Audience:
         if records:
             self.flushing = True
             try:
-                delivered = self._spread(records, now)
+                delivered = self._dispatch(records, now)
             finally:
                 self.flushing = False
             self._advance(records)
@@ -280,7 +289,7 @@ class Audience:
         try:
             missed = selected([record for record in records if record.id is None], select)
             if missed:
-                subscription.relay(b"".join([record.frame for record in missed]), len(missed), now)
+                subscription.write(b"".join([record.frame for record in missed]), len(missed), now)
         except FATAL:
             raise
         except BaseException as error:  # noqa: BLE001  # the select function's or a transport's own
@@ -288,7 +297,7 @@ class Audience:
             return 0
         return len(missed)
 
-    def _spread(self, records: list[Record], now: float) -> int:
+    def _dispatch(self, records: list[Record], now: float) -> int:
         """Write records to those that keep up, and return the deliveries."""
         if self._live and self.select is not None:
             records = self._selected(records, self.select)
@@ -321,19 +330,19 @@ class Audience:
         payload = self.wrap(frames)
         line = self._line
         if line is None:
-            line = self._line = tuple([subscription.outlet for subscription in self._live])
-        for outlet in line:
+            line = self._line = tuple([subscription.sink for subscription in self._live])
+        for sink in line:
             try:
-                outlet.relay(payload, now)
+                sink.write(payload, now)
             except FATAL:
                 raise
             except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
-                self._fail(outlet, error)
+                self._fail(sink, error)
         return len(line) * len(records)
 
-    def _fail(self, outlet: Outlet, error: BaseException) -> None:
+    def _fail(self, sink: Sink, error: BaseException) -> None:
         for subscription in list(self._live):
-            if subscription.outlet is outlet:
+            if subscription.sink is sink:
                 log.exception("stream_write_failed", topics=sorted(self.topics), exc_info=error)
                 subscription.fail(error)
 
@@ -361,102 +370,115 @@ class Subscription:
     from there when there is room again. This is for the owner of the outlet; an application has a ``Subscriber``.
     """
 
-    __slots__ = ("_audience", "_bytes", "_events", "_fanout", "_on_end", "_policy", "_reader", "_rest", "_settled",
-                 "_started", "outlet")  # fmt: skip
+    __slots__ = (
+        "_bytes",
+        "_cursor",
+        "_dispatcher",
+        "_events",
+        "_group",
+        "_on_end",
+        "_policy",
+        "_rest",
+        "_settled",
+        "_started",
+        "sink",
+    )  # fmt: skip
 
     def __init__(  # made by the Hub alone
         self,
-        fanout: Fanout,
-        audience: Audience,
-        outlet: Outlet,
+        dispatcher: Dispatcher,
+        group: SubscriberGroup,
+        sink: Sink,
         on_end: OnEnd,
-        policy: Policy,
-        beginning: Beginning | None,
+        policy: SubscriptionPolicy,
+        beginning: StartPosition | None,
     ) -> None:
-        self._fanout = fanout
-        self._audience: Audience | None = audience
+        self._dispatcher = dispatcher
+        self._group: SubscriberGroup | None = group
         self._on_end = on_end
         self._policy = policy
         self._settled = beginning is not None  # it is known from where it goes on
-        self._reader: Reader | None = Reader(
-            fanout.reader, policy, beginning or Beginning(fanout.log.end)
+        self._cursor: Cursor | None = Cursor(
+            dispatcher.cursor, policy, beginning or StartPosition(dispatcher.log.end)
         )  # none while live
-        self._rest: tuple[Audience, int] | None = None  # what it was and up to where, when it ended with some to write
+        self._rest: tuple[SubscriberGroup, int] | None = (
+            None  # what it was and up to where, when it ended with some to write
+        )
         self._events = self._bytes = 0  # while live, less what its audience had when it became that
         self._started = False
-        self.outlet: Outlet = outlet
-        audience.enter(self)
+        self.sink: Sink = sink
+        group.enter(self)
 
     @property
     def topics(self) -> frozenset[str]:
         """Names and wildcards; none once the stream is over."""
-        return frozenset() if self._audience is None else self._audience.topics
+        return frozenset() if self._group is None else self._group.topics
 
     @property
     def live(self) -> bool:
         """Whether it has all that was published."""
-        return self._reader is None and self._audience is not None
+        return self._cursor is None and self._group is not None
 
     @property
     def events(self) -> int:
         """Events that were written, gaps among them."""
-        return self._events + (self._audience.events if self._reader is None and self._audience else 0)
+        return self._events + (self._group.events if self._cursor is None and self._group else 0)
 
     @property
     def written(self) -> int:
         """Bytes of those events, and of the first frame."""
-        return self._bytes + (self._audience.bytes if self._reader is None and self._audience else 0)
+        return self._bytes + (self._group.bytes if self._cursor is None and self._group else 0)
 
     # Topics.
 
     def in_loop(self, call: Callable[[], None]) -> None:
         """Call something in the event loop's thread, at once if that is this one; nothing once the stream is over."""
-        if self._audience is not None:
-            self._fanout.in_loop(call)
+        if self._group is not None:
+            self._dispatcher.in_loop(call)
 
     def change(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
         """Hear of the topics that a function makes of those of now. Once the stream is over, nothing happens."""
         self._settle()
-        audience = self._audience
-        if audience is None or (topics := change(audience.topics)) == audience.topics:
+        group = self._group
+        if group is None or (topics := change(group.topics)) == group.topics:
             return
-        complete = self._reader is None and not audience.flushing
-        reader = self._reader or self._fall_behind(audience)
+        complete = self._cursor is None and not group.flushing
+        cursor = self._cursor or self._fall_behind(group)
         if self._started:  # before, all topics count from where it begins, as if they had been given at once
-            reader.change(audience.topics, topics)
-        audience.leave(self)
-        self._audience = new = self._fanout.move(audience, topics)
+            cursor.change(group.topics, topics)
+        group.leave(self)
+        self._group = new = self._dispatcher.move(group, topics)
         new.enter(self)
         if complete and not new.pending and not new.flushing:
             self._become_live(new)
-        elif self._started and not self.outlet.paused:
+        elif self._started and not self.sink.paused:
             self._wait()
 
     def _settle(self) -> None:
         """Have what was published so far go to whom it was published for, before something else holds."""
-        if self._reader is None and self._audience is not None and self._audience.pending:
-            self._fanout.flush(self._audience)
+        if self._cursor is None and self._group is not None and self._group.pending:
+            self._dispatcher.flush(self._group)
 
     # The life of a subscriber.
 
     def gap(self) -> Gap | None:
         """Return what its client would be told now that is missing."""
-        return None if self._reader is None else self._reader.gap(self.topics)
+        return None if self._cursor is None else self._cursor.gap(self.topics)
 
     def count_gap(self) -> None:
         """Count a gap that its client was told of by somebody else."""
-        self._fanout.gaps += 1
+        self._dispatcher.gaps += 1
 
     @property
     def settled(self) -> bool:
         """Whether it is known from where it goes on."""
         return self._settled
 
-    def settle(self, beginning: Beginning) -> None:
+    def settle(self, beginning: StartPosition) -> None:
         """Go on from there, which could not be said before."""
         self._settled = True
-        if self._reader is not None and self._audience is not None:
-            self._reader.go_on(beginning, told=False)
+        if self._cursor is not None and self._group is not None:
+            self._cursor.go_on(beginning, told=False)
             self.resume()
 
     def start(self, offset: int | None = None, gap: Gap | None = None, *, told: bool = False) -> None:
@@ -464,35 +486,35 @@ class Subscription:
 
         With a ``offset`` it goes on from there, with that ``gap``, if its client has not been ``told`` so.
         """
-        if self._started or self._audience is None:
+        if self._started or self._group is None:
             return
         self._started = True
-        if offset is not None and self._reader is not None:
-            self._reader.go_on(Beginning(offset, gap), told=told)
-        if not self.outlet.paused:
+        if offset is not None and self._cursor is not None:
+            self._cursor.go_on(StartPosition(offset, gap), told=told)
+        if not self.sink.paused:
             self._wait()
 
     def first(self) -> bytes:
         """Begin, as ``start`` does, but give the first frames to the caller, who writes them at once."""
-        if self._started or self._audience is None:
+        if self._started or self._group is None:
             return b""
         self._started = True
         if not self._settled:
             return b""
-        frames, count, more = self._step(self._audience)
-        self._fanout.delivered += count
+        frames, count, more = self._step(self._group)
+        self._dispatcher.delivered += count
         if more:
             self._wait()
         return frames
 
     def pause(self) -> None:
         """Note that the outlet takes no more: the position is all that is kept from now on."""
-        if self._reader is None and self._audience is not None:
-            self._fall_behind(self._audience)
+        if self._cursor is None and self._group is not None:
+            self._fall_behind(self._group)
 
     def resume(self) -> None:
         """Catch up, in the next flush."""
-        if self._started and self._reader is not None and self._audience is not None:
+        if self._started and self._cursor is not None and self._group is not None:
             self._wait()
 
     def close(self) -> None:
@@ -501,18 +523,18 @@ class Subscription:
         The stream's owner calls this when the stream ends, and is not called back. ``end`` calls the owner.
         """
         self._settle()
-        audience, reader = self._audience, self._reader
-        if audience is not None:
+        group, cursor = self._group, self._cursor
+        if group is not None:
             self._leave()
-            if self._started and self._settled and reader is not None:
-                self._reader, self._rest = reader, (audience, self._fanout.log.end)
+            if self._started and self._settled and cursor is not None:
+                self._cursor, self._rest = cursor, (group, self._dispatcher.log.end)
 
     def rest(self) -> bool:
         """Write a piece of what was published before the end, if the outlet takes it; return whether there is more."""
-        if self._rest is not None and self._reader is not None and not self.outlet.paused:
+        if self._rest is not None and self._cursor is not None and not self.sink.paused:
             try:
-                audience, until = self._rest
-                taken = self._reader.take(audience.topics, audience.select, until)
+                group, until = self._rest
+                taken = self._cursor.take(group.topics, group.select, until)
             except FATAL:
                 raise
             except BaseException as error:  # noqa: BLE001  # the select function's, whatever it is; or it has lagged
@@ -521,36 +543,36 @@ class Subscription:
                 self._rest = None
                 return False
             if taken.frames:
-                self.relay(taken.frames, taken.records + taken.gaps, self._fanout.now())
-            self._fanout.delivered += taken.records
-            self._fanout.gaps += taken.gaps
+                self.write(taken.frames, taken.records + taken.gaps, self._dispatcher.now())
+            self._dispatcher.delivered += taken.records
+            self._dispatcher.gaps += taken.gaps
             if not taken.more:
                 self._rest = None
         return self._rest is not None
 
     def end(self, reason: CloseReason) -> None:
         """End the stream, after what was published before. Idempotent."""
-        if self._audience is not None:
+        if self._group is not None:
             self.close()
             self._call_on_end(reason, None)
 
     def _leave(self) -> None:
-        audience = self._audience
-        if audience is not None:
-            if self._reader is None:
-                self._fall_behind(audience)
-            audience.leave(self)
-            self._audience = None
-            self._fanout.leave(audience)
+        group = self._group
+        if group is not None:
+            if self._cursor is None:
+                self._fall_behind(group)
+            group.leave(self)
+            self._group = None
+            self._dispatcher.leave(group)
             if not self._settled:
-                self._fanout.arrivals.discard(self)
+                self._dispatcher.pending.discard(self)
 
     def fail(self, error: BaseException) -> None:
         """End the stream because of an error."""
         self._end(CloseReason.ERROR, error)
 
     def _end(self, reason: CloseReason, error: BaseException | None = None) -> None:
-        if self._audience is not None:
+        if self._group is not None:
             self._leave()
             self._call_on_end(reason, error)
 
@@ -563,27 +585,27 @@ class Subscription:
             logger.exception("stream_end_failed", reason=reason.value, exc_info=failure)
 
     def _wait(self) -> None:
-        if self._audience is not None and self._settled:
-            self._audience.await_flush(self)
-            self._fanout.mark(self._audience)
+        if self._group is not None and self._settled:
+            self._group.await_flush(self)
+            self._dispatcher.mark(self._group)
 
-    def _fall_behind(self, audience: Audience) -> Reader:
+    def _fall_behind(self, group: SubscriberGroup) -> Cursor:
         """Have a position of its own, from now on: that of its audience."""
-        audience.enter(self)
-        self._fanout.live -= 1
-        self._events += audience.events
-        self._bytes += audience.bytes
+        group.enter(self)
+        self._dispatcher.live -= 1
+        self._events += group.events
+        self._bytes += group.bytes
         # While nothing is on its way, that is everything there is, whenever it last was something for this audience.
-        offset = audience.offset if audience.pending or audience.flushing else self._fanout.log.end
-        self._reader = reader = Reader(self._fanout.reader, self._policy, Beginning(offset), begun=True)
-        return reader
+        offset = group.offset if group.pending or group.flushing else self._dispatcher.log.end
+        self._cursor = cursor = Cursor(self._dispatcher.cursor, self._policy, StartPosition(offset), begun=True)
+        return cursor
 
-    def _become_live(self, audience: Audience) -> None:
-        audience.join(self)
-        self._reader = None
-        self._fanout.live += 1
-        self._events -= audience.events
-        self._bytes -= audience.bytes
+    def _become_live(self, group: SubscriberGroup) -> None:
+        group.join(self)
+        self._cursor = None
+        self._dispatcher.live += 1
+        self._events -= group.events
+        self._bytes -= group.bytes
 
     # Catching up.
 
@@ -592,33 +614,33 @@ class Subscription:
 
         If there is more, another one follows in the next flush: in between, the event loop is everybody's.
         """
-        if self.outlet.paused or self._audience is None:
+        if self.sink.paused or self._group is None:
             return 0
-        frames, count, more = self._step(self._audience)
+        frames, count, more = self._step(self._group)
         if frames:
             try:
-                self.outlet.relay(self.outlet.wrap(frames), now)
+                self.sink.write(self.sink.wrap(frames), now)
             except FATAL:
                 raise
             except BaseException as error:  # noqa: BLE001  # a transport's own: its stream ends, and no other
                 self.fail(error)
-        if more and not self.outlet.paused:
+        if more and not self.sink.paused:
             self.resume()
         return count
 
-    def relay(self, frames: bytes, count: int, now: float) -> None:
+    def write(self, frames: bytes, count: int, now: float) -> None:
         """Write so many events of this stream alone."""
         self._events += count
         self._bytes += len(frames)
-        self.outlet.relay(self.outlet.wrap(frames), now)
+        self.sink.write(self.sink.wrap(frames), now)
 
-    def _step(self, audience: Audience) -> tuple[bytes, int, bool]:
+    def _step(self, group: SubscriberGroup) -> tuple[bytes, int, bool]:
         """Take the next frames from the log, their number of records, and whether there may be more to take now."""
-        reader = self._reader
-        if reader is None:
+        cursor = self._cursor
+        if cursor is None:
             return b"", 0, False
         try:
-            taken = reader.take(audience.topics, audience.select)
+            taken = cursor.take(group.topics, group.select)
         except Lagged:
             self._end(CloseReason.LAGGED)
             return b"", 0, False
@@ -629,15 +651,15 @@ class Subscription:
             return b"", 0, False
         self._events += taken.records + taken.gaps
         self._bytes += len(taken.frames)
-        self._fanout.gaps += taken.gaps
-        if taken.more or audience is not self._audience or self.outlet.paused:  # with room again it goes on
+        self._dispatcher.gaps += taken.gaps
+        if taken.more or group is not self._group or self.sink.paused:  # with room again it goes on
             return taken.frames, taken.records, taken.more
-        if audience.pending or audience.flushing:  # published in this very flush
+        if group.pending or group.flushing:  # published in this very flush
             self._wait()
-        elif reader.waits:
-            audience.await_flush(self)
+        elif cursor.waits:
+            group.await_flush(self)
         else:
-            self._become_live(audience)
+            self._become_live(group)
         return taken.frames, taken.records, False
 
 
@@ -649,25 +671,25 @@ CATCHING_UP = 0.005
 _Key = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
 
 
-class Fanout:
+class Dispatcher:
     """The audiences of a Hub, its log, and the flush that brings them together. One event loop's."""
 
-    def __init__(self, log: Log, history_age: float | None, arrivals: Arrivals | None = None) -> None:
-        self.log: Log = log
-        self.arrivals: Arrivals = arrivals or Arrivals(log, remote=False)
+    def __init__(self, log: History, history_age: float | None, pending: PendingSubscriptions | None = None) -> None:
+        self.log: History = log
+        self.pending: PendingSubscriptions = pending or PendingSubscriptions(log, remote=False)
         self.subscribers: int = 0
         self.live: int = 0
         self.gaps: int = 0
         self.delivered: int = 0
         self._history_age = history_age
-        self._audiences: dict[_Key, Audience] = {}
-        self._patterns: Patterns[Audience] = Patterns()
-        self._dirty: dict[Audience, None] = {}
+        self._groups: dict[_Key, SubscriberGroup] = {}
+        self._patterns: Patterns[SubscriberGroup] = Patterns()
+        self._dirty: dict[SubscriberGroup, None] = {}
         self._scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._expiry: asyncio.TimerHandle | None = None
-        self.reader: SharedReader = SharedReader(log, self.now)
+        self.cursor: HistoryReader = HistoryReader(log, self.now)
 
     # The event loop.
 
@@ -704,24 +726,24 @@ class Fanout:
 
     def close(self) -> None:
         """Wait for nothing any more. Twice is once."""
-        self.arrivals.close()
+        self.pending.close()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
 
     def end(self, reason: CloseReason) -> None:
         """End all open streams, after what was published before."""
-        for audience in list(self._audiences.values()):
-            for subscription in audience.all():
+        for group in list(self._groups.values()):
+            for subscription in group.all():
                 subscription.end(reason)
 
     # What is new.
 
-    def spread(self, record: Record) -> None:
+    def dispatch(self, record: Record) -> None:
         """Have a record written in this turn to all who keep up and asked for its topic."""
-        for audience in self._patterns.matching(record.topic):
-            audience.pending.append(record)
-            self._dirty[audience] = None
+        for group in self._patterns.matching(record.topic):
+            group.pending.append(record)
+            self._dirty[group] = None
         loop = self._loop
         assert loop is not None  # noqa: S101  # bound before anything is published
         if self._dirty and not self._scheduled:
@@ -729,9 +751,9 @@ class Fanout:
         if self._expiry is None and self._history_age is not None:
             self._expiry = loop.call_later(self._history_age, self._expire)
 
-    def mark(self, audience: Audience) -> None:
+    def mark(self, group: SubscriberGroup) -> None:
         """Have an audience flushed in this turn."""
-        self._dirty[audience] = None
+        self._dirty[group] = None
         if not self._scheduled and self._loop is not None:
             self._schedule(self._loop)
 
@@ -744,60 +766,60 @@ class Fanout:
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
         allowance, late = Allowance(CATCHING_UP), []
-        for audience in dirty:
+        for group in dirty:
             in_time, allowance.postponed = allowance.seconds > 0, False
-            self.flush(audience, allowance)
+            self.flush(group, allowance)
             if allowance.postponed:
-                self.mark(audience)
+                self.mark(group)
                 if not in_time:
-                    late.append(audience)
+                    late.append(group)
         if late:
             self._dirty = dict.fromkeys(late) | self._dirty
 
-    def flush(self, audience: Audience, allowance: Allowance | None = None) -> None:
+    def flush(self, group: SubscriberGroup, allowance: Allowance | None = None) -> None:
         """Flush one audience now."""
         alone = allowance is None
         allowance = allowance or Allowance(CATCHING_UP)
         loop = self._loop
         assert loop is not None  # noqa: S101  # only somebody with an audience flushes
         try:
-            self.delivered += audience.flush(loop.time(), allowance)
+            self.delivered += group.flush(loop.time(), allowance)
         except FATAL:
             raise
         except BaseException as error:  # noqa: BLE001  # a defect, and no reason to leave the other audiences waiting
-            logger.exception("hub_flush_failed", topics=sorted(audience.topics), exc_info=error)
-            for subscription in audience.all():  # it is not known what they have; their clients come back with it
+            logger.exception("hub_flush_failed", topics=sorted(group.topics), exc_info=error)
+            for subscription in group.all():  # it is not known what they have; their clients come back with it
                 subscription.fail(error)
         if alone and allowance.postponed:
-            self.mark(audience)
+            self.mark(group)
 
     def miss(self, topic: str, offset: int) -> None:
         """Have all who asked for a topic told that a record of it is missing, once for all that are in this turn."""
         live: list[Subscription] = []
-        for audience in self._patterns.matching(topic):
-            if audience.live:
-                self.flush(audience)  # what came before
-                live += audience.all_live()
+        for group in self._patterns.matching(topic):
+            if group.live:
+                self.flush(group)  # what came before
+                live += group.all_live()
         for subscription in live:
             subscription.pause()
         self.log.miss(topic, offset)
-        for audience in self._patterns.matching(topic):
-            audience.offset = offset  # all that is not live looks for itself
+        for group in self._patterns.matching(topic):
+            group.offset = offset  # all that is not live looks for itself
         for subscription in live:
             subscription.resume()
 
     def interrupt(self, change: Callable[[], None]) -> None:
         """Change the log's past or its order, and have each stream find out for itself what that means for it."""
         self._flush()
-        live = [subscription for audience in self._audiences.values() for subscription in audience.all_live()]
+        live = [subscription for group in self._groups.values() for subscription in group.all_live()]
         for subscription in live:
             subscription.pause()
         try:
             change()
         finally:  # whatever came of it, the streams look for themselves
-            self.reader.forget()
-            for audience in self._audiences.values():
-                audience.offset = self.log.end
+            self.cursor.forget()
+            for group in self._groups.values():
+                group.offset = self.log.end
             for subscription in live:
                 subscription.resume()
 
@@ -815,43 +837,43 @@ class Fanout:
 
     # Who is there.
 
-    def enter(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> Audience:
+    def enter(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> SubscriberGroup:
         """Return the audience for one more subscription, which is counted."""
         self.subscribers += 1
         return self._join(topics, select, wrap)
 
-    def move(self, audience: Audience, topics: frozenset[str]) -> Audience:
+    def move(self, group: SubscriberGroup, topics: frozenset[str]) -> SubscriberGroup:
         """Return the audience of a subscription that leaves another one because its topics changed."""
-        new = self._join(topics, audience.select, audience.wrap)
-        self._leave(audience)
+        new = self._join(topics, group.select, group.wrap)
+        self._leave(group)
         return new
 
-    def leave(self, audience: Audience) -> None:
+    def leave(self, group: SubscriberGroup) -> None:
         """Count one subscription less."""
         self.subscribers -= 1
-        self._leave(audience)
+        self._leave(group)
 
     def listeners(self, topic: str) -> int:
         """Count the subscribers that hear of a topic."""
-        return sum(audience.size for audience in self._patterns.matching(topic))
+        return sum(group.size for group in self._patterns.matching(topic))
 
     @property
-    def audiences(self) -> int:
+    def groups(self) -> int:
         """How many sets of subscribers there are that are told the same."""
-        return len(self._audiences)
+        return len(self._groups)
 
-    def _join(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> Audience:
+    def _join(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> SubscriberGroup:
         key = topics, select, wrap
-        audience = self._audiences.get(key)
-        if audience is None:
-            audience = self._audiences[key] = Audience(topics, select, wrap, self.log.end)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = SubscriberGroup(topics, select, wrap, self.log.end)
             for name in topics:
-                self._patterns.add(name, audience)
-        return audience
+                self._patterns.add(name, group)
+        return group
 
-    def _leave(self, audience: Audience) -> None:
+    def _leave(self, group: SubscriberGroup) -> None:
         """Forget an audience when its last subscription has left."""
-        if not audience.size:
-            del self._audiences[audience.topics, audience.select, audience.wrap]
-            for name in audience.topics:
-                self._patterns.discard(name, audience)
+        if not group.size:
+            del self._groups[group.topics, group.select, group.wrap]
+            for name in group.topics:
+                self._patterns.discard(name, group)

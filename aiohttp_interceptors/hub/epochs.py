@@ -10,7 +10,7 @@ from operator import itemgetter
 
 from .record import GapReason
 
-__all__ = ["Eras", "new_epoch", "successor"]
+__all__ = ["EpochHistory", "new_epoch", "successor"]
 
 
 _ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,19})", re.ASCII)  # as many digits as a position has
@@ -29,7 +29,7 @@ def successor(epoch: str) -> str:
     return hashlib.sha256(epoch.encode()).hexdigest()[: 2 * EPOCH_BYTES]
 
 
-class Eras:
+class EpochHistory:
     """Spans of positions, each with an epoch: the first from 0 on, and another wherever a broker was rewound."""
 
     def __init__(self, epoch: str) -> None:

@@ -11,13 +11,13 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 
 from ..sse import Event, encode, frame_with_id
-from .epochs import Eras, new_epoch
+from .epochs import EpochHistory, new_epoch
 from .index import Order, TopicTree
 from .record import GapReason, Record
-from .topic_history import Bounds, Ring
+from .topic_history import RetentionPolicy, TopicHistory
 from .topics import is_wildcard, matcher
 
-__all__ = ["EXPIRED", "Log", "Reading", "conflated", "first"]
+__all__ = ["EXPIRED", "History", "ReadResult", "conflated", "first"]
 
 
 _offset = attrgetter("offset")
@@ -34,7 +34,7 @@ _start = itemgetter(0)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadResult:
     """What the log has after a position."""
 
     records: list[Record]
@@ -54,31 +54,33 @@ class Reading:
         return b"".join([record.frame for record in self.records])
 
 
-class Log:
+class History:
     """Give records their place in one order, and keep of each topic as many as the bounds say.
 
     A position is a whole number, 1 for the first record of a Hub that has no broker. An id is an epoch, which no other
     log has, and a position. ``now`` is in seconds of any one clock that does not go back.
     """
 
-    def __init__(self, bounds: Bounds, epoch: str | None = None) -> None:
+    def __init__(self, bounds: RetentionPolicy, epoch: str | None = None) -> None:
         self.end: int = 0
         """The position of the latest record."""
         self.records: int
         self.bytes: int
         self._bounds = bounds
-        self._eras = Eras(epoch or new_epoch())
+        self._epochs = EpochHistory(epoch or new_epoch())
         self._floor = 0  # of what was up to here, some may be missing under any name
         self._clear()
 
     def _clear(self) -> None:
         self.records = self.bytes = 0
-        self._rings: dict[str, Ring] = {}
+        self._rings: dict[str, TopicHistory] = {}
         self._tree = TopicTree()
         self._order = Order()
-        self._unnoted: dict[Ring, None] = {}  # whose latest eviction the tree does not know
-        self._ages: list[tuple[float, int, Ring]] = []  # a heap, of each ring once: when its oldest record is too old
-        self._emptied: OrderedDict[str, Ring] = OrderedDict()  # the one that was emptied first comes first
+        self._unnoted: dict[TopicHistory, None] = {}  # whose latest eviction the tree does not know
+        self._ages: list[
+            tuple[float, int, TopicHistory]
+        ] = []  # a heap, of each ring once: when its oldest record is too old
+        self._emptied: OrderedDict[str, TopicHistory] = OrderedDict()  # the one that was emptied first comes first
         self._forgotten = 0  # the latest eviction of a topic whose name is no longer known
 
     @property
@@ -95,11 +97,11 @@ class Log:
     @property
     def epoch(self) -> str:
         """What the ids of new records begin with."""
-        return self._eras.epoch
+        return self._epochs.epoch
 
     def id_of(self, offset: int) -> str:
         """Return the id of a position."""
-        return self._eras.id_of(offset)
+        return self._epochs.id_of(offset)
 
     def locate(self, given: str) -> tuple[int, GapReason | None]:
         """Return the position to go on from after an id, and why that is not where its owner was, if it is not.
@@ -107,11 +109,11 @@ class Log:
         After another life's id, that is the beginning of this one, of which its owner has seen nothing; after one that
         says nothing, the end. After one from before a broker was rewound, it is not later than what that still had.
         """
-        return self._eras.locate(given, self.end)
+        return self._epochs.locate(given, self.end)
 
     def is_ahead(self, given: str) -> bool:
         """Tell whether an id may be that of a record which is still to come."""
-        return self._eras.is_ahead(given, self.end)
+        return self._epochs.is_ahead(given, self.end)
 
     # Writing.
 
@@ -119,7 +121,7 @@ class Log:
         """Give an event the next place."""
         self.expire(now, EXPIRED)
         offset = self.end + 1
-        event_id = f"{self._eras.epoch}-{offset}"
+        event_id = f"{self._epochs.epoch}-{offset}"
         record = Record(offset, event_id, topic, event, frame_with_id(event_id, encode(event)), key, now)
         self.add(record)
         return record
@@ -148,7 +150,7 @@ class Log:
 
     def begin(self, epoch: str, offset: int) -> None:
         """Begin after a position of a broker's, up to which nothing is known. The log must be empty."""
-        self._eras = Eras(epoch)
+        self._epochs = EpochHistory(epoch)
         self.end = self._floor = offset
 
     def lose(self, offset: int) -> None:
@@ -166,7 +168,7 @@ class Log:
             self._note_empty(ring)
         self.end = offset
 
-    def rewind(self, epoch: str, offset: int) -> None:
+    def truncate(self, epoch: str, offset: int) -> None:
         """Forget what is after a position, and go on from there in another epoch."""
         rings = self._rings.values()
         kept = sorted((record for ring in rings for record in ring.after(0)), key=_offset)
@@ -174,18 +176,18 @@ class Log:
         gone = max([self._floor, self._forgotten, *(ring.evicted for ring in rings)])
         if offset > self.end:  # what was between was never here
             gone = offset
-        self._eras.begin(epoch, offset)
+        self._epochs.begin(epoch, offset)
         self._clear()
         self._floor = min(gone, offset)
         for record in kept[: bisect_right(kept, offset, key=_offset)]:
             self.add(record)
         self.end = offset
 
-    def _ring(self, topic: str) -> Ring:
+    def _ring(self, topic: str) -> TopicHistory:
         """Return the topic's ring, which is about to have a record."""
         ring = self._rings.get(topic)
         if ring is None:
-            ring = self._rings[topic] = Ring(topic, self._forgotten)
+            ring = self._rings[topic] = TopicHistory(topic, self._forgotten)
         elif not ring:
             del self._emptied[topic]
         return ring
@@ -207,7 +209,7 @@ class Log:
             else:
                 self._note_empty(ring)
 
-    def _await_age(self, ring: Ring, age: float) -> None:
+    def _await_age(self, ring: TopicHistory, age: float) -> None:
         """Have a ring looked at when the record that is its oldest one now is too old."""
         ring.due = True
         heapq.heappush(self._ages, (ring.oldest.time + age, ring.oldest.offset, ring))
@@ -216,20 +218,20 @@ class Log:
         """Return when ``expire`` may have something to do, or ``None`` for never."""
         return self._ages[0][0] if self._ages else None
 
-    def _evict(self, ring: Ring) -> None:
+    def _evict(self, ring: TopicHistory) -> None:
         record = ring.oldest
         self.records -= 1
         self.bytes -= len(record.frame)
         self._order.remove(record)
         ring.evict()
 
-    def _note_empty(self, ring: Ring) -> None:
+    def _note_empty(self, ring: TopicHistory) -> None:
         """Note that a ring has no record any more, and forget the one of which that was noted first."""
         self._emptied[ring.topic] = ring
         if len(self._emptied) > EMPTIED:
             self._forget(*self._emptied.popitem(last=False))
 
-    def _have_noted(self, ring: Ring) -> None:
+    def _have_noted(self, ring: TopicHistory) -> None:
         """Have the tree know of a ring's eviction before somebody asks: of many in a row, it notes the last."""
         self._unnoted[ring] = None
         if len(self._unnoted) > RINGS:
@@ -240,7 +242,7 @@ class Log:
         for ring in unnoted:
             self._tree.evict(ring)
 
-    def _forget(self, topic: str, ring: Ring) -> None:
+    def _forget(self, topic: str, ring: TopicHistory) -> None:
         """Forget the name of a topic that has no record."""
         self._forgotten = max(self._forgotten, ring.evicted)
         self._unnoted.pop(ring, None)
@@ -251,7 +253,7 @@ class Log:
 
     def after(
         self, offset: int, topics: Collection[str], most: int | None = None, since: Mapping[str, int] | None = None
-    ) -> Reading:
+    ) -> ReadResult:
         """Return the records after a position under these names and wildcards, in order.
 
         ``most`` is how many bytes are wanted about. A name in ``since`` counts from the position there, if that is the
@@ -262,11 +264,11 @@ class Log:
         rings = self._few(offset, topics, since)
         if rings is None:
             records, more, through = self._look(offset, topics, most, since)
-            return Reading(records, missing, lost, more, through)
+            return ReadResult(records, missing, lost, more, through)
         count = None if most is None else most // SMALLEST + 1
         found = [ring.after(start, count) for ring, start in rings.values()]
         records, more = first(found[0] if len(found) == 1 else heapq.merge(*found, key=_offset), most)
-        return Reading(records, missing, lost, more, records[-1].offset if records else offset)
+        return ReadResult(records, missing, lost, more, records[-1].offset if records else offset)
 
     def gone(self, offset: int, topics: Collection[str], since: Mapping[str, int] | None = None) -> tuple[int, int]:
         """Return ``missing`` and ``lost`` of what ``after`` would read. Costs the names."""
@@ -290,11 +292,11 @@ class Log:
 
     def _few(
         self, offset: int, topics: Collection[str], since: Mapping[str, int] | None
-    ) -> dict[str, tuple[Ring, int]] | None:
+    ) -> dict[str, tuple[TopicHistory, int]] | None:
         """Return what ``_starts`` returns, or ``None`` if that takes too many steps."""
         if len(topics) > RINGS:
             return None
-        starts: dict[str, tuple[Ring, int]] = {}
+        starts: dict[str, tuple[TopicHistory, int]] = {}
         left = RINGS
         for name in topics:
             start = max(offset, since.get(name, 0)) if since else offset
@@ -340,7 +342,7 @@ class Log:
         None is missing after it: it is not before what was evicted last.
         """
         start, span = self.end, count
-        rings: list[Ring] = []
+        rings: list[TopicHistory] = []
         offsets: list[int] = []
         while start and len(offsets) < count:
             start, span = max(self.end - span, 0), span * WIDEN
@@ -353,13 +355,13 @@ class Log:
 
     def _starts(
         self, offset: int, topics: Collection[str], since: Mapping[str, int] | None
-    ) -> dict[str, tuple[Ring, int]]:
+    ) -> dict[str, tuple[TopicHistory, int]]:
         """Return the rings that have seen something after the position, and from where each is to be read."""
-        starts: dict[str, tuple[Ring, int]] = {}
+        starts: dict[str, tuple[TopicHistory, int]] = {}
         for name in topics:
             start = max(offset, since.get(name, 0)) if since else offset
             if is_wildcard(name):
-                rings: Iterable[Ring] = self._tree.active(name, start)
+                rings: Iterable[TopicHistory] = self._tree.active(name, start)
             else:
                 ring = self._rings.get(name)
                 rings = (ring,) if ring is not None and ring.last > start else ()
@@ -378,7 +380,7 @@ class Log:
         return latest if any(name not in known and start < self._forgotten for name, start in starts) else 0
 
 
-def _start_at(starts: dict[str, tuple[Ring, int]], rings: Iterable[Ring], start: int) -> None:
+def _start_at(starts: dict[str, tuple[TopicHistory, int]], rings: Iterable[TopicHistory], start: int) -> None:
     """Have rings read from a position, unless they are from an earlier one."""
     for ring in rings:
         known = starts.get(ring.topic)

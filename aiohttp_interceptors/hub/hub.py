@@ -13,14 +13,14 @@ from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
 from ..facts import HubObserver
 from ..sse import Event, encode
-from .broker import Broker, Repeats
-from .cursor import Beginning, Policy, Select
-from .dispatcher import Arrivals, Fanout, Located, OnEnd, Outlet, Subscription
-from .history import EXPIRED, Log
-from .message import Publication
+from .broker import Broker, DeduplicationWindow
+from .cursor import Select, StartPosition, SubscriptionPolicy
+from .dispatcher import Dispatcher, Located, OnEnd, PendingSubscriptions, Sink, Subscription
+from .history import EXPIRED, History
+from .message import Message
 from .record import Gap, Record
-from .replication import Intake, Supervision
-from .topic_history import Bounds
+from .replication import ReplicationTask, Replicator
+from .topic_history import RetentionPolicy
 from .topics import check_pattern, check_topic
 
 __all__ = ["Hub", "HubStatistics", "Subscriber"]
@@ -40,7 +40,7 @@ class HubStatistics:
     """Open streams."""
     behind: int
     """Of those, the ones that do not have everything yet."""
-    audiences: int
+    groups: int
     """Sets of streams that are told the same."""
     published: int
     """Events, ephemeral ones too."""
@@ -98,7 +98,7 @@ class Subscriber:
 MAX_EVENT_SIZE = 2**20  # bytes; as for a stream that has a channel
 CLOSING = 5.0  # seconds that the broker's tail has to end when the Hub closes, and
 GIVING_BACK = 30.0  # that the broker has for the publishes that are on their way, and to give back its connections
-_POLICY = Policy()
+_POLICY = SubscriptionPolicy()
 
 
 class Hub:
@@ -140,16 +140,16 @@ class Hub:
             check_seconds("confirms of a broker", confirms, "")
         if broker is not None and not (callable(getattr(broker, "publish", None)) and hasattr(broker, "tail")):
             raise TypeError(f"a Hub's broker is a Broker or None, not {broker!r}")
-        log = Log(Bounds(history, history_bytes, history_age))
-        arrivals = Arrivals(log, remote=broker is not None, confirms=confirms)
-        self._fanout = Fanout(log, history_age, arrivals)
+        log = History(RetentionPolicy(history, history_bytes, history_age))
+        pending = PendingSubscriptions(log, remote=broker is not None, confirms=confirms)
+        self._dispatcher = Dispatcher(log, history_age, pending)
         self._max_event_size = max_event_size
         self._published = 0
-        self._repeats: Repeats[str | None] = Repeats()
+        self._deduplication: DeduplicationWindow[str | None] = DeduplicationWindow()
         self._broker = broker
-        self._supervision: Supervision | None = None
+        self._replication_task: ReplicationTask | None = None
         if broker is not None:
-            self._supervision = Supervision(broker, Intake(self._fanout), arrivals, observer)
+            self._replication_task = ReplicationTask(broker, Replicator(self._dispatcher), pending, observer)
         self._following: asyncio.Task[None] | None = None
         self._closed = False  # for good
         self._shut = False
@@ -206,7 +206,7 @@ class Hub:
         the future has.
         """
         publication = self._check(topic, event, key, ephemeral, idempotency_key)
-        loop = self._fanout.elsewhere()
+        loop = self._dispatcher.elsewhere()
         broker = self._broker
         if broker is not None:
             return run_in_loop(loop, lambda: self._hand_over(broker, publication))
@@ -219,28 +219,28 @@ class Hub:
         key: str | None,
         ephemeral: bool,  # noqa: FBT001
         idempotency_key: str | None,
-    ) -> Publication:
-        if topic not in self._fanout.log:
+    ) -> Message:
+        if topic not in self._dispatcher.log:
             check_topic(topic)
-        return Publication(topic, event, key, ephemeral, idempotency_key, self._max_event_size)
+        return Message(topic, event, key, ephemeral, idempotency_key, self._max_event_size)
 
-    def _publish(self, given: Publication) -> str | None:
+    def _publish(self, given: Message) -> str | None:
         """Publish in this process, which is all there is."""
         now = asyncio.get_running_loop().time()
-        repeated = None if given.idempotency_key is None else self._repeats.find(given.idempotency_key, now)
+        repeated = None if given.idempotency_key is None else self._deduplication.find(given.idempotency_key, now)
         if repeated is not None:
             return repeated[0]
         if given.ephemeral:
             record = Record(0, None, given.topic, given.event, encode(given.event), given.key, now)
         else:
-            record = self._fanout.log.append(given.topic, given.event, given.key, now)
+            record = self._dispatcher.log.append(given.topic, given.event, given.key, now)
         self._published += 1
-        self._fanout.spread(record)
+        self._dispatcher.dispatch(record)
         if given.idempotency_key is not None:
-            self._repeats.note(given.idempotency_key, record.id, now)
+            self._deduplication.note(given.idempotency_key, record.id, now)
         return record.id
 
-    async def _hand_over(self, broker: Broker, given: Publication, connection: object = None) -> str | None:
+    async def _hand_over(self, broker: Broker, given: Message, connection: object = None) -> str | None:
         """Publish by the broker, from whose tail it comes back."""
         key = given.idempotency_key
         position = await broker.publish(given.topic, given.payload(), idempotency_key=key, connection=connection)
@@ -252,37 +252,37 @@ class Hub:
     def subscribe(  # each is something of its own
         self,
         topics: Iterable[str],
-        outlet: Outlet,
+        sink: Sink,
         on_end: OnEnd,
         *,
         after: str | None = None,
         select: Select | None = None,
-        policy: Policy = _POLICY,
+        policy: SubscriptionPolicy = _POLICY,
     ) -> Subscription:
         """Register a stream, which gets nothing before its ``start``.
 
         ``after`` is the id that its client had last. ``on_end(reason, error)`` is called when the Hub ends it. This is
-        for who brings an ``Outlet``, as ``start_topic_stream`` does.
+        for who brings an ``Sink``, as ``start_topic_stream`` does.
         """
-        fanout = self._fanout
+        dispatcher = self._dispatcher
         self.check_open()
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
 
-        def beginning(located: Located) -> Beginning:
+        def beginning(located: Located) -> StartPosition:
             offset, reason = located
             if after is not None:
-                return Beginning(offset, None if reason is None else Gap(reason, after))
+                return StartPosition(offset, None if reason is None else Gap(reason, after))
             if policy.replay:
-                fanout.log.expire(fanout.now(), EXPIRED)
-                offset = fanout.log.newest(names, policy.replay)
-            return Beginning(offset, excused=fanout.log.end)
+                dispatcher.log.expire(dispatcher.now(), EXPIRED)
+                offset = dispatcher.log.newest(names, policy.replay)
+            return StartPosition(offset, excused=dispatcher.log.end)
 
-        audience = fanout.enter(names, select, outlet.wrap)
-        located = fanout.arrivals.locate(after)
+        group = dispatcher.enter(names, select, sink.wrap)
+        located = dispatcher.pending.locate(after)
         position = None if located is None else beginning(located)
-        subscription = Subscription(fanout, audience, outlet, on_end, policy, position)
+        subscription = Subscription(dispatcher, group, sink, on_end, policy, position)
         if located is None:
-            fanout.arrivals.wait(subscription, after, lambda located: subscription.settle(beginning(located)))
+            dispatcher.pending.wait(subscription, after, lambda located: subscription.settle(beginning(located)))
         return subscription
 
     def check_open(self) -> None:
@@ -296,27 +296,27 @@ class Hub:
 
         Cancelling is safe.
         """
-        arrivals = self._fanout.arrivals
-        located = arrivals.locate(given)
+        pending = self._dispatcher.pending
+        located = pending.locate(given)
         if located is not None:
             return located
         future: asyncio.Future[Located] = asyncio.get_running_loop().create_future()
-        arrivals.wait(future, given, lambda located: None if future.done() else future.set_result(located))
+        pending.wait(future, given, lambda located: None if future.done() else future.set_result(located))
         try:
             return await future
         finally:
-            arrivals.discard(future)
+            pending.discard(future)
 
     # Looking.
 
     def subscribers(self, topic: str) -> int:
         """Count the open streams that hear of a topic, in this process."""
-        return self._fanout.listeners(topic)
+        return self._dispatcher.listeners(topic)
 
     @property
-    def log(self) -> Log:
+    def log(self) -> History:
         """The records that are kept, and their one order."""
-        return self._fanout.log
+        return self._dispatcher.log
 
     @property
     def ready(self) -> bool:
@@ -325,21 +325,21 @@ class Hub:
         ``False`` once the Hub is closed, and as soon as the broker's server has not said for some seconds (three and a
         half at most, with our brokers) that there is no more: a process that is late is not ready.
         """
-        return self._fanout.arrivals.fresh and not self._shut
+        return self._dispatcher.pending.fresh and not self._shut
 
     def statistics(self) -> HubStatistics:
         """Return what the Hub holds and has done. Costs the same however much that is."""
-        fanout = self._fanout
+        dispatcher = self._dispatcher
         return HubStatistics(
-            topics=fanout.log.topics,
-            records=fanout.log.records,
-            bytes=fanout.log.bytes,
-            subscribers=fanout.subscribers,
-            behind=fanout.subscribers - fanout.live,
-            audiences=fanout.audiences,
+            topics=dispatcher.log.topics,
+            records=dispatcher.log.records,
+            bytes=dispatcher.log.bytes,
+            subscribers=dispatcher.subscribers,
+            behind=dispatcher.subscribers - dispatcher.live,
+            groups=dispatcher.groups,
             published=self._published,
-            delivered=fanout.delivered,
-            gaps=fanout.gaps,
+            delivered=dispatcher.delivered,
+            gaps=dispatcher.gaps,
         )
 
     # The life of a Hub, which setup(app, hub) takes care of.
@@ -352,10 +352,10 @@ class Hub:
         """
         if self._closed:
             raise RuntimeError("this Hub was closed, and its broker with it; make another Hub, with another broker")
-        loop = self._fanout.bind()
+        loop = self._dispatcher.bind()
         self._shut = False
-        if self._supervision is not None and self._following is None:
-            self._following = loop.create_task(self._supervision.run())
+        if self._replication_task is not None and self._following is None:
+            self._following = loop.create_task(self._replication_task.run())
 
     async def close(self) -> None:
         """Leave nothing that waits in the event loop, and close the broker for good. The history stays. Idempotent.
@@ -365,10 +365,10 @@ class Hub:
         can be called again.
         """
         self._shut = True
-        self._fanout.close()
+        self._dispatcher.close()
         self._closed = self._broker is not None
         if self._closed:
-            self._fanout.end(CloseReason.SHUTDOWN)  # they would hear of nothing any more
+            self._dispatcher.end(CloseReason.SHUTDOWN)  # they would hear of nothing any more
         following, broker = self._following, self._broker
         if following is not None:
             await end(following, CLOSING, f"the tail of {broker!r}")

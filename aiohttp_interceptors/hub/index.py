@@ -9,7 +9,7 @@ from itertools import islice
 from operator import attrgetter
 
 from .record import Record
-from .topic_history import Ring
+from .topic_history import TopicHistory
 from .topics import ONE, REST, matcher
 
 __all__ = ["Order", "TopicTree"]
@@ -79,7 +79,7 @@ class TopicTree:
         self._root = _Branch()
         self._known: dict[str, tuple[int, int]] = {}  # what is gone under some wildcards, for which one has to search
 
-    def touch(self, ring: Ring) -> None:
+    def touch(self, ring: TopicHistory) -> None:
         """Note that a ring has a new latest record."""
         branch, last = self._root, ring.last
         branch.last = last
@@ -95,7 +95,7 @@ class TopicTree:
             if ring.evicted:
                 self.evict(ring)
 
-    def evict(self, ring: Ring) -> None:
+    def evict(self, ring: TopicHistory) -> None:
         """Note that a ring, which is here, has lost a record."""
         parent = branch = self._root
         for token in ring.topic.split("."):
@@ -123,11 +123,11 @@ class TopicTree:
         """Forget a topic's ring, and the branches that lead to no other."""
         self._root.remove(topic.split("."))
 
-    def active(self, wildcard: str, offset: int) -> Iterator[Ring]:
+    def active(self, wildcard: str, offset: int) -> Iterator[TopicHistory]:
         """Walk over the rings that match and changed after the position."""
         return (ring for ring in self._root.active(wildcard.split("."), 0, offset) if ring is not None)
 
-    def few(self, wildcard: str, offset: int, most: int) -> list[Ring] | None:
+    def few(self, wildcard: str, offset: int, most: int) -> list[TopicHistory] | None:
         """Return the rings that match and changed after the position, or ``None`` if that takes too many steps."""
         steps = list(islice(self._root.active(wildcard.split("."), 0, offset), most + 1))
         return None if len(steps) > most else [ring for ring in steps if ring is not None]
@@ -139,7 +139,7 @@ class _Branch:
     def __init__(self) -> None:
         self.children: dict[str, _Branch] = {}
         self.last = 0  # the latest change from here on
-        self.ring: Ring | None = None
+        self.ring: TopicHistory | None = None
         self.evicted = self.lost = 0  # the latest of the rings below here
         self.evicted_next = self.lost_next = 0  # and of those that are one token below
 
@@ -171,7 +171,7 @@ class _Branch:
                 known = each.gone(tokens, depth + 1, known)
         return known
 
-    def active(self, tokens: list[str], depth: int, offset: int) -> Iterator[Ring | None]:
+    def active(self, tokens: list[str], depth: int, offset: int) -> Iterator[TopicHistory | None]:
         """Walk over the rings that match and changed after the position, with ``None`` for a step that found none."""
         if self.last <= offset:
             return
@@ -191,7 +191,7 @@ class _Branch:
                 return
             yield from child.all(offset) if token == REST else child.active(tokens, depth + 1, offset)
 
-    def all(self, offset: int) -> Iterator[Ring | None]:
+    def all(self, offset: int) -> Iterator[TopicHistory | None]:
         """Walk over all rings from here on that changed after the position, with ``None`` for a step without one."""
         yield self.ring if self.ring is not None and self.ring.last > offset else None
         for child in reversed(self.children.values()):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..exceptions import EventTooLarge
 from ..sse import Event, encode, is_larger
 
-__all__ = ["Content", "Publication", "is_ephemeral", "pack", "unpack"]
+__all__ = ["Content", "Message", "is_ephemeral", "pack", "unpack"]
 
 
 # The first byte says how to read the rest, so that processes of different versions understand each other or say so:
@@ -60,7 +60,7 @@ def unpack(payload: bytes) -> Content:
 LONGEST_IDEMPOTENCY_KEY = 200  # characters: room for a URL with a number, and no server minds
 
 
-class Publication:
+class Message:
     """An event, and what the Hub has to know to publish it. Raises ``TypeError`` or ``ValueError`` for what cannot be.
 
     The topic is checked by who makes it, for those that have a history are right.

@@ -15,20 +15,20 @@ from ..exceptions import FATAL, BrokerError
 from ..facts import HubDown, HubFact, HubObserver, HubResumed, HubUp
 from ..sse import frame_with_id
 from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
-from .dispatcher import Arrivals, Fanout
+from .dispatcher import Dispatcher, PendingSubscriptions
 from .history import EXPIRED
 from .message import PLAIN, is_ephemeral, unpack
 from .record import Record
 
-__all__ = ["Intake", "Supervision"]
+__all__ = ["ReplicationTask", "Replicator"]
 
 
-class Intake:
+class Replicator:
     """Take the items of a tail, one tail after the other."""
 
-    def __init__(self, fanout: Fanout) -> None:
-        self._fanout = fanout
-        self._arrivals = fanout.arrivals
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._pending = dispatcher.pending
         self._joined = False
         self._unread: set[bytes] = set()  # what payloads that cannot be read begin with, as far as that was logged
         self.entries: int = 0
@@ -37,28 +37,28 @@ class Intake:
     @property
     def position(self) -> LogPosition | None:
         """Where the next tail goes on; ``None`` before the first one."""
-        log = self._fanout.log
+        log = self._dispatcher.log
         return LogPosition(log.epoch, log.end) if self._joined else None
 
     def take(self, item: TailItem) -> None:
         """Take an item."""
-        fanout = self._fanout
+        dispatcher = self._dispatcher
         if isinstance(item, Subscribed):
             if not self._joined:
                 self._joined = True
-                fanout.interrupt(lambda: fanout.log.begin(*item.position))
+                dispatcher.interrupt(lambda: dispatcher.log.begin(*item.position))
         elif isinstance(item, Trimmed):
-            fanout.interrupt(lambda: fanout.log.lose(item.through))
+            dispatcher.interrupt(lambda: dispatcher.log.lose(item.through))
         elif isinstance(item, Truncated):
-            fanout.interrupt(lambda: fanout.log.rewind(*item.position))
+            dispatcher.interrupt(lambda: dispatcher.log.truncate(*item.position))
         elif isinstance(item, CaughtUp):
-            self._arrivals.confirm()
+            self._pending.confirm()
         else:
             self._add(item)
-        self._arrivals.look()
+        self._pending.look()
 
     def _add(self, entries: Sequence[Entry]) -> None:
-        fanout, log = self._fanout, self._fanout.log
+        dispatcher, log = self._dispatcher, self._dispatcher.log
         now = asyncio.get_running_loop().time()
         start = f"{log.epoch}-"
         log.expire(now, EXPIRED)
@@ -76,14 +76,14 @@ class Intake:
                     continue
             if ephemeral:
                 log.end = offset
-                if not self._arrivals.up:
+                if not self._pending.up:
                     continue  # what was for those who kept up is late, and nobody did
                 record = Record(0, None, topic, None, frame, key, now)
             else:
                 event_id = f"{start}{offset}"
                 record = Record(offset, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
                 log.add(record)
-            fanout.spread(record)
+            dispatcher.dispatch(record)
 
     def _miss(self, topic: str, offset: int, payload: bytes, error: ValueError) -> None:
         """Tell who asked for a topic that a record of it is missing, which this release cannot read."""
@@ -97,9 +97,9 @@ class Intake:
                 advice="have all processes use one release: until then each such entry is told as a gap",
             )
         if is_ephemeral(payload):
-            self._fanout.log.end = offset
+            self._dispatcher.log.end = offset
         else:
-            self._fanout.miss(topic, offset)
+            self._dispatcher.miss(topic, offset)
 
 
 PLAIN_MARK = b"%c" % PLAIN  # of nearly all payloads: those are not worth a call
@@ -112,13 +112,15 @@ LONGEST_DELAY = 5.0
 JITTER = 0.5  # the part of a delay that is left to chance
 
 
-class Supervision:
+class ReplicationTask:
     """Follow a broker, and again when it was lost, from the place where that happened."""
 
-    def __init__(self, broker: Broker, intake: Intake, arrivals: Arrivals, observer: HubObserver | None) -> None:
+    def __init__(
+        self, broker: Broker, replicator: Replicator, pending: PendingSubscriptions, observer: HubObserver | None
+    ) -> None:
         self._broker = broker
-        self._intake = intake
-        self._arrivals = arrivals
+        self._replicator = replicator
+        self._pending = pending
         self._observer = observer
         self._attempts = 0
         self._since: float | None = None  # when it was lost; None if it was not, or nobody was told yet
@@ -132,7 +134,7 @@ class Supervision:
             check_cancelled()
             self._read = False
             try:
-                async with aclosing(self._broker.tail(self._intake.position)) as tail:
+                async with aclosing(self._broker.tail(self._replicator.position)) as tail:
                     async for item in tail:
                         check_cancelled()
                         self._take(item)
@@ -155,13 +157,13 @@ class Supervision:
             await asyncio.sleep(self._delay())
 
     def _take(self, item: TailItem) -> None:
-        self._intake.take(item)
+        self._replicator.take(item)
         if isinstance(item, CaughtUp):
             if self._read:
                 return  # it says so again, while there is nothing to tell
             self._read = True
             self._attempts = 0
-            read = self._intake.entries - self._taken
+            read = self._replicator.entries - self._taken
             if self._since is None:
                 self._tell(HubUp(read))
             else:
@@ -172,9 +174,9 @@ class Supervision:
 
     def _note_loss(self, error: BaseException) -> None:
         """Tell that it is lost, once."""
-        self._arrivals.up = False
+        self._pending.up = False
         if self._since is None:
-            self._since, self._lost, self._taken = time.time(), time.monotonic(), self._intake.entries
+            self._since, self._lost, self._taken = time.time(), time.monotonic(), self._replicator.entries
             self._tell(HubDown(self._since, str(error) or repr(error)))
 
     def _delay(self) -> float:

@@ -10,7 +10,7 @@ from .._checks import check_count, check_seconds
 from ..sse import Event
 from .record import Record
 
-__all__ = ["Bounds", "Ring"]
+__all__ = ["RetentionPolicy", "TopicHistory"]
 
 _offset = attrgetter("offset")
 _GONE = Record(0, None, "", Event(""), b"", None, 0.0)  # in the place of an evicted one, so that its memory is free
@@ -19,7 +19,7 @@ SLACK = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class RetentionPolicy:
     """What a topic's history is bounded by, whichever is reached first. Raises for what cannot be meant."""
 
     history: int
@@ -37,7 +37,7 @@ class Bounds:
         check_seconds("history_age", self.history_age, "no limit")
 
 
-class Ring:
+class TopicHistory:
     """The latest records of one topic, oldest first, and what it no longer has."""
 
     __slots__ = ("_latest", "_records", "_start", "bytes", "due", "evicted", "last", "lost", "topic")

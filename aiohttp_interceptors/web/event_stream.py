@@ -19,7 +19,7 @@ from .producer import Producer, StreamReady
 from .response import ChannelResponse
 from .settings import MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions
 from .stream import Stream, StreamStatistics, enter_stream
-from .timers import Turn, turn
+from .timers import FlushQueue, flush_queue
 from .transport import BATCH, Connection
 
 __all__ = ["ChannelStream", "event_stream", "start_event_stream"]
@@ -28,7 +28,7 @@ __all__ = ["ChannelStream", "event_stream", "start_event_stream"]
 class ChannelStream(Stream):
     """One open stream of one producer."""
 
-    __slots__ = ("_broken", "_dropped", "_due", "_error", "_events", "_feeder", "_ready", "_turn", "channel")
+    __slots__ = ("_broken", "_dropped", "_due", "_error", "_events", "_feeder", "_flush_queue", "_ready", "channel")
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ChannelStream(Stream):
         self._producer = self._feeder = Producer(self.channel, context)
         self._error = settings.error_event
         self._ready = stream_ready
-        self._turn: Turn = turn()
+        self._flush_queue: FlushQueue = flush_queue()
         self._broken = False  # its queue raised, and is not asked again
         self._due = False  # in this turn's pumping already
         self._events = self._dropped = 0
@@ -131,7 +131,7 @@ class ChannelStream(Stream):
         if self.channel.reason is not None:
             self._finish()
         elif not self._due:
-            self._turn.add(self)
+            self._flush_queue.add(self)
             self._due = True
 
     def _flush(self) -> None:
@@ -142,7 +142,7 @@ class ChannelStream(Stream):
             if not frames:
                 break
             self._events += len(frames)
-            connection.write(frames[0] if len(frames) == 1 else b"".join(frames))
+            connection.write_frames(frames[0] if len(frames) == 1 else b"".join(frames))
             channel.written(len(frames))
         # While the client reads nothing each doubling is told, or there would be a line in the log for every event.
         if channel.lossy and (not connection.paused or channel.dropped >= 2 * self._dropped):

@@ -215,7 +215,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             if self.superseded:
                 raise ClientConnectionResetError(_SUPERSEDED)
             return
-        connection.write(frame)
+        connection.write_frames(frame)
         if connection.paused and not connection.closing:
             try:
                 async with asyncio.timeout(self._send_timeout):
@@ -308,7 +308,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if self._handler is None or self._last_call is not None or self.connection is None:
             return
         if drain.farewell is not None and self.is_connected():
-            self.connection.write(encode(drain.farewell).replace(b"\n", self._sep.encode()))
+            self.connection.write_frames(encode(drain.farewell).replace(b"\n", self._sep.encode()))
         if self.finite and self.is_connected():  # also if its handler sees the end and returns
             self.cut()
         self.stop_streaming()
@@ -323,7 +323,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         self._eof_sent = True
         self.force_close()
         if not self.finite:
-            connection.write(b"")  # the last chunk
+            connection.write_frames(b"")  # the last chunk
         handler.cancel()
 
     def abort(self) -> None:

@@ -27,7 +27,7 @@ from .producer import Producer
 from .request import accepts_event_stream, not_acceptable, read_body
 from .response import ChannelResponse, TopicResponse
 from .settings import ErrorEvent, StreamSettings
-from .timers import Visit, rounds
+from .timers import Timer, timer_queue
 from .transport import Connection
 
 __all__ = ["Choose", "MakeStream", "Stream", "StreamStatistics", "enter_stream"]
@@ -72,7 +72,7 @@ class Stream(ABC):
         "_settings",
         "_slot",
         "_streams",
-        "_visit",
+        "_timer",
         "over",
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ class Stream(ABC):
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the stream is over, whatever ended it."""
         self._slot: Slot | None = None  # under the application's limits, until it is over
-        self._visit: Visit | None = None
+        self._timer: Timer | None = None
         self._last_words = b""
         self._began = connection.last_write  # and not a number of its own for each open stream
         self._ended: float | None = None
@@ -170,11 +170,11 @@ class Stream(ABC):
         """Call who feeds it, and have the clock look after it."""
         if self._settings.max_age is not None:
             loop, age = asyncio.get_running_loop(), self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311
-            self._visit = rounds().add(self, loop.time() + age)
+            self._timer = timer_queue().add(self, loop.time() + age)
         self._start()
         self.connection_changed()  # it may be lost already
 
-    def visit(self, now: float) -> None:  # noqa: ARG002  # one visit only, whatever the time
+    def on_timer(self, now: float) -> None:  # noqa: ARG002  # one visit only, whatever the time
         """End a stream that is old enough."""
         self.end(CloseReason.EXPIRED)
 
@@ -201,7 +201,7 @@ class Stream(ABC):
                 connection.abort()
                 return
             if self._last_words and not self._write_rest() and not connection.paused:
-                connection.write(self._last_words)
+                connection.write_frames(self._last_words)
                 self._last_words = b""
 
     def _is_complete(self, *, told: bool) -> bool:
@@ -239,9 +239,9 @@ class Stream(ABC):
         slot, self._slot = self._slot, None
         if slot is not None:
             slot.release()
-        if self._visit is not None:
-            self._visit.cancel()
-            self._visit = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self.over.done():
             self.over.set_result(None)
 

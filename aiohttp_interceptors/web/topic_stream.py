@@ -12,7 +12,7 @@ from typing import TypeAlias, cast
 
 from .._threads import check_loop
 from ..channel import CloseReason
-from ..hub.cursor import OnGap, Policy
+from ..hub.cursor import OnGap, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
 from ..hub.record import Gap, Record
 from ..hub.topics import check_pattern
@@ -54,8 +54,8 @@ class TopicSettings(StreamSettings):
     select: Select | None
     snapshot: SnapshotOf | None
     stream_ready: SubscriberReady | None
-    policy: Policy
-    unprimed: Policy | None
+    policy: SubscriptionPolicy
+    unprimed: SubscriptionPolicy | None
     """That of clients which are not to be primed; ``None`` if all have the same."""
 
     @property
@@ -340,7 +340,7 @@ class TopicStream(Stream):
                     await connection.writable()
                 if self._reason is not None:  # a frame now would come after what ends the stream
                     break
-                connection.write(frames)
+                connection.write_frames(frames)
                 self._events += count
                 told = True
         return told
@@ -399,7 +399,9 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     """
     if not isinstance(hub, Hub):
         raise TypeError(f"hub is a Hub, not {hub!r}")
-    policy = Policy(on_gap=on_gap, gap_event=gap_event, prime=prime is not False, replay=replay, retry=retry)
+    policy = SubscriptionPolicy(
+        on_gap=on_gap, gap_event=gap_event, prime=prime is not False, replay=replay, retry=retry
+    )
     settings = TopicSettings(
         select=select,
         snapshot=snapshot,

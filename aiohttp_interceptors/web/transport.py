@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ..channel import CloseReason
 from ..sse import HEARTBEAT
-from .timers import TOGETHER, Visit, rounds
+from .timers import TIMER_SLACK, Timer, timer_queue
 
 if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
+    "CHECKS_PER_TIMEOUT",
     "HIGH_WATER",
-    "LOOKS",
     "Connection",
+    "InterposedProtocol",
     "Owner",
     "SocketOptions",
-    "Stall",
-    "Watched",
-    "Watcher",
+    "StallDetector",
+    "TransportListener",
     "options_on",
     "shared",
 ]
@@ -148,11 +148,11 @@ def _unacknowledged(sock: socket.socket | None, number: int) -> int:
 
 
 # Looks per timeout. More of them would find the last byte that was taken more exactly, and cost more.
-LOOKS = 4
+CHECKS_PER_TIMEOUT = 4
 ROUNDING = 1e-6  # seconds
 
 
-class Stall:
+class StallDetector:
     """Tell, from how much the client has taken and what it is owed, whether it takes nothing any more.
 
     It says so at the latest ``timeout`` seconds after the client took its last byte, or was first owed one, and not
@@ -168,23 +168,23 @@ class Stall:
 
     def next_look(self, now: float) -> float:
         """Return when to look again at the latest."""
-        up = self._since + self.timeout * (1 - 1 / LOOKS)
-        return min(now + self.timeout / LOOKS, up) if up > now else now + self.timeout / LOOKS
+        up = self._since + self.timeout * (1 - 1 / CHECKS_PER_TIMEOUT)
+        return min(now + self.timeout / CHECKS_PER_TIMEOUT, up) if up > now else now + self.timeout / CHECKS_PER_TIMEOUT
 
     def look(self, now: float, taken: int, owed: int) -> bool:
         """Return whether the client is stalled, having taken so many bytes in all and being owed so many."""
         if owed == 0 or taken > self._taken:
             self._since = now
         self._taken = taken
-        return now - self._since >= self.timeout * (1 - 1 / LOOKS) - ROUNDING
+        return now - self._since >= self.timeout * (1 - 1 / CHECKS_PER_TIMEOUT) - ROUNDING
 
 
 # Bytes of further requests that are kept for after the stream. A browser sends none; of whoever sends more than this
 # nothing is kept, and its connection ends with the stream. It is read all the same, or its leaving would go unseen.
-HELD = 64 * 1024
+MAX_PIPELINED_BYTES = 64 * 1024
 
 
-class Watched(Protocol):
+class TransportListener(Protocol):
     """What is told."""
 
     def lose(self, reason: CloseReason) -> None:
@@ -197,21 +197,21 @@ class Watched(Protocol):
         """Note that the transport's buffer has room again."""
 
 
-class Watcher(asyncio.Protocol):
+class InterposedProtocol(asyncio.Protocol):
     """Forward the event loop's calls to aiohttp's protocol, and tell the stream's connection of those that matter.
 
     With ``hold``, what the client sends meanwhile is kept and handed on when the stream is over: aiohttp stops reading
     after some requests that it cannot answer yet, and who does not read does not see the client leave.
     """
 
-    __slots__ = ("_connection", "_held", "_hold", "_transport", "_was_reading", "inner", "overrun")
+    __slots__ = ("_connection", "_held", "_hold", "_transport", "_was_reading", "overrun", "wrapped")
 
     def __init__(
-        self, connection: Watched, transport: asyncio.Transport, inner: asyncio.Protocol, *, hold: bool
+        self, connection: TransportListener, transport: asyncio.Transport, wrapped: asyncio.Protocol, *, hold: bool
     ) -> None:
         self._connection = connection
         self._transport = transport
-        self.inner: asyncio.Protocol = inner
+        self.wrapped: asyncio.Protocol = wrapped
         self._hold = hold
         self._held: bytearray | None = None  # most clients send nothing
         self.overrun: bool = False  # more was sent than is kept, and it is gone
@@ -220,12 +220,12 @@ class Watcher(asyncio.Protocol):
         if hold and not self._was_reading:
             transport.resume_reading()
 
-    def step_aside(self) -> None:
+    def detach(self) -> None:
         """Put aiohttp's protocol back, in the state that it believes the transport to be in."""
         transport = self._transport
         if transport.is_closing() or transport.get_protocol() is not self:
             return
-        transport.set_protocol(self.inner)
+        transport.set_protocol(self.wrapped)
         held, self._held = self._held, None
         if not self._hold:
             return
@@ -234,15 +234,15 @@ class Watcher(asyncio.Protocol):
         else:
             transport.pause_reading()
         if held:
-            self.inner.data_received(bytes(held))
+            self.wrapped.data_received(bytes(held))
 
     def data_received(self, data: bytes) -> None:
         if not self._hold:
-            self.inner.data_received(data)
+            self.wrapped.data_received(data)
             return
         if self._held is None:
             self._held = bytearray()
-        if self.overrun or len(self._held) + len(data) > HELD:
+        if self.overrun or len(self._held) + len(data) > MAX_PIPELINED_BYTES:
             self.overrun = True
             self._held.clear()
             return
@@ -250,7 +250,7 @@ class Watcher(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         self._connection.lose(CloseReason.CLIENT_LEFT)  # aiohttp closes on EOF, also on a half-close
-        keep_open = self.inner.eof_received()
+        keep_open = self.wrapped.eof_received()
         # A full buffer would keep the connection for as long as the client does not read it.
         self._transport.abort()
         return keep_open
@@ -258,14 +258,14 @@ class Watcher(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         # The kernel's own limit for a client that confirms nothing may strike before ours.
         self._connection.lose(CloseReason.STALLED if isinstance(exc, TimeoutError) else CloseReason.CLIENT_LEFT)
-        self.inner.connection_lost(exc)
+        self.wrapped.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        self.inner.pause_writing()
+        self.wrapped.pause_writing()
         self._connection.pause()
 
     def resume_writing(self) -> None:
-        self.inner.resume_writing()
+        self.wrapped.resume_writing()
         self._connection.resume()
 
 
@@ -299,9 +299,28 @@ class Connection:
     With ``soon`` the first heartbeat goes out right behind the head, unless something else does before.
     """
 
-    __slots__ = ("_beat", "_counted", "_heartbeat", "_limits", "_options", "_stall", "_stall_timeout", "_transport",
-                 "_visit", "_waiting", "_watcher", "_writer", "bytes", "last_write", "loop", "loss", "owner", "paused",
-                 "sent", "wrap")  # fmt: skip
+    __slots__ = (
+        "_beat",
+        "_counted",
+        "_heartbeat",
+        "_interposed",
+        "_limits",
+        "_options",
+        "_stall",
+        "_stall_timeout",
+        "_timer",
+        "_transport",
+        "_waiting",
+        "_writer",
+        "bytes",
+        "last_write",
+        "loop",
+        "loss",
+        "owner",
+        "paused",
+        "sent",
+        "wrap",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -318,13 +337,13 @@ class Connection:
         self._writer = request.writer
         self.wrap: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _plain
         self._waiting: list[asyncio.Future[None]] | None = None
-        self._watcher: Watcher | None = None
-        self._visit: Visit | None = None
+        self._interposed: InterposedProtocol | None = None
+        self._timer: Timer | None = None
         self._heartbeat = heartbeat
         self._beat = beat
         self.last_write: float = self.loop.time()
         self._stall_timeout = stall_timeout
-        self._stall: Stall | None = None  # while the client is owed something, which it mostly is not
+        self._stall: StallDetector | None = None  # while the client is owed something, which it mostly is not
         self.owner: Owner | None = None
         self.bytes: int = 0  # of frames, without heartbeats, chunk sizes, and what was relayed
         self.sent: int = 0  # bytes handed to the transport
@@ -352,11 +371,11 @@ class Connection:
             high_water = 1  # below is one more buffer, of 64 KiB, whose limits nobody can set: let none wait above it
         transport.set_write_buffer_limits(high=high_water, low=high_water // 4)
         self.paused = request.protocol.writing_paused
-        inner = cast("asyncio.Protocol", transport.get_protocol())
-        self._watcher = Watcher(self, transport, inner, hold=request.content.is_eof())
-        due = self.last_write + TOGETHER if soon and self._begins else self._next_visit(self.last_write)
+        wrapped = cast("asyncio.Protocol", transport.get_protocol())
+        self._interposed = InterposedProtocol(self, transport, wrapped, hold=request.content.is_eof())
+        due = self.last_write + TIMER_SLACK if soon and self._begins else self._next_visit(self.last_write)
         if due is not None:
-            self._visit = rounds().add(self, due)
+            self._timer = timer_queue().add(self, due)
 
     @property
     def lost(self) -> bool:
@@ -371,7 +390,7 @@ class Connection:
     @property
     def overrun(self) -> bool:
         """Whether the client sent more requests behind this one than are kept, so that it cannot be answered."""
-        return self._watcher is not None and self._watcher.overrun
+        return self._interposed is not None and self._interposed.overrun
 
     @property
     def unsent(self) -> int:
@@ -381,12 +400,12 @@ class Connection:
             return 0
         return transport.get_write_buffer_size()
 
-    def write(self, frames: bytes) -> None:
+    def write_frames(self, frames: bytes) -> None:
         """Hand whole frames to the transport, in one piece; on a lost connection do nothing."""
         if self._send(frames):
             self.bytes += len(frames)
 
-    def relay(self, payload: bytes, now: float) -> None:
+    def write(self, payload: bytes, now: float) -> None:
         """Hand to the transport what ``wrap`` made of frames, at this time of the event loop.
 
         The same bytes go to many connections, one after the other: what is done here is paid for by each of them.
@@ -400,10 +419,10 @@ class Connection:
         self.last_write = now
 
     def beat_soon(self) -> None:
-        """Send the first heartbeat within ``TOGETHER`` seconds unless something is written before."""
-        if self._visit is not None and self._begins:
-            self._visit.cancel()
-            self._visit = rounds().add(self, self.loop.time() + TOGETHER)
+        """Send the first heartbeat within ``TIMER_SLACK`` seconds unless something is written before."""
+        if self._timer is not None and self._begins:
+            self._timer.cancel()
+            self._timer = timer_queue().add(self, self.loop.time() + TIMER_SLACK)
 
     @property
     def _begins(self) -> bool:
@@ -439,8 +458,8 @@ class Connection:
 
     def release(self) -> None:
         """Touch the transport no more, and leave it as it was before the stream. Twice is once."""
-        transport, watcher = self._transport, self._watcher
-        self._transport = self._watcher = self.owner = None
+        transport, watcher = self._transport, self._interposed
+        self._transport = self._interposed = self.owner = None
         self._count()
         if transport is None or watcher is None:
             return
@@ -449,7 +468,7 @@ class Connection:
             self._options.restore()
             low, high = self._limits
             transport.set_write_buffer_limits(high=high, low=low)
-        watcher.step_aside()
+        watcher.detach()
 
     def abort(self) -> None:
         """Drop what is not sent and close the connection now."""
@@ -476,10 +495,10 @@ class Connection:
 
     # From time to time.
 
-    def visit(self, now: float) -> float | None:
+    def on_timer(self, now: float) -> float | None:
         """Send a heartbeat if the stream is idle, and give up on a client that takes nothing."""
         if self._heartbeat is not None and (
-            now - self.last_write >= self._heartbeat - TOGETHER or (self._beat is HEARTBEAT and self._begins)
+            now - self.last_write >= self._heartbeat - TIMER_SLACK or (self._beat is HEARTBEAT and self._begins)
         ):
             self.beat()
         if self._transport is None or self._transport.is_closing():  # and its socket cannot be asked any more
@@ -499,7 +518,7 @@ class Connection:
         if self._stall is not None:
             look = self._stall.next_look(now)
         elif self._stall_timeout is not None:
-            look = now + self._stall_timeout / LOOKS
+            look = now + self._stall_timeout / CHECKS_PER_TIMEOUT
         return min((due for due in (beat, look) if due is not None), default=None)
 
     def _is_stalled(self, now: float, timeout: float) -> bool:
@@ -509,7 +528,7 @@ class Connection:
             self._stall = None
             return False
         if self._stall is None:
-            self._stall = Stall(timeout, now, taken)
+            self._stall = StallDetector(timeout, now, taken)
         return self._stall.look(now, taken, owed)
 
     def _taken_and_owed(self) -> tuple[int, int]:
@@ -519,9 +538,9 @@ class Connection:
         return self.sent - owed if taken is None else taken, owed
 
     def _cancel_visit(self) -> None:
-        if self._visit is not None:
-            self._visit.cancel()
-            self._visit = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # What the event loop says, through the watcher.
 

@@ -53,7 +53,7 @@ class Outlet:
         """As a client of HTTP/1.0 has it."""
         return bytes
 
-    def relay(self, payload: bytes, now: float) -> None:  # noqa: ARG002  # what a Hub calls
+    def write(self, payload: bytes, now: float) -> None:  # noqa: ARG002  # what a Hub calls
         """Take what came."""
         self.began.set()
         for line in payload.split(b"\n"):

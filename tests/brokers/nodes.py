@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.hub.sink import start
 
 from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.testing import TcpProxy
-from tests.hub.outlet import start
 from tests.waiting import until, within
 
 
@@ -38,9 +38,9 @@ async def network(server):
         yield proxy
 
 
-def texts(outlet, count):
+def texts(sink, count):
     """Wait for so many events."""
-    return until(lambda: len(outlet.texts) >= count)
+    return until(lambda: len(sink.texts) >= count)
 
 
 def changes(logged):

@@ -383,8 +383,8 @@ def test_a_topic_is_a_subject_and_back(topic):
     assert subject.count(".") == topic.count(".") + 1
 
 
-def log(*eras, first=1, last=100):
-    return NatsLog(tuple(LogPosition(*era) for era in eras), first, last, 0.0)
+def log(*epochs, first=1, last=100):
+    return NatsLog(tuple(LogPosition(*era) for era in epochs), first, last, 0.0)
 
 
 def entries(*offsets):
@@ -436,17 +436,17 @@ def test_a_stream_has_the_epoch_of_its_creation_and_those_that_were_noted():
     assert fresh.clock == NatsLog.of(info()).clock > 1.7e9
     noted = {"aiohttp_interceptors_eras": fresh.rewound(90)}
     later = NatsLog.of(info(metadata=noted))
-    assert later.eras[0] == fresh.eras[0]
-    assert later.eras[1].offset == 90
+    assert later.epochs[0] == fresh.epochs[0]
+    assert later.epochs[1].offset == 90
     assert [later.position(offset).epoch for offset in (89, 90, 91)] == [fresh.epoch, fresh.epoch, later.epoch]
     assert later.rewound(80).split()[1:] != later.rewound(81).split()[1:]
     again = NatsLog.of(info(metadata={"aiohttp_interceptors_eras": later.rewound(50)}))
-    assert [era.offset for era in again.eras] == [0, 50, 50]
-    assert NatsLog.of(info("2020-01-01T00:00:00Z", noted)).eras[1:] == ()  # of a stream that it was copied from
-    assert NatsLog.of(info(metadata={"aiohttp_interceptors_eras": "x y:z"})).eras == fresh.eras
+    assert [era.offset for era in again.epochs] == [0, 50, 50]
+    assert NatsLog.of(info("2020-01-01T00:00:00Z", noted)).epochs[1:] == ()  # of a stream that it was copied from
+    assert NatsLog.of(info(metadata={"aiohttp_interceptors_eras": "x y:z"})).epochs == fresh.epochs
     for border in range(100):
         later = NatsLog.of(info(metadata={"aiohttp_interceptors_eras": later.rewound(border)}))
-    assert len(later.eras) < 20
+    assert len(later.epochs) < 20
 
 
 def test_an_empty_stream_begins_after_what_it_had():

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 import pytest
 from nats.aio.client import Client
+from tests.hub.sink import live
 
 from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
@@ -17,7 +18,6 @@ from aiohttp_interceptors.hub.broker import LogPosition
 from tests.brokers.nats_site import jetstream
 from tests.brokers.nats_topologies import NatsCluster
 from tests.brokers.nodes import hub_on, persist, texts  # noqa: F401  # fixtures
-from tests.hub.outlet import live
 from tests.waiting import until, within
 
 LONG = 30.0  # seconds in which a cluster has elected another leader, on a machine that has others
@@ -46,15 +46,15 @@ def node(cluster, hub_on):
 @pytest.mark.parametrize("fault", ["freeze", "kill"])
 async def test_a_cluster_whose_leader_is_gone_goes_on_with_all_that_was_acknowledged(cluster, node, fault):
     hub = await node(silence=4)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "before")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await asyncio.to_thread(cluster.replicated)
     await asyncio.to_thread(getattr(cluster, fault))
     await within(persist(hub, "after"), LONG)
-    await within(texts(outlet, 2), LONG)
+    await within(texts(sink, 2), LONG)
     await until(lambda: hub.ready)
-    assert outlet.texts == ["before", "after"]
+    assert sink.texts == ["before", "after"]
 
 
 async def test_what_is_asked_while_nobody_leads_is_asked_again_and_answered_when_somebody_does(cluster):

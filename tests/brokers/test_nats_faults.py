@@ -12,6 +12,7 @@ from contextlib import aclosing
 
 import pytest
 from nats.aio.client import Client
+from tests.hub.sink import live, start
 
 from aiohttp_interceptors.brokers.nats import connection as nats_session
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
@@ -29,7 +30,6 @@ from tests.brokers.nodes import (  # noqa: F401  # fixtures
     texts,
     waits_for_an_id_that_may_still_come,
 )
-from tests.hub.outlet import live, start
 from tests.servers.nats import Nats
 from tests.waiting import until, within
 
@@ -66,7 +66,7 @@ def through(network):
 async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, logged):
     """Peer bugs 59 and 64: what failed is told, and what is tried again is stored once."""
     hub, other = await node(), await node()
-    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    sink, elsewhere = await live(hub, "t"), await live(other, "t")
     ids, failures = {}, []
 
     async def publish(which):
@@ -83,20 +83,20 @@ async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, lo
     server.kill()
     server.restart()
     await within(asyncio.gather(*publishing), 30)
-    await texts(outlet, 400)
+    await texts(sink, 400)
     await texts(elsewhere, 400)
     assert {type(error) for error in failures} <= {BrokerDown, OutcomeUnknown}
     assert failures
-    assert outlet.texts == elsewhere.texts
-    assert sorted(outlet.texts) == sorted(ids)
-    assert {frame.data: frame.id for frame in outlet.frames} == ids
+    assert sink.texts == elsewhere.texts
+    assert sorted(sink.texts) == sorted(ids)
+    assert {frame.data: frame.id for frame in sink.frames} == ids
     assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_down", "hub_resumed", "hub_resumed"]
 
 
 async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(node, server, logged):
     """Peer bug 60."""
     hub = await node(**QUICK)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "before")
     server.freeze()
     with pytest.raises(OutcomeUnknown):
@@ -104,13 +104,13 @@ async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(no
     await until(lambda: not hub.ready)
     with pytest.raises(BrokerDown):
         await within(hub.publish("t", "lost"))
-    assert not outlet.ends
+    assert not sink.ends
     server.thaw()
     await until(lambda: hub.ready)
     await persist(hub, "unknown")
     await persist(hub, "after")
-    await texts(outlet, 3)
-    assert outlet.texts == ["before", "unknown", "after"]
+    await texts(sink, 3)
+    assert sink.texts == ["before", "unknown", "after"]
     assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
 
 
@@ -203,17 +203,17 @@ async def test_what_was_sent_to_a_server_that_dies_is_unknown_at_once(site, serv
 async def test_a_server_that_comes_later_is_waited_for(site, server, logged):
     server.kill()
     hub = Hub(site.broker())
-    outlet = start(hub, "t")
+    sink = start(hub, "t")
     with pytest.raises(BrokerDown):
         await within(hub.publish("t", "lost"))
-    await until(lambda: hub._supervision._attempts > 3)
+    await until(lambda: hub._replication_task._attempts > 3)
     assert not hub.ready
-    assert not outlet.ends
+    assert not sink.ends
     server.restart()
     await until(lambda: hub.ready)
     await hub.publish("t", "x")
-    await texts(outlet, 1)
-    assert outlet.texts == ["x"]
+    await texts(sink, 1)
+    assert sink.texts == ["x"]
     assert changes(logged) == ["hub_down", "hub_resumed"]
     await hub.close()
 
@@ -224,17 +224,17 @@ async def test_a_server_that_stops_in_order_is_followed_when_it_is_back(own, tmp
     hub = Hub(NatsSite(server).broker())
     hub.open()
     await until(lambda: hub.ready)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     first = await hub.publish("t", "before")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     os.kill(server.pid, how)
     await until(lambda: not hub.ready)
     server.kill()
     server.restart()
     await until(lambda: hub.ready)
     assert (await persist(hub, "after")).split("-")[0] == first.split("-")[0]
-    await texts(outlet, 2)
-    assert outlet.texts == ["before", "after"]
+    await texts(sink, 2)
+    assert sink.texts == ["before", "after"]
     await hub.close()
 
 
@@ -245,7 +245,7 @@ async def test_a_wrong_password_is_refused_and_waited_for(own, tmp_path, logged)
     hub.open()
     with pytest.raises(BrokerRefused, match=r"(?i)authorization"):
         await within(hub.publish("t", "x"))
-    await until(lambda: hub._supervision._attempts > 2)
+    await until(lambda: hub._replication_task._attempts > 2)
     assert not hub.ready
     await hub.close()
     assert [entry["event"] for entry in logged] == ["hub_down"]
@@ -283,30 +283,30 @@ async def test_a_server_of_its_default_size_refuses_what_is_larger_and_says_what
 
 async def test_a_consumer_that_is_deleted_is_made_anew_where_it_was(site, node):
     hub, other = await node(), await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     for round_ in range(3):
         await other.publish("t", f"{round_}")
-        await texts(outlet, round_ + 1)
+        await texts(sink, round_ + 1)
         async with site.administrator() as js:
             for consumer in await js.consumers_info(site.stream):
                 await js.delete_consumer(site.stream, consumer.name)
         await until(lambda: not hub.ready)
         await until(lambda: hub.ready and other.ready)
     await other.publish("t", "3")
-    await texts(outlet, 4)
-    assert outlet.texts == ["0", "1", "2", "3"]
+    await texts(sink, 4)
+    assert sink.texts == ["0", "1", "2", "3"]
 
 
 async def test_a_stream_that_is_purged_is_no_gap_for_who_had_all(site, node, brokers):
     hub = await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     ids = [await hub.publish("t", f"{n}") for n in range(3)]
-    await texts(outlet, 3)
+    await texts(sink, 3)
     async with site.administrator() as js:
         await js.purge_stream(site.stream)
     await hub.publish("t", "after")
-    await texts(outlet, 4)
-    assert outlet.texts == ["0", "1", "2", "after"]
+    await texts(sink, 4)
+    assert sink.texts == ["0", "1", "2", "after"]
     late = await node()
     returned = start(late, "t", after=ids[0])
     await texts(returned, 2)
@@ -315,21 +315,21 @@ async def test_a_stream_that_is_purged_is_no_gap_for_who_had_all(site, node, bro
 
 async def test_what_was_trimmed_while_a_node_was_cut_off_is_a_gap(network, node):
     hub, other = await node(connect=through(network), max_records=20), await node(max_records=20)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await other.publish("t", "seen")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     network.cut()
     await until(lambda: not hub.ready)
     await asyncio.gather(*[other.publish("t", f"{n}") for n in range(100)])
     network.restore()
-    await texts(outlet, 22)
-    assert outlet.texts == ["seen", "gap", *[f"{n}" for n in range(80, 100)]]
-    assert not outlet.ends
+    await texts(sink, 22)
+    assert sink.texts == ["seen", "gap", *[f"{n}" for n in range(80, 100)]]
+    assert not sink.ends
 
 
 async def test_a_connection_that_is_lost_while_many_publish_costs_nothing(network, node):
     hub, other = await node(connect=through(network)), await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
 
     async def publish():
         for n in range(200):
@@ -337,30 +337,30 @@ async def test_a_connection_that_is_lost_while_many_publish_costs_nothing(networ
 
     publishing = asyncio.create_task(publish())
     for count in 20, 60, 120:
-        await texts(outlet, count)
+        await texts(sink, count)
         network.cut()
         network.restore()
     await within(publishing)
-    await texts(outlet, 200)
-    assert outlet.texts == [f"{n}" for n in range(200)]
+    await texts(sink, 200)
+    assert sink.texts == [f"{n}" for n in range(200)]
 
 
 async def test_a_network_that_swallows_all_is_found_out_and_nothing_is_missed(network, node, logged):
     """Peer bug 60."""
     hub, other = await node(connect=through(network), **QUICK), await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "0")
     network.stall()
     with pytest.raises(OutcomeUnknown):
         await within(hub.publish("t", "1", idempotency_key="1"))
     await until(lambda: not hub.ready)
     await other.publish("t", "2")
-    assert not outlet.ends
+    assert not sink.ends
     network.restore()
     await persist(hub, "1")
     await persist(hub, "3")
-    await texts(outlet, 4)
-    assert sorted(outlet.texts) == ["0", "1", "2", "3"]
+    await texts(sink, 4)
+    assert sorted(sink.texts) == ["0", "1", "2", "3"]
     assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_resumed"]
 
 
@@ -371,10 +371,10 @@ async def test_a_slow_network_brings_all_without_being_taken_for_lost(network, n
     network.rate, network.delay = 300_000, 0.01
     hub = await node(connect=through(network), silence=2)
     assert hub.log.end == 100
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "x" * 50_000)
-    await texts(outlet, 1)
-    assert [len(text) for text in outlet.texts] == [50_000]
+    await texts(sink, 1)
+    assert [len(text) for text in sink.texts] == [50_000]
     assert changes(logged) == ["hub_up", "hub_up"]
 
 
@@ -385,12 +385,12 @@ async def test_a_connection_that_is_cut_anywhere_leaves_no_half_entry(network, n
         await other.publish("t", f"{n}" * 20)
     network.cut_after = most
     hub = await node(ready=False, connect=through(network))
-    await until(lambda: hub._supervision._attempts > 3 or hub.ready)
+    await until(lambda: hub._replication_task._attempts > 3 or hub.ready)
     network.cut_after = None
     await until(lambda: hub.ready)
-    outlet = start(hub, "t", replay=50)
-    await texts(outlet, 50)
-    assert outlet.texts == [f"{n}" * 20 for n in range(50)]
+    sink = start(hub, "t", replay=50)
+    await texts(sink, 50)
+    assert sink.texts == [f"{n}" * 20 for n in range(50)]
 
 
 async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
@@ -401,40 +401,40 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
     late = await node(ready=False)
     early = start(late, "t")
     await until(lambda: late.ready)
-    outlet = await live(late, "t")
+    sink = await live(late, "t")
     await one.publish("t", "new")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await texts(early, 1)
-    assert outlet.texts == early.texts == ["new"]
+    assert sink.texts == early.texts == ["new"]
     await until(lambda: late.log.end == one.log.end == 6)
 
 
 async def test_a_stream_that_is_deleted_while_hubs_follow_it_is_a_gap_and_no_end(site, node):
     one, other = await node(), await node()
-    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    sink, elsewhere = await live(one, "t"), await live(other, "t")
     ids = [await one.publish("t", f"{n}") for n in range(3)]
-    await texts(outlet, 3)
+    await texts(sink, 3)
     await texts(elsewhere, 3)
     await site.wipe()
     ids += [await persist(other, f"{n}") for n in range(3, 6)]
-    await texts(outlet, 7)
+    await texts(sink, 7)
     await texts(elsewhere, 7)
-    assert outlet.texts == elsewhere.texts == ["0", "1", "2", "gap", "3", "4", "5"]
-    assert [frame.id for frame in outlet.frames if frame.name != "gap"] == ids
+    assert sink.texts == elsewhere.texts == ["0", "1", "2", "gap", "3", "4", "5"]
+    assert [frame.id for frame in sink.frames if frame.name != "gap"] == ids
     assert len(set(ids)) == 6
 
 
 async def test_a_store_that_is_wiped_while_the_server_is_away_is_a_gap(site, server, node):
     hub = await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "old")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     server.kill()
     shutil.rmtree(server.folder / "store")
     server.restart()
     await persist(hub, "new")
-    await texts(outlet, 3)
-    assert outlet.texts == ["old", "gap", "new"]
+    await texts(sink, 3)
+    assert sink.texts == ["old", "gap", "new"]
 
 
 async def set_back(server, hubs):
@@ -455,20 +455,20 @@ async def saved(server, hubs):
 
 async def test_an_older_store_is_a_gap_and_no_id_is_given_twice(server, node):
     one, other = await node(), await node()
-    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    sink, elsewhere = await live(one, "t"), await live(other, "t")
     ids = [await one.publish("t", f"{n}") for n in range(3)]
     await saved(server, [one, other])
     ids += [await persist(one, f"{n}") for n in range(3, 6)]
-    await texts(outlet, 6)
+    await texts(sink, 6)
     await texts(elsewhere, 6)
     await set_back(server, [one, other])
     server.restart()
     ids += [await persist(other, f"{n}") for n in range(6, 9)]
-    await texts(outlet, 10)
+    await texts(sink, 10)
     await texts(elsewhere, 10)
-    assert outlet.texts == elsewhere.texts == ["0", "1", "2", "3", "4", "5", "gap", "6", "7", "8"]
-    assert [frame.id for frame in outlet.frames if frame.name != "gap"] == ids
-    assert outlet.last_event_id == elsewhere.last_event_id
+    assert sink.texts == elsewhere.texts == ["0", "1", "2", "3", "4", "5", "gap", "6", "7", "8"]
+    assert [frame.id for frame in sink.frames if frame.name != "gap"] == ids
+    assert sink.last_event_id == elsewhere.last_event_id
     assert len(set(ids)) == 9
     late = await node()
     assert late.log.epoch == one.log.epoch == other.log.epoch
@@ -482,13 +482,13 @@ async def test_an_older_store_is_a_gap_and_no_id_is_given_twice(server, node):
 
 async def test_an_older_store_that_has_gone_on_meanwhile_is_found_by_what_is_in_it(network, server, node):
     hub = await node(connect=through(network))
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     for n in range(3):
         await hub.publish("t", f"{n}")
     await saved(server, [hub])
     for n in range(3, 6):
         await persist(hub, f"{n}")
-    await texts(outlet, 6)
+    await texts(sink, 6)
     network.cut()
     await set_back(server, [hub])
     server.restart()
@@ -497,14 +497,14 @@ async def test_an_older_store_that_has_gone_on_meanwhile_is_found_by_what_is_in_
         await stranger.publish("t", f"{n}")
     strange = await live(stranger, "t")
     network.restore()
-    await texts(outlet, 13)
-    assert outlet.texts == ["0", "1", "2", "3", "4", "5", "gap", "6", "7", "8", "9", "10", "11"]
+    await texts(sink, 13)
+    assert sink.texts == ["0", "1", "2", "3", "4", "5", "gap", "6", "7", "8", "9", "10", "11"]
     await until(lambda: stranger.log.epoch == hub.log.epoch)
     await persist(stranger, "last")
-    await texts(outlet, 14)
+    await texts(sink, 14)
     await until(lambda: strange.texts[-1:] == ["last"])
-    assert outlet.texts[-1] == "last"
-    assert outlet.last_event_id == strange.last_event_id
+    assert sink.texts[-1] == "last"
+    assert sink.last_event_id == strange.last_event_id
 
 
 async def test_what_only_a_publisher_knew_is_told_when_it_is_lost(server, site, node):

@@ -370,12 +370,12 @@ async def test_what_is_missing_is_made_by_who_may_also_by_several_at_once(broker
 async def test_what_is_there_is_not_touched_and_needs_no_right_to_make_it(brokers, site, logged):
     site.sql("DO $$ BEGIN CREATE ROLE reader LOGIN PASSWORD 'secret'; EXCEPTION WHEN duplicate_object THEN END $$")
     site.sql(f"GRANT ALL ON {', '.join(site.table + end for end in ('', '_log', '_keys', '_outbox'))} TO reader")
-    reader = site.server.dsn_of(user="reader")
-    assert (await brokers(connect=reader, migrate=True).publish("t", b"x")).offset == 1
+    cursor = site.server.dsn_of(user="reader")
+    assert (await brokers(connect=cursor, migrate=True).publish("t", b"x")).offset == 1
     assert logged == []
     missing = f"{site.table}_missing"
     with pytest.raises(BrokerRefused, match=r"permission denied for schema public.*prints the SQL"):
-        await brokers(connect=reader, table=missing, migrate=True).publish("t", b"x")
+        await brokers(connect=cursor, table=missing, migrate=True).publish("t", b"x")
     assert site.sql("SELECT to_regclass(%s)", missing) == [(None,)]
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.hub.sink import live
 
 from aiohttp_interceptors.hub import replication as supervision
 from tests.brokers.nodes import hub_on, persist, texts  # noqa: F401  # fixtures
 from tests.brokers.postgres_topologies import StandbySite
-from tests.hub.outlet import live
 from tests.waiting import until, within
 
 
@@ -38,12 +38,12 @@ def node(site, hub_on):
 @pytest.mark.parametrize("fault", ["freeze", "kill"])
 async def test_a_promoted_second_host_is_reached_past_a_first_one_that_is_gone(site, node, fault):
     hub = await node(publish_timeout=4, silence=2)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "before")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     getattr(site, fault)()
     await asyncio.to_thread(site.promote)
     await within(persist(hub, "after"), 20)
-    await texts(outlet, 2)
+    await texts(sink, 2)
     await until(lambda: hub.ready)
-    assert outlet.texts == ["before", "after"]
+    assert sink.texts == ["before", "after"]

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 import psycopg
 import pytest
+from tests.hub.sink import live, start
 
 from aiohttp_interceptors.brokers import postgres
 from aiohttp_interceptors.brokers.postgres import tail as postgres_bell
@@ -28,7 +29,6 @@ from tests.brokers.nodes import (  # noqa: F401  # fixtures
     waits_for_an_id_that_may_still_come,
 )
 from tests.brokers.postgres_site import PostgresSite
-from tests.hub.outlet import live, start
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres
 from tests.waiting import until, within
@@ -77,27 +77,27 @@ async def publish_all(hub, which, count, ids, failures):
 async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, logged):
     """Peer bugs 59 and 64: what failed is told, and what is tried again is stored once."""
     hub, other = await node(), await node()
-    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    sink, elsewhere = await live(hub, "t"), await live(other, "t")
     ids, failures = {}, []
     publishing = [asyncio.create_task(publish_all(hub, which, 100, ids, failures)) for which in range(4)]
     await until(lambda: len(ids) > 100)
     server.kill()
     await asyncio.to_thread(server.restart)
     await within(asyncio.gather(*publishing), 30)
-    await texts(outlet, 400)
+    await texts(sink, 400)
     await texts(elsewhere, 400)
     assert {type(error) for error in failures} <= {BrokerDown, OutcomeUnknown}
     assert failures
-    assert outlet.texts == elsewhere.texts
-    assert sorted(outlet.texts) == sorted(ids)
-    assert {frame.data: frame.id for frame in outlet.frames} == ids
+    assert sink.texts == elsewhere.texts
+    assert sorted(sink.texts) == sorted(ids)
+    assert {frame.data: frame.id for frame in sink.frames} == ids
     assert sorted(changes(logged)) == ["hub_down", "hub_down", "hub_resumed", "hub_resumed", "hub_up", "hub_up"]
 
 
 async def test_connections_that_the_server_ends_lose_nothing(node, site, logged):
     """Peer bugs 60 and 63."""
     hub, other = await node(), await node()
-    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    sink, elsewhere = await live(hub, "t"), await live(other, "t")
     ids, failures = {}, []
     publishing = asyncio.create_task(publish_all(hub, "a", 100, ids, failures))
     for goal in 20, 40, 60:
@@ -106,45 +106,45 @@ async def test_connections_that_the_server_ends_lose_nothing(node, site, logged)
                  "backend_type = 'client backend'")  # fmt: skip
         await until(lambda: hub.ready and other.ready)
     await within(publishing, 30)
-    await texts(outlet, 100)
+    await texts(sink, 100)
     await texts(elsewhere, 100)
-    assert outlet.texts == elsewhere.texts == [f"a-{n}" for n in range(100)]
-    assert [frame.id for frame in outlet.frames] == [frame.id for frame in elsewhere.frames] == list(ids.values())
-    assert not outlet.ends
+    assert sink.texts == elsewhere.texts == [f"a-{n}" for n in range(100)]
+    assert [frame.id for frame in sink.frames] == [frame.id for frame in elsewhere.frames] == list(ids.values())
+    assert not sink.ends
 
 
 async def test_a_lost_bell_is_hung_again_and_meanwhile_one_looks(node, site, logged, monkeypatch):
     monkeypatch.setattr(postgres_bell, "RETRY", 3600)
     hub, other = await node(), await node()
     bell = hub._broker._bell
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await until(lambda: bell.hung)
     monkeypatch.setattr(postgres_bell, "RETRY", 0.05)
     site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     for n in range(50):
         await other.publish("t", str(n))
-    await texts(outlet, 50)
+    await texts(sink, 50)
     await until(lambda: bell.hung)
-    assert outlet.texts == [str(n) for n in range(50)]
+    assert sink.texts == [str(n) for n in range(50)]
     assert changes(logged) == ["hub_up", "hub_up"]
     assert "postgres_bell_lost" in [entry["event"] for entry in logged]
 
 
 async def test_a_bell_that_rings_into_the_void_is_missed(node, network, server, logged):
     hub, other = await node(listen=through(network, server), **QUICK), await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await until(lambda: hub._broker._bell.hung)
     network.stall()
     await until(lambda: "postgres_bell_lost" in [entry["event"] for entry in logged])
     await other.publish("t", "x")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     assert changes(logged) == ["hub_up", "hub_up"]
 
 
 async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(node, server, logged):
     """Peer bugs 59 and 60."""
     hub = await node(**QUICK)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "before")
     server.freeze()
     with pytest.raises(OutcomeUnknown):
@@ -152,13 +152,13 @@ async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(no
     await until(lambda: not hub.ready)
     with pytest.raises(BrokerDown):
         await within(hub.publish("t", "lost"))
-    assert not outlet.ends
+    assert not sink.ends
     server.thaw()
     await until(lambda: hub.ready)
     await persist(hub, "unknown")
     await persist(hub, "after")
-    await texts(outlet, 3)
-    assert outlet.texts == ["before", "unknown", "after"]
+    await texts(sink, 3)
+    assert sink.texts == ["before", "unknown", "after"]
     assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
 
 
@@ -177,9 +177,9 @@ async def test_a_still_server_holds_up_no_closing(site, server):
 
 async def test_a_network_that_swallows_all_is_found_out_and_what_was_missed_comes(node, network, server, logged):
     far, near = await node(connect=through(network, server), **QUICK), await node()
-    outlet = await live(far, "t")
+    sink = await live(far, "t")
     await near.publish("t", "1")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     network.stall()
     await near.publish("t", "2")
     await until(lambda: not far.ready)
@@ -189,14 +189,14 @@ async def test_a_network_that_swallows_all_is_found_out_and_what_was_missed_come
     network.restore()
     await until(lambda: far.ready)
     await near.publish("t", "3")
-    await until(lambda: outlet.texts[-1] == "3")
-    assert [text for text in outlet.texts if text != "lost"] == ["1", "2", "3"]
+    await until(lambda: sink.texts[-1] == "3")
+    assert [text for text in sink.texts if text != "lost"] == ["1", "2", "3"]
     assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_resumed"]
 
 
 async def test_a_cut_network_is_gone_on_over(node, network, server):
     far, near = await node(connect=through(network, server)), await node()
-    outlet = await live(far, "t")
+    sink = await live(far, "t")
     network.cut()
     await until(lambda: not far.ready)
     with pytest.raises((BrokerDown, OutcomeUnknown)):
@@ -204,18 +204,18 @@ async def test_a_cut_network_is_gone_on_over(node, network, server):
     await near.publish("t", "missed")
     network.restore()
     await until(lambda: far.ready)
-    await texts(outlet, 1)
-    assert outlet.texts == ["missed"]
+    await texts(sink, 1)
+    assert sink.texts == ["missed"]
 
 
 async def test_a_slow_network_delays_and_loses_nothing(node, network, server):
     network.delay = 0.02
     far, near = await node(connect=through(network, server)), await node()
-    outlet = await live(far, "t")
+    sink = await live(far, "t")
     await asyncio.gather(*[near.publish("t", str(n)) for n in range(300)])
     await far.publish("t", "x" * 2**19)
-    await texts(outlet, 301)
-    assert outlet.texts[:300] == [str(n) for n in range(300)]
+    await texts(sink, 301)
+    assert sink.texts[:300] == [str(n) for n in range(300)]
 
 
 async def test_an_answer_that_is_cut_leaves_the_outcome_unknown(site, network, server):
@@ -235,14 +235,14 @@ async def test_an_answer_that_is_cut_leaves_the_outcome_unknown(site, network, s
 async def test_a_server_that_comes_later_is_found(node, server, logged):
     server.stop()
     hub = await node(ready=False)
-    outlet = start(hub, "t")
+    sink = start(hub, "t")
     await until(lambda: changes(logged) == ["hub_down"])
     with pytest.raises(BrokerDown):
         await hub.publish("t", "lost")
     await asyncio.to_thread(server.restart)
     await until(lambda: hub.ready)
     await persist(hub, "x")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     assert changes(logged) == ["hub_down", "hub_resumed"]
 
 
@@ -277,16 +277,16 @@ async def test_a_server_that_only_reads_is_down_for_who_publishes(site, server):
 async def test_a_payload_that_no_notify_takes_comes_whole(node):
     """Peer bug 65."""
     hub, other = await node(), await node()
-    outlet = await live(other, "t")
+    sink = await live(other, "t")
     payload = "ü" * 2**18
     await hub.publish("t", payload)
-    await texts(outlet, 1)
-    assert outlet.texts == [payload]
+    await texts(sink, 1)
+    assert sink.texts == [payload]
 
 
 async def test_a_table_that_is_dropped_and_made_again_is_another_log(node, site, logged):
     hub, other = await node(**QUICK), await node(**QUICK)
-    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    sink, elsewhere = await live(hub, "t"), await live(other, "t")
     await hub.publish("t", "old")
     await texts(elsewhere, 1)
     ends = ("", "_log", "_keys", "_outbox")
@@ -297,8 +297,8 @@ async def test_a_table_that_is_dropped_and_made_again_is_another_log(node, site,
     site.sql(migration(site.table))
     await until(lambda: hub.ready and other.ready)
     await hub.publish("t", "new")
-    await until(lambda: outlet.texts[-1] == elsewhere.texts[-1] == "new")
-    assert outlet.texts == elsewhere.texts == ["old", "gap", "new"]
+    await until(lambda: sink.texts[-1] == elsewhere.texts[-1] == "new")
+    assert sink.texts == elsewhere.texts == ["old", "gap", "new"]
 
 
 async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
@@ -309,25 +309,25 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
     late = await node(ready=False)
     early = start(late, "t")
     await until(lambda: late.ready)
-    outlet = await live(late, "t")
+    sink = await live(late, "t")
     await one.publish("t", "new")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await texts(early, 1)
-    assert outlet.texts == early.texts == ["new"]
+    assert sink.texts == early.texts == ["new"]
 
 
 async def test_what_was_trimmed_past_a_sleeping_node_is_a_gap(node, network, server):
     far, near = await node(connect=through(network, server), **QUICK), await node(max_records=100)
-    outlet = await live(far, "t")
+    sink = await live(far, "t")
     await near.publish("t", "first")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     network.cut()
     await until(lambda: not far.ready)
     await asyncio.gather(*[near.publish("t", str(n)) for n in range(1500)])
     network.restore()
-    await until(lambda: outlet.texts[-1] == "1499")
-    assert outlet.texts[:2] == ["first", "gap"]
-    assert len(outlet.texts) < 1500
+    await until(lambda: sink.texts[-1] == "1499")
+    assert sink.texts[:2] == ["first", "gap"]
+    assert len(sink.texts) < 1500
 
 
 class Copies:
@@ -412,47 +412,47 @@ async def test_what_was_acknowledged_and_lost_before_it_was_read_is_told_of(site
 
 async def test_streams_are_told_of_a_lost_tail_and_go_on(node, copies, logged):
     hub, other = await node(), await node()
-    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    sink, elsewhere = await live(hub, "t"), await live(other, "t")
     await hub.publish("t", "kept")
     copies.keep()
     await persist(hub, "lost")
-    await texts(outlet, 2)
+    await texts(sink, 2)
     await texts(elsewhere, 2)
     copies.set_back()
     await persist(hub, "new")
-    await until(lambda: outlet.texts[-1] == elsewhere.texts[-1] == "new")
-    assert outlet.texts == elsewhere.texts == ["kept", "lost", "gap", "new"]
+    await until(lambda: sink.texts[-1] == elsewhere.texts[-1] == "new")
+    assert sink.texts == elsewhere.texts == ["kept", "lost", "gap", "new"]
 
 
 async def test_one_copy_that_is_set_back_to_twice_is_told_of_twice(node, copies, logged):
     hub, other = await node(), await node()
-    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    sink, elsewhere = await live(hub, "t"), await live(other, "t")
     first = await hub.publish("t", "kept")
     copies.keep()
     ids = [first]
     for n in range(2):
         ids.append(await persist(hub, f"lost {n}"))
-        await texts(outlet, len(ids) + n)
+        await texts(sink, len(ids) + n)
         await texts(elsewhere, len(ids) + n)
         copies.set_back()
         await until(lambda: not (hub.ready and other.ready))
         await until(lambda: hub.ready and other.ready)
-        await until(lambda n=n: outlet.texts.count("gap") == elsewhere.texts.count("gap") == n + 1)
+        await until(lambda n=n: sink.texts.count("gap") == elsewhere.texts.count("gap") == n + 1)
     ids.append(await persist(hub, "new"))
-    await until(lambda: outlet.texts[-1] == elsewhere.texts[-1] == "new")
-    assert outlet.texts == elsewhere.texts == ["kept", "lost 0", "gap", "lost 1", "gap", "new"]
+    await until(lambda: sink.texts[-1] == elsewhere.texts[-1] == "new")
+    assert sink.texts == elsewhere.texts == ["kept", "lost 0", "gap", "lost 1", "gap", "new"]
     assert len(set(ids)) == 4
 
 
 async def test_a_restart_that_loses_nothing_is_no_gap(node, server, logged):
     hub = await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "before")
     server.stop()
     await asyncio.to_thread(server.restart)
     await persist(hub, "after")
-    await texts(outlet, 2)
-    assert outlet.texts == ["before", "after"]
+    await texts(sink, 2)
+    assert sink.texts == ["before", "after"]
     assert changes(logged)[-1] == "hub_resumed"
 
 
@@ -462,15 +462,15 @@ async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without
     pooler = own(PgBouncer(tmp_path / "pgbouncer", server))
     monkeypatch.setattr(postgres, "POLL", 3600.0)
     hubs = [await node(connect=pooler.dsn, listen=server.dsn) for _ in range(3)]
-    outlets = [await live(hub, "t") for hub in hubs]
+    sinks = [await live(hub, "t") for hub in hubs]
     await until(lambda: all(hub._broker._bell.hung for hub in hubs))
     for n in range(30):
         await hubs[n % 3].publish("t", str(n), idempotency_key=str(n))
     async with await psycopg.AsyncConnection.connect(pooler.dsn, prepare_threshold=None) as connection:
         await hubs[0].publish("t", "30", connection=connection)
-    for outlet in outlets:
-        await texts(outlet, 31)
-        assert outlet.texts == [str(n) for n in range(31)]
+    for sink in sinks:
+        await texts(sink, 31)
+        assert sink.texts == [str(n) for n in range(31)]
 
 
 # What takes no longer than its limit, also where psycopg by itself would.

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from redis.asyncio import Redis
+from tests.hub.sink import live, start
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
@@ -19,7 +20,6 @@ from aiohttp_interceptors.testing import TcpProxy
 from tests.brokers.contract import number, tail
 from tests.brokers.nodes import changes, hub_on, texts  # noqa: F401  # a fixture
 from tests.brokers.redis_site import STREAM, RedisSite, ask, node, server, servers, site  # noqa: F401  # fixtures
-from tests.hub.outlet import live, start
 from tests.servers.clock import environment
 from tests.servers.valkey import DURABLE
 from tests.waiting import until, within
@@ -53,7 +53,7 @@ async def test_what_a_killed_server_had_acknowledged_comes_once(servers, node, e
     """Peer bugs 59 and 64: what failed is not delivered, and what is retried is so once."""
     server = servers(*DURABLE, engine=engine)
     hub, other = await node(server.url), await node(server.url)
-    outlet, elsewhere = await live(hub, "t"), await live(other, "t")
+    sink, elsewhere = await live(hub, "t"), await live(other, "t")
     count, outcomes = 400, {}
 
     async def publish_one(n):
@@ -71,13 +71,13 @@ async def test_what_a_killed_server_had_acknowledged_comes_once(servers, node, e
     await until(lambda: not hub.ready and not other.ready)
     with pytest.raises(BrokerDown):
         await hub.publish("t", "down")
-    assert outlet.ends == elsewhere.ends == []
+    assert sink.ends == elsewhere.ends == []
     server.restart()
     await until(lambda: hub.ready and other.ready)
     for n in range(count):
         again = await hub.publish("t", f"{n}", idempotency_key=f"key {n}")
         assert outcomes[n] == again or not isinstance(outcomes[n], str)
-    for each in outlet, elsewhere:
+    for each in sink, elsewhere:
         await texts(each, count)
         assert sorted(map(int, each.texts)) == list(range(count))  # and no gap, for nothing was lost
         assert each.ends == []
@@ -93,15 +93,15 @@ async def test_connections_that_the_server_kills_are_no_gap(site, node, logged, 
         return Redis.from_url(site.server.url, protocol=3)
 
     hub = await node(connect if by == "a factory" else site.server.url)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "0")
     for n in range(1, 4):
         await site.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await until(lambda: not hub.ready)
         await hub.publish("t", f"{n}")
         await until(lambda: hub.ready)
-    await texts(outlet, 4)
-    assert outlet.texts == ["0", "1", "2", "3"]
+    await texts(sink, 4)
+    assert sink.texts == ["0", "1", "2", "3"]
     assert changes(logged) == ["hub_up"] + ["hub_down", "hub_resumed"] * 3
 
 
@@ -109,7 +109,7 @@ async def test_a_frozen_server_is_found_out_and_gone_on_with(servers, node, engi
     """Peer bug 59."""
     server = servers(engine=engine)
     hub = await node(server.url, **QUICK)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "before")
     server.freeze()
     failed = await within(
@@ -120,22 +120,22 @@ async def test_a_frozen_server_is_found_out_and_gone_on_with(servers, node, engi
     await until(lambda: not hub.ready)
     with pytest.raises(BrokerDown, match="no connection"):
         await within(hub.publish("t", "lost"), 20)
-    assert outlet.ends == []
+    assert sink.ends == []
     server.thaw()
     await until(lambda: hub.ready)
     for n in range(3):
         await hub.publish("t", f"{n}", idempotency_key=f"{n}")
-    await texts(outlet, 4)
-    assert outlet.texts == ["before", "0", "1", "2"]
+    await texts(sink, 4)
+    assert sink.texts == ["before", "0", "1", "2"]
     assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
 
 
 async def test_a_server_that_pauses_its_clients_for_a_moment_is_not_lost(site, node, logged):
     hub = await node(site.server.url)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await site.ask("CLIENT", "PAUSE", 200, "ALL")
     await hub.publish("t", "x")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     assert changes(logged) == ["hub_up"]
 
 
@@ -143,17 +143,17 @@ async def test_a_server_that_is_absent_at_the_start_is_waited_for(servers, node,
     server = servers()
     server.stop()
     hub = await node(server.url, ready=False)
-    outlet = start(hub, "t")
+    sink = start(hub, "t")
     with pytest.raises(BrokerDown, match="connect"):
         await hub.publish("t", "lost")
-    await until(lambda: hub._supervision._attempts > 3)
+    await until(lambda: hub._replication_task._attempts > 3)
     assert not hub.ready
-    assert not outlet.ends
+    assert not sink.ends
     server.restart()
     await until(lambda: hub.ready)
     await hub.publish("t", "x")
-    await texts(outlet, 1)
-    assert outlet.texts == ["x"]
+    await texts(sink, 1)
+    assert sink.texts == ["x"]
     assert changes(logged) == ["hub_down", "hub_resumed"]
 
 
@@ -163,7 +163,7 @@ async def test_a_wrong_password_is_refused_until_it_is_right(servers, node, logg
     hub = await node(server.url.replace(":secret@", credentials), ready=False)
     with pytest.raises(BrokerRefused, match="Authentication"):
         await hub.publish("t", "x")
-    await until(lambda: hub._supervision._attempts > 2)
+    await until(lambda: hub._replication_task._attempts > 2)
     assert not hub.ready
     assert changes(logged) == ["hub_down"]
     assert "Authentication" in next(line["error"] for line in logged if line["event"] == "hub_down")
@@ -178,7 +178,7 @@ async def test_a_wrong_password_is_refused_until_it_is_right(servers, node, logg
 async def test_a_network_that_is_cut_is_no_gap(site, node, logged):
     async with TcpProxy("127.0.0.1", site.server.port) as proxy:
         here, there = await node(through(proxy)), await node(site.server.url)
-        outlet = await live(here, "t")
+        sink = await live(here, "t")
         await publish(here, 3)
         proxy.cut()
         await until(lambda: not here.ready)
@@ -187,8 +187,8 @@ async def test_a_network_that_is_cut_is_no_gap(site, node, logged):
         await publish(there, 3, "meanwhile ")
         proxy.restore()
         await until(lambda: here.ready)
-        await texts(outlet, 6)
-        assert outlet.texts == ["0", "1", "2", "meanwhile 0", "meanwhile 1", "meanwhile 2"]
+        await texts(sink, 6)
+        assert sink.texts == ["0", "1", "2", "meanwhile 0", "meanwhile 1", "meanwhile 2"]
         assert "hub_rewound" not in changes(logged)
         await here.close()
 
@@ -196,7 +196,7 @@ async def test_a_network_that_is_cut_is_no_gap(site, node, logged):
 async def test_a_network_that_swallows_all_is_found_out(site, node):
     async with TcpProxy("127.0.0.1", site.server.port) as proxy:
         here, there = await node(through(proxy), **QUICK), await node(site.server.url)
-        outlet = await live(here, "t")
+        sink = await live(here, "t")
         await here.publish("t", "w")
         proxy.stall()
         with pytest.raises(OutcomeUnknown):
@@ -206,8 +206,8 @@ async def test_a_network_that_swallows_all_is_found_out(site, node):
         proxy.restore()
         await until(lambda: here.ready)
         await here.publish("t", "x", idempotency_key="x")
-        await texts(outlet, 3)
-        assert sorted(outlet.texts) == ["w", "x", "y"]
+        await texts(sink, 3)
+        assert sorted(sink.texts) == ["w", "x", "y"]
         await here.close()
 
 
@@ -228,10 +228,10 @@ async def test_a_slow_network_brings_a_megabyte_in_its_time(site, node):
     async with TcpProxy("127.0.0.1", site.server.port) as proxy:
         proxy.delay, proxy.rate = 0.002, 5e6
         here, there = await node(through(proxy)), await node(site.server.url)
-        outlet, elsewhere = await live(here, "t"), await live(there, "t")
+        sink, elsewhere = await live(here, "t"), await live(there, "t")
         await here.publish("t", "x" * 1_000_000)
         await there.publish("t", "y" * 1_000_000)
-        for each in outlet, elsewhere:
+        for each in sink, elsewhere:
             await texts(each, 2)
             assert each.texts == ["x" * 1_000_000, "y" * 1_000_000]
         await here.close()
@@ -241,16 +241,16 @@ async def test_what_is_trimmed_while_a_node_is_cut_off_is_one_gap(site, node):
     async with TcpProxy("127.0.0.1", site.server.port) as proxy:
         here = await node(through(proxy), max_records=100)
         there = await node(site.server.url, max_records=100)
-        outlet = await live(here, "t")
+        sink = await live(here, "t")
         await here.publish("t", "seen")
-        await texts(outlet, 1)
+        await texts(sink, 1)
         proxy.cut()
         await until(lambda: not here.ready)
         await asyncio.gather(*[there.publish("t", f"{n}") for n in range(1000)])
         proxy.restore()
-        await until(lambda: outlet.texts[-1] == "999")
-        kept = outlet.texts[2:]
-        assert outlet.texts[:2] == ["seen", "gap"]
+        await until(lambda: sink.texts[-1] == "999")
+        kept = sink.texts[2:]
+        assert sink.texts[:2] == ["seen", "gap"]
         assert kept == [f"{n}" for n in range(1000 - len(kept), 1000)]
         assert len(kept) < 999
         await here.close()
@@ -266,11 +266,11 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(site, 
     late = await node(site.server.url, ready=False)
     early = start(late, "t")
     await until(lambda: late.ready)
-    outlet = await live(late, "t")
+    sink = await live(late, "t")
     await one.publish("t", "new")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await texts(early, 1)
-    assert outlet.texts == early.texts == ["new"]
+    assert sink.texts == early.texts == ["new"]
     assert late.log.end == one.log.end
 
 
@@ -295,7 +295,7 @@ asyncio.run(main())
 async def test_nodes_whose_clocks_are_apart_see_one_order(site, node):
     """Peer bug 62: no clock but the server's is asked."""
     hub = await node(site.server.url)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     clocks = []
     for skew in ("+60", "-60", "+60"):
         skewed = {**environment(int(skew)), "PYTHONPATH": "."}
@@ -307,9 +307,9 @@ async def test_nodes_whose_clocks_are_apart_see_one_order(site, node):
         clocks.append(clock)
         assert 0 <= age < 30
     assert clocks[0] - clocks[1] > 90
-    await texts(outlet, 15)
-    assert outlet.texts == [f"{skew} {n}" for skew in ("+60", "-60", "+60") for n in range(5)]
-    offsets = [int(frame.id.partition("-")[2]) for frame in outlet.frames]
+    await texts(sink, 15)
+    assert sink.texts == [f"{skew} {n}" for skew in ("+60", "-60", "+60") for n in range(5)]
+    offsets = [int(frame.id.partition("-")[2]) for frame in sink.frames]
     assert offsets == sorted(set(offsets))
 
 
@@ -319,13 +319,13 @@ async def test_nodes_whose_clocks_are_apart_see_one_order(site, node):
 @pytest.mark.parametrize("publisher", ["one", "other"])
 async def test_a_server_that_is_wiped_is_a_gap_and_no_end(site, node, logged, publisher):
     one, other = await node(site.server.url), await node(site.server.url)
-    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    sink, elsewhere = await live(one, "t"), await live(other, "t")
     await one.publish("t", "old")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await texts(elsewhere, 1)
     await site.wipe()
     new = await {"one": one, "other": other}[publisher].publish("t", "new")
-    for each in outlet, elsewhere:
+    for each in sink, elsewhere:
         await texts(each, 3)
         assert each.texts == ["old", "gap", "new"]
         assert each.last_event_id == new
@@ -336,16 +336,16 @@ async def test_a_server_that_is_wiped_is_a_gap_and_no_end(site, node, logged, pu
 async def test_a_server_that_kept_nothing_over_its_restart_is_a_gap(servers, node, engine):
     server = servers(engine=engine)
     hub = await node(server.url)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "old")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     server.kill()
     await until(lambda: not hub.ready)
     server.restart()
     await until(lambda: hub.ready)
     await hub.publish("t", "new")
-    await texts(outlet, 3)
-    assert outlet.texts == ["old", "gap", "new"]
+    await texts(sink, 3)
+    assert sink.texts == ["old", "gap", "new"]
 
 
 class Pair:
@@ -381,7 +381,7 @@ def pair(request, servers):
 
 async def test_a_failover_that_lost_nothing_is_no_gap(pair, node, logged):
     one, other = await node(pair.connect), await node(pair.connect)
-    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    sink, elsewhere = await live(one, "t"), await live(other, "t")
     ids = await publish(one, 5)
     await pair.replicated()
     await texts(elsewhere, 5)
@@ -390,7 +390,7 @@ async def test_a_failover_that_lost_nothing_is_no_gap(pair, node, logged):
     await until(lambda: not one.ready and not other.ready)
     await until(lambda: one.ready and other.ready)
     ids += await publish(other, 5, "new ")
-    for each in outlet, elsewhere:
+    for each in sink, elsewhere:
         await texts(each, 10)
         assert each.texts == [*map(str, range(5)), *[f"new {n}" for n in range(5)]]
         assert [frame.id for frame in each.frames] == ids
@@ -401,12 +401,12 @@ async def test_a_failover_that_lost_nothing_is_no_gap(pair, node, logged):
 async def test_a_failover_that_lost_acknowledged_events_is_a_gap_for_all(pair, node, first):
     """Whoever writes first on the new server, and whatever its clock says."""
     one, other = await node(pair.connect), await node(pair.connect)
-    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    sink, elsewhere = await live(one, "t"), await live(other, "t")
     kept = await publish(one, 3, "kept ")
     await pair.replicated()
     await pair.promote()
     lost = await publish(one, 30, "lost ")
-    await texts(outlet, 33)
+    await texts(sink, 33)
     await texts(elsewhere, 33)
     stranger = RedisBroker(pair.replica.url)
     expected = [f"kept {n}" for n in range(3)]
@@ -419,7 +419,7 @@ async def test_a_failover_that_lost_acknowledged_events_is_a_gap_for_all(pair, n
     await until(lambda: one.ready and other.ready)
     new = await publish(other, 3, "new ")
     expected += [f"new {n}" for n in range(3)]
-    for each in outlet, elsewhere:
+    for each in sink, elsewhere:
         await until(lambda each=each: each.texts[-1] == "new 2")
         assert each.texts == [
             *[f"kept {n}" for n in range(3)], *[f"lost {n}" for n in range(30)], "gap", *expected[3:]
@@ -442,10 +442,10 @@ async def test_what_was_acknowledged_and_lost_before_it_came_is_a_gap(servers, n
     """The node that published it knows, and no other."""
     pair = Pair(servers, engine, 0)
     hub = await node(pair.connect)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "kept")
     await pair.replicated()
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await pair.promote()
     broker = hub._broker
     async with TcpProxy("127.0.0.1", pair.master.port) as proxy:
@@ -463,19 +463,19 @@ async def test_what_was_acknowledged_and_lost_before_it_came_is_a_gap(servers, n
         proxy.cut()
         await until(lambda: not hub.ready)
         await until(lambda: hub.ready)
-        await until(lambda: outlet.texts == ["kept", "gap"])
+        await until(lambda: sink.texts == ["kept", "gap"])
         broker._connect = pair.connect
     await broker._drop()
     await hub.publish("t", "new")
-    await texts(outlet, 3)
-    assert outlet.texts == ["kept", "gap", "new"]
+    await texts(sink, 3)
+    assert sink.texts == ["kept", "gap", "new"]
 
 
 async def test_a_server_that_is_no_master_any_more_is_left(servers, node, engine):
     """A publish is not stored there, and says so."""
     pair = Pair(servers, engine, 0)
     hub = await node(pair.connect, silence=3.0)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "0")
     await pair.replicated()
     await pair.promote()
@@ -486,15 +486,15 @@ async def test_a_server_that_is_no_master_any_more_is_left(servers, node, engine
     pair.use = pair.replica
     await until(lambda: hub.ready)
     await hub.publish("t", "1")
-    await texts(outlet, 2)
-    assert outlet.texts == ["0", "1"]
+    await texts(sink, 2)
+    assert sink.texts == ["0", "1"]
 
 
 async def test_a_stream_that_the_server_evicts_is_no_silent_hole(site, node):
     one = await node(site.server.url)
-    outlet = await live(one, "t")
+    sink = await live(one, "t")
     await publish(one, 3)
-    await texts(outlet, 3)
+    await texts(sink, 3)
     await site.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
     await site.ask("CONFIG", "SET", "maxmemory", 1)
     try:
@@ -506,8 +506,8 @@ async def test_a_stream_that_the_server_evicts_is_no_silent_hole(site, node):
         await site.ask("CONFIG", "SET", "maxmemory", 0)
         await site.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
     await one.publish("t", "new")
-    await texts(outlet, 5)
-    assert outlet.texts == ["0", "1", "2", "gap", "new"]
+    await texts(sink, 5)
+    assert sink.texts == ["0", "1", "2", "gap", "new"]
 
 
 async def test_who_slept_over_a_loss_that_was_told_of_another_goes_back_to_its_own(servers, engine):

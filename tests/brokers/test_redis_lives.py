@@ -8,6 +8,7 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
+from tests.hub.sink import live, start
 
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.brokers.redis import tail as redis_tail
@@ -17,7 +18,6 @@ from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Truncated
 from tests.brokers.contract import tail
 from tests.brokers.nodes import changes, hub_on, persist, texts  # noqa: F401  # a fixture
 from tests.brokers.redis_site import STREAM, ask, servers  # noqa: F401  # a fixture
-from tests.hub.outlet import live, start
 from tests.waiting import until, within
 
 
@@ -82,9 +82,9 @@ async def test_nothing_is_stored_where_the_tail_is_not(split, hub_on, logged):
     """What one server acknowledged, and lost when it was demoted, came nowhere, and no client was told."""
     connect, use = split.factory()
     hub = await hub_on(RedisBroker(connect))
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "0")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await split.promote()
     use[0] = split.new
     await cut_writer(hub._broker)
@@ -96,8 +96,8 @@ async def test_nothing_is_stored_where_the_tail_is_not(split, hub_on, logged):
     await until(lambda: not hub.ready)
     await until(lambda: hub.ready)
     await hub.publish("t", "1")
-    await texts(outlet, 2)
-    assert outlet.texts == ["0", "1"]
+    await texts(sink, 2)
+    assert sink.texts == ["0", "1"]
     assert await ask(split.new, "XLEN", STREAM) == 2
     assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
 
@@ -145,8 +145,8 @@ async def test_a_tail_that_was_closed_does_not_hold_up_publishing(split):
 class Process:
     """A Hub with a stream, of a process that publishes, and the ledger of both."""
 
-    def __init__(self, hub, outlet, use) -> None:
-        self.hub, self.outlet, self.use = hub, outlet, use
+    def __init__(self, hub, sink, use) -> None:
+        self.hub, self.sink, self.use = hub, sink, use
         self.acknowledged = []
 
     async def publish(self, *words):
@@ -180,27 +180,27 @@ async def test_what_was_acknowledged_by_a_server_that_was_demoted_is_told_in_eve
     one, other = two
     await one.publish("before")
     for each in two:
-        await texts(each.outlet, 1)
+        await texts(each.sink, 1)
     await split.promote()
     other.use[0] = split.new
     await cut_writer(other.hub._broker)
     await other.publish("right 0")
     await one.publish("lost 0", "lost 1")
-    await texts(one.outlet, 3)
+    await texts(one.sink, 3)
     await other.publish("right 1")
-    await texts(other.outlet, 3)
+    await texts(other.sink, 3)
     one.use[0] = split.new
     await split.demote()
     await one.publish("after 0")
     await other.publish("after 1")
     for each in two:
-        await until(lambda each=each: each.outlet.texts[-1:] == ["after 1"])
-    assert one.outlet.texts == ["before", "lost 0", "lost 1", "gap", "right 0", "right 1", "after 0", "after 1"]
-    assert other.outlet.texts == ["before", "right 0", "right 1", "gap", "after 0", "after 1"]
+        await until(lambda each=each: each.sink.texts[-1:] == ["after 1"])
+    assert one.sink.texts == ["before", "lost 0", "lost 1", "gap", "right 0", "right 1", "after 0", "after 1"]
+    assert other.sink.texts == ["before", "right 0", "right 1", "gap", "after 0", "after 1"]
     assert one.hub.log.epoch == other.hub.log.epoch
     assert one.hub.log.end == other.hub.log.end
     # Who comes back with an id of what was lost, or of before, is told in both.
-    lost = one.outlet.frames[2].id
+    lost = one.sink.frames[2].id
     for each in two:
         again = start(each.hub, "t", after=lost)
         await until(lambda again=again: again.texts[-1:] == ["after 1"])
@@ -212,7 +212,7 @@ async def test_a_further_loss_is_told_once_more_and_none_twice(split, two, hub_o
     one, other = two
     await one.publish("before")
     for each in two:
-        await texts(each.outlet, 1)
+        await texts(each.sink, 1)
     await split.promote()
     connect, use = split.factory()
     use[0] = split.new
@@ -220,23 +220,23 @@ async def test_a_further_loss_is_told_once_more_and_none_twice(split, two, hub_o
     third = Process(hub, await live(hub, "t"), use)
     await one.publish("lost 0")
     for each in two:
-        await texts(each.outlet, 2)
+        await texts(each.sink, 2)
     one.use[0] = split.new
     await cut_writer(one.hub._broker)
     await one.publish("right 0")
     for each in one, third:
-        await until(lambda each=each: each.outlet.texts[-1:] == ["right 0"])
-    assert third.outlet.texts == ["gap", "right 0"]
+        await until(lambda each=each: each.sink.texts[-1:] == ["right 0"])
+    assert third.sink.texts == ["gap", "right 0"]
     await other.publish("lost 1")  # after it was told
-    await texts(other.outlet, 3)
+    await texts(other.sink, 3)
     other.use[0] = split.new
     await cut_writer(other.hub._broker)
     await other.publish("right 1")
     for each in one, other, third:
-        await until(lambda each=each: each.outlet.texts[-1:] == ["right 1"])
-    assert third.outlet.texts == ["gap", "right 0", "gap", "right 1"]
-    assert one.outlet.texts == ["before", "lost 0", "gap", "right 0", "gap", "right 1"]
-    assert other.outlet.texts == ["before", "lost 0", "lost 1", "gap", "right 0", "right 1"]
+        await until(lambda each=each: each.sink.texts[-1:] == ["right 1"])
+    assert third.sink.texts == ["gap", "right 0", "gap", "right 1"]
+    assert one.sink.texts == ["before", "lost 0", "gap", "right 0", "gap", "right 1"]
+    assert other.sink.texts == ["before", "lost 0", "lost 1", "gap", "right 0", "right 1"]
     assert len({each.hub.log.epoch for each in (one, other, third)}) == 1
 
 
@@ -246,14 +246,14 @@ async def test_a_loss_is_told_once_however_many_processes_had_it(split, hub_on):
     await split.promote()
     for n, each in enumerate(processes):  # each has another claim
         await each.publish(f"lost {n}")
-        await texts(each.outlet, n + 2)
+        await texts(each.sink, n + 2)
     for each in processes:
         each.use[0] = split.new
     split.old.kill()
     await processes[4].publish("after")
     for each in processes:
-        await until(lambda each=each: each.outlet.texts[-1:] == ["after"])
-        assert each.outlet.texts.count("gap") == 1
+        await until(lambda each=each: each.sink.texts[-1:] == ["after"])
+        assert each.sink.texts.count("gap") == 1
     assert len({each.hub.log.epoch for each in processes}) == 1
 
 
@@ -262,7 +262,7 @@ async def test_who_was_told_of_a_loss_on_the_wrong_server_is_told_again_on_the_r
     one, other = two
     await one.publish("before")
     for each in two:
-        await texts(each.outlet, 1)
+        await texts(each.sink, 1)
     await split.promote()
     one.use[0] = other.use[0] = split.new
     for each in two:
@@ -270,19 +270,19 @@ async def test_who_was_told_of_a_loss_on_the_wrong_server_is_told_again_on_the_r
     await one.publish("right")
     await other.publish("right too")
     for each in two:
-        await texts(each.outlet, 3)
+        await texts(each.sink, 3)
     one.use[0] = split.old
     await cut_writer(one.hub._broker)
     await one.publish("wrong")
-    await until(lambda: one.outlet.texts[-1:] == ["wrong"])
-    assert one.outlet.texts == ["before", "right", "right too", "gap", "wrong"]
+    await until(lambda: one.sink.texts[-1:] == ["wrong"])
+    assert one.sink.texts == ["before", "right", "right too", "gap", "wrong"]
     one.use[0] = split.new
     await split.demote()
     await one.publish("after")
     for each in two:
-        await until(lambda each=each: each.outlet.texts[-1:] == ["after"])
-    assert one.outlet.texts[5:] == ["gap", "right", "right too", "after"]
-    assert other.outlet.texts == ["before", "right", "right too", "gap", "after"]
+        await until(lambda each=each: each.sink.texts[-1:] == ["after"])
+    assert one.sink.texts[5:] == ["gap", "right", "right too", "after"]
+    assert other.sink.texts == ["before", "right", "right too", "gap", "after"]
 
 
 async def test_a_server_that_was_promoted_and_lost_nothing_is_no_gap_however_often(split, two, logged):
@@ -296,7 +296,7 @@ async def test_a_server_that_was_promoted_and_lost_nothing_is_no_gap_however_oft
             while await here.xrange(STREAM) != await there.xrange(STREAM):
                 await asyncio.sleep(0.01)
         for each in two:
-            await texts(each.outlet, n + 1)
+            await texts(each.sink, n + 1)
             each.use[0] = replica
         await ask(replica, "REPLICAOF", "NO", "ONE")
         await ask(primary, "REPLICAOF", "127.0.0.1", str(replica.port))
@@ -308,10 +308,10 @@ async def test_a_server_that_was_promoted_and_lost_nothing_is_no_gap_however_oft
                 await asyncio.sleep(0.01)
         # What comes next counts from here.
         for each in two:
-            await until(lambda each=each, n=n: len(each.outlet.texts) >= 1 + n + 2 * n)
+            await until(lambda each=each, n=n: len(each.sink.texts) >= 1 + n + 2 * n)
     for each in two:
-        assert "gap" not in each.outlet.texts
-        assert len(each.outlet.texts) == len(set(each.outlet.texts)) == 13
+        assert "gap" not in each.sink.texts
+        assert len(each.sink.texts) == len(set(each.sink.texts)) == 13
     assert "hub_rewound" not in changes(logged)
 
 
@@ -320,9 +320,9 @@ async def test_a_server_that_was_away_for_long_is_left_when_it_is_back(split, hu
     monkeypatch.setattr(redis_tail, "LATE", 0.5)
     connect, use = split.factory()
     hub = await hub_on(RedisBroker(connect))
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "0")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await split.promote()
     stranger = RedisBroker(split.new.url)
     split.old.freeze()
@@ -331,11 +331,11 @@ async def test_a_server_that_was_away_for_long_is_left_when_it_is_back(split, hu
     await until(lambda: not hub.ready)  # late is not ready
     split.old.thaw()
     await until(lambda: hub.ready)
-    await texts(outlet, 2)
-    assert outlet.texts == ["0", "1"]
+    await texts(sink, 2)
+    assert sink.texts == ["0", "1"]
     await persist(hub, "2")
-    await texts(outlet, 3)
-    assert outlet.texts == ["0", "1", "2"]
+    await texts(sink, 3)
+    assert sink.texts == ["0", "1", "2"]
     await stranger.close()
 
 

@@ -9,13 +9,13 @@ import time
 
 import pytest
 import redis
+from tests.hub.sink import live
 
 from aiohttp_interceptors.brokers.redis import RedisBroker, cluster_node, sentinel
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub import replication as supervision
 from tests.brokers.nodes import hub_on  # noqa: F401  # a fixture
 from tests.brokers.redis_topologies import ClusterSite, SentinelSite, ask, wait_for
-from tests.hub.outlet import live
 from tests.waiting import until
 
 KEY = "{events}"
@@ -63,13 +63,13 @@ class Ledger:
     def __init__(self, *hubs) -> None:
         self.hubs = hubs
         self.acknowledged = {}  # when
-        self.outlets = []
+        self.sinks = []
         self.told = {}  # when each stream's latest gap was seen
         self._running = True
         self._tasks = []
 
     async def __aenter__(self):
-        self.outlets = [await live(hub, "t") for hub in self.hubs]
+        self.sinks = [await live(hub, "t") for hub in self.hubs]
         self._tasks = [asyncio.create_task(self._publish(n, hub)) for n, hub in enumerate(self.hubs)]
         self._tasks.append(asyncio.create_task(self._watch()))
         await self.more()
@@ -102,12 +102,12 @@ class Ledger:
 
     async def _watch(self):
         """Note when gaps come: at the latest a moment before they are seen."""
-        gaps = [0] * len(self.outlets)
+        gaps = [0] * len(self.sinks)
         while self._running:
             before = time.monotonic()
             await asyncio.sleep(0.005)
-            for n, outlet in enumerate(self.outlets):
-                count = outlet.texts.count("gap")
+            for n, sink in enumerate(self.sinks):
+                count = sink.texts.count("gap")
                 if count > gaps[n]:
                     gaps[n], self.told[n] = count, before
 
@@ -120,7 +120,7 @@ class Ledger:
                     await asyncio.sleep(0.02)
             latest = {max((word for word in self.acknowledged if word.startswith(f"{n}.")), key=_number)
                       for n, _ in enumerate(self.hubs)}  # fmt: skip
-            while not all(latest <= set(outlet.texts) for outlet in self.outlets):
+            while not all(latest <= set(sink.texts) for sink in self.sinks):
                 await asyncio.sleep(0.02)
 
     def _count(self, number):
@@ -131,9 +131,9 @@ class Ledger:
         for n, hub in enumerate(self.hubs):
             await self._persist(hub, f"final {n}")
         missing = []
-        for n, outlet in enumerate(self.outlets):
-            await until(lambda outlet=outlet: {f"final {n}" for n, _ in enumerate(self.hubs)} <= set(outlet.texts))
-            came = [text for text in outlet.texts if text != "gap"]
+        for n, sink in enumerate(self.sinks):
+            await until(lambda sink=sink: {f"final {n}" for n, _ in enumerate(self.hubs)} <= set(sink.texts))
+            came = [text for text in sink.texts if text != "gap"]
             lacking = set(self.acknowledged) - set(came)
             untold = [word for word in lacking if self.acknowledged[word] > self.told.get(n, 0.0)]
             assert not untold
@@ -165,7 +165,7 @@ async def test_a_failover_in_order_repeats_nothing(tmp_path, hub_on):
             await in_thread(site.promote)
             await ledger.more()
         await ledger.check()
-        assert all(outlet.texts.count("gap") <= 2 for outlet in ledger.outlets)  # one for each that was on the old one
+        assert all(sink.texts.count("gap") <= 2 for sink in ledger.sinks)  # one for each that was on the old one
     finally:
         site.stop()
 
@@ -180,10 +180,10 @@ async def test_what_a_primary_acknowledges_that_was_replaced_is_told_of(sentinel
         await in_thread(sentinels.demoted, old)
         await ledger.more()
     await ledger.check(repeated=2000)
-    for outlet in ledger.outlets:
-        came = [text for text in outlet.texts if text != "gap"]
-        assert "gap" in outlet.texts
-        before = outlet.texts[: outlet.texts.index("gap")]
+    for sink in ledger.sinks:
+        came = [text for text in sink.texts if text != "gap"]
+        assert "gap" in sink.texts
+        before = sink.texts[: sink.texts.index("gap")]
         assert len(before) == len(set(before))
         assert len(came) > 20
 
@@ -200,8 +200,8 @@ async def test_a_primary_that_is_frozen_is_left_and_nothing_is_repeated(sentinel
         await in_thread(sentinels.demoted, old)
         await ledger.more()
     await ledger.check(repeated=10)  # and no history
-    for outlet in ledger.outlets:
-        assert outlet.texts.count("gap") <= 2  # of what it had acknowledged to each and not replicated
+    for sink in ledger.sinks:
+        assert sink.texts.count("gap") <= 2  # of what it had acknowledged to each and not replicated
 
 
 async def test_a_sentinel_that_is_frozen_costs_no_publish(sentinels):

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
+from tests.hub.sink import live, start
 
 from aiohttp_interceptors.brokers.sqlite import connection as sqlite_file
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
@@ -25,7 +26,6 @@ from tests.brokers.contract import brokers, tail  # noqa: F401  # fixtures
 from tests.brokers.nodes import closed_at_every_moment, hub_on, texts  # noqa: F401  # a fixture
 from tests.brokers.sqlite_process import PAYLOAD, line, process
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
-from tests.hub.outlet import live, start
 from tests.waiting import until, within
 
 
@@ -103,18 +103,18 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
     late = await node(ready=False)
     early = start(late, "t")
     await until(lambda: late.ready)
-    outlet = await live(late, "t")
+    sink = await live(late, "t")
     await one.publish("t", "new")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await texts(early, 1)
-    assert outlet.texts == early.texts == ["new"]
+    assert sink.texts == early.texts == ["new"]
     await until(lambda: one.log.end == late.log.end == 6)
 
 
 async def test_a_process_that_stops_with_the_lock_stops_nobody_for_longer_than_is_said(site, node):
     """Peer bugs 59 and 64: what failed is not delivered, and what is retried is so once."""
     hub = await node(publish_timeout=0.3)
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await hub.publish("t", "before")
     async with process("hold", site.path) as holding:
         assert await line(holding) == ["held"]
@@ -128,15 +128,15 @@ async def test_a_process_that_stops_with_the_lock_stops_nobody_for_longer_than_i
         with pytest.raises((BrokerDown, OutcomeUnknown), match=r"locked|no answer"):
             await within(hub.publish("t", "lost"), 3)
         assert hub.ready  # to read needs no lock
-        assert outlet.texts == ["before"]
+        assert sink.texts == ["before"]
         await until(lambda: stopped(holding.pid))
         holding.send_signal(signal.SIGCONT)
         await within(holding.wait())
     for n in range(3):
         await hub.publish("t", f"{n}", idempotency_key=f"{n}")
-    await texts(outlet, 4)
-    assert outlet.texts[0] == "before"
-    assert sorted(outlet.texts[1:]) == ["0", "1", "2"]
+    await texts(sink, 4)
+    assert sink.texts[0] == "before"
+    assert sorted(sink.texts[1:]) == ["0", "1", "2"]
 
 
 def stopped(pid):
@@ -183,49 +183,49 @@ async def test_a_disk_that_is_full_is_told_of_and_used_again_when_there_is_room(
 
 async def test_a_file_that_is_deleted_while_streams_are_open_is_a_gap_and_no_end(site, node, logged):
     one, other = await node(), await node()
-    outlet, elsewhere = await live(one, "t"), await live(other, "t")
+    sink, elsewhere = await live(one, "t"), await live(other, "t")
     await one.publish("t", "old")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     await texts(elsewhere, 1)
     site.remove()
     await other.publish("t", "new")
-    await texts(outlet, 3)
+    await texts(sink, 3)
     await texts(elsewhere, 3)
-    assert outlet.texts == elsewhere.texts == ["old", "gap", "new"]
-    assert outlet.last_event_id == elsewhere.last_event_id
-    assert outlet.ends == []
+    assert sink.texts == elsewhere.texts == ["old", "gap", "new"]
+    assert sink.last_event_id == elsewhere.last_event_id
+    assert sink.ends == []
     assert [entry["event"] for entry in logged if "rewound" in entry["event"]] == ["hub_rewound", "hub_rewound"]
 
 
 async def test_an_older_copy_in_place_of_the_file_is_a_gap_and_no_id_is_given_twice(site, node, tmp_path):
     hub = await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     ids = [await hub.publish("t", "0")]
     site.copy(tmp_path / "backup")
     ids += [await hub.publish("t", f"{n}") for n in range(1, 4)]
-    await texts(outlet, 4)
+    await texts(sink, 4)
     site.remove()
     os.replace(tmp_path / "backup", site.path)  # noqa: PTH105
     ids += [await hub.publish("t", f"{n}") for n in range(4, 8)]
-    await texts(outlet, 9)
-    assert outlet.texts == ["0", "1", "2", "3", "gap", "4", "5", "6", "7"]
+    await texts(sink, 9)
+    assert sink.texts == ["0", "1", "2", "3", "gap", "4", "5", "6", "7"]
     assert len(set(ids)) == 8
 
 
 async def test_a_folder_that_comes_later_is_waited_for(tmp_path, logged):
     site = SqliteSite(tmp_path / "mounted" / "hub.db")
     hub = Hub(site.broker())
-    outlet = start(hub, "t")
+    sink = start(hub, "t")
     with pytest.raises(BrokerRefused, match="folder"):
         await hub.publish("t", "lost")
-    await until(lambda: hub._supervision._attempts > 3)
+    await until(lambda: hub._replication_task._attempts > 3)
     assert not hub.ready
-    assert not outlet.ends
+    assert not sink.ends
     site.path.parent.mkdir()
     await until(lambda: hub.ready)
     await hub.publish("t", "x")
-    await texts(outlet, 1)
-    assert outlet.texts == ["x"]
+    await texts(sink, 1)
+    assert sink.texts == ["x"]
     changes = [entry["event"] for entry in logged if entry["event"].startswith("hub_")]
     assert changes == ["hub_down", "hub_resumed"]
     await hub.close()
@@ -233,9 +233,9 @@ async def test_a_folder_that_comes_later_is_waited_for(tmp_path, logged):
 
 async def test_a_damaged_file_is_told_of_until_it_is_moved_away(site, node, tmp_path):
     hub = await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     await asyncio.gather(*[hub.publish("t", f"{n}") for n in range(200)])
-    await texts(outlet, 200)
+    await texts(sink, 200)
     await hub.close()
     with site.path.open("r+b") as file:
         file.seek(4096)
@@ -243,7 +243,7 @@ async def test_a_damaged_file_is_told_of_until_it_is_moved_away(site, node, tmp_
     damaged = await node(ready=False)
     with pytest.raises(BrokerRefused, match="move it away"):
         await damaged.publish("t", "x")
-    await until(lambda: damaged._supervision._attempts > 2)
+    await until(lambda: damaged._replication_task._attempts > 2)
     assert not damaged.ready
     site.path.rename(tmp_path / "damaged")
     await until(lambda: damaged.ready)
@@ -259,7 +259,7 @@ async def test_a_file_that_is_cut_short_under_processes_that_write_is_refused_by
 ):
     """What SQLite has in its cache would go on for long, and come to nothing."""
     hub, other = await node(), await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     async with AsyncExitStack() as stack:
         for number in range(2):
             writing = await stack.enter_async_context(process("publish", site.path, number))
@@ -279,14 +279,14 @@ async def test_a_file_that_is_cut_short_under_processes_that_write_is_refused_by
     await until(lambda: hub.log.epoch == other.log.epoch != before)
     await until(lambda: hub.ready and other.ready)
     await other.publish("t", "new")
-    await until(lambda: outlet.frames[-1].data == "new")
-    assert "gap" in outlet.texts
+    await until(lambda: sink.frames[-1].data == "new")
+    assert "gap" in sink.texts
 
 
 async def test_a_file_that_is_cut_to_nothing_under_processes_that_write_is_a_new_one_or_refused(site, node, tmp_path):
     """It is a new one if the last who had it open had nothing more to write."""
     hub, other = await node(), await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     before = hub.log.epoch
 
     def is_new():
@@ -303,8 +303,8 @@ async def test_a_file_that_is_cut_to_nothing_under_processes_that_write_is_a_new
             site.move(tmp_path / "damaged")
     await until(is_new)
     await other.publish("t", "new")
-    await until(lambda: outlet.frames[-1].data == "new")
-    assert "gap" in outlet.texts
+    await until(lambda: sink.frames[-1].data == "new")
+    assert "gap" in sink.texts
 
 
 async def _refused(hub):
@@ -328,7 +328,7 @@ async def test_a_file_that_is_moved_away_under_processes_that_write_leaves_nothi
     site, node, tmp_path, order
 ):
     hubs = [await node(), await node()]
-    outlets = [await live(hub, "t") for hub in hubs]
+    sinks = [await live(hub, "t") for hub in hubs]
     async with AsyncExitStack() as stack:
         for number in range(2):
             writing = await stack.enter_async_context(process("publish", site.path, number))
@@ -338,11 +338,11 @@ async def test_a_file_that_is_moved_away_under_processes_that_write_leaves_nothi
             site.move(tmp_path / f"moved-{round_}", ORDERS[order])
             await until(lambda: hubs[0].log.epoch == hubs[1].log.epoch != before)  # noqa: B023  # waited for here
             await until(lambda: all(hub.ready for hub in hubs))
-            await asyncio.gather(*[_more(outlet, 50) for outlet in outlets])
-    for outlet in outlets:
-        ids = [frame.id for frame in outlet.frames if frame.id]
+            await asyncio.gather(*[_more(sink, 50) for sink in sinks])
+    for sink in sinks:
+        ids = [frame.id for frame in sink.frames if frame.id]
         assert len(set(ids)) == len(ids)
-        assert "gap" in outlet.texts
+        assert "gap" in sink.texts
     assert site.sql("PRAGMA quick_check") == [("ok",)]
 
 
@@ -415,10 +415,10 @@ async def payloads(broker):
         return [entry.payload for entry in reading.entries]
 
 
-async def _more(outlet, count):
+async def _more(sink, count):
     """Wait until more has come."""
-    mark = len(outlet.frames)
-    await until(lambda: len(outlet.frames) >= mark + count)
+    mark = len(sink.frames)
+    await until(lambda: len(sink.frames) >= mark + count)
 
 
 async def test_a_file_behind_a_symbolic_link_is_followed_to_another_one(site, node, tmp_path):
@@ -427,14 +427,14 @@ async def test_a_file_behind_a_symbolic_link_is_followed_to_another_one(site, no
         (tmp_path / name).mkdir()
     site.path.symlink_to(tmp_path / "blue" / "hub.db")
     hub, other = await node(), await node()
-    outlet = await live(other, "t")
+    sink = await live(other, "t")
     await hub.publish("t", "in blue")
-    await texts(outlet, 1)
+    await texts(sink, 1)
     (tmp_path / "new").symlink_to(tmp_path / "green" / "hub.db")
     (tmp_path / "new").rename(site.path)
     await hub.publish("t", "in green")
-    await until(lambda: outlet.texts[-1] == "in green")
-    assert outlet.texts == ["in blue", "gap", "in green"]
+    await until(lambda: sink.texts[-1] == "in green")
+    assert sink.texts == ["in blue", "gap", "in green"]
     await hub.close()
     await other.close()
     assert [path.name for path in (tmp_path / "green").iterdir()] == ["hub.db"]
@@ -487,16 +487,16 @@ async def test_what_is_beside_the_file_is_taken_into_it_when_it_may_grow_no_more
 async def test_an_event_of_a_megabyte_comes_to_other_processes(node):
     """Peer bug 65."""
     one, other = await node(), await node()
-    outlet = await live(other, "t")
+    sink = await live(other, "t")
     await one.publish("t", "x" * 1_000_000)
-    await texts(outlet, 1)
-    assert outlet.texts == ["x" * 1_000_000]
+    await texts(sink, 1)
+    assert sink.texts == ["x" * 1_000_000]
 
 
 async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
     """Some are closed, some are killed."""
     hub = await node()
-    outlet = await live(hub, "t")
+    sink = await live(hub, "t")
     expected = []
     for round_ in range(3):
         async with process("publish", site.path) as publishing:
@@ -505,8 +505,8 @@ async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
             await publishing.communicate()
         expected += [await hub.publish("t", f"own {round_}")]
         expected += [f"{epoch}-{offset}" for _, epoch, offset in lines]
-    await until(lambda: set(expected) <= {frame.id for frame in outlet.frames})
-    ids = [frame.id for frame in outlet.frames]
+    await until(lambda: set(expected) <= {frame.id for frame in sink.frames})
+    ids = [frame.id for frame in sink.frames]
     assert len(set(ids)) == len(ids)
     assert [int(each.partition("-")[2]) for each in ids] == list(range(1, len(ids) + 1))
 

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from aiohttp_interceptors.hub.dispatcher import PATIENCE, Arrivals
-from aiohttp_interceptors.hub.history import Log
+from aiohttp_interceptors.hub.dispatcher import PATIENCE, PendingSubscriptions
+from aiohttp_interceptors.hub.history import History
 from aiohttp_interceptors.hub.record import GapReason, Record
-from aiohttp_interceptors.hub.topic_history import Bounds
+from aiohttp_interceptors.hub.topic_history import RetentionPolicy
 
 FUTURE = 3, GapReason.FUTURE
 
@@ -18,18 +18,18 @@ class Process:
     """A log whose last position is 3, and who has been told where he goes on, in the order in which they were."""
 
     def __init__(self, *, remote=True, begun=True):
-        self.log = Log(Bounds(10, None, None), "e")
-        self.arrivals = Arrivals(self.log, remote=remote)
+        self.log = History(RetentionPolicy(10, None, None), "e")
+        self.pending = PendingSubscriptions(self.log, remote=remote)
         self.told = []
         self.grow(3)
         if remote and begun:
-            self.arrivals.begin()
+            self.pending.begin()
 
     def grow(self, offset):
         self.log.add(Record(offset, f"e-{offset}", "a", None, b"data: x\n\n", None, 0.0))
 
     def wait(self, owner, given):
-        self.arrivals.wait(owner, given, lambda located: self.told.append((owner, located)))
+        self.pending.wait(owner, given, lambda located: self.told.append((owner, located)))
 
 
 class Clock:
@@ -67,43 +67,43 @@ async def clock(monkeypatch):
 class TestWithoutABroker:
     @pytest.mark.parametrize("given", [None, "e-2", "e-3", "e-4", "f-1", "7"])
     async def test_nobody_waits(self, given):
-        arrivals = Process(remote=False).arrivals
-        assert (arrivals.open, arrivals.up) == (True, True)
+        pending = Process(remote=False).pending
+        assert (pending.open, pending.up) == (True, True)
         expected = {None: (3, None), "e-2": (2, None), "e-3": (3, None), "e-4": FUTURE}
         foreign = {"f-1": (0, GapReason.FOREIGN), "7": (3, GapReason.UNKNOWN)}
-        assert arrivals.locate(given) == {**expected, **foreign}[given]
+        assert pending.locate(given) == {**expected, **foreign}[given]
 
 
 class TestBeforeTheHistory:
     @pytest.mark.parametrize("given", [None, "e-2", "e-4", "f-1", "7"])
     async def test_nobody_can_be_told_however_long_he_has_waited(self, given, clock):
-        arrivals = Process(begun=False).arrivals
-        assert (arrivals.open, arrivals.up) == (False, False)
-        assert arrivals.locate(given) is None
-        assert arrivals.locate(given, clock.now - 1_000) is None
+        pending = Process(begun=False).pending
+        assert (pending.open, pending.up) == (False, False)
+        assert pending.locate(given) is None
+        assert pending.locate(given, clock.now - 1_000) is None
 
     async def test_all_are_told_in_their_order_when_it_has_been_read(self):
         process = Process(begun=False)
         for given in "e-2", None, "e-3", "7":
             process.wait(str(given), given)
-        process.arrivals.look()
+        process.pending.look()
         assert process.told == []
-        process.arrivals.begin()
+        process.pending.begin()
         assert process.told == [
             ("e-2", (2, None)),
             ("None", (3, None)),
             ("e-3", (3, None)),
             ("7", (3, GapReason.UNKNOWN)),
         ]
-        process.arrivals.look()
+        process.pending.look()
         assert len(process.told) == 4
 
     async def test_who_waited_for_it_has_his_time_for_what_is_ahead_from_then_on(self, clock):
         process = Process(begun=False)
         process.wait("early", "e-4")
         await clock.go_on(1_000)
-        assert (process.told, clock.timers(process.arrivals)) == ([], 0)
-        process.arrivals.begin()
+        assert (process.told, clock.timers(process.pending)) == ([], 0)
+        process.pending.begin()
         await clock.go_on(PATIENCE - 0.5)
         assert process.told == []
         await clock.go_on(0.5)
@@ -112,18 +112,18 @@ class TestBeforeTheHistory:
 
 class TestWhatIsAhead:
     async def test_it_may_be_on_its_way_and_is_waited_for(self, clock):
-        arrivals = Process().arrivals
-        assert arrivals.locate("e-4") is None
-        assert arrivals.locate("e-4", clock.now - PATIENCE + 0.5) is None
-        assert arrivals.locate("e-4", clock.now - PATIENCE) == FUTURE
+        pending = Process().pending
+        assert pending.locate("e-4") is None
+        assert pending.locate("e-4", clock.now - PATIENCE + 0.5) is None
+        assert pending.locate("e-4", clock.now - PATIENCE) == FUTURE
 
     async def test_an_epoch_that_another_process_was_told_of_first_is_waited_for(self, clock):
         process = Process()
         process.wait("of a new epoch", "f-1")
         await clock.go_on(PATIENCE - 0.5)
         assert process.told == []
-        process.log.rewind("f", 2)
-        process.arrivals.look()
+        process.log.truncate("f", 2)
+        process.pending.look()
         assert process.told == [("of a new epoch", (2, GapReason.REWOUND))]
 
     async def test_an_epoch_that_does_not_come_is_foreign(self, clock):
@@ -134,29 +134,29 @@ class TestWhatIsAhead:
 
     @pytest.mark.parametrize("given", [None, "e-0", "e-3", "9"])
     async def test_nothing_else_is_waited_for(self, given):
-        assert Process().arrivals.locate(given) is not None
+        assert Process().pending.locate(given) is not None
 
     async def test_who_waits_is_told_as_soon_as_it_is_there_and_the_others_wait_on(self):
         process = Process()
         process.wait("five", "e-5")
         process.wait("four", "e-4")
-        process.arrivals.look()
+        process.pending.look()
         assert process.told == []
         process.grow(4)
-        process.arrivals.look()
+        process.pending.look()
         assert process.told == [("four", (4, None))]
         process.grow(6)
-        process.arrivals.look()
+        process.pending.look()
         assert process.told == [("four", (4, None)), ("five", (5, None))]
-        process.arrivals.close()
+        process.pending.close()
 
     async def test_when_the_log_is_rewound_meanwhile_that_is_what_is_told(self):
         process = Process()
         process.wait("ahead", "e-4")
-        process.log.rewind("f", 2)
-        process.arrivals.look()
+        process.log.truncate("f", 2)
+        process.pending.look()
         assert process.told == [("ahead", (2, GapReason.REWOUND))]
-        process.arrivals.close()
+        process.pending.close()
 
     async def test_it_is_a_gap_in_the_end_for_each_when_he_has_waited_as_long(self, clock):
         process = Process()
@@ -172,27 +172,27 @@ class TestWhatIsAhead:
         await clock.go_on(PATIENCE / 4)
         assert process.told == [("one", FUTURE), ("two", FUTURE), ("three", FUTURE)]
         await clock.go_on(1_000)
-        assert clock.timers(process.arrivals) == 3
+        assert clock.timers(process.pending) == 3
 
     async def test_while_the_broker_is_away_it_is_no_gap_and_the_time_begins_anew_with_it(self, clock):
         process = Process()
         process.wait("before", "e-4")
-        process.arrivals.up = False
+        process.pending.up = False
         process.wait("meanwhile", "e-5")
-        assert process.arrivals.locate("e-4", clock.now - 1_000) is None
+        assert process.pending.locate("e-4", clock.now - 1_000) is None
         await clock.go_on(1_000)
         assert process.told == []
-        assert clock.timers(process.arrivals) == 1, "what comes to nothing is not tried again and again"
-        process.arrivals.begin()
+        assert clock.timers(process.pending) == 1, "what comes to nothing is not tried again and again"
+        process.pending.begin()
         await clock.go_on(PATIENCE - 0.125)
         assert process.told == []
         await clock.go_on(0.125)
         assert process.told == [("before", FUTURE), ("meanwhile", FUTURE)]
 
     async def test_while_the_broker_is_away_what_is_known_is_told(self):
-        arrivals = Process().arrivals
-        arrivals.up = False
-        assert [arrivals.locate(given) for given in (None, "e-2", "7")] == [
+        pending = Process().pending
+        pending.up = False
+        assert [pending.locate(given) for given in (None, "e-2", "7")] == [
             *((3, None), (2, None)),
             (3, GapReason.UNKNOWN),
         ]
@@ -201,11 +201,11 @@ class TestWhatIsAhead:
         process = Process()
         for number in range(10_000):
             process.wait(number, "e-4")
-        assert clock.timers(process.arrivals) == 1
+        assert clock.timers(process.pending) == 1
         process.grow(4)
-        process.arrivals.look()
+        process.pending.look()
         assert process.told == [(number, (4, None)) for number in range(10_000)]
-        process.arrivals.close()
+        process.pending.close()
 
 
 class TestWhoWaitsNoMore:
@@ -213,10 +213,10 @@ class TestWhoWaitsNoMore:
         process = Process(begun=False)
         process.wait("gone", "e-2")
         process.wait("there", "e-3")
-        process.arrivals.discard("gone")
-        process.arrivals.discard("gone")
-        process.arrivals.discard("nobody")
-        process.arrivals.begin()
+        process.pending.discard("gone")
+        process.pending.discard("gone")
+        process.pending.discard("nobody")
+        process.pending.begin()
         assert process.told == [("there", (3, None))]
 
     async def test_also_when_it_is_another_who_is_told_that_discards_him(self):
@@ -224,33 +224,33 @@ class TestWhoWaitsNoMore:
 
         def discard_all(located):
             for owner in "first", "second", "third":
-                process.arrivals.discard(owner)
+                process.pending.discard(owner)
 
-        process.arrivals.wait("first", None, discard_all)
+        process.pending.wait("first", None, discard_all)
         process.wait("second", None)
         process.wait("third", "e-4")
-        process.arrivals.begin()
+        process.pending.begin()
         process.grow(4)
-        process.arrivals.look()
+        process.pending.look()
         assert process.told == []
 
     async def test_who_is_told_may_wait_again(self):
         process = Process(begun=False)
-        process.arrivals.wait("again", "e-2", lambda located: process.wait("again", "e-4"))
-        process.arrivals.begin()
-        process.arrivals.look()
+        process.pending.wait("again", "e-2", lambda located: process.wait("again", "e-4"))
+        process.pending.begin()
+        process.pending.look()
         assert process.told == []
         process.grow(4)
-        process.arrivals.look()
+        process.pending.look()
         assert process.told == [("again", (4, None))]
-        process.arrivals.close()
+        process.pending.close()
 
     async def test_a_timer_for_nobody_is_the_last_one(self, clock):
         process = Process()
         process.wait("gone", "e-4")
-        process.arrivals.discard("gone")
+        process.pending.discard("gone")
         await clock.go_on(1_000)
-        assert clock.timers(process.arrivals) == 1
+        assert clock.timers(process.pending) == 1
         process.wait("next", "e-4")
         await clock.go_on(PATIENCE)
         assert process.told == [("next", FUTURE)]
@@ -260,15 +260,15 @@ class TestClose:
     async def test_nothing_that_waits_stays_in_the_event_loop(self, clock):
         process = Process()
         process.wait("ahead", "e-4")
-        process.arrivals.close()
-        process.arrivals.close()
+        process.pending.close()
+        process.pending.close()
         await clock.go_on(1_000)
         assert process.told == []
 
     async def test_a_hub_that_goes_on_in_another_event_loop_has_timers_there(self, clock):
         process = Process()
         process.wait("before", "e-4")
-        process.arrivals.close()
+        process.pending.close()
         process.wait("after", "e-5")
         await clock.go_on(PATIENCE)
         assert process.told == [("before", FUTURE), ("after", FUTURE)]

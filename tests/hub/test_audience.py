@@ -6,14 +6,14 @@ import asyncio
 import gc
 
 import pytest
+from tests.hub.sink import Sink, at_once, drain, live, plain, start, subscribe, turn
 
 from aiohttp_interceptors.channel import CloseReason
-from aiohttp_interceptors.hub.dispatcher import BATCH, Audience
+from aiohttp_interceptors.hub.dispatcher import BATCH, SubscriberGroup
 from aiohttp_interceptors.hub.hub import Hub
-from tests.hub.outlet import Outlet, at_once, drain, live, plain, start, subscribe, turn
 
 
-class Broken(Outlet):
+class Broken(Sink):
     """Its transport raises, from some write on."""
 
     def __init__(self, after: int = 0, **options) -> None:
@@ -21,10 +21,10 @@ class Broken(Outlet):
         self.after = after
         self.error = OSError("no such wire")
 
-    def relay(self, payload, now):
+    def write(self, payload, now):
         if len(self.payloads) == self.after:
             raise self.error
-        super().relay(payload, now)
+        super().write(payload, now)
 
 
 def numbered(count: int, size: int) -> list[str]:
@@ -73,9 +73,9 @@ class TestOneTurn:
     async def test_all_streams_of_an_audience_are_given_the_same_object(self):
         hub = Hub()
         topics = ["a", "b"], ["b", "a"], ["a", "b", "a"]
-        streams = [await live(hub, *names, outlet=Outlet(wrap=plain)) for names in topics]
+        streams = [await live(hub, *names, sink=Sink(wrap=plain)) for names in topics]
         sized = [await live(hub, *names) for names in topics]
-        assert hub.statistics().audiences == 2
+        assert hub.statistics().groups == 2
         for burst in (1, 1, 40):
             await publish(hub, numbered(burst, 10))
             await turn()
@@ -86,7 +86,7 @@ class TestOneTurn:
 
     async def test_one_event_alone_is_not_even_copied_for_who_takes_frames_as_they_are(self):
         hub = Hub()
-        streams = [await live(hub, *topics, outlet=Outlet(wrap=plain)) for topics in (["a"], [">"])]
+        streams = [await live(hub, *topics, sink=Sink(wrap=plain)) for topics in (["a"], [">"])]
         await hub.publish("a", "text")
         await turn()
         assert streams[0].payloads[0] is streams[1].payloads[0]
@@ -119,7 +119,7 @@ class TestPieces:
     async def test_a_burst_of_a_megabyte_puts_no_megabyte_into_an_outlet_that_pauses(self, behind):
         hub = Hub(history_bytes=None)
         room = 16 * 1024
-        full = await live(hub, "a", outlet=Outlet(room))
+        full = await live(hub, "a", sink=Sink(room))
         fast = await live(hub, "a")
         if behind:
             full.pause()
@@ -128,7 +128,7 @@ class TestPieces:
         await turn()
         assert fast.texts == texts
         held = []
-        full.resume = lambda: (held.append(full.unread), Outlet.resume(full))
+        full.resume = lambda: (held.append(full.unread), Sink.resume(full))
         await drain(full)
         assert max(held) <= room + BATCH + 2048 + 200
         assert full.texts == texts
@@ -136,7 +136,7 @@ class TestPieces:
 
     async def test_who_pauses_within_a_flush_loses_nothing_and_gets_nothing_twice(self):
         hub = Hub(history_bytes=None)
-        streams = [await live(hub, "a", outlet=Outlet(room)) for room in (0, BATCH // 2, BATCH * 2, BATCH * 5)]
+        streams = [await live(hub, "a", sink=Sink(room)) for room in (0, BATCH // 2, BATCH * 2, BATCH * 5)]
         texts = numbered(40, BATCH // 4)
         await publish(hub, texts)
         await turn()
@@ -146,14 +146,14 @@ class TestPieces:
         assert hub.statistics().behind == 0
 
     async def test_who_pauses_and_has_room_again_within_a_flush_gets_nothing_twice(self):
-        class Flickering(Outlet):
-            def relay(self, payload, now):
-                super().relay(payload, now)
+        class Flickering(Sink):
+            def write(self, payload, now):
+                super().write(payload, now)
                 self.pause()
                 self.resume()
 
         hub = Hub()
-        stream = await live(hub, "a", outlet=Flickering())
+        stream = await live(hub, "a", sink=Flickering())
         await publish(hub, ["fleeting"], ephemeral=True)
         await publish(hub, ["1", "2"])
         await turn(3)
@@ -161,7 +161,7 @@ class TestPieces:
 
     async def test_who_pauses_within_a_flush_loses_nothing_of_what_it_selects(self):
         hub = Hub(history_bytes=None)
-        stream = await live(hub, "a", outlet=Outlet(0), select=lambda record: int(record.event.data.split()[0]) % 2)
+        stream = await live(hub, "a", sink=Sink(0), select=lambda record: int(record.event.data.split()[0]) % 2)
         texts = numbered(40, BATCH // 4)
         await publish(hub, texts)
         await turn()
@@ -248,7 +248,7 @@ async def test_a_select_function_that_raises_no_exception_ends_its_stream_and_no
 class TestWhoFails:
     async def test_an_outlet_that_raises_ends_only_its_own_stream(self, logged):
         hub = Hub()
-        streams = [await live(hub, "a", outlet=outlet) for outlet in (Outlet(), Broken(), Outlet(), Broken(), Outlet())]
+        streams = [await live(hub, "a", sink=sink) for sink in (Sink(), Broken(), Sink(), Broken(), Sink())]
         await publish(hub, ["1", "2"])
         await turn()
         await publish(hub, ["3"])
@@ -263,7 +263,7 @@ class TestWhoFails:
 
     async def test_an_outlet_that_raises_while_others_catch_up_ends_only_its_own_stream(self):
         hub = Hub()
-        streams = [start(hub, "a", outlet=outlet) for outlet in (Broken(), Outlet(), Broken(1), Outlet())]
+        streams = [start(hub, "a", sink=sink) for sink in (Broken(), Sink(), Broken(1), Sink())]
         await hub.publish("a", "1")
         await turn()
         await hub.publish("a", "2")
@@ -278,11 +278,11 @@ class TestWhoFails:
 
     async def test_what_an_owner_raises_when_told_of_the_end_harms_nobody_else(self, logged):
         hub = Hub()
-        broken, stream, behind = Broken(), Outlet(), Outlet()
+        broken, stream, behind = Broken(), Sink(), Sink()
         broken.ended = lambda reason, error: 1 / 0
-        for outlet in (broken, stream):
-            await live(hub, "a", outlet=outlet)
-        start(hub, "a", outlet=behind)
+        for sink in (broken, stream):
+            await live(hub, "a", sink=sink)
+        start(hub, "a", sink=behind)
         await hub.publish("a", "1")
         await turn(2)
         assert stream.texts == behind.texts == ["1"]
@@ -307,7 +307,7 @@ class TestWhoFails:
         await turn(2)
         assert [stream.texts for stream in streams] == [["1", "2", "3"], [], ["2", "3"]]
         assert [stream.ends for stream in streams] == [[], [(CloseReason.ERROR, error)], []]
-        assert hub.statistics().subscribers == hub.statistics().audiences == 2
+        assert hub.statistics().subscribers == hub.statistics().groups == 2
 
     async def test_all_streams_that_share_a_select_function_end_when_it_raises(self):
         hub = Hub()
@@ -317,7 +317,7 @@ class TestWhoFails:
         await turn()
         assert [stream.ends[0][0] for stream in streams] == [CloseReason.ERROR] * 3
         assert other.texts == ["1"]
-        assert hub.statistics().subscribers == hub.statistics().audiences == 1
+        assert hub.statistics().subscribers == hub.statistics().groups == 1
 
     async def test_each_stream_selects_for_itself(self):
         """peer bug 46"""
@@ -362,11 +362,11 @@ class TestWhatCallbacksDo:
     async def test_what_is_published_because_a_stream_ended_comes_after(self):
         hub = Hub()
         breaking = [Broken(), Broken()]
-        before, between, last = Outlet(), Outlet(), Outlet()
-        for outlet in (before, breaking[0], between, breaking[1], last):
-            await live(hub, "a", outlet=outlet)
-        for outlet in breaking:
-            outlet.ended = lambda *_: at_once(hub.publish("a", "somebody left"))
+        before, between, last = Sink(), Sink(), Sink()
+        for sink in (before, breaking[0], between, breaking[1], last):
+            await live(hub, "a", sink=sink)
+        for sink in breaking:
+            sink.ended = lambda *_: at_once(hub.publish("a", "somebody left"))
         await publish(hub, ["1", "2"])
         await turn(3)
         for stream in (before, between, last):
@@ -376,9 +376,9 @@ class TestWhatCallbacksDo:
     @pytest.mark.parametrize("whose", ["before", "after"])
     async def test_what_is_done_to_a_stream_because_another_ended_costs_it_nothing(self, what, whose):
         hub = Hub(history_bytes=None)
-        first, broken, last = Outlet(), Broken(), Outlet()
-        for outlet in (first, broken, last):
-            await live(hub, "a", outlet=outlet)
+        first, broken, last = Sink(), Broken(), Sink()
+        for sink in (first, broken, last):
+            await live(hub, "a", sink=sink)
         stream = first if whose == "before" else last
         does = {
             "add": lambda: stream.subscriber.add("b"),
@@ -405,9 +405,9 @@ class TestWhatCallbacksDo:
     @pytest.mark.parametrize("what", ["add", "close"])
     async def test_what_would_flush_within_a_flush_mixes_up_nothing(self, what):
         hub = Hub()
-        before, broken, after = Outlet(), Broken(), Outlet()
-        for outlet in (before, broken, after):
-            await live(hub, "a", outlet=outlet)
+        before, broken, after = Sink(), Broken(), Sink()
+        for sink in (before, broken, after):
+            await live(hub, "a", sink=sink)
 
         def ended(*_):
             at_once(hub.publish("a", "somebody left"))
@@ -422,9 +422,9 @@ class TestWhatCallbacksDo:
 
     async def test_who_comes_in_the_middle_of_a_flush_gets_nothing_of_it(self):
         hub = Hub(history_bytes=None)
-        broken, stream = Broken(1), Outlet()
-        for topics, outlet in (["a", "b"], broken), (["a"], stream):
-            await live(hub, *topics, outlet=outlet)
+        broken, stream = Broken(1), Sink()
+        for topics, sink in (["a", "b"], broken), (["a"], stream):
+            await live(hub, *topics, sink=sink)
         other = await live(hub, "a", "b")
         broken.ended = lambda *_: stream.subscriber.add("b")
         texts = numbered(8, BATCH // 2)
@@ -437,17 +437,17 @@ class TestWhatCallbacksDo:
 
     async def test_a_select_function_may_change_its_streams_topics_and_close_it(self):
         hub = Hub()
-        outlet = Outlet()
+        sink = Sink()
 
         def follow(record):
             kind, _, value = record.event.data.partition(" ")
             if kind in ("add", "remove"):
-                getattr(outlet.subscriber, kind)(value)
+                getattr(sink.subscriber, kind)(value)
             elif kind == "close":
-                outlet.subscription.close()
+                sink.subscription.close()
             return True
 
-        stream = await live(hub, "a", outlet=outlet, select=follow)
+        stream = await live(hub, "a", sink=sink, select=follow)
         await publish(hub, ["1", "add b", "2"])
         await turn(2)
         await publish(hub, ["3"], "b")
@@ -462,26 +462,22 @@ class TestWhatCallbacksDo:
         await publish(hub, ["7"], "b")
         await turn(2)
         assert "7" not in stream.texts
-        assert hub.statistics().subscribers == hub.statistics().audiences == 0
+        assert hub.statistics().subscribers == hub.statistics().groups == 0
 
     @pytest.mark.parametrize("keeps_up", [True, False])
     async def test_a_stream_that_ends_twice_is_told_once(self, keeps_up):
         hub = Hub()
-        outlet = Outlet()
+        sink = Sink()
 
         def fails(record):
-            outlet.subscription.close()
+            sink.subscription.close()
             raise LookupError
 
-        stream = (
-            await live(hub, "a", outlet=outlet, select=fails)
-            if keeps_up
-            else start(hub, "a", outlet=outlet, select=fails)
-        )
+        stream = await live(hub, "a", sink=sink, select=fails) if keeps_up else start(hub, "a", sink=sink, select=fails)
         await publish(hub, ["1", "2"])
         await turn()
         assert stream.ends == []  # its owner closed it, and knows
-        broken = await live(hub, "a", outlet=Broken())
+        broken = await live(hub, "a", sink=Broken())
         await hub.publish("a", "3")
         broken.subscription.close()  # writes what was published before, and fails
         assert broken.ends == [(CloseReason.ERROR, broken.error)]
@@ -490,23 +486,23 @@ class TestWhatCallbacksDo:
 
 
 async def test_an_audience_that_nobody_is_in_any_more_is_freed():
-    def audiences():
+    def groups():
         gc.collect()
-        return sum(isinstance(thing, Audience) for thing in gc.get_objects())
+        return sum(isinstance(thing, SubscriberGroup) for thing in gc.get_objects())
 
-    hub, at_first = Hub(), audiences()
+    hub, at_first = Hub(), groups()
     streams = [start(hub, "a", f"b.{number}.*", select=lambda record: True) for number in range(10)]
     await hub.publish("a", "1")
     streams += [subscribe(hub, "c") for _ in range(3)]
     await turn()
-    assert hub.statistics().audiences == 11
-    assert audiences() == at_first + 11
+    assert hub.statistics().groups == 11
+    assert groups() == at_first + 11
     for stream in streams[:5]:
         stream.subscriber.add("d")
-    assert hub.statistics().audiences == 11
+    assert hub.statistics().groups == 11
     for stream in streams:
         stream.subscription.close()
-    assert hub.statistics().audiences == 0
+    assert hub.statistics().groups == 0
     await turn()
-    assert audiences() == at_first
+    assert groups() == at_first
     assert hub.subscribers("a") == hub.subscribers("b.1.x") == 0

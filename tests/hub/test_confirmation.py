@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.hub.sink import start
 
 from aiohttp_interceptors import Hub, HubDown, HubResumed, HubUp
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import dispatcher as module
 from aiohttp_interceptors.hub.broker import CaughtUp, Entry, LogPosition, Subscribed
-from tests.hub.outlet import start
 from tests.waiting import until
 
 
@@ -133,41 +133,41 @@ class TestAnIdThatMayStillCome:
         return hub
 
     async def test_it_is_no_gap_while_the_server_says_nothing(self, hub):
-        outlet = start(hub, "a", after="e-4")
+        sink = start(hub, "a", after="e-4")
         await seconds(0.3)
-        assert outlet.frames == []
+        assert sink.frames == []
         entries = [Entry(4, "a", b"\x10data: 4\n\n"), Entry(5, "a", b"\x10data: 5\n\n")]
         self.broker.items.put_nowait(entries)
-        await until(lambda: outlet.texts == ["5"])
+        await until(lambda: sink.texts == ["5"])
 
     async def test_it_is_one_when_the_server_has_said_that_there_is_no_more(self, hub):
-        outlet = start(hub, "a", after="e-9")
+        sink = start(hub, "a", after="e-9")
         await seconds(0.1)
-        assert outlet.frames == []
+        assert sink.frames == []
         self.broker.items.put_nowait(CaughtUp())
-        await until(lambda: outlet.texts == ["gap"])
-        assert '"future"' in outlet.frames[0].data
+        await until(lambda: sink.texts == ["gap"])
+        assert '"future"' in sink.frames[0].data
 
     async def test_what_the_server_said_before_its_time_was_over_does_not_count(self, hub, monkeypatch):
         monkeypatch.setattr(module, "PATIENCE", 60.0)
-        outlet = start(hub, "a", after="e-9")
+        sink = start(hub, "a", after="e-9")
         for _ in range(3):
             self.broker.items.put_nowait(CaughtUp())
         await until(self.broker.items.empty)
         await asyncio.sleep(0)
-        assert outlet.frames == []
+        assert sink.frames == []
 
     async def test_a_server_that_was_away_is_asked_anew(self, hub):
-        outlet = start(hub, "a", after="e-9")
+        sink = start(hub, "a", after="e-9")
         self.broker.items.put_nowait(None)
         await until(lambda: len(hub.facts) == 2)
         await seconds(0.1)
         self.broker.items.put_nowait(CaughtUp())
         await until(lambda: len(hub.facts) == 3)
-        assert outlet.frames == []
+        assert sink.frames == []
         await seconds(0.1)
         self.broker.items.put_nowait(CaughtUp())
-        await until(lambda: outlet.texts == ["gap"])
+        await until(lambda: sink.texts == ["gap"])
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.hub.sink import Sink, start, turn
 
 from aiohttp_interceptors import BrokerDown, Event, GapReason, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import dispatcher as arrivals
+from aiohttp_interceptors.hub import dispatcher as pending
 from aiohttp_interceptors.hub import replication as supervision
-from tests.hub.outlet import Outlet, start, turn
 from tests.hub.reference import matches
 from tests.waiting import until
 
@@ -21,7 +21,7 @@ TOPICS = ["a", "b", "b.c"]
 ASKED = [("a",), ("b",), (">",), ("a", "b.>"), ("*",)]
 
 
-class Page(Outlet):
+class Page(Sink):
     """A client that notes what had been published when it was told of a gap."""
 
     def __init__(self, client: Client) -> None:
@@ -47,18 +47,18 @@ class Client:
         self.since = len(published)  # what was published before is none of its business
         self.seen: list[str | int] = []  # the data of events, and how many had been published at each gap
         self.foreign = 0  # where in there the latest foreign gap is
-        self.outlet: Outlet | None = None
+        self.sink: Sink | None = None
         self._given = ""
 
     def connect(self, hub: Hub) -> None:
         self.disconnect()
-        self.outlet = start(hub, *self.topics, outlet=Page(self), after=self._given or None, prime=True)
+        self.sink = start(hub, *self.topics, sink=Page(self), after=self._given or None, prime=True)
 
     def disconnect(self) -> None:
-        if self.outlet is not None:
-            self.outlet.subscription.close()  # which still writes what is on its way
-            self._given = self.outlet.last_event_id or self._given
-            self.outlet = None
+        if self.sink is not None:
+            self.sink.subscription.close()  # which still writes what is on its way
+            self._given = self.sink.last_event_id or self._given
+            self.sink = None
 
 
 class World:
@@ -97,12 +97,12 @@ class World:
             client.disconnect()
 
     async def pauses(self, which: int) -> None:
-        if (client := self.client(which)) is not None and client.outlet is not None:
-            client.outlet.pause()
+        if (client := self.client(which)) is not None and client.sink is not None:
+            client.sink.pause()
 
     async def reads(self, which: int) -> None:
-        if (client := self.client(which)) is not None and client.outlet is not None:
-            client.outlet.resume()
+        if (client := self.client(which)) is not None and client.sink is not None:
+            client.sink.resume()
 
     async def stops(self) -> None:
         self.log.stop()
@@ -112,7 +112,7 @@ class World:
 
     async def loses(self, count: int) -> None:
         self.harmless = False
-        self.log.rewind(max(self.log.end - count, self.log.trimmed))
+        self.log.truncate(max(self.log.end - count, self.log.trimmed))
 
     async def trims(self, count: int) -> None:
         self.harmless = False
@@ -125,7 +125,7 @@ class World:
     async def joins_late(self, which: int) -> None:
         old = self.hubs[which]
         for client in self.clients:
-            if client.outlet is not None and client.outlet.subscription._fanout is old._fanout:
+            if client.sink is not None and client.sink.subscription._dispatcher is old._dispatcher:
                 client.disconnect()
         await old.close()
         self.hubs[which] = Hub(MemoryBroker(self.log))
@@ -141,11 +141,11 @@ class World:
     async def judge(self) -> None:
         await self.settle()
         for number, client in enumerate(self.clients):
-            if client.outlet is None:
+            if client.sink is None:
                 client.connect(self.hubs[number % 2])
-            client.outlet.resume()
+            client.sink.resume()
         for hub in self.hubs:
-            await until(lambda hub=hub: not hub._fanout.arrivals._waiting)
+            await until(lambda hub=hub: not hub._dispatcher.pending._waiting)
         await turn(5)
         for client in self.clients:
             self.judge_one(client)
@@ -213,7 +213,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervision, "FIRST_DELAY", 0.0001)
         patch.setattr(supervision, "LONGEST_DELAY", 0.001)
-        patch.setattr(arrivals, "PATIENCE", 0.05)
+        patch.setattr(pending, "PATIENCE", 0.05)
         patch.setattr(MemoryBroker, "confirms", 0.02)
         yield
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.epochs import Eras, new_epoch, successor
+from aiohttp_interceptors.hub.epochs import EpochHistory, new_epoch, successor
 from aiohttp_interceptors.hub.record import GapReason
 
 EPOCH = re.compile(r"[0-9a-z]{1,32}", re.ASCII)
@@ -18,7 +18,7 @@ class Told:
     """A story of eras: what began where, and every id that was given in the course of it."""
 
     def __init__(self, story) -> None:
-        self.eras = Eras("e0")
+        self.epochs = EpochHistory("e0")
         self.begun = [0]  # where each era began
         self.ids = {}  # each id, and the position that it was given for
         self.end = 0
@@ -26,9 +26,9 @@ class Told:
         for growth, step in story:
             self.live(growth)
             begin = max(self.end + step, 0)
-            before = [self.eras.id_of(offset) for offset in range(begin)]
-            self.eras.begin(f"e{len(self.begun)}", begin)
-            assert [self.eras.id_of(offset) for offset in range(begin)] == before, "no id changes afterwards"
+            before = [self.epochs.id_of(offset) for offset in range(begin)]
+            self.epochs.begin(f"e{len(self.begun)}", begin)
+            assert [self.epochs.id_of(offset) for offset in range(begin)] == before, "no id changes afterwards"
             self.begun.append(begin)
             self.end = begin
             self.live(0)
@@ -36,7 +36,7 @@ class Told:
     def live(self, growth):
         self.end += growth
         for offset in range(self.end + 1):
-            given = self.eras.id_of(offset)
+            given = self.epochs.id_of(offset)
             assert self.ids.setdefault(given, offset) == offset, "no id is given for two positions"
 
 
@@ -46,7 +46,7 @@ class TestAnyNumberOfEras:
         told = Told(story)
         for offset in range(told.end + 5):
             era = max(number for number, begin in enumerate(told.begun) if begin <= offset)
-            assert told.eras.id_of(offset) == f"e{era}-{offset}"
+            assert told.epochs.id_of(offset) == f"e{era}-{offset}"
 
     @given(stories)
     def test_every_id_that_was_ever_given_leads_to_its_position_or_tells_of_the_rewinding(self, story):
@@ -59,7 +59,7 @@ class TestAnyNumberOfEras:
                 expected = 0, GapReason.FOREIGN  # nothing is left of what its owner had
             else:
                 expected = min(offset, *later), GapReason.REWOUND
-            assert told.eras.locate(given_id, told.end) == expected
+            assert told.epochs.locate(given_id, told.end) == expected
 
     @given(stories, st.integers(0, 30))
     def test_only_an_id_of_this_era_that_has_not_come_or_of_one_to_come_is_ahead(self, story, offset):
@@ -67,17 +67,17 @@ class TestAnyNumberOfEras:
         number = len(told.begun) - 1
         for era in range(number + 2):
             ahead = era == number and offset > told.end
-            assert told.eras.is_ahead(f"e{era}-{offset}", told.end) is (ahead or era > number)
+            assert told.epochs.is_ahead(f"e{era}-{offset}", told.end) is (ahead or era > number)
             if ahead:
-                assert told.eras.locate(f"e{era}-{offset}", told.end) == (told.end, GapReason.FUTURE)
+                assert told.epochs.locate(f"e{era}-{offset}", told.end) == (told.end, GapReason.FUTURE)
 
     @given(stories)
     def test_an_id_of_this_era_from_before_it_began_leads_to_its_beginning(self, story):
         """A process that joined later gives them, as its first era is this one."""
         told = Told(story)
         for offset in range(told.begun[-1]):
-            given_id = f"{told.eras.epoch}-{offset}"
-            assert told.eras.locate(given_id, told.end) == (told.begun[-1], GapReason.REWOUND)
+            given_id = f"{told.epochs.epoch}-{offset}"
+            assert told.epochs.locate(given_id, told.end) == (told.begun[-1], GapReason.REWOUND)
 
 
 class TestOneEra:
@@ -96,17 +96,17 @@ class TestOneEra:
         ],
     )
     def test_an_id_is_of_it_of_another_or_none(self, given_id, expected):
-        eras = Eras("e")
-        assert eras.locate(given_id, 7) == expected
-        assert eras.is_ahead(given_id, 8) is (expected[1] is GapReason.FOREIGN)
+        epochs = EpochHistory("e")
+        assert epochs.locate(given_id, 7) == expected
+        assert epochs.is_ahead(given_id, 8) is (expected[1] is GapReason.FOREIGN)
 
     @pytest.mark.parametrize("given_id", ["", "e", "9", "e-", "e-9x", "é-9", "e-٩", "e-" + "9" * 20, "e" * 65])
     def test_what_is_no_id_of_it_is_never_ahead(self, given_id):
-        assert not Eras("e").is_ahead(given_id, 3)
+        assert not EpochHistory("e").is_ahead(given_id, 3)
 
     def test_a_position_is_ahead_when_it_is_after_the_end(self):
-        eras = Eras("e")
-        assert [eras.is_ahead(f"e-{offset}", 3) for offset in range(6)] == [False] * 4 + [True] * 2
+        epochs = EpochHistory("e")
+        assert [epochs.is_ahead(f"e-{offset}", 3) for offset in range(6)] == [False] * 4 + [True] * 2
 
 
 class TestEpochs:
@@ -114,7 +114,7 @@ class TestEpochs:
         epoch = new_epoch()
         for _ in range(10):
             assert EPOCH.fullmatch(epoch)
-            assert Eras(epoch).locate(f"{epoch}-3", 3) == (3, None)
+            assert EpochHistory(epoch).locate(f"{epoch}-3", 3) == (3, None)
             epoch = successor(epoch)
 
     def test_no_two_are_the_same(self):

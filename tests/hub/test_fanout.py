@@ -10,11 +10,11 @@ from functools import partial
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from tests.hub.sink import Sink, live, plain, sized, subscribe, turn
 
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.sse import Event, encode
-from tests.hub.outlet import Outlet, live, plain, sized, subscribe, turn
 from tests.hub.reference import matches
 from tests.waiting import PATIENCE
 
@@ -65,7 +65,7 @@ class History:
         return len(self.records)
 
 
-class Client(Outlet):
+class Client(Sink):
     """A stream, what it is still to get, and what was wrong with what it got: to raise here would only end it."""
 
     def __init__(self, history: History, topics, on_gap, select, room, wrap, after=0) -> None:
@@ -212,7 +212,7 @@ class Delivery(RuleBasedStateMachine):
     async def _subscribe(self, topics, on_gap, select, room, wrap, after):
         offset = self.history.end if after is None else int(after.rpartition("-")[2])
         client = Client(self.history, topics, on_gap, select, room, wrap, offset)
-        subscribe(self.hub, *topics, outlet=client, after=after, select=select, on_gap=on_gap, prime=True)
+        subscribe(self.hub, *topics, sink=client, after=after, select=select, on_gap=on_gap, prime=True)
         client.subscription.start()
         self.clients.append(client)
 
@@ -322,7 +322,7 @@ class Delivery(RuleBasedStateMachine):
         assert statistics.records == len(kept)
         assert statistics.bytes == sum(record.size for record in kept)
         assert statistics.topics == len({record.topic for record in kept})
-        assert statistics.audiences == len({(frozenset(c.topics), c.select, c.wrap) for c in self.clients})
+        assert statistics.groups == len({(frozenset(c.topics), c.select, c.wrap) for c in self.clients})
         for topic in TOPICS:
             assert self.hub.subscribers(topic) == sum(any(matches(p, topic) for p in c.topics) for c in self.clients)
 
@@ -369,7 +369,7 @@ async def test_an_audience_that_cannot_be_flushed_ends_and_the_others_are_served
         raise RuntimeError("no wrapping")
 
     hub = Hub()
-    bad, good = await live(hub, "a", outlet=Outlet(wrap=broken)), await live(hub, "a")
+    bad, good = await live(hub, "a", sink=Sink(wrap=broken)), await live(hub, "a")
     await hub.publish("a", "x")
     await turn(3)
     assert good.texts == ["x"]

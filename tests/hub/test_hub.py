@@ -8,22 +8,22 @@ import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
+from tests.hub.sink import Sink, live, start, subscribe, turn
 
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.exceptions import EventTooLarge
-from aiohttp_interceptors.hub.cursor import Policy
+from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
 from aiohttp_interceptors.hub.history import EMPTIED
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.hub.topic_history import Ring
+from aiohttp_interceptors.hub.topic_history import TopicHistory
 from aiohttp_interceptors.sse import Event
-from tests.hub.outlet import Outlet, live, start, subscribe, turn
 from tests.waiting import until, within
 
 
-class Unheard(Outlet):
+class Unheard(Sink):
     """Its transport fails whatever is written."""
 
-    def relay(self, payload, now):
+    def write(self, payload, now):
         raise OSError("gone")
 
 
@@ -161,16 +161,16 @@ class TestWhatIsRefused:
             Hub(**options)
 
     async def test_who_subscribes_to_what_is_no_topic_is_not_counted(self):
-        hub, outlet = Hub(), Outlet()
+        hub, sink = Hub(), Sink()
         for topics in (["a", "b..c"], [7], ["a b"]):
             with pytest.raises((TypeError, ValueError)):
-                hub.subscribe(topics, outlet, outlet.ended)
-        assert hub.statistics().subscribers == hub.statistics().audiences == 0
+                hub.subscribe(topics, sink, sink.ended)
+        assert hub.statistics().subscribers == hub.statistics().groups == 0
 
     async def test_one_topic_is_not_taken_for_its_letters(self):
-        hub, outlet = Hub(), Outlet()
-        outlet.subscription = hub.subscribe("abc", outlet, outlet.ended, policy=Policy())
-        assert outlet.subscription.topics == {"abc"}
+        hub, sink = Hub(), Sink()
+        sink.subscription = hub.subscribe("abc", sink, sink.ended, policy=SubscriptionPolicy())
+        assert sink.subscription.topics == {"abc"}
 
 
 class TestThreads:
@@ -327,7 +327,7 @@ class TestWhatStays:
     async def test_numbers_return_to_where_they_were(self):
         """peer bug 44: whatever failed meanwhile."""
         hub = Hub(history_age=0.001)
-        options = [{}, {"outlet": Unheard()}, {"select": lambda record: 1 / 0}, {"outlet": Outlet(0)}, {"retry": 5}]
+        options = [{}, {"sink": Unheard()}, {"select": lambda record: 1 / 0}, {"sink": Sink(0)}, {"retry": 5}]
         streams = [start(hub, "a", f"b.{number}", **each) for number, each in enumerate(options)]
         never_started = subscribe(hub, "a", "c.*")
         assert hub.statistics().subscribers == hub.subscribers("a") == 6
@@ -338,7 +338,7 @@ class TestWhatStays:
             await turn()
         assert [stream.ends[0][0] for stream in streams if stream.ends] == [CloseReason.ERROR] * 2
         statistics = hub.statistics()
-        assert (statistics.subscribers, statistics.audiences, statistics.behind) == (4, 4, 2)
+        assert (statistics.subscribers, statistics.groups, statistics.behind) == (4, 4, 2)
         assert statistics.published == 3
         for stream in (*streams, never_started):
             stream.subscription.close()
@@ -346,7 +346,7 @@ class TestWhatStays:
         await turn()
         await until(lambda: hub.statistics().records == 0)
         statistics = hub.statistics()
-        assert (statistics.subscribers, statistics.audiences, statistics.behind) == (0, 0, 0)
+        assert (statistics.subscribers, statistics.groups, statistics.behind) == (0, 0, 0)
         assert (statistics.topics, statistics.bytes) == (0, 0)
         assert hub.subscribers("a") == hub.subscribers("c.x") == 0
 
@@ -388,7 +388,7 @@ class TestWhatStays:
 
         def rings():
             gc.collect()
-            return sum(isinstance(thing, Ring) for thing in gc.get_objects())
+            return sum(isinstance(thing, TopicHistory) for thing in gc.get_objects())
 
         at_first = rings()
         hub = Hub(history=0)
@@ -398,7 +398,7 @@ class TestWhatStays:
         for stream in streams:
             stream.subscription.close()
         await turn()
-        assert hub.statistics().topics == hub.statistics().records == hub.statistics().audiences == 0
+        assert hub.statistics().topics == hub.statistics().records == hub.statistics().groups == 0
         assert rings() - at_first <= EMPTIED
 
     async def test_a_hub_that_was_closed_leaves_nothing_in_the_event_loop(self):

@@ -15,13 +15,13 @@ from hypothesis.stateful import (
 )
 
 from aiohttp_interceptors.hub import history as module
-from aiohttp_interceptors.hub.history import LOOKS, Log, conflated, first
+from aiohttp_interceptors.hub.history import LOOKS, History, conflated, first
 from aiohttp_interceptors.hub.record import GapReason
-from aiohttp_interceptors.hub.topic_history import Bounds
+from aiohttp_interceptors.hub.topic_history import RetentionPolicy
 from aiohttp_interceptors.sse import Decoder, Event
 from tests.hub.reference import matches
 
-UNBOUNDED = Bounds(10**9, None, None)
+UNBOUNDED = RetentionPolicy(10**9, None, None)
 TOPICS = ["a", "b", "a.b", "a.c", "b.b", "a.b.c", "a.c.c"]
 NAMES = [*TOPICS, "*", ">", "a.*", "*.b", "a.>", "*.*", "*.>", "a.*.c", "nobody", "nobody.>"]
 
@@ -58,8 +58,8 @@ class LogAgainstAList(RuleBasedStateMachine):
     def begin(self, history, history_bytes, history_age, emptied):
         self.patch.setattr(module, "EMPTIED", emptied)
         self.emptied = emptied
-        self.bounds = Bounds(history, history_bytes, history_age)
-        self.log = Log(self.bounds)
+        self.bounds = RetentionPolicy(history, history_bytes, history_age)
+        self.log = History(self.bounds)
 
     # What happens.
 
@@ -244,7 +244,7 @@ def test_at_every_moment_the_log_is_what_a_list_would_be():
 
 def filled(*topics, bounds=UNBOUNDED, key=None):
     """Make a log with a record under each of these, in this order."""
-    log = Log(bounds)
+    log = History(bounds)
     for topic in topics:
         log.append(topic, Event("x"), key, 0.0)
     return log
@@ -260,14 +260,14 @@ class TestWhereSomebodyGoesOn:
 
     def test_who_had_the_one_before_the_oldest_has_no_gap_and_who_had_less_has_one(self):
         """Peer bug 48: the boundary of what is kept."""
-        log = filled(*["a"] * 10, bounds=Bounds(4, None, None))
+        log = filled(*["a"] * 10, bounds=RetentionPolicy(4, None, None))
         just_before = log.after(6, ["a"])
         assert (positions_of(just_before.records), just_before.missing) == ([7, 8, 9, 10], 0)
         too_early = log.after(5, ["a"])
         assert (positions_of(too_early.records), too_early.missing) == ([7, 8, 9, 10], 6)
 
     def test_a_busy_topic_leaves_no_gap_in_a_quiet_one(self):
-        log = filled("quiet", *["busy"] * 10, bounds=Bounds(2, None, None))
+        log = filled("quiet", *["busy"] * 10, bounds=RetentionPolicy(2, None, None))
         assert log.after(0, ["quiet"]).missing == 0
         assert log.after(0, ["busy"]).missing == 9
         assert log.after(0, ["quiet", "busy"]).missing == 9
@@ -275,7 +275,7 @@ class TestWhereSomebodyGoesOn:
 
     def test_each_topic_may_count_from_its_own_position(self):
         """Peer bug 58: who hears of a topic since later than of the others is told nothing older of it, and no gap."""
-        log = filled("a", "b", "b", "b", "a", bounds=Bounds(2, None, None))
+        log = filled("a", "b", "b", "b", "a", bounds=RetentionPolicy(2, None, None))
         reading = log.after(0, ["a", "b"], None, {"b": 3})
         assert (positions_of(reading.records), reading.missing) == ([1, 4, 5], 0)
         reading = log.after(0, ["a", "*", "b"], None, {"b": 5, "*": 4})
@@ -287,7 +287,7 @@ class TestWhereSomebodyGoesOn:
         assert positions_of(reading.records) == [2, 3, 4]
 
     def test_a_record_that_a_later_one_made_up_for_is_missing_but_not_lost(self):
-        log = Log(Bounds(2, None, None))
+        log = History(RetentionPolicy(2, None, None))
         for key in "k", "l", "k", "k":
             log.append("a", Event("x"), key, 0.0)
         reading = log.after(0, ["a"])
@@ -297,7 +297,7 @@ class TestWhereSomebodyGoesOn:
         assert (log.after(2, ["a"]).missing, log.after(2, ["a"]).lost) == (3, 0)
 
     def test_a_key_means_something_within_its_topic_only(self):
-        log = Log(Bounds(1, None, None))
+        log = History(RetentionPolicy(1, None, None))
         for topic in "a", "b", "a":
             log.append(topic, Event("x"), "k", 0.0)
         log.append("a", Event("x"), "l", 0.0)
@@ -313,14 +313,14 @@ class TestWhereSomebodyGoesOn:
         assert positions_of(filled("a.b", "a.c").after(0, ["a.b", "a.*", ">"]).records) == [1, 2]
 
     def test_a_record_larger_than_the_bound_is_not_kept_and_is_a_gap(self):
-        log = Log(Bounds(10, 100, None))
+        log = History(RetentionPolicy(10, 100, None))
         log.append("a", Event("x"), None, 0.0)
         record = log.append("a", Event("x" * 200), None, 0.0)
         assert (log.records, log.bytes, log.topics) == (0, 0, 0)
         assert log.after(record.offset - 1, ["a"]).missing == record.offset
 
     def test_without_history_everything_is_a_gap_for_who_was_away_and_nothing_for_who_was_not(self):
-        log = filled("a", "b", bounds=Bounds(0, None, 3600.0))
+        log = filled("a", "b", bounds=RetentionPolicy(0, None, 3600.0))
         assert log.after(0, ["a"]).missing == 1
         assert log.after(1, ["a"]).missing == 0
         assert log.next_expiry() is None
@@ -336,7 +336,7 @@ class TestWhereSomebodyGoesOn:
     @pytest.mark.parametrize("most", [100, 1_000, 32 * 1024])
     def test_no_page_takes_itself_for_the_last_one_because_its_records_are_small(self, topics, most):
         """Peer bug 53."""
-        log = Log(UNBOUNDED, "e")
+        log = History(UNBOUNDED, "e")
         for number in range(9_000):
             log.append("ab"[number % 2], Event(comment=""), None, 0.0)
         drained, offset, more = [], 0, True
@@ -347,7 +347,7 @@ class TestWhereSomebodyGoesOn:
         assert drained == log.after(0, topics).records
 
     def test_of_each_topic_and_key_the_latest_one_makes_up_for_the_others(self):
-        log = Log(UNBOUNDED)
+        log = History(UNBOUNDED)
         for topic, key in ("a", "k"), ("a", None), ("b", "k"), ("a", "l"), ("a", "k"), ("a", None), ("a", "k"):
             log.append(topic, Event("x"), key, 0.0)
         assert positions_of(conflated(log.after(0, [">"]).records)) == [2, 3, 4, 6, 7]
@@ -361,7 +361,7 @@ class TestTheNewest:
 
     def test_there_is_no_gap_after_them_even_if_a_name_was_forgotten(self, monkeypatch):
         monkeypatch.setattr(module, "EMPTIED", 0)
-        log = filled("a", bounds=Bounds(10, 100, None))
+        log = filled("a", bounds=RetentionPolicy(10, 100, None))
         log.append("gone", Event("x" * 200), None, 0.0)
         log.append("a", Event("x"), None, 0.0)
         for topics in ["a", "never"], [">"]:
@@ -373,7 +373,7 @@ class TestTheNewest:
     def test_none_are_wanted_or_there_are_none(self):
         log = filled("a", "b")
         assert log.newest(["a"], 0) == log.newest(["nobody"], 5) == log.newest([], 5) == log.end
-        assert Log(UNBOUNDED).newest([">"], 5) == 0
+        assert History(UNBOUNDED).newest([">"], 5) == 0
 
 
 class TestIds:
@@ -389,7 +389,7 @@ class TestIds:
         assert log.locate(before.id_of(2_000)) == (0, GapReason.FOREIGN)
 
     def test_epochs_are_left_to_chance(self):
-        epochs = [Log(UNBOUNDED).epoch for _ in range(1_000)]
+        epochs = [History(UNBOUNDED).epoch for _ in range(1_000)]
         assert len(set(epochs)) == 1_000
         assert {len(epoch) for epoch in epochs} == {10}
 
@@ -409,7 +409,7 @@ class TestIds:
     )
     def test_an_id_of_a_hub_is_classified(self, given, expected):
         """Peer bug 49."""
-        log = Log(UNBOUNDED, "e")
+        log = History(UNBOUNDED, "e")
         for _ in range(3):
             log.append("a", Event("x"), None, 0.0)
         assert log.locate(given) == expected
@@ -426,7 +426,7 @@ class TestIds:
     )
     def test_what_is_no_id_of_a_hub_leads_to_the_end(self, given):
         """Peer bug 49: unknown and hostile ids."""
-        log = Log(UNBOUNDED, "e")
+        log = History(UNBOUNDED, "e")
         for _ in range(3):
             log.append("a", Event("x"), None, 0.0)
         assert log.locate(given) == (3, GapReason.UNKNOWN)
@@ -434,7 +434,7 @@ class TestIds:
     @pytest.mark.parametrize("part", ["9", "e-9", "\0", "e", "\u0662", "\ud800"], ids=ascii)
     def test_an_id_of_ten_megabytes_is_no_id_and_is_not_copied(self, part):
         """Peer bug 49: bounded work; the greatest number of digits that Python reads is never met, either."""
-        log = Log(UNBOUNDED, "e")
+        log = History(UNBOUNDED, "e")
         given = [part * 10_000_000, "e-" + part * 10_000_000, part * 10_000_000 + "-2"]
         tracemalloc.start()
         try:
@@ -463,7 +463,7 @@ class TestNamesWithoutRecords:
     def test_they_are_known_up_to_a_number_and_the_one_that_was_emptied_first_goes_first(self, monkeypatch):
         """Peer bug 45: a topic without records is freed."""
         monkeypatch.setattr(module, "EMPTIED", 3)
-        log = filled("a", "b", "c", "d", "e", bounds=Bounds(10, 100, None))
+        log = filled("a", "b", "c", "d", "e", bounds=RetentionPolicy(10, 100, None))
         assert log.topics == 5
         for topic in "b", "a", "e", "d", "c":
             log.append(topic, Event("x" * 200), None, 0.0)
@@ -475,7 +475,7 @@ class TestNamesWithoutRecords:
 
     def test_who_asks_for_a_forgotten_name_is_told_of_a_gap_and_who_asks_for_a_known_one_is_not(self, monkeypatch):
         monkeypatch.setattr(module, "EMPTIED", 1)
-        log = filled("quiet", "first", "second", bounds=Bounds(10, 100, None))
+        log = filled("quiet", "first", "second", bounds=RetentionPolicy(10, 100, None))
         for topic in "first", "second":
             log.append(topic, Event("x" * 200), None, 0.0)
         assert "first" not in log
@@ -493,7 +493,7 @@ class TestNamesWithoutRecords:
     @pytest.mark.parametrize("names", [["late"], [">"], ["nobody"]])
     def test_what_was_forgotten_last_may_be_older_than_what_was_forgotten_before(self, monkeypatch, names):
         monkeypatch.setattr(module, "EMPTIED", 0)
-        log = Log(Bounds(10, 100, 60.0))
+        log = History(RetentionPolicy(10, 100, 60.0))
         log.append("early", Event("x"), None, 0.0)
         log.append("late", Event("x" * 200), None, 1.0)
         log.expire(60.0)
@@ -504,7 +504,7 @@ class TestNamesWithoutRecords:
     def test_topics_that_come_and_go_leave_no_memory(self, monkeypatch):
         """Peer bug 45."""
         monkeypatch.setattr(module, "EMPTIED", 50)
-        log = Log(Bounds(10, 10_000, 1.0))
+        log = History(RetentionPolicy(10, 10_000, 1.0))
 
         def come_and_go(times):
             for _ in range(times):
@@ -530,7 +530,7 @@ class TestAge:
     @pytest.mark.parametrize("pairs", [1, 1_000])
     def test_what_was_evicted_for_another_reason_leaves_nothing_to_expire(self, operations, pairs):
         """However often a topic was emptied before, its age is looked at once."""
-        log = Log(Bounds(10, 100, 60.0))
+        log = History(RetentionPolicy(10, 100, 60.0))
         for _ in range(pairs):
             log.append("a", Event("x" * 200), None, 0.0)
             log.append("a", Event("x"), None, 0.0)
@@ -538,7 +538,7 @@ class TestAge:
         assert (log.records, log.next_expiry()) == (0, None)
 
     def test_without_history_nothing_is_remembered_to_expire(self):
-        log = Log(Bounds(0, None, 3600.0))
+        log = History(RetentionPolicy(0, None, 3600.0))
         tracemalloc.start()
         try:
             log.append("a", Event("x"), None, 0.0)
@@ -552,7 +552,7 @@ class TestAge:
         assert log.next_expiry() is None
 
     def test_a_record_goes_when_it_is_as_old_as_was_said_and_not_before(self):
-        log = Log(Bounds(10, None, 60.0))
+        log = History(RetentionPolicy(10, None, 60.0))
         log.append("a", Event("x"), None, 1.0)
         log.append("b", Event("x"), None, 2.0)
         assert log.next_expiry() == 61.0
@@ -562,13 +562,13 @@ class TestAge:
         assert (log.records, log.next_expiry()) == (1, 62.0)
 
     def test_publishing_under_one_topic_frees_what_is_too_old_in_all(self):
-        log = filled("a", "b", bounds=Bounds(10, None, 60.0))
+        log = filled("a", "b", bounds=RetentionPolicy(10, None, 60.0))
         log.append("c", Event("x"), None, 60.0)
         assert positions_of(log.after(2, [">"]).records) == [3]
         assert (log.records, log.topics) == (1, 1)
 
     def test_what_is_too_old_at_once_goes_in_parts(self):
-        log = filled(*[f"t.{number}" for number in range(100)], *["a"] * 50, bounds=Bounds(100, None, 60.0))
+        log = filled(*[f"t.{number}" for number in range(100)], *["a"] * 50, bounds=RetentionPolicy(100, None, 60.0))
         left = []
         while log.records:
             log.expire(60.0, 40)
@@ -606,7 +606,9 @@ class TestAWildcardOverManyTopics:
     @pytest.mark.parametrize("history", [1, 2])
     def test_costs_the_same_however_many_there_are(self, operations, names, history):
         def read(topics):
-            log = filled(*[f"t.{number}.s" for number in range(topics)] * 2, bounds=Bounds(history, None, None))
+            log = filled(
+                *[f"t.{number}.s" for number in range(topics)] * 2, bounds=RetentionPolicy(history, None, None)
+            )
             log.after(0, names, 1_000)  # which notes what was evicted
             return operations(log.after, topics, names, 1_000), operations(log.gone, 0, names)
 
@@ -662,7 +664,9 @@ class TestWhatItCosts:
 
     def test_publishing_costs_neither_what_is_kept_nor_the_topics_there_are(self, operations):
         def publish(kept):
-            log = filled(*["a"] * kept, *[f"t{number}" for number in range(kept)], bounds=Bounds(kept, None, 60.0))
+            log = filled(
+                *["a"] * kept, *[f"t{number}" for number in range(kept)], bounds=RetentionPolicy(kept, None, 60.0)
+            )
             return operations(log.append, "a", Event("x"), "k", 1.0)
 
         assert publish(5_000) == publish(100)

@@ -5,12 +5,12 @@ from hypothesis import note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from aiohttp_interceptors.hub.history import Log
+from aiohttp_interceptors.hub.history import History
 from aiohttp_interceptors.hub.record import GapReason, Record
-from aiohttp_interceptors.hub.topic_history import Bounds
+from aiohttp_interceptors.hub.topic_history import RetentionPolicy
 from tests.hub.reference import matches
 
-UNBOUNDED = Bounds(10**9, None, None)
+UNBOUNDED = RetentionPolicy(10**9, None, None)
 TOPICS = ["a", "b", "a.b", "a.c"]
 NAMES = [*TOPICS, "*", ">", "a.*", "nobody"]
 
@@ -53,8 +53,8 @@ class LogOfABrokerAgainstAList(RuleBasedStateMachine):
         offset=st.integers(0, 9),
     )
     def begin(self, history, history_bytes, history_age, offset):
-        self.bounds = Bounds(history, history_bytes, history_age)
-        self.log = Log(self.bounds)
+        self.bounds = RetentionPolicy(history, history_bytes, history_age)
+        self.log = History(self.bounds)
         self.log.begin("e0", offset)
         self.lose_list(offset)
 
@@ -89,10 +89,10 @@ class LogOfABrokerAgainstAList(RuleBasedStateMachine):
         self.lose_list(self.end + more)
 
     @rule(back=st.sampled_from([-3, -1, 0, 0, 1, 1, 2, 3, 5, 9, 30]))
-    def rewind(self, back):
+    def truncate(self, back):
         border = max(self.end - back, 0)
         self.borders.append(border)
-        self.log.rewind(f"e{len(self.borders)}", border)
+        self.log.truncate(f"e{len(self.borders)}", border)
         self.blurred = min(max([self.blurred, *self.gone]), border)
         clipped = [begin for end, begin in self.unknown.items() if begin < border < end]
         valid = [record for record in [*self.kept, *filter(None, self.gone.values())] if record.offset <= border]
@@ -247,7 +247,7 @@ def test_at_every_moment_the_log_of_a_broker_is_what_a_list_would_be():
 
 
 def log_of(*offsets, begin=0, bounds=UNBOUNDED, key=None):
-    log = Log(bounds)
+    log = History(bounds)
     log.begin("e", begin)
     for offset in offsets:
         log.add(brought(log, offset, key=key))
@@ -293,7 +293,7 @@ class TestLose:
 class TestRewind:
     def test_what_was_after_the_border_is_void_and_its_positions_are_used_again(self):
         log = log_of(1, 2, 3, 4)
-        log.rewind("f", 2)
+        log.truncate("f", 2)
         assert (log.end, log.epoch, log.records) == (2, "f", 2)
         log.add(brought(log, 3))
         assert [record.id for record in log.after(0, ["a"]).records] == ["e-1", "e-2", "f-3"]
@@ -303,7 +303,7 @@ class TestRewind:
 
     def test_a_server_that_has_lost_everything_leaves_nothing(self):
         log = log_of(1, 2, begin=0)
-        log.rewind("f", 0)
+        log.truncate("f", 0)
         assert (log.records, log.bytes, log.topics, log.next_expiry()) == (0, 0, 0, None)
         assert "a" not in log
         assert log.after(0, [">"]).missing == 0
@@ -311,14 +311,14 @@ class TestRewind:
 
     def test_the_border_may_be_before_all_that_is_known(self):
         log = log_of(41, 42, begin=40)
-        log.rewind("f", 7)
+        log.truncate("f", 7)
         assert (log.end, log.records) == (7, 0)
         assert [log.after(offset, ["a"]).missing for offset in (6, 7)] == [7, 0]
 
     def test_the_border_may_be_after_all_that_came_and_what_was_between_is_a_gap(self):
         """A process that was away when the others went on, and when the server was rewound."""
         log = log_of(1, 2)
-        log.rewind("f", 8)
+        log.truncate("f", 8)
         log.add(brought(log, 9))
         for topics in ["a"], ["nobody"], [">"]:
             assert [log.after(offset, topics).missing for offset in (2, 7, 8)] == [8, 8, 0]
@@ -327,23 +327,23 @@ class TestRewind:
         assert positions_of(log.after(0, ["a"]).records) == [1, 2, 9]
 
     def test_what_was_evicted_before_is_still_a_gap(self):
-        log = log_of(*range(1, 8), bounds=Bounds(3, None, None))
-        log.rewind("f", 6)
+        log = log_of(*range(1, 8), bounds=RetentionPolicy(3, None, None))
+        log.truncate("f", 6)
         assert positions_of(log.after(0, ["a"]).records) == [5, 6]
         assert [log.after(offset, ["a"]).missing for offset in (0, 3, 4)] == [4, 4, 0]
 
     def test_what_was_made_up_for_by_something_void_is_lost(self):
-        log = log_of(1, 2, bounds=Bounds(1, None, None), key="k")
+        log = log_of(1, 2, bounds=RetentionPolicy(1, None, None), key="k")
         assert (log.after(0, ["a"]).missing, log.after(0, ["a"]).lost) == (1, 0)
-        log.rewind("f", 1)
+        log.truncate("f", 1)
         assert (log.after(0, ["a"]).missing, log.after(0, ["a"]).lost) == (1, 1)
 
     def test_what_is_kept_still_grows_old_and_is_still_evicted(self):
-        log = Log(Bounds(2, None, 60.0))
+        log = History(RetentionPolicy(2, None, 60.0))
         log.begin("e", 0)
         for offset in 1, 2, 3:
             log.add(brought(log, offset, time=float(offset)))
-        log.rewind("f", 2)
+        log.truncate("f", 2)
         assert log.next_expiry() == 62.0
         log.expire(61.9)
         assert log.records == 1
@@ -356,6 +356,6 @@ class TestRewind:
     @pytest.mark.parametrize("names", [["a"], [">"], ["*"]])
     def test_names_and_wildcards_find_what_is_kept(self, names):
         log = log_of(1, 2, 3)
-        log.rewind("f", 2)
+        log.truncate("f", 2)
         assert positions_of(log.after(0, names).records) == [1, 2]
         assert positions_of(log.after(log.newest(names, 1), names).records) == [2]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from aiohttp_interceptors.hub.cursor import Policy
+from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
 
 
 def test_what_it_says_of_itself_holds():
-    policy = Policy()
+    policy = SubscriptionPolicy()
     assert (policy.on_gap, policy.gap_event, policy.replay, policy.prime, policy.retry) == (
         "signal",
         "gap",
@@ -19,12 +19,12 @@ def test_what_it_says_of_itself_holds():
 
 @pytest.mark.parametrize("on_gap", ["signal", "close", "conflate"])
 def test_there_are_three_ways_with_a_gap(on_gap):
-    assert Policy(on_gap=on_gap).on_gap == on_gap
+    assert SubscriptionPolicy(on_gap=on_gap).on_gap == on_gap
 
 
 @pytest.mark.parametrize(("retry", "prefix"), [(0, b"retry: 0\n"), (3000, b"retry: 3000\n"), (None, b"")])
 def test_the_reconnection_time_goes_into_the_first_frame(retry, prefix):
-    assert Policy(retry=retry).prefix == prefix
+    assert SubscriptionPolicy(retry=retry).prefix == prefix
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_the_reconnection_time_goes_into_the_first_frame(retry, prefix):
 )
 def test_what_cannot_work_is_refused_by_its_name(wrong, error, message):
     with pytest.raises(error, match=message):
-        Policy(**wrong)
+        SubscriptionPolicy(**wrong)
 
 
 def test_it_does_not_change():
     with pytest.raises(AttributeError):
-        Policy().replay = 1
+        SubscriptionPolicy().replay = 1

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiohttp_interceptors.exceptions import EventTooLarge
-from aiohttp_interceptors.hub.message import LONGEST_IDEMPOTENCY_KEY, MAX_KEY, Publication, unpack
+from aiohttp_interceptors.hub.message import LONGEST_IDEMPOTENCY_KEY, MAX_KEY, Message, unpack
 from aiohttp_interceptors.sse import Event, encode
 
 
 def publication(event="x", key=None, *, ephemeral=False, idempotency_key=None, size=None):
-    return Publication("orders", event, key, ephemeral, idempotency_key, size)
+    return Message("orders", event, key, ephemeral, idempotency_key, size)
 
 
 def test_it_holds_what_was_given():

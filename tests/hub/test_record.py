@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.message import Publication, unpack
+from aiohttp_interceptors.hub.message import Message, unpack
 from aiohttp_interceptors.hub.record import Record
 from aiohttp_interceptors.sse import MAX_RETRY, Event
 
@@ -22,7 +22,7 @@ publishable = st.builds(
 
 def brought(event, offset):
     """Return the record that a process makes of what another one published; 0 is the place of an ephemeral event."""
-    frame, key, ephemeral = unpack(Publication("orders", event, "k", not offset, None, None).payload())
+    frame, key, ephemeral = unpack(Message("orders", event, "k", not offset, None, None).payload())
     if ephemeral:
         return Record(0, None, "orders", None, frame, key, 0.0)
     return Record(offset, f"e-{offset}", "orders", None, b"id: e-%d\n%b" % (offset, frame), key, 0.0)

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.hub.topic_history import SLACK, Bounds, Ring
+from aiohttp_interceptors.hub.topic_history import SLACK, RetentionPolicy, TopicHistory
 from aiohttp_interceptors.sse import Event
 
 EVENT = Event("x")
@@ -30,7 +30,7 @@ class TestBounds:
     @pytest.mark.parametrize("history_bytes", [None, 1, 2**40])
     @pytest.mark.parametrize("history_age", [None, 1e-9, 1, 3600.0, 10**9])
     def test_what_can_be_meant_is_taken(self, history, history_bytes, history_age):
-        bounds = Bounds(history, history_bytes, history_age)
+        bounds = RetentionPolicy(history, history_bytes, history_age)
         assert (bounds.history, bounds.history_bytes, bounds.history_age) == (history, history_bytes, history_age)
 
     @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ class TestBounds:
     )
     def test_what_cannot_be_meant_is_refused_by_its_name(self, wrong, error, message):
         with pytest.raises(error, match=message):
-            Bounds(**{"history": 1, "history_bytes": None, "history_age": None, **wrong})
+            RetentionPolicy(**{"history": 1, "history_bytes": None, "history_age": None, **wrong})
 
 
 class RingAgainstAList(RuleBasedStateMachine):
@@ -62,7 +62,7 @@ class RingAgainstAList(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.end = self.born = 7
-        self.ring = Ring("a", self.born)
+        self.ring = TopicHistory("a", self.born)
         self.kept = []
         self.gone = []  # each with whether another one made up for it then
 
@@ -111,7 +111,7 @@ class TestMemory:
         class Watched(Event):
             """One that can be asked whether it is still there."""
 
-        ring, seen = Ring("a", 0), []
+        ring, seen = TopicHistory("a", 0), []
         for offset in range(1, 200):
             event = Watched("x")
             seen.append(weakref.ref(event))
@@ -123,7 +123,7 @@ class TestMemory:
         assert [offset for offset, event in enumerate(seen, 1) if event() is not None] == [*range(195, 200)]
 
     def test_a_ring_that_was_emptied_is_as_small_as_a_new_one(self):
-        rings = [Ring("a", 0) for _ in range(50)]
+        rings = [TopicHistory("a", 0) for _ in range(50)]
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()
@@ -138,7 +138,7 @@ class TestMemory:
         assert after - before < 50 * 200
 
     def test_what_a_ring_of_a_few_needs_does_not_grow_with_what_came_and_went(self):
-        ring = Ring("a", 0)
+        ring = TopicHistory("a", 0)
 
         def turn_over(times):
             for _ in range(times):

@@ -7,13 +7,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.hub.sink import Sink, drain, live, start, subscribe, turn
 
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub.dispatcher import BATCH
 from aiohttp_interceptors.hub.history import EMPTIED
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.sse import Event
-from tests.hub.outlet import Outlet, drain, live, start, subscribe, turn
 from tests.waiting import within
 
 
@@ -121,7 +121,7 @@ class TestBeginning:
         last = (await publish(hub, ["1"]))[0]
         await publish(hub, ["2"])
         stream = subscribe(hub, "a", after=last)
-        stream.relay(stream.wrap(stream.subscription.first()), 0)
+        stream.write(stream.wrap(stream.subscription.first()), 0)
         assert stream.subscription.first() == b""
         await publish(hub, ["3"])
         await turn(2)
@@ -342,7 +342,7 @@ class TestTopics:
         stream.subscription.close()
         await within(asyncio.to_thread(stream.subscriber.add, "c"))
         await turn()
-        assert hub.statistics().audiences == 0
+        assert hub.statistics().groups == 0
 
     async def test_one_that_is_over_takes_no_topics(self):
         hub = Hub()
@@ -357,12 +357,12 @@ class TestTopics:
         """peer bug 44: what was published before is written first, and that may end the stream."""
         hub = Hub()
         stream = await live(hub, "a")
-        stream.relay = lambda payload, now: stream.subscription.close()
+        stream.write = lambda payload, now: stream.subscription.close()
         await publish(hub, ["1"])
         stream.subscriber.add("b")
         await turn()
         statistics = hub.statistics()
-        assert (statistics.subscribers, statistics.behind, statistics.audiences) == (0, 0, 0)
+        assert (statistics.subscribers, statistics.behind, statistics.groups) == (0, 0, 0)
         assert hub.subscribers("a") == hub.subscribers("b") == 0
 
 
@@ -381,7 +381,7 @@ class TestEnd:
     async def test_numbers_of_what_was_written_do_not_depend_on_how(self):
         """peer bug 44"""
         hub = Hub(history=5)
-        streams = [await live(hub, "a", outlet=Outlet(room)) for room in (float("inf"), 100, 0)]
+        streams = [await live(hub, "a", sink=Sink(room)) for room in (float("inf"), 100, 0)]
         for burst in (1, 3, 1, 9, 2):
             await publish(hub, ["x"] * burst)
             await turn()
@@ -465,7 +465,7 @@ class TestGaps:
         await publish(hub, ["quiet " + large, "quieter " + large], "b")
         await publish(hub, ["1", "2", "3", "4"])
         paused.resume()
-        foreign = start(hub, "a", "b", after="0123456789-1", outlet=Outlet(0))
+        foreign = start(hub, "a", "b", after="0123456789-1", sink=Sink(0))
         await turn(4)  # a piece in each
         await drain(foreign)
         for stream in (paused, foreign):
@@ -563,7 +563,7 @@ class TestGaps:
     async def test_conflate_tells_of_a_record_that_went_while_it_was_catching_up_again(self):
         """Evictions that were made up for, in a busy topic, are no excuse for one in a quiet topic that was not."""
         hub = Hub(history=3, history_bytes=None)
-        stream = await live(hub, "busy", "quiet", outlet=Outlet(0), on_gap="conflate")
+        stream = await live(hub, "busy", "quiet", sink=Sink(0), on_gap="conflate")
         stream.pause()
         large = "x" * 40_000
         await publish(hub, ["q1 " + large, "q2", "q3"], "quiet")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.hub.sink import Sink, start, subscribe
 
 from aiohttp_interceptors import BrokerDown, BrokerError, Event, Hub, HubDown, HubResumed, HubUp
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub import replication as module
 from aiohttp_interceptors.hub.broker import CaughtUp
-from tests.hub.outlet import Outlet, start, subscribe
 from tests.waiting import until, within
 
 
@@ -50,9 +50,9 @@ async def ready(*hubs: Hub) -> None:
         await until(lambda hub=hub: hub.ready)
 
 
-async def has(outlet: Outlet, count: int) -> list[str]:
-    await until(lambda: len(outlet.texts) >= count)
-    return outlet.texts
+async def has(sink: Sink, count: int) -> list[str]:
+    await until(lambda: len(sink.texts) >= count)
+    return sink.texts
 
 
 def kinds(hub: Hub) -> list[type]:
@@ -76,13 +76,13 @@ class TestUp:
         """Peer bug 63: four processes, and the clients of each see an event once, as the same one."""
         four = [hubs() for _ in range(4)]
         await ready(*four)
-        outlets = [start(hub, "a") for hub in four]
+        sinks = [start(hub, "a") for hub in four]
         event_id = await four[0].publish("a", Event("x", "named"))
-        for outlet in outlets:
-            assert await has(outlet, 1) == ["x"]
-            assert outlet.last_event_id == event_id
-            assert outlet.frames[0].name == "named"
-            assert outlet.payloads == outlets[0].payloads
+        for sink in sinks:
+            assert await has(sink, 1) == ["x"]
+            assert sink.last_event_id == event_id
+            assert sink.frames[0].name == "named"
+            assert sink.payloads == sinks[0].payloads
 
     async def test_a_process_that_joins_late_gives_history_to_no_open_stream(self, hubs):
         """Peer bug 61: neither to those of the others, nor to one of its own that came before it had read."""
@@ -104,15 +104,15 @@ class TestUp:
         early = hubs()
         await ready(early)
         ids = [await early.publish("a", str(number)) for number in range(5)]
-        outlet = start(hubs(), "a", after=ids[1])
-        assert await has(outlet, 3) == ["2", "3", "4"]
+        sink = start(hubs(), "a", after=ids[1])
+        assert await has(sink, 3) == ["2", "3", "4"]
 
     async def test_replay_waits_for_the_history(self, hubs):
         early = hubs()
         for number in range(5):
             await early.publish("a", str(number))
-        outlet = start(hubs(), "a", replay=2)
-        assert await has(outlet, 2) == ["3", "4"]
+        sink = start(hubs(), "a", replay=2)
+        assert await has(sink, 2) == ["3", "4"]
 
     async def test_an_id_that_another_process_gave_a_moment_ago_is_waited_for(self, hubs, log, monkeypatch):
         monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.PATIENCE", 60.0)
@@ -121,25 +121,25 @@ class TestUp:
         offset = log.append("a", b"\x10data: 1\n\n", None)
         event_id = f"{offset.epoch}-{offset.offset}"
         assert other.log.is_ahead(event_id)
-        outlet = start(other, "a", after=event_id)
+        sink = start(other, "a", after=event_id)
         await other.publish("a", "2")
-        assert await has(outlet, 1) == ["2"]
+        assert await has(sink, 1) == ["2"]
 
     async def test_an_id_that_is_never_given_is_told_after_a_while(self, hubs, monkeypatch):
         monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.PATIENCE", 0.05)
         hub = hubs()
         await ready(hub)
-        outlet = start(hub, "a", after=f"{hub.log.epoch}-99")
-        assert await has(outlet, 1) == ["gap"]
-        assert '"future"' in outlet.frames[0].data
+        sink = start(hub, "a", after=f"{hub.log.epoch}-99")
+        assert await has(sink, 1) == ["gap"]
+        assert '"future"' in sink.frames[0].data
 
     async def test_an_ephemeral_event_goes_to_all_and_is_kept_by_nobody(self, hubs):
         one, other = hubs(), hubs()
         await ready(one, other)
-        outlet = start(other, "a")
+        sink = start(other, "a")
         assert await one.publish("a", "typing", ephemeral=True) is None
         await one.publish("a", "kept")
-        assert await has(outlet, 2) == ["typing", "kept"]
+        assert await has(sink, 2) == ["typing", "kept"]
         late = start(other, "a", replay=9)
         assert await has(late, 1) == ["kept"]
 
@@ -154,22 +154,22 @@ class TestUp:
     async def test_events_of_other_threads_take_the_same_way(self, hubs):
         one, other = hubs(), hubs()
         await ready(one, other)
-        outlet = start(other, "a")
+        sink = start(other, "a")
         future = await asyncio.to_thread(one.publish_threadsafe, "a", "x", idempotency_key="k")
         assert await asyncio.wrap_future(future) == await one.publish("a", "x", idempotency_key="k")
-        assert await has(outlet, 1) == ["x"]
+        assert await has(sink, 1) == ["x"]
 
     async def test_an_entry_that_is_none_of_ours_is_told_as_a_gap_and_logged(self, hubs, log, logged):
         hub = hubs()
         await ready(hub)
-        outlet = start(hub, "a")
+        sink = start(hub, "a")
         stranger = MemoryBroker(log)
         for payload in b"", b"\xffwhat", b"\x11\xff\xff":
             await stranger.publish("a", payload)
         await until(lambda: hub.log.end == 3)
         await hub.publish("a", "x")
-        await until(lambda: "x" in outlet.texts)
-        assert set(outlet.texts[:-1]) == {"gap"}
+        await until(lambda: "x" in sink.texts)
+        assert set(sink.texts[:-1]) == {"gap"}
         assert [line["offset"] for line in logged if line["event"] == "hub_entry_skipped"] == [1, 2, 3]
 
     async def test_ages_count_from_when_it_was_published_not_read(self, log, hubs):
@@ -189,20 +189,20 @@ class TestDown:
         """Peer bug 59: not ready, an error for who publishes, no loss after the return, one line for each change."""
         here, away = hubs(), MemoryBroker(log)
         await ready(here)
-        outlet = start(here, "a")
+        sink = start(here, "a")
         await here.publish("a", "before")
-        await has(outlet, 1)
+        await has(sink, 1)
         log.stop()
         await until(lambda: not here.ready)
         for _ in range(3):
             with pytest.raises(BrokerDown, match="not stored"):
                 await here.publish("a", "lost", idempotency_key="k")
-        assert outlet.ends == []
+        assert sink.ends == []
         log.restart()
         await away.publish("a", b"\x10data: meanwhile\n\n")
         await ready(here)
         await here.publish("a", "after", idempotency_key="k")
-        assert await has(outlet, 3) == ["before", "meanwhile", "after"]
+        assert await has(sink, 3) == ["before", "meanwhile", "after"]
         assert kinds(here) == [HubUp, HubDown, HubResumed]
         assert here.facts[1].error == "the tail ended"
         assert here.facts[2].missed in {0, 1}  # it may have been back before
@@ -234,7 +234,7 @@ class TestDown:
         """Peer bug 64: an event that could not be published reaches nobody, and its retry everybody, once."""
         one, other = hubs(), hubs()
         await ready(one, other)
-        outlets = [start(one, "a"), start(other, "a")]
+        sinks = [start(one, "a"), start(other, "a")]
         log.stop()
         with pytest.raises(BrokerDown):
             await one.publish("a", "x", idempotency_key="order 7")
@@ -242,23 +242,23 @@ class TestDown:
         for _ in range(3):
             await one.publish("a", "x", idempotency_key="order 7")
         await other.publish("a", "last")
-        for outlet in outlets:
-            assert await has(outlet, 2) == ["x", "last"]
+        for sink in sinks:
+            assert await has(sink, 2) == ["x", "last"]
 
     async def test_a_server_that_is_absent_at_the_start_is_waited_for(self, hubs, log):
         log.stop()
         hub = hubs()
-        outlet = start(hub, "a", after="whatever-1")
-        await until(lambda: hub._supervision._attempts > 3)
+        sink = start(hub, "a", after="whatever-1")
+        await until(lambda: hub._replication_task._attempts > 3)
         assert kinds(hub) == [HubDown]
         assert not hub.ready
-        assert outlet.frames == outlet.ends == []
+        assert sink.frames == sink.ends == []
         log.restart()
         await ready(hub)
         await hub.publish("a", "x")
-        assert await has(outlet, 2) == ["gap", "x"]
+        assert await has(sink, 2) == ["gap", "x"]
         assert kinds(hub) == [HubDown, HubResumed]
-        assert hub._supervision._attempts == 0  # so that the next outage is over as soon
+        assert hub._replication_task._attempts == 0  # so that the next outage is over as soon
 
     async def test_each_outage_is_told_of(self, hubs, log):
         hub = hubs()
@@ -280,10 +280,10 @@ class TestDown:
 
         hub = hubs(Twice(log))
         await ready(hub)
-        outlet = start(hub, "a")
+        sink = start(hub, "a")
         for number in range(3):
             await hub.publish("a", str(number))
-        assert await has(outlet, 3) == ["0", "1", "2"]
+        assert await has(sink, 3) == ["0", "1", "2"]
 
     @pytest.mark.parametrize("failure", [asyncio.CancelledError, BaseExceptionGroup("", [asyncio.CancelledError()])])
     async def test_what_a_broker_cancels_of_its_own_is_followed_by_another_tail(self, hubs, log, logged, failure):
@@ -298,10 +298,10 @@ class TestDown:
                         raise failure
 
         hub = hubs(Cancelling(log))
-        outlet = start(hub, "a")
+        sink = start(hub, "a")
         await until(lambda: HubResumed in kinds(hub))
         await hub.publish("a", "x")
-        assert await has(outlet, 1) == ["x"]
+        assert await has(sink, 1) == ["x"]
 
     async def test_streams_end_with_a_hub_that_is_closed_and_it_takes_no_more(self, hubs, log):
         """Live, paused, not started, or waiting for the history: none stays open that would hear of nothing."""
@@ -316,8 +316,8 @@ class TestDown:
         await until(lambda: not hub.ready)
         ahead = start(hub, "b", after=f"{log.epoch}-7")
         await hub.close()
-        assert [outlet.ends for outlet in (live, paused, unstarted, ahead)] == [[(CloseReason.SHUTDOWN, None)]] * 4
-        assert hub.statistics().subscribers == hub.statistics().audiences == 0
+        assert [sink.ends for sink in (live, paused, unstarted, ahead)] == [[(CloseReason.SHUTDOWN, None)]] * 4
+        assert hub.statistics().subscribers == hub.statistics().groups == 0
         paused.paused = False
         assert not paused.subscription.rest()
         assert paused.texts == ["x"]
@@ -329,7 +329,7 @@ class TestDown:
         log.stop()
         hub = hubs()
         start(hub, "a").subscription.close()
-        assert hub._fanout.arrivals._waiting == {}
+        assert hub._dispatcher.pending._waiting == {}
         assert hub.statistics().subscribers == 0
 
     async def test_who_waits_for_what_is_ahead_waits_while_it_is_down(self, hubs, log, monkeypatch):
@@ -338,16 +338,16 @@ class TestDown:
         await ready(hub)
         log.stop()
         await until(lambda: not hub.ready)
-        outlet = start(hub, "a", after=f"{log.epoch}-1")
+        sink = start(hub, "a", after=f"{log.epoch}-1")
         assert log.append("a", b"\x10data: 1\n\n", None).offset == 1
         loop = asyncio.get_running_loop()
         later = loop.time() + 0.1
         await until(lambda: loop.time() > later)
-        assert outlet.frames == []
+        assert sink.frames == []
         log.restart()
         await ready(hub)
         await hub.publish("a", "2")
-        assert await has(outlet, 1) == ["2"]
+        assert await has(sink, 1) == ["2"]
 
     async def test_a_defect_of_a_broker_is_logged_and_survived(self, hubs, log, logged):
         class Breaks(MemoryBroker):
@@ -378,18 +378,18 @@ class TestDown:
     async def test_what_came_late_and_was_for_those_who_kept_up_goes_to_nobody(self, hubs, log):
         hub = hubs()
         await ready(hub)
-        outlet = start(hub, "a")
+        sink = start(hub, "a")
         log.stop()
         await until(lambda: not hub.ready)
         log.append("a", b"\x12data: typing\n\n", None)
         log.append("a", b"\x10data: said\n\n", None)
         log.restart()
-        assert await has(outlet, 1) == ["said"]
+        assert await has(sink, 1) == ["said"]
 
     async def test_delays_grow_up_to_a_limit_and_are_left_to_chance(self, hubs, log, monkeypatch):
         monkeypatch.setattr(module, "FIRST_DELAY", 0.1)
         monkeypatch.setattr(module, "LONGEST_DELAY", 5.0)
-        supervision = hubs()._supervision
+        supervision = hubs()._replication_task
         delays = [[supervision._delay() for _ in range(2000)] for _ in range(2)]
         for limit, one, other in zip([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0], *delays, strict=False):
             assert limit / 2 <= one <= limit or one <= 5.0
@@ -403,47 +403,47 @@ class TestGaps:
     async def test_what_was_trimmed_past_a_sleeping_process_is_a_gap(self, hubs, log):
         hub = hubs()
         await ready(hub)
-        outlets = [start(hub, "a"), start(hub, "b")]
+        sinks = [start(hub, "a"), start(hub, "b")]
         await hub.publish("a", "seen")
-        await has(outlets[0], 1)
+        await has(sinks[0], 1)
         log.stop()
         await until(lambda: not hub.ready)
         log._max_records = 2
         for number in range(5):
             log.append("a", b"\x10data: %d\n\n" % number, None)
         log.restart()
-        assert await has(outlets[0], 4) == ["seen", "gap", "3", "4"]
-        assert outlets[0].frames[1].data == (f'{{"reason":"evicted","after":"{log.epoch}-1","first":"{log.epoch}-5"}}')
-        assert await has(outlets[1], 1) == ["gap"]  # nobody knows of which topic they were
+        assert await has(sinks[0], 4) == ["seen", "gap", "3", "4"]
+        assert sinks[0].frames[1].data == (f'{{"reason":"evicted","after":"{log.epoch}-1","first":"{log.epoch}-5"}}')
+        assert await has(sinks[1], 1) == ["gap"]  # nobody knows of which topic they were
 
     async def test_a_stream_that_is_to_end_rather_than_miss_something_ends(self, hubs, log):
         hub = hubs()
         await ready(hub)
-        outlet = start(hub, "a", on_gap="close")
+        sink = start(hub, "a", on_gap="close")
         await hub.publish("a", "seen")
-        await has(outlet, 1)
+        await has(sink, 1)
         log.stop()
         await until(lambda: not hub.ready)
         log._max_records = 1
         for _ in range(3):
             log.append("a", b"\x10data: x\n\n", None)
         log.restart()
-        await until(lambda: outlet.ends)
-        assert outlet.ends == [("lagged", None)]
+        await until(lambda: sink.ends)
+        assert sink.ends == [("lagged", None)]
 
     async def test_a_server_that_has_lost_its_tail_is_told_of_and_nothing_is_repeated(self, hubs, log, logged):
         one, other = hubs(), hubs()
         await ready(one, other)
-        outlets = [start(one, "a"), start(other, "a")]
+        sinks = [start(one, "a"), start(other, "a")]
         ids = [await one.publish("a", str(number)) for number in range(5)]
-        for outlet in outlets:
-            await has(outlet, 5)
-        log.rewind(2)
+        for sink in sinks:
+            await has(sink, 5)
+        log.truncate(2)
         new = await other.publish("a", "new")
-        for outlet in outlets:
-            assert await has(outlet, 7) == ["0", "1", "2", "3", "4", "gap", "new"]
-            assert f'"reason":"rewound","after":"{ids[4]}"' in outlet.frames[5].data
-            assert outlet.last_event_id == new
+        for sink in sinks:
+            assert await has(sink, 7) == ["0", "1", "2", "3", "4", "gap", "new"]
+            assert f'"reason":"rewound","after":"{ids[4]}"' in sink.frames[5].data
+            assert sink.last_event_id == new
         assert {line["event"] for line in logged} >= {"hub_rewound"}
         # Who returns with an id from before is told, and goes on after what the server still has.
         assert await has(start(one, "a", after=ids[4]), 2) == ["gap", "new"]
@@ -459,7 +459,7 @@ class TestGaps:
         slow.pause()
         for number in range(1, 4):
             await hub.publish("a", str(number))
-        log.rewind(2)
+        log.truncate(2)
         await hub.publish("a", "new")
         await until(lambda: hub.log.epoch == log.epoch)
         slow.resume()
@@ -468,12 +468,12 @@ class TestGaps:
     async def test_a_wiped_server_is_another_life(self, hubs, log):
         hub = hubs()
         await ready(hub)
-        outlet = start(hub, "a")
+        sink = start(hub, "a")
         old = await hub.publish("a", "old")
-        await has(outlet, 1)
-        log.rewind(0)
+        await has(sink, 1)
+        log.truncate(0)
         await hub.publish("a", "new")
-        assert await has(outlet, 3) == ["old", "gap", "new"]
+        assert await has(sink, 3) == ["old", "gap", "new"]
         again = start(hub, "a", after=old)
         assert await has(again, 2) == ["gap", "new"]
         assert '"foreign"' in again.frames[0].data
@@ -513,7 +513,7 @@ class TestClosing:
         log.stop()
         hub = Hub(MemoryBroker(log))
         hub.open()
-        await until(lambda: hub._supervision._attempts > 1)
+        await until(lambda: hub._replication_task._attempts > 1)
         await within(hub.close())
 
 

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from aiohttp_interceptors.hub.index import TopicTree
 from aiohttp_interceptors.hub.record import Record
-from aiohttp_interceptors.hub.topic_history import Ring
+from aiohttp_interceptors.hub.topic_history import TopicHistory
 from aiohttp_interceptors.hub.topics import is_wildcard
 from aiohttp_interceptors.sse import Event
 from tests.hub.reference import matches, patterns, topics
@@ -40,7 +40,7 @@ class TreeAgainstAList(RuleBasedStateMachine):
     @rule(topic=topics)
     def change(self, topic):
         self.end += 1
-        change(self.tree, self.rings.setdefault(topic, Ring(topic, 0)), self.end)
+        change(self.tree, self.rings.setdefault(topic, TopicHistory(topic, 0)), self.end)
 
     @rule(data=st.data())
     def change_one_that_is_there(self, data):
@@ -96,7 +96,7 @@ def test_in_any_order_the_rings_found_are_those_of_a_list():
 
 def tree_of(names):
     tree = TopicTree()
-    rings = {name: Ring(name, 0) for name in names}
+    rings = {name: TopicHistory(name, 0) for name in names}
     for offset, ring in enumerate(rings.values(), 1):
         change(tree, ring, offset)
     return tree, rings
@@ -155,7 +155,7 @@ def test_topics_that_were_removed_leave_nothing_to_look_at(operations):
             tree.remove(name.format(number))
     fresh, _ = tree_of([])
     for some in tree, fresh:
-        change(some, Ring("z.y", 0), 1_000)
+        change(some, TopicHistory("z.y", 0), 1_000)
     for wildcard in ">", "*.*", "a.*.c":
         assert operations(active, tree, wildcard, 0) == operations(active, fresh, wildcard, 0)
 

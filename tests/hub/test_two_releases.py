@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.hub.sink import drain, live, start, turn
 
 from aiohttp_interceptors import Event, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub.broker import CaughtUp, Entry, LogPosition, Subscribed
 from aiohttp_interceptors.hub.message import EPHEMERAL, KEYED, PLAIN
-from aiohttp_interceptors.hub.replication import Intake
-from tests.hub.outlet import drain, live, start, turn
+from aiohttp_interceptors.hub.replication import Replicator
 from tests.waiting import until
 
 FLAG, FORMAT = 0x04, 0x20  # what a later release may write: another flag, or the next version of the format
@@ -27,14 +27,14 @@ class Older:
 
     def __init__(self, **bounds):
         self.hub = Hub(MemoryBroker(MemoryLog()), **bounds)
-        self.hub._supervision = None
-        self.intake = Intake(self.hub._fanout)
+        self.hub._replication_task = None
+        self.replicator = Replicator(self.hub._dispatcher)
         self.hub.open()
         self.take(Subscribed(LogPosition("e", 0)), CaughtUp())
 
     def take(self, *items):
         for item in items:
-            self.intake.take(item)
+            self.replicator.take(item)
 
     def read(self, *offsets, topic="a"):
         self.take([Entry(offset, topic, b"\x10data: %d\n\n" % offset) for offset in offsets])
@@ -48,8 +48,8 @@ async def process():
     return Older()
 
 
-def gaps(outlet):
-    return [json.loads(frame.data) for frame in outlet.frames if frame.name == "gap"]
+def gaps(sink):
+    return [json.loads(frame.data) for frame in sink.frames if frame.name == "gap"]
 
 
 @pytest.mark.parametrize("flags", LATER)
@@ -70,32 +70,32 @@ async def test_who_asked_for_the_topic_is_told_and_no_other(process, flags):
 
 
 async def test_it_is_told_at_once_also_when_nothing_follows_and_once(process):
-    outlet = await live(process.hub, "a")
+    sink = await live(process.hub, "a")
     process.miss(1)
     await turn()
-    assert outlet.texts == ["gap"]
-    assert outlet.last_event_id == "e-1"
+    assert sink.texts == ["gap"]
+    assert sink.last_event_id == "e-1"
     process.read(2)
-    outlet.pause()
-    await drain(outlet)
-    assert outlet.texts == ["gap", "2"]
+    sink.pause()
+    await drain(sink)
+    assert sink.texts == ["gap", "2"]
 
 
 async def test_many_of_one_batch_are_one_gap(process):
-    outlet = await live(process.hub, "a")
+    sink = await live(process.hub, "a")
     process.take([Entry(n, "a", written_later(FORMAT) if n % 2 else b"\x10data: %d\n\n" % n) for n in range(1, 100)])
     await turn()
-    assert outlet.texts.count("gap") == 1
-    assert [text for text in outlet.texts if text != "gap"] == [str(n) for n in range(2, 100, 2)]
+    assert sink.texts.count("gap") == 1
+    assert [text for text in sink.texts if text != "gap"] == [str(n) for n in range(2, 100, 2)]
 
 
 @pytest.mark.parametrize("flags", [PLAIN | FLAG | EPHEMERAL, PLAIN | FLAG | EPHEMERAL | KEYED])
 async def test_what_is_for_those_alone_that_keep_up_is_no_gap(process, flags):
-    outlet = await live(process.hub, "a")
+    sink = await live(process.hub, "a")
     process.miss(1, flags=flags)
     process.read(2)
     await turn()
-    assert outlet.texts == ["2"]
+    assert sink.texts == ["2"]
 
 
 async def test_a_client_that_returns_with_an_id_from_before_is_told_and_one_from_after_is_not(process):
@@ -111,22 +111,22 @@ async def test_a_client_that_returns_with_an_id_from_before_is_told_and_one_from
 
 
 async def test_a_stream_that_does_not_read_is_told_when_it_reads_again(process):
-    outlet = await live(process.hub, "a")
-    outlet.pause()
+    sink = await live(process.hub, "a")
+    sink.pause()
     process.read(1)
     process.miss(2)
     process.read(3)
-    outlet.resume()
+    sink.resume()
     await turn()
-    assert outlet.texts == ["gap", "1", "3"]
-    assert gaps(outlet) == [{"reason": "evicted", "after": "e-0", "first": "e-1", "last": "e-2"}]
+    assert sink.texts == ["gap", "1", "3"]
+    assert gaps(sink) == [{"reason": "evicted", "after": "e-0", "first": "e-1", "last": "e-2"}]
 
 
 async def test_a_stream_that_is_to_end_rather_than_miss_something_ends_and_its_client_may_find_a_later_process(process):
-    outlet = await live(process.hub, "a", on_gap="close")
+    sink = await live(process.hub, "a", on_gap="close")
     process.miss(1)
     await turn()
-    assert outlet.ends == [("lagged", None)]
+    assert sink.ends == [("lagged", None)]
 
 
 async def test_what_is_kept_of_the_topic_stays_and_goes_as_before():
@@ -144,21 +144,21 @@ async def test_what_is_kept_of_the_topic_stays_and_goes_as_before():
 async def test_a_topic_of_which_nothing_can_be_read_is_known_to_lack_something(process):
     process.miss(1, topic="only.later")
     assert process.hub.log.topics == process.hub.log.records == 0
-    outlet = start(process.hub, "only.*", after="e-0")
+    sink = start(process.hub, "only.*", after="e-0")
     await turn()
-    assert outlet.texts == ["gap"]
+    assert sink.texts == ["gap"]
     process.read(2, topic="only.later")
     await turn()
-    assert outlet.texts == ["gap", "2"]
+    assert sink.texts == ["gap", "2"]
     assert process.hub.log.topics == 1
 
 
 async def test_a_keyed_record_makes_up_for_none_that_could_not_be_read(process):
-    outlet = await live(process.hub, "a", on_gap="conflate")
+    sink = await live(process.hub, "a", on_gap="conflate")
     process.miss(1)
     process.read(2)
     await turn()
-    assert outlet.texts == ["gap", "2"]
+    assert sink.texts == ["gap", "2"]
 
 
 async def test_it_is_logged_once_for_each_mark_and_not_for_each_entry(process, logged):
@@ -176,13 +176,13 @@ async def test_both_releases_on_one_broker():
     older.open()
     await until(lambda: older.ready)
     newer = MemoryBroker(log)
-    outlet, quiet = start(older, "a"), start(older, "b")
-    await until(lambda: outlet.subscription.live and quiet.subscription.live)
+    sink, quiet = start(older, "a"), start(older, "b")
+    await until(lambda: sink.subscription.live and quiet.subscription.live)
     await older.publish("a", Event("old"))
     position = await newer.publish("a", written_later(FORMAT, b"new"))
     last = await older.publish("a", Event("old again"))
-    await until(lambda: outlet.texts[-1:] == ["old again"])
-    assert outlet.texts == ["old", "gap", "old again"]
+    await until(lambda: sink.texts[-1:] == ["old again"])
+    assert sink.texts == ["old", "gap", "old again"]
     assert quiet.texts == []
     again = start(
         older, "a", after=f"{position.epoch}-{position.offset}"

@@ -9,7 +9,7 @@ from collections import Counter
 import psutil
 
 from aiohttp_interceptors import Hub, Streams
-from aiohttp_interceptors.web.timers import rounds, turn
+from aiohttp_interceptors.web.timers import timer_queue, turn
 
 LIBRARY = "aiohttp_interceptors"
 # What aiohttp has for a connection or a request.
@@ -21,7 +21,7 @@ HISTORY = {"Record", "Event", "Reading"}
 def census(streams: Streams, *hubs: Hub) -> dict[str, int]:
     """Count tasks, timers, files, streams, subscribers, places, and objects by class, after garbage collection."""
     loop = asyncio.get_running_loop()
-    visits = rounds()._expected
+    visits = timer_queue()._expected
     turn()  # both are made when first needed, one for each loop, and stay
     gc.collect()
     held: Counter[str] = Counter()

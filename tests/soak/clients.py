@@ -8,7 +8,7 @@ import random
 import zlib
 from collections import Counter
 
-from reading import Frames, Reading, Receipt
+from reading import Frames, ReadResult, Receipt
 from wire import Cut, Silent, Wire
 
 # What each route is asked for.
@@ -81,7 +81,7 @@ class Client:
         self._ledger.receipts[receipt.path] = receipt
         return receipt
 
-    def _ask(self, wire: Wire, receipt: Receipt, reading: Reading, query: str = "", version: str = "1.1") -> None:
+    def _ask(self, wire: Wire, receipt: Receipt, reading: ReadResult, query: str = "", version: str = "1.1") -> None:
         wire.request("GET", receipt.path + query, version, X_User=self._user, Last_Event_ID=reading.last_event_id)
 
     async def _opened(self, wire: Wire, receipt: Receipt) -> bool:
@@ -114,9 +114,9 @@ class Client:
 
     async def _resumes(self) -> None:
         """Open a stream, end it in some way or have it ended, and go on where it was; several times."""
-        route, reading = self._chance.choice(CHOICE), Reading()
+        route, reading = self._chance.choice(CHOICE), ReadResult()
         if ROUTES[route] == UP_TO:
-            reading = Reading(begins=0)
+            reading = ReadResult(begins=0)
         last = self._chance.randint(1, 80)
         for _ in range(self._chance.randint(1, 6)):
             manner = self._chance.choice(MANNERS) if route != "hose" else "reads slowly"  # or it reads all the time
@@ -133,7 +133,7 @@ class Client:
             if receipt.status in {429, 503}:
                 await self._pause(1.5)
 
-    async def _once(self, receipt: Receipt, reading: Reading, last: int) -> None:
+    async def _once(self, receipt: Receipt, reading: ReadResult, last: int) -> None:
         manner, frames = receipt.manner, Frames(reading, receipt)
         receipt.prompt = manner == "stays"
         room = 0 if manner != "reads slowly" else ROOM if receipt.route == "hose" else LITTLE_ROOM
@@ -162,7 +162,7 @@ class Client:
 
     async def _pipelines(self) -> None:
         """Send many requests behind that for a stream: they are answered when it is over."""
-        receipt, reading = self._receipt("finite", "pipelines"), Reading(begins=0)
+        receipt, reading = self._receipt("finite", "pipelines"), ReadResult(begins=0)
         wire = await Wire.open(self._port)
         try:
             requests = self._chance.randint(1, 40)
@@ -185,7 +185,7 @@ class Client:
             for _ in range(self._chance.randint(1, 5)):
                 receipt, reading = (
                     self._receipt(self._chance.choice(("finite", "generated")), "reuses"),
-                    Reading(begins=0),
+                    ReadResult(begins=0),
                 )
                 last = self._chance.randint(1, 30)
                 self._ask(wire, receipt, reading, f"?after=0&last={last}")
@@ -204,7 +204,7 @@ class Client:
 
     async def _chats(self) -> None:
         """Send a body, and have it before the first event."""
-        receipt, reading = self._receipt("chat", "chats"), Reading(begins=0)
+        receipt, reading = self._receipt("chat", "chats"), ReadResult(begins=0)
         body = self._chance.randbytes(self._chance.choice((0, 10, 5_000, 300_000)))
         wire = await Wire.open(self._port)
         try:
@@ -227,7 +227,7 @@ class Client:
 
     async def _floods(self) -> None:
         """Ask for all there is as fast as it comes, and stop reading."""
-        receipt, reading = self._receipt("hose", "floods"), Reading()
+        receipt, reading = self._receipt("hose", "floods"), ReadResult()
         receipt.prompt = False
         wire = await Wire.open(self._port, room=LITTLE_ROOM)
         try:

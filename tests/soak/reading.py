@@ -34,7 +34,7 @@ class Receipt:
     problems: list[str] = field(default_factory=list)
 
 
-class Reading:
+class ReadResult:
     """Where a client is in the history."""
 
     def __init__(self, begins: int | None = None) -> None:
@@ -49,7 +49,7 @@ class Reading:
 class Frames:
     """Take one stream's body apart, with a parser of its own, and check what is in it."""
 
-    def __init__(self, reading: Reading, receipt: Receipt) -> None:
+    def __init__(self, reading: ReadResult, receipt: Receipt) -> None:
         self._reading = reading
         self._receipt = receipt
         self._rest = b""

@@ -35,8 +35,8 @@ class Head:
 class Wire:
     """One connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
+    def __init__(self, cursor: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._cursor = cursor
         self._writer = writer
         self.head = Head(0, {})
         self.patience = PATIENCE
@@ -66,7 +66,7 @@ class Wire:
 
     async def read_head(self) -> Head:
         """Read a head. Raises ``Cut`` and ``Silent``, as all that reads does."""
-        block = (await self._patiently(self._reader.readuntil(b"\r\n\r\n"))).decode()
+        block = (await self._patiently(self._cursor.readuntil(b"\r\n\r\n"))).decode()
         status, *lines = block.strip().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines)
         self.head = Head(int(status.split()[1]), headers)
@@ -75,15 +75,15 @@ class Wire:
     async def piece(self) -> bytes:
         """Read a piece of the body; an empty one is its clean end."""
         if self.head.chunked:
-            size = int(await self._patiently(self._reader.readuntil(b"\r\n")), 16)
-            data = await self._patiently(self._reader.readexactly(size + 2))
+            size = int(await self._patiently(self._cursor.readuntil(b"\r\n")), 16)
+            data = await self._patiently(self._cursor.readexactly(size + 2))
             if not data.endswith(b"\r\n"):
                 raise AssertionError(f"a chunk ends with {data[-8:]!r}")
             return data[:-2]
         if "content-length" in self.head.headers:
             length, self.head.headers["content-length"] = self.head.headers["content-length"], "0"
-            return await self._patiently(self._reader.readexactly(int(length)))
-        return await self._patiently(self._reader.read(2**16))
+            return await self._patiently(self._cursor.readexactly(int(length)))
+        return await self._patiently(self._cursor.read(2**16))
 
     async def body(self) -> bytes:
         """Read all of a body."""
@@ -95,7 +95,7 @@ class Wire:
     async def until_closed(self) -> None:
         """Read until the server has closed the connection."""
         try:
-            while await self._patiently(self._reader.read(2**16)):
+            while await self._patiently(self._cursor.read(2**16)):
                 pass
         except Cut:
             pass

@@ -33,7 +33,7 @@ from tests.waiting import PATIENCE, until
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 EVENT = "x" * (1024 - len("data: \n\n"))  # 1 KiB in the stream
 FELT = 256 * 1024  # bytes that may have been put before a put waits
-HELD = 64 * 1024  # bytes that a stream may hold of them, besides its channel
+MAX_PIPELINED_BYTES = 64 * 1024  # bytes that a stream may hold of them, besides its channel
 
 pytestmark = BOTH_LOOPS
 
@@ -140,7 +140,7 @@ class TestAPutThatWaits:
         assert stream.channel._waiting
         done = stream.statistics()
         assert done.buffered == stream.channel.buffered == 10
-        assert done.unsent <= HELD
+        assert done.unsent <= MAX_PIPELINED_BYTES
         assert done.events + done.buffered == stream.put
 
     async def test_is_woken_when_the_client_reads_and_nothing_is_lost(self, connect):
@@ -176,7 +176,7 @@ class TestAQueueThatLosesEvents:
         assert done.dropped == stream.channel.dropped
         assert done.events + done.buffered + done.dropped == stream.put
         assert done.buffered == 20
-        assert done.unsent <= HELD
+        assert done.unsent <= MAX_PIPELINED_BYTES
 
     async def test_tells_the_observer_now_and_then_and_at_the_end_the_whole(self, connect):
         """peer bug 33: overflow is a fact, and what the facts say adds up."""

@@ -18,7 +18,7 @@ from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
 
 SMALL = 4096  # bytes that a client keeps unread, about
-HELD = 128 * 1024  # bytes that the server may hold for one that does not read
+MAX_PIPELINED_BYTES = 128 * 1024  # bytes that the server may hold for one that does not read
 KILOBYTE = "x" * 1024
 
 pytestmark = [
@@ -86,7 +86,7 @@ class TestAClientThatStopsReading:
             await flood.publish(1)
             for other in others:
                 assert (await other.event()).id == flood.published[number]
-            assert flood.streams[0].statistics().unsent == held <= HELD
+            assert flood.streams[0].statistics().unsent == held <= MAX_PIPELINED_BYTES
             assert flood.hub.statistics().behind == 1
         assert await numbers(stopped, begun + 299) == list(range(begun + 300))
         assert stopped.last_event_id == flood.published[-1]
@@ -249,7 +249,7 @@ class TestAClientThatStopsReading:
         listener.raw.reset()
         await until(lambda: flood.reasons == [CloseReason.CLIENT_LEFT])
         statistics = flood.hub.statistics()
-        assert statistics.subscribers == statistics.behind == statistics.audiences == 0
+        assert statistics.subscribers == statistics.behind == statistics.groups == 0
         await flood.publish(10)
         await listener.close()
 

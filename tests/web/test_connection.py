@@ -38,7 +38,7 @@ async def test_requests_pipelined_behind_a_stream_are_answered_after_it(serve):
     raw = await server.connect(GET)
     connection = await opened.connection
     raw.writer.write(GET.replace("\n", "\r\n").encode() * 3)  # through the watcher, while the stream is open
-    connection.write(b"data: x\n\n")
+    connection.write_frames(b"data: x\n\n")
     assert (await raw.until(b"data: x\n\n\r\n")).count(b"HTTP/1.1 200 OK") == 1
     opened.go.set()
     for _ in range(3):
@@ -52,7 +52,7 @@ async def test_what_is_written_is_counted_with_its_chunk_size(serve):
     raw = await server.connect(GET)
     connection = await opened.connection
     before = connection._writer.output_size
-    connection.write(b"data: x\n\n")
+    connection.write_frames(b"data: x\n\n")
     connection.release()
     assert connection._writer.output_size - before == len(b"9\r\ndata: x\n\n\r\n")
     assert connection.bytes == 9
@@ -70,7 +70,7 @@ async def test_aiohttps_protocol_is_put_back_once(serve):
     connection.release()
     assert transport.get_protocol() is watcher.inner
     connection.release()
-    connection.write(b"data: nobody\n\n")
+    connection.write_frames(b"data: nobody\n\n")
     connection.abort()
     assert connection.bytes == 0
     opened.go.set()
@@ -100,7 +100,7 @@ async def test_a_write_to_a_closing_transport_finds_the_client_gone(serve):
     told = []
     connection.owner = SimpleNamespace(connection_changed=lambda: told.append(connection.lost))
     connection._transport.close()
-    connection.write(b"data: x\n\n")
+    connection.write_frames(b"data: x\n\n")
     assert connection.paused
     assert connection.bytes == 0
     assert not await within(connection.writable())
@@ -120,7 +120,7 @@ async def test_a_paused_connection_is_not_bothered_with_heartbeats(serve):
     connection.beat()
     connection.paused = False
     connection.beat()
-    connection.write(b"data: x\n\n")
+    connection.write_frames(b"data: x\n\n")
     assert await raw.until(b"data: x\n\n\r\n") == b"a\r\n: ping\r\n\r\n\r\n9\r\ndata: x\n\n\r\n"
     opened.go.set()
     await raw.close()
@@ -133,7 +133,7 @@ async def test_several_may_wait_for_room(serve):
     connection = await opened.connection
     raw.writer.transport.pause_reading()
     while not connection.paused:
-        connection.write(b"x" * 65536)
+        connection.write_frames(b"x" * 65536)
         await asyncio.sleep(0)
     waiting = [asyncio.create_task(connection.writable()) for _ in range(3)]
     await asyncio.sleep(0)

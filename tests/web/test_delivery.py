@@ -21,7 +21,7 @@ def quiet(logged):
     """Keep what is logged of streams to ourselves."""
 
 
-class Watched:
+class TransportListener:
     """Streams of a Hub, and what it knows of them."""
 
     def __init__(self, topics="a", **options: object) -> None:
@@ -42,7 +42,7 @@ class Watched:
 
 class TestTopicsOfAnOpenStream:
     async def test_are_changed_by_another_request(self, serve):
-        watched = Watched()
+        watched = TransportListener()
         subscribers = {}
 
         async def change(request: web.Request) -> web.Response:
@@ -71,7 +71,7 @@ class TestTopicsOfAnOpenStream:
         assert watched.hub.subscribers("a") == 0
 
     async def test_are_changed_by_another_thread(self, serve):
-        watched = Watched([])
+        watched = TransportListener([])
         listener = await listen(await serve(watched.app))
         await watched.until_open()
         subscriber = watched.opened[0]
@@ -86,7 +86,7 @@ class TestTopicsOfAnOpenStream:
         await listener.close()
 
     async def test_give_ids_that_only_rise_however_they_change(self, serve):
-        watched = Watched()
+        watched = TransportListener()
         listener = await listen(await serve(watched.app))
         await watched.until_open()
         subscriber = watched.opened[0]
@@ -108,7 +108,7 @@ class TestTopicsOfAnOpenStream:
 
 async def test_other_threads_publish_to_a_loop_that_waits(serve):
     """peer bug 38: nothing else is going on that would wake it."""
-    watched = Watched()
+    watched = TransportListener()
     listener = await listen(await serve(watched.app))
     await watched.until_open()
     threads = [
@@ -127,7 +127,7 @@ async def test_other_threads_publish_to_a_loop_that_waits(serve):
 @pytest.mark.parametrize("wrong", ["\ud800", 5, None, {"a": 1}, b"x"])
 async def test_what_cannot_be_sent_fails_who_publishes_it_and_no_stream(serve, wrong):
     """peer bug 41."""
-    watched = Watched()
+    watched = TransportListener()
     listener = await listen(await serve(watched.app))
     await watched.until_open()
     for call in watched.hub.publish, watched.hub.publish_threadsafe:
@@ -147,7 +147,7 @@ async def test_select_gives_each_client_its_own(serve):
     def select(context, record) -> bool:
         return record.key != context.request.query["name"]
 
-    watched = Watched(select=select)
+    watched = TransportListener(select=select)
     server = await serve(watched.app)
     anna, bert = await listen(server, "/?name=anna"), await listen(server, "/?name=bert")
     await watched.until_open(2)

@@ -24,7 +24,7 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.web.app import STREAMS
-from aiohttp_interceptors.web.timers import rounds
+from aiohttp_interceptors.web.timers import timer_queue
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
 
@@ -178,7 +178,7 @@ async def listen(serve, tls, authority):
             client.close()
 
 
-class Watched:
+class TransportListener:
     """A stream whose producer puts until its client's buffers are full, or waits; and the notes of its end."""
 
     def __init__(self, *, fill: bool = False, path: str = "/", **options: object) -> None:
@@ -261,7 +261,7 @@ class TestAtOnce:
         self, listen, handler_cancellation, how, logged, caplog
     ):
         """peer bugs 1 and 2: on_close is called, and who waited for the end knows of it."""
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app, handler_cancellation=handler_cancellation)
         client = await site.connect()
         await stream.is_open()
@@ -285,7 +285,7 @@ class TestAtOnce:
         """peer bugs 1 and 34: the client reads nothing and leaves; the producer ends by itself."""
         if tls and how == "half-close" and isinstance(event_loop_policy, uvloop.EventLoopPolicy):
             pytest.skip("uvloop does not tell, see the next test")
-        stream = Watched(fill=True)
+        stream = TransportListener(fill=True)
         site = await listen(stream.app, handler_cancellation=handler_cancellation)
         client = await site.connect()
         await stream.is_full()
@@ -298,7 +298,7 @@ class TestAtOnce:
 
     async def test_what_no_event_loop_tells_ends_as_a_stall(self, listen):
         """uvloop keeps to itself that a client behind a full TLS buffer half-closed without a close_notify."""
-        stream = Watched(fill=True, stall_timeout=2.5)
+        stream = TransportListener(fill=True, stall_timeout=2.5)
         site = await listen(stream.app)
         client = await site.connect()
         await stream.is_full()
@@ -310,7 +310,7 @@ class TestAtOnce:
     @pytest.mark.parametrize("how", ["close", "half-close"])
     @pytest.mark.parametrize("together", [True, False], ids=["same segment", "later"])
     async def test_forty_pipelined_requests_behind_the_stream_hide_nothing(self, listen, together, how):
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app)
         client = await site.connect(KEEP + NEXT * 40 if together else KEEP)
         await stream.is_open()
@@ -323,7 +323,7 @@ class TestAtOnce:
         assert stream.answered == 0
 
     async def test_more_behind_the_stream_than_is_kept_hides_nothing_either(self, listen):
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app)
         client = await site.connect()
         await stream.is_open()
@@ -337,7 +337,7 @@ class TestAtOnce:
     @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
     async def test_behind_a_body_that_was_read_before(self, listen, late, chunked):
         """A POST, as chat completions use it: who does not read the rest of a request sees no end of it."""
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app)
         framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 8"
         head = b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n"
@@ -357,7 +357,7 @@ class TestAtOnce:
 class TestWhatIsBehind:
     @pytest.mark.parametrize("together", [True, False], ids=["same segment", "later"])
     async def test_forty_pipelined_requests_are_all_answered_after_the_stream_in_order(self, listen, together):
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app)
         client = await site.connect(KEEP + NEXT * 40 if together else KEEP)
         await within(stream.opened.wait())
@@ -377,11 +377,11 @@ class TestWhatIsBehind:
 
     async def test_more_than_is_kept_is_dropped_and_the_connection_ends_with_the_stream(self, listen):
         """The memory that a client can take behind its stream is bounded, and it can see what was not answered."""
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app)
         client = await site.connect()
         await within(stream.opened.wait())
-        watcher = stream.connection._watcher
+        watcher = stream.connection._interposed
         sending = asyncio.ensure_future(asyncio.to_thread(client.send, NEXT * 10_000))
         held = 0
         while not (sending.done() and watcher.overrun):
@@ -396,7 +396,7 @@ class TestWhatIsBehind:
         assert stream.reasons == [CloseReason.CLOSED]
 
     async def test_a_body_that_never_arrives_is_waited_for_as_long_as_a_stall(self, listen):
-        stream = Watched(stall_timeout=0.2)
+        stream = TransportListener(stall_timeout=0.2)
         site = await listen(stream.app)
         client = await site.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nques")
         answer = await client.read_until(b"\r\n\r\n")
@@ -405,7 +405,7 @@ class TestWhatIsBehind:
         assert len(stream.app[STREAMS]) == 0
 
     async def test_a_client_that_leaves_in_its_body_gets_no_stream(self, listen):
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app)
         client = await site.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nques")
         client.leave("close")
@@ -420,7 +420,7 @@ class TestOnce:
         self, listen, end, handler_cancellation, monkeypatch
     ):
         """peer bugs 5 and 6: and nothing of how the library ends a producer is seen by the chain."""
-        stream = Watched()
+        stream = TransportListener()
         site = await listen(stream.app, handler_cancellation=handler_cancellation)
         client = await site.connect()
         await within(stream.opened.wait())
@@ -483,7 +483,7 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing(serve):
 
     def there() -> tuple[int, ...]:
         timers = [timer for timer in getattr(loop, "_scheduled", ()) if not timer.cancelled()]
-        return len(asyncio.all_tasks()), len(timers), len(app[STREAMS]), rounds()._expected
+        return len(asyncio.all_tasks()), len(timers), len(app[STREAMS]), timer_queue()._expected
 
     async def come_and_go(number: int) -> None:
         raw = await server.connect(KEEP.decode().replace("\r\n", "\n"))
@@ -502,7 +502,7 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing(serve):
     await until(lambda: _channels() <= channels + 1)  # uvloop may hold on to one
     await stays.close()
     assert set(closes) == {CloseReason.CLIENT_LEFT}
-    assert len(rounds()._due) < 200
+    assert len(timer_queue()._due) < 200
 
 
 def _channels() -> int:
@@ -517,7 +517,7 @@ async def test_a_visit_to_a_connection_that_closed_finds_the_client_gone(serve):
     async def ready(channel: EventChannel, context: RequestContext) -> None:
         connection = context.response.connection
         connection._transport.abort()
-        opened.set_result(connection.visit(connection.last_write + 30))
+        opened.set_result(connection.on_timer(connection.last_write + 30))
         await channel.wait_closed()
         closed.set_result(channel.reason)
 

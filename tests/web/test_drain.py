@@ -30,7 +30,7 @@ from aiohttp_interceptors import (
     start_topic_stream,
 )
 from aiohttp_interceptors.web.app import STREAMS
-from aiohttp_interceptors.web.timers import rounds, turn
+from aiohttp_interceptors.web.timers import flush_queue, timer_queue
 from tests.waiting import PATIENCE, until, within
 
 if sys.platform != "win32":
@@ -480,7 +480,7 @@ class TestNothingIsLeft:
         await within(server.stop())
         assert asyncio.all_tasks() == tasks
         assert running_timers() == timers
-        assert rounds()._timer is None
+        assert timer_queue()._timer is None
         for client in clients:
             body = await received(client)
             assert b"\r\ndata: bye\nretry: " in body
@@ -628,7 +628,7 @@ class ThreadedServer:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.port = runner.addresses[0][1]
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        self.shared = {turn(), rounds()}  # by the streams of an event loop, and by those of no other
+        self.shared = {flush_queue(), timer_queue()}  # by the streams of an event loop, and by those of no other
         self._started.set()
         await self._stopping.wait()
         await runner.cleanup()

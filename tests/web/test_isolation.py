@@ -22,7 +22,7 @@ from aiohttp_interceptors import (
     start_topic_stream,
 )
 from aiohttp_interceptors.testing import open_stream
-from aiohttp_interceptors.web.timers import rounds, turn
+from aiohttp_interceptors.web.timers import flush_queue, timer_queue
 from tests.waiting import until, within
 
 
@@ -42,7 +42,7 @@ class Bad:
     def pump(self):
         raise self.error
 
-    def visit(self, now):
+    def on_timer(self, now):
         raise self.error
 
 
@@ -55,7 +55,7 @@ class Good:
     def pump(self):
         self.done += 1
 
-    def visit(self, now):
+    def on_timer(self, now):
         self.done += 1
 
 
@@ -65,7 +65,7 @@ async def test_a_stream_whose_pumping_fails_keeps_no_other_from_its_turn(error):
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
     bad = Bad(error("of one"))
     for stream in (bad, good):
-        turn().add(stream)
+        flush_queue().add(stream)
     await until(lambda: good.done == 1)
     assert told == [bad.error]
 
@@ -76,8 +76,8 @@ async def test_a_visit_that_fails_keeps_no_other_from_its_visit(error):
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
     bad = Bad(error("of one"))
     now = asyncio.get_running_loop().time()
-    for visited in (bad, good):
-        rounds().add(visited, now)
+    for owner in (bad, good):
+        timer_queue().add(owner, now)
     await until(lambda: good.done == 1)
     assert told == [bad.error]
 
@@ -87,9 +87,9 @@ def test_the_streams_behind_have_their_turn_when_the_process_is_ending():
     loop = asyncio.new_event_loop()
 
     async def begin():
-        turn().add(Bad(KeyboardInterrupt()))
-        turn().add(good)
-        rounds().add(good, loop.time())
+        flush_queue().add(Bad(KeyboardInterrupt()))
+        flush_queue().add(good)
+        timer_queue().add(good, loop.time())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 

@@ -17,7 +17,7 @@ from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import STREAMS
 from aiohttp_interceptors.web.limits import LimitReached, Limits, take_slot
 from aiohttp_interceptors.web.stream import Stream
-from aiohttp_interceptors.web.timers import Rounds
+from aiohttp_interceptors.web.timers import TimerQueue
 from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
@@ -299,14 +299,14 @@ class TestHowOldTheyGet:
 
     async def test_the_age_is_left_to_chance_so_that_they_do_not_return_together(self, serve, monkeypatch):
         """Between four fifths of it and all of it, each as likely: a Kolmogorov-Smirnov test."""
-        due, real = [], Rounds.add
+        due, real = [], TimerQueue.add
 
         def add(self, visited, when):
             if isinstance(visited, Stream):
                 due.append(when - asyncio.get_running_loop().time())
             return real(self, visited, when)
 
-        monkeypatch.setattr(Rounds, "add", add)
+        monkeypatch.setattr(TimerQueue, "add", add)
         app = app_of(ready=lambda channel, context: channel.close(), max_age=1000.0, stall_timeout=None)
         server = await serve(app)
         raw = await server.connect(get())

@@ -25,7 +25,7 @@ from aiohttp_interceptors import (
 from aiohttp_interceptors.web import limits as limits_module
 from aiohttp_interceptors.web.app import STREAMS
 from aiohttp_interceptors.web.commit import contexts
-from aiohttp_interceptors.web.timers import rounds
+from aiohttp_interceptors.web.timers import timer_queue
 from tests.listener import listen
 from tests.waiting import until, within
 
@@ -91,7 +91,7 @@ class Site:
             "streams": len(streams),
             "contexts": len(contexts),
             "subscribers": self.hub.statistics().subscribers + self.hub.statistics().behind,
-            "timers": rounds()._expected,
+            "timers": timer_queue()._expected,
         }
 
     async def until_nothing_is_held(self):

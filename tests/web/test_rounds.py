@@ -6,7 +6,7 @@ import heapq
 import pytest
 import uvloop
 
-from aiohttp_interceptors.web.timers import TOGETHER, rounds
+from aiohttp_interceptors.web.timers import TIMER_SLACK, timer_queue
 
 
 class Clockwork:
@@ -18,9 +18,9 @@ class Clockwork:
         self.last_write = clock.now
         self.beats: list[float] = []
 
-    def visit(self, now: float) -> float:
+    def on_timer(self, now: float) -> float:
         assert now == self.clock.now
-        if now - self.last_write >= self.interval - TOGETHER:
+        if now - self.last_write >= self.interval - TIMER_SLACK:
             self.beats.append(round(now, 6))
             self.last_write = now
         return self.last_write + self.interval
@@ -30,12 +30,12 @@ class Once:
     """Something that wants to be visited once, and that may do something then."""
 
     def __init__(self, action=lambda: None, again: float | None = None) -> None:
-        self.visits: list[float] = []
+        self.timers: list[float] = []
         self._action = action
         self._again = again
 
-    def visit(self, now: float) -> float | None:
-        self.visits.append(round(now, 6))
+    def on_timer(self, now: float) -> float | None:
+        self.timers.append(round(now, 6))
         self._action()
         return self._again
 
@@ -80,7 +80,7 @@ def clock():
 
 
 def start(*clockworks: Clockwork) -> list:
-    return [rounds().add(each, each.last_write + each.interval) for each in clockworks]
+    return [timer_queue().add(each, each.last_write + each.interval) for each in clockworks]
 
 
 def test_an_idle_stream_is_visited_once_an_interval(clock):
@@ -124,7 +124,7 @@ def test_one_timer_serves_all_each_with_its_interval(clock):
 
 def test_visits_that_are_nearly_due_go_together(clock):
     one, two = Clockwork(clock, 1), Clockwork(clock, 1)
-    two.last_write += TOGETHER / 2
+    two.last_write += TIMER_SLACK / 2
     start(one, two)
     clock.advance(1)
     assert one.beats == two.beats == [101]
@@ -153,39 +153,39 @@ def test_with_the_last_one_the_timer_goes(clock):
 
 def test_who_wants_no_other_visit_is_forgotten(clock):
     once = Once()
-    visit = rounds().add(once, clock.now + 1)
+    timer = timer_queue().add(once, clock.now + 1)
     clock.advance(5)
-    assert once.visits == [101]
-    assert visit.cancelled
+    assert once.timers == [101]
+    assert timer.cancelled
     assert clock.pending() == []
 
 
 def test_one_that_is_always_due_leaves_time_for_the_others(clock):
     eager = Once(again=0.0)
-    rounds().add(eager, clock.now)
+    timer_queue().add(eager, clock.now)
     clock.advance(1)
-    assert 10 < len(eager.visits) <= 1 / (TOGETHER / 2) + 1
+    assert 10 < len(eager.timers) <= 1 / (TIMER_SLACK / 2) + 1
 
 
 def test_a_visit_may_cancel_its_own_and_those_of_others(clock):
-    visits = []
+    timers = []
 
     def cancel_all() -> None:
-        for visit in visits:
-            visit.cancel()
+        for timer in timers:
+            timer.cancel()
 
     first, second, third = Once(cancel_all, again=102.0), Once(), Once()
-    visits += [rounds().add(each, clock.now + 1) for each in (first, second, third)]
+    timers += [timer_queue().add(each, clock.now + 1) for each in (first, second, third)]
     clock.advance(5)
-    assert (first.visits, second.visits, third.visits) == ([101], [], [])
+    assert (first.timers, second.timers, third.timers) == ([101], [], [])
     assert clock.pending() == []
 
 
 def test_a_visit_may_make_an_appointment_for_somebody_else(clock):
     late = Once()
-    rounds().add(Once(lambda: rounds().add(late, clock.now + 2)), clock.now + 1)
+    timer_queue().add(Once(lambda: timer_queue().add(late, clock.now + 2)), clock.now + 1)
     clock.advance(5)
-    assert late.visits == [103]
+    assert late.timers == [103]
     assert clock.pending() == []
 
 
@@ -194,20 +194,20 @@ def test_appointments_that_were_cancelled_do_not_pile_up(clock):
     open_streams = [Clockwork(clock, 10) for _ in range(10)]
     start(*open_streams)
     for _ in range(10_000):
-        rounds().add(Once(), clock.now + 3600).cancel()
-    assert len(rounds()._due) < 200
+        timer_queue().add(Once(), clock.now + 3600).cancel()
+    assert len(timer_queue()._due) < 200
     clock.advance(10)
     assert all(stream.beats == [110] for stream in open_streams)
 
 
 async def test_each_event_loop_has_its_own():
-    assert rounds() is rounds()
+    assert timer_queue() is timer_queue()
     other = await asyncio.to_thread(asyncio.run, _rounds_of_another_loop())
-    assert other is not rounds()
+    assert other is not timer_queue()
 
 
 async def _rounds_of_another_loop():
-    return rounds()
+    return timer_queue()
 
 
 def test_one_that_raises_is_told_of_and_keeps_nobody_else_waiting(clock):
@@ -218,10 +218,10 @@ def test_one_that_raises_is_told_of_and_keeps_nobody_else_waiting(clock):
         raise LookupError("broken")
 
     broken, other = Once(fail), Once()
-    rounds().add(broken, clock.now + 1)
-    rounds().add(other, clock.now + 1)
+    timer_queue().add(broken, clock.now + 1)
+    timer_queue().add(other, clock.now + 1)
     clock.advance(100)
-    assert (broken.visits, other.visits) == ([101], [101])
+    assert (broken.timers, other.timers) == ([101], [101])
     assert [str(error) for error in told] == ["broken"]
     assert clock.pending() == []
 
@@ -232,10 +232,10 @@ def test_what_is_overdue_is_visited_on_uvloop_too():
     async def add_two() -> list[float]:
         done, loop = asyncio.Event(), asyncio.get_running_loop()
         first, second = Once(), Once(done.set)
-        rounds().add(first, loop.time() - 1)
-        rounds().add(second, loop.time() - 1)
+        timer_queue().add(first, loop.time() - 1)
+        timer_queue().add(second, loop.time() - 1)
         await asyncio.wait_for(done.wait(), 10)
-        return [*first.visits, *second.visits]
+        return [*first.timers, *second.timers]
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert len(runner.run(add_two())) == 2

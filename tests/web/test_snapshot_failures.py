@@ -14,7 +14,7 @@ from tests.waiting import until, within
 pytestmark = BOTH_LOOPS
 
 
-class Watched:
+class TransportListener:
     """Streams of a Hub, and why they ended."""
 
     def __init__(self, snapshot, **options: object) -> None:
@@ -56,7 +56,7 @@ async def test_a_snapshot_that_raises_ends_its_stream_and_is_logged_once(serve, 
     async def stream_ready(subscriber, context) -> None:
         raise AssertionError
 
-    watched = Watched(snapshot, stream_ready=stream_ready if ready else None)
+    watched = TransportListener(snapshot, stream_ready=stream_ready if ready else None)
     listener = await listen(await serve(watched.app))
     assert [event.data for event in await listener.rest()] in ([], ["one"])
     assert not listener.complete
@@ -81,7 +81,7 @@ async def test_a_snapshot_that_raises_ends_its_stream_and_is_logged_once(serve, 
     ],
 )
 async def test_what_is_no_snapshot_ends_its_stream_and_the_log_has_the_value(serve, raised, wrong, message):
-    watched = Watched(lambda context: wrong)
+    watched = TransportListener(lambda context: wrong)
     listener = await listen(await serve(watched.app))
     await listener.rest()
     assert watched.reasons == [CloseReason.ERROR]
@@ -122,7 +122,7 @@ async def test_a_client_that_leaves_during_its_snapshot_is_no_error_and_what_mad
     async def stream_ready(subscriber, context) -> None:
         entered.append(subscriber)
 
-    watched = Watched(snapshot, stream_ready=stream_ready)
+    watched = TransportListener(snapshot, stream_ready=stream_ready)
     server = await serve(watched.app, handler_cancellation=handler_cancellation)
     listener = await listen(server)
     if wait == "for room":
@@ -153,7 +153,7 @@ async def test_a_stop_of_the_server_ends_a_snapshot_that_is_not_complete(serve, 
         finally:
             closed.set()
 
-    watched = Watched(snapshot)
+    watched = TransportListener(snapshot)
     server = await serve(watched.app)
     listener = await listen(server)
     assert await listener.data(1) == ["one"]

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from aiohttp_interceptors.web.transport import LOOKS, Stall
+from aiohttp_interceptors.web.transport import CHECKS_PER_TIMEOUT, StallDetector
 
 
 def looked(timeout: float, taken_at: list[tuple[float, int]], gaps, sent: int = 10_000) -> float:
     """Look at a client that took so many bytes in all at these times until it counts as stalled; return when."""
-    stall, now = Stall(timeout, 0.0), 0.0
+    stall, now = StallDetector(timeout, 0.0), 0.0
     for gap in gaps:
         now = min(now + gap, stall.next_look(now))
         taken = max((count for at, count in taken_at if at <= now), default=0)
@@ -23,19 +23,19 @@ def test_a_client_that_takes_nothing_from_the_beginning_is_stalled_after_the_tim
 
 
 def test_a_client_that_takes_a_byte_now_and_then_is_not():
-    stall = Stall(60.0, 0.0)
+    stall = StallDetector(60.0, 0.0)
     for number in range(1, 1000):
         assert not stall.look(number * 15.0, number // 2, 5000)
 
 
 def test_a_client_that_is_owed_nothing_is_not():
-    stall = Stall(60.0, 0.0)
+    stall = StallDetector(60.0, 0.0)
     for number in range(1, 1000):
         assert not stall.look(number * 15.0, 0, 0)
 
 
 def test_the_time_counts_from_when_it_is_owed_something():
-    stall = Stall(60.0, 0.0)
+    stall = StallDetector(60.0, 0.0)
     assert not stall.look(1000.0, 50, 0)
     assert not stall.look(1015.0, 50, 8)
     assert not stall.look(1030.0, 50, 16)
@@ -51,11 +51,11 @@ def test_it_is_said_in_the_last_quarter_of_the_timeout_however_often_one_looks(s
     takes = [(last * part / 40, part + 1) for part in range(1, 41)]
     heartbeat = chance.uniform(0.05, 1.5) * timeout
     said = looked(timeout, takes, [heartbeat] * 1000)
-    assert last + timeout * (1 - 1 / LOOKS) <= said + 1e-9
+    assert last + timeout * (1 - 1 / CHECKS_PER_TIMEOUT) <= said + 1e-9
     assert said <= last + timeout + 1e-9
 
 
 def test_the_next_look_is_one_period_away_or_when_the_time_is_up():
-    stall = Stall(60.0, 0.0)
+    stall = StallDetector(60.0, 0.0)
     assert stall.next_look(0.0) == 15.0
     assert stall.next_look(40.0) == 45.0

@@ -24,8 +24,8 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.web.app import STREAMS
-from aiohttp_interceptors.web.timers import rounds
-from aiohttp_interceptors.web.transport import LOOKS, options_on
+from aiohttp_interceptors.web.timers import timer_queue
+from aiohttp_interceptors.web.transport import CHECKS_PER_TIMEOUT, options_on
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE, until, within
 
@@ -75,7 +75,7 @@ class Open:
             self.connection._stall_timeout = STALL
             self.connection._stall = None
             self.connection._cancel_visit()
-            self.connection._visit = rounds().add(self.connection, self.connection.loop.time())
+            self.connection._visit = timer_queue().add(self.connection, self.connection.loop.time())
 
     def taken(self) -> int:
         """Count the bytes that its client's kernel has confirmed."""
@@ -261,14 +261,14 @@ class TestASlowClient:
         filling = asyncio.create_task(stream.fill())
         await stream.is_full()
         now = stream.connection.loop.time()
-        for _ in range(5 * LOOKS):  # five times as long as a stalled one has
+        for _ in range(5 * CHECKS_PER_TIMEOUT):  # five times as long as a stalled one has
             taken = stream.taken()
             now = stream.connection.visit(now)
             assert now is not None
             while stream.taken() == taken:
                 await read(sock, 1024)
         assert stream.reason is None
-        for _ in range(LOOKS + 1):  # it stops, and the first look still sees what it took
+        for _ in range(CHECKS_PER_TIMEOUT + 1):  # it stops, and the first look still sees what it took
             now = stream.connection.visit(now)
             if now is None:
                 break
@@ -282,7 +282,7 @@ class TestASlowClient:
         sock, stream = await connect(Streams())
         await stream.fill_the_kernel("x")
         now = stream.connection.loop.time()
-        for _ in range(5 * LOOKS):
+        for _ in range(5 * CHECKS_PER_TIMEOUT):
             taken = stream.taken()
             now = stream.connection.visit(now)
             assert now is not None

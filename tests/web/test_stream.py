@@ -34,7 +34,7 @@ GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 KEEP = "GET / HTTP/1.1\nHost: x\n\n"
 
 
-class Watched:
+class TransportListener:
     """A stream, and what happens to its producer and its chain."""
 
     def __init__(self, ready=None, **options: object) -> None:
@@ -72,7 +72,7 @@ def levels(logged, *wanted: str) -> list[dict]:
 class TestOpening:
     async def test_the_head_is_on_the_wire_before_stream_ready_is_called_and_needs_no_event(self, serve):
         """Behaviours 80 and 93, peer bug 13: status 200 and the headers at once, with the bare content type."""
-        stream = Watched(heartbeat=None)
+        stream = TransportListener(heartbeat=None)
         server = await serve(stream.app)
         raw = await server.connect(GET)
         head = await raw.until(b"\r\n\r\n")
@@ -87,7 +87,7 @@ class TestOpening:
 
     async def test_no_connection_header_is_forced(self, serve):
         """peer bug 74: a stream does not say ``Connection: close``."""
-        server = await serve(Watched().app)
+        server = await serve(TransportListener().app)
         raw = await server.connect(KEEP)
         assert b"\r\nConnection:" not in await raw.until(b"\r\n\r\n")
         await raw.close()
@@ -129,7 +129,7 @@ class TestOpening:
     @pytest.mark.parametrize("method", ["HEAD", "GET", "POST"])
     async def test_head_gets_the_head_and_no_stream(self, serve, session, method):
         """Behaviour 101 and peer bug 12; other methods stream."""
-        stream = Watched(lambda channel, context: channel.put("x"), heartbeat=None)
+        stream = TransportListener(lambda channel, context: channel.put("x"), heartbeat=None)
         server = await serve(stream.app)
         async with session.request(method, server.url) as response:
             assert response.headers["Content-Type"] == "text/event-stream"
@@ -147,7 +147,7 @@ class TestOpening:
             await channel.put("one")
             channel.close()
 
-        server = await serve(Watched(ready).app)
+        server = await serve(TransportListener(ready).app)
         answer = await server.exchange("GET / HTTP/1.0\nHost: x\nConnection: keep-alive\n\n")
         head, body = answer.split(b"\r\n\r\n", 1)
         assert b"chunked" not in head
@@ -158,7 +158,7 @@ class TestOpening:
             await channel.put("one")
             channel.close()
 
-        server = await serve(Watched(ready).app)
+        server = await serve(TransportListener(ready).app)
         raw = await server.connect(KEEP)
         for _ in range(3):
             assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
@@ -212,7 +212,7 @@ class TestProducing:
                 assert await channel.put(Event("bar", "foo", id=number))
             channel.close()
 
-        async with open_stream(session, (await serve(Watched(ready, buffer=10).app)).url) as stream:
+        async with open_stream(session, (await serve(TransportListener(ready, buffer=10).app)).url) as stream:
             events = await stream.rest()
         assert [(event.name, event.data, event.id) for event in events] == [("foo", "bar", str(n)) for n in range(20)]
 
@@ -245,7 +245,7 @@ class TestProducing:
             channel.close()
             answers.append((await channel.put("y"), channel.put_nowait("z"), channel.closed))
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         server = await serve(stream.app)
         assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n0\r\n\r\n")
         await within(stream.left.wait())
@@ -265,7 +265,7 @@ class TestProducing:
             channel.put_nowait("x")
             raise LookupError("broken")
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         app = stream.app
         if kind == "plain":
             closes = stream.closes
@@ -289,7 +289,7 @@ class TestProducing:
             task.cancel()
             await task
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         server = await serve(stream.app)
         assert (await server.exchange(GET)).endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n")
         assert stream.closes == [(True, CloseReason.ERROR)]
@@ -313,7 +313,7 @@ class TestProducing:
             await channel.put("still fine")
             channel.put_nowait(Event("\ud800"))
 
-        server = await serve(Watched(ready).app)
+        server = await serve(TransportListener(ready).app)
         assert b"data: still fine\n\n" in await server.exchange(GET)
         assert caught == ["put takes an Event or a str, not"]
         assert [type(error) for error in raised()] == [ValueError]
@@ -330,7 +330,7 @@ class TestProducing:
             await channel.put("three")
             channel.close()
 
-        server = await serve(Watched(ready, retry=1500).app)
+        server = await serve(TransportListener(ready, retry=1500).app)
         raw = await server.connect(GET)
         await raw.until(b"data: one\nretry: 1500\n\ndata: two\n\n\r\n")
         more.set()
@@ -347,7 +347,7 @@ class TestProducing:
                 put.append(number)
             channel.close()
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         server = await serve(stream.app)
         raw = await server.connect(GET)
         await raw.until(b"\r\n\r\n")
@@ -375,7 +375,7 @@ class TestTheChainPauses:
         async def ready(channel, context):
             await channel.wait_closed()
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         app = web.Application(middlewares=[interceptor_middleware(timing)])
         app.add_subapp("/s", stream.app)
         server = await serve(app)
@@ -397,7 +397,7 @@ class TestTheChainPauses:
             await channel.put("x")
             channel.close()
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         app = web.Application(middlewares=[interceptor_middleware(Interceptor("broken", leave=broken))])
         app.add_subapp("/s", stream.app)
         server = await serve(app)
@@ -420,7 +420,7 @@ class TestTheClientLeaves:
             answers.put_nowait(False)
             answers.put_nowait(await channel.put("later"))
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         server = await serve(stream.app, handler_cancellation=handler_cancellation)
         raw = await server.connect(KEEP)
         await within(stream.opened.wait())
@@ -440,7 +440,7 @@ class TestTheClientLeaves:
         async def ready(channel, context):
             await channel.wait_closed()
 
-        stream = Watched(ready, heartbeat=None)
+        stream = TransportListener(ready, heartbeat=None)
         server = await serve(stream.app, handler_cancellation=handler_cancellation)
         raw = await server.connect(KEEP)
         await within(stream.opened.wait())
@@ -464,7 +464,7 @@ class TestTheClientLeaves:
             finally:
                 cleaned.set()
 
-        stream = Watched(ready, grace=grace)
+        stream = TransportListener(ready, grace=grace)
         server = await serve(stream.app, handler_cancellation=handler_cancellation)
         raw = await server.connect(KEEP)
         await within(stream.opened.wait())
@@ -482,7 +482,7 @@ class TestTheClientLeaves:
                 await asyncio.sleep(0)  # cleaning up takes its turns
             done.set()
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         server = await serve(stream.app)
         raw = await server.connect(KEEP)
         await within(stream.opened.wait())
@@ -505,7 +505,7 @@ class TestTheClientLeaves:
                     pass
             finished.set()
 
-        stream = Watched(ready, grace=0)
+        stream = TransportListener(ready, grace=0)
         server = await serve(stream.app)
         raw = await server.connect(KEEP)
         await within(stream.opened.wait())
@@ -527,7 +527,7 @@ class TestTheClientLeaves:
         async def ready(channel, context):
             channel.close()
 
-        stream = Watched(ready, on_close=on_close)
+        stream = TransportListener(ready, on_close=on_close)
         server = await serve(stream.app)
         assert (await server.exchange(GET)).endswith(b"0\r\n\r\n")
         await within(stream.left.wait())
@@ -541,7 +541,7 @@ class TestTheClientLeaves:
         async def ready(channel, context):
             await asyncio.Event().wait()
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
 
         async def outer(request: web.Request) -> web.StreamResponse:
             seen.put_nowait(asyncio.current_task())
@@ -595,7 +595,7 @@ class TestTheApplicationEndsIt:
             await channel.put("x")
             await channel.wait_closed()
 
-        stream = Watched(ready, heartbeat=None)
+        stream = TransportListener(ready, heartbeat=None)
         server = await serve(stream.app)
         raw = await server.connect(GET)
         await raw.until(b"data: x\n\n\r\n")
@@ -610,7 +610,7 @@ class TestTheApplicationEndsIt:
             while await channel.put("x" * 65536):
                 pass
 
-        stream = Watched(ready, heartbeat=None)
+        stream = TransportListener(ready, heartbeat=None)
         server = await serve(stream.app)
         raw = await server.connect(GET)
         await within(stream.opened.wait())
@@ -629,7 +629,7 @@ class TestTheApplicationEndsIt:
             context.response.connection._transport.close()  # which the event loop tells in its next turn
             await context.stream.end_of_body()
 
-        stream = Watched(ready, heartbeat=None)
+        stream = TransportListener(ready, heartbeat=None)
         server = await serve(stream.app)
         raw = await server.connect(GET)
         await within(stream.left.wait())
@@ -645,7 +645,7 @@ class TestTheApplicationEndsIt:
             await channel.put("x")
             await channel.wait_closed()
 
-        stream = Watched(ready, buffer=lambda: Broken(3), error_event=Event("sorry", "error"))
+        stream = TransportListener(ready, buffer=lambda: Broken(3), error_event=Event("sorry", "error"))
         server = await serve(stream.app)
         assert (await server.exchange(GET)).endswith(b"event: error\ndata: sorry\n\n\r\n0\r\n\r\n")
         assert stream.closes == [(True, CloseReason.ERROR)]
@@ -663,7 +663,7 @@ class TestShutdown:
             await channel.wait_closed()
             answers.append(await channel.put("y"))
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         setup(stream.app)
         server = await serve(stream.app, shutdown_timeout=1000)  # nobody waits for that
         clients = [await server.connect(KEEP) for _ in range(5)]
@@ -683,7 +683,7 @@ class TestShutdown:
             while await channel.put("x" * 65536):
                 pass
 
-        stream = Watched(ready)
+        stream = TransportListener(ready)
         setup(stream.app)
         server = await serve(stream.app, shutdown_timeout=1000)
         raw = await server.connect(KEEP)
@@ -694,7 +694,7 @@ class TestShutdown:
         raw.reset()
 
     async def test_a_stopping_application_takes_no_new_stream(self, serve, session):
-        app = Watched().app
+        app = TransportListener().app
         setup(app)
         server = await serve(app)
         await app.shutdown()
@@ -710,7 +710,7 @@ class TestHeartbeat:
         async def ready(channel, context):
             await channel.wait_closed()
 
-        async with open_stream(session, (await serve(Watched(ready, heartbeat=0.01).app)).url) as stream:
+        async with open_stream(session, (await serve(TransportListener(ready, heartbeat=0.01).app)).url) as stream:
             for _ in range(3):
                 await stream.next_heartbeat()
             assert stream.raw.replace(b":\n", b"") == b""
@@ -735,7 +735,7 @@ class TestHeartbeat:
             beating.cancel()
             channel.close()
 
-        async with open_stream(session, (await serve(Watched(ready).app)).url) as stream:
+        async with open_stream(session, (await serve(TransportListener(ready).app)).url) as stream:
             assert sorted(event.data for event in await stream.rest()) == sorted(expected)
             assert stream.heartbeats > 10
 
@@ -806,7 +806,7 @@ class TestWhatItHasDone:
             seen.append(context.stream.statistics())
             channel.close()
 
-        stream = Watched(ready, heartbeat=None)
+        stream = TransportListener(ready, heartbeat=None)
         server = await serve(stream.app)
         body = (await server.exchange(GET)).partition(b"\r\n\r\n")[2]
         await within(stream.left.wait())
@@ -824,7 +824,7 @@ class TestWhatItHasDone:
         assert (over.dropped, over.unsent) == (0, 0)
 
     async def test_cannot_be_changed(self, serve):
-        stream = Watched(lambda channel, context: channel.put("x"), heartbeat=None)
+        stream = TransportListener(lambda channel, context: channel.put("x"), heartbeat=None)
         raw = await (await serve(stream.app)).connect(GET)
         await within(stream.opened.wait())
         done = stream.context.stream.statistics()
@@ -839,7 +839,7 @@ class TestWhatItHasDone:
                 await channel.put("x" * 65536)
             await channel.wait_closed()
 
-        stream = Watched(ready, heartbeat=None, buffer=lambda: SlidingQueue(3))
+        stream = TransportListener(ready, heartbeat=None, buffer=lambda: SlidingQueue(3))
         raw = await (await serve(stream.app)).connect(GET)
         await until(lambda: stream.context is not None and stream.context.stream.statistics().dropped >= 5)
         done = stream.context.stream.statistics()
@@ -851,7 +851,7 @@ class TestWhatItHasDone:
     async def test_the_log_and_an_observer_are_told_the_true_sizes_once_each(self, serve, logged):
         """What is told at the end is what the client got."""
         facts = []
-        stream = Watched(lambda channel, context: finish(channel), heartbeat=None)
+        stream = TransportListener(lambda channel, context: finish(channel), heartbeat=None)
         setup(stream.app, observer=facts.append)
         server = await serve(stream.app)
         body = (await server.exchange(GET)).partition(b"\r\n\r\n")[2]
@@ -887,7 +887,7 @@ class TestWhatItHasDone:
                 channel.close()
             await channel.wait_closed()
 
-        stream = Watched(ready, heartbeat=None)
+        stream = TransportListener(ready, heartbeat=None)
         server = await serve(stream.app, access_log_class=AccessLogger)
         raw = await server.connect(GET)
         answer = await raw.until(b"data: x\n\n\r\n" if leaves else b"0\r\n\r\n")

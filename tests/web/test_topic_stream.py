@@ -15,7 +15,7 @@ from tests.waiting import until, within
 pytestmark = BOTH_LOOPS
 
 
-class Watched:
+class TransportListener:
     """Streams of a Hub, who was there, and why they ended."""
 
     def __init__(self, topics="a", ready=None, *, held: bool = False, **options: object) -> None:
@@ -46,7 +46,7 @@ def errors(logged) -> list[dict]:
 @pytest.mark.parametrize("held", [False, True], ids=["head first", "head and first frame"])
 class TestTheEnd:
     async def test_of_a_client_that_leaves_is_told_once(self, serve, logged, held, handler_cancellation):
-        watched = Watched(held=held)
+        watched = TransportListener(held=held)
         listener = await listen(await serve(watched.app, handler_cancellation=handler_cancellation))
         await watched.until_open()
         await listener.close()
@@ -58,7 +58,7 @@ class TestTheEnd:
 
     @pytest.mark.parametrize("reason", [CloseReason.KICKED, CloseReason.CLOSED])
     async def test_by_the_application_is_clean_and_comes_after_what_was_published(self, serve, logged, held, reason):
-        watched = Watched(held=held)
+        watched = TransportListener(held=held)
         listener = await listen(await serve(watched.app))
         await watched.until_open()
         last = await watched.hub.publish("a", "you have to leave")
@@ -71,7 +71,7 @@ class TestTheEnd:
         await listener.close()
 
     async def test_of_its_age_is_clean_and_the_client_goes_on_where_it_was(self, serve, logged, held):
-        watched = Watched(max_age=0.05, held=held)
+        watched = TransportListener(max_age=0.05, held=held)
         server = await serve(watched.app)
         listener = await listen(server)
         await listener.rest()
@@ -89,7 +89,7 @@ class TestTheEnd:
                 raise LookupError("no such user")
             return True
 
-        watched = Watched(select=select, held=held)
+        watched = TransportListener(select=select, held=held)
         server = await serve(watched.app)
         good, bad = await listen(server), await listen(server, "/?bad=1")
         await watched.until_open(2)
@@ -119,7 +119,7 @@ async def test_of_a_stream_in_the_middle_of_its_snapshot_nothing_follows(serve, 
         watched.opened[0][0].close()
         yield "3"
 
-    watched = Watched(snapshot=state)
+    watched = TransportListener(snapshot=state)
     listener = await listen(await serve(watched.app))
     await within(asked.wait())
     assert [event.data for event in await listener.rest()] == ["1"]
@@ -140,7 +140,7 @@ class TestStreamReady:
             await asyncio.sleep(0)
             fail(subscriber, context)
 
-        watched = Watched(ready=fail if when == "at once" else fail_later)
+        watched = TransportListener(ready=fail if when == "at once" else fail_later)
         listener = await listen(await serve(watched.app))
         assert await listener.rest() == []
         assert not listener.complete
@@ -159,7 +159,7 @@ class TestStreamReady:
             finally:
                 ended.set()
 
-        watched = Watched(ready=ready)
+        watched = TransportListener(ready=ready)
         listener = await listen(await serve(watched.app, handler_cancellation=handler_cancellation))
         await watched.hub.publish("a", "x")
         assert await listener.data(1) == ["x"]
@@ -185,7 +185,7 @@ class TestStreamReady:
             await watched.hub.publish("a", "too late")
 
         ready = (lambda subscriber, context: subscriber.close()) if how == "at once" else later
-        watched = Watched(ready=ready, snapshot=snapshot, prime=False)
+        watched = TransportListener(ready=ready, snapshot=snapshot, prime=False)
         listener = await listen(await serve(watched.app))
         expected = [] if how == "at once" else ["x"] if snapshot is None else ["state", "x"]
         assert [event.data for event in await listener.rest()] == expected
@@ -201,7 +201,7 @@ class TestStreamReady:
         await listener.close()
 
     async def test_that_removes_its_last_topic_leaves_a_stream_that_waits_for_another(self, serve, logged):
-        watched = Watched(ready=lambda subscriber, context: subscriber.remove("a"))
+        watched = TransportListener(ready=lambda subscriber, context: subscriber.remove("a"))
         listener = await listen(await serve(watched.app))
         await watched.until_open()
         watched.opened[0][0].add("b")
@@ -211,7 +211,7 @@ class TestStreamReady:
         await listener.close()
 
     async def test_shows_what_an_application_needs_and_nothing_else(self, serve, logged):
-        watched = Watched()
+        watched = TransportListener()
         listener = await listen(await serve(watched.app))
         await watched.until_open()
         names = {name for name in dir(watched.opened[0][0]) if not name.startswith("_")}
@@ -222,7 +222,7 @@ class TestStreamReady:
         async def ready(subscriber, context) -> None:
             await asyncio.sleep(0)
 
-        watched = Watched(ready=ready)
+        watched = TransportListener(ready=ready)
         listener = await listen(await serve(watched.app))
         await watched.until_open()
         await watched.hub.publish("a", "x")
@@ -239,7 +239,7 @@ class TestStreamReady:
         async def left(context, reason) -> None:
             await watched.hub.publish("a", f"{context.request.query['name']} left")
 
-        watched = Watched(ready=joined, on_close=left)
+        watched = TransportListener(ready=joined, on_close=left)
         server = await serve(watched.app, handler_cancellation=handler_cancellation)
         anna = await listen(server, "/?name=Anna")
         assert await anna.data(1) == ["Anna joined"]
@@ -261,7 +261,7 @@ class TestStreamReady:
 
 @pytest.mark.parametrize("held", [False, True], ids=["head first", "head and first frame"])
 async def test_statistics_of_a_stream_count_what_went_out(serve, logged, held):
-    watched = Watched(held=held, replay=5)
+    watched = TransportListener(held=held, replay=5)
     for number in range(7):
         await watched.hub.publish("a", str(number))
     listener = await listen(await serve(watched.app))
@@ -292,7 +292,7 @@ async def test_counters_return_to_nothing_whatever_ends_the_streams(serve, logge
         return context.request.query["end"] != "select" or {}["no"]
 
     hub = Hub(history=0)
-    watched = Watched(
+    watched = TransportListener(
         ["a", "b.*"], ready, hub=hub, select=select, max_age=2.0, snapshot=lambda context: ["state"], heartbeat=0.01
     )
     server = await serve(watched.app, handler_cancellation=handler_cancellation)
@@ -310,7 +310,7 @@ async def test_counters_return_to_nothing_whatever_ends_the_streams(serve, logge
             watched.opened[-1][1].stream.end(CloseReason.KICKED)
     await watched.until_over()
     statistics = hub.statistics()
-    assert (statistics.subscribers, statistics.behind, statistics.audiences, statistics.topics) == (0, 0, 0, 0)
+    assert (statistics.subscribers, statistics.behind, statistics.groups, statistics.topics) == (0, 0, 0, 0)
     assert (statistics.records, statistics.bytes) == (0, 0)
     assert len(watched.reasons) == 30
     assert set(watched.reasons) == {

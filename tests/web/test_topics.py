@@ -249,7 +249,7 @@ class TestAClient:
         assert b"Content-Type: text/event-stream" in head.split(b"\r\n")
         assert body == b""
         assert asked == ["HEAD"]
-        assert hub.statistics().subscribers == hub.statistics().audiences == len(app[STREAMS]) == 0
+        assert hub.statistics().subscribers == hub.statistics().groups == len(app[STREAMS]) == 0
 
     async def test_of_http_1_0_gets_the_same_events_without_chunks(self, serve, hub):
         server = await serve(application(hub, "a"))

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp_interceptors.web.timers import turn
+from aiohttp_interceptors.web.timers import flush_queue
 
 
-class Pumped:
+class Flushable:
     """A stream that notes when it is pumped, and may ask for it again."""
 
     def __init__(self, order, again=None):
@@ -15,14 +15,14 @@ class Pumped:
         self.order.append(self)
         if self.again is not None:
             again, self.again = self.again, None
-            turn().add(again)
+            flush_queue().add(again)
 
 
 async def test_all_streams_of_a_turn_are_pumped_before_the_loop_waits_again():
     order = []
-    streams = [Pumped(order) for _ in range(3)]
+    streams = [Flushable(order) for _ in range(3)]
     for stream in streams:
-        turn().add(stream)
+        flush_queue().add(stream)
     assert order == []
     await asyncio.sleep(0)
     assert order == streams
@@ -32,10 +32,10 @@ async def test_all_streams_of_a_turn_are_pumped_before_the_loop_waits_again():
 
 async def test_one_that_is_added_while_others_are_pumped_has_its_turn_next():
     order = []
-    late = Pumped(order)
-    first, second = Pumped(order, again=late), Pumped(order)
-    turn().add(first)
-    turn().add(second)
+    late = Flushable(order)
+    first, second = Flushable(order, again=late), Flushable(order)
+    flush_queue().add(first)
+    flush_queue().add(second)
     await asyncio.sleep(0)
     assert order == [first, second]
     await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def test_one_that_is_added_while_others_are_pumped_has_its_turn_next():
 
 def test_each_event_loop_has_its_own():
     async def mine():
-        assert turn() is turn()
-        return turn()
+        assert flush_queue() is flush_queue()
+        return flush_queue()
 
     assert asyncio.run(mine()) is not asyncio.run(mine())

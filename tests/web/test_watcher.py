@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from aiohttp_interceptors import CloseReason
-from aiohttp_interceptors.web.transport import HELD, Watcher
+from aiohttp_interceptors.web.transport import MAX_PIPELINED_BYTES, InterposedProtocol
 
 
 class Pipe(asyncio.Transport):
@@ -67,7 +67,7 @@ class Noted(asyncio.Protocol):
 
 
 @pytest.fixture
-def inner() -> Noted:
+def wrapped() -> Noted:
     return Noted()
 
 
@@ -76,67 +76,67 @@ def connection() -> Noted:
     return Noted()
 
 
-def test_what_comes_while_the_stream_is_open_is_handed_on_after_it(inner, connection):
-    transport = Pipe(inner)
-    watcher = Watcher(connection, transport, inner, hold=True)
+def test_what_comes_while_the_stream_is_open_is_handed_on_after_it(wrapped, connection):
+    transport = Pipe(wrapped)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=True)
     assert transport.get_protocol() is watcher
     watcher.data_received(b"GET / ")
     watcher.data_received(b"HTTP/1.1")
-    assert inner.told == []
-    watcher.step_aside()
-    assert inner.told == [("data", b"GET / HTTP/1.1")]
-    assert transport.get_protocol() is inner
+    assert wrapped.told == []
+    watcher.detach()
+    assert wrapped.told == [("data", b"GET / HTTP/1.1")]
+    assert transport.get_protocol() is wrapped
 
 
 @pytest.mark.parametrize("reading", [True, False])
-def test_it_reads_in_any_case_and_leaves_the_transport_as_aiohttp_had_it(inner, connection, reading):
-    transport = Pipe(inner, reading=reading)
-    watcher = Watcher(connection, transport, inner, hold=True)
+def test_it_reads_in_any_case_and_leaves_the_transport_as_aiohttp_had_it(wrapped, connection, reading):
+    transport = Pipe(wrapped, reading=reading)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=True)
     assert transport.reading
-    watcher.step_aside()
+    watcher.detach()
     assert transport.reading is reading
 
 
 @pytest.mark.parametrize("reading", [True, False])
-def test_without_hold_the_rest_of_a_body_goes_where_it_belongs(inner, connection, reading):
-    transport = Pipe(inner, reading=reading)
-    watcher = Watcher(connection, transport, inner, hold=False)
+def test_without_hold_the_rest_of_a_body_goes_where_it_belongs(wrapped, connection, reading):
+    transport = Pipe(wrapped, reading=reading)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=False)
     assert transport.reading is reading
     watcher.data_received(b"body")
-    assert inner.told == [("data", b"body")]
-    watcher.step_aside()
-    assert inner.told == [("data", b"body")]
+    assert wrapped.told == [("data", b"body")]
+    watcher.detach()
+    assert wrapped.told == [("data", b"body")]
     assert transport.reading is reading
 
 
-def test_as_much_as_is_kept_is_handed_on_to_the_byte(inner, connection):
-    transport = Pipe(inner)
-    watcher = Watcher(connection, transport, inner, hold=True)
-    watcher.data_received(b"x" * (HELD - 1))
+def test_as_much_as_is_kept_is_handed_on_to_the_byte(wrapped, connection):
+    transport = Pipe(wrapped)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=True)
+    watcher.data_received(b"x" * (MAX_PIPELINED_BYTES - 1))
     watcher.data_received(b"y")
     assert not watcher.overrun
-    watcher.step_aside()
-    assert inner.told == [("data", b"x" * (HELD - 1) + b"y")]
+    watcher.detach()
+    assert wrapped.told == [("data", b"x" * (MAX_PIPELINED_BYTES - 1) + b"y")]
 
 
-def test_of_more_than_that_nothing_is_kept_and_it_is_read_all_the_same(inner, connection):
-    transport = Pipe(inner)
-    watcher = Watcher(connection, transport, inner, hold=True)
+def test_of_more_than_that_nothing_is_kept_and_it_is_read_all_the_same(wrapped, connection):
+    transport = Pipe(wrapped)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=True)
     for _ in range(3):
-        watcher.data_received(b"x" * HELD)
+        watcher.data_received(b"x" * MAX_PIPELINED_BYTES)
     watcher.data_received(b"GET / HTTP/1.1")  # it may be the end of something that was dropped
     assert watcher.overrun
     assert transport.reading
-    watcher.step_aside()
-    assert inner.told == []
+    watcher.detach()
+    assert wrapped.told == []
 
 
-def test_the_end_of_what_the_client_sends_is_the_end_of_the_connection(inner, connection):
-    transport = Pipe(inner)
-    watcher = Watcher(connection, transport, inner, hold=True)
+def test_the_end_of_what_the_client_sends_is_the_end_of_the_connection(wrapped, connection):
+    transport = Pipe(wrapped)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=True)
     watcher.eof_received()
     assert connection.told == [("lose", CloseReason.CLIENT_LEFT)]
-    assert inner.told == [("eof",)]
+    assert wrapped.told == [("eof",)]
     assert transport.closing
 
 
@@ -148,35 +148,35 @@ def test_the_end_of_what_the_client_sends_is_the_end_of_the_connection(inner, co
         (TimeoutError(110, "Connection timed out"), CloseReason.STALLED),
     ],
 )
-def test_why_the_connection_was_lost_is_told_to_both(inner, connection, exc, reason):
-    watcher = Watcher(connection, Pipe(inner), inner, hold=True)
+def test_why_the_connection_was_lost_is_told_to_both(wrapped, connection, exc, reason):
+    watcher = InterposedProtocol(connection, Pipe(wrapped), wrapped, hold=True)
     watcher.connection_lost(exc)
     assert connection.told == [("lose", reason)]
-    assert inner.told == [("lost", exc)]
+    assert wrapped.told == [("lost", exc)]
 
 
-def test_pause_and_resume_are_told_to_both(inner, connection):
-    watcher = Watcher(connection, Pipe(inner), inner, hold=True)
+def test_pause_and_resume_are_told_to_both(wrapped, connection):
+    watcher = InterposedProtocol(connection, Pipe(wrapped), wrapped, hold=True)
     watcher.pause_writing()
     watcher.resume_writing()
-    assert connection.told == inner.told == [("pause",), ("resume",)]
+    assert connection.told == wrapped.told == [("pause",), ("resume",)]
 
 
-def test_on_a_closing_transport_it_stays_to_tell_of_the_end(inner, connection):
-    transport = Pipe(inner)
-    watcher = Watcher(connection, transport, inner, hold=True)
+def test_on_a_closing_transport_it_stays_to_tell_of_the_end(wrapped, connection):
+    transport = Pipe(wrapped)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=True)
     watcher.data_received(b"GET / HTTP/1.1")
     transport.abort()
-    watcher.step_aside()
-    assert inner.told == []
+    watcher.detach()
+    assert wrapped.told == []
     watcher.connection_lost(None)
-    assert inner.told == [("lost", None)]
+    assert wrapped.told == [("lost", None)]
 
 
-def test_somebody_who_stepped_in_front_of_it_stays_there(inner, connection):
-    transport = Pipe(inner)
-    watcher = Watcher(connection, transport, inner, hold=True)
+def test_somebody_who_stepped_in_front_of_it_stays_there(wrapped, connection):
+    transport = Pipe(wrapped)
+    watcher = InterposedProtocol(connection, transport, wrapped, hold=True)
     somebody = Noted()
     transport.set_protocol(somebody)
-    watcher.step_aside()
+    watcher.detach()
     assert transport.get_protocol() is somebody

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from aiohttp_interceptors.channel import CloseReason
-from aiohttp_interceptors.hub.cursor import Policy
+from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
 from aiohttp_interceptors.hub.dispatcher import Subscription
 from aiohttp_interceptors.hub.hub import Hub, Subscriber
 from aiohttp_interceptors.sse import Decoder, Event
@@ -23,8 +23,8 @@ def plain(frames: bytes) -> bytes:
     return frames
 
 
-class Outlet:
-    """A client that keeps all, and reads when it is told to: beyond ``room`` bytes it pauses, within ``relay``."""
+class Sink:
+    """A client that keeps all, and reads when it is told to: beyond ``room`` bytes it pauses, within ``write``."""
 
     subscription: Subscription
 
@@ -38,7 +38,7 @@ class Outlet:
         self.ends: list[tuple[CloseReason, Exception | None]] = []
         self._decoder = Decoder()
 
-    def relay(self, payload: bytes, now: float) -> None:
+    def write(self, payload: bytes, now: float) -> None:
         assert payload
         self.payloads.append(payload)
         self.received(self._decoder.feed(self._unwrapped(payload)))
@@ -88,33 +88,33 @@ class Outlet:
             self.subscription.resume()
 
 
-def subscribe(hub: Hub, *topics: str, outlet: Outlet | None = None, after=None, select=None, **policy) -> Outlet:
+def subscribe(hub: Hub, *topics: str, sink: Sink | None = None, after=None, select=None, **policy) -> Sink:
     """Open a stream that has yet to start."""
-    outlet = outlet or Outlet()
-    outlet.subscription = hub.subscribe(
+    sink = sink or Sink()
+    sink.subscription = hub.subscribe(
         topics,
-        outlet,
-        lambda *end: outlet.ended(*end),
+        sink,
+        lambda *end: sink.ended(*end),
         after=after,
         select=select,
-        policy=Policy(**{"prime": False, **policy}),
+        policy=SubscriptionPolicy(**{"prime": False, **policy}),
     )
-    return outlet
+    return sink
 
 
-def start(hub: Hub, *topics: str, **options) -> Outlet:
+def start(hub: Hub, *topics: str, **options) -> Sink:
     """Open a stream, which begins in the next flush."""
-    outlet = subscribe(hub, *topics, **options)
-    outlet.subscription.start()
-    return outlet
+    sink = subscribe(hub, *topics, **options)
+    sink.subscription.start()
+    return sink
 
 
-async def live(hub: Hub, *topics: str, **options) -> Outlet:
+async def live(hub: Hub, *topics: str, **options) -> Sink:
     """Open a stream that keeps up."""
-    outlet = start(hub, *topics, **options)
+    sink = start(hub, *topics, **options)
     await turn()
-    assert outlet.subscription.live
-    return outlet
+    assert sink.subscription.live
+    return sink
 
 
 async def turn(count: int = 1) -> None:
@@ -123,12 +123,12 @@ async def turn(count: int = 1) -> None:
         await asyncio.sleep(0)
 
 
-async def drain(*outlets: Outlet) -> None:
+async def drain(*sinks: Sink) -> None:
     """Have them read until nothing more comes."""
     async with asyncio.timeout(PATIENCE):
-        while any(outlet.paused for outlet in outlets):
-            for outlet in outlets:
-                outlet.resume()
+        while any(sink.paused for sink in sinks):
+            for sink in sinks:
+                sink.resume()
             await turn()
 
 

@@ -1,4 +1,4 @@
-"""Facts and errors to the log: to structlog where the application configured it, to the standard library otherwise."""
+"""The library's logger. It writes to structlog if the application configured it, otherwise to the standard library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Log", "captured_logs", "log", "log_fact", "logged_execution_id"]
 
 
 NAME = "aiohttp_interceptors"
-"""The name of the library's logger, in structlog and in the standard library."""
+"""Name of the logger, in structlog and in the standard library."""
 
 ExcInfo: TypeAlias = "BaseException | tuple[type[BaseException], BaseException, TracebackType | None] | bool | None"
 
@@ -37,13 +37,13 @@ class Log(Protocol):
     """The part of a structlog logger that the library uses."""
 
     def debug(self, event: str, /, **values: object) -> object:
-        """Log what only a developer wants to know."""
+        """Log something for a developer."""
 
     def info(self, event: str, /, **values: object) -> object:
-        """Log what somebody may want to know."""
+        """Log a change of state."""
 
     def warning(self, event: str, /, **values: object) -> object:
-        """Log what somebody should look at."""
+        """Log something that an operator should look at."""
 
     def exception(self, event: str, /, **values: object) -> object:
         """Log an error with its traceback."""
@@ -54,14 +54,14 @@ _stdlib = logging.getLogger(NAME)
 
 
 def _built_in_configuration() -> dict[str, Any]:
-    """Return what structlog does when no application has configured it."""
+    """Return structlog's default configuration."""
     if not structlog.is_configured():
         configuration = structlog.get_config()
     else:
-        theirs = structlog.get_config()
+        configured = structlog.get_config()
         structlog.reset_defaults()
         configuration = structlog.get_config()
-        structlog.configure(**theirs)
+        structlog.configure(**configured)
     # A copy: capture_logs changes structlog's own list in place.
     return {**configuration, "processors": list(configuration["processors"])}
 
@@ -70,17 +70,17 @@ _BUILT_IN = _built_in_configuration()
 
 
 def _structlog_is_configured() -> bool:
-    """Tell whether the application configured structlog, or captures its lines now.
+    """Return whether the application configured structlog, or captures its log lines now.
 
-    ``structlog.is_configured()`` alone does not: it stays true after the first ``capture_logs()``.
+    ``structlog.is_configured()`` is not enough: it stays true after the first ``capture_logs()``.
     """
     return structlog.is_configured() and structlog.get_config() != _BUILT_IN
 
 
 class _Logger:
-    """A structlog logger if the application configured structlog, and the standard library's if not.
+    """A logger that chooses between structlog and the standard library for each line.
 
-    Each line asks anew: applications configure their logging before or after they import this library.
+    An application may configure its logging before or after it imports this library.
     """
 
     def debug(self, event: str, /, **values: object) -> None:
@@ -105,21 +105,21 @@ class _Logger:
             _log_to_stdlib(logging.WARNING, event, values)
 
     def exception(self, event: str, /, **values: object) -> None:
-        """Log at ERROR, with the traceback of ``exc_info`` or of the exception that is handled."""
+        """Log at ERROR, with the traceback of ``exc_info`` or of the exception that is being handled."""
         if _structlog_is_configured():
             _structlog.exception(event, **values)
         elif _stdlib.isEnabledFor(logging.ERROR):
             _log_to_stdlib(logging.ERROR, event, {"exc_info": True, **values})
 
     def enabled_for(self, level: int) -> bool:
-        """Tell whether a line of this level can be wanted: a processor of structlog's may drop it all the same."""
+        """Return whether a line of this level may be logged; a structlog processor can still drop it."""
         return _stdlib.isEnabledFor(level) or _structlog_is_configured()
 
 
 def _log_to_stdlib(level: int, event: str, values: dict[str, object]) -> None:
     """Log a line of the form ``event name=value …``, with structlog's context variables among the values.
 
-    The names are the message and the values its arguments: the same event is one group in an error tracker.
+    Values are arguments of the message, not part of it, so that an error tracker groups lines of the same event.
     """
     fields = {**structlog.contextvars.get_contextvars(), **values}
     exc_info = cast("ExcInfo", fields.pop("exc_info", None))
@@ -132,16 +132,16 @@ log: Log = _logger
 
 _token = structlog.contextvars.bind_contextvars(execution_id="")["execution_id"]
 logged_execution_id: ContextVar[int | str] = _token.var
-"""What puts the execution id on every later line of a task; setting it costs a tenth of bind_contextvars."""
+"""The structlog context variable of the execution ID. Setting it directly costs a tenth of ``bind_contextvars``."""
 logged_execution_id.reset(_token)
 
 
 def captured_logs() -> AbstractContextManager[list[EventDict]]:
-    """Capture what is logged inside the ``with`` block, as dictionaries, the context variables included."""
+    """Capture the lines that are logged in a ``with`` block, as dictionaries with the context variables."""
     return capture_logs(processors=[structlog.contextvars.merge_contextvars])
 
 
-_LINES: dict[type[StreamFact | HubFact], str] = {
+_EVENTS: dict[type[StreamFact | HubFact], str] = {
     HubDown: "hub_down",
     HubResumed: "hub_resumed",
     HubUp: "hub_up",
@@ -150,17 +150,16 @@ _LINES: dict[type[StreamFact | HubFact], str] = {
     StreamRefused: "stream_refused",
     EventsDropped: "stream_events_dropped",
 }
-# Somebody should look at these; everything else that ends a stream happens all day.
-_REMARKABLE = ("stalled", "lagged")
+_WARN_REASONS = ("stalled", "lagged")  # a client was too slow; all other reasons are everyday ones
 
 
 def log_fact(fact: StreamFact | HubFact) -> None:
-    """Log what happened: at debug if it happens all day, or as a warning if somebody should look at it."""
+    """Log a fact: at DEBUG if it happens all day, at INFO for a Hub that works again, otherwise as a warning."""
     level, write = logging.WARNING, log.warning
-    if isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _REMARKABLE):
+    if isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _WARN_REASONS):
         level, write = logging.DEBUG, log.debug
     elif isinstance(fact, HubUp | HubResumed):
         level, write = logging.INFO, log.info
     if _logger.enabled_for(level):
-        told = {name: getattr(fact, name) for name in type(fact).__slots__}  # asdict copies, ten times as long
-        write(_LINES[type(fact)], **told)
+        values = {name: getattr(fact, name) for name in type(fact).__slots__}  # asdict() takes ten times as long
+        write(_EVENTS[type(fact)], **values)

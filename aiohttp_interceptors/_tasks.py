@@ -1,4 +1,4 @@
-"""Ending what runs in a task, within a limit: some code swallows a cancellation, and some hangs in its cleanup."""
+"""Cancel tasks and wait for them with a timeout: some code swallows a cancellation, and some hangs in its cleanup."""
 
 from __future__ import annotations
 
@@ -8,73 +8,83 @@ from typing import TypeVar
 
 from ._logging import log as logger
 
-__all__ = ["check_cancelled", "end", "finish", "heeding"]
+__all__ = ["cancel_and_wait", "cancellable", "check_cancelled", "run_with_timeout"]
 
 
-AGAIN = 1.0  # seconds that a task has after it was cancelled for the second time
+CANCEL_TIMEOUT = 1.0
+"""Seconds to wait for a task after it was cancelled for the last time."""
+
 _T = TypeVar("_T")
 
 
-async def end(task: asyncio.Future[_T], limit: float, what: str) -> bool:
+async def cancel_and_wait(task: asyncio.Future[_T], timeout: float, what: str) -> bool:  # noqa: ASYNC109
     """Cancel a task, wait until it has ended, and return whether it did.
 
-    A task that has not ended after ``limit`` seconds is cancelled once more, and left to itself a second later, after
-    a line ``did_not_end`` in the log that names it as ``what``. What a task raises is logged as ``ended_by_an_error``
-    with the same name, and not raised. Cancelling is safe: the task was cancelled before.
+    A task that has not ended after ``timeout`` seconds is cancelled once more. If that does not help either, a line
+    ``did_not_end`` is logged, and the task is left running. What the task raises is logged as ``ended_by_an_error``,
+    not raised. ``what`` names the task in the log. Cancelling is safe: the task was cancelled before.
     """
     if not task.done():
         task.add_done_callback(lambda ended: _log_error(ended, what))
         task.cancel()
-        await asyncio.wait([task], timeout=limit)
+        await asyncio.wait([task], timeout=timeout)
     if not task.done():
         task.cancel()
-        await asyncio.wait([task], timeout=AGAIN)
+        await asyncio.wait([task], timeout=CANCEL_TIMEOUT)
     if not task.done():
-        logger.warning("did_not_end", what=what, seconds=limit + AGAIN)
+        logger.warning("did_not_end", what=what, seconds=timeout + CANCEL_TIMEOUT)
     return task.done()
 
 
-async def finish(doing: Coroutine[object, object, _T], limit: float, what: str) -> _T | None:
-    """Run something to its end and return its result, or ``None`` when it was ended after ``limit`` seconds.
+async def run_with_timeout(
+    coroutine: Coroutine[object, object, _T],
+    timeout: float,  # noqa: ASYNC109
+    what: str,
+) -> _T | None:
+    """Run a coroutine and return its result, or ``None`` if it was cancelled after ``timeout`` seconds.
 
-    Then it is cancelled, as by ``end``. Raises what it raises before. Cancelling cancels it.
+    Unlike ``asyncio.wait_for``, it does not wait for a coroutine that swallows the cancellation. What the coroutine
+    raises in time is raised. Cancelling is safe: it cancels the coroutine.
     """
-    task = asyncio.ensure_future(doing)
+    task = asyncio.ensure_future(coroutine)
     try:
-        await asyncio.wait([task], timeout=limit)
+        await asyncio.wait([task], timeout=timeout)
     except asyncio.CancelledError:
-        await end(task, AGAIN, what)
+        await cancel_and_wait(task, CANCEL_TIMEOUT, what)
         raise
     if task.done():
         return task.result()
-    logger.warning("took_too_long", what=what, seconds=limit)
-    await end(task, AGAIN, what)
+    logger.warning("took_too_long", what=what, seconds=timeout)
+    await cancel_and_wait(task, CANCEL_TIMEOUT, what)
     return None
 
 
 def check_cancelled() -> None:
-    """Raise ``CancelledError`` if the current task was cancelled and something has swallowed that.
+    """Raise ``CancelledError`` if the current task was cancelled and the cancellation was swallowed.
 
-    ``asyncio.wait_for`` of Python 3.11 does, when what it waits for ends in the same moment, and with it its callers.
+    ``asyncio.wait_for`` of Python 3.11 swallows it if what it waits for ends in the same iteration of the event loop.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
-async def heeding(doing: Awaitable[_T], undo: Callable[[_T], Awaitable[object]] | None = None) -> _T:
-    """Await what may swallow a cancellation, and raise that after it; ``undo`` gives back what came all the same."""
+async def cancellable(awaitable: Awaitable[_T], undo: Callable[[_T], Awaitable[object]] | None = None) -> _T:
+    """Await something that may swallow a cancellation, and raise ``CancelledError`` afterwards if it did.
+
+    ``undo`` releases the result that is discarded then.
+    """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
-    done = await doing
+    result = await awaitable
     if task and task.cancelling() > before:
         if undo is not None:
-            await undo(done)
+            await undo(result)
         raise asyncio.CancelledError
-    return done
+    return result
 
 
-def _log_error(ended: asyncio.Future[_T], what: str) -> None:
-    error = None if ended.cancelled() else ended.exception()
+def _log_error(task: asyncio.Future[_T], what: str) -> None:
+    error = None if task.cancelled() else task.exception()
     if error is not None:
         logger.exception("ended_by_an_error", what=what, exc_info=error)

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from .exceptions import FATAL
+from .exceptions import EXIT_EXCEPTIONS
 
 __all__ = ["LoopFuture", "call_in_loop", "check_loop", "run_in_loop"]
 
@@ -19,8 +19,11 @@ T = TypeVar("T")
 class LoopFuture(Future[T]):
     """A ``concurrent.futures.Future`` that an event loop resolves.
 
-    ``result`` and ``exception`` raise ``RuntimeError`` in the event loop's own thread as long as there is no result:
-    the loop cannot make one while its thread waits. ``asyncio.wrap_future(future)`` can be awaited there.
+    In the thread of that event loop, ``result`` and ``exception`` raise ``RuntimeError`` while there is no result,
+    instead of blocking the loop for ever. ``asyncio.wrap_future(future)`` can be awaited there.
+
+    Args:
+        loop: The event loop that resolves the future.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -28,12 +31,12 @@ class LoopFuture(Future[T]):
         self._loop = loop
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait for the result, ``timeout`` seconds at most, and return it, or raise what the call raised."""
+        """Wait for the result, ``timeout`` seconds at most, and return it or raise what the call raised."""
         self._check_thread()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the end of the call, ``timeout`` seconds at most, and return what it raised."""
+        """Wait for the end of the call, ``timeout`` seconds at most, and return what it raised, or ``None``."""
         self._check_thread()
         return super().exception(timeout)
 
@@ -46,16 +49,16 @@ class LoopFuture(Future[T]):
 
 
 def check_loop(loop: asyncio.AbstractEventLoop, call: str, instead: str) -> None:
-    """Raise ``RuntimeError``, with what to call instead, in any other thread than that of a running event loop."""
+    """Raise ``RuntimeError`` in any thread but that of a running event loop; ``instead`` is what to call there."""
     if loop.is_running() and _running_loop() is not loop:
         raise RuntimeError(
-            f"{call} was called in another thread than its event loop runs in, where it would go unnoticed; "
+            f"{call} was called in another thread than that of its event loop, which would not notice; "
             f"call {instead} there"
         )
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> Future[T]:
-    """Call a plain function in the loop's thread. Raises ``RuntimeError`` for a loop that is closed."""
+    """Call a plain function in the event loop's thread. Raises ``RuntimeError`` if the loop is closed."""
     future: LoopFuture[T] = LoopFuture(loop)
 
     def run() -> None:
@@ -64,7 +67,7 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> Futu
                 result = call()
             except BaseException as error:
                 future.set_exception(error)
-                if isinstance(error, FATAL):
+                if isinstance(error, EXIT_EXCEPTIONS):
                     raise
             else:
                 future.set_result(result)
@@ -74,10 +77,10 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> Futu
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-    """Run a coroutine function in the loop's thread; cancelling the future cancels it.
+    """Run a coroutine function in the event loop's thread. Cancelling the future cancels the coroutine.
 
-    The coroutine is made there, so that none is left unawaited when the loop is closed, for which this raises
-    ``RuntimeError``.
+    The coroutine is created in that thread, so that none is left unawaited if the loop is closed; this raises
+    ``RuntimeError`` then.
     """
     future: LoopFuture[T] = LoopFuture(loop)
 
@@ -104,7 +107,7 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[An
 
 
 def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[T]) -> None:
-    with suppress(RuntimeError):  # the loop is closed, and so the task is over
+    with suppress(RuntimeError):  # the loop is closed, so the task has ended
         loop.call_soon_threadsafe(task.cancel)
 
 

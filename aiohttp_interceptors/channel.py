@@ -1,4 +1,9 @@
-"""What waits in a channel: an ``asyncio.Queue``, a lean one or the user's own."""
+"""The channel between the producer of a stream and its connection.
+
+A producer puts events into an ``EventChannel``; the stream removes them in batches and writes them to its client. The
+events wait in a buffer, an ``asyncio.Queue`` that is a ``BoundedQueue`` unless the user supplies another. While a
+``BoundedQueue`` is full, ``put`` waits, so that a slow client slows its producer down.
+"""
 
 from __future__ import annotations
 
@@ -12,74 +17,402 @@ from functools import lru_cache
 from itertools import islice
 from threading import get_ident
 from types import new_class
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from ._threads import check_loop, run_in_loop
 from .exceptions import ChannelClosed, ChannelFull, EventTooLarge
 from .queues import LossyQueue
 from .sse import Event, encode, is_comment, is_larger
 
-__all__ = [
-    "BoundedQueue",
-    "ChannelQueue",
-    "CloseReason",
-    "EventChannel",
-    "EventQueue",
-    "Owner",
-    "check_buffer",
-    "new_buffer",
-]
+__all__ = ["BoundedQueue", "ChannelQueue", "CloseReason", "EventChannel", "EventQueue", "check_buffer"]
 
 
 EventQueue = asyncio.Queue[Event]
 
+_PUT_THREADSAFE = "channel.put_threadsafe(event), which returns a future,"  # what to call from another thread
 
-class Owner(Protocol):
-    """The channel that a queue is the buffer of, as the queue sees it."""
 
-    def _accept(self, item: Event | str) -> Event:
-        """Check what is put into the queue directly, and return it as an event. Raises what ``put`` raises."""
+class CloseReason(StrEnum):
+    """Why a stream ended."""
 
-    def _check_get(self) -> None:
-        """Raise ``RuntimeError`` in another thread than the event loop's."""
+    CLIENT_LEFT = "client_left"
+    """The client disconnected."""
+    CLOSED = "closed"
+    """The channel was closed, and everything in it was sent."""
+    ERROR = "error"
+    """The producer, another function of the application, or the buffer raised an exception."""
+    SHUTDOWN = "shutdown"
+    """The server is shutting down."""
+    STALLED = "stalled"
+    """The client acknowledged nothing for ``stall_timeout`` seconds."""
+    LAGGED = "lagged"
+    """The Hub no longer had the client's next record, and ``on_gap`` is ``"close"``."""
+    EXPIRED = "expired"
+    """The stream reached its ``max_age``."""
+    KICKED = "kicked"
+    """The application ended the stream, or a newer stream of the same key replaced it."""
 
-    def _wake_stream(self) -> None:
-        """Have the stream take what is there."""
 
-    def _made_room(self) -> None:
-        """Note that an event was taken by somebody else than the stream."""
+class EventChannel:
+    """A channel of events from one or more producers to one stream.
+
+    All methods must be called from the thread of the stream's event loop, except ``put_threadsafe``. In another thread
+    they raise ``RuntimeError`` and have no effect.
+
+    Args:
+        buffer: The capacity in events, or a factory of an ``asyncio.Queue``. ``full`` and ``put_nowait`` of that queue
+            determine whether an event waits for room, is dropped, or replaces another.
+        retry: The reconnection time in milliseconds. It is sent with the first event that is not only a comment.
+        max_event_size: Maximum size of the frame of an event, in bytes. None means unlimited.
+
+    Raises:
+        TypeError: ``buffer`` is neither an integer nor callable, or the factory did not return an ``asyncio.Queue``.
+        ValueError: ``buffer`` is less than 1, or the factory returned the queue of another open stream.
+    """
+
+    __slots__ = ("_buffer", "_close_waiters", "_closed", "_end_observed", "_idle", "_loop", "_lossy_buffer",
+                 "_max_event_size", "_on_overflow", "_on_ready", "_putters", "_retry", "_thread_id",
+                 "reason")  # fmt: skip
+
+    reason: CloseReason | None
+    """Why the stream ended. None while it is open."""
+
+    def __init__(
+        self,
+        buffer: int | Callable[[], EventQueue] = 10,
+        *,
+        retry: int | None = None,
+        max_event_size: int | None = None,
+    ) -> None:
+        self._buffer: ChannelQueue = _create_buffer(buffer, self)
+        queue: EventQueue = self._buffer
+        self._lossy_buffer = queue if isinstance(queue, LossyQueue) else None
+        self._retry = retry
+        self._max_event_size = max_event_size
+        # Created on first use, because in most streams no task ever waits.
+        self._putters: deque[asyncio.Future[None]] | None = None
+        self._close_waiters: list[asyncio.Future[None]] | None = None
+        self._on_ready: Callable[[], None] = _do_nothing
+        self._on_overflow: Callable[[], None] = _do_nothing
+        self._idle = True  # whether the stream has to be notified of the next event
+        self._loop: asyncio.AbstractEventLoop | None = None  # the stream's
+        self._thread_id = 0  # of the thread in which the loop runs; 0 until there is a stream
+        self._closed = False
+        # Whether a producer knows of the end: one was waiting for room or for the end, or has tried to put since.
+        self._end_observed = False
+        self.reason = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel accepts no more events. Those in the buffer are still sent."""
+        return self._closed
+
+    @property
+    def buffer(self) -> EventQueue:
+        """The queue of the events that wait to be sent. An event that is put into it directly is sent too."""
+        return self._buffer
+
+    @property
+    def buffered(self) -> int:
+        """Number of events that wait to be sent."""
+        return self._buffer.qsize()
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the buffer is a ``LossyQueue``, which may drop events."""
+        return self._lossy_buffer is not None
+
+    @property
+    def dropped(self) -> int:
+        """Number of events that the buffer has dropped, if it is a ``LossyQueue``; otherwise 0."""
+        return 0 if self._lossy_buffer is None else self._lossy_buffer.dropped
+
+    async def put(self, event: Event | str) -> bool:
+        """Put an event, waiting until the buffer has room.
+
+        Tasks that wait put their events in the order of their calls. Cancelling is safe: the event is then not put.
+
+        Args:
+            event: The event, or its data.
+
+        Returns:
+            True, or False if the channel is closed. A ``put`` that is waiting when the channel is closed or the stream
+            ends returns False.
+
+        Raises:
+            TypeError: ``event`` is neither an ``Event`` nor a ``str``.
+            ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
+            EventTooLarge: The event exceeds ``max_event_size``.
+        """
+        if type(event) is not Event or self._max_event_size is not None:
+            event = self._validate(event)
+        if get_ident() != self._thread_id:
+            self._check_thread("await channel.put(event)", _PUT_THREADSAFE)
+        if self._closed:
+            self._end_observed = True
+            await asyncio.sleep(0)  # a producer that ignores False would block the event loop
+            return False
+        if (self._putters or self._buffer.full()) and not await self._wait_for_room():
+            return False
+        self._put(event)
+        return True
+
+    def put_nowait(self, event: Event | str) -> bool:
+        """Put an event without waiting.
+
+        Args:
+            event: The event, or its data.
+
+        Returns:
+            True, or False if the channel is closed.
+
+        Raises:
+            ChannelFull: The buffer has no room.
+            TypeError: ``event`` is neither an ``Event`` nor a ``str``.
+            ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
+            EventTooLarge: The event exceeds ``max_event_size``.
+        """
+        event = self._validate(event)
+        if get_ident() != self._thread_id:
+            self._check_thread("channel.put_nowait(event)", _PUT_THREADSAFE)
+        if self._closed:
+            self._end_observed = True
+            return False
+        if self._putters or self._buffer.full():
+            raise ChannelFull(f"the channel holds {self.buffered} events and has no room; put() waits for room")
+        self._put(event)
+        return True
+
+    def put_threadsafe(self, event: Event | str) -> Future[bool]:
+        """Put an event from any thread. Events from one thread keep their order.
+
+        Cancelling the future withdraws an event that waits for room. If room becomes available at the same time, the
+        event may be sent nevertheless.
+
+        Args:
+            event: The event, or its data.
+
+        Returns:
+            A future of what ``put`` returns, which may be ignored. Its ``result`` raises ``RuntimeError`` in the thread
+            of the event loop, which it would block; there ``await asyncio.wrap_future(future)`` instead.
+
+        Raises:
+            TypeError: ``event`` is neither an ``Event`` nor a ``str``.
+            ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
+            EventTooLarge: The event exceeds ``max_event_size``.
+            RuntimeError: The channel has no stream yet, or the event loop is closed.
+        """
+        event = self._validate(event)
+        if self._loop is None:
+            raise RuntimeError("the channel has no stream yet, and therefore no event loop to put the event in")
+        return run_in_loop(self._loop, lambda: self.put(event))
 
     def close(self) -> None:
-        """Take no more events."""
+        """Accept no more events, and end the stream when all events in the buffer have been sent. Idempotent."""
+        if get_ident() != self._thread_id:
+            self._check_thread("channel.close()", "loop.call_soon_threadsafe(channel.close)")
+        if not self._closed:
+            self._closed = True
+            woken = _wake_all(self._putters)
+            self._end_observed = self._buffer._channel_fail_puts() or woken
+            self._on_ready()
 
+    def end(self, reason: CloseReason) -> None:
+        """End the stream now. Events in the buffer are sent only if the connection accepts them immediately.
 
-class _Over:
-    """The owner of a queue whose stream is over."""
+        Tasks that wait in ``put`` or ``wait_closed`` are woken. Idempotent: the first reason is kept.
 
-    def _accept(self, item: Event | str) -> NoReturn:
-        raise ChannelClosed(f"the stream of this queue is over, and {str(item)[:60]!r} was not taken")
+        Args:
+            reason: The reason to report. Applications use ``CloseReason.KICKED``.
+        """
+        if get_ident() != self._thread_id:
+            self._check_thread("end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
+        if self.reason is None:
+            self.reason = reason
+            if self._closed:
+                self._on_ready()
+            self.close()
+            self._on_ready = self._on_overflow = _do_nothing
+            self._end_observed = _wake_all(self._close_waiters) or self._end_observed
+            self._buffer._channel_detach()
+
+    async def wait_closed(self) -> CloseReason:
+        """Wait until the stream has ended. Cancelling is safe.
+
+        Returns:
+            Why the stream ended.
+        """
+        if get_ident() != self._thread_id:
+            self._check_thread(
+                "await channel.wait_closed()", "asyncio.run_coroutine_threadsafe(channel.wait_closed(), loop)"
+            )
+        while self.reason is None:
+            if self._close_waiters is None:
+                self._close_waiters = []
+            waiter = _create_waiter()
+            self._close_waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._close_waiters.remove(waiter)
+        return self.reason
+
+    # The interface for the stream.
+
+    def _attach(self, on_ready: Callable[[], None], on_overflow: Callable[[], None] | None = None) -> None:
+        """Bind the channel to a stream and to the running event loop.
+
+        ``on_ready`` is called when an event is put after the stream found none, and when the channel is closed.
+        ``on_overflow`` is called before a ``LossyQueue`` drops an event, so that the stream can write what it can.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._thread_id = get_ident()
+        self._on_ready = on_ready
+        self._on_overflow = on_overflow or _do_nothing
+
+    def _get_frames(self, max_bytes: int) -> list[bytes]:
+        """Remove events until their frames have ``max_bytes`` or more. ``_frames_written`` must be called next."""
+        buffer = self._buffer
+        bounded = buffer if type(buffer) is BoundedQueue else None
+        events: Iterable[Event]
+        if max_bytes <= 0:
+            events = ()
+        elif bounded is not None:  # removed together below, which saves a call for each event
+            events = bounded._queue
+        else:
+            events = _drain(buffer)
+        frames: list[bytes] = []
+        size = 0
+        for event in events:
+            if self._retry is None or is_comment(event):  # with ``retry``, a comment would end with a blank line
+                frame = encode(event)
+            else:
+                frame, self._retry = encode(event, self._retry), None
+            frames.append(frame)
+            size += len(frame)
+            if size >= max_bytes:
+                break
+        count = len(frames)
+        if bounded is not None and count:
+            bounded._channel_remove(count)
+        self._idle = True
+        if self._putters:
+            self._wake_putters(count)
+        return frames
+
+    def _frames_written(self, count: int) -> None:
+        """Mark ``count`` events as done, for ``buffer.join()``."""
+        self._buffer._channel_done(count)
+
+    # The interface for the buffer, when an event is put into it or removed from it directly.
+
+    def _check_put(self, item: Event | str) -> Event:
+        """Validate an event that is put into the buffer directly, and make room in a ``LossyQueue``."""
+        event = self._validate(item)
+        if get_ident() != self._thread_id:
+            self._check_thread("put on the channel's queue", _PUT_THREADSAFE)
+        if self._closed:
+            self._end_observed = True
+            raise ChannelClosed(f"the channel is closed, and {str(event)[:60]!r} was not put")
+        lossy = self._lossy_buffer
+        if lossy is not None and lossy.qsize() >= lossy.maxsize:
+            self._on_overflow()
+        return event
 
     def _check_get(self) -> None:
-        """Allow it: nothing waits any more."""
+        if get_ident() != self._thread_id:
+            self._check_thread("a call on the channel's queue", "loop.call_soon_threadsafe")
 
-    _wake_stream = _made_room = close = _check_get
+    def _notify(self) -> None:
+        """Notify the stream that there are events."""
+        if self._idle:
+            self._on_ready()
+            self._idle = False
+
+    def _event_removed(self) -> None:
+        """Note that an event was removed, and not by the stream."""
+        if self._putters:
+            self._wake_putters(1)
+
+    # Internals.
+
+    def _validate(self, event: Event | str) -> Event:
+        """Return an event or the data of one as an event. Raises what ``put`` raises."""
+        event = _as_event(event)
+        limit = self._max_event_size
+        if limit is not None and is_larger(event, limit):
+            raise EventTooLarge(
+                f"the event has {len(encode(event))} bytes and max_event_size is {limit}: {str(event)[:60]}…"
+            )
+        return event
+
+    def _check_thread(self, call: str, alternative: str) -> None:
+        """Raise ``RuntimeError`` in a thread other than the stream's."""
+        if self._loop is not None:
+            check_loop(self._loop, call, alternative)
+
+    def _put(self, event: Event) -> None:
+        lossy = self._lossy_buffer
+        if lossy is not None and lossy.qsize() >= lossy.maxsize:
+            self._on_overflow()
+        if self._idle:
+            self._on_ready()  # first, because it may raise; a stream that finds no event writes nothing
+            self._idle = False
+        self._buffer._channel_put(event)
+
+    async def _wait_for_room(self) -> bool:
+        """Wait in line for room. Returns whether the channel is still open."""
+        if self._putters is None:
+            self._putters = deque()
+        waiter = _create_waiter()
+        self._putters.append(waiter)
+        try:
+            await waiter
+            while self._buffer.full() and not self._closed:  # an earlier put used more room than one event had freed
+                index = self._putters.index(waiter)
+                self._putters[index] = waiter = _create_waiter()
+                await waiter
+        except asyncio.CancelledError:
+            self._wake_putters(1)  # this put may have been woken for room that it does not use
+            raise
+        finally:
+            self._putters.remove(waiter)
+        return not self._closed
+
+    def _wake_putters(self, count: int) -> None:
+        """Wake the first ``count`` puts that have not been woken. Each leaves the line by itself."""
+        for waiter in islice((waiter for waiter in self._putters or () if not waiter.done()), count):
+            waiter.set_result(None)
 
 
-_OVER = _Over()
+class _NoChannel:
+    """The owner of a queue whose stream has ended."""
+
+    def _check_put(self, item: Event | str) -> NoReturn:
+        raise ChannelClosed(f"the stream of this queue has ended, and {str(item)[:60]!r} was not put")
+
+    def _check_get(self) -> None:
+        """Do nothing."""
+
+    _notify = _event_removed = close = _check_get
+
+
+_NO_CHANNEL = _NoChannel()
 
 
 class ChannelQueue(asyncio.Queue[Event]):
-    """An ``asyncio.Queue`` that is a channel's buffer.
+    """An ``asyncio.Queue`` that is the buffer of a channel.
 
-    ``put`` and ``put_nowait`` check what is put, wake the stream, and raise ``ChannelClosed`` once the channel takes
-    no more events, also in a ``put`` that was waiting. ``join`` returns when all that was put has been written, or the
-    stream is over.
+    ``put`` and ``put_nowait`` validate the event and notify the stream. Once the channel is closed they raise
+    ``ChannelClosed``, also in a ``put`` that is waiting. ``join`` returns when all events were written, or at the end
+    of the stream.
     """
 
-    # This class stands in front of a user's own, so the names that are only ours have a prefix.
+    # _create_buffer() derives a class from this one and that of the user's queue. The names that asyncio.Queue does not
+    # have are prefixed, so that they do not clash with names of the user's class.
     __slots__ = ()
-    _channel_owner: Owner = _OVER
-    if TYPE_CHECKING:  # asyncio.Queue's own, of which there is no public way to release those who wait
+    _channel_owner: EventChannel | _NoChannel = _NO_CHANNEL
+    if TYPE_CHECKING:  # private attributes of asyncio.Queue, which has no public way to wake its waiters
 
         @property
         def _putters(self) -> deque[asyncio.Future[None]]: ...
@@ -87,75 +420,181 @@ class ChannelQueue(asyncio.Queue[Event]):
         def _getters(self) -> deque[asyncio.Future[None]]: ...
         @property
         def _finished(self) -> asyncio.Event: ...
+        def _wakeup_next(self, waiters: deque[asyncio.Future[None]]) -> None: ...
 
     def put_nowait(self, item: Event | str) -> None:
-        """Hand an event to the stream. Raises ``asyncio.QueueFull``, ``ChannelClosed``, and what ``put`` raises."""
+        """Put an event. Raises ``asyncio.QueueFull``, ``ChannelClosed``, and what ``EventChannel.put`` raises."""
         owner = self._channel_owner
-        super().put_nowait(owner._accept(item))
-        owner._wake_stream()  # a class of the user's need not come by _put
+        super().put_nowait(owner._check_put(item))
+        owner._notify()  # the user's put_nowait may not call _put
 
     async def put(self, item: Event | str) -> None:
-        """Hand an event to the stream, waiting for room. Cancelling is safe: the event was not taken."""
-        await super().put(self._channel_owner._accept(item))
+        """Put an event, waiting for room. Cancelling is safe. Raises as ``put_nowait``, except ``QueueFull``."""
+        await super().put(self._channel_owner._check_put(item))
 
     def get_nowait(self) -> Event:
-        """Take an event that the stream then does not send. Raises ``asyncio.QueueEmpty``."""
+        """Remove an event, which is then not sent. Raises ``asyncio.QueueEmpty``."""
         self._channel_owner._check_get()
-        event = super().get_nowait()
-        self._channel_owner._made_room()
+        event = self._channel_get()
+        self._channel_owner._event_removed()
         return event
 
     async def get(self) -> Event:
-        """Wait for an event and take it. Raises ``ChannelClosed`` when there is none and the stream is over."""
+        """Wait for an event and remove it. Raises ``ChannelClosed`` if there is none and the stream has ended."""
         self._channel_owner._check_get()
-        if self._channel_owner is _OVER and self.empty():
-            raise ChannelClosed("the stream of this queue is over, and no event will come")
+        if self._channel_owner is _NO_CHANNEL and self.empty():
+            raise ChannelClosed("the stream of this queue has ended, and no event will be put")
         return await super().get()
 
     if sys.version_info >= (3, 13):
 
-        def shutdown(self, immediate: bool = False) -> None:  # noqa: FBT001, FBT002  # as asyncio has it
-            """Take no more events and end the stream when all are sent; ``immediate`` drops what waits."""
+        def shutdown(self, immediate: bool = False) -> None:  # noqa: FBT001, FBT002  # asyncio's signature
+            """Close the channel. If ``immediate``, drop the events in the queue."""
             self._channel_owner._check_get()
             super().shutdown(immediate)
             self._channel_owner.close()
 
     def _put(self, item: Event) -> None:
-        self._channel_owner._wake_stream()  # before anything changes
+        self._channel_owner._notify()  # first, because it may raise
         super()._put(item)
 
-    # The channel's side.
+    # The interface for the channel.
 
-    def _channel_add(self, event: Event) -> None:
-        """Append an event that was checked; the stream is woken already."""
+    def _channel_put(self, event: Event) -> None:
+        """Append a validated event. The stream has been notified."""
         super().put_nowait(event)
 
-    def _channel_take(self) -> Event:
-        """Take the first event for the stream."""
+    def _channel_get(self) -> Event:
         return super().get_nowait()
 
-    def _channel_written(self, count: int) -> None:
-        """Note that so many events that were taken have been written."""
+    def _channel_done(self, count: int) -> None:
+        """Mark ``count`` events as done."""
         try:
             for _ in range(count):
                 self.task_done()
-        except ValueError:  # a class of the user's does not count what is put
+        except ValueError:  # the user's class does not count what is put
             pass
 
-    def _channel_release_puts(self) -> bool:
-        """Have each ``put`` that waits raise ``ChannelClosed``, and return whether there was one."""
-        return _fail(self._putters)
+    def _channel_fail_puts(self) -> bool:
+        """Let each waiting ``put`` raise ``ChannelClosed``. Returns whether there was one."""
+        return _fail_all(self._putters)
 
-    def _channel_release(self) -> None:
-        """Let all go that wait: the stream is over, which is true of each direct call from now on too."""
-        self._channel_owner = _OVER
-        _fail(self._putters)
-        _fail(self._getters)
+    def _channel_detach(self) -> None:
+        """Separate the queue from its channel, and wake all waiters."""
+        self._channel_owner = _NO_CHANNEL
+        _fail_all(self._putters)
+        _fail_all(self._getters)
         self._finished.set()
 
 
-class _Waits:
-    """The parts of an ``asyncio.Queue`` that only those need who wait."""
+class BoundedQueue(ChannelQueue):
+    """The default buffer, an ``asyncio.Queue`` that allocates nothing until it is used.
+
+    An application has one for each open stream, and most of them are empty most of the time.
+    """
+
+    __slots__ = ("_channel_owner", "_maxsize", "_queue", "_unfinished_tasks", "_waiters")
+
+    _is_shutdown = False  # set by asyncio.Queue.__init__() from Python 3.13 on
+
+    def __init__(self, maxsize: int, owner: EventChannel) -> None:  # does not call super(), which would allocate
+        self._channel_owner: EventChannel | _NoChannel = owner
+        self._maxsize = maxsize
+        # A list is smaller and faster than a deque as long as all events are removed together.
+        self._queue: list[Event] | deque[Event] | tuple[()] = ()
+        self._unfinished_tasks = 0
+        self._waiters: _Waiters | None = None
+
+    def full(self) -> bool:
+        """Return whether ``put`` would wait."""
+        return len(self._queue) >= self._maxsize
+
+    def put_nowait(self, item: Event | str) -> None:
+        """Put an event. Raises ``ChannelFull``, ``ChannelClosed``, and what ``EventChannel.put`` raises."""
+        event = self._channel_owner._check_put(item)
+        if self.full():
+            raise ChannelFull(f"the queue holds {self.qsize()} events and has no room; put() waits for room")
+        self._channel_owner._notify()
+        self._channel_put(event)
+
+    async def join(self) -> None:
+        """Wait until all events were written or the stream has ended. Cancelling is safe."""
+        if self._channel_owner is not _NO_CHANNEL:
+            await super().join()
+
+    def _get(self) -> Event:  # called by asyncio.Queue.shutdown()
+        return self._channel_get()
+
+    def _channel_put(self, event: Event) -> None:
+        queue = self._queue
+        if queue:
+            queue.append(event)
+        else:
+            self._queue = [event]
+        self._unfinished_tasks += 1
+        waiters = self._waiters
+        if waiters is not None:
+            waiters.finished.clear()
+            self._wakeup_next(waiters.getters)
+
+    def _channel_get(self) -> Event:
+        queue = self._queue
+        if not queue:
+            raise asyncio.QueueEmpty
+        event = queue[0]
+        self._channel_remove(1)
+        return event
+
+    def _channel_remove(self, count: int) -> None:
+        """Remove the first ``count`` events, and wake as many direct puts."""
+        queue = self._queue
+        if count == len(queue):
+            self._queue = ()  # frees the memory of a burst
+        else:
+            if not isinstance(queue, deque):
+                queue = self._queue = deque(queue)
+            for _ in range(count):
+                queue.popleft()
+        if self._waiters is not None:
+            for _ in range(count):
+                self._wakeup_next(self._waiters.putters)
+
+    def _channel_done(self, count: int) -> None:
+        self._unfinished_tasks -= count
+        if self._waiters is not None and self._unfinished_tasks <= 0:
+            self._waiters.finished.set()
+
+    def _channel_fail_puts(self) -> bool:
+        return self._waiters is not None and _fail_all(self._waiters.putters)
+
+    def _channel_detach(self) -> None:
+        if self._waiters is None:
+            self._channel_owner = _NO_CHANNEL
+        else:
+            super()._channel_detach()
+
+    # Attributes of asyncio.Queue, created on first use.
+
+    def _ensure_waiters(self) -> _Waiters:
+        if self._waiters is None:
+            self._waiters = _Waiters(finished=not self._unfinished_tasks)
+        return self._waiters
+
+    @property
+    def _getters(self) -> deque[asyncio.Future[None]]:
+        return self._ensure_waiters().getters
+
+    @property
+    def _putters(self) -> deque[asyncio.Future[None]]:
+        return self._ensure_waiters().putters
+
+    @property
+    def _finished(self) -> asyncio.Event:
+        return self._ensure_waiters().finished
+
+
+class _Waiters:
+    """The attributes of an ``asyncio.Queue`` that only tasks that wait need."""
 
     __slots__ = ("finished", "getters", "putters")
 
@@ -167,141 +606,8 @@ class _Waits:
             self.finished.set()
 
 
-class BoundedQueue(ChannelQueue):
-    """A lean ``asyncio.Queue`` of events: its parts are made when they are first needed, and idle it has none."""
-
-    __slots__ = ("_channel_owner", "_in_hand", "_maxsize", "_queue", "_waits")
-
-    _is_shutdown = False  # asyncio's, from Python 3.13 on
-
-    def __init__(self, maxsize: int, owner: Owner) -> None:  # asyncio.Queue's would make all parts
-        self._channel_owner: Owner = owner
-        self._maxsize = maxsize
-        self._queue: list[Event] | deque[Event] | None = None  # a list until some are taken and others stay
-        self._in_hand = 0  # taken, but not by the stream, and not done
-        self._waits: _Waits | None = None
-
-    def qsize(self) -> int:
-        """Count what can be taken."""
-        return len(self._queue) if self._queue else 0
-
-    def empty(self) -> bool:
-        """Tell whether there is nothing to take."""
-        return not self._queue
-
-    def full(self) -> bool:
-        """Tell whether a producer has to wait."""
-        queue = self._queue
-        return queue is not None and len(queue) >= self._maxsize
-
-    def put_nowait(self, item: Event | str) -> None:
-        """Hand an event to the stream. Raises ``asyncio.QueueFull``, ``ChannelClosed``, and what ``put`` raises."""
-        event = self._channel_owner._accept(item)
-        if self.full():
-            raise ChannelFull(f"the queue holds {self.qsize()} events and has no room; put() waits for it")
-        self._channel_owner._wake_stream()
-        self._channel_add(event)
-
-    def get_nowait(self) -> Event:
-        """Take an event that the stream then does not send. Raises ``asyncio.QueueEmpty``."""
-        self._channel_owner._check_get()
-        event = self._channel_take()
-        self._in_hand += 1
-        self._channel_owner._made_room()
-        return event
-
-    def task_done(self) -> None:
-        """Note that an event that was taken has been dealt with. Raises ``ValueError`` if there was none."""
-        if not self._unfinished_tasks:
-            raise ValueError("task_done() called too many times")
-        self._unfinished_tasks -= 1
-        self._channel_written(1)
-
-    async def join(self) -> None:
-        """Wait until all that was put has been written, or the stream is over. Cancelling is safe."""
-        if self._channel_owner is not _OVER:
-            await super().join()
-
-    def _channel_add(self, event: Event) -> None:
-        queue = self._queue
-        if queue is None:
-            self._queue = [event]
-        else:
-            queue.append(event)
-        if self._waits is not None:
-            self._waits.finished.clear()
-            _wake_next(self._waits.getters, 1)
-
-    def _channel_take(self) -> Event:
-        queue = self._queue
-        if not queue:
-            raise asyncio.QueueEmpty
-        event = queue[0]
-        self._channel_leave(1)
-        return event
-
-    def _channel_leave(self, count: int) -> None:
-        """Let go of so many events, which were taken; their room is for those who wait in ``put``."""
-        queue = self._queue
-        if not queue or count == len(queue):
-            self._queue = None  # frees the room that a burst took
-        else:
-            if isinstance(queue, list):
-                queue = self._queue = deque(queue)
-            for _ in range(count):
-                queue.popleft()
-        if self._waits is not None:
-            _wake_next(self._waits.putters, count)
-
-    def _channel_written(self, count: int) -> None:  # noqa: ARG002  # those that the stream takes are not counted
-        if self._waits is not None and not self._unfinished_tasks:
-            self._waits.finished.set()
-
-    def _channel_release_puts(self) -> bool:
-        return self._waits is not None and _fail(self._waits.putters)
-
-    def _channel_release(self) -> None:
-        if self._waits is None:
-            self._channel_owner = _OVER
-        else:
-            super()._channel_release()
-
-    # Under asyncio.Queue's own names, so that what it does while somebody waits, or shuts it down, holds here too.
-
-    def _get(self) -> Event:
-        event = self._channel_take()
-        self._in_hand += 1
-        return event
-
-    @property
-    def _unfinished_tasks(self) -> int:
-        return self.qsize() + self._in_hand
-
-    @_unfinished_tasks.setter
-    def _unfinished_tasks(self, count: int) -> None:
-        self._in_hand = count - self.qsize()
-
-    @property
-    def _parts(self) -> _Waits:
-        if self._waits is None:
-            self._waits = _Waits(finished=not self._unfinished_tasks)
-        return self._waits
-
-    @property
-    def _getters(self) -> deque[asyncio.Future[None]]:
-        return self._parts.getters
-
-    @property
-    def _putters(self) -> deque[asyncio.Future[None]]:
-        return self._parts.putters
-
-    @property
-    def _finished(self) -> asyncio.Event:
-        return self._parts.finished
-
-
 def check_buffer(buffer: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` for what is neither a number of events nor a factory."""
+    """Raise ``TypeError`` or ``ValueError`` if ``buffer`` is neither a number of events nor callable."""
     if callable(buffer):
         return
     if type(buffer) is not int:
@@ -310,398 +616,40 @@ def check_buffer(buffer: object) -> None:
         raise ValueError(f"buffer is 1 event or more, not {buffer!r}: without a bound a slow client fills the memory")
 
 
-def new_buffer(buffer: int | Callable[[], EventQueue], owner: Owner) -> ChannelQueue:
-    """Make a channel's buffer, or say what is wrong with ``buffer``."""
+def _create_buffer(buffer: int | Callable[[], EventQueue], owner: EventChannel) -> ChannelQueue:
     check_buffer(buffer)
-    return _owned(buffer, owner) if callable(buffer) else BoundedQueue(buffer, owner)
-
-
-def _owned(factory: Callable[[], EventQueue], owner: Owner) -> ChannelQueue:
-    """Make a queue of the user's a channel's: the methods that the channel must hear of go before its class's own."""
-    queue = factory()
+    if not callable(buffer):
+        return BoundedQueue(buffer, owner)
+    queue = buffer()
     if not isinstance(queue, asyncio.Queue):
-        raise TypeError(f"buffer is a number of events or makes an asyncio.Queue; {factory!r} made {queue!r}")
+        raise TypeError(f"buffer is a number of events or makes an asyncio.Queue; {buffer!r} made {queue!r}")
     if isinstance(queue, ChannelQueue):
-        if queue._channel_owner is not _OVER:
-            raise ValueError(f"a queue is of one stream; {factory!r} made {queue!r}, which another open stream has")
+        if queue._channel_owner is not _NO_CHANNEL:
+            raise ValueError(
+                f"each stream needs its own queue; {buffer!r} made {queue!r}, which another open stream has"
+            )
     else:
-        own: type[object] = type(queue)
+        queue_class: type[object] = type(queue)
         try:
-            queue.__class__ = _channel_class(own)  # type: ignore[arg-type]  # mypy takes no class for a Hashable
+            queue.__class__ = _derive_class(queue_class)  # type: ignore[arg-type]  # mypy takes no class for a Hashable
         except TypeError as error:
             raise TypeError(f"{queue!r} cannot be a channel's buffer: {error}") from error
-        assert isinstance(queue, ChannelQueue)  # noqa: S101  # its class is one now
+        assert isinstance(queue, ChannelQueue)  # noqa: S101  # because of its new class
     queue._channel_owner = owner
     return queue
 
 
 @lru_cache(64)
-def _channel_class(of_queue: type[object]) -> type[ChannelQueue]:
-    """Make the class of a user's queue that is a channel's."""
-    names = {"__slots__": (), "__module__": of_queue.__module__, "__qualname__": of_queue.__qualname__}
-    made: type[ChannelQueue] = new_class(
-        of_queue.__name__, (ChannelQueue, of_queue), {}, lambda body: body.update(names)
+def _derive_class(queue_class: type[object]) -> type[ChannelQueue]:
+    """Derive a class from ``ChannelQueue`` and that of a user's queue, under the name of the latter."""
+    names = {"__slots__": (), "__module__": queue_class.__module__, "__qualname__": queue_class.__qualname__}
+    derived: type[ChannelQueue] = new_class(
+        queue_class.__name__, (ChannelQueue, queue_class), {}, lambda namespace: namespace.update(names)
     )
-    return made
+    return derived
 
 
-def _wake_next(waiters: deque[asyncio.Future[None]], count: int) -> None:
-    """Wake that many of those who wait, oldest first."""
-    while count and waiters:
-        waiter = waiters.popleft()
-        if not waiter.done():
-            waiter.set_result(None)
-            count -= 1
-
-
-def _fail(waiters: Iterable[asyncio.Future[None]]) -> bool:
-    """Have each of those who wait raise ``ChannelClosed``, and return whether there was one."""
-    anybody = False
-    for waiter in list(waiters):
-        if not waiter.done():
-            waiter.set_exception(ChannelClosed("the stream of this queue is over"))
-            anybody = True
-    return anybody
-
-
-class CloseReason(StrEnum):
-    """Why a stream ended."""
-
-    CLIENT_LEFT = "client_left"
-    CLOSED = "closed"
-    ERROR = "error"
-    SHUTDOWN = "shutdown"
-    STALLED = "stalled"
-    LAGGED = "lagged"
-    EXPIRED = "expired"
-    KICKED = "kicked"
-
-
-class EventChannel:
-    """Carry events from a producer to a stream, in order.
-
-    ``buffer`` is how many events may wait, or a factory of an ``asyncio.Queue``: what that queue's ``full`` and
-    ``put_nowait`` do when there is no room (wait, slide, drop, conflate) is the channel's policy. ``retry``
-    (milliseconds) rides in the first frame that is no comment; ``max_event_size`` is in bytes on the wire.
-
-    Any number of tasks of the stream's event loop may put. From other threads there is ``put_threadsafe``; every other
-    call that changes the channel raises ``RuntimeError`` there, and changes nothing.
-    """
-
-    __slots__ = ("_asleep", "_buffer", "_closed", "_loop", "_lossy", "_max_event_size", "_over", "_relieve", "_retry",
-                 "_thread", "_told", "_waiting", "_wake", "reason")  # fmt: skip
-
-    reason: CloseReason | None
-    """Why the stream ended; ``None`` as long as it has not."""
-
-    def __init__(
-        self,
-        buffer: int | Callable[[], EventQueue] = 10,
-        *,
-        retry: int | None = None,
-        max_event_size: int | None = None,
-    ) -> None:
-        self._buffer: ChannelQueue = new_buffer(buffer, self)
-        self._lossy = self._buffer if isinstance(self._buffer, LossyQueue) else None  # looked at for each put
-        self._retry = retry
-        self._max_event_size = max_event_size
-        # Both are made when first needed: most streams have nobody in line, and an open one shall cost little.
-        self._waiting: deque[asyncio.Future[None]] | None = None  # a put each, oldest first
-        self._over: list[asyncio.Future[None]] | None = None  # a wait_closed each
-        self._wake: Callable[[], None] = _nobody
-        self._relieve: Callable[[], None] = _nobody
-        self._asleep = True  # whether the stream must be told of the next event
-        self._loop: asyncio.AbstractEventLoop | None = None  # the stream's
-        self._thread = 0  # the loop's; 0 while there is no stream
-        self._closed = False
-        self._told = False
-        self.reason = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether the channel takes no more events; those it has are still sent if the client is there."""
-        return self._closed
-
-    @property
-    def buffer(self) -> EventQueue:
-        """The ``asyncio.Queue`` of the events that wait; what is put into it directly is sent too."""
-        return self._buffer
-
-    @property
-    def buffered(self) -> int:
-        """How many events wait to be sent."""
-        return self._buffer.qsize()
-
-    @property
-    def lossy(self) -> bool:
-        """Whether its queue may lose events."""
-        return self._lossy is not None
-
-    @property
-    def dropped(self) -> int:
-        """How many events a queue that loses events has lost so far."""
-        return 0 if self._lossy is None else self._lossy.dropped
-
-    async def put(self, event: Event | str) -> bool:
-        """Hand over an event, waiting for room, and return ``True``; ``False`` once the stream is over, at once.
-
-        Also a ``put`` that was waiting when the client left returns ``False``. Cancelling is safe: the event was not
-        taken. Raises ``TypeError`` for what is no event, ``EventTooLarge`` for one over the limit.
-        """
-        if type(event) is not Event or self._max_event_size is not None:
-            event = self._checked(event)
-        if get_ident() != self._thread:
-            self._check_thread("await channel.put(event)", PUT_ELSEWHERE)
-        if self._closed:
-            self._told = True
-            await asyncio.sleep(0)  # or a producer that ignores False would never let anybody else run
-            return False
-        if (self._waiting or self._buffer.full()) and not await self._room():
-            return False
-        self._take(event)
-        return True
-
-    def put_nowait(self, event: Event | str) -> bool:
-        """Hand over an event and return ``True``, or ``False`` once the stream is over.
-
-        Raises ``ChannelFull``, and what ``put`` raises.
-        """
-        event = self._checked(event)
-        if get_ident() != self._thread:
-            self._check_thread("channel.put_nowait(event)", PUT_ELSEWHERE)
-        if self._closed:
-            self._told = True
-            return False
-        if self._waiting or self._buffer.full():
-            raise ChannelFull(f"the channel holds {self.buffered} events and has no room; put() waits for it")
-        self._take(event)
-        return True
-
-    def put_threadsafe(self, event: Event | str) -> Future[bool]:
-        """Hand over an event from any thread, and return a future of what ``put`` returns; it need not be asked.
-
-        Events of one thread keep their order. ``result`` waits for room as ``put`` does, and raises ``RuntimeError``
-        in the event loop's own thread instead of blocking it. Cancelling the future takes back an event that waits
-        for room; in the moment when there is room, it may be taken all the same.
-
-        Raises ``TypeError`` or ``EventTooLarge`` as ``put``, and ``RuntimeError`` when there is no stream, or its event
-        loop is closed.
-        """
-        event = self._checked(event)
-        if self._loop is None:
-            raise RuntimeError("this channel has no stream yet, and so no event loop that could take the event")
-        return run_in_loop(self._loop, lambda: self.put(event))
-
-    def close(self) -> None:
-        """Take no more events, and end the stream when all that were put have been sent. Idempotent."""
-        if get_ident() != self._thread:
-            self._check_thread("channel.close()", "loop.call_soon_threadsafe(channel.close)")
-        if not self._closed:
-            self._closed = True
-            self._told = _release(self._waiting) | self._buffer._channel_release_puts()
-            self._wake()
-
-    def end(self, reason: CloseReason) -> None:
-        """End the stream now, for this reason, without what its client does not take at once. The first reason counts.
-
-        Whoever waits for the end, or to put, is told now. ``CloseReason.KICKED`` is for an application's own use.
-        """
-        if get_ident() != self._thread:
-            self._check_thread("end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
-        if self.reason is None:
-            self.reason = reason
-            if self._closed:
-                self._wake()
-            self.close()
-            self._wake = self._relieve = _nobody
-            self._told = _release(self._over) or self._told
-            self._buffer._channel_release()
-
-    async def wait_closed(self) -> CloseReason:
-        """Wait until the stream is over and return why. Cancelling is safe."""
-        if get_ident() != self._thread:
-            self._check_thread(
-                "await channel.wait_closed()", "asyncio.run_coroutine_threadsafe(channel.wait_closed(), loop)"
-            )
-        while self.reason is None:
-            if self._over is None:
-                self._over = []
-            waiter = _new_waiter()
-            self._over.append(waiter)
-            try:
-                await waiter
-            finally:
-                self._over.remove(waiter)
-        return self.reason
-
-    # The stream's side.
-
-    def attach(self, wake: Callable[[], None], relieve: Callable[[], None] | None = None) -> None:
-        """Have ``wake`` called when there is something to take again, or the channel was closed.
-
-        ``relieve`` is called before a queue that loses events would lose one: it takes what can be sent at once.
-        From here on the channel belongs to the running event loop.
-        """
-        self._loop = asyncio.get_running_loop()
-        thread = get_ident()
-        self._thread = _threads.setdefault(thread, thread)
-        self._wake = wake
-        self._relieve = relieve or _nobody
-
-    def take(self) -> list[Event]:
-        """Take all events that are there, and make room for as many."""
-        events = []
-        while not self._buffer.empty():
-            events.append(self._buffer._channel_take())
-        self._taken(len(events))
-        self._buffer._channel_written(len(events))
-        return events
-
-    def take_frames(self, most: int) -> list[bytes]:
-        """Take events until their frames have that many bytes, or there are no more, and make room for as many.
-
-        ``written`` is to be called when they are.
-        """
-        buffer, size = self._buffer, 0
-        frames: list[bytes] = []
-        lean = buffer if type(buffer) is BoundedQueue else None  # as most are: no calls for each event
-        events = (_taken_from(buffer) if lean is None else lean._queue or ()) if most > 0 else ()
-        for event in events:
-            if self._retry is None or is_comment(event):  # it waits for an event that ends in a blank line anyhow
-                frame = encode(event)
-            else:
-                frame, self._retry = encode(event, self._retry), None
-            frames.append(frame)
-            size += len(frame)
-            if size >= most:
-                break
-        count = len(frames)
-        if lean is not None and count:
-            lean._channel_leave(count)
-        self._taken(count)
-        return frames
-
-    def written(self, count: int) -> None:
-        """Note that so many events that were taken have been written."""
-        self._buffer._channel_written(count)
-
-    @property
-    def told(self) -> bool:
-        """Whether somebody knows that it closed: was waiting on it then, or has tried to put since."""
-        return self._told
-
-    def _checked(self, event: Event | str) -> Event:
-        """Make an event of what was put, and refuse one that is too large."""
-        event = as_event(event)
-        limit = self._max_event_size
-        if limit is not None and is_larger(event, limit):
-            raise EventTooLarge(
-                f"the event has {len(encode(event))} bytes and max_event_size is {limit}: {str(event)[:60]}…"
-            )
-        return event
-
-    def _take(self, event: Event) -> None:
-        lossy = self._lossy
-        if lossy is not None and lossy.qsize() >= lossy.maxsize:
-            self._relieve()
-        if self._asleep:
-            self._wake()  # before anything changes, as it may fail; a stream that is woken for nothing writes nothing
-            self._asleep = False
-        self._buffer._channel_add(event)
-
-    def _check_thread(self, call: str, instead: str) -> None:
-        """Refuse a call from another thread than the stream's, unless that has no event loop any more."""
-        if self._loop is not None:
-            check_loop(self._loop, call, instead)
-
-    # The buffer's side: what is put into it directly.
-
-    def _accept(self, item: Event | str) -> Event:
-        """Check what is put into the buffer directly, and return it as an event."""
-        event = self._checked(item)
-        if get_ident() != self._thread:
-            self._check_thread("put on the channel's queue", PUT_ELSEWHERE)
-        if self._closed:
-            self._told = True
-            raise ChannelClosed(f"the channel takes no more events, and {str(event)[:60]!r} was not taken")
-        lossy = self._lossy
-        if lossy is not None and lossy.qsize() >= lossy.maxsize:
-            self._relieve()
-        return event
-
-    def _check_get(self) -> None:
-        """Refuse another thread."""
-        if get_ident() != self._thread:
-            self._check_thread("a call on the channel's queue", "loop.call_soon_threadsafe")
-
-    def _wake_stream(self) -> None:
-        """Have the stream take what is there."""
-        if self._asleep:
-            self._wake()
-            self._asleep = False
-
-    def _made_room(self) -> None:
-        """Note that an event was taken by somebody else than the stream."""
-        if self._waiting:
-            self._wake_next(1)
-
-    def _taken(self, count: int) -> None:
-        self._asleep = True
-        if self._waiting:
-            self._wake_next(count)
-
-    async def _room(self) -> bool:
-        """Wait in line, and say whether there is room now; there is none in a closed channel."""
-        if self._waiting is None:
-            self._waiting = deque()
-        waiter = _new_waiter()
-        self._waiting.append(waiter)
-        try:
-            await waiter
-            while self._buffer.full() and not self._closed:  # one in front of us put more than was taken
-                place = self._waiting.index(waiter)
-                self._waiting[place] = waiter = _new_waiter()
-                await waiter
-        except asyncio.CancelledError:
-            self._wake_next(1)  # perhaps there is room that was meant for us, and nobody else would be told of it
-            raise
-        finally:
-            self._waiting.remove(waiter)
-        return not self._closed
-
-    def _wake_next(self, count: int) -> None:
-        """Wake that many of those in line who have not been woken, oldest first."""
-        for waiter in islice((waiter for waiter in self._waiting or () if not waiter.done()), count):
-            waiter.set_result(None)
-
-
-PUT_ELSEWHERE = "channel.put_threadsafe(event), which returns a future,"
-_threads: dict[int, int] = {}  # one int of each thread's number, instead of one for each open stream
-
-
-def _taken_from(buffer: ChannelQueue) -> Iterator[Event]:
-    """Take events as long as there are any."""
-    while not buffer.empty():
-        yield buffer._channel_take()
-
-
-def _new_waiter() -> asyncio.Future[None]:
-    return asyncio.get_running_loop().create_future()
-
-
-def _release(waiters: Iterable[asyncio.Future[None]] | None) -> bool:
-    """Let all go that wait, and say whether there was anybody."""
-    anybody = False
-    for waiter in waiters or ():
-        if not waiter.cancelled():
-            anybody = True
-            if not waiter.done():
-                waiter.set_result(None)
-    return anybody
-
-
-def as_event(event: Event | str) -> Event:
-    """Make an event of what was put; a ``str`` is its data."""
+def _as_event(event: Event | str) -> Event:
     if isinstance(event, Event):
         return event
     if isinstance(event, str):
@@ -709,5 +657,35 @@ def as_event(event: Event | str) -> Event:
     raise TypeError(f"put takes an Event or a str, not {event!r}; Event.json(value) makes an event of anything else")
 
 
-def _nobody() -> None:
-    """Wake nobody."""
+def _drain(buffer: ChannelQueue) -> Iterator[Event]:
+    while not buffer.empty():
+        yield buffer._channel_get()
+
+
+def _create_waiter() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _wake_all(waiters: Iterable[asyncio.Future[None]] | None) -> bool:
+    """Wake all tasks that wait. Returns whether there was one."""
+    woken = False
+    for waiter in waiters or ():
+        if not waiter.cancelled():
+            woken = True
+            if not waiter.done():
+                waiter.set_result(None)
+    return woken
+
+
+def _fail_all(waiters: Iterable[asyncio.Future[None]]) -> bool:
+    """Let all tasks that wait raise ``ChannelClosed``. Returns whether there was one."""
+    failed = False
+    for waiter in list(waiters):
+        if not waiter.done():
+            waiter.set_exception(ChannelClosed("the channel of this queue is closed"))
+            failed = True
+    return failed
+
+
+def _do_nothing() -> None:
+    pass

@@ -1,4 +1,4 @@
-"""An observer that logs what each stage changed in the context."""
+"""``debug_observer``: logs what each stage changed in the context."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ _ABSENT = object()
 
 
 def debug_observer(*, omit: Omit = (), changes_only: bool = False) -> Observer:
-    """Make an observer that logs, at debug, what each stage added, removed and changed.
+    """Make an observer that logs, at DEBUG, which values each stage added, removed and changed.
 
-    What changed is told by key path: ``("user", "name")`` is the ``name`` in the dictionary under ``user``.
-    ``omit`` names paths, or decides by path, whose values are shown as ``...``. With ``changes_only``, stages that
-    changed nothing are not logged.
+    Values are identified by their path: ``("user", "name")`` is the ``name`` in the dictionary under ``user``.
+
+    Args:
+        omit: The paths whose values are logged as ``...``, or a function that returns whether to omit a path.
+        changes_only: Do not log stages that changed nothing.
+
+    Returns:
+        The observer, for ``context.add_observer``.
+
+    Raises:
+        TypeError: If ``omit`` has an item that is not a tuple.
     """
     if not callable(omit) and not all(isinstance(path, tuple) for path in omit):
-        raise TypeError(f"omit names paths, tuples of keys as in ('user', 'password'), not {omit!r}")
+        raise TypeError(f"omit takes paths, which are tuples of keys such as ('user', 'password'), not {omit!r}")
     omitted = omit if callable(omit) else frozenset(omit).__contains__
 
     def observe(fact: StageRan) -> None:
@@ -47,19 +55,19 @@ def debug_observer(*, omit: Omit = (), changes_only: bool = False) -> Observer:
 def _leaves(
     values: Mapping[object, object], path: Path, omitted: Callable[[Path], bool]
 ) -> Iterator[tuple[Path, object]]:
-    """Walk nested dictionaries down to what is none, or is omitted."""
+    """Yield paths and values of nested dictionaries. An omitted or empty dictionary is a value itself."""
     for key, value in values.items():
-        here = (*path, key)
-        if isinstance(value, dict) and value and not omitted(here):
-            yield from _leaves(value, here, omitted)
+        item_path = (*path, key)
+        if isinstance(value, dict) and value and not omitted(item_path):
+            yield from _leaves(value, item_path, omitted)
         else:
-            yield here, value
+            yield item_path, value
 
 
 def _changes(
     before: Mapping[Path, object], after: Mapping[Path, object], omitted: Callable[[Path], bool]
 ) -> dict[str, dict[Path, object]]:
-    """Tell two walks apart."""
+    """Return what was added, removed and changed, by path."""
 
     def shown(path: Path, value: object) -> object:
         return OMITTED if omitted(path) else value

@@ -1,26 +1,26 @@
-"""Every exception of the library, sorted by who must act.
+"""The exceptions of the library.
 
-::
+With the person who has to act on each::
 
     Exception
     ├── RuntimeError
     │   ├── BrokerError          the publisher, who may publish again:
-    │   │   ├── BrokerDown           the broker does not answer, and the event was surely not stored
-    │   │   ├── OutcomeUnknown       it may have been: publish again with the same ``idempotency_key``
-    │   │   └── BrokerRefused        whoever configures the broker: it said no, and will again
+    │   │   ├── BrokerDown           the broker does not answer, and the event was not stored
+    │   │   ├── OutcomeUnknown       the event may have been stored: repeat it with the same ``idempotency_key``
+    │   │   └── BrokerRefused        the operator: the broker rejects the event, and will again
     │   ├── QueueClosed          the author of a stage: the queue was changed while the chain was leaving
-    │   ├── NoResponse           the author of a route: the chain ended and nobody attached a response
-    │   └── ResponseCommitted    the author of a stage: the head is on the wire (logged, never raised into a stage)
+    │   ├── NoResponse           the author of a route: the chain ended without a response
+    │   └── ResponseCommitted    the author of a stage: the headers were sent (logged, never raised into a stage)
     ├── ValueError
     │   └── EventTooLarge        the producer: the event has more bytes than ``max_event_size``
     ├── asyncio.QueueFull
     │   └── ChannelFull          the producer: wait with ``put``, or drop the event
-    └── asyncio.QueueShutDown    (from Python 3.13 on, before that ``Exception``)
-        └── ChannelClosed        the producer that uses the queue directly: stop, the stream takes no more
+    └── asyncio.QueueShutDown    (since Python 3.13; before that ``Exception``)
+        └── ChannelClosed        a producer that uses the queue directly: stop, the stream has ended
 
-``StopReconnecting`` (in ``web``) is a response: a raised one answers 204.
+``StopReconnecting`` (in ``web``) is a response: raising it answers 204.
 
-What is wrong when something is built is a plain ``TypeError`` or ``ValueError`` with the value in its text.
+Wrong arguments raise a plain ``TypeError`` or ``ValueError`` with the value in its message.
 """
 
 from __future__ import annotations
@@ -42,52 +42,52 @@ __all__ = [
 ]
 
 
-FATAL = (KeyboardInterrupt, SystemExit)
-"""What ends the process, and so is never an error of one stream."""
+EXIT_EXCEPTIONS = (KeyboardInterrupt, SystemExit)
+"""The exceptions that end the process. They are always raised on, never treated as the error of one stream."""
 
 
 class BrokerError(RuntimeError):
-    """A broker could not do what it was to do."""
+    """A broker could not store an event, or could not be read."""
 
 
 class BrokerDown(BrokerError):
-    """The broker does not answer. What was to be published was surely not stored: to try again later is safe."""
+    """The broker does not answer. The event was not stored, so publishing it again is safe."""
 
 
 class OutcomeUnknown(BrokerError):
-    """What was published may have been stored, or not: with the same ``idempotency_key`` to try again is safe."""
+    """The event may have been stored. Publishing it again is safe with the same ``idempotency_key``."""
 
 
 class BrokerRefused(BrokerError):
-    """The broker answers, and says no: what was to be published was not stored, and trying again does not help."""
+    """The broker answered and rejected the event. It was not stored, and publishing it again does not help."""
 
 
 class QueueClosed(RuntimeError):
-    """A stage other than ``enter`` tried to change what is still to be entered."""
+    """A stage other than ``enter`` tried to change the queue of the chain."""
 
 
 class NoResponse(RuntimeError):
-    """A chain without a handler ended and no interceptor had attached a response."""
+    """A chain without a handler ended, and no interceptor had attached a response."""
 
 
 class ResponseCommitted(RuntimeError):
-    """Something tried to change a response whose head had gone to the wire; the change was dropped."""
+    """Code tried to change a response after its headers had been sent. The change was dropped."""
 
 
 class EventTooLarge(ValueError):
-    """An event has more bytes on the wire than the stream takes; it was not taken."""
+    """An encoded event has more bytes than the stream allows. It was not queued."""
 
 
 class ChannelFull(asyncio.QueueFull):
-    """``put_nowait`` found no room; the event was not taken."""
+    """``put_nowait`` found no room. The event was not queued."""
 
 
 if sys.version_info >= (3, 13):
 
     class ChannelClosed(asyncio.QueueShutDown):
-        """A call on the queue of a channel that takes no more events, or has no stream any more that takes them."""
+        """The channel is closed, or its stream has ended: its queue accepts no more events."""
 
 else:
 
     class ChannelClosed(Exception):
-        """A call on the queue of a channel that takes no more events, or has no stream any more that takes them."""
+        """The channel is closed, or its stream has ended: its queue accepts no more events."""

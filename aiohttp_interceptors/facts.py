@@ -1,4 +1,8 @@
-"""One frozen dataclass per fact: something that happened, told to observers."""
+"""Facts: frozen dataclasses that describe what has happened. Observers are called with them, and logs are made of them.
+
+``context.add_observer`` takes an ``Observer`` of stages, ``setup(app, observer=...)`` a ``StreamObserver``, and
+``Hub(observer=...)`` a ``HubObserver``.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +29,22 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class StageRan:
-    """One stage of one interceptor returned."""
+    """A stage of an interceptor has returned.
+
+    Attributes:
+        execution_id: The ``execution_id`` of the context.
+        interceptor: Name of the interceptor.
+        stage: ``"enter"``, ``"leave"`` or ``"error"``.
+        duration: Seconds that the stage took; for the stage that added the observer, seconds since then.
+        before: The context's values when the stage began. Dictionaries in it are copies, other values are shared.
+        after: The values when the stage had returned, copied in the same way.
+    """
 
     execution_id: int | str
     interceptor: str
     stage: str
     duration: float
-    """Seconds; for the stage that added the observer, since it was added."""
     before: Mapping[object, object]
-    """The context's values when the stage began; dictionaries in it are copied, other values shared."""
     after: Mapping[object, object]
 
 
@@ -42,7 +53,12 @@ Observer: TypeAlias = Callable[[StageRan], object]
 
 @dataclass(frozen=True, slots=True)
 class StreamOpened:
-    """The head of an event stream is on the wire."""
+    """The response headers of an event stream have been sent.
+
+    Attributes:
+        execution_id: The ``execution_id`` of the request's context.
+        path: Path of the request.
+    """
 
     execution_id: int | str
     path: str
@@ -50,42 +66,62 @@ class StreamOpened:
 
 @dataclass(frozen=True, slots=True)
 class StreamClosed:
-    """An event stream is over, and its producer has been seen off."""
+    """An event stream has ended, and its producer too.
+
+    Attributes:
+        execution_id: The ``execution_id`` of the request's context.
+        path: Path of the request.
+        reason: A ``CloseReason``.
+        events: Number of events sent, without heartbeats.
+        bytes: Bytes of the events sent, without heartbeats and HTTP chunk framing.
+        dropped: Number of events that a lossy queue has dropped.
+        seconds: Seconds from the response headers to the end.
+    """
 
     execution_id: int | str
     path: str
     reason: str
-    """A ``CloseReason``."""
     events: int
     bytes: int
-    """Of the events sent, without heartbeats and the chunk sizes of HTTP."""
     dropped: int
-    """Events that a queue which loses events has lost."""
     seconds: float
-    """From the head on the wire to the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRefused:
-    """A request got no stream, because there are too many or the server stops."""
+    """A request for an event stream was refused, because of a limit or because the server is stopping.
+
+    Attributes:
+        execution_id: The ``execution_id`` of the request's context.
+        path: Path of the request.
+        status: HTTP status of the response.
+        why: The reason, as the body of the response states it.
+        limit: The limit that was reached, with the prefix of the sub-application that sets it, as in
+            ``"max_streams of /api"``. Empty if the server is stopping.
+    """
 
     execution_id: int | str
     path: str
     status: int
     why: str
     limit: str = ""
-    """Which limit was reached, with the prefix of a sub-application that has it: ``"max_streams of /api"``."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventsDropped:
-    """A queue that loses events has lost some since the last such fact of its stream."""
+    """A lossy queue has dropped events since the last such fact of its stream.
+
+    Attributes:
+        execution_id: The ``execution_id`` of the request's context.
+        path: Path of the request.
+        count: Number of events dropped since the last fact.
+        total: Number of events dropped since the stream was opened.
+    """
 
     execution_id: int | str
     path: str
     count: int
     total: int
-    """Since the stream was opened."""
 
 
 StreamFact: TypeAlias = StreamOpened | StreamClosed | StreamRefused | EventsDropped
@@ -94,29 +130,39 @@ StreamObserver: TypeAlias = Callable[[StreamFact], object]
 
 @dataclass(frozen=True, slots=True)
 class HubUp:
-    """A Hub has read its broker's history, and hears of what is new."""
+    """A Hub has read its broker's history, and receives new records.
+
+    Attributes:
+        records: Number of records read.
+    """
 
     records: int
-    """That were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubDown:
-    """A Hub has lost its broker, or never had it: nothing new comes, and publishing fails."""
+    """A Hub has no connection to its broker: no new records arrive, and publishing fails.
+
+    Attributes:
+        since: Unix time, in seconds, at which the connection was lost or could not be opened.
+        error: The error, as text.
+    """
 
     since: float
-    """When, in seconds of Unix time."""
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class HubResumed:
-    """A Hub has its broker back, and all that was published meanwhile, but for what is told as a gap."""
+    """A Hub is connected to its broker again, and has read what was published meanwhile, except for reported gaps.
+
+    Attributes:
+        missed: Number of records that arrived late.
+        seconds: Seconds without a connection.
+    """
 
     missed: int
-    """Records that came late."""
     seconds: float
-    """That it was down."""
 
 
 HubFact: TypeAlias = HubUp | HubDown | HubResumed

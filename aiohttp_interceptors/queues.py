@@ -1,6 +1,8 @@
-"""Queues for a producer that must never wait: what finds no room is dropped, and never silently.
+"""Bounded queues that drop events on overflow, so that a producer never waits.
 
-Pass a factory of one as the ``buffer`` of a stream: ``buffer=lambda: SlidingQueue(100, notice=dropped_event)``.
+``SlidingQueue`` drops the oldest event, ``DroppingQueue`` the newest, and ``ConflatingQueue`` keeps the latest event of
+each key. Dropped events are counted, and the stream can report them to its client. To use one, pass a factory as the
+``buffer`` of a stream: ``buffer=lambda: SlidingQueue(100, notice=dropped_event)``.
 """
 
 from __future__ import annotations
@@ -10,189 +12,223 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from ._checks import synchronous
+from ._checks import check_synchronous
 from .sse import Event
 
 __all__ = ["ConflatingQueue", "DroppingQueue", "LossyQueue", "SlidingQueue", "dropped_comment", "dropped_event"]
 
 
 def dropped_comment(count: int) -> Event:
-    """Make a comment of the number of dropped events: seen in the stream, and by no page."""
+    """Create a comment such as ``dropped 3 events``, which is visible in the stream but not to the page.
+
+    Args:
+        count: Number of dropped events.
+
+    Returns:
+        The event, for the ``notice`` of a queue.
+    """
     return Event(comment=f"dropped {count} event{'' if count == 1 else 's'}")
 
 
 def dropped_event(count: int) -> Event:
-    """Make an event named ``dropped`` of the number of dropped events, for a page that fetches what it missed."""
+    """Create an event named ``dropped`` with the data ``{"dropped": count}``, for a page that refetches its state.
+
+    Args:
+        count: Number of dropped events.
+
+    Returns:
+        The event, for the ``notice`` of a queue.
+    """
     return Event.json({"dropped": count}, name="dropped")
 
 
 class LossyQueue(asyncio.Queue[Event], ABC):
-    """Hold ``maxsize`` events, 1 or more, and drop one for each put that finds no room, so that no put ever waits.
+    """Base class of the queues that drop one event when a put exceeds their capacity.
 
-    What is taken is in the order it was put. ``notice`` makes an event of a number: the reader takes it where that
-    many events are missing, one for each hole, after which the hole is forgotten. Notices need no room, are never
-    dropped, and count in ``qsize`` and ``empty``, and in ``join`` as what is to be done; dropped events do not.
+    Events keep their order. With ``notice``, the queue returns one notice in place of each run of dropped events.
+    Notices use no capacity and are never dropped. ``qsize``, ``empty`` and ``join`` count them like events; they do not
+    count dropped events.
 
-    Raises ``TypeError`` or ``ValueError`` for a wrong ``maxsize``, and ``TypeError`` when ``notice`` raises or makes
-    no ``Event``: when the queue is built, as ``notice(1)`` is tried, or else where the notice should be taken.
+    If ``notice`` fails in ``get`` or ``get_nowait``, these raise ``TypeError`` and the notice stays in the queue.
+
+    Args:
+        maxsize: The capacity in events, 1 or more.
+        notice: Creates an event from a number of dropped events, for example ``dropped_event``. The constructor calls
+            ``notice(1)`` to check it. By default there are no notices.
+
+    Raises:
+        TypeError: ``maxsize`` is not an integer, or ``notice(1)`` raised or did not return an ``Event``.
+        ValueError: ``maxsize`` is less than 1.
     """
 
-    # Events are numbered as they are put. A number above _told that is not waiting was dropped, so that a hole is a
-    # gap in the numbers, needs no entry of its own, and two that meet are one.
-
     dropped: int
-    """How many events were put and then gave way to another, so that nobody will take them."""
+    """Number of events dropped so far."""
+
+    # Each put has a sequence number. A number after _consumed that is not in _events was dropped. A run of dropped
+    # events is a gap in the numbers, so that it needs no entry in the queue, and adjacent runs merge by themselves.
 
     def __init__(self, maxsize: int, *, notice: Callable[[int], Event] | None = None) -> None:
         if type(maxsize) is not int:
             raise TypeError(f"maxsize is a number of events, not {maxsize!r}")
         if maxsize < 1:
-            raise ValueError(f"maxsize is 1 event or more, not {maxsize!r}: without room for one nothing is ever taken")
+            raise ValueError(f"maxsize is 1 event or more, not {maxsize!r}: without capacity every event is dropped")
         if notice is not None:
-            _notice(notice, 1)
-        self._make_notice = notice
+            _create_notice(notice, 1)
+        self._notice = notice
         super().__init__(maxsize)
 
     def qsize(self) -> int:
-        """How many events can be taken now, notices among them."""
-        return len(self._waiting) + self._holes
+        """Return the number of events and notices in the queue."""
+        return len(self._events) + self._notices
 
     def empty(self) -> bool:
-        """Whether nothing can be taken now, not even a notice."""
-        return not self._waiting and not self._holes
+        """Return whether the queue has neither events nor notices."""
+        return not self._events and not self._notices
 
     def full(self) -> bool:
-        """Give ``False``: there is always a way to put."""
+        """Return False, because a put never waits."""
         return False
 
     def put_nowait(self, item: Event) -> None:
-        """Put an event, and drop one when there is no room; never raises ``asyncio.QueueFull``."""
+        """Put an event, and drop one if the queue is full. Never raises ``asyncio.QueueFull``."""
         super().put_nowait(item)
-        while self._gone:  # only now that the new one counts, or join() would be told that there is nothing to do
-            self._gone -= 1
+        while self._uncounted:  # only now that the new event is counted, or join() would return
+            self._uncounted -= 1
             self.task_done()
 
     @abstractmethod
-    def _surplus(self) -> int:
-        """Tell which number goes when one too many waits."""
+    def _choose_dropped(self) -> int:
+        """Return the sequence number of the event to drop on overflow."""
 
-    def _init(self, maxsize: int) -> None:  # noqa: ARG002  # asyncio.Queue calls it so
-        self._waiting: OrderedDict[int, Event] = OrderedDict()
-        self._last = 0  # the number of what was put last
-        self._told = 0  # up to here the reader has taken, or knows what is missing
-        self._holes = 0  # between _told and _last, if there are to be notices of them
-        self._gone = 0  # what join() still waits for and nobody can take any more
+    def _init(self, maxsize: int) -> None:  # noqa: ARG002  # the signature of asyncio.Queue
+        self._events: OrderedDict[int, Event] = OrderedDict()
+        self._last = 0  # sequence number of the last put
+        self._consumed = 0  # up to this number, each event was returned or its loss was reported
+        self._notices = 0  # runs of dropped events after _consumed, if there are notices of them
+        self._uncounted = 0  # dropped events that join() still counts
         self.dropped = 0
 
     def _put(self, item: Event) -> None:
         self._last += 1
-        self._waiting[self._last] = item
-        if len(self._waiting) > self.maxsize:
-            self._drop(self._surplus())
+        self._events[self._last] = item
+        if len(self._events) > self.maxsize:
+            self._drop(self._choose_dropped())
 
     def _get(self) -> Event:
-        first = next(iter(self._waiting), self._last + 1)
-        missing = first - self._told - 1
-        if missing and self._make_notice is not None:
-            notice = _notice(self._make_notice, missing)
-            self._told = first - 1
-            self._holes -= 1
+        first = next(iter(self._events), self._last + 1)
+        count = first - self._consumed - 1
+        if count and self._notice is not None:
+            notice = _create_notice(self._notice, count)
+            self._consumed = first - 1
+            self._notices -= 1
             return notice
-        self._told = first
+        self._consumed = first
         return self._remove(first)
 
     def _remove(self, number: int) -> Event:
-        return self._waiting.pop(number)
+        return self._events.pop(number)
 
     def _drop(self, number: int) -> None:
         self._remove(number)
         self.dropped += 1
-        if self._make_notice is None:
-            self._gone += 1
-        else:  # it leaves a hole, whose notice is to be taken in its stead; but one hole with those it touches
-            touched = self._is_missing(number - 1) + self._is_missing(number + 1)
-            self._holes += 1 - touched
-            self._gone += touched
+        if self._notice is None:
+            self._uncounted += 1
+        else:  # join() counts the notice instead of the event; a run that is extended or merged has one notice
+            adjacent = self._is_dropped(number - 1) + self._is_dropped(number + 1)
+            self._notices += 1 - adjacent
+            self._uncounted += adjacent
 
-    def _is_missing(self, number: int) -> bool:
-        return self._told < number <= self._last and number not in self._waiting
+    def _is_dropped(self, number: int) -> bool:
+        return self._consumed < number <= self._last and number not in self._events
 
 
 class SlidingQueue(LossyQueue):
-    """When there is no room, drop the oldest: the reader is told what is missing first, and then gets the newest."""
+    """A queue that drops the oldest event on overflow.
 
-    def _surplus(self) -> int:
-        return next(iter(self._waiting))
+    The notice precedes the events that are left. See ``LossyQueue`` for the arguments.
+    """
+
+    def _choose_dropped(self) -> int:
+        return next(iter(self._events))
 
 
 class DroppingQueue(LossyQueue):
-    """When there is no room, drop the one being put: the reader gets what was there, and then is told what is missing.
+    """A queue that drops the newest event on overflow, the one that is being put.
 
-    Before what is accepted next, and also when nothing is put any more.
+    The notice follows the events that are in the queue, and precedes those that are put later. See ``LossyQueue`` for
+    the arguments.
     """
 
-    def _surplus(self) -> int:
+    def _choose_dropped(self) -> int:
         return self._last
 
 
-def _name(event: Event) -> str | None:
-    """Give the key by which a queue conflates unless told otherwise: the name, and ``None`` without one."""
+def _event_name(event: Event) -> str | None:
     return event.name
 
 
 class ConflatingQueue(SlidingQueue):
-    """Keep the latest event of each key: one that is put drops the waiting one of its key, and goes to the end.
+    """A queue that keeps only the latest event of each key.
 
-    ``key`` makes a hashable of an event, or ``None`` for one that is never conflated; by default it is the event's
-    name, and events without one are kept. When there is no room in spite of that the oldest goes, of whatever key.
+    An event replaces the one with the same key, which is dropped, and goes to the end of the queue. If the queue
+    overflows nevertheless, the oldest event of any key is dropped. The notice of a dropped event takes its position.
 
-    Each dropped event leaves its hole where it was. A put raises what ``key`` raises, and ``TypeError`` for a key that
-    cannot be hashed; the queue is then as it was.
+    ``put`` raises what ``key`` raises, and ``TypeError`` if a key is not hashable; the queue is then unchanged.
+
+    Args:
+        maxsize: The capacity in events, 1 or more.
+        key: Returns the key of an event, or None for an event that is not conflated. By default the key is the name of
+            the event.
+        notice: Creates an event from a number of dropped events, see ``LossyQueue``.
+
+    Raises:
+        TypeError: ``key`` is not callable; or as for ``LossyQueue``.
+        ValueError: ``maxsize`` is less than 1.
     """
 
     def __init__(
         self,
         maxsize: int,
         *,
-        key: Callable[[Event], Hashable] = _name,
+        key: Callable[[Event], Hashable] = _event_name,
         notice: Callable[[int], Event] | None = None,
     ) -> None:
         if not callable(key):
-            raise TypeError(f"key makes a key of an event, and {key!r} cannot be called")
-        self._make_key = key
+            raise TypeError(f"key must be a function of an event, not {key!r}")
+        self._key = key
         super().__init__(maxsize, notice=notice)
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
-        self._latest: dict[Hashable, int] = {}
-        self._keys: dict[int, Hashable] = {}
+        self._numbers: dict[Hashable, int] = {}  # sequence number by key
+        self._keys: dict[int, Hashable] = {}  # key by sequence number
 
     def _put(self, item: Event) -> None:
-        key = synchronous(self._make_key(item), "key")
+        key = check_synchronous(self._key(item), "key")
         if key is not None:
             try:
-                older = self._latest.get(key)
+                replaced = self._numbers.get(key)
             except TypeError as error:
-                raise TypeError(f"key makes a hashable, or None, and {self._make_key!r} made {key!r}") from error
-            if older is not None:
-                self._drop(older)
-            self._latest[key] = self._last + 1
+                raise TypeError(f"key must return a hashable or None, and {self._key!r} returned {key!r}") from error
+            if replaced is not None:
+                self._drop(replaced)
+            self._numbers[key] = self._last + 1
             self._keys[self._last + 1] = key
         super()._put(item)
 
     def _remove(self, number: int) -> Event:
         key = self._keys.pop(number, None)
         if key is not None:
-            del self._latest[key]
+            del self._numbers[key]
         return super()._remove(number)
 
 
-def _notice(make: Callable[[int], Event], count: int) -> Event:
-    """Make the notice of a hole, or raise ``TypeError``."""
+def _create_notice(notice: Callable[[int], Event], count: int) -> Event:
+    """Call ``notice`` and check its result."""
     try:
-        notice = make(count)
+        event = notice(count)
     except Exception as error:
-        raise TypeError(f"notice makes an Event of a number of events, and {make!r} raised for {count}") from error
-    if not isinstance(notice, Event):
-        raise TypeError(f"notice makes an Event of a number of events, and {make!r} made {notice!r} of {count}")
-    return notice
+        raise TypeError(f"notice must return an Event, and {notice!r} raised for count {count}") from error
+    if not isinstance(event, Event):
+        raise TypeError(f"notice must return an Event, and {notice!r} returned {event!r} for count {count}")
+    return event

@@ -1,6 +1,4 @@
-"""A kit for testing interceptors and streams: chains without a server, producers without a client, streams that end.
-
-``TcpProxy`` is the network between two of them, or to a database, that can be slow, cut, and silent.
+"""Test utilities: chains without a server, producers without a client, open streams, and network faults.
 
 ::
 
@@ -17,10 +15,11 @@ import asyncio
 import inspect
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 from unittest import mock
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
@@ -32,24 +31,32 @@ from .channel import CloseReason, EventChannel
 from .interceptor import InterceptorLike
 from .sse import Decoder, Event
 from .web.context import RequestContext
-
-if TYPE_CHECKING:
-    from .web.producer import StreamReady
+from .web.producer import StreamReady
 
 __all__ = ["OpenStream", "TcpProxy", "captured_logs", "collect_events", "open_stream", "request_context", "run_chain"]
 
 
 C = TypeVar("C", bound=Context)
 
-# Seconds that a test waits for what should come at once; long enough for a busy machine, short enough for a person.
-PATIENCE = 10.0
+# Seconds to wait for what should arrive at once: enough for a busy machine, and a failing test still ends soon.
+DEFAULT_TIMEOUT = 10.0
+
+EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache", "Pragma": "no-cache"}
+"""The request headers of a browser's ``EventSource``."""
 
 
 async def run_chain(context: C, /, *interceptors: InterceptorLike[C]) -> C:
-    """Run a context through one interceptor, or several, without a server, and return the context that comes out.
+    """Run a context through interceptors, without a server.
 
-    A ``RequestContext`` behaves as in aiohttp: attaching a response ends the way in, a raised ``HTTPException`` is
-    attached as the response. Raises what nobody handled.
+    A ``RequestContext`` behaves as in aiohttp: no further interceptor is entered once a response is attached, and a
+    raised ``HTTPException`` is attached as the response. An unhandled exception is raised.
+
+    Args:
+        context: The context, as from ``request_context``.
+        *interceptors: The interceptors, outermost first.
+
+    Returns:
+        The context of the last stage: the one given, unless a stage returned another one.
     """
     return await execute(context, *interceptors)
 
@@ -61,7 +68,17 @@ def request_context(
     headers: Mapping[str, str] | None = None,
     match_info: Mapping[str, str] | None = None,
 ) -> RequestContext:
-    """Make the context of a request that came from nowhere: nothing is committed, and nothing can be sent."""
+    """Make the context of a mocked request. Its response is not committed, and nothing can be sent.
+
+    Args:
+        method: The HTTP method.
+        path: The path, with a query if there is one.
+        headers: The request headers.
+        match_info: The variable parts of the route, as ``request.match_info`` has them.
+
+    Returns:
+        The context, which is in no chain yet.
+    """
     writer = mock.Mock(output_size=0)
     request = make_mocked_request(method, path, headers=headers, match_info=dict(match_info or {}), writer=writer)
     return RequestContext(request)
@@ -73,92 +90,118 @@ async def collect_events(
     *,
     limit: int | None = None,
     buffer: int = 10,
-    patience: float = PATIENCE,
+    timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109  # it includes cleaning up
 ) -> list[Event]:
-    """Call a ``stream_ready`` function without a server, and return the events that it put.
+    """Call a ``stream_ready`` function without a server, and collect the events that it puts.
 
-    Ends when the function closes its channel, or after ``limit`` events as if the client had left: a function that
-    then waits for something else than its channel is cancelled, as in a server. Raises what the function raises, and
-    ``TimeoutError`` after ``patience`` seconds.
+    The stream ends when the function closes its channel, or after ``limit`` events as if the client had disconnected.
+    A function that then waits for anything but its channel is cancelled, as in a server. An exception of the function
+    is raised. If this is cancelled, the function is cancelled too.
+
+    Args:
+        stream_ready: The function, plain or ``async``, of a channel and a context.
+        context: The context; ``request_context()`` if ``None``.
+        limit: The number of events after which the client disconnects; ``None`` for no limit.
+        buffer: The number of events that the channel holds.
+        timeout: Seconds that the function may take. Then it is cancelled, and has as many seconds to clean up.
+
+    Returns:
+        The events, at most ``limit``.
+
+    Raises:
+        TimeoutError: If the function has not closed its channel and returned in time.
     """
     channel = EventChannel(buffer)
-    asked = request_context() if context is None else context  # one without values is false
-    arrived = asyncio.Event()
-    channel.attach(arrived.set)
+    current = request_context() if context is None else context  # a context without values is false
+    ready = asyncio.Event()
+    channel._attach(ready.set)
+    decoder = Decoder()
     events: list[Event] = []
 
     async def produce() -> None:
-        result = stream_ready(channel, asked)
+        result = stream_ready(channel, current)
         if inspect.isawaitable(result):
             await result
 
     producer = asyncio.ensure_future(produce())
     producer.add_done_callback(lambda done: channel.close() if done.cancelled() or done.exception() else None)
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             while limit is None or len(events) < limit:
-                events += channel.take()
+                frames = channel._get_frames(sys.maxsize)
+                channel._frames_written(len(frames))
+                events += decoder.feed(b"".join(frames))
                 if channel.closed:
                     break
                 if limit is None or len(events) < limit:
-                    await arrived.wait()
-                    arrived.clear()
+                    await ready.wait()
+                    ready.clear()
             channel.end(CloseReason.CLOSED if channel.closed else CloseReason.CLIENT_LEFT)
-            unaware = channel.reason is CloseReason.CLIENT_LEFT and not channel.told
-            if unaware:
+            unnoticed = channel.reason is CloseReason.CLIENT_LEFT and not channel._end_observed
+            if unnoticed:
                 producer.cancel()
             await asyncio.wait([producer])
     finally:
         producer.cancel()
-        await asyncio.wait([producer], timeout=patience)  # it may have to clean up
-    if not (unaware and producer.cancelled()):
+        await asyncio.wait([producer], timeout=timeout)  # it may clean up
+    if not (unnoticed and producer.cancelled()):
         producer.result()
     return events[:limit]
 
 
 class OpenStream:
-    """A live event stream, read as a browser reads it; made by ``open_stream``."""
+    """An open event stream, parsed as a browser parses it. ``open_stream`` makes it.
 
-    def __init__(self, response: ClientResponse, patience: float) -> None:
+    Iterating it yields the events until the end of the stream. Cancelling ``next`` is safe: no event is lost.
+
+    Attributes:
+        response: The response, with its status and headers.
+        raw: The bytes of the body received so far.
+    """
+
+    def __init__(self, response: ClientResponse, timeout: float) -> None:
         self.response = response
-        """The response: its status and headers are there already."""
         self.raw: bytes = b""
-        """Every byte of the body that came so far."""
         self._decoder = Decoder()
-        self._patience = patience
+        self._timeout = timeout
         self._frames: deque[Event] = deque()
 
     @property
     def last_event_id(self) -> str:
-        """What a browser would send as ``Last-Event-ID`` if the stream were cut now."""
+        """The ``Last-Event-ID`` that a browser would send if it reconnected now."""
         return self._decoder.last_event_id
 
     async def next(self) -> Event:
-        """Wait for the next event that a page would see, and return it.
+        """Wait for the next event that a browser would dispatch to a page.
 
-        Raises ``StopAsyncIteration`` at the end of the stream, ``aiohttp.ClientPayloadError`` where it was cut (a
-        producer has failed, say), ``TimeoutError`` when the patience is at its end.
+        Returns:
+            The event, which has data.
+
+        Raises:
+            StopAsyncIteration: At the end of the stream.
+            aiohttp.ClientPayloadError: If the body is incomplete, because a producer failed for example.
+            TimeoutError: If no event arrived in time.
         """
-        async with asyncio.timeout(self._patience):
+        async with asyncio.timeout(self._timeout):
             while (frame := await self.next_frame()).data is None:
                 pass
         return frame
 
     @property
     def heartbeats(self) -> int:
-        """How many heartbeats came so far: a lone ``:`` each, which is no frame."""
+        """The number of heartbeats received so far. A heartbeat is an empty comment, and not a frame."""
         return self._decoder.heartbeats
 
     async def next_heartbeat(self) -> None:
-        """Wait for one more heartbeat; frames that come before it stay for ``next_frame``. Raises as ``next``."""
+        """Wait for one more heartbeat. Frames before it are kept for ``next_frame``. Raises like ``next``."""
         seen = self._decoder.heartbeats
-        async with asyncio.timeout(self._patience):
+        async with asyncio.timeout(self._timeout):
             while self._decoder.heartbeats == seen:
                 await self._read()
 
     async def next_frame(self) -> Event:
-        """Wait for the next frame, seen by a page or not. Raises as ``next``."""
-        async with asyncio.timeout(self._patience):
+        """Wait for the next frame, also one without data, and return it. Raises like ``next``."""
+        async with asyncio.timeout(self._timeout):
             while not self._frames:
                 await self._read()
         return self._frames.popleft()
@@ -171,7 +214,7 @@ class OpenStream:
         self._frames.extend(self._decoder.feed(chunk))
 
     async def rest(self) -> list[Event]:
-        """Read to the end of the stream and return the events that a page would see. Raises as ``next``."""
+        """Read to the end of the stream, and return the events. Raises like ``next``, except at the end."""
         return [event async for event in self]
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -179,10 +222,6 @@ class OpenStream:
 
     async def __anext__(self) -> Event:
         return await self.next()
-
-
-EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache", "Pragma": "no-cache"}
-"""The headers of a browser's ``EventSource``."""
 
 
 @asynccontextmanager
@@ -193,44 +232,63 @@ async def open_stream(
     last_event_id: str | None = None,
     headers: Mapping[str, str] | None = None,
     method: str = "GET",
-    patience: float = PATIENCE,
+    timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109  # for each wait, not for the block
 ) -> AsyncIterator[OpenStream]:
-    """Open an event stream over a real connection, and close the connection at the end of the block.
+    """Open an event stream with a client, and close its connection at the end of the ``async with`` block.
 
-    The request has a browser's headers, and ``last_event_id`` is sent as a browser that reconnects sends it. Waits
-    longer than ``patience`` seconds raise ``TimeoutError``. A refusal is a response too: look at
+    The request has the headers of a browser's ``EventSource``. A response that refuses the stream is not an error: test
     ``stream.response.status``.
+
+    Args:
+        client: The client: a ``TestClient``, or a ``ClientSession``.
+        url: The URL, or for a ``TestClient`` the path.
+        last_event_id: The ``Last-Event-ID`` of a client that reconnects; ``None`` for a first connection.
+        headers: More headers, which replace those of the same name.
+        method: The HTTP method.
+        timeout: Seconds that each wait may take: for the response headers, and for each event.
+
+    Yields:
+        The stream.
+
+    Raises:
+        TimeoutError: If a wait takes longer.
     """
-    sent = {**EVENT_SOURCE, **(headers or {})}
+    request_headers = {**EVENT_SOURCE, **(headers or {})}
     if last_event_id is not None:
-        sent["Last-Event-ID"] = last_event_id
-    async with asyncio.timeout(patience):
-        response = await client.request(method, url, headers=sent, timeout=ClientTimeout(total=None))
+        request_headers["Last-Event-ID"] = last_event_id
+    async with asyncio.timeout(timeout):
+        response = await client.request(method, url, headers=request_headers, timeout=ClientTimeout(total=None))
     try:
-        yield OpenStream(response, patience)
+        yield OpenStream(response, timeout)
     finally:
         response.close()
 
 
 class TcpProxy:
-    """A TCP port of 127.0.0.1 that leads to another, until the network between fails.
+    """A TCP proxy on 127.0.0.1 that simulates a slow, silent or broken network.
 
     ::
 
         async with TcpProxy("127.0.0.1", server.port) as proxy:
             client = await connect("127.0.0.1", proxy.port)
             proxy.stall()
+
+    Args:
+        host: The host of the server.
+        port: The port of the server.
+
+    Attributes:
+        delay: Seconds that each chunk is delayed, in both directions.
+        rate: Bytes per second, in each direction of each connection; ``None`` for no limit.
+        cut_after: Bytes from the server after which a new connection is reset; ``None`` for never.
+        port: The port of the proxy, inside the ``async with`` block.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.delay: float = 0.0
-        """Seconds that each piece takes, in both directions."""
         self.rate: float | None = None
-        """Bytes that pass in a second, in each direction of each connection; ``None`` for all."""
         self.cut_after: int | None = None
-        """Bytes from the server after which a connection is cut; ``None`` for never."""
         self.port: int = 0
-        """Where it listens, once it does."""
         self._target = host, port
         self._passing = asyncio.Event()
         self._passing.set()
@@ -240,22 +298,22 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def cut(self) -> None:
-        """Reset all connections, and each new one, until ``restore``. Twice is once."""
+        """Reset all connections, and each new one, until ``restore``. Idempotent."""
         self._cut = True
         for writers in self._connections.values():
             for writer in writers:
                 _reset(writer)
 
     def stall(self) -> None:
-        """Let nothing pass, and cut nothing, until ``restore``: both sides wait for the other. Twice is once."""
+        """Hold all data, without closing connections, until ``restore``. Idempotent."""
         self._passing.clear()
 
     def restore(self) -> None:
-        """Be a good network again: what waited passes now. Twice is once."""
+        """Undo ``cut`` and ``stall``: data that was held is sent. Idempotent."""
         self._cut = False
         self._passing.set()
 
@@ -278,32 +336,35 @@ class TcpProxy:
         try:
             if not self._cut:
                 await self._passing.wait()
-                there, back = await asyncio.open_connection(*self._target)
-                self._connections[task] = writer, back
-                await asyncio.gather(self._pump(reader, back, None), self._pump(there, writer, self.cut_after))
+                server_reader, server_writer = await asyncio.open_connection(*self._target)
+                self._connections[task] = writer, server_writer
+                await asyncio.gather(
+                    self._forward(reader, server_writer, None), self._forward(server_reader, writer, self.cut_after)
+                )
         except OSError:
             pass
         finally:
-            for one in self._connections.pop(task):
-                _reset(one)
+            for closing in self._connections.pop(task):
+                _reset(closing)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None) -> None:
-        while piece := await reader.read(4096 if self.rate else 65536):
-            await asyncio.sleep(self.delay + (len(piece) / self.rate if self.rate else 0))
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None) -> None:
+        """Forward one direction to its end. Raise ``ConnectionResetError`` after ``limit`` bytes."""
+        while chunk := await reader.read(4096 if self.rate else 65536):
+            await asyncio.sleep(self.delay + (len(chunk) / self.rate if self.rate else 0))
             await self._passing.wait()
-            writer.write(piece if most is None else piece[:most])
+            writer.write(chunk if limit is None else chunk[:limit])
             await writer.drain()
-            if most is not None:
-                most -= len(piece)
-                if most <= 0:
+            if limit is not None:
+                limit -= len(chunk)
+                if limit <= 0:
                     raise ConnectionResetError
         if writer.can_write_eof():
             writer.write_eof()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection as one that broke."""
-    at_once = struct.pack("ii", 1, 0)  # l_onoff and l_linger: nothing is sent any more, but that it is over
-    with suppress(OSError):  # it is closed, by the other side
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    """Close a connection with a TCP reset."""
+    no_linger = struct.pack("ii", 1, 0)  # l_onoff and l_linger
+    with suppress(OSError):  # the other side has closed it
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
     writer.transport.abort()

@@ -105,7 +105,7 @@ def measured() -> Iterator[Lag]:
 async def filled(topics: int, age: float | None = None, history: int = 1000) -> tuple[Hub, str]:
     """Return a Hub with a record of each topic, and the id from which all of them follow."""
     hub = Hub(history_age=age, history=history)
-    start = hub.log.id_of(0)
+    start = hub.history.id_of(0)
     for number in range(topics):
         await hub.publish(NAME.format(number), TEXT)
         if not number % 100:
@@ -129,7 +129,7 @@ async def many_return(hub: Hub, start: str, topics: int, lag: Lag) -> None:
     began = time.thread_time()
     for number in range(MANY):
         back = topics - number * topics // MANY // 10
-        expected.append((returned(hub, ">", after=hub.log.id_of(topics - back)), back))
+        expected.append((returned(hub, ">", after=hub.history.id_of(topics - back)), back))
     lag.worst = (time.thread_time() - began) / MANY  # each comes with a request of its own
     await lag.until(lambda: all(client.events == count for client, count in expected))
     for client, _ in expected:
@@ -178,7 +178,7 @@ async def case(topics: int, *, freeze: bool) -> None:
     runs: dict[str, Callable[[Lag], Awaitable[None]]] = {
         "one returns, >": lambda lag: one_returns(hub, start, topics, ">", lag),
         "one returns, room.*.state": lambda lag: one_returns(hub, start, topics, "room.*.state", lag),
-        "one returns to a gap": lambda lag: one_returns(gone, gone.log.id_of(0), topics, "room.*.state", lag),
+        "one returns to a gap": lambda lag: one_returns(gone, gone.history.id_of(0), topics, "room.*.state", lag),
         f"{MANY} return at once": lambda lag: many_return(hub, start, topics, lag),
         "one begins with 1,000": lambda lag: one_begins(hub, topics, "room.*.state", lag),
         "one adds wildcards": lambda lag: one_adds(hub, lag),

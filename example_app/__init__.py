@@ -1,1 +1,1 @@
-"""A machine monitor and a chat: what the library is for, in a small application. ``python -m example_app``."""
+"""A machine monitor and chat rooms: a small application that uses the library. Run ``python -m example_app``."""

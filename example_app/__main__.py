@@ -1,4 +1,8 @@
-"""Run the example: ``python -m example_app [--port 8080] [--history FILE | --redis URL | --nodes COUNT]``."""
+"""Run the example: ``python -m example_app [--port 8080] [--history FILE | --redis URL | --nodes COUNT]``.
+
+``--history`` keeps the rooms in a SQLite file, ``--redis`` in a Redis or Valkey, and ``--nodes`` starts several servers
+on one Valkey.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,18 @@ from .app import make_app
 
 PORTS = range(1, 65536)
 HISTORY = Path(__file__).parent / "history.sqlite3"
-HOST = "127.0.0.1"  # for this machine only: anybody who may see the page sees what the machine does
+HOST = "127.0.0.1"  # only this machine, since the page shows its load without authentication
 
 
 def port_number(text: str) -> int:
-    """Return the port that a text names, or raise ``ValueError``, which argparse explains to the user."""
+    """Parse a port number. Raises ``ValueError``, which argparse reports."""
     port = int(text)
     if port not in PORTS:
         raise ValueError(text)
     return port
 
 
-port_number.__name__ = "port number"  # argparse says: invalid port number value: 'x'
+port_number.__name__ = "port number"  # argparse reports: invalid port number value: 'x'
 
 
 def main() -> int:
@@ -43,16 +47,16 @@ def main() -> int:
         "--history",
         metavar="FILE",
         default=os.environ.get("HISTORY", str(HISTORY)),
-        help="where the rooms are kept, so that they outlive the server; others with the same file share them",
+        help="SQLite file that keeps the rooms across restarts; servers with the same file share them",
     )
-    parser.add_argument("--redis", metavar="URL", help="a Redis or Valkey to keep the rooms in, instead of a file")
+    parser.add_argument("--redis", metavar="URL", help="keep the rooms in a Redis or Valkey instead of a file")
     parser.add_argument(
         "--nodes",
         type=int,
         default=1,
         choices=range(1, 10),
         metavar="COUNT",
-        help="so many servers on one Valkey, which is started for them",
+        help="start several servers on one Valkey, which is started too",
     )
     arguments = parser.parse_args()
     port: int = arguments.port
@@ -69,36 +73,36 @@ def main() -> int:
             make_app(broker_of(arguments.redis, arguments.history)),
             host=HOST,
             port=port,
-            backlog=4096,  # aiohttp's 128 would make a crowd that reconnects at once wait for seconds
-            access_log=None,  # request_log writes it
-            print=announce,  # called once the port is open
-            shutdown_timeout=2.0,  # for requests in flight; streams end at once
+            backlog=4096,  # with aiohttp's 128, many clients that reconnect together would wait for seconds
+            access_log=None,  # request_log replaces it
+            print=announce,  # called when the port is open
+            shutdown_timeout=2.0,  # seconds for requests in flight; streams end immediately
         )
     except OSError as error:
-        explanation = explain(error, port)
-        if explanation is None:
+        message = explain(error, port)
+        if message is None:
             raise
-        print(explanation, file=sys.stderr)
+        print(message, file=sys.stderr)
         return 1
     return 0
 
 
 def broker_of(url: str | None, file: str) -> Broker:
-    """Return what keeps the rooms."""
+    """Return the broker that keeps the rooms."""
     if url is None:
         return SqliteBroker(file)
-    from aiohttp_interceptors.brokers.redis import RedisBroker  # noqa: PLC0415  # which only this needs to have
+    from aiohttp_interceptors.brokers.redis import RedisBroker  # noqa: PLC0415  # needs redis-py, which is optional
 
     return RedisBroker(url)
 
 
 def explain(error: OSError, port: int) -> str | None:
-    """Say what to do about a port that cannot be had, or ``None`` if that is not the matter."""
+    """Return a message that says what to do about a port that cannot be opened, or None for other errors."""
     if error.errno == errno.EADDRINUSE:
         another = port + 1 if port + 1 in PORTS else 8080
-        return f"port {port} is taken; stop what uses it, or choose another: PORT={another} make demo"
+        return f"port {port} is in use; stop the process that uses it, or choose another: PORT={another} make demo"
     if error.errno == errno.EACCES:
-        return f"port {port} is for the administrator; choose another: PORT=8080 make demo"
+        return f"port {port} needs root; choose another: PORT=8080 make demo"
     return None
 
 

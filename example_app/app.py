@@ -1,4 +1,4 @@
-"""The application: routes, and the interceptors around them."""
+"""The application: its routes and their interceptors."""
 
 from __future__ import annotations
 
@@ -23,47 +23,56 @@ from aiohttp_interceptors.hub.broker import Broker
 from .interceptors import content_security, late_cookie, request_log, same_origin, timing
 from .machine import Machine
 from .pages import PAGES, drop, droppable
-from .rooms import HUB, health, joined, keep_telling, left, say, topic_of, topics
+from .rooms import HUB, announce_counts, announce_join, announce_leave, health, say, topic_of, topics
 from .streams import MACHINE, SEED_INTERVAL, load, resume_seed, seed
 
 __all__ = ["make_app"]
 
 STATIC = Path(__file__).parent / "static"
-RETRY = 1000  # milliseconds after which a browser comes back; Chromium's own choice would be three seconds
-LATEST = 50  # lines that a page gets when it comes into a room
+RETRY = 1000  # milliseconds after which a browser reconnects; Chromium's default is three seconds
+LATEST = 50  # lines that a page receives when it enters a room
 
 
 def make_app(
     broker: Broker | None = None, *, sample_interval: float = 1.0, seed_interval: float = 1.0
 ) -> web.Application:
-    """Make the application, whose rooms are those of all with the same broker; the intervals are in seconds."""
+    """Create the application.
+
+    Args:
+        broker: What keeps the rooms. Applications with the same broker share them. Default: the memory of this process.
+        sample_interval: Seconds between two samples of the machine's load.
+        seed_interval: Seconds between two events of the seed stream.
+
+    """
     app = web.Application()
     app[HUB] = hub = Hub(broker)
-    setup(app, hub)  # ends the open streams when the server stops
+    setup(app, hub)  # open streams end when the server stops
     app[MACHINE] = Machine()
     app[PAGES] = {}
     app[SEED_INTERVAL] = seed_interval
 
-    async def sampling(app: web.Application) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(app[MACHINE].watch(sample_interval)), asyncio.create_task(keep_telling(app))]
+    async def background_tasks(app: web.Application) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(app[MACHINE].take_samples(sample_interval)), asyncio.create_task(announce_counts(app))]
         yield
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=5)
 
-    app.cleanup_ctx.append(sampling)
+    app.cleanup_ctx.append(background_tasks)
 
-    # Around every request, outermost first: the log line is written last, when the answer to a failure is known too.
+    # Around every request, outermost first. request_log runs last, when the response to an exception is known too.
     app.middlewares.append(interceptor_middleware(request_log, uncaught_exception(), timing, content_security))
 
     app.router.add_get("/", page)
     app.router.add_static("/static", STATIC)
     app.router.add_get("/events/load", as_handler(droppable, start_event_stream(load, retry=RETRY)))
-    # A page that resume_seed answers with 204 never enters late_cookie, so it does not leave it either.
+    # If resume_seed raises HTTPNoContent, late_cookie is not entered, so its leave stage does not run either.
     app.router.add_get("/events/seed", as_handler(resume_seed, late_cookie, start_event_stream(seed, retry=RETRY)))
     app.router.add_post("/drop", drop)
 
-    room = start_topic_stream(hub, topics, replay=LATEST, stream_ready=joined, on_close=left, retry=RETRY)
+    room = start_topic_stream(
+        hub, topics, replay=LATEST, stream_ready=announce_join, on_close=announce_leave, retry=RETRY
+    )
     app.router.add_get("/rooms", room_page)
     app.router.add_get("/events/room", as_handler(droppable, room))
     app.router.add_get("/health", health)
@@ -72,11 +81,11 @@ def make_app(
 
 
 async def page(_: web.Request) -> web.FileResponse:
-    """Answer with the machine's page."""
+    """Serve the page of the machine."""
     return web.FileResponse(STATIC / "index.html")
 
 
 async def room_page(request: web.Request) -> web.FileResponse:
-    """Answer with the page of a room, if there can be one of that name."""
-    topic_of(request)
+    """Serve the page of a room."""
+    topic_of(request)  # raises HTTPBadRequest for an invalid name
     return web.FileResponse(STATIC / "rooms.html")

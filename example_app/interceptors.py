@@ -1,4 +1,4 @@
-"""What surrounds the requests: their log line, their time, a header for all of them, and one deliberate mistake."""
+"""Interceptors for logging, timing and security headers, and one with a deliberate mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = structlog.get_logger("example_app")
 
 @after
 def request_log(context: RequestContext) -> None:
-    """Log one line per request. The chain pauses while a stream is open, so for a stream that is at its end."""
+    """Log one line per request. The leave stage of a stream runs when the stream has ended."""
     request, response, seconds = context.request, context.response, context[SECONDS]
     log.info(
         "request",
@@ -34,35 +34,35 @@ def request_log(context: RequestContext) -> None:
 
 @around
 async def timing(context: RequestContext) -> AsyncIterator[None]:
-    """Measure the request and tell the browser, in whose network panel it shows."""
+    """Measure the duration of the request, and send it as ``Server-Timing`` for the browser's network panel."""
     began = time.perf_counter()
     try:
         yield
-    finally:  # also for a request that failed
+    finally:
         seconds = context[SECONDS] = time.perf_counter() - began
-        if not context.committed:  # the head of a stream went out long ago
+        if not context.committed:  # the headers of a stream were already sent
             context.response_headers["Server-Timing"] = f"app;dur={seconds * 1000:.1f}"
 
 
 @before
 def content_security(context: RequestContext) -> None:
-    """Allow the page nothing but its own server. Staged on the way in, so that it reaches streams too."""
+    """Set a content security policy. It is set on the way in, so that it is also sent with streams."""
     context.response_headers["Content-Security-Policy"] = "default-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 
 @before
 def same_origin(context: RequestContext) -> None:
-    """Refuse what a page of another site asks for behind its visitor's back. A browser tells; who is none need not."""
+    """Refuse cross-site requests (CSRF). Browsers send ``Sec-Fetch-Site``; other clients are not affected."""
     if context.request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
         raise web.HTTPForbidden
 
 
 @after
 def late_cookie(context: RequestContext) -> None:
-    """Try to note in a cookie that the page got the whole seed, which is a mistake: the head left before the seed.
+    """Set a cookie after the seed was sent. This is a mistake, since the headers were sent before the first event.
 
-    aiohttp alone would take the cookie and lose it in silence. Here the log has ``change_after_commit_dropped``, with
-    this line in its traceback, and the stream is none the worse for it.
+    aiohttp alone would accept the cookie and never send it. Here ``change_after_commit_dropped`` is logged, with this
+    line in the traceback, and the stream is not affected.
     """
     if context.response is not None and context.get(WHOLE_SEED):
         context.response.set_cookie("seed", "seen")

@@ -1,4 +1,4 @@
-"""The machine that this runs on: samples of its load, the last minute of them, and how to wait for newer ones."""
+"""Samples of the load of this machine, with a history of one minute."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import psutil  # type: ignore[import-untyped, unused-ignore]  # its types are a package of their own
+import psutil  # type: ignore[import-untyped, unused-ignore]  # its types are a separate package
 import structlog
 
 __all__ = ["HISTORY", "Machine", "Sample"]
 
-HISTORY = 60  # samples that a page gets when it opens: a minute
+HISTORY = 60  # samples that a page receives when it opens
 
 log = structlog.get_logger("example_app")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the machine did since the sample before."""
+    """The load of the machine since the previous sample."""
 
     number: int
     time: float  # Unix seconds
     cores: list[float]  # percent, one per core
     memory_used: int  # bytes
     memory_total: int
-    received: float | None  # bytes per second; None where the machine does not tell, as in some containers
+    received: float | None  # bytes per second; None where the system has no counter, as in some containers
     sent: float | None
     read: float | None
     written: float | None
 
 
 class Counters(NamedTuple):
-    """What the kernel has counted since boot; a rate is the difference of two of these."""
+    """The kernel's counters since boot. A rate is the difference of two of these."""
 
-    at: float
+    time: float
     received: int | None
     sent: int | None
     read: int | None
@@ -56,39 +56,40 @@ class Counters(NamedTuple):
 
 
 class Machine:
-    """Samples of this machine: one task takes them, any number of streams follow.
+    """Samples of this machine. One task takes them, and any number of streams read them.
 
-    Streams have no queue here, only a position. One that is slow, or comes back, asks for what is newer than that.
+    A stream has no queue here, only the number of its latest sample. A stream that is slow or resumes asks for newer
+    samples.
     """
 
     def __init__(self) -> None:
-        # Numbers begin at 1 in each life of the process. A page that comes back after a restart knows numbers of the
-        # life before, so an id names the life too: "3f9a1c-17".
-        self.life = secrets.token_hex(3)
+        # Numbers begin at 1 in each run of the process. A page that reconnects after a restart has a number of the
+        # previous run, so event IDs contain a run ID: "3f9a1c-17".
+        self.run_id = secrets.token_hex(3)
         self._history: deque[Sample] = deque(maxlen=HISTORY)
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     def id_of(self, sample: Sample) -> str:
-        """Return the event id of a sample."""
-        return f"{self.life}-{sample.number}"
+        """Return the event ID of a sample."""
+        return f"{self.run_id}-{sample.number}"
 
     def number_of(self, event_id: str) -> int:
-        """Return the number in an event id, or 0, which is before all samples, if it is not one of this life."""
-        life, _, number = event_id.partition("-")
+        """Return the number in an event ID, or 0, which is before all samples, if the ID is not from this run."""
+        run_id, _, number = event_id.partition("-")
         try:
-            return int(number) if life == self.life else 0
+            return int(number) if run_id == self.run_id else 0
         except ValueError:
             return 0
 
     async def newer(self, number: int) -> list[Sample]:
         """Wait until there are samples with a higher number, and return them, oldest first."""
-        async with self._news:
-            await self._news.wait_for(lambda: bool(self._history) and self._history[-1].number > number)
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._history) and self._history[-1].number > number)
             return [sample for sample in self._history if sample.number > number]
 
-    async def watch(self, interval: float) -> None:
-        """Take a sample every so many seconds, until cancelled."""
-        psutil.cpu_percent(percpu=True)  # it tells what was since the call before; the first one knows nothing
+    async def take_samples(self, interval: float) -> None:
+        """Take a sample every ``interval`` seconds, until cancelled."""
+        psutil.cpu_percent(percpu=True)  # measures since the previous call, so the first result has no meaning
         before = Counters.now()
         number = 0
         while True:
@@ -97,17 +98,17 @@ class Machine:
                 after = Counters.now()
                 sample = _sample(number + 1, before, after)
             except (OSError, RuntimeError, psutil.Error):
-                log.exception("sample_failed")  # the next one may succeed, and the streams stay open
+                log.exception("sample_failed")  # the next one may succeed; the streams stay open
                 continue
             before, number = after, sample.number
-            async with self._news:
+            async with self._changed:
                 self._history.append(sample)
-                self._news.notify_all()
+                self._changed.notify_all()
 
 
 def _sample(number: int, before: Counters, after: Counters) -> Sample:
     memory = psutil.virtual_memory()
-    seconds = after.at - before.at
+    seconds = after.time - before.time
     return Sample(
         number=number,
         time=time.time(),
@@ -124,4 +125,4 @@ def _sample(number: int, before: Counters, after: Counters) -> Sample:
 def _rate(before: int | None, after: int | None, seconds: float) -> float | None:
     if before is None or after is None:
         return None
-    return round(max(0, after - before) / seconds, 1)  # a device that was unplugged takes its count with it
+    return round(max(0, after - before) / seconds, 1)  # the sum decreases when a device is unplugged

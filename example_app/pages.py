@@ -1,4 +1,4 @@
-"""The pages whose streams are open, and the request that drops one of them."""
+"""The open streams by page, and the request that ends one of them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from aiohttp_interceptors import CloseReason, RequestContext, around
 
 __all__ = ["PAGES", "drop", "droppable"]
 
-PAGES = web.AppKey("pages", dict[str, RequestContext])  # by the name that each page gave itself
+PAGES = web.AppKey("pages", dict[str, RequestContext])  # by the client ID that each page chose
 
 
 @around
 async def droppable(context: RequestContext) -> AsyncIterator[None]:
-    """Let ``drop`` find the stream that comes after, as long as it is open."""
+    """Register the request in ``PAGES`` while its stream is open, so that ``drop`` can end it."""
     pages = context.request.app[PAGES]
     client = context.request.query.get("client") or str(context.execution_id)
     pages[client] = context
     try:
         yield
     finally:
-        if pages.get(client) is context:  # the page may be back already, on a new stream
+        if pages.get(client) is context:  # the page may already have reconnected with a new stream
             del pages[client]
 
 
 async def drop(request: web.Request) -> web.Response:
-    """End the stream of one page. Its browser comes back by itself and says which event it saw last."""
+    """End the stream of one page. The browser reconnects and resumes after the last event it received."""
     context = request.app[PAGES].get(request.query.get("client", ""))
     if context is None or context.stream is None:
         raise web.HTTPNotFound(text="no stream of that client is open\n")

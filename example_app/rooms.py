@@ -1,4 +1,4 @@
-"""Rooms: what is written in one appears on every page that is open in it, whichever server has it."""
+"""Chat rooms: a line appears on every page that is open in its room, on all servers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ from aiohttp_interceptors import BrokerError, CloseReason, Event, Hub, RequestCo
 
 from .pages import PAGES
 
-__all__ = ["HUB", "SERVER", "health", "joined", "keep_telling", "left", "say", "topic_of", "topics"]
+__all__ = [
+    "HUB",
+    "SERVER",
+    "announce_counts",
+    "announce_join",
+    "announce_leave",
+    "health",
+    "say",
+    "topic_of",
+    "topics",
+]
 
 HUB = web.AppKey("hub", Hub)
-SERVER = token_hex(4)  # this process, among those that have the same rooms
-TELLING = 5.0  # seconds after which the others hear again how many are here; a page forgets who is silent for longer
+SERVER = token_hex(4)  # the name of this process among the servers that share the rooms
+COUNT_INTERVAL = 5.0  # seconds between two announcements of the number of pages; presence.js expires them after 12
 ROOM = re.compile(r"[a-z0-9-]{1,30}")
 KEY = re.compile(r"[0-9a-zA-Z-]{1,64}")
 MAX_NAME = 30  # characters
@@ -26,9 +36,9 @@ MAX_TEXT = 500
 
 
 def topic_of(request: web.Request) -> str:
-    """Return the topic of the room that a request is about.
+    """Return the topic of the room that a request names.
 
-    A topic made of a client's words is checked: dots part topics, and the room ``>`` would be all rooms there are.
+    Input from a client is validated before it becomes a topic: a dot separates levels, and ``>`` is a wildcard.
     """
     room = request.query.get("room", "lobby").lower()
     if not ROOM.fullmatch(room):
@@ -37,58 +47,58 @@ def topic_of(request: web.Request) -> str:
 
 
 def topics(context: RequestContext) -> list[str]:
-    """Return what a page's stream is about: its room, and which server it is on."""
+    """Return the topics of a page: its room, and its server."""
     return [topic_of(context.request), f"servers.{SERVER}"]
 
 
 async def say(request: web.Request) -> web.Response:
-    """Publish a line. Its author's page gets it as all the others do, so that they show the same in the same order."""
+    """Publish a line. The author's page receives it from the Hub too, so all pages show the same order."""
     form = await request.post()
     fields = form.get("name"), form.get("text"), form.get("key")
-    name, text = (field.strip() if isinstance(field, str) else "" for field in fields[:2])  # it might be a file
+    name, text = (field.strip() if isinstance(field, str) else "" for field in fields[:2])  # a field may be a file
     if not (0 < len(name) <= MAX_NAME and 0 < len(text) <= MAX_TEXT):
         raise web.HTTPBadRequest(text=f"a name has 1 to {MAX_NAME} characters, and a line 1 to {MAX_TEXT}\n")
     key = fields[2] if isinstance(fields[2], str) and KEY.fullmatch(fields[2]) else None
     line = Event.json({"name": name, "text": text, "time": time.time()}, "line")
     try:
-        # A page that got no answer says the same line with the same key, and then it is there once.
+        # A page that received no response sends the line again with the same key, and it is stored once.
         await request.app[HUB].publish(topic_of(request), line, idempotency_key=key)
     except BrokerError as error:
-        raise web.HTTPServiceUnavailable(text="the server has lost its memory for now, try again\n") from error
+        raise web.HTTPServiceUnavailable(text="the server cannot store messages at the moment, try again\n") from error
     return web.Response(status=204)
 
 
 async def health(request: web.Request) -> web.Response:
-    """Answer a load balancer: 200 if all that was said is here and what is new comes, else 503."""
+    """Answer a load balancer: 200 if the Hub is caught up with its broker, 503 otherwise."""
     ready = request.app[HUB].ready
     return web.json_response({"ready": ready, "server": SERVER}, status=200 if ready else 503)
 
 
-async def joined(_: Subscriber, context: RequestContext) -> None:
-    """Tell a page on which server it is, and a room how many are in it, now that one more is."""
+async def announce_join(_: Subscriber, context: RequestContext) -> None:
+    """Send the server's name to a new page, and the new number of pages to its room."""
     hub = context.request.app[HUB]
-    await _tell(hub, f"servers.{SERVER}", Event(SERVER, "server"))
-    await _tell_count(hub, topic_of(context.request))
+    await _publish(hub, f"servers.{SERVER}", Event(SERVER, "server"))
+    await _publish_count(hub, topic_of(context.request))
 
 
-async def left(context: RequestContext, _: CloseReason) -> None:
-    """Tell a room how many are in it, now that one is not any more."""
-    await _tell_count(context.request.app[HUB], topic_of(context.request))
+async def announce_leave(context: RequestContext, _: CloseReason) -> None:
+    """Send the new number of pages to a room when a stream has ended."""
+    await _publish_count(context.request.app[HUB], topic_of(context.request))
 
 
-async def keep_telling(app: web.Application) -> None:
-    """Tell rooms how many of this server are in them, again and again: pages of other servers may have come later."""
+async def announce_counts(app: web.Application) -> None:
+    """Send the number of this server's pages to their rooms periodically, for pages that opened on other servers."""
     while True:
-        await asyncio.sleep(TELLING)
+        await asyncio.sleep(COUNT_INTERVAL)
         for room in {topic_of(page.request) for page in app[PAGES].values() if "/room" in page.request.path}:
-            await _tell_count(app[HUB], room)
+            await _publish_count(app[HUB], room)
 
 
-async def _tell_count(hub: Hub, room: str) -> None:
-    await _tell(hub, room, Event.json({"server": SERVER, "count": hub.subscribers(room)}, "here"))
+async def _publish_count(hub: Hub, room: str) -> None:
+    await _publish(hub, room, Event.json({"server": SERVER, "count": hub.subscribers(room)}, "here"))
 
 
-async def _tell(hub: Hub, topic: str, event: Event) -> None:
-    """Publish what only those want to know who are here now: the history is for lines."""
-    with suppress(BrokerError):  # then nobody hears anything, and what is said again will do
+async def _publish(hub: Hub, topic: str, event: Event) -> None:
+    """Publish an event that is not kept in the history, which is for lines only."""
+    with suppress(BrokerError):  # the next announcement makes up for it
         await hub.publish(topic, event, ephemeral=True)

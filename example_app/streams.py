@@ -1,4 +1,4 @@
-"""The two event streams of the machine's page."""
+"""The two event streams of the machine's page: samples of the load, and a finite stream."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["MACHINE", "SEED_INTERVAL", "WHOLE_SEED", "load", "resume_seed", "see
 MACHINE = web.AppKey("machine", Machine)
 SEED_INTERVAL = web.AppKey("seed_interval", float)
 
-SEEDS = 20
-LAST_SEED = ContextKey[int]("last_seed")  # the id that this page saw last, 0 for none
-WHOLE_SEED = ContextKey[bool]("whole_seed")  # set once the page was sent all
+SEEDS = 20  # events of the seed stream
+LAST_SEED = ContextKey[int]("last_seed")  # the last ID that the page received, or 0
+WHOLE_SEED = ContextKey[bool]("whole_seed")  # set when all events were sent
 
 
 async def load(channel: EventChannel, context: RequestContext) -> None:
-    """Send the last minute, or what is newer than the page's last event id, and then each sample as it is taken."""
+    """Send the history, or the samples after the page's last event ID, and then each new sample."""
     machine = context.request.app[MACHINE]
     number = machine.number_of(context.last_event_id or "")
     while True:
         for sample in await machine.newer(number):
-            # False means that the stream is over: the page has gone, or it was dropped, or the server stops.
+            # False means that the stream has ended: a disconnect, a drop, or a shutdown.
             if not await channel.put(Event.json(asdict(sample), "load", machine.id_of(sample))):
                 return
             number = sample.number
@@ -35,7 +35,7 @@ async def load(channel: EventChannel, context: RequestContext) -> None:
 
 @before
 def resume_seed(context: RequestContext) -> None:
-    """Find out where the page is; one that has seen all is told 204, on which a browser stops coming back."""
+    """Read the page's last event ID. A page that received all events gets a 204, and its browser stops reconnecting."""
     try:
         last = int(context.last_event_id or 0)
     except ValueError:

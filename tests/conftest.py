@@ -1,4 +1,4 @@
-"""What tests share: a real server on a real port, with production's settings and with the test server's."""
+"""Fixtures that all tests share: a server on a real port, a client session, and captured logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from aiohttp_interceptors.testing import captured_logs
-from tests.limit import (  # noqa: F401  # hooks, which pytest finds by their names
+from tests.limit import (  # noqa: F401  # pytest finds hooks by their names
     pytest_configure,
     pytest_exception_interact,
     pytest_runtest_call,
@@ -20,13 +20,12 @@ from tests.limit import (  # noqa: F401  # hooks, which pytest finds by their na
     pytest_timeout_set_timer,
     pytest_unconfigure,
 )
-
-PATIENCE = 30.0  # seconds that a test waits for what must come
+from tests.waiting import TIMEOUT
 
 
 @dataclass
 class Server:
-    """An application on a port."""
+    """An application that is served on a port."""
 
     runner: web.AppRunner
     port: int
@@ -36,38 +35,38 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     async def stop(self) -> None:
-        """Stop as ``web.run_app`` does. Twice is once."""
+        """Stop as ``web.run_app`` does. Idempotent."""
         await self.runner.cleanup()
 
     async def connect(self, request: str) -> Raw:
-        """Open a bare connection and send a request as it stands."""
+        """Open a connection and send the text of a request; line feeds become CRLF."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request.replace("\n", "\r\n").encode())
         return Raw(reader, writer)
 
     async def exchange(self, request: str) -> bytes:
-        """Send a request as it stands and return every byte that comes until the server closes."""
+        """Send the text of a request and return every byte that arrives until the server closes."""
         raw = await self.connect(request)
-        async with asyncio.timeout(PATIENCE):
-            answer = await raw.reader.read()
+        async with asyncio.timeout(TIMEOUT):
+            response = await raw.reader.read()
         await raw.close()
-        return answer
+        return response
 
 
 @dataclass
 class Raw:
-    """A bare connection."""
+    """A TCP connection without an HTTP client."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def until(self, mark: bytes) -> bytes:
-        """Read up to these bytes."""
-        async with asyncio.timeout(PATIENCE):
-            return await self.reader.readuntil(mark)
+    async def until(self, separator: bytes) -> bytes:
+        """Read up to and including a separator."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self.reader.readuntil(separator)
 
     async def close(self) -> None:
-        """Close as a browser does whose tab is closed."""
+        """Close as a browser does when its tab is closed."""
         self.writer.close()
         try:
             await self.writer.wait_closed()
@@ -75,7 +74,7 @@ class Raw:
             pass
 
     def reset(self) -> None:
-        """Vanish with a reset."""
+        """Close with a TCP reset."""
         self.writer.transport.abort()
 
 
@@ -84,13 +83,13 @@ Serve = Callable[..., Awaitable[Server]]
 
 @pytest.fixture(params=[False, True], ids=["production", "handler_cancellation"])
 def handler_cancellation(request: pytest.FixtureRequest) -> bool:
-    """aiohttp's test server cancels handlers of lost clients, production does not: both are tested."""
+    """Run a test with and without cancelled handlers: aiohttp's test server cancels them on a disconnect."""
     return request.param
 
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Serve applications on free ports with a bare ``AppRunner``."""
+    """Serve applications on free ports with an ``AppRunner``."""
     servers: list[Server] = []
 
     async def start(app: web.Application, **settings: object) -> Server:
@@ -115,7 +114,7 @@ async def session() -> AsyncIterator[ClientSession]:
 
 @pytest.fixture
 def raised(caplog: pytest.LogCaptureFixture) -> Callable[[], list[BaseException | None]]:
-    """List what was raised to aiohttp, as its log has it."""
+    """List the exceptions that reached aiohttp, as logged by it."""
     return lambda: [
         record.exc_info and record.exc_info[1]
         for record in caplog.records
@@ -125,6 +124,6 @@ def raised(caplog: pytest.LogCaptureFixture) -> Callable[[], list[BaseException 
 
 @pytest.fixture
 def logged():
-    """Capture what is logged, as dictionaries."""
+    """Capture log lines as dictionaries."""
     with captured_logs() as lines:
         yield lines

@@ -1,8 +1,8 @@
-"""The limit of a test: how a test that hangs ends red, and what is printed about it.
+"""The timeout of a test: hooks that make a hanging test fail and print the stacks of all tasks and threads.
 
-pytest-timeout says when: ``timeout`` in pyproject.toml, ``--timeout``, or a test's mark. At the limit the stacks of all
-tasks and threads are printed, and the test fails where it stands. Its teardown then has a limit again, and a test that
-swallows its failure, or blocks where no signal is handled, ends the whole run with status 1.
+pytest-timeout supplies the duration: ``timeout`` in pyproject.toml, ``--timeout``, or a mark. When it expires, the
+stacks are printed and an exception is raised in the test. The test's teardown then has a timeout as well. A test that
+swallows the exception, or that blocks where signals are not handled, ends the whole run with status 1.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ import psutil
 import pytest
 from pytest_timeout import is_debugging
 
-AGAIN = 30.0  # seconds that a failed test has for its teardown, before it fails again
-ATTEMPTS = 4  # failures of one test, after which the run ends
-EXIT = 60.0  # seconds that the interpreter has to end after the last test
+TEARDOWN_TIMEOUT = 30.0  # seconds that a failed test has for its teardown, before it fails again
+MAX_ATTEMPTS = 4  # failures of one test, after which the run ends
+EXIT_TIMEOUT = 60.0  # seconds that the interpreter has to end after the last test
 
 _stderr = pytest.StashKey[int]()
 _attempts = pytest.StashKey[int]()
-_runs = pytest.StashKey[bool]()  # and not pytest, which may take its time over a report
+_in_test = pytest.StashKey[bool]()  # whether code of the test runs, rather than pytest's, which may be slow to report
 
 
-class Over(KeyboardInterrupt):
-    """A test is over its limit. Of this kind alone, event loops and Hypothesis let through what is raised anywhere."""
+class TimeoutExceeded(KeyboardInterrupt):
+    """A test exceeded its timeout. Event loops and Hypothesis pass on only a ``KeyboardInterrupt``, wherever raised."""
 
 
 def pytest_configure(config):
-    config.stash[_stderr] = os.dup(sys.__stderr__.fileno())  # before a test's output is captured
+    config.stash[_stderr] = os.dup(sys.__stderr__.fileno())  # before output is captured
 
 
-@pytest.hookimpl(trylast=True)  # after pytest's own, which would disarm it
+@pytest.hookimpl(trylast=True)  # pytest's own hook would cancel it
 def pytest_unconfigure(config):
-    faulthandler.dump_traceback_later(EXIT, exit=True, file=config.stash[_stderr])
-    _note(config, None)
+    faulthandler.dump_traceback_later(EXIT_TIMEOUT, exit=True, file=config.stash[_stderr])
+    _write_running_test(config, None)
 
 
 def pytest_timeout_set_timer(item, settings):
     if not hasattr(signal, "setitimer"):
         return None
-    _note(item.config, item)
+    _write_running_test(item.config, item)
     item.stash[_attempts] = 0
-    item.stash[_runs] = False
-    signal.signal(signal.SIGALRM, lambda *_: _over(item, settings))
-    _arm(item, settings.timeout)
+    item.stash[_in_test] = False
+    signal.signal(signal.SIGALRM, lambda *_: _on_timeout(item, settings))
+    _start_timer(item, settings.timeout)
     return True
 
 
@@ -61,62 +61,63 @@ def pytest_timeout_cancel_timer(item):
     return True
 
 
-@pytest.hookimpl(trylast=True)  # pytest and pytest-timeout disarm theirs here, and what follows could hang
+@pytest.hookimpl(trylast=True)  # pytest and pytest-timeout cancel their timers here, but the teardown may hang
 def pytest_exception_interact(node):
     if hasattr(signal, "setitimer") and _attempts in node.stash and not node.config.option.usepdb:
-        _arm(node, AGAIN)
+        _start_timer(node, TEARDOWN_TIMEOUT)
 
 
-def _failing(item):
-    """Make a failure of the test, which pytest reports, of what would end the run."""
-    item.stash[_runs] = True
+def _fail_on_timeout(item):
+    """Turn ``TimeoutExceeded``, which would end the run, into a failure of the test."""
+    item.stash[_in_test] = True
     try:
         return (yield)
-    except Over as over:
-        item.stash[_runs] = False
-        pytest.fail(str(over))
+    except TimeoutExceeded as timeout:
+        item.stash[_in_test] = False
+        pytest.fail(str(timeout))
     finally:
-        item.stash[_runs] = False
+        item.stash[_in_test] = False
 
 
-pytest_runtest_setup = pytest.hookimpl(_failing, wrapper=True)
-pytest_runtest_call = pytest.hookimpl(_failing, wrapper=True)
-pytest_runtest_teardown = pytest.hookimpl(_failing, wrapper=True)
+pytest_runtest_setup = pytest.hookimpl(_fail_on_timeout, wrapper=True)
+pytest_runtest_call = pytest.hookimpl(_fail_on_timeout, wrapper=True)
+pytest_runtest_teardown = pytest.hookimpl(_fail_on_timeout, wrapper=True)
 
 
-def _note(config, item):
-    """Leave the name of the test that runs in a file, to be read when the process was killed."""
-    noted = config.rootpath / ".pytest_cache" / "running"
+def _write_running_test(config, item):
+    """Keep the name of the running test in a file, for when the process is killed."""
+    file = config.rootpath / ".pytest_cache" / "running"
     if item is None:
-        noted.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
     else:
-        noted.parent.mkdir(exist_ok=True)
-        noted.write_text(f"{item.nodeid}\n")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{item.nodeid}\n")
 
 
-def _arm(item, seconds):
+def _start_timer(item, seconds):
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    # Where no signal is handled: this one needs neither the interpreter nor its lock.
-    faulthandler.dump_traceback_later(seconds + ATTEMPTS * AGAIN, exit=True, file=item.config.stash[_stderr])
+    # For code that blocks signals or holds the GIL: faulthandler's thread needs neither.
+    delay = seconds + MAX_ATTEMPTS * TEARDOWN_TIMEOUT
+    faulthandler.dump_traceback_later(delay, exit=True, file=item.config.stash[_stderr])
 
 
-def _over(item, settings):
+def _on_timeout(item, settings):
     if is_debugging() and not settings.disable_debugger_detection:
         return
     item.stash[_attempts] += 1
-    message = f"{item.nodeid} is over its limit of {settings.timeout:g} s"
+    message = f"{item.nodeid} exceeded its timeout of {settings.timeout:g} s"
     with os.fdopen(os.dup(item.config.stash[_stderr]), "w") as stderr:
-        again = f", for the {item.stash[_attempts]}. time" if item.stash[_attempts] > 1 else ""
-        print(f"\n\n{message}{again}", file=stderr)
+        attempt = f" (attempt {item.stash[_attempts]})" if item.stash[_attempts] > 1 else ""
+        print(f"\n\n{message}{attempt}", file=stderr)
         print_tasks(stderr)
         stderr.flush()
         faulthandler.dump_traceback(file=stderr)
-        if item.stash[_attempts] > ATTEMPTS:
-            print(f"{message}, and does not end: the run ends here", file=stderr, flush=True)
+        if item.stash[_attempts] > MAX_ATTEMPTS:
+            print(f"{message} and cannot be stopped; ending the run", file=stderr, flush=True)
             _exit()
-    _arm(item, AGAIN)
-    if item.stash[_runs]:
-        raise Over(message)
+    _start_timer(item, TEARDOWN_TIMEOUT)
+    if item.stash[_in_test]:
+        raise TimeoutExceeded(message)
 
 
 def _exit():
@@ -129,7 +130,7 @@ def _exit():
 
 
 def print_tasks(file):
-    """Print the tasks of all event loops, each with its stack from the outermost coroutine to what it waits for."""
+    """Print the tasks of all event loops, each with its stack from the outermost coroutine to the innermost."""
     for loop in [each for each in gc.get_objects() if isinstance(each, asyncio.AbstractEventLoop)]:
         if loop.is_closed():
             continue
@@ -142,14 +143,14 @@ def print_tasks(file):
 
 
 def _frame(awaited):
-    """Return the frame of a coroutine, a generator or an asynchronous generator; ``None`` for all else."""
-    return next((frame for kind in _KINDS if (frame := getattr(awaited, f"{kind}_frame", None)) is not None), None)
+    """Return the frame of a coroutine, a generator or an asynchronous generator, or None for other objects."""
+    return next((frame for name in _FRAMES if (frame := getattr(awaited, name, None)) is not None), None)
 
 
 def _awaited(awaited):
-    return next(each for name in _AWAITS if (each := getattr(awaited, name, _NOTHING)) is not _NOTHING)
+    return next(value for name in _AWAITS if (value := getattr(awaited, name, _MISSING)) is not _MISSING)
 
 
-_KINDS = ("cr", "gi", "ag")
+_FRAMES = ("cr_frame", "gi_frame", "ag_frame")
 _AWAITS = ("cr_await", "gi_yieldfrom", "ag_await")
-_NOTHING = object()
+_MISSING = object()

@@ -1,4 +1,4 @@
-"""Both event loops: who imports ``event_loop_policy`` and is marked ``BOTH_LOOPS`` runs on each of them."""
+"""Tests on asyncio's event loop and on uvloop: import ``event_loop_policy`` and use the marks ``BOTH_LOOPS``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import uvloop
 
-# pytest-asyncio has no other way for all of its versions that we support.
+# An event loop policy is the only way that all supported versions of pytest-asyncio have.
 BOTH_LOOPS = [
     pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated"),
     pytest.mark.filterwarnings("ignore:.*EventLoopPolicy.* is deprecated:DeprecationWarning"),  # Python 3.14

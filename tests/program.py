@@ -1,4 +1,4 @@
-"""The example application as a person runs it: a process of its own."""
+"""Run the example application in a process, as a user does."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 60.0  # seconds; a new process imports aiohttp first
+START_TIMEOUT = 60.0  # seconds for a process to start or to end
 
 
 @asynccontextmanager
 async def program(*arguments, environment=None, stdout=asyncio.subprocess.PIPE):
-    """Run ``python -m example_app``, with warnings as errors, and end it at the latest when the block ends.
+    """Run ``python -m example_app`` with warnings as errors, and kill it when the block ends.
 
-    Its history is its own, unless ``HISTORY`` in the environment says otherwise.
+    The history is a temporary file unless ``environment`` sets ``HISTORY``.
     """
     with TemporaryDirectory() as folder:
         process = await asyncio.create_subprocess_exec(
@@ -35,14 +35,15 @@ async def program(*arguments, environment=None, stdout=asyncio.subprocess.PIPE):
 
 
 async def outcome(process):
-    async with asyncio.timeout(PATIENCE):
+    """Wait for a process to end, and return its exit status, stdout and stderr."""
+    async with asyncio.timeout(START_TIMEOUT):
         out, err = await process.communicate()
     return process.returncode, (out or b"").decode(), err.decode()
 
 
 async def serving(process):
-    """Wait until the program says where it serves, and return that line."""
-    async with asyncio.timeout(PATIENCE):
+    """Wait for the log line ``serving``, and return it."""
+    async with asyncio.timeout(START_TIMEOUT):
         while (line := json.loads(await process.stdout.readline()))["event"] == "hub_up":
-            pass  # its Hub may be up before it serves
+            pass  # the Hub may be up before the port is open
         return line

@@ -1,4 +1,4 @@
-"""The program that compares the benchmarks of two revisions."""
+"""``benchmarks/compare.py``: what counts as worse, and the rows that programs print."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def judge(monkeypatch):
         ([100, 101, 102], [105, 106, 107], "higher", "better"),
         ([100, 101, 102], [95, 96, 97], "lower", "better"),
         ([100, 101, 102], [95, 96, 97], "higher", "worse"),
-        ([90, 101, 120], [110, 111, 112], "lower", "same"),  # within the spread of the older one
-        ([100, 101, 102], [102, 103, 104], "lower", "same"),  # outside it, by 2 %
+        ([90, 101, 120], [110, 111, 112], "lower", "same"),  # within the range of the older rounds
+        ([100, 101, 102], [102, 103, 104], "lower", "same"),  # outside the range, but only by 2 %
         ([0, 0, 0], [0, 0, 0], "lower", "same"),
         ([0, 0, 0], [1, 1, 1], "lower", "worse"),
         ([0, 0, 0], [1, 1, 1], "higher", "better"),
         ([-1, -1, -1], [1, 1, 1], "lower", "worse"),
     ],
 )
-def test_a_row_changed_if_its_median_is_off_by_three_percent_and_outside_the_older_spread(
+def test_a_row_changed_if_its_median_differs_by_three_percent_and_is_outside_the_older_range(
     judge, older, newer, better, word
 ):
     assert judge(older, newer, better).word == word
@@ -56,7 +56,7 @@ def test_a_program_prints_its_rows_on_one_line(program):
     assert all(value > 0 and better == "lower" for _, value, _, better in rows)
 
 
-def test_what_is_no_program_is_refused_before_anything_is_checked_out():
+def test_an_unknown_program_is_refused_before_anything_is_checked_out():
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "compare.py"), "HEAD", "nothing"],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,

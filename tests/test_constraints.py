@@ -1,4 +1,4 @@
-"""The environment in which the tests run has the versions of constraints.txt, and no others."""
+"""The installed packages have the versions of constraints.txt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 LINES = (ROOT / "constraints.txt").read_text().splitlines()
 LINE = re.compile(r'([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; python_version (==|>=) "3\.\d+")?')
-PLACE = Path(sys.prefix, "place")  # for which versions scripts/setup made the environment
+PLACE = Path(sys.prefix, "place")  # written by scripts/setup: which versions the environment was made with
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def lock():
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
-def test_a_line_is_a_version_and_no_address(file):
+def test_each_line_is_a_version_and_not_a_url(file):
     first, *lines = (ROOT / file).read_text().splitlines()
     assert first.startswith("# ")
     for line in lines:
@@ -41,35 +41,35 @@ def test_a_line_is_a_version_and_no_address(file):
     assert lines == sorted(lines, key=lambda line: line.partition("==")[0])
 
 
-def test_the_oldest_are_those_that_pyproject_allows(lock):
+def test_the_oldest_versions_are_the_lower_bounds_of_pyproject(lock):
     lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()[1:]
     pinned = dict(line.split("==") for line in lines)
     oldest = lock.oldest()
     assert oldest
-    assert {name: Version(pinned[name]) for name in oldest} == {name: Version(each) for name, each in oldest.items()}
+    assert {name: Version(pinned[name]) for name in oldest} == {name: Version(text) for name, text in oldest.items()}
 
 
 @pytest.mark.skipif(
     not PLACE.exists() or " locked " not in PLACE.read_text(),
-    reason="the environment was not made by scripts/setup, or with other versions on purpose",
+    reason="the environment was not made by scripts/setup with the versions of constraints.txt",
 )
-def test_what_is_installed_has_its_version():
+def test_installed_packages_have_the_versions_of_constraints():
     pinned = {}
     for line in LINES[1:]:
         name, version, marker, _ = LINE.fullmatch(line).groups()
         if marker is None or Marker(marker.removeprefix(" ; ")).evaluate():
             pinned[name] = version
     installed = {}
-    for each in importlib.metadata.distributions(path=[path for path in sys.path if path.startswith(sys.prefix)]):
-        installed[re.sub(r"[-_.]+", "-", each.name).lower()] = each.version
+    for found in importlib.metadata.distributions(path=[path for path in sys.path if path.startswith(sys.prefix)]):
+        installed[re.sub(r"[-_.]+", "-", found.name).lower()] = found.version
     assert installed.pop("aiohttp-interceptors")
     wrong = {name: (version, pinned.get(name)) for name, version in installed.items() if version != pinned.get(name)}
     assert wrong == {}, (
-        "what was installed by hand goes with `make clean`; what is new in pyproject.toml takes `make lock`"
+        "run `make clean` to remove packages that were installed by hand, or `make lock` to add those of pyproject.toml"
     )
 
 
-def test_a_package_whose_version_differs_has_a_line_for_each_python(lock):
+def test_a_package_with_different_versions_has_a_line_for_each_python(lock):
     found = {
         (3, 11): {"same": "1", "moved": "1", "backport": "2"},
         (3, 12): {"same": "1", "moved": "1"},

@@ -1,4 +1,4 @@
-"""The example application's rooms without a browser: what is written in one, who hears of it, and what is refused."""
+"""The rooms of the example application without a browser: delivery, presence, resuming, and validation."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from example_app.app import LATEST, make_app
 from example_app.rooms import HUB, MAX_NAME, MAX_TEXT
 from tests.waiting import until
 
-NO_ROOMS = ["", "*", ">", "lobby.*", "a.b", ".", "a b", "a\n", "a/b", "ä", "²", "x" * 31, "a&room=b>"]
+INVALID_ROOMS = ["", "*", ">", "lobby.*", "a.b", ".", "a b", "a\n", "a/b", "ä", "²", "x" * 31, "a&room=b>"]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ async def say(client, text, *, room="lobby", name="Ada", **options):
 
 
 async def texts(stream, count):
-    """Read so many lines, whoever comes and goes meanwhile, and return their texts."""
+    """Read ``count`` lines, and return their texts. Events about presence are skipped."""
     found = []
     while len(found) < count:
         event = await stream.next()
@@ -45,16 +45,16 @@ async def texts(stream, count):
 
 
 async def here(stream, count):
-    """Read until the stream tells that so many are here."""
+    """Read until a ``here`` event has this count."""
     while (event := await stream.next()).name != "here" or json.loads(event.data)["count"] != count:
         pass
     return event
 
 
-# What is written.
+# Lines.
 
 
-async def test_a_line_reaches_all_who_are_in_the_room_and_nobody_else(client):
+async def test_a_line_reaches_all_pages_of_its_room_and_no_other(client):
     async with room(client, "tea") as one, room(client, "tea") as two, room(client, "coffee") as other:
         assert await say(client, "milk?", room="tea") == 204
         assert await say(client, "sugar?", room="coffee") == 204
@@ -62,7 +62,7 @@ async def test_a_line_reaches_all_who_are_in_the_room_and_nobody_else(client):
         assert await texts(other, 1) == ["sugar?"]
 
 
-async def test_a_line_tells_who_wrote_it_and_when(client):
+async def test_a_line_has_its_author_and_time(client):
     async with room(client) as stream:
         before = time.time()
         await say(client, "  hello <b>there</b>\n", name=" Ada ")
@@ -74,7 +74,7 @@ async def test_a_line_tells_who_wrote_it_and_when(client):
     assert event.id == stream.last_event_id
 
 
-async def test_who_comes_in_gets_the_latest_lines_and_then_what_is_written(client):
+async def test_a_new_page_receives_the_latest_lines_and_then_new_ones(client):
     for number in range(LATEST + 5):
         await say(client, f"{number}")
     await say(client, "elsewhere", room="tea")
@@ -84,7 +84,7 @@ async def test_who_comes_in_gets_the_latest_lines_and_then_what_is_written(clien
         assert await texts(stream, 1) == ["new"]
 
 
-async def test_without_a_room_it_is_the_lobby_and_capital_letters_are_small_ones(client):
+async def test_the_default_room_is_the_lobby_and_names_are_case_insensitive(client):
     async with open_stream(client, "/events/room") as lobby, room(client, "TEA") as tea:
         await say(client, "one", room="Lobby")
         await say(client, "two", room="tea")
@@ -92,10 +92,10 @@ async def test_without_a_room_it_is_the_lobby_and_capital_letters_are_small_ones
         assert await texts(tea, 1) == ["two"]
 
 
-# Who is here.
+# Presence.
 
 
-async def test_all_in_a_room_are_told_how_many_are_here_when_somebody_comes_or_goes(client):
+async def test_the_pages_of_a_room_receive_their_number_when_it_changes(client):
     async with room(client, "tea") as one:
         await here(one, 1)
         async with room(client, "coffee") as other, room(client, "tea") as two:
@@ -108,7 +108,7 @@ async def test_all_in_a_room_are_told_how_many_are_here_when_somebody_comes_or_g
         ] == []
 
 
-async def test_how_many_are_here_is_no_line_of_the_history(client):
+async def test_the_number_of_pages_is_not_kept_in_the_history(client):
     await say(client, "first")
     for _ in range(LATEST + 5):
         async with room(client) as stream:
@@ -118,10 +118,10 @@ async def test_how_many_are_here_is_no_line_of_the_history(client):
         assert await texts(stream, 1) == ["first"]
 
 
-# Away and back.
+# Resuming.
 
 
-async def test_a_page_that_was_dropped_goes_on_where_it_was_and_the_others_notice_nothing(client):
+async def test_a_page_that_was_dropped_resumes_and_other_pages_are_not_affected(client):
     async with room(client, client="one") as one, room(client, client="two") as two:
         await say(client, "a")
         assert await texts(one, 1) == ["a"]
@@ -136,7 +136,7 @@ async def test_a_page_that_was_dropped_goes_on_where_it_was_and_the_others_notic
         assert await texts(two, 4) == ["a", "b", "c", "d"]
 
 
-async def test_a_page_that_was_dropped_before_anything_was_written_misses_nothing(client):
+async def test_a_page_that_was_dropped_before_the_first_line_receives_it(client):
     async with room(client, client="one") as stream:
         await here(stream, 1)
     await say(client, "a")
@@ -144,7 +144,7 @@ async def test_a_page_that_was_dropped_before_anything_was_written_misses_nothin
         assert await texts(again, 1) == ["a"]
 
 
-async def test_a_new_source_can_be_told_in_the_query_where_the_old_one_was(client):
+async def test_a_new_event_source_can_resume_with_an_id_in_the_query(client):
     async with room(client) as stream:
         await say(client, "a")
         await texts(stream, 1)
@@ -153,7 +153,7 @@ async def test_a_new_source_can_be_told_in_the_query_where_the_old_one_was(clien
         assert await texts(again, 1) == ["b"]
 
 
-async def test_after_a_restart_there_is_a_gap_and_then_all_that_the_new_server_knows(client, aiohttp_client):
+async def test_after_a_restart_there_is_a_gap_and_then_the_history_of_the_new_server(client, aiohttp_client):
     async with room(client) as stream:
         await say(client, "before")
         await texts(stream, 1)
@@ -166,11 +166,11 @@ async def test_after_a_restart_there_is_a_gap_and_then_all_that_the_new_server_k
         assert await texts(again, 1) == ["after"]
 
 
-# What is refused.
+# Validation.
 
 
-@pytest.mark.parametrize("name", NO_ROOMS)
-async def test_a_room_of_another_name_is_none_and_nobody_hears_all_rooms(client, name):
+@pytest.mark.parametrize("name", INVALID_ROOMS)
+async def test_an_invalid_room_name_such_as_a_wildcard_is_refused(client, name):
     for path in ("/rooms", "/events/room"):
         async with client.get(address(path, name)) as response:
             assert response.status == 400, path
@@ -186,18 +186,18 @@ async def test_a_room_of_another_name_is_none_and_nobody_hears_all_rooms(client,
         ("Ada", ""), ("Ada", " \n"), ("Ada", "x" * (MAX_TEXT + 1)),
     ],
 )  # fmt: skip
-async def test_a_line_without_name_or_text_or_with_too_much_is_refused(client, name, text):
+async def test_a_line_with_an_empty_or_too_long_name_or_text_is_refused(client, name, text):
     assert await say(client, text, name=name) == 400
     assert client.app[HUB].statistics().published == 0
 
 
-async def test_the_longest_line_is_none_too_long(client):
+async def test_the_longest_allowed_line_is_accepted(client):
     async with room(client) as stream:
         assert await say(client, "é" * MAX_TEXT, name="é" * MAX_NAME) == 204
         assert await texts(stream, 1) == ["é" * MAX_TEXT]
 
 
-async def test_a_file_is_no_text(client):
+async def test_a_file_instead_of_text_is_refused(client):
     form = FormData({"name": "Ada"})
     form.add_field("text", b"x" * (MAX_TEXT + 1), filename="text")
     async with client.post("/say", data=form) as response:
@@ -207,6 +207,6 @@ async def test_a_file_is_no_text(client):
 @pytest.mark.parametrize(
     ("site", "status"), [("cross-site", 403), ("same-site", 403), ("none", 403), ("same-origin", 204)]
 )
-async def test_a_page_of_another_site_cannot_write_for_its_visitor(client, site, status):
+async def test_cross_site_requests_are_refused(client, site, status):
     assert await say(client, "hello", headers={"Sec-Fetch-Site": site}) == status
     assert client.app[HUB].statistics().published == (status == 204)

@@ -1,4 +1,4 @@
-"""Imports point left, without a circle, and each third-party name has its owner."""
+"""Imports follow the order of the modules, without circles, and a third-party package is imported in one place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORDER = (
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-OWNERS = {
+THIRD_PARTY = {
     "structlog": ("_logging.py",),
     "aiohttp": ("web/", "testing.py"),
     "aiohttp_sse": ("web/",),
@@ -28,11 +28,11 @@ OWNERS = {
     "psycopg": ("brokers/postgres/",),
     "nats": ("brokers/nats/",),
 }
-"""Which files may import a name that is neither ours nor Python's; a folder ends with a slash."""
+"""The files that may import a third-party package. A folder ends with a slash."""
 
 
 def imports(file: Path) -> Iterator[tuple[str, ...]]:
-    """Walk all imports of a file, those under TYPE_CHECKING and inside functions too, as absolute dotted paths."""
+    """Yield the absolute dotted paths of all imports of a file, also under TYPE_CHECKING and inside functions."""
     package = file.relative_to(PACKAGE.parent).parts[:-1]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -44,7 +44,7 @@ def imports(file: Path) -> Iterator[tuple[str, ...]]:
 
 
 def module_of(imported: tuple[str, ...]) -> str | None:
-    """Return the file, relative to the package, that an import of ours reads."""
+    """Return the file, relative to the package, that an import of the package loads."""
     for length in range(len(imported), 1, -1):
         path = PACKAGE.joinpath(*imported[1:length])
         for file in (path.with_suffix(".py"), path / "__init__.py"):
@@ -55,21 +55,21 @@ def module_of(imported: tuple[str, ...]) -> str | None:
 
 @pytest.fixture(params=FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def file(request: pytest.FixtureRequest) -> Path:
-    """One file of the library after the other."""
+    """Each file of the library."""
     return request.param  # type: ignore[no-any-return]
 
 
 def test_imports_point_left(file: Path) -> None:
-    room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return  # the package's own file shows all rooms
+    module = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if module == "__init__":
+        return  # the package exports names of all modules
     for imported in imports(file):
         if imported[0] == PACKAGE.name:
-            assert len(imported) > 1, f"{room} imports the package itself"
-            assert ORDER.index(imported[1]) <= ORDER.index(room), f"{room} imports {'.'.join(imported)}"
+            assert len(imported) > 1, f"{module} imports the package itself"
+            assert ORDER.index(imported[1]) <= ORDER.index(module), f"{module} imports {'.'.join(imported)}"
 
 
-def test_no_imports_form_a_circle_those_for_annotations_included() -> None:
+def test_imports_form_no_circle_also_for_annotations() -> None:
     graph = {
         file.relative_to(PACKAGE).as_posix(): {
             module
@@ -79,25 +79,27 @@ def test_no_imports_form_a_circle_those_for_annotations_included() -> None:
         - {file.relative_to(PACKAGE).as_posix()}
         for file in FILES
     }
-    TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-def test_each_third_party_name_has_its_owner(file: Path) -> None:
+def test_third_party_packages_are_imported_in_one_place(file: Path) -> None:
     path = file.relative_to(PACKAGE).as_posix()
     for imported in imports(file):
         name = imported[0]
         if name == PACKAGE.name or name in sys.stdlib_module_names:
             continue
-        assert name in OWNERS, f"{path} imports {name}, which nobody owns"
-        assert path.startswith(OWNERS[name]), f"{path} imports {name}, whose owner is {OWNERS[name]}"
+        assert name in THIRD_PARTY, f"{path} imports {name}, which is not in THIRD_PARTY"
+        assert path.startswith(THIRD_PARTY[name]), f"{path} imports {name}, which only {THIRD_PARTY[name]} may import"
 
 
-@pytest.mark.parametrize("room", ["exceptions", "debug", "chain", "decorators", "channel", "queues", "sse", "hub.hub"])
-def test_what_is_left_of_the_web_works_without_aiohttp(room: str) -> None:
+@pytest.mark.parametrize(
+    "module", ["exceptions", "debug", "chain", "decorators", "channel", "queues", "sse", "hub.hub"]
+)
+def test_modules_left_of_web_work_without_aiohttp(module: str) -> None:
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys(["aiohttp", "aiohttp_sse", "multidict"]))
-import {PACKAGE.name}.{room}
+import {PACKAGE.name}.{module}
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False, timeout=60

@@ -1,4 +1,4 @@
-"""Streams in a server of its own process, stopped by the signals that stop servers."""
+"""Streams of a server process that is stopped by SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +13,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are POSIX's")
+from tests.program import outcome
+from tests.servers.process import free_port
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX signals")
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 60.0  # seconds; a busy machine takes its time to start a process
+TIMEOUT = 60.0  # seconds, long enough to start a process on a busy machine
 FAREWELL = b"\r\nevent: farewell\ndata: bye\nretry: "
 END = b"\r\n0\r\n\r\n"
 
@@ -85,7 +87,7 @@ web.run_app(
 
 @pytest.fixture
 def program(tmp_path):
-    """Write the programs, and return how one of them is run: with warnings as errors, until the block ends."""
+    """Write the programs, and return a context manager that runs one of them and kills it when the block ends."""
     (tmp_path / "application.py").write_text(APPLICATION)
     (tmp_path / "served.py").write_text("from application import make_app\napp = make_app()\n")
     (tmp_path / "run.py").write_text(RUN_APP)
@@ -101,7 +103,7 @@ def program(tmp_path):
             yield process
         finally:
             try:
-                os.killpg(process.pid, signal.SIGKILL)  # a worker may have outlived its master
+                os.killpg(process.pid, signal.SIGKILL)  # the group, since a worker may outlive its master
             except ProcessLookupError:
                 pass
             await process.communicate()
@@ -115,72 +117,63 @@ def run_app(port: int, grace: float = 0.0, timeout: float = 1000.0) -> list[str]
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    return free_port()
 
 
 async def until_line(stream: asyncio.StreamReader, pattern: str) -> re.Match[str]:
-    """Read up to a line that matches."""
-    async with asyncio.timeout(PATIENCE):
+    """Read up to a line that matches a pattern."""
+    async with asyncio.timeout(TIMEOUT):
         while line := (await stream.readline()).decode():
             if match := re.search(pattern, line):
                 return match
     raise AssertionError(f"the process ended without {pattern!r}")
 
 
-async def opened(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def open_ticks(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a stream and read up to its first event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
         await reader.readuntil(b"data: tick\n")
     return reader, writer
 
 
-async def rest(client) -> bytes:
-    """Read what still comes, until the server closes."""
+async def read_to_end(client) -> bytes:
+    """Read until the server closes the connection."""
     reader, writer = client
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         data = await reader.read()
     writer.close()
     return data
 
 
-async def outcome(process) -> tuple[int, str, str]:
-    async with asyncio.timeout(PATIENCE):
-        out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_run_app_ends_its_streams_cleanly_and_exits(program, port, number):
-    """The farewell, a time to return and the end of the body, though ``shutdown_timeout`` is 1,000 s."""
+    """Each stream ends with the final event and a reconnection time, although ``shutdown_timeout`` is 1,000 s."""
     async with program(*run_app(port)) as process:
         await until_line(process.stdout, "listening")
-        clients = [await opened(port, path) for path in ("/ticks", "/idle", "/finite") for _ in range(3)]
-        cut = clients[6:]  # their producer would have ended them
+        clients = [await open_ticks(port, path) for path in ("/ticks", "/idle", "/finite") for _ in range(3)]
+        finite = clients[6:]  # the body of a finite stream is not terminated, so that the client sees a failure
         process.send_signal(number)
         for client in clients:
-            body = await rest(client)
+            body = await read_to_end(client)
             assert body.count(FAREWELL) == 1
-            assert body.endswith(END) is (client not in cut)
+            assert body.endswith(END) is (client not in finite)
         status, _, err = await outcome(process)
     assert (status, err) == (0, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_handler_of_aiohttp_sse_s_interface_that_waits_in_a_queue_does_not_hold_up_the_end(
-    program, port, number
-):
+async def test_an_aiohttp_sse_handler_that_waits_for_a_queue_does_not_delay_the_shutdown(program, port, number):
     async with program(*run_app(port, timeout=10.0)) as process:
         await until_line(process.stdout, "listening")
-        clients = [await opened(port, "/queue") for _ in range(3)]
-        left = await opened(port, "/queue")
-        left[1].close()
+        clients = [await open_ticks(port, "/queue") for _ in range(3)]
+        disconnected = await open_ticks(port, "/queue")
+        disconnected[1].close()
         process.send_signal(number)
         for client in clients:
-            body = await rest(client)
+            body = await read_to_end(client)
             assert b"event: farewell\ndata: bye\n\n" in body
             assert body.endswith(END)
         status, out, err = await outcome(process)
@@ -188,70 +181,68 @@ async def test_a_handler_of_aiohttp_sse_s_interface_that_waits_in_a_queue_does_n
     assert out.count("handler ended") == 4
 
 
-async def test_a_second_ctrl_c_ends_a_long_grace_at_once(program, port):
+async def test_a_second_ctrl_c_ends_a_long_grace_period_immediately(program, port):
     async with program(*run_app(port, grace=1000)) as process:
         await until_line(process.stdout, "listening")
-        finite, endless = await opened(port, "/finite"), await opened(port, "/ticks")
+        finite, endless = await open_ticks(port, "/finite"), await open_ticks(port, "/ticks")
         process.send_signal(signal.SIGINT)
-        assert (await rest(endless)).endswith(END)  # it has seen the signal
-        async with asyncio.timeout(PATIENCE):
-            await finite[0].readuntil(b"data: tick\n")  # and this one goes on
+        assert (await read_to_end(endless)).endswith(END)  # the server has handled the signal
+        async with asyncio.timeout(TIMEOUT):
+            await finite[0].readuntil(b"data: tick\n")  # the finite stream is still open
         process.send_signal(signal.SIGINT)
-        body = await rest(finite)
+        body = await read_to_end(finite)
         _, _, err = await outcome(process)
     assert FAREWELL not in body
     assert err == ""
 
 
-async def test_a_second_ctrl_c_ends_a_long_timeout_at_once(program, port):
-    """peer bug 28: clean-up code that hangs does not hold up the person at the terminal."""
+async def test_a_second_ctrl_c_ends_a_producer_whose_cleanup_hangs(program, port):
     async with program(*run_app(port)) as process:
         await until_line(process.stdout, "listening")
-        client = await opened(port, "/slow")
+        client = await open_ticks(port, "/slow")
         process.send_signal(signal.SIGINT)
         await until_line(process.stdout, "cleaning up")
         process.send_signal(signal.SIGINT)
-        await rest(client)
+        await read_to_end(client)
         _, _, err = await outcome(process)
     assert err == ""
 
 
-async def test_a_server_restarts_on_its_port_while_a_browser_is_there(program, port):
-    """peer bug 25: the browser's connection is still open when the next server comes, and it returns by itself."""
+async def test_a_server_restarts_on_its_port_while_a_client_keeps_its_connection_open(program, port):
     async with program(*run_app(port)) as process:
         await until_line(process.stdout, "listening")
-        reader, writer = await opened(port, "/ticks")
+        reader, writer = await open_ticks(port, "/ticks")
         process.send_signal(signal.SIGINT)
         status, _, err = await outcome(process)
         assert (status, err) == (0, "")
         async with program(*run_app(port)) as successor:
             await until_line(successor.stdout, "listening")
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 assert (await reader.read()).endswith(END)
             writer.close()
-            again = await opened(port, "/ticks")
+            again = await open_ticks(port, "/ticks")
             successor.send_signal(signal.SIGINT)
-            assert (await rest(again)).endswith(END)
+            assert (await read_to_end(again)).endswith(END)
             status, _, err = await outcome(successor)
             assert (status, err) == (0, "")
 
 
 OLD_WORKER = pytest.mark.skipif(
     aiohttp.__version__.startswith("3.12."),
-    reason="aiohttp 3.12's worker asks uvloop for a loop that it no longer makes",
+    reason="the worker of aiohttp 3.12 does not work with this uvloop",
 )
 
 
 @pytest.mark.parametrize("worker", ["GunicornWebWorker", pytest.param("GunicornUVLoopWebWorker", marks=OLD_WORKER)])
 async def test_gunicorn_ends_its_streams_cleanly_and_exits(program, worker):
-    """peer bug 23: SIGTERM to the master, as systemd and Kubernetes send it."""
+    """SIGTERM goes to the master, as systemd and Kubernetes send it."""
     arguments = ["--worker-class", f"aiohttp.{worker}", "--bind", "127.0.0.1:0", "--graceful-timeout", "1000"]
     async with program("-m", "gunicorn", *arguments, "served:app") as process:
         port = int((await until_line(process.stderr, r"Listening at: http://127\.0\.0\.1:(\d+) "))[1])
-        clients = [await opened(port, path) for path in ("/ticks", "/idle") for _ in range(3)]
+        clients = [await open_ticks(port, path) for path in ("/ticks", "/idle") for _ in range(3)]
         process.send_signal(signal.SIGTERM)
         for client in clients:
-            body = await rest(client)
+            body = await read_to_end(client)
             assert body.count(FAREWELL) == 1
             assert body.endswith(END)
         status, _, err = await outcome(process)

@@ -1,4 +1,4 @@
-"""The test kit: chains without a server, producers without a client, and streams over a real connection that end."""
+"""The test utilities: chains without a server, producers without a client, and streams over a real connection."""
 
 import asyncio
 import inspect
@@ -27,13 +27,13 @@ from aiohttp_interceptors.testing import (
     run_chain,
 )
 
-SHORT = 0.05  # seconds of patience, where it is to end
+SHORT = 0.05  # seconds; a timeout that is meant to expire
 
 
 # run_chain and request_context
 
 
-async def test_one_interceptor_is_run():
+async def test_one_interceptor_runs():
     @before
     def greet(context):
         context["greeting"] = f"hello {context['name']}"
@@ -43,7 +43,7 @@ async def test_one_interceptor_is_run():
     assert context["greeting"] == "hello you"
 
 
-async def test_several_are_run_in_order_and_back():
+async def test_several_interceptors_run_in_order_and_in_reverse():
     ran = []
     links = [
         Interceptor(x, lambda _, x=x: ran.append(f"enter {x}"), lambda _, x=x: ran.append(f"leave {x}")) for x in "ab"
@@ -52,17 +52,17 @@ async def test_several_are_run_in_order_and_back():
     assert ran == ["enter a", "enter b", "leave b", "leave a"]
 
 
-async def test_a_chain_of_nothing_gives_its_context_back():
+async def test_an_empty_chain_returns_its_context():
     context = request_context()
     assert await run_chain(context) is context
 
 
-async def test_the_context_that_comes_out_is_returned():
+async def test_the_context_of_the_last_stage_is_returned():
     other = Context()
     assert await run_chain(Context(), before(lambda _: other)) is other
 
 
-async def test_what_nobody_handled_is_raised():
+async def test_an_unhandled_exception_is_raised():
     @before
     def broken(context):
         raise LookupError("lost")
@@ -71,7 +71,7 @@ async def test_what_nobody_handled_is_raised():
         await run_chain(Context(), broken)
 
 
-async def test_an_attached_response_ends_the_way_in():
+async def test_no_interceptor_is_entered_after_a_response_is_attached():
     @before
     def refuse(context):
         context.response = web.Response(status=403)
@@ -98,12 +98,12 @@ async def test_a_raised_http_exception_is_attached():
     assert context["left with"] == 404
 
 
-async def test_a_stage_may_not_return_a_context_of_another_kind():
+async def test_a_stage_cannot_return_a_context_of_another_class():
     with pytest.raises(TypeError, match="a stage returns None or a RequestContext"):
         await run_chain(request_context(), before(lambda _: Context()))
 
 
-async def test_an_intercepted_handler_joins_the_chain_that_calls_it():
+async def test_an_intercepted_handler_shares_the_context_of_the_chain_that_calls_it():
     @intercept(before(lambda context: context.update(seen="inside")))
     async def page(request):
         return web.Response(text="page")
@@ -117,7 +117,7 @@ async def test_an_intercepted_handler_joins_the_chain_that_calls_it():
     assert context.response.text == "page"
 
 
-async def test_a_request_comes_from_nowhere():
+async def test_a_request_has_defaults():
     context = request_context()
     assert isinstance(context, RequestContext)
     assert (context.request.method, context.request.path) == ("GET", "/")
@@ -127,7 +127,7 @@ async def test_a_request_comes_from_nowhere():
     assert not context.committed
 
 
-async def test_a_request_has_what_it_is_given():
+async def test_a_request_has_the_given_values():
     context = request_context("POST", "/rooms/7?last=3", headers={"Last-Event-ID": "41"}, match_info={"room": "7"})
     assert (context.request.method, context.request.path) == ("POST", "/rooms/7")
     assert context.request.query["last"] == "3"
@@ -135,7 +135,7 @@ async def test_a_request_has_what_it_is_given():
     assert context.request.match_info["room"] == "7"
 
 
-async def test_headers_may_be_staged():
+async def test_headers_can_be_staged():
     @before
     def cors(context):
         context.response_headers["Access-Control-Allow-Origin"] = "*"
@@ -144,7 +144,7 @@ async def test_headers_may_be_staged():
     assert context.response_headers["access-control-allow-origin"] == "*"
 
 
-async def test_two_contexts_have_nothing_in_common():
+async def test_two_contexts_share_nothing():
     first, second = request_context(), request_context()
     assert first.request is not second.request
     assert first.execution_id != second.execution_id
@@ -162,7 +162,7 @@ async def test_events_are_collected_until_the_channel_closes():
     assert [event.data for event in await collect_events(ready)] == [str(number) for number in range(20)]
 
 
-async def test_a_plain_function_may_produce():
+async def test_a_producer_can_be_a_plain_function():
     def ready(channel, context):
         channel.put_nowait(Event("a", "n"))
         channel.close()
@@ -170,7 +170,7 @@ async def test_a_plain_function_may_produce():
     assert await collect_events(ready) == [Event("a", "n")]
 
 
-async def test_a_plain_function_may_hand_its_channel_to_a_task():
+async def test_a_plain_producer_can_pass_its_channel_to_a_task():
     async def produce(channel):
         await asyncio.sleep(0)
         await channel.put("a")
@@ -182,7 +182,7 @@ async def test_a_plain_function_may_hand_its_channel_to_a_task():
     ]
 
 
-async def test_the_producer_is_given_the_context():
+async def test_the_producer_gets_the_given_context():
     async def ready(channel, context):
         await channel.put(context.request.match_info["room"])
         channel.close()
@@ -190,7 +190,7 @@ async def test_the_producer_is_given_the_context():
     assert await collect_events(ready, request_context(match_info={"room": "7"})) == [Event("7")]
 
 
-async def test_without_a_context_there_is_one():
+async def test_the_producer_gets_a_context_by_default():
     def ready(channel, context):
         channel.put_nowait(context.request.path)
         channel.close()
@@ -198,12 +198,12 @@ async def test_without_a_context_there_is_one():
     assert await collect_events(ready) == [Event("/")]
 
 
-async def test_no_events_are_no_events():
+async def test_a_producer_without_events_gives_an_empty_list():
     assert await collect_events(lambda channel, context: channel.close()) == []
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10, 25])
-async def test_after_the_limit_the_client_has_left(limit):
+async def test_after_the_limit_the_client_disconnects(limit):
     left = []
 
     async def ready(channel, context):
@@ -215,8 +215,7 @@ async def test_after_the_limit_the_client_has_left(limit):
     assert left == ["client_left"]
 
 
-async def test_after_the_limit_a_producer_that_cannot_know_is_cancelled():
-    """As in a server: one that waits for something else than its channel is cancelled."""
+async def test_after_the_limit_a_producer_that_waits_for_anything_but_its_channel_is_cancelled():
     cleaned_up = []
 
     async def ready(channel, context):
@@ -230,7 +229,7 @@ async def test_after_the_limit_a_producer_that_cannot_know_is_cancelled():
     assert cleaned_up == [True]
 
 
-async def test_a_limit_that_is_not_reached_does_not_matter():
+async def test_a_limit_that_is_not_reached_has_no_effect():
     def ready(channel, context):
         channel.put_nowait("a")
         channel.close()
@@ -238,7 +237,7 @@ async def test_a_limit_that_is_not_reached_does_not_matter():
     assert await collect_events(ready, limit=5) == [Event("a")]
 
 
-async def test_the_limit_may_be_reached_as_the_channel_closes():
+async def test_the_limit_can_be_reached_as_the_channel_closes():
     def ready(channel, context):
         channel.put_nowait("a")
         channel.put_nowait("b")
@@ -247,7 +246,7 @@ async def test_the_limit_may_be_reached_as_the_channel_closes():
     assert await collect_events(ready, limit=2) == [Event("a"), Event("b")]
 
 
-async def test_the_buffer_is_as_large_as_was_said():
+async def test_the_buffer_has_the_given_size():
     def ready(channel, context):
         for _ in range(3):
             channel.put_nowait("a")
@@ -257,7 +256,7 @@ async def test_the_buffer_is_as_large_as_was_said():
 
 
 @pytest.mark.parametrize("count", [10, 11])
-async def test_the_buffer_is_a_streams_if_nothing_was_said(count):
+async def test_the_buffer_has_the_size_of_a_streams_by_default(count):
     def ready(channel, context):
         for _ in range(count):
             channel.put_nowait("a")
@@ -270,7 +269,7 @@ async def test_the_buffer_is_a_streams_if_nothing_was_said(count):
         assert len(await collect_events(ready)) == count
 
 
-async def test_what_a_producer_raises_is_raised():
+async def test_an_exception_of_a_producer_is_raised():
     async def ready(channel, context):
         await channel.put("a")
         raise LookupError("lost")
@@ -279,7 +278,7 @@ async def test_what_a_producer_raises_is_raised():
         await collect_events(ready)
 
 
-async def test_what_a_plain_producer_raises_is_raised():
+async def test_an_exception_of_a_plain_producer_is_raised():
     def ready(channel, context):
         raise LookupError("lost")
 
@@ -287,7 +286,7 @@ async def test_what_a_plain_producer_raises_is_raised():
         await collect_events(ready)
 
 
-async def test_what_a_producer_raises_when_the_client_has_left_is_raised():
+async def test_an_exception_of_a_producer_after_the_client_disconnected_is_raised():
     async def ready(channel, context):
         try:
             await channel.put("a")
@@ -299,7 +298,7 @@ async def test_what_a_producer_raises_when_the_client_has_left_is_raised():
         await collect_events(ready, limit=1)
 
 
-async def test_what_a_producer_raises_after_it_closed_is_raised():
+async def test_an_exception_of_a_producer_after_it_closed_is_raised():
     async def ready(channel, context):
         channel.close()
         await asyncio.sleep(0)
@@ -309,7 +308,7 @@ async def test_what_a_producer_raises_after_it_closed_is_raised():
         await collect_events(ready)
 
 
-async def test_a_producer_that_was_cancelled_is_no_end_without_a_word():
+async def test_the_cancellation_of_a_producer_is_raised():
     async def ready(channel, context):
         await channel.put("a")
         raise asyncio.CancelledError
@@ -318,7 +317,7 @@ async def test_a_producer_that_was_cancelled_is_no_end_without_a_word():
         await collect_events(ready)
 
 
-async def test_a_wrong_event_is_raised():
+async def test_a_value_that_is_not_an_event_is_a_type_error():
     async def ready(channel, context):
         await channel.put(7)
 
@@ -326,7 +325,7 @@ async def test_a_wrong_event_is_raised():
         await collect_events(ready)
 
 
-async def test_a_producer_that_never_ends_ends_the_patience():
+async def test_a_producer_that_never_returns_times_out():
     cleaned_up = []
 
     async def ready(channel, context):
@@ -337,26 +336,26 @@ async def test_a_producer_that_never_ends_ends_the_patience():
             cleaned_up.append(True)
 
     with pytest.raises(TimeoutError):
-        await collect_events(ready, patience=SHORT)
+        await collect_events(ready, timeout=SHORT)
     assert cleaned_up == [True]
 
 
-async def test_a_producer_that_does_not_close_ends_the_patience():
-    """Its return does not end a stream; that is what a test wants to know."""
+async def test_a_producer_that_does_not_close_times_out():
+    """Returning does not end a stream."""
     with pytest.raises(TimeoutError):
-        await collect_events(lambda channel, context: channel.put_nowait("a"), patience=SHORT)
+        await collect_events(lambda channel, context: channel.put_nowait("a"), timeout=SHORT)
 
 
-async def test_a_producer_that_goes_on_after_it_closed_ends_the_patience():
+async def test_a_producer_that_does_not_return_after_it_closed_times_out():
     async def ready(channel, context):
         channel.close()
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        await collect_events(ready, patience=SHORT)
+        await collect_events(ready, timeout=SHORT)
 
 
-async def test_a_collection_that_is_cancelled_takes_its_producer_along():
+async def test_cancelling_the_collection_cancels_the_producer():
     began, ended = asyncio.Event(), []
 
     async def ready(channel, context):
@@ -378,14 +377,14 @@ async def test_a_collection_that_is_cancelled_takes_its_producer_along():
 
 
 async def three(channel, context):
-    """Put three events, and end."""
+    """Put three events, and close."""
     for number in ("1", "2", "3"):
         await channel.put(Event(number, "count", f"id-{number}"))
     channel.close()
 
 
 async def silent(channel, context):
-    """Put nothing until it is over."""
+    """Put nothing until the stream ends."""
     await channel.wait_closed()
 
 
@@ -405,18 +404,18 @@ async def test_a_stream_is_read_to_its_end(aiohttp_client):
         assert await stream.next() == Event("3", "count", "id-3")
         with pytest.raises(StopAsyncIteration):
             await stream.next()
-        with pytest.raises(StopAsyncIteration):  # and so it stays
+        with pytest.raises(StopAsyncIteration):  # also when asked again
             await stream.next_frame()
 
 
-async def test_the_end_of_a_stream_leaves_its_block_as_it_was_raised(aiohttp_client):
+async def test_stop_async_iteration_is_raised_out_of_the_block_unchanged(aiohttp_client):
     client = await aiohttp_client(application(lambda channel, context: channel.close()))
     with pytest.raises(StopAsyncIteration):
         async with open_stream(client, "/") as stream:
             await stream.next()
 
 
-async def test_a_stream_may_be_read_in_a_loop_or_at_once(aiohttp_client):
+async def test_a_stream_can_be_iterated_or_read_at_once(aiohttp_client):
     client = await aiohttp_client(application(three))
     async with open_stream(client, "/") as stream:
         assert [event.data async for event in stream] == ["1", "2", "3"]
@@ -426,7 +425,7 @@ async def test_a_stream_may_be_read_in_a_loop_or_at_once(aiohttp_client):
         assert [event.data for event in await stream.rest()] == ["2", "3"]
 
 
-async def test_every_byte_is_there(aiohttp_client):
+async def test_raw_has_every_byte(aiohttp_client):
     client = await aiohttp_client(application(three))
     async with open_stream(client, "/") as stream:
         assert stream.raw == b""
@@ -434,7 +433,7 @@ async def test_every_byte_is_there(aiohttp_client):
         assert stream.raw == b"".join(b"event: count\ndata: %d\nid: id-%d\n\n" % (n, n) for n in (1, 2, 3))
 
 
-async def test_the_last_event_id_is_known(aiohttp_client):
+async def test_the_last_event_id_is_tracked(aiohttp_client):
     client = await aiohttp_client(application(three))
     async with open_stream(client, "/") as stream:
         assert stream.last_event_id == ""
@@ -443,7 +442,7 @@ async def test_the_last_event_id_is_known(aiohttp_client):
 
 
 @pytest.mark.parametrize(("last_event_id", "sent"), [("41", "41"), ("", ""), (None, None)])
-async def test_a_last_event_id_is_sent_as_by_a_browser_that_reconnects(aiohttp_client, last_event_id, sent):
+async def test_a_last_event_id_is_sent_as_a_browser_sends_it(aiohttp_client, last_event_id, sent):
     async def ready(channel, context):
         await channel.put(Event.json(context.request.headers.get("Last-Event-ID")))
         channel.close()
@@ -483,7 +482,7 @@ async def test_heartbeats_are_neither_frames_nor_events(aiohttp_client):
         assert await stream.next_frame() == Event("a")
 
 
-async def test_a_frame_without_data_is_no_event(aiohttp_client):
+async def test_a_frame_without_data_is_not_an_event(aiohttp_client):
     async def ready(channel, context):
         await channel.put(Event(id="7"))
         await channel.put(Event(comment="not for pages"))
@@ -499,23 +498,23 @@ async def test_a_frame_without_data_is_no_event(aiohttp_client):
         assert await stream.next_frame() == Event(comment="not for pages")
 
 
-async def test_a_silent_stream_ends_the_patience(aiohttp_client):
+async def test_a_silent_stream_times_out(aiohttp_client):
     client = await aiohttp_client(application(silent, heartbeat=None))
-    async with open_stream(client, "/", patience=SHORT) as stream:
+    async with open_stream(client, "/", timeout=SHORT) as stream:
         with pytest.raises(TimeoutError):
             await stream.next_frame()
         with pytest.raises(TimeoutError):
             await stream.next()
 
 
-async def test_heartbeats_do_not_prolong_the_patience(aiohttp_client):
+async def test_heartbeats_do_not_extend_the_timeout(aiohttp_client):
     client = await aiohttp_client(application(silent, heartbeat=SHORT / 5))
-    async with open_stream(client, "/", patience=SHORT) as stream:
+    async with open_stream(client, "/", timeout=SHORT) as stream:
         with pytest.raises(TimeoutError):
             await stream.next()
 
 
-async def test_a_server_that_does_not_answer_ends_the_patience(aiohttp_client):
+async def test_a_server_that_does_not_respond_times_out(aiohttp_client):
     release = asyncio.Event()
 
     async def handler(request):
@@ -526,12 +525,12 @@ async def test_a_server_that_does_not_answer_ends_the_patience(aiohttp_client):
     app.router.add_get("/", handler)
     client = await aiohttp_client(app)
     with pytest.raises(TimeoutError):
-        async with open_stream(client, "/", patience=SHORT):
+        async with open_stream(client, "/", timeout=SHORT):
             pytest.fail("was answered")
     release.set()
 
 
-async def test_at_the_end_of_the_block_the_client_has_left(aiohttp_client):
+async def test_at_the_end_of_the_block_the_client_disconnects(aiohttp_client):
     ended = asyncio.get_running_loop().create_future()
 
     async def ready(channel, context):
@@ -551,7 +550,7 @@ async def test_a_refusal_is_a_response(aiohttp_client):
         assert stream.response.status == 404
 
 
-async def test_a_plain_client_session_will_do(aiohttp_server):
+async def test_a_client_session_can_be_used(aiohttp_server):
     server = await aiohttp_server(application(three))
     async with ClientSession() as session, open_stream(session, str(server.make_url("/"))) as stream:
         assert len(await stream.rest()) == 3
@@ -566,7 +565,7 @@ def test_logs_are_captured_with_their_context_variables():
     assert lines == [{"event": "something", "reason": "none", "execution_id": "e-1", "log_level": "warning"}]
 
 
-def test_what_is_logged_outside_the_block_is_not_captured(capsys):
+def test_lines_logged_outside_the_block_are_not_captured(capsys):
     with captured_logs() as lines:
         pass
     structlog.get_logger("any").warning("outside")
@@ -574,7 +573,7 @@ def test_what_is_logged_outside_the_block_is_not_captured(capsys):
     assert "outside" in capsys.readouterr().out
 
 
-async def test_what_the_library_logs_is_captured(aiohttp_client):
+async def test_lines_of_the_library_are_captured(aiohttp_client):
     async def ready(channel, context):
         context.response.headers["X-Late"] = "1"
         channel.close()
@@ -589,7 +588,7 @@ async def test_what_the_library_logs_is_captured(aiohttp_client):
     assert isinstance(dropped["exc_info"], ResponseCommitted)
 
 
-async def test_the_rest_of_a_stream_that_failed_is_cut(aiohttp_client):
+async def test_an_incomplete_body_raises_client_payload_error(aiohttp_client):
     async def ready(channel, context):
         raise LookupError("lost")
 
@@ -599,6 +598,6 @@ async def test_the_rest_of_a_stream_that_failed_is_cut(aiohttp_client):
             await stream.rest()
 
 
-def test_every_function_of_the_kit_says_what_it_does():
+def test_every_function_has_a_docstring():
     for function in (captured_logs, collect_events, open_stream, request_context, run_chain):
         assert inspect.getdoc(function)

@@ -1,4 +1,4 @@
-"""The network between two that can be slow, cut, and silent."""
+"""``TcpProxy``: a network that is slow, silent or broken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.waiting import until, within
 
 @pytest.fixture
 async def proxy():
-    """A proxy in front of a server that says back what it is told."""
+    """A proxy in front of an echo server."""
 
     async def echo(reader, writer):
         try:
@@ -29,44 +29,44 @@ async def proxy():
     server.close()
 
 
-async def ask(proxy, said: bytes = b"hello"):
+async def send(proxy, data: bytes = b"hello"):
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    writer.write(said)
+    writer.write(data)
     return reader, writer
 
 
-async def test_it_passes_what_it_is_given_and_the_end(proxy):
-    reader, writer = await ask(proxy, b"x" * 300_000)
+async def test_it_forwards_data_and_the_end(proxy):
+    reader, writer = await send(proxy, b"x" * 300_000)
     writer.write_eof()
     assert await within(reader.read()) == b"x" * 300_000
     writer.close()
     await until(lambda: proxy.connections == 0)
 
 
-async def test_a_cut_network_resets_what_is_open_and_what_comes(proxy):
-    reader, writer = await ask(proxy)
+async def test_cut_resets_open_and_new_connections(proxy):
+    reader, writer = await send(proxy)
     assert await within(reader.readexactly(5)) == b"hello"
     assert proxy.connections == 1
     proxy.cut()
     with pytest.raises(ConnectionError):
         await within(reader.readexactly(1))
     writer.close()
-    again, other = await ask(proxy)
+    again, other = await send(proxy)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await within(again.readexactly(1))
     other.close()
     proxy.restore()
-    reader, writer = await ask(proxy)
+    reader, writer = await send(proxy)
     assert await within(reader.readexactly(5)) == b"hello"
     writer.close()
 
 
-async def test_a_silent_network_says_nothing_until_it_is_restored(proxy):
-    reader, writer = await ask(proxy)
+async def test_stall_holds_data_until_restore(proxy):
+    reader, writer = await send(proxy)
     assert await within(reader.readexactly(5)) == b"hello"
     proxy.stall()
     writer.write(b"again")
-    new, other = await ask(proxy)
+    new, other = await send(proxy)
     for one in reader, new:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(one.readexactly(1), 0.05)
@@ -77,28 +77,28 @@ async def test_a_silent_network_says_nothing_until_it_is_restored(proxy):
     other.close()
 
 
-async def test_a_slow_network_takes_its_time(proxy):
+async def test_rate_and_delay_slow_data_down(proxy):
     loop = asyncio.get_running_loop()
     proxy.rate, proxy.delay = 100_000, 0.01
     began = loop.time()
-    reader, writer = await ask(proxy, b"x" * 10_000)
+    reader, writer = await send(proxy, b"x" * 10_000)
     assert await within(reader.readexactly(10_000)) == b"x" * 10_000
     assert loop.time() - began >= 0.1
     writer.close()
 
 
-async def test_a_connection_can_be_cut_amid_an_answer(proxy):
+async def test_cut_after_resets_a_connection_after_so_many_bytes(proxy):
     proxy.cut_after = 3
-    reader, writer = await ask(proxy)
+    reader, writer = await send(proxy)
     assert await within(reader.readexactly(3)) == b"hel"
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await within(reader.readexactly(1))
     writer.close()
 
 
-async def test_a_target_that_is_not_there_is_an_end():
+async def test_a_server_that_does_not_listen_resets_connections():
     async with TcpProxy("127.0.0.1", 1) as proxy:
-        reader, writer = await ask(proxy)
+        reader, writer = await send(proxy)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await within(reader.readexactly(1))
         writer.close()

@@ -1,1 +1,1 @@
-"""What carries records between processes, and from one life of a process to the next: one file for each server."""
+"""Brokers: a module or package per engine. They connect the Hubs of several processes and keep their history."""

@@ -1,4 +1,7 @@
-"""Several Hubs of one process as one: the reference of what a broker is, and something for tests."""
+"""A broker within one process: a small reference for the ``Broker`` protocol, and a server to test applications with.
+
+Several Hubs of a process share a ``MemoryLog``, which a test can stop, restart and truncate.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from ..hub.epochs import new_epoch
 __all__ = ["MemoryBroker", "MemoryLog"]
 
 
-MOST = 500  # entries in one batch, so that others have their turn of the event loop in between
-CONFIRMS = 1.0  # seconds after which a tail says again that it is up to date
+MAX_ENTRIES = 500  # in one batch of a tail, so that the event loop runs other tasks between two batches
+CONFIRM_INTERVAL = 1.0  # seconds between two CaughtUp of a tail
 _offset = attrgetter("offset")
 
 
@@ -32,38 +35,49 @@ class _Stored(NamedTuple):
 
 
 class MemoryLog:
-    """What the Hubs have in common: the latest ``max_records`` entries, in one order.
+    """The log that several ``MemoryBroker`` share.
 
-    It can be taken away and lose something, so that a test sees what an application makes of that.
+    ``stop``, ``restart`` and ``truncate`` do to it what happens to a server, so that a test can see how an application
+    reacts.
+
+    Args:
+        max_records: Number of entries to keep. The oldest are deleted.
+
+    Raises:
+        TypeError: ``max_records`` is not an int.
+        ValueError: ``max_records`` is less than 1.
+
     """
 
     def __init__(self, max_records: int = 100_000) -> None:
         check_count("max_records", max_records, 1)
         self.up: bool = True
+        """Whether brokers can use the log."""
         self.end: int = 0
+        """Offset of the newest entry."""
         self.trimmed: int = 0
-        """The position of the latest entry that is gone."""
+        """Offset of the newest deleted entry, or 0."""
         self._epochs = [LogPosition(new_epoch(), 0)]  # where each begins
         self._entries: deque[_Stored] = deque()
         self._max_records = max_records
-        self._repeats: DeduplicationWindow[LogPosition] = DeduplicationWindow()
-        self._news: asyncio.Event = asyncio.Event()
+        self._deduplication: DeduplicationWindow[LogPosition] = DeduplicationWindow()
+        self._changed: asyncio.Event = asyncio.Event()
 
     @property
     def epoch(self) -> str:
-        """What is appended now is of this one."""
+        """The epoch of new entries."""
         return self._epochs[-1].epoch
 
     @property
     def start(self) -> LogPosition:
-        """The place before the first entry."""
-        era = max(bisect_right(self._epochs, self.trimmed, key=_offset) - 1, 0)
-        return LogPosition(self._epochs[era].epoch, self.trimmed)
+        """The position before the first entry."""
+        number = max(bisect_right(self._epochs, self.trimmed, key=_offset) - 1, 0)
+        return LogPosition(self._epochs[number].epoch, self.trimmed)
 
     def append(self, topic: str, payload: bytes, idempotency_key: str | None) -> LogPosition:
-        """Append an entry, unless its key has come before, and return its place."""
+        """Append an entry and return its position, or that of the earlier entry with the same key."""
         now = asyncio.get_running_loop().time()
-        repeated = None if idempotency_key is None else self._repeats.find(idempotency_key, now)
+        repeated = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
         if repeated is not None:
             return repeated[0]
         self.end += 1
@@ -72,109 +86,152 @@ class MemoryLog:
             self.trimmed = self._entries.popleft().offset
         position = LogPosition(self.epoch, self.end)
         if idempotency_key is not None:
-            self._repeats.note(idempotency_key, position, now)
-        self._wake()
+            self._deduplication.add(idempotency_key, position, now)
+        self._notify()
         return position
 
     def stop(self) -> None:
-        """Be away, as a server that has stopped: tails end, and publishing raises ``BrokerDown``. Twice is once."""
+        """Stop, as a server does: tails end, and ``publish`` raises ``BrokerDown``. Idempotent."""
         self.up = False
-        self._wake()
+        self._notify()
 
     def restart(self) -> None:
-        """Be back, with all there was. Twice is once."""
+        """Start again with the same entries. Idempotent."""
         self.up = True
 
     def truncate(self, offset: int) -> None:
-        """Lose what is after a position, as a server does whose disk lied."""
+        """Lose entries, as a server does that acknowledged what it had not yet written to disk. Starts a new epoch.
+
+        Args:
+            offset: Offset of the last entry that is kept; 0 keeps none.
+
+        """
         while self._entries and self._entries[-1].offset > offset:
             self._entries.pop()
-        self._epochs = [LogPosition(era.epoch, min(era.offset, offset)) for era in self._epochs]
+        self._epochs = [LogPosition(begin.epoch, min(begin.offset, offset)) for begin in self._epochs]
         self._epochs.append(LogPosition(new_epoch(), offset))
         self.end, self.trimmed = offset, min(self.trimmed, offset)
-        self._repeats.forget(lambda position: position.offset > offset)
-        self._wake()
+        self._deduplication.discard_if(lambda position: position.offset > offset)
+        self._notify()
 
     def after(self, position: LogPosition) -> Trimmed | Truncated | list[Entry]:
-        """Return what comes after a place: the next entries of its era, or what there is to say before."""
-        era = next((number for number, era in enumerate(self._epochs) if era.epoch == position.epoch), None)
-        if era is None:
+        """Return the entries that follow a position in its epoch, or why they do not follow."""
+        number = next((number for number, begin in enumerate(self._epochs) if begin.epoch == position.epoch), None)
+        if number is None:
             return Truncated(self.start)
-        following = self._epochs[era + 1] if era + 1 < len(self._epochs) else None
+        following = self._epochs[number + 1] if number + 1 < len(self._epochs) else None
         if following is not None and position.offset >= following.offset:
             return Truncated(following)
-        border = self.end if following is None else following.offset
+        end = self.end if following is None else following.offset
         if position.offset < self.trimmed:
-            return Trimmed(min(self.trimmed, border))
+            return Trimmed(min(self.trimmed, end))
         now = asyncio.get_running_loop().time()
         first = position.offset - self.trimmed
-        most = min(first + MOST, border - self.trimmed)
+        last = min(first + MAX_ENTRIES, end - self.trimmed)
         return [
             Entry(stored.offset, stored.topic, stored.payload, now - stored.time)
-            for stored in islice(self._entries, first, most)
+            for stored in islice(self._entries, first, last)
         ]
 
-    async def change(self, seconds: float) -> None:
-        """Wait until there is something new, for so many seconds at most."""
+    async def wait(self, seconds: float) -> None:
+        """Wait for a change of the log, at most that many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._news.wait()
+                await self._changed.wait()
 
-    def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 class MemoryBroker:
-    """Join the Hubs that have brokers with the same ``log``. A ``Broker``."""
+    """A ``Broker`` within one process, for tests.
 
-    confirms: float = CONFIRMS
+    Args:
+        log: The log to use. Hubs whose brokers have the same log receive the same events.
+
+    Raises:
+        TypeError: ``log`` is not a ``MemoryLog``.
+
+    """
+
+    confirms: float = CONFIRM_INTERVAL
+    """Seconds between two ``CaughtUp`` of a tail."""
 
     def __init__(self, log: MemoryLog) -> None:
         if not isinstance(log, MemoryLog):
-            raise TypeError(f"a MemoryBroker is made with the MemoryLog that its Hubs share, not {log!r}")
+            raise TypeError(f"a MemoryBroker takes the MemoryLog that its Hubs share, not {log!r}")
         self._log = log
         self._closed = False
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
     ) -> LogPosition:
-        """Append an entry, as every ``Broker`` does."""
+        """Append an entry to the log.
+
+        Args:
+            topic: The topic of the entry.
+            payload: The bytes that every tail receives.
+            idempotency_key: Calls with the same key within two minutes append one entry.
+            connection: Not supported.
+
+        Returns:
+            The position of the entry. With a key that was used before, that of the first entry.
+
+        Raises:
+            TypeError: ``connection`` was given.
+            BrokerDown: The log is stopped, or this broker is closed.
+
+        """
         if connection is not None:
-            raise TypeError("a MemoryBroker writes in nobody's transaction; connection is for PostgreSQL")
+            raise TypeError("MemoryBroker does not support `connection`; only PostgresBroker does")
         if self._closed:
-            raise BrokerDown(f"{topic!r} was published after this broker was closed")
+            raise BrokerDown(f"an event under {topic!r} was published after the broker was closed")
         if not self._log.up:
-            raise BrokerDown(f"an event under {topic!r} was not stored, for the MemoryLog is stopped")
+            raise BrokerDown(f"an event under {topic!r} was not stored: the MemoryLog is stopped")
         return self._log.append(topic, payload, idempotency_key)
 
     async def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
-        """Follow the entries after a place, as every ``Broker`` does."""
+        """Follow the log after a position, until the log is stopped.
+
+        Cancelling and closing the generator are safe.
+
+        Args:
+            after: The position of the last entry that was received, or ``None`` for the whole log.
+
+        Yields:
+            ``Subscribed`` first, then entries and events of the log as ``Broker`` describes them.
+
+        Raises:
+            BrokerDown: The log is stopped.
+
+        """
         log = self._log
         if not log.up:
             raise BrokerDown("the MemoryLog is stopped")
-        at = after or log.start
-        yield Subscribed(at)
+        position = after or log.start
+        yield Subscribed(position)
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        next_confirmation = loop.time()
         while log.up:
-            following, end = log.after(at), log.end
+            following, end = log.after(position), log.end
             if isinstance(following, Truncated):
-                at = following.position
+                position = following.position
                 yield following
             elif isinstance(following, Trimmed):
-                at = LogPosition(at.epoch, following.through)
+                position = LogPosition(position.epoch, following.through)
                 yield following
             elif following:
-                at = LogPosition(at.epoch, following[-1].offset)
+                position = LogPosition(position.epoch, following[-1].offset)
                 yield following
                 await asyncio.sleep(0)
-            if not isinstance(following, Trimmed | Truncated) and at.offset >= end and loop.time() >= due:
-                due = loop.time() + self.confirms
+            is_at_end = not isinstance(following, Trimmed | Truncated) and position.offset >= end
+            if is_at_end and loop.time() >= next_confirmation:
+                next_confirmation = loop.time() + self.confirms
                 yield CaughtUp()
             elif not following:
-                await log.change(due - loop.time())
+                await log.wait(next_confirmation - loop.time())
 
     async def close(self) -> None:
-        """Publish no more. Twice is once."""
+        """Refuse further publishes. Idempotent."""
         self._closed = True

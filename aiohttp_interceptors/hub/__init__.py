@@ -1,1 +1,1 @@
-"""The fan-out: topics, their history, and who hears of what is published. Knows no network and no HTTP."""
+"""Topics, the history of their records, and delivery to subscribers. Imports neither aiohttp nor a network client."""

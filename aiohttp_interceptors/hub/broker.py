@@ -1,4 +1,4 @@
-"""The port of a Hub: what carries its records to other processes, and to the next life of this one."""
+"""The protocol of a broker: an ordered log that connects the processes of a Hub and outlives them."""
 
 from __future__ import annotations
 
@@ -20,54 +20,61 @@ __all__ = [
     "Truncated",
 ]
 
+# Seconds, at least, for which an idempotency key is remembered. It is the default of JetStream, and longer than clients
+# usually retry.
+IDEMPOTENCY_WINDOW = 120.0
+
+T = TypeVar("T")
+
 
 class LogPosition(NamedTuple):
-    """Where a record is: a position counts only together with the epoch that it is of."""
+    """A position in a log. Offsets of different epochs cannot be compared."""
 
     epoch: str
-    """1 to 32 of the characters 0 to 9 and a to z; no two logs share one."""
+    """1 to 32 characters of 0 to 9 and a to z. No two logs have the same one."""
     offset: int
-    """Greater than that of every record before it; 0 is before the first. Less than 2**63."""
+    """Greater than the offset of every earlier entry, and less than 2**63. 0 is before the first entry."""
 
 
 class Entry(NamedTuple):
-    """A record as a broker carries it."""
+    """An entry of the log."""
 
     offset: int
     topic: str
     payload: bytes
-    """What was given to ``publish``, byte for byte."""
+    """The bytes that were given to ``publish``."""
     age: float = 0.0
-    """Seconds since it was published, by the clock of the broker alone; about 0 for one that has just come."""
+    """Seconds since the entry was published, by the broker's clock alone. About 0 for a new entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """The server answers, and what follows comes after this place. The first item of every tail, and only that.
+    """The broker answered, and the items after this one follow this position. The first item of every tail.
 
-    It is the place that was asked for; for ``None``, the one before the first entry that the broker still has.
+    The position is the one that was given to ``tail``. For ``None`` it is the one before the first entry that the
+    broker still has.
     """
 
     position: LogPosition
 
 
 Batch: TypeAlias = Sequence[Entry]
-"""What follows, in order."""
+"""The next entries, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """What followed, up to and including this position, is gone, or some of it: it was trimmed."""
+    """Some or all of the entries that would follow, up to and including this offset, were trimmed."""
 
     through: int
 
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """What this broker gave or acknowledged after a position is void, for the server has lost it.
+    """The broker lost the entries after this position, although it had delivered or acknowledged them.
 
-    What comes now is of another epoch, comes after that position, and may have those of the lost again. A server that
-    has lost everything is rewound to the place before its first entry.
+    The entries that follow have another epoch and come after this position. They may repeat lost ones. For a broker
+    that lost everything, the position is the one before its first entry.
     """
 
     position: LogPosition
@@ -75,9 +82,9 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """The server answered just now, and all that it had when it was asked has been given.
+    """The broker answered just now, and every entry that it had when it was asked has been given.
 
-    The first one of a tail ends the history; what follows is new. From a broker that has ``confirms`` others follow.
+    The first one of a tail ends the history, and later entries are new. A broker with ``confirms`` repeats it.
     """
 
 
@@ -85,88 +92,101 @@ TailItem: TypeAlias = Subscribed | Batch | Trimmed | Truncated | CaughtUp
 
 
 class Broker(Protocol):
-    """Keep the records of a Hub in one order that all its processes see.
+    """An ordered log of a Hub's records, which all its processes share.
 
-    A broker is of one event loop and one Hub. Where a Hub has several processes, each has a broker of its own, made
-    with the same arguments. Making one connects to nothing and raises ``TypeError`` or ``ValueError`` for arguments
-    that cannot work; the other methods are called in the event loop.
+    A broker belongs to one event loop and one Hub. Each process of a Hub has its own broker, made with the same
+    arguments. The constructor does not connect, and raises ``TypeError`` or ``ValueError`` for invalid arguments. All
+    other methods are called in the event loop.
 
-    **Order.** Positions grow, for every process in the same order, and nobody is given an entry before one with a
-    smaller position that ``publish`` acknowledged or will acknowledge: not even when two processes publish at the
-    same time, and whichever of their clocks is wrong.
+    **Order.** Offsets increase, and all processes see the entries in the same order. An entry is never given to a tail
+    before another one with a smaller offset that ``publish`` has acknowledged or will acknowledge. This holds when two
+    processes publish at the same time, and when their clocks are wrong.
 
-    **Delivery.** Each entry comes once in a tail. A tail after a place gives what follows that place, without a hole
-    that it does not tell of by ``Trimmed`` or ``Truncated``. An entry that was acknowledged is not lost as long as the
-    server keeps what it acknowledges, which is a setting of each server; what it lost after all is told by
-    ``Truncated``, in all processes that had seen it or had it acknowledged.
+    **Delivery.** A tail gives each entry once. A tail after a position gives every entry that follows, except those
+    that it reports by ``Trimmed`` or ``Truncated``. An acknowledged entry is not lost as long as the server keeps what
+    it acknowledges, which is a setting of each server. If the server loses it after all, the tail reports ``Truncated``
+    in every process that had received the entry or its acknowledgement.
 
-    **Confirmation.** A broker may have an attribute ``confirms``: the seconds, at most, between two ``CaughtUp`` of a
-    tail, from the first one on and while the server answers. The Hub is ``ready`` only while the latest is younger than
-    that and 1.5 seconds, and takes an id that may still come for a wrong one only after another. Without the attribute
-    there is one ``CaughtUp`` in each tail, and the records count as complete as long as that tail lives.
+    **Confirmation.** A broker may have an attribute ``confirms``: the maximum number of seconds between two
+    ``CaughtUp`` of a tail, after the first one and while the server answers. The Hub is then ``ready`` only while the
+    latest one is not older than ``confirms`` and 1.5 seconds. An ID that is ahead of the process is treated as invalid
+    only after another ``CaughtUp``. Without the attribute a tail gives one ``CaughtUp``, and the records count as
+    complete as long as that tail lives.
     """
 
     async def publish(
         self, topic: str, payload: bytes, *, idempotency_key: str | None = None, connection: object = None
     ) -> LogPosition | None:
-        """Append an entry, and return its place when it is stored as safely as the server is told to.
+        """Append an entry, and wait until the server has stored it as durably as it is configured to.
 
-        Two calls with the same ``idempotency_key`` within ``IDEMPOTENCY_WINDOW`` append one entry and return its
-        place; so who retries with it cannot double. ``connection`` is a connection of the caller's, in whose
-        transaction the entry is written; its place is not known before that commits, so that ``None`` is returned.
-        A broker that has no such connections raises ``TypeError``.
+        Cancelling leaves the outcome unknown.
 
-        Raises, in a bounded time: ``BrokerDown`` when the entry was surely not stored, so that a retry cannot double;
-        ``OutcomeUnknown`` when it may have been, so that a retry needs an ``idempotency_key``; ``BrokerRefused`` when
-        it was not and the same will not be, however often it is tried. Cancelling leaves the outcome unknown.
+        Args:
+            topic: The topic of the entry.
+            payload: The content of the entry, which the broker does not interpret.
+            idempotency_key: Calls with the same key within ``IDEMPOTENCY_WINDOW`` append one entry, and all return its
+                position.
+            connection: A database connection of the caller. The entry is written in its transaction.
+
+        Returns:
+            The position of the entry, or ``None`` with ``connection``: the position is not known before the commit.
+
+        Raises:
+            TypeError: The broker does not support ``connection``.
+            BrokerDown: The entry was certainly not stored, so it is safe to publish again. Raised in a bounded time, as
+                are the following.
+            OutcomeUnknown: The entry may have been stored, so it is safe to publish again only with an
+                ``idempotency_key``.
+            BrokerRefused: The entry was not stored, and the same call will fail again.
         """
         ...
 
     def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
-        """Follow the entries after a place; with ``None``, from the first that the broker still has.
+        """Read the entries after a position, or from the first one that the broker still has.
 
-        It begins with ``Subscribed``, gives what there is, then ``CaughtUp``, then what comes, for ever, with an
-        ``CaughtUp`` again and again if the broker ``confirms``: one that ends has lost its server. It raises
-        ``BrokerDown`` when it cannot reach the server or the server does not answer, ``BrokerRefused`` when that says
-        no. It reconnects by itself to nothing: who reads it begins another one at the place up to which it has read,
-        and decides when. One tail at a time. Cancelling, and closing it, is safe.
+        A tail gives ``Subscribed``, then the entries that there are, then ``CaughtUp``, then new entries as they are
+        published. A broker with ``confirms`` repeats ``CaughtUp``. A tail that ends has lost its server. It does not
+        reconnect: the caller decides when to start the next one, after the last entry that it received.
+
+        The Hub reads one tail at a time. Cancelling and closing a tail is safe.
+
+        Args:
+            after: The position to resume after; ``None`` to read from the start.
+
+        Raises:
+            BrokerDown: The server cannot be reached, or stopped answering.
+            BrokerRefused: The server refused, and will refuse again.
         """
         ...
 
     async def close(self) -> None:
-        """Give back all connections, after those publishes that are on their way. Idempotent.
+        """Close all connections, after the calls of ``publish`` that are in progress. Idempotent.
 
-        ``publish`` raises ``BrokerDown`` after it. A tail is closed before. It takes a bounded time; the Hub cancels
-        it after 30 seconds.
+        After it, ``publish`` raises ``BrokerDown``. The tail is closed before. It takes a bounded time, and the Hub
+        cancels it after 30 seconds.
         """
         ...
 
 
-IDEMPOTENCY_WINDOW = 120.0  # seconds, at least: as long as JetStream remembers, and longer than anybody retries
-
-
-T = TypeVar("T")
-
-
 class DeduplicationWindow(Generic[T]):
-    """Results by idempotency key, for a window. ``now`` is in seconds of any one clock that does not go back."""
+    """The results of calls by idempotency key, for ``IDEMPOTENCY_WINDOW`` seconds. ``now`` is of a monotonic clock."""
 
     def __init__(self) -> None:
         self._results: OrderedDict[str, tuple[float, T]] = OrderedDict()
 
     def find(self, key: str, now: float) -> tuple[T] | None:
-        """Return the result of the first call with a key, in a tuple, or ``None`` if there was none."""
+        """Return the result of the first call with a key, in a tuple, or ``None`` if there was no call."""
         results = self._results
         while results and next(iter(results.values()))[0] + IDEMPOTENCY_WINDOW < now:
             results.popitem(last=False)
         found = results.get(key)
         return None if found is None else (found[1],)
 
-    def note(self, key: str, result: T, now: float) -> None:
-        """Note the result of the first call with a key."""
+    def add(self, key: str, result: T, now: float) -> None:
+        """Add the result of the first call with a key."""
         self._results[key] = now, result
 
-    def forget(self, is_void: Callable[[T], bool]) -> None:
-        """Forget the keys whose results are void: to try again is a first call."""
+    def discard_if(self, is_void: Callable[[T], bool]) -> None:
+        """Discard the keys whose results are void, so that the next call with such a key counts as the first."""
         for key in [key for key, (_, result) in self._results.items() if is_void(result)]:
             del self._results[key]

@@ -1,4 +1,9 @@
-"""What all streams of one kind have in common for the Hub."""
+"""The position of a subscription in the history, and the frames that it has to receive next.
+
+A ``Cursor`` decides which records are next, which frame opens the stream, and when to report a gap. Its caller writes
+the frames. All cursors read through one ``HistoryReader``, so that clients that reconnect at the same offset share a
+read.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from .._checks import synchronous
+from .._checks import check_synchronous
 from ..sse import Event, encode
-from .history import EXPIRED, History, ReadResult, conflated
+from .history import EXPIRE_BATCH, History, ReadResult, conflate
 from .record import Gap, GapReason, Record
 
 __all__ = [
-    "BATCH",
+    "BATCH_SIZE",
     "Cursor",
     "CursorRead",
     "HistoryReader",
@@ -21,29 +26,37 @@ __all__ = [
     "Select",
     "StartPosition",
     "SubscriptionPolicy",
-    "selected",
+    "select_records",
 ]
 
+# Bytes that are written to a stream at once. A larger batch would save few system calls, and it is the memory that a
+# transport may hold beyond its limit for each stream whose client does not read.
+BATCH_SIZE = 32 * 1024
 
 OnGap: TypeAlias = Literal["signal", "close", "conflate"]
+Select: TypeAlias = Callable[[Record], object]
+
+
+class Lagged(Exception):  # caught by the dispatcher
+    """Records are missing, and the policy closes the stream in that case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionPolicy:
-    """How streams begin, and what they do about a gap. Raises ``TypeError`` or ``ValueError`` for what cannot work."""
+    """How a stream starts, and how it handles gaps. Raises ``TypeError`` or ``ValueError`` for invalid options."""
 
     on_gap: OnGap = "signal"
-    """What happens to one that was paused for so long that the log has not all of what it missed."""
+    """What to do when records are missing: report the gap, close the stream, or send the latest record per key."""
     gap_event: str = "gap"
-    """The name of the event that tells of a gap."""
+    """The name of the event that reports a gap."""
     replay: int = 0
-    """The latest records that one without a position begins with."""
+    """Number of latest records to send to a client without an ID."""
     prime: bool = True
-    """Whether there is a first frame with an id, although nothing was published."""
+    """Whether the stream starts with a frame that has only an ID, before there is a record."""
     retry: int | None = None
     """The reconnection time in the first frame, in milliseconds."""
     prefix: bytes = field(init=False)
-    """The lines that go into the first frame."""
+    """The ``retry`` line that goes into the first frame; empty without ``retry``."""
 
     def __post_init__(self) -> None:
         if self.on_gap not in get_args(OnGap):
@@ -54,230 +67,224 @@ class SubscriptionPolicy:
             raise (ValueError if type(self.replay) is int else TypeError)(
                 f"replay is a number of records, 0 or more, not {self.replay!r}"
             )
-        Event("", retry=self.retry)
+        Event("", retry=self.retry)  # checks it
         object.__setattr__(self, "prefix", b"" if self.retry is None else b"retry: %d\n" % self.retry)
 
 
-# Bytes that are written to a stream in one piece. A larger one would save no system call worth speaking of, and it is
-# what the transport may hold beyond its limit for each stream that does not read.
-BATCH = 32 * 1024
-
-Select: TypeAlias = Callable[[Record], object]
-
-
-class Lagged(Exception):  # never leaves the Hub
-    """The log no longer has what a stream missed, which for such a stream is the end."""
-
-
 class StartPosition(NamedTuple):
-    """From where a stream goes on."""
+    """Where a subscription starts to read."""
 
     offset: int
+    """The offset to read after."""
     gap: Gap | None = None
-    """What is missing before."""
-    excused: int = 0
-    """Up to here nothing that is missing is told of: its client asked for nothing in particular."""
+    """The gap to report before the first record."""
+    ignore_gaps_through: int = 0
+    """Missing records up to this offset are not reported, because the client did not ask for them."""
 
 
 class CursorRead(NamedTuple):
-    """What a reader took from the log."""
+    """What a cursor read: frames to write, and what they contain."""
 
     frames: bytes
     records: int
     gaps: int
     more: bool
-    """Whether there may be more to take now."""
-
-
-class HistoryReader:
-    """Read the log for all that have a position in it. Equal readings one after the other are made once.
-
-    Of a thousand clients that were cut off together, all ask for the same.
-    """
-
-    def __init__(self, log: History, now: Callable[[], float]) -> None:
-        self.log: History = log
-        self._now = now
-        self._latest: tuple[tuple[object, ...], ReadResult] | None = None
-
-    def expire(self) -> None:
-        """Evict some of what is too old."""
-        self.log.expire(self._now(), EXPIRED)
-
-    def read(self, offset: int, topics: frozenset[str], most: int, since: Mapping[str, int] | None) -> ReadResult:
-        """Read about as many bytes of the log, from which what is too old is gone."""
-        log = self.log
-        self.expire()
-        if since:
-            return log.after(offset, topics, most, since)
-        asked = offset, topics, most, log.end, log.records
-        if self._latest is None or self._latest[0] != asked:
-            self._latest = asked, log.after(offset, topics, most)
-        return self._latest[1]
-
-    def forget(self) -> None:
-        """Forget the latest reading, after the log's past has changed."""
-        self._latest = None
+    """Whether there may be more to read now."""
 
 
 class Cursor:
-    """Read the log from a position of one's own. It decides; who has it writes."""
+    """The position of one subscription in the history."""
 
     __slots__ = (
-        "_begun",
-        "_conflates",
+        "_announced",
+        "_conflating",
         "_epoch",
-        "_excused",
         "_gap",
+        "_ignore_gaps_through",
         "_offset",
         "_policy",
         "_prefix",
-        "_shared",
+        "_reader",
         "_since",
-    )  # fmt: skip
+    )
 
     def __init__(
-        self, shared: HistoryReader, policy: SubscriptionPolicy, beginning: StartPosition, *, begun: bool = False
+        self, reader: HistoryReader, policy: SubscriptionPolicy, start: StartPosition, *, announced: bool = False
     ) -> None:
-        self._shared = shared
+        self._reader = reader
         self._policy = policy
-        # Of what is up to _excused the client knows that something is missing.
-        self._offset, self._gap, self._excused = beginning
-        self._epoch = self._shared.log.epoch
-        self._begun = begun  # the client has been told from where it goes on
-        self._prefix = b"" if begun else policy.prefix
-        self._conflates = False
-        self._since: dict[str, int] | None = None  # topics that were added later than the position
+        self._offset, self._gap, self._ignore_gaps_through = start
+        self._epoch = reader.history.epoch
+        self._announced = announced  # the client has received the ID, or the gap, that the stream starts with
+        self._prefix = b"" if announced else policy.prefix
+        self._conflating = False
+        self._since: dict[str, int] | None = None  # topics that were added later, and the offsets to read them after
 
     @property
-    def waits(self) -> bool:
-        """Whether no frame has come yet to be the first, so that the first record cannot be like everybody's."""
+    def has_pending_prefix(self) -> bool:
+        """Whether the prefix is still to be sent, so that the next frame differs from that of other streams."""
         return bool(self._prefix)
 
-    def go_on(self, beginning: StartPosition, *, told: bool) -> None:
-        """Go on from there, with that gap, if the client has not been ``told`` so."""
-        self._offset, self._gap, self._excused = beginning
-        self._epoch = self._shared.log.epoch
-        if told:
-            self._gap, self._prefix, self._begun = None, b"", True
+    def seek(self, start: StartPosition, *, announced: bool) -> None:
+        """Continue from another position, which the client knows already if ``announced``."""
+        self._offset, self._gap, self._ignore_gaps_through = start
+        self._epoch = self._reader.history.epoch
+        if announced:
+            self._gap, self._prefix, self._announced = None, b"", True
 
-    def change(self, before: frozenset[str], topics: frozenset[str]) -> None:
-        """Read other topics from now on; those that are new count from the log's end."""
-        since = {name: end for name, end in (self._since or {}).items() if name in topics}
-        since.update(dict.fromkeys(topics - before, self._shared.log.end))
+    def change_topics(self, before: frozenset[str], topics: frozenset[str]) -> None:
+        """Read other topics from now on. Topics that are new are read after the end of the history."""
+        since = {topic: offset for topic, offset in (self._since or {}).items() if topic in topics}
+        since.update(dict.fromkeys(topics - before, self._reader.history.end))
         self._since = since or None
 
-    def gap(self, topics: frozenset[str]) -> Gap | None:
-        """Return what the client would be told now that is missing."""
-        self._follow_rewind()
+    def find_gap(self, topics: frozenset[str]) -> Gap | None:
+        """Return the gap that the next read would report, or ``None``."""
+        self._follow_truncation()
         if self._gap is not None:
             return self._gap
-        self._shared.expire()
-        missing, _ = self._shared.log.gone(self._offset, topics, self._since)
-        return self._evicted() if missing > self._excused else None
+        self._reader.expire()
+        missing_through, _ = self._reader.history.missing_after(self._offset, topics, self._since)
+        return self._eviction_gap() if missing_through > self._ignore_gaps_through else None
 
-    def take(self, topics: frozenset[str], select: Select | None, until: int | None = None) -> CursorRead:
-        """Take the next frames, of about a batch; of records up to a position, if there is one.
+    def read(self, topics: frozenset[str], select: Select | None, until: int | None = None) -> CursorRead:
+        """Read the next frames, about one batch, of records up to the offset ``until`` if that is given.
 
-        Raises ``Lagged`` when the stream is not to go on, and what the select function raises.
+        Raises ``Lagged`` if records are missing and the policy closes the stream, and what ``select`` raises.
         """
-        self._follow_rewind()
-        reading, begun = self._read(topics), self._begun
-        self._note_missing(reading)
-        records, more, through = reading.records, reading.more, reading.through
-        if until is not None and through >= until:
-            records, more, through = [record for record in records if record.offset <= until], False, until
-        if more and not records:  # what there is to say is said with the first record, or at the end
-            self._offset = max(self._offset, through)
+        self._follow_truncation()
+        result, announced = self._reader.read(self._offset, topics, BATCH_SIZE, self._since), self._announced
+        if not announced:
+            if self._gap is None and self._offset < result.missing_through <= self._ignore_gaps_through:
+                self._offset = result.missing_through  # a replay starts after the records that were evicted since
+                result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
+            self._ignore_gaps_through = self._offset  # from here on missing records are reported
+        self._note_missing(result)
+        records, more, read_through = result.records, result.more, result.read_through
+        if until is not None and read_through >= until:
+            records, more, read_through = [record for record in records if record.offset <= until], False, until
+        if more and not records:  # the opening frame waits for the first record or the end of the history
+            self._offset = max(self._offset, read_through)
             return CursorRead(b"", 0, 0, more)
-        told = self._beginning()
-        gaps = 0
-        if told is None:
-            told, gaps = self._gap_frame(reading, begun=begun), 1
+        opening, gaps = self._opening_frame(), 0
+        if opening is None:
+            opening, gaps = self._gap_frame(result, announced=announced), 1
         if select is not None:
-            records = selected(records, select)
-        if self._conflates and records:
-            records = self._conflated(records, select, until)
-        self._offset = max(self._offset, through)
-        if records and not told:
-            told, self._prefix = self._prefix, b""
-        frames = reading.frames if records is reading.records else b"".join([record.frame for record in records])
-        return CursorRead(told + frames, len(records), gaps, more)
+            records = select_records(records, select)
+        if self._conflating and records:
+            records = self._conflate(records, select, until)
+        self._offset = max(self._offset, read_through)
+        if records and not opening:
+            opening, self._prefix = self._prefix, b""
+        frames = result.frames if records is result.records else b"".join([record.frame for record in records])
+        return CursorRead(opening + frames, len(records), gaps, more)
 
-    def _follow_rewind(self) -> None:
-        """Go back to where the log of a broker that was rewound goes on."""
-        log, epoch = self._shared.log, self._epoch
-        if epoch == log.epoch:
+    def _follow_truncation(self) -> None:
+        """Move back to the offset that the log was truncated to, and note the gap."""
+        history, epoch = self._reader.history, self._epoch
+        if epoch == history.epoch:
             return
-        had = f"{epoch}-{self._offset}"
-        self._epoch = log.epoch
-        self._offset, reason = log.locate(had)
+        event_id = f"{epoch}-{self._offset}"
+        self._epoch = history.epoch
+        self._offset, reason = history.resolve(event_id)
         if self._gap is None:
-            self._gap = Gap(reason or GapReason.REWOUND, had)
-        self._excused = min(self._excused, self._offset)
-        self._since = {name: min(end, self._offset) for name, end in (self._since or {}).items()} or None
+            self._gap = Gap(reason or GapReason.TRUNCATED, event_id)
+        self._ignore_gaps_through = min(self._ignore_gaps_through, self._offset)
+        self._since = {topic: min(offset, self._offset) for topic, offset in (self._since or {}).items()} or None
 
-    def _read(self, topics: frozenset[str]) -> ReadResult:
-        reading = self._shared.read(self._offset, topics, BATCH, self._since)
-        if reading.missing > self._excused and self._policy.on_gap == "conflate":
-            self._conflates = True
-        return reading
-
-    def _conflated(self, records: list[Record], select: Select | None, until: int | None) -> list[Record]:
-        """Leave out the records that a later one which is still to come makes up for."""
-        kept = []
-        for record in records:
-            latest = self._shared.log.latest(record)
-            if latest is record or (until is not None and latest.offset > until) or not selected([latest], select):
-                kept.append(record)
-        return conflated(kept)
-
-    def _note_missing(self, reading: ReadResult) -> None:
-        """Note what is to be told of as missing. Raises ``Lagged`` when the stream is not to go on."""
-        missing = reading.lost if self._conflates else reading.missing
-        if self._gap is None and missing > self._excused:
-            if self._begun and self._policy.on_gap == "close":
+    def _note_missing(self, result: ReadResult) -> None:
+        """Note a gap if records are missing. Raises ``Lagged`` if the policy closes the stream in that case."""
+        if result.missing_through > self._ignore_gaps_through and self._policy.on_gap == "conflate":
+            self._conflating = True
+        missing_through = result.lost_through if self._conflating else result.missing_through
+        if self._gap is None and missing_through > self._ignore_gaps_through:
+            if self._announced and self._policy.on_gap == "close":
                 raise Lagged
-            self._gap = self._evicted()
-        self._excused = max(self._excused, missing)
+            self._gap = self._eviction_gap()
+        self._ignore_gaps_through = max(self._ignore_gaps_through, missing_through)
 
-    def _beginning(self) -> bytes | None:
-        """Return what says from where the stream goes on, if its client does not know; ``None`` if that is a gap."""
-        begun, self._begun = self._begun, True
+    def _opening_frame(self) -> bytes | None:
+        """Return the frame with the ID that the stream starts with, empty if it was sent; ``None`` if a gap is due."""
+        announced, self._announced = self._announced, True
         if self._gap is not None:
             return None
-        if begun or not self._policy.prime:
+        if announced or not self._policy.prime:
             return b""
         prefix, self._prefix = self._prefix, b""
-        return prefix + b"id: %b\n\n" % self._shared.log.id_of(self._offset).encode()
+        return prefix + b"id: %b\n\n" % self._reader.history.id_of(self._offset).encode()
 
-    def _gap_frame(self, reading: ReadResult, *, begun: bool) -> bytes:
-        """Return the frame that tells of a gap, with an id so that it tells once; but none that was sent before."""
-        log, gap = self._shared.log, self._gap
-        assert gap is not None  # noqa: S101  # the caller has found it
+    def _gap_frame(self, result: ReadResult, *, announced: bool) -> bytes:
+        """Return the frame that reports the gap.
+
+        Its ID is that of the offset before the first record, so that a client that reconnects with it has no gap
+        again. If the client has that ID already the frame has none.
+        """
+        history, gap = self._reader.history, self._gap
+        assert gap is not None  # noqa: S101  # checked by _opening_frame
         self._gap = None
-        first_id, before, last = None, reading.through if reading.more else log.end, None
-        if reading.records:
-            first_id, before = reading.records[0].id, reading.records[0].offset - 1
-            last = log.id_of(reading.missing) if reading.missing > before else None
-        frame = encode(Gap(gap.reason, gap.after, first_id, last).event(self._policy.gap_event))
+        first_id, before, last_id = None, result.read_through if result.more else history.end, None
+        if result.records:
+            first_id, before = result.records[0].id, result.records[0].offset - 1
+            last_id = history.id_of(result.missing_through) if result.missing_through > before else None
+        frame = encode(Gap(gap.reason, gap.after, first_id, last_id).event(self._policy.gap_event))
         prefix, self._prefix = self._prefix, b""
-        if begun and before == self._offset and gap.reason is GapReason.EVICTED:
+        if announced and before == self._offset and gap.reason is GapReason.EVICTED:
             return prefix + frame
         self._offset = before
-        return b"%bid: %b\n%b" % (prefix, log.id_of(before).encode(), frame)
+        return b"%bid: %b\n%b" % (prefix, history.id_of(before).encode(), frame)
 
-    def _evicted(self) -> Gap:
-        return Gap(GapReason.EVICTED, self._shared.log.id_of(self._offset))
+    def _conflate(self, records: list[Record], select: Select | None, until: int | None) -> list[Record]:
+        """Leave out the records that a later one supersedes, also if that one is read later."""
+        kept = []
+        for record in records:
+            latest = self._reader.history.latest(record)
+            if (
+                latest is record
+                or (until is not None and latest.offset > until)
+                or not select_records([latest], select)
+            ):
+                kept.append(record)
+        return conflate(kept)
+
+    def _eviction_gap(self) -> Gap:
+        return Gap(GapReason.EVICTED, self._reader.history.id_of(self._offset))
 
 
-def selected(records: list[Record], select: Select | None) -> list[Record]:
-    """Return the records that a select function wants. Raises what it raises, and ``TypeError`` for an awaitable."""
+class HistoryReader:
+    """Read the history for all cursors. The latest result is cached, for clients that reconnect at the same offset."""
+
+    def __init__(self, history: History, now: Callable[[], float]) -> None:
+        self.history: History = history
+        self._now = now
+        self._cached: tuple[tuple[object, ...], ReadResult] | None = None  # the arguments, and the result
+
+    def expire(self) -> None:
+        """Evict a batch of the records that are too old."""
+        self.history.expire(self._now(), EXPIRE_BATCH)
+
+    def read(self, offset: int, topics: frozenset[str], max_bytes: int, since: Mapping[str, int] | None) -> ReadResult:
+        """Read the history, as ``History.read`` does, after evicting records that are too old."""
+        history = self.history
+        self.expire()
+        if since:
+            return history.read(offset, topics, max_bytes, since)
+        key = offset, topics, max_bytes, history.end, history.records
+        if self._cached is None or self._cached[0] != key:
+            self._cached = key, history.read(offset, topics, max_bytes)
+        return self._cached[1]
+
+    def invalidate(self) -> None:
+        """Drop the cached result. Call it after the history changed in another way than by appending and expiry."""
+        self._cached = None
+
+
+def select_records(records: list[Record], select: Select | None) -> list[Record]:
+    """Return the records that a select function accepts. Raises what it raises, and ``TypeError`` for an awaitable."""
     if select is None:
         return records
-    wanted = []
+    selected = []
     for record in records:
         answer = select(record)
-        if answer is True or (answer is not False and synchronous(answer, "select")):
-            wanted.append(record)
-    return wanted
+        if answer is True or (answer is not False and check_synchronous(answer, "select")):
+            selected.append(record)
+    return selected

@@ -1,4 +1,8 @@
-"""Positions and the ids that clients know them by. Decides, and awaits nothing."""
+"""Epochs, and the translation between offsets and event IDs.
+
+An event ID is an epoch and an offset, as ``epoch-offset``. Every log has a unique epoch. When its broker loses
+acknowledged records it starts another epoch, so that an offset that is assigned twice has two IDs.
+"""
 
 from __future__ import annotations
 
@@ -12,70 +16,70 @@ from .record import GapReason
 
 __all__ = ["EpochHistory", "new_epoch", "successor"]
 
-
-_ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,19})", re.ASCII)  # as many digits as a position has
-EPOCH_BYTES = 5  # of chance: that two lives of a Hub share an epoch is less likely than a disk that lies
-LONGEST = 64  # characters; no id has as many
-_last = itemgetter(0)
+EPOCH_BYTES = 5  # random bytes of an epoch, which make a collision of two epochs negligible
+MAX_ID_LENGTH = 64  # characters; no ID is as long
+_ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,19})", re.ASCII)  # an offset is less than 2**63: 19 digits
+_last_offset = itemgetter(0)
 
 
 def new_epoch() -> str:
-    """Return an epoch that nobody has used."""
+    """Return a random epoch."""
     return secrets.token_hex(EPOCH_BYTES)
 
 
 def successor(epoch: str) -> str:
-    """Return the epoch that follows one whose log was rewound: the same for each process that finds that out."""
+    """Return the epoch that follows when a log is truncated. All processes compute the same one."""
     return hashlib.sha256(epoch.encode()).hexdigest()[: 2 * EPOCH_BYTES]
 
 
 class EpochHistory:
-    """Spans of positions, each with an epoch: the first from 0 on, and another wherever a broker was rewound."""
+    """The epochs of a log, each with its range of offsets: a new one starts wherever the log was truncated."""
 
     def __init__(self, epoch: str) -> None:
         self.epoch: str = epoch
-        """Of what is appended."""
-        self._start = 0
-        # The last position of each era that is over (0: nothing is left of it), and its epoch.
+        """The current epoch, which new records get."""
+        self._start = 0  # the offset after which the current epoch starts
+        # The last offset of each past epoch (0 if none of its records is left) and the epoch, ordered by offset.
         self._past: list[tuple[int, str]] = []
 
     def id_of(self, offset: int) -> str:
-        """Return the id of a position. That on the border of two eras is the later one's."""
+        """Return the event ID of an offset. At the border of two epochs the later one counts."""
         if offset >= self._start:
             return f"{self.epoch}-{offset}"
-        return f"{self._past[bisect_right(self._past, offset, key=_last)][1]}-{offset}"
+        return f"{self._past[bisect_right(self._past, offset, key=_last_offset)][1]}-{offset}"
 
-    def locate(self, given: str, end: int) -> tuple[int, GapReason | None]:
-        """Return the position to go on from after an id, and why that is not where its owner was, if it is not.
+    def resolve(self, event_id: str, end: int) -> tuple[int, GapReason | None]:
+        """Return the offset to resume after, and a reason if that is not the position that the ID names.
 
-        After another life's id, that is the beginning of this one, of which its owner has seen nothing; after one that
-        says nothing, the end. After one of an era that is over, it is where that ended at the latest.
+        An ID of a past epoch resolves to at most the last offset of that epoch. An ID of an unknown epoch resolves to
+        0, because its client has seen none of these records. Anything else resolves to ``end``.
         """
-        found = _ID.fullmatch(given) if len(given) <= LONGEST else None
-        if found is None:
+        match = _ID.fullmatch(event_id) if len(event_id) <= MAX_ID_LENGTH else None
+        if match is None:
             return end, GapReason.UNKNOWN
-        epoch, offset = found[1], int(found[2])
+        epoch, offset = match[1], int(match[2])
         if epoch == self.epoch and offset >= self._start:
             return (offset, None) if offset <= end else (end, GapReason.FUTURE)
         for last, past in reversed(self._past):
             if past == epoch and last:
-                return min(offset, last), GapReason.REWOUND
-        return (self._start, GapReason.REWOUND) if epoch == self.epoch else (0, GapReason.FOREIGN)
+                return min(offset, last), GapReason.TRUNCATED
+        return (self._start, GapReason.TRUNCATED) if epoch == self.epoch else (0, GapReason.FOREIGN)
 
-    def is_ahead(self, given: str, end: int) -> bool:
-        """Tell whether an id may be one that is still to come: of this era after that position, or of an unknown one.
+    def may_arrive(self, event_id: str, end: int) -> bool:
+        """Return whether an ID may be of a record that this process has not read yet.
 
-        Another process may have been told of a new era before this one.
+        That is an ID after ``end`` in the current epoch, or one of an unknown epoch: another process may have learnt of
+        a truncation earlier than this one.
         """
-        found = _ID.fullmatch(given) if len(given) <= LONGEST else None
-        if found is None:
+        match = _ID.fullmatch(event_id) if len(event_id) <= MAX_ID_LENGTH else None
+        if match is None:
             return False
-        if found[1] == self.epoch:
-            return int(found[2]) > end
-        return all(past != found[1] for _, past in self._past)
+        if match[1] == self.epoch:
+            return int(match[2]) > end
+        return all(past != match[1] for _, past in self._past)
 
-    def begin(self, epoch: str, offset: int) -> None:
-        """Begin another era after a position; what was after it in those before is void."""
-        over = [*self._past, (offset, self.epoch)]
-        self._past = [(min(last, offset), name) for last, name in over]
+    def start_epoch(self, epoch: str, offset: int) -> None:
+        """Start another epoch after an offset. Later offsets of the past epochs become invalid."""
+        ended = [*self._past, (offset, self.epoch)]
+        self._past = [(min(last, offset), past) for last, past in ended]
         self.epoch, self._start = epoch, offset

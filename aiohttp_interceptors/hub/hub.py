@@ -1,4 +1,4 @@
-"""What a Hub holds and has done."""
+"""The Hub: publishing, subscribing, and its lifecycle."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from .._checks import check_seconds
-from .._tasks import end, finish
+from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
 from ..facts import HubObserver
 from ..sse import Event, encode
 from .broker import Broker, DeduplicationWindow
 from .cursor import Select, StartPosition, SubscriptionPolicy
-from .dispatcher import Dispatcher, Located, OnEnd, PendingSubscriptions, Sink, Subscription
-from .history import EXPIRED, History
+from .dispatcher import Dispatcher, OnEnd, Sink, Subscription
+from .history import EXPIRE_BATCH, History
 from .message import Message
+from .pending import PendingSubscriptions, ResolvedId
 from .record import Gap, Record
 from .replication import ReplicationTask, Replicator
 from .topic_history import RetentionPolicy
@@ -25,35 +26,41 @@ from .topics import check_pattern, check_topic
 
 __all__ = ["Hub", "HubStatistics", "Subscriber"]
 
+MAX_EVENT_SIZE = 2**20  # bytes; the default of start_event_stream, too
+TAIL_CLOSE_TIMEOUT = 5.0  # seconds for the tail to end when the Hub is closed
+BROKER_CLOSE_TIMEOUT = 30.0  # seconds for the broker to finish the publishes in progress and to close its connections
+_DEFAULT_POLICY = SubscriptionPolicy()
+
 
 @dataclass(frozen=True, slots=True)
 class HubStatistics:
-    """What a Hub holds now, and what it has done since it was made."""
+    """What a Hub holds now, and what it has done since it was made. All numbers are of this process."""
 
     topics: int
-    """That have a history."""
+    """Topics that have records."""
     records: int
-    """That are kept."""
+    """Records in the history."""
     bytes: int
-    """Of those records, as they go over the wire."""
+    """Size of those records, in bytes as they are sent."""
     subscribers: int
     """Open streams."""
-    behind: int
-    """Of those, the ones that do not have everything yet."""
+    catching_up: int
+    """Open streams that do not have every record yet: catching up, paused, or not started."""
     groups: int
-    """Sets of streams that are told the same."""
+    """Groups of streams that are written the same bytes."""
     published: int
-    """Events, ephemeral ones too."""
+    """Events that were published by this process, with ephemeral ones."""
     delivered: int
-    """Events written to a stream, each as often as there were streams for it."""
+    """Events that were written to streams, counted once per stream."""
     gaps: int
-    """Told to a stream."""
+    """Gap events that were written to streams."""
 
 
 class Subscriber:
-    """The topics of one open stream. All methods may be called from any thread, and do nothing once it is over.
+    """The topics of one open stream.
 
-    Two of them are equal if they are of the same stream.
+    All methods are thread-safe, and do nothing when the stream has ended. Two subscribers are equal if they belong to
+    the same stream.
     """
 
     __slots__ = ("_subscription",)
@@ -63,30 +70,43 @@ class Subscriber:
 
     @property
     def topics(self) -> frozenset[str]:
-        """Names and wildcards; none once the stream is over."""
+        """The topic names and wildcards of the stream, as they were given. Empty when the stream has ended."""
         return self._subscription.topics
 
     def add(self, *topics: str) -> None:
-        """Subscribe to these names and wildcards too, from now on.
+        """Subscribe to more topics. The stream receives what is published from now on.
 
-        Raises ``TypeError`` or ``ValueError`` for what is no topic.
+        Args:
+            topics: Topic names and wildcards.
+
+        Raises:
+            TypeError: A topic is not a string.
+            ValueError: A topic is invalid. The topics of the stream do not change.
         """
         added = frozenset(map(check_pattern, topics))
-        self._subscription.in_loop(lambda: self._subscription.change(lambda given: given | added))
+        subscription = self._subscription
+        subscription.call_threadsafe(lambda: subscription.update_topics(lambda current: current | added))
 
     def remove(self, *topics: str) -> None:
-        """Unsubscribe from these names and wildcards, as they were given. Others may still match their topics.
+        """Unsubscribe from topics. A wildcard that remains may still match some of them.
 
-        A stream without topics stays open, and waits for an ``add``; ``close`` ends it.
+        A stream without topics stays open until ``close`` is called.
 
-        Raises ``TypeError`` or ``ValueError`` for what is no topic.
+        Args:
+            topics: Topic names and wildcards, as they were given. Others are ignored.
+
+        Raises:
+            TypeError: A topic is not a string.
+            ValueError: A topic is invalid. The topics of the stream do not change.
         """
         removed = frozenset(map(check_pattern, topics))
-        self._subscription.in_loop(lambda: self._subscription.change(lambda given: given - removed))
+        subscription = self._subscription
+        subscription.call_threadsafe(lambda: subscription.update_topics(lambda current: current - removed))
 
     def close(self) -> None:
-        """End the stream, with the reason ``closed``, after all that was published before."""
-        self._subscription.in_loop(lambda: self._subscription.end(CloseReason.CLOSED))
+        """End the stream with the reason ``closed``, after everything that was published before. Idempotent."""
+        subscription = self._subscription
+        subscription.call_threadsafe(lambda: subscription.end(CloseReason.CLOSED))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Subscriber) and other._subscription is self._subscription
@@ -95,29 +115,32 @@ class Subscriber:
         return hash(self._subscription)
 
 
-MAX_EVENT_SIZE = 2**20  # bytes; as for a stream that has a channel
-CLOSING = 5.0  # seconds that the broker's tail has to end when the Hub closes, and
-GIVING_BACK = 30.0  # that the broker has for the publishes that are on their way, and to give back its connections
-_POLICY = SubscriptionPolicy()
-
-
 class Hub:
-    """Send what is published under a topic to every stream that asked for it, and remember it for those that return.
+    """Deliver events that are published under a topic to all streams that subscribed to it.
 
-    For each topic the latest records are kept: ``history`` of them, of at most ``history_bytes`` bytes on the wire,
-    not older than ``history_age`` seconds; ``None`` is no limit. A stream that was away goes on where it was, or is
-    told that there is a gap.
+    The Hub keeps the latest records of each topic. A client that reconnects with the ID of the last event it received
+    gets the records that it missed, or a gap event if some of them are no longer kept.
 
-    Without a ``broker`` that memory is this process's, and when that ends all its ids become foreign ones. With one,
-    all processes that have the same publish to all streams, with the same ids, and a new one begins with the history
-    that the broker has. While the broker is away streams stay open, ``publish`` raises, and ``ready`` is false;
-    ``observer(fact)`` is told of each change: ``HubUp``, ``HubDown``, ``HubResumed``.
+    Without a broker the history is in the memory of this process, and IDs from an earlier run are not known. With one,
+    all Hubs with the same broker deliver the same events with the same IDs, and a new process reads the history from
+    the broker. While the broker is down streams stay open, ``publish`` raises, and ``ready`` is false.
 
-    Topics are tokens separated by dots, at most 255 characters in all. Who subscribes may use wildcards: ``*`` is any
-    one token, ``>`` at the end one or more. An event of more than ``max_event_size`` bytes is refused.
+    Topics are tokens separated by dots, at most 255 characters in all. A subscription may contain wildcards: ``*``
+    matches one token, and ``>`` at the end matches one or more.
 
-    A Hub is of one event loop, the one where it is first used. Raises ``TypeError`` or ``ValueError`` for arguments
-    that cannot work.
+    A Hub belongs to the event loop in which it is first used.
+
+    Args:
+        broker: The broker, or ``None``.
+        history: Number of records to keep per topic.
+        history_bytes: Maximum size of the records of a topic, in bytes as they are sent. ``None`` means unlimited.
+        history_age: Maximum age of a record, in seconds. ``None`` means unlimited.
+        max_event_size: Maximum size of the frame of an event, in bytes. ``None`` means unlimited.
+        observer: Called with ``HubUp``, ``HubDown`` and ``HubResumed`` when the broker comes up or goes down.
+
+    Raises:
+        TypeError: An argument is of a wrong type.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -130,29 +153,28 @@ class Hub:
         max_event_size: int | None = MAX_EVENT_SIZE,
         observer: HubObserver | None = None,
     ) -> None:
-        size = max_event_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise (ValueError if type(size) is int else TypeError)(
-                f"max_event_size is a number of bytes, 1 or more, or None, not {size!r}"
+        if max_event_size is not None and (type(max_event_size) is not int or max_event_size < 1):
+            raise (ValueError if type(max_event_size) is int else TypeError)(
+                f"max_event_size is a number of bytes, 1 or more, or None, not {max_event_size!r}"
             )
         confirms = getattr(broker, "confirms", None)
         if confirms is not None:
             check_seconds("confirms of a broker", confirms, "")
         if broker is not None and not (callable(getattr(broker, "publish", None)) and hasattr(broker, "tail")):
             raise TypeError(f"a Hub's broker is a Broker or None, not {broker!r}")
-        log = History(RetentionPolicy(history, history_bytes, history_age))
-        pending = PendingSubscriptions(log, remote=broker is not None, confirms=confirms)
-        self._dispatcher = Dispatcher(log, history_age, pending)
+        records = History(RetentionPolicy(history, history_bytes, history_age))
+        self._pending = PendingSubscriptions(records, remote=broker is not None, confirms=confirms)
+        self._dispatcher = Dispatcher(records, history_age, self._pending)
         self._max_event_size = max_event_size
         self._published = 0
         self._deduplication: DeduplicationWindow[str | None] = DeduplicationWindow()
         self._broker = broker
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
-            self._replication_task = ReplicationTask(broker, Replicator(self._dispatcher), pending, observer)
-        self._following: asyncio.Task[None] | None = None
-        self._closed = False  # for good
-        self._shut = False
+            self._replication_task = ReplicationTask(broker, Replicator(self._dispatcher), self._pending, observer)
+        self._tail: asyncio.Task[None] | None = None
+        self._closed = False
+        self._broker_closed = False  # then the Hub cannot be opened again
 
     # Publishing.
 
@@ -166,29 +188,42 @@ class Hub:
         idempotency_key: str | None = None,
         connection: object = None,
     ) -> str | None:
-        """Publish an event under a topic and return its id; ``None`` for an ephemeral one.
+        """Publish an event under a topic.
 
-        It leaves for all streams before the event loop waits again, and no slow one delays that; with a broker, when
-        that has it and has brought it to each process. A later event of the same topic and ``key`` makes up for this
-        one. An ``ephemeral`` event goes to those that keep up, has no id, and is not kept.
+        Without a broker the event is written to all streams that are caught up before the event loop waits again. With
+        one, it is written when the broker has stored it and has delivered it to each process. Slow clients delay
+        neither. Cancelling is safe, but with a broker the event may have been published.
 
-        Of the calls with one ``idempotency_key`` within two minutes only the first publishes, and all return its id: a
-        retry cannot double. ``connection`` is a database connection of a broker that can write in the caller's own
-        transaction; then nothing is published before that commits, and ``None`` is returned.
+        Args:
+            topic: The topic, without wildcards.
+            event: The event, or its data. It must not have an ID, because the Hub assigns one.
+            key: What the event is about. A later event of the same topic and key supersedes this one.
+            ephemeral: Write the event only to streams that are caught up, without an ID, and do not keep it.
+            idempotency_key: Of several calls with the same key within two minutes, only the first publishes, and all
+                return its ID. At most 200 printable characters.
+            connection: A database connection of the caller, for a broker that supports it (``PostgresBroker``). The
+                event is published when the transaction commits.
 
-        Raises ``TypeError`` or ``ValueError`` (``EventTooLarge``) for what cannot be sent, and then nobody gets it. An
-        id of the event's own is refused: the Hub gives ids. With a broker also, in a bounded time, ``BrokerDown`` or
-        ``BrokerRefused``, when nobody gets it, and ``OutcomeUnknown``, when they may. Cancelling is safe, but with a
-        broker the event may have been published.
+        Returns:
+            The ID of the record, or ``None`` for an ephemeral event and with ``connection``.
+
+        Raises:
+            TypeError: An argument is of a wrong type, or ``connection`` is not supported.
+            ValueError: An argument is invalid, or the event has an ID.
+            EventTooLarge: The event has more than ``max_event_size`` bytes.
+            RuntimeError: The Hub belongs to another event loop.
+            BrokerDown: The event was not published, because the broker does not answer.
+            OutcomeUnknown: The event may have been published. Retry with the same ``idempotency_key``.
+            BrokerRefused: The event was not published, and a retry will fail as well.
         """
-        publication = self._check(topic, event, key, ephemeral, idempotency_key)
-        if not self._closed:  # a broker that was closed says so by itself
+        message = self._check(topic, event, key, ephemeral, idempotency_key)
+        if not self._broker_closed:  # otherwise the broker raises
             self.open()
         if self._broker is not None:
-            return await self._hand_over(self._broker, publication, connection)
+            return await self._publish_to_broker(self._broker, message, connection)
         if connection is not None:
-            raise TypeError("a connection is for a broker that writes in its transaction, and this Hub has no broker")
-        return self._publish(publication)
+            raise TypeError("connection is for a broker that writes in its transaction, and this Hub has no broker")
+        return self._publish_locally(message)
 
     def publish_threadsafe(
         self,
@@ -199,18 +234,24 @@ class Hub:
         ephemeral: bool = False,
         idempotency_key: str | None = None,
     ) -> Future[str | None]:
-        """Publish from any thread, and return a future of the id, which need not be asked.
+        """Publish from any thread. The arguments are those of ``publish``.
 
-        In the event loop's own thread, ``result`` raises ``RuntimeError`` instead of blocking the loop. Raises as
-        ``publish``, and ``RuntimeError`` when the Hub has no event loop yet or none any more; what a broker raises,
-        the future has.
+        Returns:
+            A future of what ``publish`` returns or of what the broker raises. It may be ignored. In the event loop's
+            own thread its ``result`` raises ``RuntimeError`` until it is done, because waiting would block the loop.
+
+        Raises:
+            TypeError: An argument is of a wrong type.
+            ValueError: An argument is invalid, or the event has an ID.
+            EventTooLarge: The event has more than ``max_event_size`` bytes.
+            RuntimeError: The Hub has no event loop yet, or the event loop is closed.
         """
-        publication = self._check(topic, event, key, ephemeral, idempotency_key)
-        loop = self._dispatcher.elsewhere()
+        message = self._check(topic, event, key, ephemeral, idempotency_key)
+        loop = self._dispatcher.get_loop()
         broker = self._broker
         if broker is not None:
-            return run_in_loop(loop, lambda: self._hand_over(broker, publication))
-        return call_in_loop(loop, lambda: self._publish(publication))
+            return run_in_loop(loop, lambda: self._publish_to_broker(broker, message))
+        return call_in_loop(loop, lambda: self._publish_locally(message))
 
     def _check(
         self,
@@ -220,36 +261,36 @@ class Hub:
         ephemeral: bool,  # noqa: FBT001
         idempotency_key: str | None,
     ) -> Message:
-        if topic not in self._dispatcher.log:
+        if topic not in self._dispatcher.history:
             check_topic(topic)
         return Message(topic, event, key, ephemeral, idempotency_key, self._max_event_size)
 
-    def _publish(self, given: Message) -> str | None:
-        """Publish in this process, which is all there is."""
+    def _publish_locally(self, message: Message) -> str | None:
         now = asyncio.get_running_loop().time()
-        repeated = None if given.idempotency_key is None else self._deduplication.find(given.idempotency_key, now)
-        if repeated is not None:
-            return repeated[0]
-        if given.ephemeral:
-            record = Record(0, None, given.topic, given.event, encode(given.event), given.key, now)
+        idempotency_key = message.idempotency_key
+        earlier = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
+        if earlier is not None:
+            return earlier[0]
+        if message.ephemeral:
+            record = Record(0, None, message.topic, message.event, encode(message.event), message.key, now)
         else:
-            record = self._dispatcher.log.append(given.topic, given.event, given.key, now)
+            record = self._dispatcher.history.append(message.topic, message.event, message.key, now)
         self._published += 1
         self._dispatcher.dispatch(record)
-        if given.idempotency_key is not None:
-            self._deduplication.note(given.idempotency_key, record.id, now)
+        if idempotency_key is not None:
+            self._deduplication.add(idempotency_key, record.id, now)
         return record.id
 
-    async def _hand_over(self, broker: Broker, given: Message, connection: object = None) -> str | None:
-        """Publish by the broker, from whose tail it comes back."""
-        key = given.idempotency_key
-        position = await broker.publish(given.topic, given.payload(), idempotency_key=key, connection=connection)
+    async def _publish_to_broker(self, broker: Broker, message: Message, connection: object = None) -> str | None:
+        """Store a message. It is dispatched when the tail delivers it."""
+        key = message.idempotency_key
+        position = await broker.publish(message.topic, message.payload(), idempotency_key=key, connection=connection)
         self._published += 1
-        return None if given.ephemeral or position is None else f"{position.epoch}-{position.offset}"
+        return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
 
     # Subscribing.
 
-    def subscribe(  # each is something of its own
+    def subscribe(
         self,
         topics: Iterable[str],
         sink: Sink,
@@ -257,121 +298,131 @@ class Hub:
         *,
         after: str | None = None,
         select: Select | None = None,
-        policy: SubscriptionPolicy = _POLICY,
+        policy: SubscriptionPolicy = _DEFAULT_POLICY,
     ) -> Subscription:
-        """Register a stream, which gets nothing before its ``start``.
+        """Subscribe a sink, for a transport of your own. ``start_topic_stream`` does this for an HTTP response.
 
-        ``after`` is the id that its client had last. ``on_end(reason, error)`` is called when the Hub ends it. This is
-        for who brings an ``Sink``, as ``start_topic_stream`` does.
+        Nothing is written before ``start`` of the subscription is called. The owner of the sink also calls ``pause``
+        and ``resume`` when the sink's buffer is full and when it has room again, and ``close`` when its client has
+        disconnected.
+
+        Args:
+            topics: Topic names and wildcards.
+            sink: Where the frames are written.
+            on_end: Called with a ``CloseReason`` and the error, if there is one, when the Hub ends the subscription.
+            after: The ID of the last event that the client received.
+            select: Called with each record; the subscription gets the record if it returns true.
+            policy: How the subscription starts, and what it does about gaps.
+
+        Returns:
+            The subscription.
+
+        Raises:
+            TypeError: A topic is not a string.
+            ValueError: A topic is invalid.
+            RuntimeError: The Hub belongs to another event loop, or its broker was closed.
         """
-        dispatcher = self._dispatcher
-        self.check_open()
+        self.open()
+        dispatcher, history = self._dispatcher, self._dispatcher.history
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
 
-        def beginning(located: Located) -> StartPosition:
-            offset, reason = located
+        def start_position(resolved: ResolvedId) -> StartPosition:
+            offset, reason = resolved
             if after is not None:
                 return StartPosition(offset, None if reason is None else Gap(reason, after))
             if policy.replay:
-                dispatcher.log.expire(dispatcher.now(), EXPIRED)
-                offset = dispatcher.log.newest(names, policy.replay)
-            return StartPosition(offset, excused=dispatcher.log.end)
+                history.expire(dispatcher.now(), EXPIRE_BATCH)
+                offset = history.replay_start(names, policy.replay)
+            return StartPosition(offset, ignore_gaps_through=history.end)
 
-        group = dispatcher.enter(names, select, sink.wrap)
-        located = dispatcher.pending.locate(after)
-        position = None if located is None else beginning(located)
-        subscription = Subscription(dispatcher, group, sink, on_end, policy, position)
-        if located is None:
-            dispatcher.pending.wait(subscription, after, lambda located: subscription.settle(beginning(located)))
+        group = dispatcher.join(names, select, sink.wrap)
+        resolved = self._pending.resolve(after)
+        start = None if resolved is None else start_position(resolved)
+        subscription = Subscription(dispatcher, group, sink, on_end, policy, start)
+        if resolved is None:
+            self._pending.add(subscription, after, lambda it: subscription.set_start_position(start_position(it)))
         return subscription
 
-    def check_open(self) -> None:
-        """Belong to the running event loop. Raises ``RuntimeError`` if a stream could not hear of anything here."""
-        self.open()
-        if self._closed:
-            raise RuntimeError("this Hub was closed, and its broker with it, so that a stream would hear of nothing")
-
-    async def locate(self, given: str | None) -> Located:
-        """Return the position after an id, as the log does, when all that may come before it has come.
-
-        Cancelling is safe.
-        """
-        pending = self._dispatcher.pending
-        located = pending.locate(given)
-        if located is not None:
-            return located
-        future: asyncio.Future[Located] = asyncio.get_running_loop().create_future()
-        pending.wait(future, given, lambda located: None if future.done() else future.set_result(located))
+    async def _resolve(self, event_id: str | None) -> ResolvedId:
+        """Resolve an event ID to an offset, and wait for it if it may still arrive. Cancelling is safe."""
+        resolved = self._pending.resolve(event_id)
+        if resolved is not None:
+            return resolved
+        future: asyncio.Future[ResolvedId] = asyncio.get_running_loop().create_future()
+        self._pending.add(future, event_id, lambda it: None if future.done() else future.set_result(it))
         try:
             return await future
         finally:
-            pending.discard(future)
+            self._pending.discard(future)
 
-    # Looking.
+    # Inspection.
 
     def subscribers(self, topic: str) -> int:
-        """Count the open streams that hear of a topic, in this process."""
-        return self._dispatcher.listeners(topic)
+        """Return the number of open streams of this process that match a topic."""
+        return self._dispatcher.count_subscribers(topic)
 
     @property
-    def log(self) -> History:
-        """The records that are kept, and their one order."""
-        return self._dispatcher.log
+    def history(self) -> History:
+        """The records that this process keeps, and their IDs. Read it only: the Hub writes to it."""
+        return self._dispatcher.history
 
     @property
     def ready(self) -> bool:
-        """Whether all that was published is here, and what is new comes: for the route that a load balancer asks.
+        """Whether this process has received everything that was published. Use it for a health check.
 
-        ``False`` once the Hub is closed, and as soon as the broker's server has not said for some seconds (three and a
-        half at most, with our brokers) that there is no more: a process that is late is not ready.
+        ``False`` while the broker is down, a few seconds after it stopped confirming (3.5 at most with the brokers of
+        this library), and when the Hub is closed.
         """
-        return self._dispatcher.pending.fresh and not self._shut
+        return self._pending.ready and not self._closed
 
     def statistics(self) -> HubStatistics:
-        """Return what the Hub holds and has done. Costs the same however much that is."""
+        """Return the counters of the Hub, in constant time."""
         dispatcher = self._dispatcher
         return HubStatistics(
-            topics=dispatcher.log.topics,
-            records=dispatcher.log.records,
-            bytes=dispatcher.log.bytes,
+            topics=dispatcher.history.topics,
+            records=dispatcher.history.records,
+            bytes=dispatcher.history.bytes,
             subscribers=dispatcher.subscribers,
-            behind=dispatcher.subscribers - dispatcher.live,
+            catching_up=dispatcher.subscribers - dispatcher.live,
             groups=dispatcher.groups,
             published=self._published,
             delivered=dispatcher.delivered,
             gaps=dispatcher.gaps,
         )
 
-    # The life of a Hub, which setup(app, hub) takes care of.
+    # Lifecycle. setup(app, hub) calls both.
 
     def open(self) -> None:
-        """Belong to the running event loop, so that other threads can publish, and follow the broker. Idempotent.
+        """Bind the Hub to the running event loop, and start to read from the broker. Idempotent.
 
-        A Hub without a broker opens again after ``close``, also when it is used. Raises ``RuntimeError`` for one whose
-        broker was closed, and for one that belongs to another event loop.
+        Afterwards other threads can publish. Using the Hub opens it. A Hub without a broker can be opened again after
+        ``close``.
+
+        Raises:
+            RuntimeError: The Hub belongs to another event loop, or its broker was closed.
         """
-        if self._closed:
+        if self._broker_closed:
             raise RuntimeError("this Hub was closed, and its broker with it; make another Hub, with another broker")
         loop = self._dispatcher.bind()
-        self._shut = False
-        if self._replication_task is not None and self._following is None:
-            self._following = loop.create_task(self._replication_task.run())
+        self._closed = False
+        if self._replication_task is not None and self._tail is None:
+            self._tail = loop.create_task(self._replication_task.run())
 
     async def close(self) -> None:
-        """Leave nothing that waits in the event loop, and close the broker for good. The history stays. Idempotent.
+        """Cancel all timers, end the streams of a Hub with a broker, and close the broker. Idempotent.
 
-        It takes 40 seconds at most, whatever the broker or its server does: what has not ended then is named in the
-        log, and left. Raises what the broker's ``close`` raises. When it is cancelled the broker may still be open; it
-        can be called again.
+        The history is kept. This takes 40 seconds at most, whatever the broker or its server does: what has not ended
+        by then is logged and abandoned. Raises what the broker's ``close`` raises. If it is cancelled, the broker may
+        still be open, and it can be called again.
         """
-        self._shut = True
+        self._closed = True
         self._dispatcher.close()
-        self._closed = self._broker is not None
-        if self._closed:
-            self._dispatcher.end(CloseReason.SHUTDOWN)  # they would hear of nothing any more
-        following, broker = self._following, self._broker
-        if following is not None:
-            await end(following, CLOSING, f"the tail of {broker!r}")
-            self._following = None
+        self._broker_closed = self._broker is not None
+        if self._broker_closed:
+            self._dispatcher.end_all(CloseReason.SHUTDOWN)
+        tail, broker = self._tail, self._broker
+        if tail is not None:
+            await cancel_and_wait(tail, TAIL_CLOSE_TIMEOUT, f"the tail of {broker!r}")
+            self._tail = None
         if broker is not None:
-            await finish(broker.close(), GIVING_BACK, f"the close of {broker!r}")
+            await run_with_timeout(broker.close(), BROKER_CLOSE_TIMEOUT, f"the close of {broker!r}")

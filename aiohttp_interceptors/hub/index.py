@@ -1,200 +1,217 @@
-"""All records that are kept, whatever their topic, in their one order."""
+"""Two indexes of a history: all records by offset, and the topic histories by token.
+
+``OffsetIndex`` reads the records of all topics in one order. ``TopicIndex`` finds the topics that match a wildcard and
+changed after an offset, without visiting the topics that did not change.
+"""
 
 from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import attrgetter
 
 from .record import Record
 from .topic_history import TopicHistory
-from .topics import ONE, REST, matcher
+from .topics import ONE, REST, compile_patterns
 
-__all__ = ["Order", "TopicTree"]
+__all__ = ["OffsetIndex", "TopicIndex"]
 
-
-CHUNK = 256  # records: to remove one moves those behind it in its chunk, and no others
-FEW = CHUNK // 4
+CHUNK = 256  # records; removing one moves only the later records of its chunk
+SMALL_CHUNK = CHUNK // 4  # records; a chunk that shrinks to this size is merged with the next one if they fit
+MAX_CACHED_WILDCARDS = 16  # wildcards with a * before the last token, whose evictions need a search
 _offset = attrgetter("offset")
 
 
-class Order:
-    """Records by position: appended at the end, removed anywhere, and read from any position on."""
+class OffsetIndex:
+    """Records ordered by offset, in chunks: appended at the end, removed anywhere, and read from any offset on."""
 
-    __slots__ = ("_chunks", "_lasts")
+    __slots__ = ("_chunks", "_last_offsets")
 
     def __init__(self) -> None:
-        self._chunks: list[list[Record]] = [[]]  # none of them empty but the last
-        self._lasts: list[int] = [sys.maxsize]  # of each chunk, not less than its positions, less than the next chunk's
+        self._chunks: list[list[Record]] = [[]]  # only the last chunk may be empty
+        # For each chunk an upper bound of its offsets, less than the offsets of the next chunk.
+        self._last_offsets: list[int] = [sys.maxsize]
 
     def append(self, record: Record) -> None:
-        """Add a record, whose position is greater than all here."""
+        """Add a record with the greatest offset."""
         chunk = self._chunks[-1]
         chunk.append(record)
         if len(chunk) >= CHUNK:
-            self._lasts[-1] = record.offset
+            self._last_offsets[-1] = record.offset
             self._chunks.append([])
-            self._lasts.append(sys.maxsize)
+            self._last_offsets.append(sys.maxsize)
 
     def remove(self, record: Record) -> None:
-        """Remove a record, which must be here."""
+        """Remove a record, which must be in the index."""
         chunk, number = self._chunks[0], 0
-        if chunk and chunk[0] is record:  # often the oldest of all
+        if chunk and chunk[0] is record:  # the oldest record, which is the common case
             del chunk[0]
         else:
-            number = bisect_left(self._lasts, record.offset)
+            number = bisect_left(self._last_offsets, record.offset)
             chunk = self._chunks[number]
             del chunk[bisect_left(chunk, record.offset, key=_offset)]
-        if len(chunk) in (0, FEW) and number + 1 < len(self._chunks):
-            self._shrink(number)
+        if len(chunk) in (0, SMALL_CHUNK) and number + 1 < len(self._chunks):
+            self._merge(number)
 
-    def _shrink(self, number: int) -> None:
-        """Join a chunk of which little is left with the next one, so that few records are in few chunks."""
-        chunk, later = self._chunks[number], self._chunks[number + 1]
-        if not chunk or len(chunk) + len(later) < CHUNK:
-            self._chunks[number : number + 2] = [chunk + later]
-            del self._lasts[number]
+    def _merge(self, number: int) -> None:
+        """Merge a chunk with the next one if it is empty or both fit into one."""
+        chunk, following = self._chunks[number], self._chunks[number + 1]
+        if not chunk or len(chunk) + len(following) < CHUNK:
+            self._chunks[number : number + 2] = [chunk + following]
+            del self._last_offsets[number]
 
     def after(self, offset: int) -> Iterator[Record]:
-        """Walk over the records after a position. Nothing may be added or removed meanwhile."""
-        number = bisect_right(self._lasts, offset)
+        """Iterate over the records after an offset. The index must not change during the iteration."""
+        number = bisect_right(self._last_offsets, offset)
         chunk = self._chunks[number]
         yield from chunk[bisect_right(chunk, offset, key=_offset) :]
-        for later in range(number + 1, len(self._chunks)):
-            yield from self._chunks[later]
+        for following in range(number + 1, len(self._chunks)):
+            yield from self._chunks[following]
 
 
-KNOWN = 16  # wildcards with a * that is not at the end: what is gone under each is kept up to date
+class TopicIndex:
+    """A trie of topic histories by token, whose nodes know their latest change and their latest eviction.
 
-
-class TopicTree:
-    """Find the rings under a wildcard that changed after a position, without looking at those that did not.
-
-    Also what was evicted last under a wildcard. That never becomes less, also when a topic is removed.
+    The children of a node are ordered by their latest change, so that a search stops at the first unchanged one. The
+    offsets of evictions never decrease, even when a topic is removed.
     """
 
     def __init__(self) -> None:
-        self._root = _Branch()
-        self._known: dict[str, tuple[int, int]] = {}  # what is gone under some wildcards, for which one has to search
+        self._root = _Node()
+        self._cached: dict[str, tuple[int, int]] = {}  # what lost_through() returned for wildcards that need a search
 
-    def touch(self, ring: TopicHistory) -> None:
-        """Note that a ring has a new latest record."""
-        branch, last = self._root, ring.last
-        branch.last = last
-        for token in ring.topic.split("."):
-            child = branch.children.pop(token, None)
+    def update(self, history: TopicHistory) -> None:
+        """Note that a topic has a new record. Adds the topic if it is new."""
+        node, last_offset = self._root, history.last_offset
+        node.last_offset = last_offset
+        for token in history.topic.split("."):
+            child = node.children.pop(token, None)
             if child is None:
-                child = _Branch()
-            branch.children[token] = child  # at the end
-            child.last = last
-            branch = child
-        if branch.ring is not ring:
-            branch.ring = ring
-            if ring.evicted:
-                self.evict(ring)
+                child = _Node()
+            node.children[token] = child  # moves to the end
+            child.last_offset = last_offset
+            node = child
+        if node.history is not history:
+            node.history = history
+            if history.evicted_through:
+                self.note_eviction(history)
 
-    def evict(self, ring: TopicHistory) -> None:
-        """Note that a ring, which is here, has lost a record."""
-        parent = branch = self._root
-        for token in ring.topic.split("."):
-            branch.evicted, branch.lost = max(branch.evicted, ring.evicted), max(branch.lost, ring.lost)
-            parent, branch = branch, branch.children[token]
-        parent.evicted_next = max(parent.evicted_next, ring.evicted)
-        parent.lost_next = max(parent.lost_next, ring.lost)
-        for wildcard, (evicted, lost) in self._known.items():
-            if matcher(frozenset([wildcard]))(ring.topic):
-                self._known[wildcard] = max(evicted, ring.evicted), max(lost, ring.lost)
+    def note_eviction(self, history: TopicHistory) -> None:
+        """Note that a topic, which must be in the index, has evicted records."""
+        evicted, lost = history.evicted_through, history.lost_through
+        parent = node = self._root
+        for token in history.topic.split("."):
+            node.evicted_through, node.lost_through = max(node.evicted_through, evicted), max(node.lost_through, lost)
+            parent, node = node, node.children[token]
+        parent.child_evicted_through = max(parent.child_evicted_through, evicted)
+        parent.child_lost_through = max(parent.child_lost_through, lost)
+        for wildcard, (known_evicted, known_lost) in self._cached.items():
+            if compile_patterns(frozenset([wildcard]))(history.topic):
+                self._cached[wildcard] = max(known_evicted, evicted), max(known_lost, lost)
 
-    def gone(self, wildcard: str) -> tuple[int, int]:
-        """Return the latest ``evicted`` and the latest ``lost`` of all rings that match."""
+    def missing_through(self, wildcard: str) -> tuple[int, int]:
+        """Return the greatest ``evicted_through`` and the greatest ``lost_through`` of the matching topics."""
         tokens = wildcard.split(".")
         if ONE not in tokens[:-1]:
-            return self._root.gone(tokens, 0, (0, 0))
-        known = self._known.get(wildcard)
-        if known is None:
-            if len(self._known) >= KNOWN:
-                del self._known[next(iter(self._known))]
-            known = self._known[wildcard] = self._root.gone(tokens, 0, (0, 0))
-        return known
+            return self._root.missing_through(tokens, 0, (0, 0))
+        found = self._cached.get(wildcard)
+        if found is None:
+            if len(self._cached) >= MAX_CACHED_WILDCARDS:
+                del self._cached[next(iter(self._cached))]
+            found = self._cached[wildcard] = self._root.missing_through(tokens, 0, (0, 0))
+        return found
 
     def remove(self, topic: str) -> None:
-        """Forget a topic's ring, and the branches that lead to no other."""
+        """Remove a topic, and the nodes that lead to no other topic."""
         self._root.remove(topic.split("."))
 
-    def active(self, wildcard: str, offset: int) -> Iterator[TopicHistory]:
-        """Walk over the rings that match and changed after the position."""
-        return (ring for ring in self._root.active(wildcard.split("."), 0, offset) if ring is not None)
+    def changed_after(self, wildcard: str, offset: int, max_steps: int | None = None) -> list[TopicHistory] | None:
+        """Return the matching topics that changed after an offset, or ``None`` if that takes too many steps."""
+        steps = self._root.changed_after(wildcard.split("."), 0, offset)
+        if max_steps is not None:
+            found = list(islice(steps, max_steps + 1))
+            if len(found) > max_steps:
+                return None
+            return [history for history in found if history is not None]
+        return [history for history in steps if history is not None]
 
-    def few(self, wildcard: str, offset: int, most: int) -> list[TopicHistory] | None:
-        """Return the rings that match and changed after the position, or ``None`` if that takes too many steps."""
-        steps = list(islice(self._root.active(wildcard.split("."), 0, offset), most + 1))
-        return None if len(steps) > most else [ring for ring in steps if ring is not None]
 
+class _Node:
+    """A node of the trie. The offsets cover all topics below it, those of ``child_`` only its direct children."""
 
-class _Branch:
-    __slots__ = ("children", "evicted", "evicted_next", "last", "lost", "lost_next", "ring")
+    __slots__ = (
+        "child_evicted_through",
+        "child_lost_through",
+        "children",
+        "evicted_through",
+        "history",
+        "last_offset",
+        "lost_through",
+    )
 
     def __init__(self) -> None:
-        self.children: dict[str, _Branch] = {}
-        self.last = 0  # the latest change from here on
-        self.ring: TopicHistory | None = None
-        self.evicted = self.lost = 0  # the latest of the rings below here
-        self.evicted_next = self.lost_next = 0  # and of those that are one token below
+        self.children: dict[str, _Node] = {}  # ordered by last_offset
+        self.history: TopicHistory | None = None
+        self.last_offset = 0
+        self.evicted_through = self.lost_through = 0
+        self.child_evicted_through = self.child_lost_through = 0
 
     def remove(self, tokens: list[str]) -> None:
         if not tokens:
-            self.ring = None
+            self.history = None
             return
         child = self.children[tokens[0]]
         child.remove(tokens[1:])
-        if not child.children and child.ring is None:
+        if not child.children and child.history is None:
             del self.children[tokens[0]]
 
-    def gone(self, tokens: list[str], depth: int, known: tuple[int, int]) -> tuple[int, int]:
-        """Return the latest of what is known and of the rings below here that match."""
-        token, rest = tokens[depth], len(tokens) - depth
-        evicted, lost = known
-        if rest == 1 and token in (ONE, REST):
-            of_one = token == ONE
-            return (
-                max(evicted, self.evicted_next if of_one else self.evicted),
-                max(lost, self.lost_next if of_one else self.lost),
-            )
-        child = self.children.get(token)
-        for each in reversed(self.children.values()) if token == ONE else () if child is None else (child,):
-            if rest == 1:
-                ring = each.ring
-                return known if ring is None else (max(evicted, ring.evicted), max(lost, ring.lost))
-            if each.evicted > known[0] or each.lost > known[1]:
-                known = each.gone(tokens, depth + 1, known)
-        return known
+    def missing_through(self, tokens: list[str], depth: int, found: tuple[int, int]) -> tuple[int, int]:
+        """Return the greatest offsets of ``found`` and of the matching topics below this node."""
+        token, (evicted, lost) = tokens[depth], found
+        if depth == len(tokens) - 1:
+            if token == ONE:
+                return max(evicted, self.child_evicted_through), max(lost, self.child_lost_through)
+            if token == REST:
+                return max(evicted, self.evicted_through), max(lost, self.lost_through)
+            child = self.children.get(token)
+            if child is None or child.history is None:
+                return found
+            return max(evicted, child.history.evicted_through), max(lost, child.history.lost_through)
+        if token == ONE:
+            children: Iterable[_Node] = reversed(self.children.values())
+        else:
+            children = [self.children[token]] if token in self.children else ()
+        for child in children:
+            if child.evicted_through > found[0] or child.lost_through > found[1]:
+                found = child.missing_through(tokens, depth + 1, found)
+        return found
 
-    def active(self, tokens: list[str], depth: int, offset: int) -> Iterator[TopicHistory | None]:
-        """Walk over the rings that match and changed after the position, with ``None`` for a step that found none."""
-        if self.last <= offset:
+    def changed_after(self, tokens: list[str], depth: int, offset: int) -> Iterator[TopicHistory | None]:
+        """Iterate over the matching topics that changed after an offset, with ``None`` for each step without one."""
+        if self.last_offset <= offset:
             return
         if depth == len(tokens):
-            yield self.ring if self.ring is not None and self.ring.last > offset else None
+            yield self.history if self.history is not None and self.history.last_offset > offset else None
             return
         token = tokens[depth]
         if token not in (ONE, REST):
             child = self.children.get(token)
             yield None
             if child is not None:
-                yield from child.active(tokens, depth + 1, offset)
+                yield from child.changed_after(tokens, depth + 1, offset)
             return
         yield None
         for child in reversed(self.children.values()):
-            if child.last <= offset:
+            if child.last_offset <= offset:
                 return
-            yield from child.all(offset) if token == REST else child.active(tokens, depth + 1, offset)
+            yield from child.all_after(offset) if token == REST else child.changed_after(tokens, depth + 1, offset)
 
-    def all(self, offset: int) -> Iterator[TopicHistory | None]:
-        """Walk over all rings from here on that changed after the position, with ``None`` for a step without one."""
-        yield self.ring if self.ring is not None and self.ring.last > offset else None
+    def all_after(self, offset: int) -> Iterator[TopicHistory | None]:
+        """Iterate over all topics from this node on that changed after an offset, as ``changed_after`` does."""
+        yield self.history if self.history is not None and self.history.last_offset > offset else None
         for child in reversed(self.children.values()):
-            if child.last <= offset:
+            if child.last_offset <= offset:
                 return
-            yield from child.all(offset)
+            yield from child.all_after(offset)

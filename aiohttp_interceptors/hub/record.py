@@ -1,4 +1,4 @@
-"""An event that has its place in the Hub's order."""
+"""A record of the history, and the gap that is reported to a client when records are missing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from ..sse import Decoder, Event
 
 __all__ = ["Gap", "GapReason", "Record"]
 
+MAX_ECHOED_ID = 128  # characters of an invalid ID that a gap event repeats; the IDs of a Hub are shorter
+
 
 class Record:
-    """An event, its topic, and its place in the Hub's one order. Nobody changes one."""
+    """A published event with its topic, offset and ID. The Hub makes it; treat it as immutable."""
 
     __slots__ = ("_event", "frame", "id", "key", "offset", "time", "topic")
 
@@ -26,21 +28,22 @@ class Record:
         time: float,
     ) -> None:
         self.offset: int = offset
-        """Greater than that of every record before it; 0 for an ephemeral event, which has no place."""
+        """The offset in the history, greater than that of every earlier record; 0 for an ephemeral event."""
         self.id: str | None = id
-        """The position as a client knows it; ``None`` for an ephemeral event."""
+        """The event ID that clients receive; ``None`` for an ephemeral event."""
         self.topic: str = topic
-        self._event = event  # None for what a broker brought, until somebody asks
+        """The topic under which the event was published."""
+        self._event = event  # None if it came from a broker and was not decoded yet
         self.frame: bytes = frame
-        """What goes over the wire, the same to everybody."""
+        """The frame as it is sent to every client, with the ID."""
         self.key: str | None = key
-        """What it is about: a later record of its topic with the same key makes up for it."""
+        """What the event is about: a later record of the same topic and key supersedes this one."""
         self.time: float = time
-        """When it was published, in seconds of the log's clock."""
+        """When the event was published, in seconds of the history's clock."""
 
     @property
     def event(self) -> Event:
-        """What was published."""
+        """The event as it was published, without an ID. Decoded from the frame on first use."""
         if self._event is None:
             frame = self.frame if self.id is None else self.frame.partition(b"\n")[2]
             (self._event,) = Decoder().feed(frame)
@@ -50,40 +53,43 @@ class Record:
         return f"Record(id={self.id!r}, topic={self.topic!r}, event={self.event!r}, key={self.key!r})"
 
 
-SHOWN = 128  # characters of a client's own id that are told back to it; ours have fewer
-
-
 class GapReason(StrEnum):
-    """Why the log cannot say what came after a position."""
+    """Why records may be missing after an event ID."""
 
     EVICTED = "evicted"
-    """Some of it is no longer kept, or was written by a later release than this process can read."""
+    """Some records are no longer kept, or were written by a later release that this process cannot read."""
     FOREIGN = "foreign"
-    """The id is of another life of the Hub, or of another Hub."""
+    """The ID is from another Hub, or from an earlier run of a Hub whose history was not kept."""
     UNKNOWN = "unknown"
-    """It is no id of a Hub at all."""
+    """The ID is not in the format of a Hub's IDs."""
     FUTURE = "future"
-    """The Hub has not come that far."""
-    REWOUND = "rewound"
-    """Its broker has lost some of what it had taken."""
+    """The ID is ahead of the newest record."""
+    TRUNCATED = "truncated"
+    """The broker lost records that it had acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Of the records after an id some are missing."""
+    """Records are missing after an event ID."""
 
     reason: GapReason
+    """Why they are missing."""
     after: str
-    """The last id that the stream had, or said that it had."""
+    """The last ID that the stream sent, or that the client sent in ``Last-Event-ID``."""
     first: str | None = None
-    """The id of the first of those that are not; ``None`` if there is none yet."""
+    """The ID of the first record after the gap; ``None`` if there is none yet."""
     last: str | None = None
-    """The id up to which others may be missing, if one topic has what another one of that time has not."""
+    """The ID up to which records of some topics may be missing, if that is after ``first``; ``None`` otherwise."""
 
     def event(self, name: str) -> Event:
-        """Return what tells a page of it."""
-        after = self.after[:SHOWN].encode(errors="replace").decode()
-        told = {"reason": self.reason.value, "after": after, "first": self.first}
+        """Return the event that reports the gap to the client, as JSON.
+
+        Args:
+            name: The name of the event.
+
+        """
+        after = self.after[:MAX_ECHOED_ID].encode(errors="replace").decode()
+        data = {"reason": self.reason.value, "after": after, "first": self.first}
         if self.last is not None:
-            told["last"] = self.last
-        return Event.json(told, name=name)
+            data["last"] = self.last
+        return Event.json(data, name=name)

@@ -1,4 +1,9 @@
-"""What a broker's tail brings, into the log and to the streams. Decides, and awaits nothing."""
+"""Replication of a broker's log into the history of this process.
+
+The ``Replicator`` applies the items of a tail to the history and dispatches the new records. The ``ReplicationTask``
+reads one tail after the other: when the broker fails, it reconnects with backoff and jitter, and resumes after the last
+entry.
+"""
 
 from __future__ import annotations
 
@@ -11,109 +16,103 @@ from contextlib import aclosing
 from .._logging import log as logger
 from .._logging import log_fact
 from .._tasks import check_cancelled
-from ..exceptions import FATAL, BrokerError
+from ..exceptions import EXIT_EXCEPTIONS, BrokerError
 from ..facts import HubDown, HubFact, HubObserver, HubResumed, HubUp
 from ..sse import frame_with_id
 from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
-from .dispatcher import Dispatcher, PendingSubscriptions
-from .history import EXPIRED
-from .message import PLAIN, is_ephemeral, unpack
+from .dispatcher import Dispatcher
+from .history import EXPIRE_BATCH
+from .message import decode_payload, is_ephemeral
+from .pending import PendingSubscriptions
 from .record import Record
 
 __all__ = ["ReplicationTask", "Replicator"]
 
+# Seconds between two attempts to connect: the first delay, which doubles up to the last.
+MIN_RECONNECT_DELAY = 0.1
+MAX_RECONNECT_DELAY = 5.0
+# The random part of a delay, so that many processes do not reconnect to a restarted server at the same moment.
+RECONNECT_JITTER = 0.5
+
 
 class Replicator:
-    """Take the items of a tail, one tail after the other."""
+    """Apply the items of a broker's tails to the history, and dispatch the records."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._pending = dispatcher.pending
-        self._joined = False
-        self._unread: set[bytes] = set()  # what payloads that cannot be read begin with, as far as that was logged
+        self._subscribed = False
+        self._unreadable: set[bytes] = set()  # first bytes of payloads that could not be decoded, logged once each
         self.entries: int = 0
-        """That were taken."""
+        """The number of entries that were received."""
 
     @property
     def position(self) -> LogPosition | None:
-        """Where the next tail goes on; ``None`` before the first one."""
-        log = self._dispatcher.log
-        return LogPosition(log.epoch, log.end) if self._joined else None
+        """The position to resume after; ``None`` before the first tail."""
+        history = self._dispatcher.history
+        return LogPosition(history.epoch, history.end) if self._subscribed else None
 
-    def take(self, item: TailItem) -> None:
-        """Take an item."""
+    def apply(self, item: TailItem) -> None:
+        """Apply one item of a tail."""
         dispatcher = self._dispatcher
         if isinstance(item, Subscribed):
-            if not self._joined:
-                self._joined = True
-                dispatcher.interrupt(lambda: dispatcher.log.begin(*item.position))
+            if not self._subscribed:
+                self._subscribed = True
+                dispatcher.change_history(lambda: dispatcher.history.start_after(*item.position))
         elif isinstance(item, Trimmed):
-            dispatcher.interrupt(lambda: dispatcher.log.lose(item.through))
+            dispatcher.change_history(lambda: dispatcher.history.trim(item.through))
         elif isinstance(item, Truncated):
-            dispatcher.interrupt(lambda: dispatcher.log.truncate(*item.position))
+            dispatcher.change_history(lambda: dispatcher.history.truncate(*item.position))
         elif isinstance(item, CaughtUp):
-            self._pending.confirm()
+            self._pending.on_caught_up()
         else:
-            self._add(item)
-        self._pending.look()
+            self._append(item)
+        self._pending.resolve_all()
 
-    def _add(self, entries: Sequence[Entry]) -> None:
-        dispatcher, log = self._dispatcher, self._dispatcher.log
+    def _append(self, entries: Sequence[Entry]) -> None:
+        dispatcher, history = self._dispatcher, self._dispatcher.history
         now = asyncio.get_running_loop().time()
-        start = f"{log.epoch}-"
-        log.expire(now, EXPIRED)
+        id_prefix = f"{history.epoch}-"
+        history.expire(now, EXPIRE_BATCH)
         self.entries += len(entries)
         for offset, topic, payload, age in entries:
-            if offset <= log.end:
-                continue  # a broker that gives twice is mended by this, and no stream need know
-            key, ephemeral = None, False
-            frame = payload[1:]
-            if payload[:1] != PLAIN_MARK:
-                try:
-                    frame, key, ephemeral = unpack(payload)
-                except ValueError as error:
-                    self._miss(topic, offset, payload, error)
-                    continue
+            if offset <= history.end:
+                continue  # delivered twice by the broker
+            try:
+                frame, key, ephemeral = decode_payload(payload)
+            except ValueError as error:
+                self._skip(topic, offset, payload, error)
+                continue
             if ephemeral:
-                log.end = offset
-                if not self._pending.up:
-                    continue  # what was for those who kept up is late, and nobody did
+                history.end = offset
+                if not self._pending.caught_up:
+                    continue  # published while the broker was down or this process was starting
                 record = Record(0, None, topic, None, frame, key, now)
             else:
-                event_id = f"{start}{offset}"
+                event_id = f"{id_prefix}{offset}"
                 record = Record(offset, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
-                log.add(record)
+                history.add(record)
             dispatcher.dispatch(record)
 
-    def _miss(self, topic: str, offset: int, payload: bytes, error: ValueError) -> None:
-        """Tell who asked for a topic that a record of it is missing, which this release cannot read."""
-        if payload[:1] not in self._unread:
-            self._unread.add(payload[:1])
+    def _skip(self, topic: str, offset: int, payload: bytes, error: ValueError) -> None:
+        """Skip an entry that this release cannot read: the subscribers of its topic get a gap."""
+        if payload[:1] not in self._unreadable:
+            self._unreadable.add(payload[:1])
             logger.warning(
                 "hub_entry_skipped",
                 topic=topic,
                 offset=offset,
                 error=str(error),
-                advice="have all processes use one release: until then each such entry is told as a gap",
+                advice="run the same release in all processes; until then clients get a gap for each such entry",
             )
         if is_ephemeral(payload):
-            self._dispatcher.log.end = offset
+            self._dispatcher.history.end = offset
         else:
-            self._dispatcher.miss(topic, offset)
-
-
-PLAIN_MARK = b"%c" % PLAIN  # of nearly all payloads: those are not worth a call
-
-
-FIRST_DELAY = 0.1  # seconds; a server that restarts is back as soon
-# Seconds that a server which came back has to wait for us at most. With the jitter, fifty processes that lost it
-# together do not all come in one moment.
-LONGEST_DELAY = 5.0
-JITTER = 0.5  # the part of a delay that is left to chance
+            self._dispatcher.skip(topic, offset)
 
 
 class ReplicationTask:
-    """Follow a broker, and again when it was lost, from the place where that happened."""
+    """Read the tail of a broker, and reconnect when it ends or fails. Reports each outage to the observer."""
 
     def __init__(
         self, broker: Broker, replicator: Replicator, pending: PendingSubscriptions, observer: HubObserver | None
@@ -122,73 +121,72 @@ class ReplicationTask:
         self._replicator = replicator
         self._pending = pending
         self._observer = observer
-        self._attempts = 0
-        self._since: float | None = None  # when it was lost; None if it was not, or nobody was told yet
-        self._lost = 0.0
-        self._taken = 0  # entries, when it was lost
-        self._read = False  # whether this tail has given all there was
+        self._attempts = 0  # to connect, since the tail was last caught up
+        self._caught_up = False  # the current tail has been caught up
+        self._down_since: float | None = None  # monotonic time; None while the broker is up, and before the first tail
+        self._entries_before = 0  # the entries that had been received when the broker went down
 
     async def run(self) -> None:
-        """Follow it until the task is cancelled, also where the broker's client swallows that."""
+        """Read tails until the task is cancelled, even if the broker's client swallows the cancellation."""
         while True:
             check_cancelled()
-            self._read = False
+            self._caught_up = False
             try:
                 async with aclosing(self._broker.tail(self._replicator.position)) as tail:
                     async for item in tail:
                         check_cancelled()
-                        self._take(item)
+                        self._handle(item)
                         if isinstance(item, Sequence):
-                            await asyncio.sleep(0)  # what has come goes out before more is asked for
-                # A connection that was closed in order is lost, too.
+                            await asyncio.sleep(0)  # flush these entries before more are read
                 error: BaseException = BrokerError("the tail ended")
             except BrokerError as failure:
                 error = failure
-            except (*FATAL, GeneratorExit):
+            except (*EXIT_EXCEPTIONS, GeneratorExit):
                 raise
-            except BaseException as failure:  # a defect, of the broker or of ours; streams still live
+            except BaseException as failure:  # a defect: streams stay open, and the tail is read again
                 task = asyncio.current_task()
+                # A client may raise CancelledError although this task was not cancelled.
                 if isinstance(failure, asyncio.CancelledError) and (task is None or task.cancelling()):
-                    raise  # ours; what a broker's client cancelled of its own is no reason to follow it no more
+                    raise
                 logger.exception("hub_tail_failed", exc_info=failure)
                 error = failure
             check_cancelled()
-            self._note_loss(error)
-            await asyncio.sleep(self._delay())
+            self._on_down(error)
+            await asyncio.sleep(self._next_delay())
 
-    def _take(self, item: TailItem) -> None:
-        self._replicator.take(item)
-        if isinstance(item, CaughtUp):
-            if self._read:
-                return  # it says so again, while there is nothing to tell
-            self._read = True
+    def _handle(self, item: TailItem) -> None:
+        self._replicator.apply(item)
+        if isinstance(item, CaughtUp) and not self._caught_up:
+            self._caught_up = True
             self._attempts = 0
-            read = self._replicator.entries - self._taken
-            if self._since is None:
-                self._tell(HubUp(read))
-            else:
-                self._tell(HubResumed(read, time.monotonic() - self._lost))
-                self._since = None
+            self._on_up()
         elif isinstance(item, Truncated):
-            logger.warning("hub_rewound", epoch=item.position.epoch, offset=item.position.offset)
+            logger.warning("hub_truncated", epoch=item.position.epoch, offset=item.position.offset)
 
-    def _note_loss(self, error: BaseException) -> None:
-        """Tell that it is lost, once."""
-        self._pending.up = False
-        if self._since is None:
-            self._since, self._lost, self._taken = time.time(), time.monotonic(), self._replicator.entries
-            self._tell(HubDown(self._since, str(error) or repr(error)))
+    def _on_up(self) -> None:
+        entries = self._replicator.entries - self._entries_before
+        if self._down_since is None:
+            self._report(HubUp(entries))
+        else:
+            self._report(HubResumed(entries, time.monotonic() - self._down_since))
+            self._down_since = None
 
-    def _delay(self) -> float:
-        """Return how long to wait before the next attempt, in seconds."""
+    def _on_down(self, error: BaseException) -> None:
+        self._pending.caught_up = False
+        if self._down_since is None:  # not a failed attempt to reconnect
+            self._down_since, self._entries_before = time.monotonic(), self._replicator.entries
+            self._report(HubDown(time.time(), str(error) or repr(error)))
+
+    def _next_delay(self) -> float:
+        """Return the seconds to wait before the next attempt."""
         self._attempts += 1
-        delay: float = min(FIRST_DELAY * 2 ** min(self._attempts - 1, 16), LONGEST_DELAY)
-        return delay * random.uniform(1 - JITTER, 1)  # noqa: S311
+        delay: float = min(MIN_RECONNECT_DELAY * 2 ** min(self._attempts - 1, 16), MAX_RECONNECT_DELAY)
+        return delay * random.uniform(1 - RECONNECT_JITTER, 1)  # noqa: S311
 
-    def _tell(self, fact: HubFact) -> None:
+    def _report(self, fact: HubFact) -> None:
         log_fact(fact)
         if self._observer is not None:
             try:
                 self._observer(fact)
-            except Exception as error:  # noqa: BLE001  # an observer's, which is no reason to lose the broker
+            except Exception as error:  # noqa: BLE001  # an observer must not stop the replication
                 logger.exception("hub_observer_failed", fact=fact, exc_info=error)

@@ -1,4 +1,4 @@
-"""The bounded history of one topic."""
+"""The bounded history of one topic, and the policy that bounds it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .record import Record
 
 __all__ = ["RetentionPolicy", "TopicHistory"]
 
-_offset = attrgetter("offset")
-_GONE = Record(0, None, "", Event(""), b"", None, 0.0)  # in the place of an evicted one, so that its memory is free
-# Evicted records that may stay in front of a ring's list: moving the rest for each one that goes would cost its length.
+# Evicted records that may stay at the front of the list. Deleting each one at once would move all others every time.
 SLACK = 32
+_EVICTED = Record(0, None, "", Event(""), b"", None, 0.0)  # replaces an evicted record, so that its memory is freed
+_offset = attrgetter("offset")
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """What a topic's history is bounded by, whichever is reached first. Raises for what cannot be meant."""
+    """The limits of a topic's history. Raises ``TypeError`` or ``ValueError`` for invalid ones."""
 
     history: int
-    """Records; 0 for none."""
+    """Number of records; 0 keeps none."""
     history_bytes: int | None
-    """Bytes on the wire; ``None`` for no limit."""
+    """Bytes of the records' frames; ``None`` for no limit."""
     history_age: float | None
-    """Seconds; ``None`` for no limit."""
+    """Age of a record in seconds; ``None`` for no limit."""
 
     def __post_init__(self) -> None:
         for name, value, least in ("history", self.history, 0), ("history_bytes", self.history_bytes, 1):
@@ -38,38 +38,48 @@ class RetentionPolicy:
 
 
 class TopicHistory:
-    """The latest records of one topic, oldest first, and what it no longer has."""
+    """The latest records of one topic, oldest first, and the offsets of what it evicted."""
 
-    __slots__ = ("_latest", "_records", "_start", "bytes", "due", "evicted", "last", "lost", "topic")
+    __slots__ = (
+        "_latest",
+        "_records",
+        "_start",
+        "bytes",
+        "evicted_through",
+        "expiry_scheduled",
+        "last_offset",
+        "lost_through",
+        "topic",
+    )
 
-    def __init__(self, topic: str, evicted: int) -> None:
+    def __init__(self, topic: str, evicted_through: int) -> None:
         self.topic: str = topic
         self.bytes: int = 0
-        self.due: bool = False
-        """Whether the log will look at it when its oldest record is too old."""
-        self.last: int = evicted
-        """The position of the latest record that it was ever given."""
-        self.evicted: int = evicted
-        """The position of the latest record that it no longer has."""
-        self.lost: int = evicted
-        """That of the latest one which it no longer had when no other made up for it."""
+        self.expiry_scheduled: bool = False
+        """Whether the ``History`` has scheduled the expiry of the oldest record."""
+        self.last_offset: int = evicted_through
+        """Offset of the newest record, even if it was evicted."""
+        self.evicted_through: int = evicted_through
+        """Offset of the newest evicted record."""
+        self.lost_through: int = evicted_through
+        """Offset of the newest evicted record that no later record with its key superseded."""
         self._records: list[Record] = []
-        self._start = 0
-        self._latest: dict[str, int] | None = None  # of each key the position of its latest record, while it is here
+        self._start = 0  # index of the oldest record
+        self._latest: dict[str, int] | None = None  # by key, the offset of its latest record if that is kept
 
     def __len__(self) -> int:
         return len(self._records) - self._start
 
     @property
     def oldest(self) -> Record:
-        """The record that is evicted next; there must be one."""
+        """The record that is evicted next. The history must not be empty."""
         return self._records[self._start]
 
     def append(self, record: Record) -> None:
-        """Add a record, whose position is greater than all here."""
+        """Add a record with the greatest offset."""
         self._records.append(record)
         self.bytes += len(record.frame)
-        self.last = record.offset
+        self.last_offset = record.offset
         if record.key is not None:
             if self._latest is None:
                 self._latest = {}
@@ -81,41 +91,41 @@ class TopicHistory:
         record = records[start]
         self.bytes -= len(record.frame)
         offset = record.offset
-        if offset > self.evicted:  # noqa: PLR1730  # max takes three times as long; a later one may never have come
-            self.evicted = offset
+        if offset > self.evicted_through:  # noqa: PLR1730  # max() is slower; a skipped record may be newer
+            self.evicted_through = offset
         if not self._is_superseded(record):
-            if offset > self.lost:  # noqa: PLR1730
-                self.lost = offset
+            if offset > self.lost_through:  # noqa: PLR1730
+                self.lost_through = offset
             if record.key is not None and self._latest is not None:
                 del self._latest[record.key]
         start += 1
-        if start == len(records):  # a topic without records keeps no memory for any
+        if start == len(records):  # an empty topic keeps no memory for records
             self._records, self._latest = [], None
             start = 0
         elif start > SLACK and 2 * start > len(records):
             del records[:start]
             start = 0
         else:
-            records[start - 1] = _GONE
+            records[start - 1] = _EVICTED
         self._start = start
 
-    def miss(self, offset: int) -> None:
-        """Count a record that cannot be here as evicted. Its position is greater than all here."""
-        self.last = self.evicted = self.lost = offset
+    def skip(self, offset: int) -> None:
+        """Count a record that cannot be read as evicted. Its offset is the greatest one."""
+        self.last_offset = self.evicted_through = self.lost_through = offset
 
     def latest(self, record: Record) -> Record:
-        """Return the latest record with the key of one that is here."""
+        """Return the latest record with the key of one that is kept."""
         latest = None if record.key is None or self._latest is None else self._latest[record.key]
         if latest is None or latest == record.offset:
             return record
         return self._records[bisect_left(self._records, latest, self._start, key=_offset)]
 
-    def _is_superseded(self, record: Record) -> bool:
-        return record.key is not None and self._latest is not None and self._latest[record.key] > record.offset
-
-    def after(self, offset: int, most: int | None = None) -> list[Record]:
-        """Return the records after a position, oldest first, that many at most."""
-        if offset >= self.last:
+    def after(self, offset: int, max_records: int | None = None) -> list[Record]:
+        """Return the records after an offset, oldest first, at most ``max_records``."""
+        if offset >= self.last_offset:
             return []
         start = bisect_right(self._records, offset, self._start, key=_offset)
-        return self._records[start : None if most is None else start + most]
+        return self._records[start : None if max_records is None else start + max_records]
+
+    def _is_superseded(self, record: Record) -> bool:
+        return record.key is not None and self._latest is not None and self._latest[record.key] > record.offset

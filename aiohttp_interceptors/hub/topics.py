@@ -1,4 +1,8 @@
-"""The names of topics, the wildcards that stand for some of them, and who asked for what."""
+"""Topic names and wildcards, in the syntax of NATS subjects.
+
+A topic is one or more tokens separated by dots. A pattern is a topic or a wildcard, in which ``*`` matches any one
+token and a final ``>`` matches one or more. ``PatternIndex`` finds the patterns that match a topic.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,26 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Generic, TypeVar
 
-__all__ = ["Patterns", "check_pattern", "check_topic", "is_wildcard", "matcher"]
+__all__ = ["PatternIndex", "check_pattern", "check_topic", "compile_patterns", "is_wildcard"]
 
-
-MAX_TOPIC = 255  # characters; a name is a key, not content
-# Printable, without blanks: a topic is written in logs and in the subjects of brokers.
+MAX_TOPIC = 255  # characters
+ONE, REST = "*", ">"  # the wildcard tokens: any one token, one or more tokens at the end
+# Printable characters without whitespace, because topics are written to logs and to the subjects of brokers.
 _NAME = re.compile(rf"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{MAX_TOPIC}}}")
-ONE, REST = "*", ">"
 
 Value = TypeVar("Value")
 
 
 def check_topic(topic: object) -> str:
-    """Return the name of a topic that something is published under.
-
-    Raises ``TypeError`` or ``ValueError`` for what is none: tokens separated by dots, none of them empty or a wildcard.
-    """
+    """Return a topic to publish under. Raises ``TypeError`` or ``ValueError`` if it is invalid or a wildcard."""
     name = check_pattern(topic)
     if is_wildcard(name):
-        raise ValueError(f"events are published under a topic, and {name!r} is a wildcard for many")
+        raise ValueError(f"events are published under a topic, and {name!r} is a wildcard")
     return name
 
 
 def check_pattern(pattern: object) -> str:
-    """Return the name of a topic, or a wildcard: ``*`` is any one token, ``>`` at the end one or more.
-
-    Raises ``TypeError`` or ``ValueError`` for what is neither.
-    """
+    """Return a topic or wildcard to subscribe to. Raises ``TypeError`` or ``ValueError`` if it is neither."""
     if not isinstance(pattern, str):
         raise TypeError(f"a topic is a str, not {pattern!r}")
     if not _NAME.fullmatch(pattern):
@@ -47,46 +44,46 @@ def check_pattern(pattern: object) -> str:
 
 
 def is_wildcard(pattern: str) -> bool:
-    """Tell whether a checked name stands for many topics: with ``*`` or ``>`` as a token, not as a part of one."""
+    """Return whether a checked pattern has ``*`` or ``>`` as a whole token. As a part of a token they are literal."""
     return (ONE in pattern or REST in pattern) and not {ONE, REST}.isdisjoint(pattern.split("."))
 
 
 @lru_cache(256)
-def matcher(names: frozenset[str]) -> Callable[[str], object]:
-    """Return a function that tells whether a topic is one of these names, or matches one of these wildcards."""
-    if REST in names:
+def compile_patterns(patterns: frozenset[str]) -> Callable[[str], object]:
+    """Return a predicate that is true for the topics that match any of the patterns."""
+    if REST in patterns:
         return lambda _: True
-    wildcards = [name for name in names if is_wildcard(name)]
+    wildcards = [pattern for pattern in patterns if is_wildcard(pattern)]
     if not wildcards:
-        return names.__contains__
+        return patterns.__contains__
     parts = {ONE: r"[^.]+", REST: r".+"}
     matches = re.compile(
-        "|".join(r"\.".join(parts.get(token) or re.escape(token) for token in name.split(".")) for name in wildcards)
+        "|".join(r"\.".join(parts.get(token) or re.escape(token) for token in each.split(".")) for each in wildcards)
     ).fullmatch
-    return matches if len(wildcards) == len(names) else lambda topic: topic in names or matches(topic)
+    return matches if len(wildcards) == len(patterns) else lambda topic: topic in patterns or matches(topic)
 
 
-class Patterns(Generic[Value]):
-    """Values under names and wildcards, found by the topic that matches. Costs a topic's tokens, not the names."""
+class PatternIndex(Generic[Value]):
+    """Values by pattern. A lookup costs the number of tokens of the topic, not the number of patterns."""
 
     def __init__(self) -> None:
         self._exact: dict[str, dict[Value, None]] = {}
-        self._root: _Node[Value] = _Node()
-        self._wildcards = 0
+        self._wildcards: _Node[Value] = _Node()
+        self._wildcard_count = 0
 
     def add(self, pattern: str, value: Value) -> None:
-        """Put a value under a name or wildcard."""
+        """Add a value under a pattern. Idempotent."""
         if is_wildcard(pattern):
-            values = self._root.at(pattern.split(".")).values
-            self._wildcards += value not in values
+            values = self._wildcards.descend(pattern.split(".")).values
+            self._wildcard_count += value not in values
             values[value] = None
         else:
             self._exact.setdefault(pattern, {})[value] = None
 
     def discard(self, pattern: str, value: Value) -> None:
-        """Take a value away again; names that nothing is under any more are forgotten."""
+        """Remove a value from a pattern, and the pattern with its last value. Idempotent."""
         if is_wildcard(pattern):
-            self._wildcards -= self._root.remove(pattern.split("."), value)
+            self._wildcard_count -= self._wildcards.remove(pattern.split("."), value)
         elif pattern in self._exact:
             values = self._exact[pattern]
             values.pop(value, None)
@@ -94,22 +91,22 @@ class Patterns(Generic[Value]):
                 del self._exact[pattern]
 
     def matching(self, topic: str) -> tuple[Value, ...]:
-        """Return the values whose name or wildcard matches, each once."""
+        """Return the values whose patterns match the topic, without duplicates."""
         exact = self._exact.get(topic)
-        if not self._wildcards:
+        if not self._wildcard_count:
             return tuple(exact) if exact else ()
         found = dict(exact) if exact else {}
-        for node in self._root.matching(topic.split("."), 0):
+        for node in self._wildcards.matching(topic.split("."), 0):
             found.update(node.values)
         return tuple(found)
 
     def __len__(self) -> int:
-        """Count names and wildcards with their values."""
-        return self._wildcards + sum(map(len, self._exact.values()))
+        """Return the number of pairs of a pattern and a value."""
+        return self._wildcard_count + sum(map(len, self._exact.values()))
 
 
 class _Node(Generic[Value]):
-    """A place in the tree of wildcards, by token."""
+    """A node of the trie of wildcards, keyed by token."""
 
     __slots__ = ("children", "values")
 
@@ -117,14 +114,15 @@ class _Node(Generic[Value]):
         self.children: dict[str, _Node[Value]] = {}
         self.values: dict[Value, None] = {}
 
-    def at(self, tokens: list[str]) -> _Node[Value]:
+    def descend(self, tokens: list[str]) -> _Node[Value]:
+        """Return the node for the tokens, which is created if it does not exist."""
         node = self
         for token in tokens:
             node = node.children.setdefault(token, _Node())
         return node
 
     def remove(self, tokens: list[str], value: Value) -> bool:
-        """Remove a value below here, and the branches that hold nothing any more; return whether it was there."""
+        """Remove a value and the nodes that are empty without it. Return whether the value existed."""
         if not tokens:
             return self.values.pop(value, self) is None
         child = self.children.get(tokens[0])
@@ -136,6 +134,7 @@ class _Node(Generic[Value]):
         return removed
 
     def matching(self, tokens: list[str], depth: int) -> Iterator[_Node[Value]]:
+        """Iterate over the nodes whose wildcards match the tokens from ``depth`` on."""
         if depth == len(tokens):
             yield self
             return

@@ -1,1 +1,1 @@
-"""aiohttp: the edge of the library, and its only room that imports aiohttp and aiohttp_sse."""
+"""The aiohttp integration. Only this package and ``testing`` import aiohttp."""

@@ -1,10 +1,15 @@
-"""How open streams end when the server stops."""
+"""The open streams of an application: who may open one, and how they end when the server stops.
+
+``setup`` prepares an application. It stores a ``Streams`` registry under ``STREAMS``, which applies the limits of the
+application and ends its streams as a ``Drain`` configures.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
@@ -12,127 +17,162 @@ from aiohttp import web
 
 from .._checks import check_seconds
 from .._logging import log, log_fact
-from ..exceptions import FATAL
+from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamFact, StreamObserver, StreamRefused
 from ..hub.hub import Hub
 from ..sse import Event
 from .context import before_commit
-from .limits import KICKED, Key, LimitReached, Limits, OnLimit, Slot, take_slot
-from .request import stopping
+from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot
+from .request import server_stopping
 
-__all__ = ["AWAKE", "STREAMS", "Drain", "Drainable", "Streams", "setup"]
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """What ``setup`` does with open streams when the application stops; durations in seconds.
-
-    New streams get 503 with a ``Retry-After``. Each open one gets what was put, the ``farewell`` if there is one, and
-    a clean end of the body; those that use ``retry`` are told to come back a random time of up to ``spread`` later
-    than usual, so that not all browsers return at once. Finite streams may go on for ``grace`` before; one that is not
-    closed by then ends without the last chunk. A producer that has not come back to its channel is cancelled after
-    four fifths of ``timeout``. Whatever is open ``timeout`` after its farewell, because its client does not read or its
-    producer does not return, is aborted.
-    """
-
-    farewell: Event | None = None
-    spread: float = 5.0
-    grace: float = 5.0
-    timeout: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.farewell is not None and not isinstance(self.farewell, Event):
-            raise TypeError(f"farewell is an Event or None, not {self.farewell!r}")
-        check_seconds("spread", self.spread, "", least=0)
-        check_seconds("grace", self.grace, "", least=0)
-        check_seconds("timeout", self.timeout, "")
+__all__ = ["CANCEL_FRACTION", "STREAMS", "Drain", "Drainable", "Streams", "setup"]
 
 
 T = TypeVar("T")
 
-# The part of the drain's timeout in which a producer may come back to its channel, and a handler see that its stream
-# is over. The rest is for the clean-up, once it was cancelled.
-AWAKE = 0.8
-# Seconds for streams that were aborted to run what remains of them: nobody of ours waits for anything any more.
-ABORTED = 1.0
+# Fraction of Drain.timeout after which producers and handlers are cancelled. The rest is for their clean-up.
+CANCEL_FRACTION = 0.8
+# Seconds to wait for aborted streams. They wait for nothing of ours any more.
+ABORT_TIMEOUT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How the open streams of an application end when the server stops.
+
+    New streams are refused with 503 and a ``Retry-After``. An open stream sends its buffered events, then the
+    ``farewell`` event, then the end of its body.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If a duration is negative or infinite, or if ``timeout`` is 0.
+    """
+
+    farewell: Event | None = None
+    """Final event of each stream, or ``None`` for no final event."""
+    spread: float = 5.0
+    """Seconds over which clients reconnect. A random part is added to the ``retry`` of each stream that has one."""
+    grace: float = 5.0
+    """Seconds that finite streams may continue. A stream that is still open then ends without its last chunk."""
+    timeout: float = 1.0
+    """Seconds that a stream may take to end after its final event.
+
+    After four fifths, a producer that has not returned to its channel is cancelled. After all of it, the stream is
+    aborted: its client does not read, or its producer does not return.
+    """
+
+    def __post_init__(self) -> None:
+        if self.farewell is not None and not isinstance(self.farewell, Event):
+            raise TypeError(f"farewell is an Event or None, not {self.farewell!r}")
+        check_seconds("spread", self.spread, "", minimum=0)
+        check_seconds("grace", self.grace, "", minimum=0)
+        check_seconds("timeout", self.timeout, "")
 
 
 class Drainable(Protocol):
-    """A stream, as its application sees it."""
+    """An open stream, as the registry of its application uses it."""
 
     @property
     def finite(self) -> bool:
-        """Whether it ends by itself after some time."""
+        """Whether the stream ends by itself after some time."""
 
-    def say_farewell(self, drain: Drain) -> None:
-        """End because the server stops."""
+    def shut_down(self, drain: Drain) -> None:
+        """Send the final event and end the stream."""
 
-    def hurry(self) -> None:
-        """Cancel a producer that has not come back to its channel."""
+    def cancel_producer(self) -> None:
+        """Cancel the producer if it has not returned to its channel."""
 
     def abort(self) -> None:
-        """End, and do not wait for the client or the producer."""
+        """End the stream without waiting for its client or its producer."""
 
 
 class Streams:
-    """The open streams of an application: who may open one, which there are, and how they end with it."""
+    """The registry of an application's open streams.
+
+    ``len(streams)`` is the number of open streams, and iterating over the registry gives them. All other methods are
+    called by the library.
+
+    Args:
+        drain: How open streams end when the server stops.
+        limits: The limits of the application.
+        observer: Function that is called with each fact.
+    """
 
     def __init__(
         self, drain: Drain | None = None, limits: Limits | None = None, observer: StreamObserver | None = None
     ) -> None:
         self.closing: bool = False
-        self.patient: bool = True
-        """Whether the producer of a stream that is over may come back to its channel."""
+        """Whether the server is stopping, so that new streams are refused."""
+        self.allow_grace: bool = True
+        """Whether the producer of a closed stream has its grace period to return to its channel."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
         self._observer = observer
         self._open: set[Drainable] = set()
-        self._opening: set[asyncio.Timeout] = set()
-        self._left: asyncio.Future[None] | None = None
+        self._opening: set[asyncio.Timeout] = set()  # of requests in run_unless_shutdown
+        self._discarded: asyncio.Future[None] | None = None  # done when the next stream is discarded
 
     def __len__(self) -> int:
-        """Count those that are open."""
+        """Return the number of open streams."""
         return len(self._open)
 
     def __bool__(self) -> bool:
         return True
 
     def __iter__(self) -> Iterator[Drainable]:
-        """Walk over those that are open now."""
+        """Iterate over a copy, so that streams may end during the iteration."""
         return iter(list(self._open))
 
     @staticmethod
     def of(request: web.Request) -> Streams:
-        """Return those of the innermost application that was set up, or else of all that were not."""
-        found = _set_up(request.match_info.apps)
-        return found[-1] if found else _OF_NO_SETUP
+        """Return the registry of the innermost application with ``setup``, or the one that all others share."""
+        registries = _registries(request.match_info.apps)
+        return registries[-1] if registries else _SHARED
+
+    # Opening a stream
 
     def admit(self, request: web.Request, execution_id: int | str) -> Slot | None:
-        """Take a place for a stream under the limits of all applications of the request, or raise the refusal.
+        """Acquire a slot under the limits of all applications of a request.
 
-        ``None`` if none of them has limits. The place is given back by itself.
+        Args:
+            request: The request for a stream.
+            execution_id: Identifies the request in facts.
+
+        Returns:
+            The slot, which the stream releases, or ``None`` if there are no limits.
+
+        Raises:
+            web.HTTPException: If the server is stopping or a limit is reached.
         """
         limit = ""
         try:
-            for streams in [self, *_set_up(request.match_info.apps)]:
-                if streams.closing:  # a parent stops before its sub-applications do
-                    raise stopping(streams._drain.spread)
-            return take_slot(_limits_of(request.match_info.apps), request)
+            for streams in [self, *_registries(request.match_info.apps)]:
+                if streams.closing:  # an application stops before its sub-applications do
+                    raise server_stopping(streams._drain.spread)
+            return acquire_slot(_limits_of(request.match_info.apps), request)
         except LimitReached as reached:
-            refusal = reached.answer
-            limit = reached.limit + _prefix_of(reached.limits, request.match_info.apps)
+            refusal = reached.response
+            limit = reached.limit + _location_of(reached.limits, request.match_info.apps)
         except web.HTTPException as error:
             refusal = error
         why = (refusal.text or "").strip()
-        self.tell(StreamRefused(execution_id, request.path, status=refusal.status, why=why, limit=limit))
+        self.report(StreamRefused(execution_id, request.path, status=refusal.status, why=why, limit=limit))
         raise refusal
 
-    async def unless_closing(
-        self, request: web.Request, execution_id: int | str, before: Callable[[], Awaitable[T]]
+    async def run_unless_shutdown(
+        self, request: web.Request, execution_id: int | str, function: Callable[[], Awaitable[T]]
     ) -> T:
-        """Await what comes before a stream, or raise the refusal as soon as the application stops.
+        """Await a function before a stream opens, and cancel it when the server stops.
 
-        Nothing else would end the wait for a client that sends no more of its request.
+        Without this, a client that does not send its request body would delay the shutdown.
+
+        Args:
+            request: The request for a stream.
+            execution_id: Identifies the request in facts.
+            function: The function to await.
+
+        Raises:
+            web.HTTPException: If the server is stopping.
         """
         timeout = asyncio.timeout(0 if self.closing else None)
         try:
@@ -140,134 +180,99 @@ class Streams:
                 if not self.closing:
                     self._opening.add(timeout)
                 try:
-                    return await before()
+                    return await function()
                 finally:
                     self._opening.discard(timeout)
         except TimeoutError:
             if timeout.expired():
-                self.admit(request, execution_id)  # which refuses
+                self.admit(request, execution_id)  # raises the refusal
             raise
 
     def add(self, stream: Drainable) -> None:
-        """Remember an open stream."""
+        """Add an open stream."""
         self._open.add(stream)
-        if self.closing:  # it was let in before, and its head took until now
-            self._say_farewell(stream)
+        if self.closing:  # the stream was admitted before, and sending its head took until now
+            self._shut_down(stream)
 
     def discard(self, stream: Drainable) -> None:
-        """Forget a stream that is over."""
+        """Remove a closed stream. Idempotent."""
         self._open.discard(stream)
-        if self._left is not None and not self._left.done():
-            self._left.set_result(None)
+        if self._discarded is not None and not self._discarded.done():
+            self._discarded.set_result(None)
 
-    def tell(self, fact: StreamFact) -> None:
-        """Log a fact, and tell the observer; one that raises is logged and not told again."""
+    def report(self, fact: StreamFact) -> None:
+        """Log a fact and call the observer. An observer that raises is removed, and its exception is logged."""
         log_fact(fact)
         if self._observer is not None:
             try:
                 self._observer(fact)
-            except FATAL:
+            except EXIT_EXCEPTIONS:
                 raise
-            except BaseException as error:  # noqa: BLE001  # it only looks on
+            except BaseException as error:  # noqa: BLE001  # an observer must not affect streams
                 self._observer = None
                 log.exception("stream_observer_dropped", exc_info=error)
 
+    # Starting and stopping the application
+
     def open(self) -> None:
-        """Take new streams, also after a ``close``: an application can be served again. Idempotent."""
+        """Accept new streams, also after ``close``: an application can be served again. Idempotent."""
         self.closing = False
-        self.patient = True
+        self.allow_grace = True
 
     async def close(self) -> None:
-        """Take no new streams, and end the open ones as the drain says. Cancelling is safe: the rest is for aiohttp."""
+        """Refuse new streams and end the open ones as the drain configures. Idempotent.
+
+        Cancelling is safe: aiohttp closes the remaining connections.
+        """
         self.closing = True
         drain = self._drain
-        opening, self._opening = self._opening, set()  # none is rescheduled again: it may be expiring then
+        # Replaced first: a timeout that is expiring must not be rescheduled by a second call.
+        opening, self._opening = self._opening, set()
         for timeout in opening:
             timeout.reschedule(asyncio.get_running_loop().time())
         if drain.grace and any(stream.finite for stream in self._open):
             for stream in self:
                 if not stream.finite:
-                    self._say_farewell(stream)
-            await self._until(lambda: not any(stream.finite for stream in self._open), drain.grace)
+                    self._shut_down(stream)
+            await self._wait_until(lambda: not any(stream.finite for stream in self._open), drain.grace)
         for stream in self:
-            self._say_farewell(stream)
-        await self._until(lambda: not self._open, drain.timeout * AWAKE)
-        self.patient = False
+            self._shut_down(stream)
+        await self._wait_until(lambda: not self._open, drain.timeout * CANCEL_FRACTION)
+        self.allow_grace = False
         for stream in self:
-            self._hurry(stream)
-        await self._until(lambda: not self._open, drain.timeout * (1 - AWAKE))
+            if not _call(stream.cancel_producer, "stream_end_failed"):
+                _call(stream.abort, "stream_abort_failed")
+        await self._wait_until(lambda: not self._open, drain.timeout * (1 - CANCEL_FRACTION))
         if self._open:
             log.warning("streams_aborted", streams=len(self._open), seconds=drain.timeout)
             for stream in self:
-                self._abort(stream)
-            await self._until(lambda: not self._open, ABORTED)
+                _call(stream.abort, "stream_abort_failed")
+            await self._wait_until(lambda: not self._open, ABORT_TIMEOUT)
 
-    def _say_farewell(self, stream: Drainable) -> None:
-        """End a stream; one that fails at that keeps no other from its end."""
-        try:
-            stream.say_farewell(self._drain)
-        except FATAL:
-            raise
-        except BaseException as error:  # noqa: BLE001  # of one
-            log.exception("stream_farewell_failed", exc_info=error)
-            self._abort(stream)
+    def _shut_down(self, stream: Drainable) -> None:
+        if not _call(partial(stream.shut_down, self._drain), "stream_farewell_failed"):
+            _call(stream.abort, "stream_abort_failed")
 
-    def _hurry(self, stream: Drainable) -> None:
-        try:
-            stream.hurry()
-        except FATAL:
-            raise
-        except BaseException as error:  # noqa: BLE001  # of one
-            log.exception("stream_end_failed", exc_info=error)
-            self._abort(stream)
-
-    def _abort(self, stream: Drainable) -> None:
-        try:
-            stream.abort()
-        except FATAL:
-            raise
-        except BaseException as error:  # noqa: BLE001  # of one
-            log.exception("stream_abort_failed", exc_info=error)
-
-    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until it holds, as streams leave, but not longer than that."""
+    async def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until a condition holds, checking it when a stream is discarded, or until the time is over."""
         try:
             async with asyncio.timeout(seconds):
                 while not condition():
-                    self._left = asyncio.get_running_loop().create_future()
-                    await self._left
+                    self._discarded = asyncio.get_running_loop().create_future()
+                    await self._discarded
         except TimeoutError:
             pass
         finally:
-            self._left = None
+            self._discarded = None
 
 
 STREAMS = web.AppKey("aiohttp_interceptors.streams", Streams)
-"""Where an application that was set up has its open streams: ``len(request.config_dict[STREAMS])``."""
+"""Key of an application's registry. ``len(request.config_dict[STREAMS])`` is the number of open streams."""
 
-_OF_NO_SETUP = Streams()
-
-
-def _set_up(apps: Sequence[web.Application]) -> list[Streams]:
-    """List those of the applications that were set up, outermost first."""
-    return [app[STREAMS] for app in apps if STREAMS in app]
+_SHARED = Streams()  # of all applications without setup
 
 
-def _limits_of(apps: Sequence[web.Application]) -> list[Limits]:
-    """List the limits of the applications that were set up, innermost first."""
-    return [streams._limits for streams in reversed(_set_up(apps)) if streams._limits.counts]
-
-
-def _prefix_of(limits: Limits, apps: Sequence[web.Application]) -> str:
-    """Tell which of the applications has these limits, for the log: where it was added, if it was added to another."""
-    for outer, app in pairwise(apps):
-        if STREAMS in app and app[STREAMS]._limits is limits:
-            found = (resource for resource in outer.router.resources() if resource.get_info().get("app") is app)
-            return "".join(f" of {resource.canonical}" for resource in found)
-    return ""
-
-
-def setup(  # noqa: PLR0913  # each is an option of its own, and has a default
+def setup(  # noqa: PLR0913  # each option is independent and has a default
     app: web.Application,
     *hubs: Hub,
     drain: Drain | None = None,
@@ -275,36 +280,46 @@ def setup(  # noqa: PLR0913  # each is an option of its own, and has a default
     max_streams_per_key: int | None = None,
     key: Key | None = None,
     on_limit: OnLimit = "refuse",
-    kick_event: Event | None = KICKED,
+    kick_event: Event | None = DEFAULT_KICK_EVENT,
     observer: StreamObserver | None = None,
 ) -> None:
-    """Prepare an application, before it starts and before it is added to another one. Twice is once.
+    """Set up the streams and the Hubs of an application.
 
-    Its ``hubs`` belong to its event loop from its start on, so that other threads can publish, and are closed with it,
-    side by side; what one raises then, the cleanup raises, in an ``ExceptionGroup`` if it is several.
-    An application can be served again after it was cleaned up, unless a Hub of its has a broker: that is closed for
-    good, and the second start raises ``RuntimeError``.
+    Call it before the application starts, and before it is added to another one. A second call without options does
+    nothing.
 
-    On stop, its open streams end as ``drain`` says, where aiohttp alone would wait for them. Staged
-    ``response_headers`` also reach responses that a handler prepares itself, a WebSocket among them.
+    When the server stops, open streams end as ``drain`` configures; aiohttp alone would wait for them until its own
+    timeout. Staged ``response_headers`` are also sent with responses that a handler prepares itself, such as a
+    WebSocket.
 
-    From ``max_streams`` open streams on, a request for another gets 503; from ``max_streams_per_key`` on, of those for
-    which ``key(request)`` is the same (a user, an address), 429; both with a ``Retry-After`` of its own. HEAD is not
-    counted. A browser's ``EventSource`` does not reconnect after either. A stream counts until it is over or its
-    connection is lost, and no longer while its producer cleans up. The streams of a sub-application count under its
-    own limits and under those of each application around it that was set up.
+    A stream counts under the limits from its response head until it ends or its connection is lost, not while its
+    producer cleans up. HEAD requests are not counted. A stream of a sub-application counts under the limits of each
+    application around it that was set up. Refusals have a ``Retry-After``. An ``EventSource`` does not reconnect after
+    a refusal.
 
-    With ``on_limit="kick"`` the newest stream of a key wins: instead of the 429, the oldest one of that key ends as
-    ``CloseReason.KICKED``. Its last event is ``kick_event`` (``None`` for none), by default named ``kicked``. A client
-    that does not read is disconnected without it. The page should call ``EventSource.close()`` on that event: an
-    ``EventSource`` that is not closed reconnects, and two tabs of it kick each other in turn. So each stream that a key
-    may have is replaced at most 5 times in 60 seconds; a request beyond that gets the 429, after which its
-    ``EventSource`` does not reconnect.
+    Args:
+        app: The application.
+        *hubs: Hubs to open when the application starts, so that other threads can publish, and to close concurrently
+            when it is cleaned up. If closing fails, the cleanup raises the exception, or an ``ExceptionGroup`` of
+            several. A Hub with a broker cannot be opened again: serving the application a second time raises
+            ``RuntimeError``.
+        drain: How open streams end when the server stops. Default: ``Drain()``.
+        max_streams: Number of open streams from which another one is refused with 503; ``None`` for no limit.
+        max_streams_per_key: The same for the streams of one key, which are refused with 429. Requires ``key``.
+        key: Function of the request that returns what to count by, such as a user or an address.
+        on_limit: ``"refuse"``, or ``"kick"``: a stream above ``max_streams_per_key`` opens, and the oldest stream of
+            the key ends as ``CloseReason.KICKED``. For each stream that a key may have, at most 5 are kicked within 60
+            seconds; then new streams are refused with 429.
+        kick_event: Final event of a kicked stream, or ``None``. The default is named ``kicked``. The page should call
+            ``EventSource.close()`` when it receives the event, or it reconnects and kicks the newer stream. A client
+            that does not read is disconnected without the event.
+        observer: Function that is called with each fact: ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` or
+            ``EventsDropped``. It is removed if it raises.
 
-    ``observer(fact)`` is told what happens to streams: ``StreamOpened``, ``StreamClosed``, ``StreamRefused``,
-    ``EventsDropped``.
-
-    Raises ``TypeError`` or ``ValueError`` for what cannot work, ``RuntimeError`` when it is too late.
+    Raises:
+        TypeError: If an argument has the wrong type, or only one of ``key`` and ``max_streams_per_key`` is given.
+        ValueError: If a limit is negative, or ``on_limit`` is invalid.
+        RuntimeError: If the application has started or was added to another one, or if a second call has options.
     """
     if not isinstance(app, web.Application):
         raise TypeError(f"setup takes a web.Application, not {app!r}")
@@ -318,7 +333,7 @@ def setup(  # noqa: PLR0913  # each is an option of its own, and has a default
     limits = Limits(max_streams, max_streams_per_key, key, on_limit, kick_event)
     if STREAMS in app:
         options = (drain, max_streams, max_streams_per_key, key, observer)
-        if hubs or any(option is not None for option in options) or kick_event is not KICKED:
+        if hubs or any(option is not None for option in options) or kick_event is not DEFAULT_KICK_EVENT:
             raise RuntimeError("setup(app) was called before; give it all its options in one call")
         return
     if app.frozen or app.pre_frozen:
@@ -328,31 +343,7 @@ def setup(  # noqa: PLR0913  # each is an option of its own, and has a default
     app.on_startup.append(_on_startup)
     app.on_shutdown.append(_on_shutdown)
     if hubs:
-        app.cleanup_ctx.append(_lives_of(hubs))
-
-
-def _lives_of(hubs: tuple[Hub, ...]) -> Callable[[web.Application], AsyncIterator[None]]:
-    async def lives(_: web.Application) -> AsyncIterator[None]:
-        opened: list[Hub] = []
-        try:
-            for hub in hubs:
-                hub.open()
-                opened.append(hub)
-            yield
-        finally:
-            await _close(opened)
-
-    return lives
-
-
-async def _close(hubs: Sequence[Hub]) -> None:
-    """Close Hubs side by side, so that one that fails or takes its time leaves no other one open."""
-    ends = await asyncio.gather(*[hub.close() for hub in hubs], return_exceptions=True)
-    errors = [end for end in ends if end is not None]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise BaseExceptionGroup("several Hubs failed to close", errors)
+        app.cleanup_ctx.append(partial(_hub_lifespan, hubs))
 
 
 async def _on_startup(app: web.Application) -> None:
@@ -361,3 +352,55 @@ async def _on_startup(app: web.Application) -> None:
 
 async def _on_shutdown(app: web.Application) -> None:
     await app[STREAMS].close()
+
+
+async def _hub_lifespan(hubs: Sequence[Hub], _: web.Application) -> AsyncIterator[None]:
+    opened: list[Hub] = []
+    try:
+        for hub in hubs:
+            hub.open()
+            opened.append(hub)
+        yield
+    finally:
+        await _close_hubs(opened)
+
+
+async def _close_hubs(hubs: Sequence[Hub]) -> None:
+    """Close Hubs concurrently, so that one that fails or hangs does not keep another one open."""
+    results = await asyncio.gather(*[hub.close() for hub in hubs], return_exceptions=True)
+    errors = [result for result in results if result is not None]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BaseExceptionGroup("several Hubs failed to close", errors)
+
+
+def _call(method: Callable[[], None], event: str) -> bool:
+    """Call a method of a stream and return whether it succeeded. An exception is logged: other streams must end too."""
+    try:
+        method()
+    except EXIT_EXCEPTIONS:
+        raise
+    except BaseException as error:  # noqa: BLE001  # see above
+        log.exception(event, exc_info=error)
+        return False
+    return True
+
+
+def _registries(apps: Sequence[web.Application]) -> list[Streams]:
+    """Return the registries of the applications with ``setup``, outermost first."""
+    return [app[STREAMS] for app in apps if STREAMS in app]
+
+
+def _limits_of(apps: Sequence[web.Application]) -> list[Limits]:
+    """Return the limits of the applications with ``setup``, innermost first."""
+    return [streams._limits for streams in reversed(_registries(apps)) if streams._limits.enabled]
+
+
+def _location_of(limits: Limits, apps: Sequence[web.Application]) -> str:
+    """Return " of " and the prefix of the sub-application with these limits, or "" for the outermost application."""
+    for outer, app in pairwise(apps):
+        if STREAMS in app and app[STREAMS]._limits is limits:
+            found = (resource for resource in outer.router.resources() if resource.get_info().get("app") is app)
+            return "".join(f" of {resource.canonical}" for resource in found)
+    return ""

@@ -1,6 +1,8 @@
-"""What holds after commit: a response whose head was written drops every change, and logs who tried.
+"""Commit: what holds once a response is committed, which means that its headers were sent.
 
-aiohttp accepts such changes in silence, and a second response it writes into the body of the first.
+aiohttp silently accepts changes to a committed response, and writes a second response into the body of the first.
+Here a committed response drops every change, and logs it with the line that made it. The module also holds the headers
+that interceptors stage before commit.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from http.cookies import Morsel, SimpleCookie
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakSet
 
 from aiohttp import ClientConnectionResetError, hdrs, web
@@ -18,48 +20,50 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from .._logging import log
+from ..chain import Execution
 from ..exceptions import ResponseCommitted
-
-if TYPE_CHECKING:
-    from ..interceptor import Stage
-    from .context import RequestContext
+from ..interceptor import Stage
 
 __all__ = [
     "FRAMING",
+    "ActiveContext",
     "CommitGuard",
     "GuardedHeaders",
     "StagedHeaders",
-    "contexts",
-    "drop",
-    "drop_framing",
+    "active_contexts",
+    "freeze_response",
+    "incomplete",
     "is_committed",
     "is_framed",
-    "merge",
-    "offending_line",
-    "running_stage",
-    "seal",
-    "unfinished",
+    "log_dropped_change",
+    "merge_headers",
+    "remove_framing_headers",
     "unframed",
 ]
 
 
-contexts: dict[AbstractStreamWriter, RequestContext] = {}
-"""The context of each request whose chain runs, by what the request and its clones have in common."""
-
-unfinished: WeakSet[AbstractStreamWriter] = WeakSet()
-"""The requests whose body failed half-way: it must not be ended as if it were whole, whichever context ends it."""
-
-unframed: WeakSet[AbstractStreamWriter] = WeakSet()
-"""The requests whose final head was written without a length or chunks, as for a WebSocket or 204."""
+# Headers that frame a message or belong to the connection (RFC 9112, 6; RFC 9110, 7.6.1). Only the response that is
+# sent can set them.
+FRAMING = frozenset(
+    {"content-length", "transfer-encoding", "trailer", "connection", "keep-alive", "proxy-connection", "upgrade"}
+)
+# Headers that tell a client of an event stream how to read the body.
+CODING = frozenset({"content-encoding", "content-type"})
+# Headers of which a response may have several. Staging one adds it; staging any other header replaces it.
+ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})
 
 _INFORMATIONAL = re.compile(rb"HTTP/\d\.\d 1(?!01)")  # 101 is final (RFC 9110, 15.2)
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+# What commit means.
 
 
 def is_committed(writer: AbstractStreamWriter) -> bool:
-    """Tell whether the final head of a request's response was written, be it that aiohttp still buffers it.
+    """Return whether the final headers of a request's response were written, even if aiohttp still buffers them.
 
-    The writer belongs to the request and to all its clones. An informational head (100, 103) is none: bytes that were
-    written without ``write_headers`` are taken for one, as aiohttp's own expect handlers write it.
+    A request and its clones share the writer. An informational response (100, 103) does not count, and neither do bytes
+    written without ``write_headers``, because aiohttp's expect handlers send theirs so.
     """
     written = getattr(writer, "_headers_written", None)
     if not isinstance(written, bool):  # a test double
@@ -72,43 +76,77 @@ def is_committed(writer: AbstractStreamWriter) -> bool:
 
 
 def is_framed(writer: AbstractStreamWriter) -> bool:
-    """Tell whether aiohttp has chosen how a body ends, which it does for a final head that can have a body."""
+    """Return whether aiohttp has set a length or chunks, as it does with final headers that announce a body."""
     return bool(getattr(writer, "chunked", False)) or writer.length is not None
 
 
-def drop(attempted: str, committed: RequestContext | web.StreamResponse | None, cause: Exception | None = None) -> None:
-    """Log, once and with the traceback of the offending line, a change that a committed response cannot take."""
-    context = _context_of(committed) if committed is None or isinstance(committed, web.StreamResponse) else committed
-    name, stage = (None, None) if context is None else running_stage(context)
-    error = cause or ResponseCommitted(f"{attempted}: the head is on the wire, so the change was dropped")
+# The requests in progress, by their writer, which a request and its clones share.
+
+
+class ActiveContext(Protocol):
+    """The part of a ``RequestContext`` that this module reads."""
+
+    execution_id: int | str
+    request: web.Request
+    _execution: Execution | None
+    _response: web.StreamResponse | None
+    _staged_headers: StagedHeaders | None
+
+
+active_contexts: dict[AbstractStreamWriter, ActiveContext] = {}
+"""The context of each request whose chain is running."""
+
+incomplete: WeakSet[AbstractStreamWriter] = WeakSet()
+"""Requests whose response body failed before its end, so that it must not be completed, by any context."""
+
+unframed: WeakSet[AbstractStreamWriter] = WeakSet()
+"""Requests whose final headers were written without a length or chunks, as for a WebSocket or a 204."""
+
+
+# Logging of dropped changes.
+
+
+def log_dropped_change(
+    attempted: str, owner: ActiveContext | web.StreamResponse | None, cause: Exception | None = None
+) -> None:
+    """Log a change that a committed response dropped, with the traceback of the line that made it.
+
+    Args:
+        attempted: The change, as the line has it.
+        owner: The context of the request, or the committed response.
+        cause: An exception that was dropped, if that was the change.
+    """
+    context = _context_of(owner) if owner is None or isinstance(owner, web.StreamResponse) else owner
+    interceptor, stage = (None, None) if context is None else _running_stage(context)
+    error = cause or ResponseCommitted(f"{attempted}: the response headers were already sent, so this was dropped")
     if error.__traceback__ is None:
-        error = error.with_traceback(offending_line())
+        error = error.with_traceback(_caller_traceback())
     log.exception(
         "change_after_commit_dropped",
         attempted=attempted,
-        interceptor=name,
+        interceptor=interceptor,
         stage=stage,
         execution_id=None if context is None else context.execution_id,
         exc_info=error,
     )
 
 
-def running_stage(context: RequestContext) -> tuple[str | None, Stage | None]:
-    """Name the interceptor and the stage that run now; a copy is in none, so it is asked of the request's context."""
-    for candidate in (context, contexts.get(context._writer)):
+def _context_of(response: web.StreamResponse | None) -> ActiveContext | None:
+    """Find the context of a response. A search, so that open responses need no reference to their context."""
+    return next((context for context in active_contexts.values() if context._response is response is not None), None)
+
+
+def _running_stage(context: ActiveContext) -> tuple[str | None, Stage | None]:
+    """Return the interceptor and the stage that run now. A copy runs none, but the request's own context may."""
+    for candidate in (context, active_contexts.get(context.request.writer)):
         execution = None if candidate is None else candidate._execution
-        if execution is not None and execution.cursor is not None:
-            return execution.where()
+        if execution is not None and execution.started:
+            return execution.current_stage()
     return None, None
 
 
-def _context_of(response: web.StreamResponse | None) -> RequestContext | None:
-    """Find whose response it is: so seldom that no response, while it is open, need remember it."""
-    return next((context for context in contexts.values() if context._response is response is not None), None)
-
-
-def offending_line() -> TracebackType | None:
-    """Build the traceback that an exception raised by the change itself would have had, from the stage inwards."""
+def _caller_traceback() -> TracebackType | None:
+    """Build the traceback that an exception raised by the change itself would have, from the stage inwards."""
     trace: TracebackType | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -121,111 +159,126 @@ def offending_line() -> TracebackType | None:
     return trace
 
 
+# Mappings that drop changes after commit.
+
+
 class GuardedHeaders(CIMultiDict[str]):
-    """Headers of a response or of a request: once they were sent they drop what would change them."""
+    """Headers of a response, or staged headers, that drop changes once they were sent."""
 
-    __slots__ = ("_committed",)
+    __slots__ = ("_owner",)
 
-    _committed: RequestContext | web.StreamResponse | None
+    _owner: ActiveContext | web.StreamResponse | None  # whose headers these are; unset while they are only staged
 
     @classmethod
-    def of(cls, headers: Mapping[str, str], committed: RequestContext | web.StreamResponse) -> GuardedHeaders:
-        """Copy headers of a response, or of what a request had staged."""
+    def of(cls, headers: Mapping[str, str], owner: ActiveContext | web.StreamResponse) -> GuardedHeaders:
+        """Copy the headers of a response, or those that a request has staged."""
         guarded = cls(headers)
-        guarded._committed = committed
+        guarded._owner = owner
         return guarded
 
     def copy(self) -> CIMultiDict[str]:  # type: ignore[override]  # multidict says Self
-        """Return a copy, which may change."""
+        """Return a copy that can be changed."""
         return CIMultiDict(self)
 
 
 class _FrozenCookies(SimpleCookie):
-    """The cookies that were sent: can be read as ever, and drops what would change them."""
+    """Cookies that were sent. Changes are dropped."""
 
-    _committed: web.StreamResponse
+    _owner: web.StreamResponse
 
 
 class _FrozenMorsel(Morsel[str]):
-    """One cookie that was sent."""
+    """One cookie that was sent. Changes are dropped."""
 
-    _committed: web.StreamResponse
+    _owner: web.StreamResponse
 
 
 def _is_open(mapping: Any) -> bool:
-    """Tell whether a mapping may still change."""
-    committed = getattr(mapping, "_committed", None)
-    if isinstance(committed, CommitGuard):
-        return not committed.head_sent
-    return committed is None and isinstance(mapping, GuardedHeaders)
+    """Return whether a mapping can still change."""
+    owner = getattr(mapping, "_owner", None)
+    if isinstance(owner, CommitGuard):
+        return not owner._headers_sent
+    return owner is None and isinstance(mapping, GuardedHeaders)
 
 
-def _freeze(kind: type, what: str, verbs: str, reads: dict[str, Callable[..., Any]]) -> None:
-    """Have a mapping class drop these calls; those that also return something read it, and it stays."""
-    for verb in [*verbs.split(), *reads]:
-        change: Callable[..., Any] = getattr(kind, verb)
+def _guard_mutators(cls: type, label: str, names: str, readers: dict[str, Callable[..., Any]]) -> None:
+    """Wrap methods of a mapping class so that they change nothing after commit.
 
-        def method(self: Any, *args: Any, _verb: str = verb, _change: Any = change, **values: Any) -> Any:
+    Args:
+        cls: The class.
+        label: What log lines call the mapping.
+        names: Methods that return nothing, separated by spaces.
+        readers: Methods that also return a value; after commit the function given here reads it instead.
+    """
+    for name in [*names.split(), *readers]:
+        original: Callable[..., Any] = getattr(cls, name)
+
+        def method(self: Any, *args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
             if _is_open(self):
-                return _change(self, *args, **values)
-            if not (_verb == "setdefault" and args[0] in self):
-                name = f"{what}[{self.key!r}]" if isinstance(self, Morsel) else what
-                drop(_written(name, _verb, args, values), getattr(self, "_committed", None))
-            return reads[_verb](self, *args, **values) if _verb in reads else None
+                return _original(self, *args, **kwargs)
+            if not (_name == "setdefault" and args[0] in self):
+                what = f"{label}[{self.key!r}]" if isinstance(self, Morsel) else label
+                log_dropped_change(_format_call(what, _name, args, kwargs), getattr(self, "_owner", None))
+            return readers[_name](self, *args, **kwargs) if _name in readers else None
 
-        setattr(kind, verb, method)
+        setattr(cls, name, method)
 
 
-def _written(what: str, verb: str, args: tuple[Any, ...], values: Mapping[str, Any]) -> str:
-    """Write a call as the offending line has it."""
-    if verb == "__setitem__":
+def _format_call(what: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Format a call as it looks in source code."""
+    if name == "__setitem__":
         return f"{what}[{args[0]!r}] = {args[1]!r}"
-    if verb == "__delitem__":
+    if name == "__delitem__":
         return f"del {what}[{args[0]!r}]"
-    if verb == "__ior__":
+    if name == "__ior__":
         return f"{what} |= {args[0]!r}"
-    arguments = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in values.items())])
-    return f"{what}.{verb}({arguments})" if what else f"{verb}({arguments})"
+    arguments = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
+    return f"{what}.{name}({arguments})" if what else f"{name}({arguments})"
 
 
-_CHANGES = "__setitem__ __delitem__ clear update "
-_ITEM: dict[str, Callable[..., Any]] = {
+_MUTATORS = "__setitem__ __delitem__ clear update "
+_READERS: dict[str, Callable[..., Any]] = {
     "popitem": lambda mapping: next(iter(mapping.items())),
     "setdefault": Mapping.get,
 }
-_ONE: dict[str, Callable[..., Any]] = {
+_MULTIDICT_READERS: dict[str, Callable[..., Any]] = {
+    **_READERS,
     "pop": CIMultiDict.getone,
     "popone": CIMultiDict.getone,
     "popall": CIMultiDict.getall,
 }
-_DICT: dict[str, Callable[..., Any]] = {**_ITEM, "pop": dict.get, "__ior__": lambda mapping, _: mapping}
-_freeze(GuardedHeaders, "headers", _CHANGES + "add extend merge", {**_ITEM, **_ONE})
-_freeze(_FrozenCookies, "cookies", _CHANGES + "load", _DICT)
-_freeze(_FrozenMorsel, "cookies", _CHANGES + "set", _DICT)
+_DICT_READERS: dict[str, Callable[..., Any]] = {**_READERS, "pop": dict.get, "__ior__": lambda mapping, _: mapping}
+
+_guard_mutators(GuardedHeaders, "headers", _MUTATORS + "add extend merge", _MULTIDICT_READERS)
+_guard_mutators(_FrozenCookies, "cookies", _MUTATORS + "load", _DICT_READERS)
+_guard_mutators(_FrozenMorsel, "cookies", _MUTATORS + "set", _DICT_READERS)
+
+
+# Responses that drop changes after commit.
 
 
 def _guarded_method(name: str) -> Any:
-    """Make a method that does what the next class's does until commit, and is dropped from then on."""
+    """Make a method that calls the next class's method before commit, and is dropped after it."""
 
-    def method(self: CommitGuard, *args: Any, **values: Any) -> Any:
-        if self.head_sent:
-            return drop(_written("", name, args, values), self)
-        return getattr(super(CommitGuard, self), name)(*args, **values)
+    def method(self: CommitGuard, *args: Any, **kwargs: Any) -> Any:
+        if self._headers_sent:
+            return log_dropped_change(_format_call("", name, args, kwargs), self)
+        return getattr(super(CommitGuard, self), name)(*args, **kwargs)
 
     return method
 
 
 def _guarded_property(name: str) -> Any:
-    """Make a property that can be read as ever, and whose setter is dropped after commit."""
+    """Make a property whose setter is dropped after commit."""
 
     def read(self: CommitGuard) -> Any:
         value = getattr(super(CommitGuard, self), name)
-        return bytes(value) if self.head_sent and isinstance(value, bytearray) else value  # a body's length was sent
+        return bytes(value) if self._headers_sent and isinstance(value, bytearray) else value  # its length was sent
 
     def write(self: CommitGuard, value: Any) -> None:
-        if self.head_sent:
-            drop(f"{name} = {value!r}", self)
-        else:  # super() reads a property but does not set one
+        if self._headers_sent:
+            log_dropped_change(f"{name} = {value!r}", self)
+        else:  # super() cannot set a property
             getattr(web.Response if name in _BODY else web.StreamResponse, name).__set__(self, value)
 
     return property(read, write)
@@ -235,16 +288,16 @@ _BODY = ("body", "text")
 
 
 class CommitGuard(web.StreamResponse):
-    """A response that drops, after commit, every change of what was sent with its head.
+    """A response that drops, after commit, every change of its status, headers and cookies.
 
-    Comes before the response class whose methods it guards: ``class Mine(CommitGuard, web.StreamResponse)``.
+    It comes before the response class that it guards: ``class Mine(CommitGuard, web.StreamResponse)``.
     """
 
-    head_sent: bool = False
-    event_stream: bool = False
-    superseded: bool = False  # it came after another one, so that none of it was sent
+    _headers_sent: bool = False
+    _is_event_stream: bool = False
+    _discarded: bool = False  # another response was committed before, so nothing of this one is sent
 
-    if not TYPE_CHECKING:  # a type checker sees what the guarded class has
+    if not TYPE_CHECKING:  # type checkers see the members of the guarded class
         set_status = _guarded_method("set_status")
         set_cookie = _guarded_method("set_cookie")
         del_cookie = _guarded_method("del_cookie")
@@ -258,20 +311,20 @@ class CommitGuard(web.StreamResponse):
 
     @property
     def headers(self) -> CIMultiDict[str]:
-        """The headers; after commit a copy that drops changes, made when asked for so that open streams hold none."""
+        """The headers. After commit a copy that drops changes, made on access so that open streams hold none."""
         headers = super().headers
-        return GuardedHeaders.of(headers, self) if self.head_sent else headers
+        return GuardedHeaders.of(headers, self) if self._headers_sent else headers
 
     @property
     def cookies(self) -> SimpleCookie:
-        """The cookies; after commit they drop changes, and so does each of them."""
+        """The cookies. After commit they drop changes."""
         cookies = super().cookies
-        if self.head_sent:
-            self.freeze_cookies()
+        if self._headers_sent:
+            self._freeze_cookies()
         return cookies
 
-    def freeze_cookies(self) -> None:
-        """Have the cookies drop changes, also for code that kept them from before commit."""
+    def _freeze_cookies(self) -> None:
+        """Make the cookies drop changes in place, because code may hold them since before commit."""
         cookies = self._cookies
         if cookies is None or isinstance(cookies, _FrozenCookies):
             return
@@ -279,166 +332,159 @@ class CommitGuard(web.StreamResponse):
         for mapping in (cookies, *cookies.values()):
             if mapping is not cookies:
                 mapping.__class__ = _FrozenMorsel
-            vars(mapping)["_committed"] = self
+            vars(mapping)["_owner"] = self
 
     if not TYPE_CHECKING:  # the parameters are those of the guarded class
 
         async def write_eof(self, *data: bytes) -> None:
-            """End the body; raise for aiohttp to close the connection if it failed half-way."""
-            if self._payload_writer in unfinished:
-                raise ClientConnectionResetError("the body failed half-way, so the client must not take it for whole")
+            """End the body. If it is incomplete, raise, so that aiohttp closes the connection."""
+            if self._payload_writer in incomplete:
+                raise ClientConnectionResetError("the response body is incomplete and must not end as if it were whole")
             await super().write_eof(*data)
 
 
 class _BodyGuard(CommitGuard):
-    """The guard for a ``web.Response`` that somebody prepared by hand."""
+    """The guard of a ``web.Response``, which also has a body."""
 
-    if not TYPE_CHECKING:  # as above
+    if not TYPE_CHECKING:  # type checkers see the members of the guarded class
         body = _guarded_property("body")
         text = _guarded_property("text")
 
 
-def seal(response: web.StreamResponse) -> None:
-    """Make a committed response of the application drop changes from now on, for each holder. Idempotent.
+_guarded_classes: dict[type[web.StreamResponse], type[web.StreamResponse]] = {}  # one for each response class
 
-    It stays the same object of the same class name; only the class gets the guard in front.
+
+def freeze_response(response: web.StreamResponse) -> None:
+    """Make a committed response drop changes from now on. Idempotent.
+
+    It stays the same object, because code may hold it. Only its class changes, to a subclass of the same name.
     """
     if isinstance(response, CommitGuard):
-        if not response.head_sent:
-            response.head_sent = True
+        if not response._headers_sent:
+            response._headers_sent = True
     else:
-        kind = type(response)
-        if kind not in _sealed:
-            guard = _BodyGuard if issubclass(kind, web.Response) else CommitGuard
-            members = {"head_sent": True, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-            _sealed[kind] = type(kind.__name__, (guard, kind), members)
-        response.__class__ = _sealed[kind]
+        cls = type(response)
+        if cls not in _guarded_classes:
+            guard = _BodyGuard if issubclass(cls, web.Response) else CommitGuard
+            members = {"_headers_sent": True, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+            _guarded_classes[cls] = type(cls.__name__, (guard, cls), members)
+        response.__class__ = _guarded_classes[cls]
     if response._cookies is not None:
-        cast("CommitGuard", response).freeze_cookies()
+        cast("CommitGuard", response)._freeze_cookies()
 
 
-_sealed: dict[type[web.StreamResponse], type[web.StreamResponse]] = {}  # as many as there are response classes
-
-
-# What tells a client where a message ends and what becomes of the connection (RFC 9112, 6; RFC 9110, 7.6.1): only the
-# response that is sent can know.
-FRAMING = frozenset(
-    {"content-length", "transfer-encoding", "trailer", "connection", "keep-alive", "proxy-connection", "upgrade"}
-)
-# What tells a client of an event stream how to read its bytes.
-CODING = frozenset({"content-encoding", "content-type"})
-
-# These may be sent many times and each one counts; of any other header the staged ones take the place.
-ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})
-
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# Headers that are staged before commit.
 
 
 class StagedHeaders(GuardedHeaders):
-    """What is staged: refuses what cannot be sent, and drops and logs what frames a message.
+    """Headers that are staged for the response. Framing headers are dropped and logged.
 
-    A value that would end its line (CR, LF or another control character) raises ``ValueError``, one that is no text
-    ``TypeError``, here and not when the head is to be written: then there would be no answer at all.
+    A header with a control character such as CR or LF raises ``ValueError``, and one that is not text ``TypeError``:
+    here rather than when the headers are written, because no response could be sent then.
     """
 
     __slots__ = ()
 
     def __setitem__(self, name: str, value: str) -> None:
-        if self._takes(name, value):
+        if self._accepts(name, value):
             super().__setitem__(name, value)
 
     def add(self, name: str, value: str) -> None:
-        """Stage a header beside others of its name."""
-        if self._takes(name, value):
+        """Add a header, also if there is one of its name."""
+        if self._accepts(name, value):
             super().add(name, value)
 
     def setdefault(self, name: str, default: Any = None) -> Any:
-        """Stage a header, unless there is one of its name."""
-        return super().setdefault(name, default) if name in self or self._takes(name, default) else default
+        """Add a header unless there is one of its name."""
+        return super().setdefault(name, default) if name in self or self._accepts(name, default) else default
 
-    def extend(self, *arguments: Any, **values: Any) -> None:
-        """Stage headers beside others of their names."""
-        super().extend(self._taken(arguments, values))
+    def extend(self, *args: Any, **kwargs: Any) -> None:
+        """Add headers, also if there are some of their names."""
+        super().extend(self._accepted(args, kwargs))
 
-    def update(self, *arguments: Any, **values: Any) -> None:
-        """Stage headers in the place of others of their names."""
-        super().update(self._taken(arguments, values))
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Replace the headers of these names."""
+        super().update(self._accepted(args, kwargs))
 
-    def merge(self, *arguments: Any, **values: Any) -> None:
-        """Stage headers, except those of whose names there are some."""
-        super().merge(self._taken(arguments, values))
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """Add headers, except those of whose names there are some."""
+        super().merge(self._accepted(args, kwargs))
 
     def copy(self) -> StagedHeaders:
-        """Return a copy, in which more can be staged."""
+        """Return a copy that can be changed."""
         return StagedHeaders(self)
 
-    def sent(self, context: RequestContext) -> None:
-        """Take no more: these were merged into a response."""
-        self._committed = context
+    def freeze(self, owner: ActiveContext) -> None:
+        """Drop changes from now on, because the headers were merged into a response."""
+        self._owner = owner
 
-    def _taken(self, arguments: tuple[Any, ...], values: Mapping[str, Any]) -> CIMultiDict[str]:
-        given: CIMultiDict[str] = CIMultiDict(*arguments, **values)
-        return CIMultiDict([item for item in given.items() if self._takes(*item)])
+    def _accepted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CIMultiDict[str]:
+        headers: CIMultiDict[str] = CIMultiDict(*args, **kwargs)
+        return CIMultiDict([item for item in headers.items() if self._accepts(*item)])
 
-    def _takes(self, name: str, value: str) -> bool:
-        """Tell whether a header can be staged. Raises ``TypeError`` or ``ValueError`` for one that cannot be sent."""
+    def _accepts(self, name: str, value: str) -> bool:
+        """Return whether a header can be staged. Raise ``TypeError`` or ``ValueError`` if it cannot be sent."""
         if not (type(value) is str and value.isprintable() and type(name) is str and name.isprintable()):
-            _check(name, value)
-        if not _frames(name):
+            _check_header(name, value)
+        if not _is_framing(name):
             return True
-        context = next((context for context in contexts.values() if context._staged is self), None)
-        _log_dropped(name, value, context, where=True)
+        context = next((context for context in active_contexts.values() if context._staged_headers is self), None)
+        _log_dropped_header(name, value, context, by_running_stage=True)
         return False
 
 
-def merge(staged: CIMultiDict[str], response: web.StreamResponse, context: RequestContext) -> None:
+def merge_headers(staged: CIMultiDict[str], response: web.StreamResponse, context: ActiveContext) -> None:
     """Merge staged headers into a response that is about to be sent."""
     headers = response._headers
     owned = CODING if _is_event_stream(response) else frozenset()
     for name in {key.lower(): key for key in staged}.values():
-        if name.lower() in owned or _frames(name):  # the latter if it came by way of a copy
+        if name.lower() in owned or _is_framing(name):  # a framing header comes from a copy of the staged ones
             for value in staged.popall(name):
                 if headers.get(name) != value:
-                    _log_dropped(name, value, context)
+                    _log_dropped_header(name, value, context)
         elif name.lower() not in ADDED:
             headers.popall(name, None)
     for item in staged.items():
-        _check(*item)
+        _check_header(*item)
     headers.extend(staged)
 
 
-def drop_framing(headers: CIMultiDict[str], context: RequestContext | None, names: Iterable[str] = FRAMING) -> None:
-    """Drop, from the head of an event stream, what would frame it otherwise, or have its bytes read otherwise."""
+def remove_framing_headers(
+    headers: CIMultiDict[str], context: ActiveContext | None, names: Iterable[str] = FRAMING
+) -> None:
+    """Remove from the headers of an event stream, and log, those that contradict how its body is sent."""
     for name in names:
         if name in headers:
             for value in headers.popall(name):
-                _log_dropped(name, value, context)
+                _log_dropped_header(name, value, context)
 
 
-def _frames(name: str) -> bool:
+def _is_framing(name: str) -> bool:
     name = name.lower()
     return name in FRAMING or name.startswith("sec-websocket-")
 
 
 def _is_event_stream(response: web.StreamResponse) -> bool:
     content_type = response._headers.get(hdrs.CONTENT_TYPE, "").lower()
-    return getattr(response, "event_stream", False) or content_type.startswith("text/event-stream")
+    return getattr(response, "_is_event_stream", False) or content_type.startswith("text/event-stream")
 
 
-def _check(name: object, value: object) -> None:
+def _check_header(name: object, value: object) -> None:
     if not isinstance(name, str) or not isinstance(value, str):
-        raise TypeError(f"a header is text, not {name!r}: {value!r}")
+        raise TypeError(f"a header's name and value are str, not {name!r}: {value!r}")
     line = f"{name}: {value}"
     if _CONTROL.search(line) or any("\ud800" <= character <= "\udfff" for character in line):
-        raise ValueError(f"a header is one line of text, and {line!r} is not")
+        raise ValueError(f"header {line!r} has a control character or a surrogate, which cannot be sent")
 
 
-def _log_dropped(name: str, value: str, context: RequestContext | None, *, where: bool = False) -> None:
-    """Log a header that was dropped, and who staged it if that is the stage which runs now."""
-    interceptor, stage = (None, None) if context is None or not where else running_stage(context)
+def _log_dropped_header(
+    name: str, value: str, context: ActiveContext | None, *, by_running_stage: bool = False
+) -> None:
+    """Log a header that was dropped, with the stage that runs now if that one set it."""
+    interceptor, stage = _running_stage(context) if context is not None and by_running_stage else (None, None)
     error = ValueError(
-        f"{name}: {value} was dropped: the response that is sent says itself how it is framed; "
-        "to close a connection call response.force_close(), and set what describes one body on the response that has it"
+        f"{name}: {value} was dropped, because it contradicts how the response is framed or coded; "
+        "to close the connection call response.force_close(), and set Content-Encoding and Content-Type on the response"
     )
     log.exception(
         "framing_header_dropped",
@@ -448,5 +494,5 @@ def _log_dropped(name: str, value: str, context: RequestContext | None, *, where
         stage=stage,
         path=None if context is None else context.request.path,
         execution_id=None if context is None else context.execution_id,
-        exc_info=error.with_traceback(offending_line()),
+        exc_info=error.with_traceback(_caller_traceback()),
     )

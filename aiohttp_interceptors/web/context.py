@@ -1,13 +1,16 @@
-"""The context of a request: what came in, what goes out, and whether it has gone."""
+"""The context of a request: the request, the response and whether it is committed, and the headers staged for it."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Token
-from typing import TYPE_CHECKING
+from typing import cast
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import StreamWriter
 from aiohttp.web import Response
 from multidict import CIMultiDict
 
@@ -18,165 +21,218 @@ from .commit import (
     CommitGuard,
     GuardedHeaders,
     StagedHeaders,
-    contexts,
-    drop,
+    active_contexts,
+    freeze_response,
+    incomplete,
     is_committed,
     is_framed,
-    merge,
-    seal,
-    unfinished,
+    log_dropped_change,
+    merge_headers,
     unframed,
 )
 from .request import last_event_id_of
+from .stream import Stream
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+__all__ = ["RequestContext", "before_commit", "contexts"]
 
-    from aiohttp.http_writer import StreamWriter
 
-    from .stream import Stream
-
-__all__ = ["RequestContext", "before_commit"]
+# aiohttp's own text: aiohttp does not see that the exception was returned, because the chain raises it.
+_RETURNED = (
+    "returning HTTPException object is deprecated (#2415) and will be removed, please raise the exception instead"
+)
 
 
 class RequestContext(Context):
-    """A context with a request and its response.
+    """The context of one aiohttp request: values, the request, and the response.
 
-    Attaching a response in ``enter`` ends the way in, as a raised ``web.HTTPException`` does: it is a response, not
-    an error. So does sending a whole one, with ``prepare`` and ``write_eof``.
+    No further interceptor is entered once a stage has attached a response, or has sent a complete one with ``prepare``
+    and ``write_eof``. A raised ``web.HTTPException`` is a response, not an error: it is attached.
+
+    Args:
+        request: The request.
+        execution_id: Identifies the request in logs and facts. A new number if ``None``.
+
+    Attributes:
+        request: The request. A stage may replace it with a clone, which the handler then gets.
+        stream: The event stream of the response, or ``None`` until it is open.
     """
 
-    __slots__ = ("_logged", "_preparing", "_response", "_staged", "_writer", "request", "stream")
+    __slots__ = ("_log_token", "_preparing", "_response", "_staged_headers", "_writer", "request", "stream")
 
     request: web.Request
 
     def __init__(self, request: web.Request, /, *, execution_id: int | str | None = None) -> None:
-        # What Context.__init__ does, written out: the call would be a tenth of what a chain costs a request.
-        self._values = {}
-        self._observers = self._suppressed = ()
-        self._execution = None
-        self.error: Failure | None = None
-        self.execution_id: int | str = next(Context._serial) if execution_id is None else execution_id
+        super().__init__(execution_id=execution_id)
         self.request = request
-        self._writer: StreamWriter = request.writer  # type: ignore[assignment]  # a cast would cost a call
+        self._writer: StreamWriter = request.writer  # type: ignore[assignment]  # aiohttp names the abstract class
         self._response: web.StreamResponse | None = None
-        self._staged: StagedHeaders | None = None
-        self._preparing: web.StreamResponse | None = None
-        self._logged: Token[int | str] | None = None
+        self._staged_headers: StagedHeaders | None = None
+        self._preparing: web.StreamResponse | None = None  # the response that staged headers were merged into last
+        self._log_token: Token[int | str] | None = None
         self.stream: Stream | None = None
-        """The event stream that this request has, once it is open."""
+
+    @staticmethod
+    def of(request: web.BaseRequest) -> RequestContext | None:
+        """Return the context of a request, or ``None`` if none of its chains is running.
+
+        Args:
+            request: The request, or a clone of it.
+        """
+        return contexts.get(request.writer)
 
     @property
     def response(self) -> web.StreamResponse | None:
-        """The response that is attached; attaching another one after commit is dropped and logged."""
+        """The response, or ``None``. Setting another one after commit is dropped and logged."""
         response = self._response
         if response is not None and response.prepared and self.committed:
-            seal(response)  # a stage may have prepared it after it was attached
+            freeze_response(response)  # a stage may have prepared it after it was attached
         return response
 
     @response.setter
     def response(self, response: web.StreamResponse | None) -> None:
         if response is not None and not isinstance(response, web.StreamResponse):
             raise TypeError(f"context.response is a web.StreamResponse or None, not {response!r}")
-        self._attach(response, "context.response =")
+        self._set_response(response, "context.response =")
         if self._execution is not None:
-            self._execution.note_completion()
+            self._execution.note_result()
 
     @property
     def response_headers(self) -> CIMultiDict[str]:
-        """Headers for whatever response is sent: staged here, merged into it when it goes.
+        """Staged headers, which are merged into the response when it is sent, whichever response that is.
 
-        A staged header replaces one of its name, and ``Set-Cookie``, ``Vary``, ``Link`` and their like are added.
-        After commit, what is staged here is dropped and logged. So is, at any time, what frames a message or belongs
-        to the connection (``Content-Length``, ``Transfer-Encoding``, ``Connection`` and their like), and for an event
-        stream ``Content-Type`` and ``Content-Encoding``. A value with a line end raises ``ValueError``.
+        A staged header replaces the response's header of that name. ``Set-Cookie``, ``Vary``, ``Link``,
+        ``WWW-Authenticate`` and ``Server-Timing`` are added to it.
+
+        Headers that frame a message or belong to the connection (``Content-Length``, ``Transfer-Encoding``,
+        ``Connection`` and the like) are dropped and logged. So are ``Content-Type`` and ``Content-Encoding`` of an
+        event stream, and every header that is staged after commit.
+
+        Raises:
+            TypeError: When a header that is not text is staged.
+            ValueError: When a header with a line end or another control character is staged.
         """
         if self.committed:
             return GuardedHeaders.of({} if self._response is None else self._response.headers, self)
-        if self._staged is None:
-            self._staged = StagedHeaders()
-        return self._staged
+        if self._staged_headers is None:
+            self._staged_headers = StagedHeaders()
+        return self._staged_headers
 
     @property
     def committed(self) -> bool:
-        """Whether the response's final head was written; from then on the response cannot change.
+        """Whether the response is committed: its final headers were sent, and it cannot change any more.
 
-        It holds for the request and so for each context of it: those of its clones, and those of a second attempt that
-        a middleware further out makes. An informational response (100, 103) does not count.
+        This is a property of the request, so all its contexts agree: those of clones, and that of a second attempt by
+        a middleware further out. An informational response (100, 103) does not count.
         """
-        return is_committed(self._writer) and not self._is_only_informed()
+        return is_committed(self._writer) and not self._only_informational_sent()
 
     @property
     def last_event_id(self) -> str | None:
-        """The last event that a returning client has, or ``None`` if there is none, or it is no text.
+        """The ID of the last event that the client received, or ``None`` if it sends none or one that is not UTF-8.
 
-        It is the header ``Last-Event-ID``, the query's ``lastEventId`` of a polyfill, or the query's ``last_event_id``,
-        in this order: the last one is for a first connection that goes on from a page's state, and a client reconnects
-        to the same URL. Source: WHATWG HTML 9.2.
+        It is the first of these that is not empty: the header ``Last-Event-ID``, the query parameter ``lastEventId`` of
+        polyfills, and the query parameter ``last_event_id``, with which a page resumes on its first connection.
+        Source: WHATWG HTML 9.2.4.
         """
-        given = last_event_id_of(self.request)
-        return given if given and _is_text(given) else None
+        event_id = last_event_id_of(self.request)
+        return event_id if event_id and _is_text(event_id) else None
 
     def snapshot(self) -> dict[object, object]:
-        """Return the values as they are now, and under ``response`` and ``response_headers`` what is to be sent."""
+        """Return a copy of the values, with the response and the staged headers.
+
+        Returns:
+            The values by key, and under ``"response"`` and ``"response_headers"`` what is to be sent.
+        """
         values = super().snapshot()
         values["response"] = self._response
-        values["response_headers"] = dict(self._staged or {})
+        values["response_headers"] = dict(self._staged_headers or {})
         return values
 
-    @staticmethod
-    def of(request: web.BaseRequest) -> RequestContext | None:
-        """Return the context of a request, or of a clone of it, while its chain runs."""
-        return contexts.get(request.writer)
+    # The execution ID in log lines.
 
-    def put_on_log_lines(self) -> None:
-        """Have every line that this task logs tell the execution id. Twice is once."""
-        if self._logged is None:
-            self._logged = logged_execution_id.set(self.execution_id)
+    def _bind_log_context(self) -> None:
+        """Add the execution ID to every line that this task logs. Idempotent."""
+        if self._log_token is None:
+            self._log_token = logged_execution_id.set(self.execution_id)
 
-    def take_off_log_lines(self) -> None:
-        """Undo that, in a task that will wait for long: a context variable costs each of them 120 bytes."""
-        logged, self._logged = self._logged, None
-        if logged is not None:
-            with suppress(ValueError, RuntimeError):  # set in another task, or taken off by a copy of this one
-                logged_execution_id.reset(logged)
+    def _unbind_log_context(self) -> None:
+        """Undo ``_bind_log_context`` while a stream is open: a bound variable costs each of them 120 bytes."""
+        token, self._log_token = self._log_token, None
+        if token is not None:
+            with suppress(ValueError, RuntimeError):  # set in another task, or reset by a copy of this context
+                logged_execution_id.reset(token)
 
-    def stage_into(self, response: web.StreamResponse) -> None:
-        """Merge what is staged into a response that is about to be sent."""
+    # Staged headers.
+
+    def _merge_staged_headers(self, response: web.StreamResponse) -> None:
+        """Merge the staged headers into a response that is about to be sent."""
         self._preparing = response
-        staged, self._staged = self._staged, None
+        staged, self._staged_headers = self._staged_headers, None
         if staged:
-            merge(staged, response, self)
+            merge_headers(staged, response, self)
         if staged is not None:
-            staged.sent(self)
+            staged.freeze(self)
 
-    def unstage(self, headers: StagedHeaders | None) -> None:
-        """Stage again what was merged into a response that could not be sent after all."""
-        self._staged, self._preparing = None if headers is None else headers.copy(), None
+    def _restore_staged_headers(self, headers: StagedHeaders | None) -> None:
+        """Stage headers again that were merged into a response which could not be sent."""
+        self._staged_headers, self._preparing = None if headers is None else headers.copy(), None
 
-    def supersedes(self, attempted: str) -> bool:
-        """Tell whether a response is committed, and if so log that another one was dropped for it."""
+    def _log_unsent_headers(self) -> None:
+        """Log headers that were staged before commit, but not merged into the response that was sent."""
+        staged, self._staged_headers = self._staged_headers, None
+        log.warning(
+            "staged_headers_lost",
+            headers=list(staged or ()),
+            path=self.request.path,
+            execution_id=self.execution_id,
+            hint="call setup(app), which merges them also into responses that a handler prepares itself",
+        )
+
+    # The response.
+
+    def _set_response(self, response: web.StreamResponse | None, attempted: str) -> None:
+        """Set the response unless another one is committed; that is logged, and ``attempted`` names the change."""
+        if not self.committed:
+            self._response = response
+        elif response is not self._committed_response(response) and not getattr(response, "_discarded", False):
+            log_dropped_change(f"{attempted} {response!r}", self)
+
+    def _drop_if_committed(self, attempted: str) -> bool:
+        """Return whether a response is committed, and if so log that another one is dropped."""
         if not self.committed:
             return False
         self._committed_response(None)
-        drop(attempted, self)
+        log_dropped_change(attempted, self)
         return True
 
-    @property
-    def staged(self) -> StagedHeaders | None:
-        """What is staged now, if anything is."""
-        return self._staged
+    def _committed_response(self, candidate: web.StreamResponse | None) -> web.StreamResponse:
+        """Freeze and return the response that was sent, which may be another one than a stage attached."""
+        response = self._response
+        if response is None or not response.prepared:
+            never_sent = response
+            sent = (
+                response
+                for response in (candidate, self._preparing)
+                if response is not None and response.prepared and not getattr(response, "_discarded", False)
+            )
+            self._response = response = next(sent, None) or _UnknownResponse(self.request)
+            if never_sent is not None and response is not candidate:
+                log_dropped_change(f"context.response = {never_sent!r}", self)
+        if self._staged_headers:
+            self._log_unsent_headers()
+        freeze_response(response)
+        return response
 
-    def conclude(self) -> web.StreamResponse:
-        """Return what aiohttp shall send, or raise it if it is an ``HTTPException``, which aiohttp wants raised.
+    def _final_response(self) -> web.StreamResponse:
+        """Return the response for aiohttp, or raise it if it is an ``HTTPException``, as aiohttp expects.
 
         Raises ``NoResponse`` if there is none.
         """
         response = self._response
-        if type(response) is Response and self._staged is None:  # mostly so
+        if type(response) is Response and self._staged_headers is None:  # the common case
             writer = self._writer
             try:
-                if writer._headers_buf is None and not writer._headers_written:  # as is_committed, and far cheaper
+                if writer._headers_buf is None and not writer._headers_written:  # as is_committed, without the call
                     return response
             except AttributeError:
                 pass  # a test double
@@ -187,7 +243,7 @@ class RequestContext(Context):
                 and getattr(self._writer, "length", None)
                 and self.request.method != "HEAD"
             ):
-                response.force_close()  # its body is shorter than its head says, and nothing may follow it
+                response.force_close()  # the body is shorter than its Content-Length
             if isinstance(response, web.HTTPException):
                 raise response
             return response
@@ -197,99 +253,15 @@ class RequestContext(Context):
                 "set context.response in one of them, or put a handler at the end of the chain"
             )
         if self._execution is None:  # this was the outermost part of the chain
-            self.stage_into(response)
+            self._merge_staged_headers(response)
         if isinstance(response, web.HTTPException):
             raise response
         return response
 
-    def _copy_into(self, twin: Context) -> None:
-        super()._copy_into(twin)
-        if isinstance(twin, RequestContext):
-            twin._staged = None if self._staged is None else self._staged.copy()
+    def _only_informational_sent(self) -> bool:
+        """Return whether the headers that were written are certainly informational ones.
 
-    def _continue(self, context: Context) -> None:
-        super()._continue(context)
-        execution, own = context._execution, self._execution
-        if isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
-            unset = self._response is None or self._response is execution.completed_before
-            if unset and context._response is not None and not (own is not None and own.completed_anew):
-                self._response = context._response  # a refusal counts, whichever of the two it was attached to
-        self._replace(context)
-
-    def _resume(self, context: Context) -> None:
-        super()._resume(context)
-        self._replace(context)
-
-    def _replace(self, context: Context) -> None:
-        """Be the context of the request if the other one was; a copy that is executed by itself is not."""
-        if contexts.get(self._writer) is context:
-            contexts[self._writer] = self
-
-    def _begin(self) -> None:
-        self.error, self._suppressed = None, ()
-        own = self._execution
-        if own is not None and own.is_copy:
-            return  # it may outlast the request's chain, and a second attempt of the request is none of its business
-        if contexts.setdefault(self._writer, self) is self and self._logged is None:
-            # As put_on_log_lines. Nothing is put back when the chain is over: aiohttp gives each request a task.
-            self._logged = logged_execution_id.set(self.execution_id)
-
-    def _release(self) -> None:
-        self._execution = None
-        registered = contexts.pop(self._writer, None)
-        if registered is not self and registered is not None:  # this one was a copy, executed by itself
-            contexts[self._writer] = registered
-
-    def _invoke(self, handler: Callable[[web.Request], Awaitable[object]]) -> Awaitable[object]:
-        return handler(self.request)
-
-    def _receive(self, result: object) -> None:
-        writer = self._writer
-        try:
-            if type(result) is Response and writer._headers_buf is None and not writer._headers_written:  # mostly so
-                self._response = result
-                return
-        except AttributeError:
-            pass  # a test double
-        if isinstance(result, web.StreamResponse):
-            if isinstance(result, web.HTTPException):
-                warnings.warn(_RETURNED, DeprecationWarning, stacklevel=2)
-            self._attach(result, "return")
-        elif not self.supersedes(f"return {result!r}"):
-            name = "a handler" if self._execution is None else self._execution.where()[0]
-            raise TypeError(f"{name} returned {result!r}; an aiohttp handler returns a response")
-
-    def _attach(self, response: web.StreamResponse | None, attempted: str) -> None:
-        """Take a response, unless another one is on the wire."""
-        if not self.committed:
-            self._response = response
-        elif response is not self._committed_response(response) and not getattr(response, "superseded", False):
-            drop(f"{attempted} {response!r}", self)
-
-    def _handled(self, failure: Failure) -> None:
-        """Log what a stream's producer raised: an ``error`` stage has handled it, so that aiohttp will not."""
-        stream = self.stream
-        if stream is not None and any(stream.failed_with(one.exception) for one in (failure, *self._suppressed)):
-            stream.log_failure()
-
-    def _absorb(self, exception: Exception) -> bool:
-        if not isinstance(exception, web.HTTPException):
-            self._note_unfinished()
-            return False
-        if self.committed:
-            if self._committed_response(exception) is not exception:
-                self._note_unfinished()
-                drop(f"raise {exception!r}", self, exception)
-        else:
-            self._response = exception
-            if self._execution is not None:
-                self._execution.completed_anew = True
-        return True
-
-    def _is_only_informed(self) -> bool:
-        """Tell whether the head that was written is surely an informational one.
-
-        aiohttp forgets a head once it is sent. Where ``setup(app)`` was called we hear of each final one.
+        aiohttp does not remember which headers it sent. After ``setup(app)`` a hook sees all final ones.
         """
         writer = self._writer
         if is_framed(writer) or getattr(writer, "_headers_buf", None) is not None or getattr(writer, "_eof", False):
@@ -297,83 +269,130 @@ class RequestContext(Context):
         hooked = any(before_commit in app.on_response_prepare for app in self.request.match_info.apps)
         return hooked and writer not in unframed
 
-    def _note_unfinished(self) -> None:
-        """Remember that a body failed half-way, if who wrote it has just raised; a ``leave`` stage did not write it."""
+    def _mark_body_incomplete(self) -> None:
+        """Mark a body that its writer began and then raised. A ``leave`` stage has not written it."""
         writer = self._writer
         entering = self._execution is not None and self._execution.stage == "enter"
         open_body = getattr(writer, "_headers_written", None) is True and not getattr(writer, "_eof", False)
         if entering and open_body and self.committed:
-            unfinished.add(writer)
+            incomplete.add(writer)
 
-    def _committed_response(self, candidate: web.StreamResponse | None) -> web.StreamResponse:
-        """Find the response whose head was written, which a handler may not have told us, and seal it."""
-        response = self._response
-        if response is None or not response.prepared:
-            lost = response
-            known = (
-                response
-                for response in (candidate, self._preparing)
-                if response is not None and response.prepared and not getattr(response, "superseded", False)
-            )
-            self._response = response = next(known, None) or _AlreadySent(self.request)
-            if lost is not None and response is not candidate:
-                drop(f"context.response = {lost!r}", self)
-        if self._staged:
-            self._lose_staged()
-        seal(response)
-        return response
+    # Hooks of the chain.
 
-    def _lose_staged(self) -> None:
-        """Log headers that were staged before commit and that no response took."""
-        staged, self._staged = self._staged, None
-        log.warning(
-            "staged_headers_lost",
-            headers=list(staged or ()),
-            path=self.request.path,
-            execution_id=self.execution_id,
-            hint="call setup(app), which stages them into responses that a handler prepares itself",
-        )
+    def _copy_into(self, context: Context) -> None:
+        super()._copy_into(context)
+        if isinstance(context, RequestContext):
+            context._staged_headers = None if self._staged_headers is None else self._staged_headers.copy()
 
-    def _outcome(self) -> Exception | None:
+    def _inherit_from(self, context: Context) -> None:
+        super()._inherit_from(context)
+        execution, own = context._execution, self._execution
+        if isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
+            unset = self._response is None or self._response is execution.initial_result
+            if unset and context._response is not None and not (own is not None and own.has_new_result):
+                self._response = context._response  # a response counts on either context
+        self._take_registration(context)
+
+    def _restore_from(self, context: Context) -> None:
+        super()._restore_from(context)
+        self._take_registration(context)
+
+    def _take_registration(self, context: Context) -> None:
+        """Become the request's context if the other one was. A copy that is executed separately is not."""
+        if contexts.get(self._writer) is context:
+            contexts[self._writer] = self
+
+    def _start_execution(self) -> None:
+        self.error, self._suppressed = None, ()
+        own = self._execution
+        if own is not None and own.is_copy:
+            return  # it may outlast the request's chain, and must not be found by a second attempt
+        if contexts.setdefault(self._writer, self) is self and self._log_token is None:
+            # As _bind_log_context. It is not unbound when the chain ends: aiohttp gives each request a task.
+            self._log_token = logged_execution_id.set(self.execution_id)
+
+    def _end_execution(self) -> None:
+        self._execution = None
+        registered = contexts.pop(self._writer, None)
+        if registered is not self and registered is not None:  # this context is a copy that was executed separately
+            contexts[self._writer] = registered
+
+    def _call_handler(self, handler: Callable[[web.Request], Awaitable[object]]) -> Awaitable[object]:
+        return handler(self.request)
+
+    def _set_result(self, result: object) -> None:
+        writer = self._writer
+        try:  # the common case
+            if type(result) is Response and writer._headers_buf is None and not writer._headers_written:
+                self._response = result
+                return
+        except AttributeError:
+            pass  # a test double
+        if isinstance(result, web.StreamResponse):
+            if isinstance(result, web.HTTPException):
+                warnings.warn(_RETURNED, DeprecationWarning, stacklevel=2)
+            self._set_response(result, "return")
+        elif not self._drop_if_committed(f"return {result!r}"):
+            name = "a handler" if self._execution is None else self._execution.current_stage()[0]
+            raise TypeError(f"{name} returned {result!r}; an aiohttp handler returns a response")
+
+    def _accept_exception(self, exception: Exception) -> bool:
+        if not isinstance(exception, web.HTTPException):
+            self._mark_body_incomplete()
+            return False
+        if self.committed:
+            if self._committed_response(exception) is not exception:
+                self._mark_body_incomplete()
+                log_dropped_change(f"raise {exception!r}", self, exception)
+        else:
+            self._response = exception
+            if self._execution is not None:
+                self._execution.has_new_result = True
+        return True
+
+    def _on_handled(self, failure: Failure) -> None:
+        """Log the exception of a stream's producer: aiohttp does not, because an ``error`` stage handled it."""
+        stream = self.stream
+        if stream is not None and any(stream._is_producer_error(one.exception) for one in (failure, *self._suppressed)):
+            stream._log_producer_error()
+
+    def _result_exception(self) -> Exception | None:
         response = self._response
         return response if isinstance(response, web.HTTPException) else None
 
-    def _completion(self) -> object:
+    def _current_result(self) -> object:
         writer = self._writer
         try:
-            return writer if writer._eof is True else self._response  # sent whole, attached or not
+            return writer if writer._eof is True else self._response  # a complete response may not be attached
         except AttributeError:
             return self._response  # a test double
 
 
+RequestContext._kind = RequestContext
+
+contexts = cast("dict[AbstractStreamWriter, RequestContext]", active_contexts)
+"""The context of each request whose chain is running, by the writer that a request and its clones share."""
+
+
 async def before_commit(request: web.Request, response: web.StreamResponse) -> None:
-    """Merge what is staged into a response that goes out while its chain still runs."""
+    """Merge staged headers into a response that a handler prepares itself. A handler of ``on_response_prepare``."""
     if not is_framed(request.writer):
         unframed.add(request.writer)
     context = RequestContext.of(request)
     if context is not None:
-        context.stage_into(response)
+        context._merge_staged_headers(response)
 
 
-def _is_text(value: str) -> bool:
-    """Tell whether aiohttp could decode a header; bytes that are no UTF-8 become lone surrogates there."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-RequestContext._kind = RequestContext
-
-
-# aiohttp's words. It does not see that one was returned, because the chain raises it.
-_RETURNED = (
-    "returning HTTPException object is deprecated (#2415) and will be removed, please raise the exception instead"
-)
-
-
-class _AlreadySent(CommitGuard):
-    """Stands for a committed response that its handler did not return: ends its body, and then the connection."""
+class _UnknownResponse(CommitGuard):
+    """A placeholder for a response that was sent but not returned. It ends the body, and aiohttp the connection."""
 
     def __init__(self, request: web.Request) -> None:
         super().__init__()
         self._req = request
         self._payload_writer = request.writer
-        self.head_sent = True
+        self._headers_sent = True
+
+
+def _is_text(value: str) -> bool:
+    """Return whether aiohttp could decode a header as UTF-8; it turns other bytes into surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)

@@ -1,4 +1,4 @@
-"""An open stream with a channel: what its producer puts is pumped into the connection."""
+"""Event streams with a channel: ``start_event_stream``, ``event_stream``, and the stream that they open."""
 
 from __future__ import annotations
 
@@ -7,176 +7,27 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Unpack, overload
 
+from .._checks import check_call
 from ..channel import CloseReason, EventChannel, EventQueue
-from ..exceptions import FATAL
+from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped
-from ..interceptor import Interceptor, check_call
+from ..interceptor import Interceptor
 from ..sse import Event
 from .app import Streams
 from .context import RequestContext
+from .lifecycle import StreamLifecycle, run_stream
 from .middleware import Handler, as_handler
 from .producer import Producer, StreamReady
 from .response import ChannelResponse
-from .settings import MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions
-from .stream import Stream, StreamStatistics, enter_stream
+from .settings import DEFAULT_MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions
+from .stream import StreamStatistics
 from .timers import FlushQueue, flush_queue
-from .transport import BATCH, Connection
+from .transport import BATCH_SIZE, Connection
 
 __all__ = ["ChannelStream", "event_stream", "start_event_stream"]
 
 
-class ChannelStream(Stream):
-    """One open stream of one producer."""
-
-    __slots__ = ("_broken", "_dropped", "_due", "_error", "_events", "_feeder", "_flush_queue", "_ready", "channel")
-
-    def __init__(
-        self,
-        context: RequestContext,
-        response: ChannelResponse,
-        connection: Connection,
-        streams: Streams,
-        settings: ChannelSettings,
-        stream_ready: StreamReady,
-    ) -> None:
-        super().__init__(context, response, connection, streams, settings)
-        self.channel: EventChannel = EventChannel(
-            settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
-        )
-        self._producer = self._feeder = Producer(self.channel, context)
-        self._error = settings.error_event
-        self._ready = stream_ready
-        self._flush_queue: FlushQueue = flush_queue()
-        self._broken = False  # its queue raised, and is not asked again
-        self._due = False  # in this turn's pumping already
-        self._events = self._dropped = 0
-        self.channel.attach(self._wake, self._relieve)
-
-    @property
-    def reason(self) -> CloseReason | None:
-        """Why it ended; ``None`` as long as it has not."""
-        return self.channel.reason
-
-    def end(self, reason: CloseReason) -> None:
-        """End the stream, for this reason if it is the first: a ``put`` that waits is told now."""
-        self.channel.end(reason)
-        self._wake()
-
-    def statistics(self) -> StreamStatistics:
-        """Return what the stream has done so far."""
-        return StreamStatistics(
-            events=self._events,
-            bytes=self._connection.bytes,
-            buffered=self._buffered,
-            unsent=self._connection.unsent,
-            dropped=self.channel.dropped,
-            seconds=self._seconds,
-            reason=self.channel.reason,
-        )
-
-    async def wind_up(self, *, patient: bool) -> None:
-        """See the producer off and tell how it went. Runs to its end also while being cancelled."""
-        try:
-            self.end(CloseReason.SHUTDOWN)
-            self._report_dropped()
-        finally:
-            await super().wind_up(patient=patient)
-
-    def pump(self) -> None:
-        """Write what was put, and end the stream when it was closed and all is sent."""
-        self._due = False
-        channel = self.channel
-        if channel.reason is not None:
-            return
-        try:
-            self._flush()
-            sent = channel.closed and not channel.buffered and not self._connection.paused
-        except FATAL:
-            raise
-        except BaseException as error:  # noqa: BLE001  # a queue of the user's own: its stream ends, and no other
-            self._fail(error)
-            return
-        if sent:
-            self.end(CloseReason.CLOSED if self._feeder.error is None else CloseReason.ERROR)
-
-    def _fail(self, error: BaseException) -> None:
-        """End the stream because its queue raised, which is not asked again."""
-        if not self._broken:
-            self._broken = True
-            self._feeder.fail(error)
-        self.end(CloseReason.ERROR)
-
-    @property
-    def _buffered(self) -> int:
-        if self._broken:
-            return 0
-        try:
-            return self.channel.buffered
-        except FATAL:
-            raise
-        except BaseException as error:  # noqa: BLE001  # statistics are asked for by who looks at all streams
-            self._fail(error)
-            return 0
-
-    def _start(self) -> None:
-        self._feeder.start(self._ready, self.channel, self._context)
-
-    def connection_changed(self) -> None:
-        """Note that the connection is lost, or has room again."""
-        if self._connection.loss is not None:
-            self.channel.end(self._connection.loss)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self.channel.reason is not None:
-            self._finish()
-        elif not self._due:
-            self._flush_queue.add(self)
-            self._due = True
-
-    def _flush(self) -> None:
-        """Write, in pieces of about a batch, as much as the connection takes."""
-        channel, connection = self.channel, self._connection
-        while not connection.paused and connection.loss is None:
-            frames = channel.take_frames(BATCH)
-            if not frames:
-                break
-            self._events += len(frames)
-            connection.write_frames(frames[0] if len(frames) == 1 else b"".join(frames))
-            channel.written(len(frames))
-        # While the client reads nothing each doubling is told, or there would be a line in the log for every event.
-        if channel.lossy and (not connection.paused or channel.dropped >= 2 * self._dropped):
-            self._report_dropped()
-
-    def _relieve(self) -> None:
-        """Write now what a queue would lose otherwise."""
-        if self.channel.reason is None:
-            self._flush()
-
-    def _write_rest(self) -> bool:
-        if self._broken:
-            return False
-        try:
-            self._flush()
-        except FATAL:
-            raise
-        except BaseException as error:  # noqa: BLE001  # the rest is lost with the queue, and the stream still ends
-            self._fail(error)
-        return self._buffered > 0
-
-    def _error_event(self) -> ErrorEvent | None:
-        return self._error
-
-    def _report_dropped(self) -> None:
-        total = self.channel.dropped
-        if total != self._dropped:
-            count, self._dropped = total - self._dropped, total
-            self._streams.tell(
-                EventsDropped(self._context.execution_id, self._context.request.path, count=count, total=total)
-            )
-
-
-def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and has a default
+def start_event_stream(  # noqa: PLR0913  # each option is independent and has a default
     stream_ready: StreamReady,
     *,
     heartbeat: float | None = 10.0,
@@ -186,44 +37,58 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     name: str | None = None,
     stall_timeout: float | None = 60.0,
     max_age: float | None = None,
-    max_event_size: int | None = MAX_EVENT_SIZE,
+    max_event_size: int | None = DEFAULT_MAX_EVENT_SIZE,
     error_event: ErrorEvent | None = None,
     finite: bool | None = None,
     grace: float = 5.0,
     strict: bool = False,
 ) -> Interceptor[RequestContext]:
-    """Make an interceptor that commits an event stream and pauses the chain for as long as the stream is open.
+    """Make an interceptor that opens an event stream, and pauses the chain until the stream has closed.
 
-    ``stream_ready(channel, context)``, plain or ``async``, is called once, when the head is on the wire and heartbeats
-    run. Its return does not end the stream; ``channel.close()`` does, after all that was put has been sent. For HEAD it
-    is not called. A request's body is read before and can be read again: ``await context.request.post()``,
-    ``multipart()``, ``json()``. A body of more than the application's ``client_max_size`` bytes is answered 413, one of
-    which nothing comes for ``stall_timeout`` seconds 408, and one that cannot be read 400.
+    Its ``enter`` sends the response headers and calls ``stream_ready(channel, context)`` once. The stream stays open
+    when ``stream_ready`` returns; ``channel.close()`` ends it after all events are sent. HEAD requests get the headers
+    only.
 
-    When the stream is over, ``put`` returns ``False`` at once, also to a caller that waits. A ``stream_ready`` that
-    waits for something else has ``grace`` seconds to come to its next ``put``, and is cancelled then; on stop the drain
-    may allow less. With 0 it is cancelled at once. The chain goes on when it has returned.
+    A request body is read first, and can still be read with ``await context.request.post()``, ``multipart()`` or
+    ``json()``. The answer is 413 for a body larger than the application's ``client_max_size``, 408 if no data arrives
+    for ``stall_timeout`` seconds, and 400 if the body is malformed.
 
-    What it raises ends the stream, with the ``error_event`` (an event, or a function of the exception that makes one)
-    if there is one, and is then raised by this ``enter``: ``error`` stages, ``@around`` and aiohttp see it as they see
-    a handler's. An ``HTTPException`` comes after commit and is dropped. An exception that is no ``Exception`` is the
-    cause of a ``RuntimeError``.
+    When the stream ends, ``put`` returns ``False``, also to a caller that is waiting. The chain continues when
+    ``stream_ready`` has returned.
 
-    ``heartbeat`` is in seconds of idleness, ``None`` for none. ``buffer`` is how many events may wait, or a factory of
-    an ``asyncio.Queue``. ``retry``, in milliseconds, goes out with the first event. ``on_close(context, reason)``,
-    plain or ``async``, is called once, after the channel has closed, whatever closed it.
+    An exception in ``stream_ready`` ends the stream, and ``enter`` raises it after the end of the body, so that
+    ``error`` stages, ``@around`` and aiohttp treat it like the exception of a handler. An ``HTTPException`` is dropped
+    and logged, because the headers are already sent. A ``BaseException`` is raised as the cause of a ``RuntimeError``.
 
-    A client that takes nothing of what was sent to it for ``stall_timeout`` seconds is cut, with reason ``stalled``;
-    one that vanished is owed something from the next heartbeat on. After ``max_age`` seconds, less up to a fifth by
-    chance, a stream ends as ``expired`` and the client comes back. An event of more than ``max_event_size`` bytes is
-    refused where it is put. A ``strict`` stream answers 406 to a request whose ``Accept`` excludes event streams.
+    Args:
+        stream_ready: Plain or async function that puts the events.
+        heartbeat: Seconds of idleness after which a comment is sent; ``None`` for no heartbeats.
+        buffer: Number of events that may wait in the channel, or a factory of ``asyncio.Queue``.
+        retry: Reconnection time of browsers in milliseconds, sent with the first event.
+        on_close: Plain or async function that is called once as ``on_close(context, reason)`` when the stream has
+            ended, for any reason.
+        name: Name of the interceptor. Default: made from the name of ``stream_ready``.
+        stall_timeout: Seconds after which a client that acknowledges none of the sent bytes is disconnected, with the
+            reason ``stalled``; ``None`` for no limit. If nothing is sent to a client that vanished, the time starts
+            with the next heartbeat.
+        max_age: Seconds after which the stream ends with the reason ``expired``, so that the client reconnects; the
+            time is shortened by a random part of up to a fifth. ``None`` for no limit.
+        max_event_size: Bytes of an encoded event above which ``put`` raises ``EventTooLarge``; ``None`` for no limit.
+        error_event: Final event if ``stream_ready`` raises, or a function that makes the event from the exception. By
+            default the body ends without its last chunk, so that the client detects an incomplete response.
+        finite: Whether the response has an end, after which the client does not reconnect. Default: for each method
+            but GET. A stopping server waits for a finite stream for the drain's ``grace``. If a finite stream ends
+            before ``channel.close()``, the body ends without its last chunk. With HTTP/1.0 a client cannot detect this.
+        grace: Seconds that ``stream_ready`` has, after the end of the stream, to call ``put``. Then it is cancelled;
+            with 0 it is cancelled at once. While the server stops, the drain's ``timeout`` may end this earlier.
+        strict: Answer 406 if the request's ``Accept`` header excludes event streams.
 
-    A ``finite`` stream is an answer with an end: by default each but those of GET. When the server stops it may go on
-    for the drain's grace. If it ends before its producer closed it, or any stream because of an error that no
-    ``error_event`` told of, the body ends without its last chunk, and the client sees that it was cut. A client of
-    HTTP/1.0 cannot: there the end of the connection is the end of the body.
+    Returns:
+        An interceptor for a chain that runs for an aiohttp request.
 
-    Raises ``TypeError`` or ``ValueError`` for arguments that cannot work.
+    Raises:
+        TypeError: If an argument has the wrong type, or a function does not take the arguments described.
+        ValueError: If a number is out of range, or ``name`` is blank.
     """
     if not callable(stream_ready):
         raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
@@ -246,13 +111,13 @@ def start_event_stream(  # noqa: PLR0913  # each is an option of its own, and ha
 
     def make(
         context: RequestContext, response: ChannelResponse, connection: Connection, streams: Streams, _: object
-    ) -> Stream:
+    ) -> StreamLifecycle:
         return ChannelStream(context, response, connection, streams, settings, stream_ready)
 
     def enter(context: RequestContext) -> Coroutine[None, None, None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return enter_stream(context, settings, make)
+        return run_stream(context, settings, make)
 
     return Interceptor(name, enter)
 
@@ -264,18 +129,31 @@ def event_stream(**options: Unpack[StreamOptions]) -> Callable[[Callable[..., ob
 def event_stream(
     function: Callable[..., object] | None = None, /, **options: Unpack[StreamOptions]
 ) -> Handler | Callable[[Callable[..., object]], Handler]:
-    """Make a route's handler of a ``stream_ready`` function, or of an async generator of events.
+    """Decorate a function that produces events, and make it the handler of a route.
 
-    A ``stream_ready`` takes the channel and the context. A generator takes the context and yields events or strings;
-    the stream ends when it does, and it is cancelled at once when the client leaves. Options as for
-    ``start_event_stream``; a generator has no ``grace``, because no ``put`` tells it of the end.
+    ``@event_stream`` and ``@event_stream(heartbeat=5)`` both work. The function is one of:
+
+    * a ``stream_ready(channel, context)``, as for ``start_event_stream``;
+    * an async generator function of the context that yields events or strings. The stream ends when the generator
+      ends. When the client disconnects, the generator is cancelled at once.
+
+    Args:
+        function: The function to decorate.
+        **options: Options of ``start_event_stream``. A generator takes no ``grace``.
+
+    Returns:
+        A handler, or with options a decorator that makes one.
+
+    Raises:
+        TypeError: As for ``start_event_stream``, or if a generator has a ``grace``.
+        ValueError: As for ``start_event_stream``.
     """
     if function is None:
-        return lambda decorated: _handler_of(decorated, options)
-    return _handler_of(function, options)
+        return lambda decorated: _make_handler(decorated, options)
+    return _make_handler(function, options)
 
 
-def _handler_of(function: Callable[..., object], options: StreamOptions) -> Handler:
+def _make_handler(function: Callable[..., object], options: StreamOptions) -> Handler:
     options = {"name": getattr(function, "__name__", None), **options}
     if not inspect.isasyncgenfunction(function):
         return as_handler(start_event_stream(function, **options))
@@ -283,11 +161,11 @@ def _handler_of(function: Callable[..., object], options: StreamOptions) -> Hand
         raise TypeError(
             f"grace is for a function that calls put; {function!r} is a generator, and is cancelled at once"
         )
-    return as_handler(start_event_stream(_pump_of(function), **options))
+    return as_handler(start_event_stream(_from_generator(function), **options))
 
 
-def _pump_of(generate: Callable[[RequestContext], AsyncGenerator[Event | str, None]]) -> StreamReady:
-    """Make a ``stream_ready`` function of an async generator function."""
+def _from_generator(generate: Callable[[RequestContext], AsyncGenerator[Event | str, None]]) -> StreamReady:
+    """Make a ``stream_ready`` function from an async generator function."""
     check_call("a generator of events", generate.__name__, generate, "context")
 
     async def ready(channel: EventChannel, context: RequestContext) -> None:
@@ -299,3 +177,174 @@ def _pump_of(generate: Callable[[RequestContext], AsyncGenerator[Event | str, No
 
     ready.__name__, ready.__qualname__ = generate.__name__, generate.__qualname__
     return ready
+
+
+class ChannelStream(StreamLifecycle):
+    """An open stream that sends the events of its channel."""
+
+    __slots__ = (
+        "_events_sent",
+        "_flush_queue",
+        "_flush_scheduled",
+        "_queue_failed",
+        "_reported_dropped",
+        "_stream_ready",
+        "channel",
+    )
+
+    def __init__(
+        self,
+        context: RequestContext,
+        response: ChannelResponse,
+        connection: Connection,
+        streams: Streams,
+        settings: ChannelSettings,
+        stream_ready: StreamReady,
+    ) -> None:
+        super().__init__(context, response, connection, streams, settings)
+        self.channel: EventChannel = EventChannel(
+            settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
+        )
+        self._stream_ready = stream_ready
+        self._producer: Producer = Producer(self, context)  # type: ignore[mutable-override]  # assigned once
+        self._flush_queue: FlushQueue = flush_queue()
+        self._flush_scheduled = False
+        self._queue_failed = False  # a queue of the application raised, and is not used again
+        self._events_sent = 0
+        self._reported_dropped = 0
+        self.channel._attach(self._schedule_flush, self._write_before_drop)
+
+    # State
+
+    @property
+    def reason(self) -> CloseReason | None:
+        return self.channel.reason
+
+    @property
+    def closed(self) -> bool:
+        return self.channel.closed
+
+    @property
+    def end_observed(self) -> bool:
+        return self.channel._end_observed
+
+    @property
+    def _buffered(self) -> int:
+        if self._queue_failed:
+            return 0
+        try:
+            return self.channel.buffered
+        except EXIT_EXCEPTIONS:
+            raise
+        except BaseException as error:  # noqa: BLE001  # statistics are also read for all streams at once
+            self._end_with_queue_error(error)
+            return 0
+
+    def statistics(self) -> StreamStatistics:
+        return StreamStatistics(
+            events=self._events_sent,
+            bytes=self._connection.frame_bytes,
+            buffered=self._buffered,
+            unsent=self._connection.unsent,
+            dropped=self.channel.dropped,
+            seconds=self._duration,
+            reason=self.channel.reason,
+        )
+
+    # Opening and ending
+
+    def _start_producer(self) -> None:
+        self._producer.start(self._stream_ready, self.channel, self._context)
+
+    def end(self, reason: CloseReason) -> None:
+        self.channel.end(reason)
+        self._schedule_flush()
+
+    def producer_failed(self) -> None:
+        self.channel.close()
+
+    def connection_changed(self) -> None:
+        """Handle a disconnect, or the end of a pause."""
+        if self._connection.close_reason is not None:
+            self.channel.end(self._connection.close_reason)
+        self._schedule_flush()
+
+    async def close(self, *, allow_grace: bool) -> None:
+        """Report dropped events, and close the stream."""
+        try:
+            self.end(CloseReason.SHUTDOWN)
+            self._report_dropped()
+        finally:
+            await super().close(allow_grace=allow_grace)
+
+    def _end_with_queue_error(self, error: BaseException) -> None:
+        """End the stream because the application's queue raised."""
+        if not self._queue_failed:
+            self._queue_failed = True
+            self._producer.fail(error)
+        self.end(CloseReason.ERROR)
+
+    # Writing
+
+    def _schedule_flush(self) -> None:
+        """Have ``flush`` called once in this event loop iteration."""
+        if self.channel.reason is not None:
+            self._mark_ended()
+        elif not self._flush_scheduled:
+            self._flush_queue.add(self)
+            self._flush_scheduled = True
+
+    def flush(self) -> None:
+        """Write the events of the channel, and end the stream if it is closed and all events are written."""
+        self._flush_scheduled = False
+        channel = self.channel
+        if channel.reason is not None:
+            return
+        try:
+            self._write_events()
+            complete = channel.closed and not channel.buffered and not self._connection.paused
+        except EXIT_EXCEPTIONS:
+            raise
+        except BaseException as error:  # noqa: BLE001  # an application's queue must not affect other streams
+            self._end_with_queue_error(error)
+            return
+        if complete:
+            self.end(CloseReason.CLOSED if self._producer.error is None else CloseReason.ERROR)
+
+    def _write_events(self) -> None:
+        """Write events in batches until the connection is paused."""
+        channel, connection = self.channel, self._connection
+        while not connection.paused and connection.close_reason is None:
+            frames = channel._get_frames(BATCH_SIZE)
+            if not frames:
+                break
+            self._events_sent += len(frames)
+            connection.write_frames(frames[0] if len(frames) == 1 else b"".join(frames))
+            channel._frames_written(len(frames))
+        # While the client does not read, report only when the number has doubled, and not for each event.
+        if channel.lossy and (not connection.paused or channel.dropped >= 2 * self._reported_dropped):
+            self._report_dropped()
+
+    def _write_before_drop(self) -> None:
+        """Write what the connection accepts before a lossy queue drops an event."""
+        if self.channel.reason is None:
+            self._write_events()
+
+    def _write_remaining(self) -> bool:
+        if self._queue_failed:
+            return False
+        try:
+            self._write_events()
+        except EXIT_EXCEPTIONS:
+            raise
+        except BaseException as error:  # noqa: BLE001  # the stream ends without the remaining events
+            self._end_with_queue_error(error)
+        return self._buffered > 0
+
+    def _report_dropped(self) -> None:
+        total = self.channel.dropped
+        if total != self._reported_dropped:
+            count, self._reported_dropped = total - self._reported_dropped, total
+            self._streams.report(
+                EventsDropped(self._context.execution_id, self._context.request.path, count=count, total=total)
+            )

@@ -1,4 +1,8 @@
-"""How many streams there may be, in all and of one key, and what happens at the limit."""
+"""Limits on the number of open streams, in total and per key.
+
+Each application that ``setup`` prepared has its ``Limits``. A stream holds one ``Slot`` under the limits of each
+application around it, from the response head to its end or the loss of its connection.
+"""
 
 from __future__ import annotations
 
@@ -9,98 +13,120 @@ from typing import Literal, Protocol, TypeAlias, cast
 
 from aiohttp import web
 
-from .._checks import synchronous
+from .._checks import check_synchronous
 from .._logging import log
-from ..exceptions import FATAL
+from ..exceptions import EXIT_EXCEPTIONS
 from ..sse import Event
-from .request import too_many
+from .request import too_many_streams
 
-__all__ = ["KICKED", "Key", "LimitReached", "Limits", "OnLimit", "Slot", "take_slot"]
+__all__ = ["DEFAULT_KICK_EVENT", "Key", "LimitReached", "Limits", "OnLimit", "Slot", "acquire_slot"]
 
+
+DEFAULT_KICK_EVENT = Event("a newer stream took the place of this one", "kicked")
+
+# For each stream that a key may have, this number of kicks is allowed within this number of seconds. Reloads and
+# network changes stay below it. Two tabs that reconnect after each kick reach it.
+KICKS_PER_WINDOW = 5
+KICK_WINDOW = 60.0
 
 Key: TypeAlias = Callable[[web.Request], Hashable]
 OnLimit: TypeAlias = Literal["refuse", "kick"]
 
-KICKED = Event("a newer stream took the place of this one", "kicked")
-# Each stream that a key may have is replaced at most so often in so many seconds. Reloads and changed networks stay
-# below; two tabs that reconnect after being kicked reach it.
-KICKS = 5
-KICK_WINDOW = 60.0
-
 
 class Kickable(Protocol):
-    """A stream that a newer one of its key may replace."""
+    """A stream that can be ended to make room for a newer one with its key."""
 
-    def kick(self, final: Event | None) -> None:
-        """End as ``kicked``, with this as the last event."""
+    def kick(self, kick_event: Event | None) -> None:
+        """End the stream as ``kicked``, with this final event."""
 
 
 class LimitReached(Exception):
-    """There is no place: ``answer`` is for the client, ``limit`` and ``limits`` tell which limit it was."""
+    """No slot is available.
 
-    def __init__(self, limits: Limits, limit: str, answer: web.HTTPException) -> None:
+    Args:
+        limits: The limits that were reached.
+        limit: Name of the option that sets the limit.
+        response: The response for the client.
+    """
+
+    def __init__(self, limits: Limits, limit: str, response: web.HTTPException) -> None:
         super().__init__(limit)
         self.limits = limits
         self.limit = limit
-        self.answer = answer
+        self.response = response
 
 
 class Slot:
-    """A place for one stream under an application's limits; ``outer`` is the one under the next application's.
+    """A slot of one stream under the limits of an application.
 
-    The innermost one stands for all of them.
+    The slots of a stream are linked from the innermost application to the outermost one. The innermost slot represents
+    all of them.
+
+    Args:
+        limits: The limits of the application.
+        key: Key of the stream under these limits.
+        outer: Slot under the limits of the next outer application, or ``None``.
     """
 
-    __slots__ = ("_final", "_given_back", "_stream", "key", "limits", "outer")
+    __slots__ = ("_kick_event", "_released", "_stream", "key", "limits", "outer")
 
     def __init__(self, limits: Limits, key: Hashable, outer: Slot | None) -> None:
         self.limits: Limits = limits
         self.key: Hashable = key
         self.outer: Slot | None = outer
-        self._given_back = False
+        self._released = False
         self._stream: Kickable | None = None
-        self._final: Event | None = None
+        self._kick_event: Event | None = None
 
     def __iter__(self) -> Iterator[Slot]:
-        """Walk outwards, from this one."""
+        """Iterate over this slot and the outer ones."""
         slot: Slot | None = self
         while slot is not None:
             yield slot
             slot = slot.outer
 
     def attach(self, stream: Kickable) -> None:
-        """Note which stream has it. One whose place was taken before it was open is kicked now."""
-        if not self._given_back:
+        """Set the stream that holds the slot, or kick it if the slot was evicted before the stream was open."""
+        if not self._released:
             self._stream = stream
         else:
-            stream.kick(self._final)
+            stream.kick(self._kick_event)
 
     def release(self) -> None:
-        """Count the stream no longer, under any limit. Idempotent."""
-        if self._given_back:
+        """Release the slot under all limits. Idempotent."""
+        if self._released:
             return
-        self._given_back = True
+        self._released = True
         self._stream = None
         for slot in self:
             slot.limits.remove(self, slot.key)
 
-    def kick(self, final: Event | None) -> None:
-        """Give it back, and end its stream with this as the last event."""
-        stream, self._final = self._stream, final
+    def evict(self, kick_event: Event | None) -> None:
+        """Release the slot and kick its stream, now or when it opens."""
+        stream, self._kick_event = self._stream, kick_event
         self.release()
-        if stream is not None:  # or else when it is open
+        if stream is not None:
             try:
-                stream.kick(final)
-            except FATAL:
+                stream.kick(kick_event)
+            except EXIT_EXCEPTIONS:
                 raise
-            except BaseException as error:  # noqa: BLE001  # its queue's, perhaps; the newer stream is none the worse
+            except BaseException as error:  # noqa: BLE001  # the newer stream must still open
                 log.exception("stream_kick_failed", exc_info=error)
 
 
 class Limits:
-    """The limits of one application, and the places that are taken under them."""
+    """The limits of one application, and the slots in use under them. See ``setup`` for the options."""
 
-    __slots__ = ("_all", "_each", "_key", "_kicks", "_of_each", "_slots", "_total", "final")
+    __slots__ = (
+        "_evictions",
+        "_in_use",
+        "_in_use_by_key",
+        "_key",
+        "_max_streams",
+        "_max_streams_per_key",
+        "_slots",
+        "kick_event",
+    )
 
     def __init__(
         self,
@@ -108,127 +134,142 @@ class Limits:
         max_streams_per_key: int | None,
         key: Key | None,
         on_limit: OnLimit = "refuse",
-        final: Event | None = KICKED,
+        kick_event: Event | None = DEFAULT_KICK_EVENT,
     ) -> None:
-        _check_count("max_streams", max_streams)
-        _check_count("max_streams_per_key", max_streams_per_key)
+        _check_max("max_streams", max_streams)
+        _check_max("max_streams_per_key", max_streams_per_key)
         if (key is None) != (max_streams_per_key is None):
-            raise TypeError("max_streams_per_key and key come together: a number, and whose streams are counted")
+            raise TypeError("max_streams_per_key and key come together: a number, and a function of the request")
         if key is not None and not callable(key):
             raise TypeError(f"key is a function of the request, not {key!r}")
         if on_limit not in ("refuse", "kick"):
             raise ValueError(f"on_limit is 'refuse' or 'kick', not {on_limit!r}")
         if on_limit == "kick" and not max_streams_per_key:
             raise ValueError(f"on_limit='kick' needs a max_streams_per_key of 1 or more, not {max_streams_per_key!r}")
-        if final is not None and not isinstance(final, Event):
-            raise TypeError(f"kick_event is an Event or None, not {final!r}")
-        self._all = max_streams
-        self._each = max_streams_per_key
+        if kick_event is not None and not isinstance(kick_event, Event):
+            raise TypeError(f"kick_event is an Event or None, not {kick_event!r}")
+        self._max_streams = max_streams
+        self._max_streams_per_key = max_streams_per_key
         self._key = key
-        self.final: Event | None = final
-        self._total = 0
-        self._of_each: Counter[Hashable] = Counter()
-        # With "kick" only: the places themselves, oldest first, and when some were replaced, of keys that have any.
+        self.kick_event: Event | None = kick_event
+        self._in_use = 0
+        self._in_use_by_key: Counter[Hashable] = Counter()
+        # Only with on_limit="kick": the slots of each key, oldest first, and the times of its last evictions.
         self._slots: dict[Hashable, dict[Slot, None]] | None = {} if on_limit == "kick" else None
-        self._kicks: dict[Hashable, deque[float]] = {}
+        self._evictions: dict[Hashable, deque[float]] = {}
 
     @property
-    def taken(self) -> int:
-        """How many places are taken."""
-        return self._total
+    def in_use(self) -> int:
+        """Number of slots in use."""
+        return self._in_use
 
     @property
-    def counts(self) -> bool:
-        """Whether there is a limit at all."""
-        return self._all is not None or self._each is not None
+    def enabled(self) -> bool:
+        """Whether there is a limit."""
+        return self._max_streams is not None or self._max_streams_per_key is not None
 
     def key_of(self, request: web.Request) -> Hashable:
-        """Return whose stream it would be. Raises what the application's function raises."""
+        """Return the key of a request. Raises what the application's function raises."""
         if self._key is None:
             return None
-        key = synchronous(self._key(request), "key")
-        hash(key)  # before anything is counted
+        key = check_synchronous(self._key(request), "key")
+        hash(key)  # raises TypeError before anything is counted
         return key
 
-    def replaced_by(self, key: Hashable, others: Iterable[Slot]) -> list[Slot]:
-        """Choose the oldest places, for a new stream of the key to take; ``others`` are replaced anyway.
+    def choose_evictions(self, key: Hashable, evicted: Iterable[Slot]) -> list[Slot]:
+        """Return the oldest slots of a key that must be evicted for a new stream, without those already ``evicted``.
 
-        Raises ``LimitReached`` if the key's streams were replaced too often.
+        Raises:
+            LimitReached: If too many streams of the key were evicted recently.
         """
-        if self._slots is None or self._each is None:
+        if self._slots is None or self._max_streams_per_key is None:
             return []
-        candidates = [slot for slot in self._slots.get(key, ()) if slot not in others]
-        chosen = candidates[: max(0, len(candidates) + 1 - self._each)]
+        candidates = [slot for slot in self._slots.get(key, ()) if slot not in evicted]
+        chosen = candidates[: max(0, len(candidates) + 1 - self._max_streams_per_key)]
         if chosen:
             start = time.monotonic() - KICK_WINDOW
-            if sum(kick > start for kick in self._kicks.get(key, ())) + len(chosen) > KICKS * self._each:
-                raise LimitReached(self, "max_streams_per_key", too_many(of_one=True))
+            recent = sum(evicted_at > start for evicted_at in self._evictions.get(key, ()))
+            if recent + len(chosen) > KICKS_PER_WINDOW * self._max_streams_per_key:
+                raise LimitReached(self, "max_streams_per_key", too_many_streams(per_key=True))
         return chosen
 
-    def check(self, key: Hashable, replaced: Iterable[Slot]) -> None:
-        """Raise ``LimitReached`` if there is no place, also without those that are ``replaced``."""
-        freed = [slot.key for head in replaced for slot in head if slot.limits is self]
-        if self._all is not None and self._total - len(freed) >= self._all:
-            raise LimitReached(self, "max_streams", too_many(of_one=False))
-        if self._each is not None and self._of_each[key] - freed.count(key) >= self._each:
-            raise LimitReached(self, "max_streams_per_key", too_many(of_one=True))
+    def check(self, key: Hashable, evicted: Iterable[Slot]) -> None:
+        """Raise ``LimitReached`` if no slot is available after the evictions."""
+        freed = [slot.key for innermost in evicted for slot in innermost if slot.limits is self]
+        if self._max_streams is not None and self._in_use - len(freed) >= self._max_streams:
+            raise LimitReached(self, "max_streams", too_many_streams(per_key=False))
+        per_key = self._max_streams_per_key
+        if per_key is not None and self._in_use_by_key[key] - freed.count(key) >= per_key:
+            raise LimitReached(self, "max_streams_per_key", too_many_streams(per_key=True))
 
-    def add(self, head: Slot, key: Hashable) -> None:
-        """Count a stream."""
-        self._total += 1
+    def add(self, innermost: Slot, key: Hashable) -> None:
+        """Count a slot."""
+        self._in_use += 1
         if self._key is not None:
-            self._of_each[key] += 1
+            self._in_use_by_key[key] += 1
         if self._slots is not None:
-            self._slots.setdefault(key, {})[head] = None
+            self._slots.setdefault(key, {})[innermost] = None
 
-    def remove(self, head: Slot, key: Hashable) -> None:
-        """Count a stream no longer."""
-        self._total -= 1
+    def remove(self, innermost: Slot, key: Hashable) -> None:
+        """Stop counting a slot, and forget its key if it was the last one."""
+        self._in_use -= 1
         if self._key is None:
             return
-        self._of_each[key] -= 1
-        last = not self._of_each[key]
-        if last:
-            del self._of_each[key]
+        self._in_use_by_key[key] -= 1
+        is_last = not self._in_use_by_key[key]
+        if is_last:
+            del self._in_use_by_key[key]
         if self._slots is not None:
-            if last:
+            if is_last:
                 del self._slots[key]
-                self._kicks.pop(key, None)
+                self._evictions.pop(key, None)
             else:
-                del self._slots[key][head]
+                del self._slots[key][innermost]
 
-    def note_kick(self, key: Hashable) -> None:
-        """Remember when a stream of the key was replaced."""
-        if self._each is not None:
-            self._kicks.setdefault(key, deque(maxlen=KICKS * self._each)).append(time.monotonic())
+    def record_eviction(self, key: Hashable) -> None:
+        """Record the time of an eviction, for the limit on their rate."""
+        if self._max_streams_per_key is not None:
+            times = self._evictions.setdefault(key, deque(maxlen=KICKS_PER_WINDOW * self._max_streams_per_key))
+            times.append(time.monotonic())
 
 
-def take_slot(counting: Sequence[Limits], request: web.Request) -> Slot | None:
-    """Take a place under all of these limits, innermost first, or under none. ``None`` if nothing is limited.
+def acquire_slot(all_limits: Sequence[Limits], request: web.Request) -> Slot | None:
+    """Acquire a slot under all of these limits, or under none.
 
-    A stream that has to go for this one ends before this returns its place; nothing is awaited between looking and
-    counting, so that the counts are exact. Raises ``LimitReached``, and what an application's ``key`` raises.
+    The streams of evicted slots end before this function returns. It is not a coroutine, so that no other stream can
+    acquire a slot between the check and the count.
+
+    Args:
+        all_limits: The limits of the request's applications, innermost first.
+        request: The request for a stream.
+
+    Returns:
+        The innermost slot, or ``None`` without limits.
+
+    Raises:
+        LimitReached: If no slot is available under one of the limits.
+        Exception: What the ``key`` function of an application raises.
     """
-    if not counting:
+    if not all_limits:
         return None
-    keys = [limits.key_of(request) for limits in counting]
-    replaced: dict[Slot, Limits] = {}
-    for limits, key in zip(counting, keys, strict=True):
-        replaced.update(dict.fromkeys(limits.replaced_by(key, replaced), limits))
-    for limits, key in zip(counting, keys, strict=True):
-        limits.check(key, replaced)
-    head: Slot | None = None
-    for limits, key in zip(reversed(counting), reversed(keys), strict=True):
-        head = Slot(limits, key, head)
-    for slot in head or ():
-        slot.limits.add(cast("Slot", head), slot.key)
-    for old, limits in replaced.items():
-        limits.note_kick(next(slot.key for slot in old if slot.limits is limits))
-        old.kick(limits.final)
-    return head
+    keys = [limits.key_of(request) for limits in all_limits]
+    evicted: dict[Slot, Limits] = {}
+    for limits, key in zip(all_limits, keys, strict=True):
+        evicted.update(dict.fromkeys(limits.choose_evictions(key, evicted), limits))
+    for limits, key in zip(all_limits, keys, strict=True):
+        limits.check(key, evicted)
+    innermost: Slot | None = None
+    for limits, key in zip(reversed(all_limits), reversed(keys), strict=True):
+        innermost = Slot(limits, key, innermost)
+    for slot in innermost or ():
+        slot.limits.add(cast("Slot", innermost), slot.key)
+    for old, limits in evicted.items():
+        limits.record_eviction(next(slot.key for slot in old if slot.limits is limits))
+        old.evict(limits.kick_event)
+    return innermost
 
 
-def _check_count(name: str, value: int | None) -> None:
+def _check_max(name: str, value: int | None) -> None:
     if value is None:
         return
     if type(value) is not int:

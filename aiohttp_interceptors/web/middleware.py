@@ -1,4 +1,7 @@
-"""Three ways to put interceptors around a request; together they are one chain with one context."""
+"""Run interceptors around aiohttp handlers: for an application, around one handler, or as a handler.
+
+Chains of one request are nested: they share one ``RequestContext`` and behave as one chain.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +19,57 @@ from aiohttp import web
 from aiohttp.abc import AbstractView
 from aiohttp.typedefs import Middleware
 
+from .._checks import unwrap_partial
 from .._logging import log
-from ..chain import Chain, Execution, drive
-from ..interceptor import STAGES, Interceptor, InterceptorLike, interceptors_of, unwrapped
-from .commit import contexts
-from .context import RequestContext
+from ..chain import Chain, Execution, run_execution
+from ..interceptor import STAGES, Interceptor, InterceptorLike, interceptors_of
+from .context import RequestContext, contexts
 
 __all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware", "uncaught_exception"]
 
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H")
-_OURS = f"{__name__.partition('.')[0]}."
+_PACKAGE = f"{__name__.partition('.')[0]}."
 
 
 def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Middleware:
-    """Make the middleware that runs these for every request of an application, also for 404 and 405.
+    """Make a middleware that runs interceptors for every request of an application, also for a 404 or 405.
 
-    ``app.middlewares.append(interceptor_middleware(a, b))``; ``None`` among them is skipped.
-    Raises ``TypeError`` for what is not an interceptor.
+    ``app.middlewares.append(interceptor_middleware(a, b))``
+
+    Args:
+        *interceptors: The interceptors, outermost first. ``None`` is skipped.
+
+    Returns:
+        The middleware. It can serve several applications.
+
+    Raises:
+        TypeError: If an argument is not an interceptor.
     """
-    return web.middleware(functools.partial(_run, Chain(interceptors_of(interceptors))))
+    return web.middleware(functools.partial(_run, interceptors_of(interceptors)))
 
 
 def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:
-    """Run these around one handler: whatever aiohttp takes for one, or a method of a class or of a ``web.View``.
+    """Make a decorator that runs interceptors around one handler.
 
-    They run inside those of the applications. A decorator that adds a route stays above it: ``@routes.get("/")`` adds
-    what is below. A plain function works as in aiohttp, with aiohttp's ``DeprecationWarning``. Raises ``TypeError`` for
-    what is not an interceptor or not a handler.
+    It decorates every handler that aiohttp accepts, a ``web.View`` class, or a method of a class or view. A plain
+    function works as in aiohttp, with aiohttp's ``DeprecationWarning``. The interceptors run inside those of the
+    applications. A decorator that adds a route goes above this one, because ``@routes.get("/")`` adds what is below it.
+
+    Args:
+        *interceptors: The interceptors, outermost first. ``None`` is skipped.
+
+    Returns:
+        The decorator. It raises ``TypeError`` if what it decorates is not a handler.
+
+    Raises:
+        TypeError: If an argument is not an interceptor.
     """
     for candidate in interceptors:
         if inspect.isroutine(candidate) or inspect.isclass(candidate):
             raise TypeError(f"@intercept(…) takes interceptors and then decorates a handler; it got {candidate!r}")
-    chain = Chain(interceptors_of(interceptors))
+    chain = interceptors_of(interceptors)
 
     def decorate(decorated: H) -> H:
         if isinstance(decorated, staticmethod | classmethod):
@@ -79,31 +99,31 @@ def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H
 
 
 def _handler_of(candidate: object) -> Callable[..., Awaitable[web.StreamResponse]] | None:
-    """Return what is awaited for a response when it is called; ``None`` for what aiohttp refuses or cannot run.
+    """Return an async handler, or ``None`` if aiohttp refuses the candidate or cannot run it.
 
-    The forms are those of aiohttp's ``AbstractRoute``, which awaits what is marked as a coroutine function and wraps
-    everything else that can be called.
+    The forms are those of aiohttp's ``AbstractRoute``: it awaits what is marked as a coroutine function, and wraps
+    every other callable.
     """
-    function: Any = unwrapped(candidate)
+    function: Any = unwrap_partial(candidate)
     if not callable(function) or inspect.isclass(function):
         return cast("Handler", candidate) if _is_view(candidate) else None
     called = getattr(function, "__call__", None)  # noqa: B004  # that of an object; a function's has no marks
     if any(_is_coroutine_function(form) for form in (candidate, function, called)):
         return cast("Handler", candidate)
     if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in (function, called)):
-        return None  # what it returns cannot be awaited
-    if (getattr(function, "__module__", None) or "").startswith(_OURS):
-        return None  # start_event_stream without its parentheses
+        return None  # the result cannot be awaited
+    if (getattr(function, "__module__", None) or "").startswith(_PACKAGE):
+        return None  # such as start_event_stream, passed without being called
     bare = cast("Callable[..., Any]", candidate)
 
     @functools.wraps(bare)
-    async def answer(*args: Any) -> web.StreamResponse:
+    async def handler(*args: Any) -> web.StreamResponse:
         result = bare(*args)
         return cast("web.StreamResponse", await result if inspect.isawaitable(result) else result)
 
-    answer.__name__ = _name_of(candidate)
+    handler.__name__ = _name_of(candidate)
     warnings.warn(f"Bare functions are deprecated, use async ones: {candidate!r}", DeprecationWarning, stacklevel=3)
-    return answer
+    return handler
 
 
 def _is_view(candidate: object) -> TypeGuard[type[AbstractView]]:
@@ -111,30 +131,30 @@ def _is_view(candidate: object) -> TypeGuard[type[AbstractView]]:
 
 
 def _is_coroutine_function(candidate: object) -> bool:
-    """Tell whether what it returns can be awaited, as far as its marks say so."""
+    """Return whether a callable is marked as one that returns an awaitable."""
     if inspect.iscoroutinefunction(candidate):
         return True
-    if sys.version_info < (3, 14) and asyncio.iscoroutinefunction(candidate):  # what asyncio marked
+    if sys.version_info < (3, 14) and asyncio.iscoroutinefunction(candidate):  # marked by asyncio
         return True
     function = getattr(candidate, "__func__", candidate)
     return inspect.isfunction(function) and bool(function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
 def _name_of(handler: object) -> str:
-    """Return the name that logs and errors call a handler by."""
-    own = unwrapped(handler)
-    return getattr(own, "__name__", None) or type(own).__name__
+    """Return the name of a handler for logs and errors."""
+    function = unwrap_partial(handler)
+    return getattr(function, "__name__", None) or type(function).__name__
 
 
 def _intercepted_view(chain: Chain, view: type[AbstractView]) -> type[AbstractView]:
-    """Make the subclass of a view whose requests take the chain."""
+    """Make a subclass of a view whose requests run through the chain."""
 
-    class Intercepted(view):  # type: ignore[misc, valid-type]  # its base is known at run time only
+    class Intercepted(view):  # type: ignore[misc, valid-type]  # the base is only known at run time
         def __await__(self) -> Generator[Any, None, web.StreamResponse]:
             @types.coroutine
             def call(_: web.Request) -> Generator[Any, None, web.StreamResponse]:
-                answer: web.StreamResponse = yield from super(Intercepted, self).__await__()
-                return answer
+                response: web.StreamResponse = yield from super(Intercepted, self).__await__()
+                return response
 
             call.__name__ = view.__name__
             return _run(chain, self.request, call).__await__()
@@ -144,22 +164,32 @@ def _intercepted_view(chain: Chain, view: type[AbstractView]) -> type[AbstractVi
 
 
 def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler | type[AbstractView]) -> Handler:
-    """Make a route's handler of a chain in which some interceptor attaches the response.
+    """Make a handler for a route from interceptors, one of which attaches the response.
 
-    ``app.router.add_get("/", as_handler(auth, page))``; the last one may be whatever aiohttp takes for a handler, a
-    ``web.View`` class too. An object with stages is an interceptor, also one that can be called. Without a response at
-    the end, ``NoResponse`` is raised to aiohttp, which answers 500. Raises ``TypeError`` for what is neither.
+    ``app.router.add_get("/", as_handler(auth, page))``
+
+    If the chain ends without a response, the handler raises ``NoResponse``, and aiohttp responds with 500.
+
+    Args:
+        *interceptors: The interceptors, outermost first. ``None`` is skipped. The last one may be any handler that
+            aiohttp accepts, or a ``web.View`` class. An object with stages is an interceptor, even if it is callable.
+
+    Returns:
+        The handler, with the name of the last argument.
+
+    Raises:
+        TypeError: If an argument is not an interceptor and not a handler, or if there is none.
     """
     *links, last = interceptors or (None,)
     handler = None if _has_stages(last) else _handler_of(last)
-    chain = Chain(interceptors_of(links if handler is not None else interceptors))
-    if not chain.steps and handler is None:
+    chain = interceptors_of(links if handler is not None else interceptors)
+    if not chain and handler is None:
         raise TypeError("as_handler takes at least one interceptor")
 
     async def chain_handler(request: web.Request) -> web.StreamResponse:
         return await _run(chain, request, handler)
 
-    name = chain.steps[-1].name if handler is None else _name_of(last)
+    name = chain[-1].name if handler is None else _name_of(last)
     chain_handler.__name__ = chain_handler.__qualname__ = name
     return chain_handler
 
@@ -169,49 +199,60 @@ def _has_stages(candidate: object) -> bool:
 
 
 def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitable[web.StreamResponse]:
-    """Run a chain around a handler, in the context that the request has already or in a new one.
+    """Run a chain around a handler, in the request's context if it has one, or else in a new one.
 
-    The request gets its context when the coroutine starts: one that never starts leaves nothing behind.
+    The context is registered when the coroutine starts, so that one that never starts leaves nothing behind.
     """
     context = RequestContext(request)
     if context._writer in contexts:
-        return _run_inside(chain, request, handler)
+        return _run_nested(chain, request, handler)
     execution = Execution(context, chain)
     if getattr(context._writer, "_eof", False):
-        execution.completed_before = context._completion()  # a middleware further out has answered already
-    return drive(execution, handler, RequestContext.conclude)
+        execution.initial_result = context._current_result()  # a middleware further out has responded
+    return run_execution(execution, handler, RequestContext._final_response)
 
 
-async def _run_inside(chain: Chain, request: web.Request, handler: Handler | None) -> web.StreamResponse:
-    """Run a chain as the inner part of the one that the request is in."""
-    outer = contexts.get(request.writer)
-    if outer is None:  # it ended before this began
+async def _run_nested(chain: Chain, request: web.Request, handler: Handler | None) -> web.StreamResponse:
+    """Run a chain inside the one that is running for the request, in the same context."""
+    context = contexts.get(request.writer)
+    if context is None:  # the outer chain ended before this one began
         return await _run(chain, request, handler)
-    asked, attached = outer.request, outer._response
-    outer.request = request  # a middleware in between may have cloned it
-    if attached is not None and not outer.committed:
-        outer._response = None  # it is that of an earlier attempt, and says nothing of this one
-    execution = Execution(outer, chain)
-    execution.completed_before = outer._completion()  # it is committed, if there is any
+    outer_request, outer_response = context.request, context._response
+    context.request = request  # a middleware in between may have cloned it
+    if outer_response is not None and not context.committed:
+        context._response = None  # it is the response of an earlier attempt
+    execution = Execution(context, chain)
+    execution.initial_result = context._current_result()  # if there is one, it is committed
     try:
-        await drive(execution, handler)
+        await run_execution(execution, handler)
     except BaseException:
-        if outer._response is None:
-            outer._response = attached
+        if context._response is None:
+            context._response = outer_response
         raise
     finally:
-        outer.request = asked
-    return outer.conclude()
+        context.request = outer_request
+    return context._final_response()
 
 
 def uncaught_exception(
     *, analyze: Callable[[RequestContext, Exception], Exception | None] | None = None, debug: bool = False
 ) -> Interceptor[RequestContext]:
-    """Make the outermost interceptor: it logs an unhandled exception and answers 500, as plain text without details.
+    """Make an interceptor that logs an unhandled exception and responds with 500, as plain text without details.
 
-    ``analyze(context, exception)`` gives the exception to log instead, or ``None`` to log nothing. With ``debug`` the
-    answer holds the traceback and the context, and any origin may read it: for a developer's machine only. After
-    commit it declines, so that aiohttp logs the exception and closes the connection.
+    Put it first, so that it handles the exceptions of all other interceptors. After commit it re-raises the exception,
+    so that aiohttp logs it and closes the connection.
+
+    Args:
+        analyze: A plain function of the context and the exception. It returns the exception to log instead, or ``None``
+            to log nothing.
+        debug: Whether the response has the traceback and the context's values, readable for any origin. Only for
+            development.
+
+    Returns:
+        The interceptor.
+
+    Raises:
+        TypeError: If ``analyze`` cannot be called.
     """
     if analyze is not None and not callable(analyze):
         raise TypeError(f"analyze is a function of the context and the exception, not {analyze!r}")
@@ -231,16 +272,16 @@ def uncaught_exception(
                 execution_id=context.execution_id,
                 exc_info=logged,
             )
-        context.response = _in_full(context, exception) if debug else _without_details()
+        context.response = _debug_response(context, exception) if debug else _plain_response()
 
     return Interceptor("uncaught_exception", error=error)
 
 
-def _without_details() -> web.Response:
+def _plain_response() -> web.Response:
     return web.Response(status=500, text="500 Internal Server Error\n")
 
 
-def _in_full(context: RequestContext, exception: Exception) -> web.Response:
+def _debug_response(context: RequestContext, exception: Exception) -> web.Response:
     values = "\n".join(f"{key!r}: {value!r}" for key, value in context.snapshot().items())
     text = f"{context.error}\n\n{''.join(traceback.format_exception(exception))}\n{context!r}\n{values}\n"
     return web.Response(status=500, text=text, headers={"Access-Control-Allow-Origin": "*"})

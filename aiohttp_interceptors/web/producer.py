@@ -1,4 +1,7 @@
-"""The function that feeds a stream: called once, and seen off when the stream is over."""
+"""The application's function that produces a stream's events.
+
+A ``Producer`` calls it once, ends the stream if it raises, and waits for it after the stream has ended.
+"""
 
 from __future__ import annotations
 
@@ -7,106 +10,107 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
+from .._checks import unwrap_partial
 from .._logging import log
 from ..channel import CloseReason, EventChannel
-from ..exceptions import FATAL, ChannelClosed
-from ..interceptor import unwrapped
+from ..exceptions import EXIT_EXCEPTIONS, ChannelClosed
 from .context import RequestContext
 from .settings import OnClose
 
-__all__ = ["Fed", "Producer", "StreamReady", "name_of"]
+__all__ = ["ProducedStream", "Producer", "StreamReady", "function_name"]
 
 
 StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
 
 P = ParamSpec("P")
 
+# Seconds that a producer has to clean up after it observed the end of its stream, and again after it was cancelled.
+# Cleaning up may involve a database. Until the producer returns, the chain does not leave.
+CLEANUP_TIMEOUT = 5.0
 
-class Fed(Protocol):
-    """What a producer feeds, a channel or a stream."""
+
+class ProducedStream(Protocol):
+    """The part of a stream that its producer uses."""
 
     @property
     def reason(self) -> CloseReason | None:
-        """Why it is over; ``None`` as long as it is not."""
+        """Why the stream ended; ``None`` while it is open."""
 
     @property
-    def told(self) -> bool:
-        """Whether the producer can know that it is over."""
+    def closed(self) -> bool:
+        """Whether the stream takes no more events."""
 
-    def close(self) -> None:
-        """Take no more, and be over once all is sent."""
+    @property
+    def end_observed(self) -> bool:
+        """Whether the producer has observed that the stream ended, for example by a ``put`` that returned false."""
+
+    def producer_failed(self) -> None:
+        """End the stream, after the events that it has, because the producer raised."""
 
 
-# Seconds that a producer has to clean up once it knows that its stream is over, or was cancelled. Cleaning up may wait
-# for a database; a producer that takes longer keeps the rest of the chain from leaving.
-CLEAN_UP = 5.0
+class _Interrupts:
+    """Futures that shorten the wait for a producer."""
 
-
-class _Farewell:
-    """What ends the waiting for a producer early."""
-
-    __slots__ = ("abandoned", "hurried")
+    __slots__ = ("aborted", "cancelled")
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.abandoned: asyncio.Future[None] = loop.create_future()
-        self.hurried: asyncio.Future[None] = loop.create_future()
+        self.aborted: asyncio.Future[None] = loop.create_future()
+        self.cancelled: asyncio.Future[None] = loop.create_future()
 
 
 class Producer:
-    """Call a ``stream_ready`` function, and let what it raises end its stream."""
+    """Call a producing function, and let what it raises end the stream."""
 
-    __slots__ = ("_context", "_farewell", "_fed", "_task", "error", "name")
+    __slots__ = ("_context", "_interrupts", "_stream", "_task", "error", "name")
 
-    error: BaseException | None
-    """What it raised, if it did."""
-
-    def __init__(self, fed: Fed, context: RequestContext, name: str = "") -> None:
-        self._fed = fed
+    def __init__(self, stream: ProducedStream, context: RequestContext, name: str = "") -> None:
+        self._stream = stream
         self._context = context
         self.name: str = name
-        """In the log; the function's own unless given."""
-        self._task: asyncio.Future[Any] | None = None
-        self._farewell: _Farewell | None = None
-        self.error = None
+        """Name in the log; the function's own name unless given."""
+        self.error: BaseException | None = None
+        """What the function raised, if it did."""
+        self._task: asyncio.Future[Any] | None = None  # while the function is a coroutine
+        self._interrupts: _Interrupts | None = None  # while it is awaited, or from abort() on
 
     @property
     def failure(self) -> Exception | None:
-        """The exception that the stage which opened the stream raises; a ``BaseException`` is the cause of another."""
+        """The exception to raise in the chain: ``error``, or a ``RuntimeError`` caused by a ``BaseException``."""
         error = self.error
-        if error is None or isinstance(error, (Exception, *FATAL)):
+        if error is None or isinstance(error, (Exception, *EXIT_EXCEPTIONS)):
             return error if isinstance(error, Exception) else None
-        failure = RuntimeError(f"the producer {self.name} raised {error!r}, which is no Exception")
+        failure = RuntimeError(f"the producer {self.name} raised {error!r}, which is not an Exception")
         failure.__cause__ = error
         return failure
 
-    def start(self, function: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> None:
-        """Call it; only what it returns to be awaited gets a task."""
-        self.name = self.name or name_of(function)
+    def start(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call the function. A task is made only if the result is awaitable."""
+        self.name = self.name or function_name(function)
         try:
-            result = function(*arguments, **named)
-        except FATAL:
+            result = function(*args, **kwargs)
+        except EXIT_EXCEPTIONS:
             raise
         except ChannelClosed as error:
-            self._end_by(error)
+            self._channel_closed(error)
             return
-        except BaseException as error:  # noqa: BLE001  # whatever it is, the stream ends
+        except BaseException as error:  # noqa: BLE001  # any exception ends the stream, and is raised in the chain
             self.fail(error)
             return
         if inspect.isawaitable(result):
             self._task = asyncio.ensure_future(result)
-            self._task.add_done_callback(self._returned)
+            self._task.add_done_callback(self._on_done)
 
     def fail(self, error: BaseException) -> None:
-        """End the stream because of an error. The first one is the stream's; others are logged."""
+        """End the stream because of an exception. Only the first one is kept; others are logged."""
         if self.error is None:
             self.error = error
-            self._fed.close()
+            self._stream.producer_failed()
         else:
             self.log(error)
 
     def log(self, error: BaseException) -> None:
-        """Log an error that is not raised to aiohttp, which would log it."""
+        """Log an exception that is not raised to aiohttp, which would log it."""
         log.exception(
             "stream_producer_failed",
             producer=self.name,
@@ -115,111 +119,118 @@ class Producer:
             exc_info=error,
         )
 
-    async def see_off(self, on_close: OnClose | None, grace: float) -> None:
-        """Tell ``on_close`` why the stream ended, and wait until the producer has cleaned up.
+    async def finish(self, on_close: OnClose | None, grace: float) -> None:
+        """Call ``on_close`` with the reason, and wait until the producer has returned.
 
-        A producer that waits in its channel was told. Another one has ``grace`` seconds to come back to its channel,
-        and is cancelled then. Either has some seconds to clean up. Runs to its end also while being cancelled, and the
-        cancellation goes on.
+        A producer that has observed the end of the stream is left to clean up. Any other has ``grace`` seconds to
+        observe it with its next ``put``, and is then cancelled. Completes even while being cancelled, and raises the
+        cancellation afterwards.
         """
-        task = self._task
-        if task is not None and not task.done() and not grace and not self._knows():
+        task = self._running_task()
+        if task is not None and not grace and not self._end_observed():
             task.cancel()
-        told = self._tell(on_close)
-        if told is not None or (task is not None and not task.done()):
-            await _in_full(self._wait(told, grace))
+        closing = self._call_on_close(on_close)
+        if closing is not None or task is not None:
+            await _run_to_completion(self._wait(closing, grace))
 
-    def hurry(self) -> None:
-        """Cancel it now if it has not come back to its channel yet."""
-        if self._farewell is not None and not self._farewell.hurried.done():
-            self._farewell.hurried.set_result(None)
+    def cancel(self) -> None:
+        """End the grace period of ``finish``: cancel the producer now unless it has observed the end."""
+        if self._interrupts is not None and not self._interrupts.cancelled.done():
+            self._interrupts.cancelled.set_result(None)
 
-    def abandon(self) -> None:
-        """Wait for it no longer."""
+    def abort(self) -> None:
+        """Cancel the producer, and let ``finish`` return without waiting for it."""
         if self._task is not None:
             self._task.cancel()
-        if self._farewell is None:
-            self._farewell = _Farewell()
-        if not self._farewell.abandoned.done():
-            self._farewell.abandoned.set_result(None)
+        if self._interrupts is None:
+            self._interrupts = _Interrupts()
+        if not self._interrupts.aborted.done():
+            self._interrupts.aborted.set_result(None)
 
-    def _knows(self) -> bool:
-        return self._fed.told or self._fed.reason is CloseReason.CLOSED
+    def _running_task(self) -> asyncio.Future[Any] | None:
+        return None if self._task is None or self._task.done() else self._task
 
-    def _returned(self, task: asyncio.Future[object]) -> None:
+    def _end_observed(self) -> bool:
+        return self._stream.end_observed or self._stream.reason is CloseReason.CLOSED
+
+    def _on_done(self, task: asyncio.Future[object]) -> None:
         error: BaseException | None
         try:
             error = task.exception()
         except asyncio.CancelledError as cancelled:
-            if self._fed.reason is not None:
-                return  # the stream is over, and that is why
-            error = cancelled  # it awaited something that was cancelled
+            if self._stream.reason is not None:
+                return  # cancelled because the stream has ended
+            error = cancelled  # the producer awaited something that was cancelled
         if isinstance(error, ChannelClosed):
-            self._end_by(error)
+            self._channel_closed(error)
         elif error is not None:
             self.fail(error)
 
-    def _end_by(self, error: ChannelClosed) -> None:
-        """Take what a direct put on the channel's queue raises for the end that it is, and for an error before that."""
-        if self._fed.reason is None and not (isinstance(self._fed, EventChannel) and self._fed.closed):
+    def _channel_closed(self, error: ChannelClosed) -> None:
+        """Handle what a direct put on the channel's queue raises; it is an error only while the stream is open."""
+        if not self._stream.closed:
             self.fail(error)
 
-    def _tell(self, on_close: OnClose | None) -> Awaitable[object] | None:
-        """Call ``on_close`` now, and return what of it is to be awaited."""
+    def _call_on_close(self, on_close: OnClose | None) -> Awaitable[object] | None:
+        """Call ``on_close``, and return its result if that is awaitable."""
         if on_close is None:
             return None
         try:
-            told = on_close(self._context, self._fed.reason or CloseReason.CLOSED)
-        except FATAL:
+            result = on_close(self._context, self._stream.reason or CloseReason.CLOSED)
+        except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # the stream is over, whatever its observer thinks of it
-            self._on_close_failed(error)
+        except BaseException as error:  # noqa: BLE001  # the stream is closed in any case
+            self._log_on_close_error(error)
             return None
-        return told if inspect.isawaitable(told) else None
+        return result if inspect.isawaitable(result) else None
 
-    async def _wait(self, told: Awaitable[object] | None, grace: float) -> None:
-        if self._farewell is None:
-            self._farewell = _Farewell()
-        # Most have returned by now, and need no timer: asyncio keeps a cancelled one, and with it all of the request.
-        task = self._task if self._task is not None and not self._task.done() else None
+    async def _wait(self, closing: Awaitable[object] | None, grace: float) -> None:
+        """Wait for ``on_close`` and for the producer, concurrently."""
+        if self._interrupts is None:
+            self._interrupts = _Interrupts()
+        # No wait with a timeout for a producer that has returned: asyncio keeps the cancelled timer, and with it the
+        # whole request.
+        task = self._running_task()
         if task is None:
-            if told is not None:
-                await self._until_told(told, self._farewell)
-        elif told is None:
-            await self._until_it_returns(task, self._farewell, grace)
+            if closing is not None:
+                await self._wait_on_close(closing, self._interrupts)
+        elif closing is None:
+            await self._wait_producer(task, self._interrupts, grace)
         else:
             await asyncio.gather(
-                self._until_told(told, self._farewell), self._until_it_returns(task, self._farewell, grace)
+                self._wait_on_close(closing, self._interrupts), self._wait_producer(task, self._interrupts, grace)
             )
 
-    async def _until_told(self, told: Awaitable[object], farewell: _Farewell) -> None:
-        """Let ``on_close`` return by itself, unless nobody waits any longer."""
-        future: asyncio.Future[Any] = asyncio.ensure_future(told)
-        await asyncio.wait([future, farewell.abandoned], return_when=asyncio.FIRST_COMPLETED)
+    async def _wait_on_close(self, closing: Awaitable[object], interrupts: _Interrupts) -> None:
+        """Wait without a timeout, and cancel ``on_close`` only on ``abort``."""
+        future: asyncio.Future[Any] = asyncio.ensure_future(closing)
+        await asyncio.wait([future, interrupts.aborted], return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
             future.cancel()
-            await asyncio.wait([future], timeout=0)  # its turn to go
+            await asyncio.wait([future], timeout=0)  # one event loop iteration, to be cancelled in
         error = future.exception() if future.done() and not future.cancelled() else None
-        if error is not None and not isinstance(error, FATAL):
-            self._on_close_failed(error)
+        if error is not None and not isinstance(error, EXIT_EXCEPTIONS):
+            self._log_on_close_error(error)
 
-    async def _until_it_returns(self, task: asyncio.Future[Any], farewell: _Farewell, grace: float) -> None:
-        """Let a producer return by itself once it knows of the end, and give up on one that does not."""
-        if grace and not self._knows():
+    async def _wait_producer(self, task: asyncio.Future[Any], interrupts: _Interrupts, grace: float) -> None:
+        """Wait for the grace period, for the clean-up, and once more after a cancellation; then abandon the task."""
+        if grace and not self._end_observed():
             await asyncio.wait(
-                [task, farewell.abandoned, farewell.hurried], timeout=grace, return_when=asyncio.FIRST_COMPLETED
+                [task, interrupts.aborted, interrupts.cancelled],
+                timeout=grace,
+                return_when=asyncio.FIRST_COMPLETED,
             )
-            if not self._knows():
+            if not self._end_observed():
                 task.cancel()
         for _ in range(2):
-            await asyncio.wait([task, farewell.abandoned], timeout=CLEAN_UP, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task, interrupts.aborted], timeout=CLEANUP_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             task.cancel()
-            if farewell.abandoned.done():
-                await asyncio.wait([task], timeout=0)  # its turn to go
+            if interrupts.aborted.done():
+                await asyncio.wait([task], timeout=0)  # one event loop iteration, to be cancelled in
             if task.done():
                 return
         if self.error is None:
-            task.add_done_callback(self._too_late)
+            task.add_done_callback(self._log_late_error)
         log.warning(
             "stream_producer_ignores_its_end",
             producer=self.name,
@@ -227,23 +238,26 @@ class Producer:
             execution_id=self._context.execution_id,
         )
 
-    def _too_late(self, _: object) -> None:
-        """Log what a producer raised that was given up."""
+    def _log_late_error(self, _: object) -> None:
+        """Log what an abandoned producer raised."""
         if self.error is not None:
             self.log(self.error)
 
-    def _on_close_failed(self, error: BaseException) -> None:
+    def _log_on_close_error(self, error: BaseException) -> None:
         log.exception("stream_on_close_failed", execution_id=self._context.execution_id, exc_info=error)
 
 
-def name_of(function: Callable[..., object]) -> str:
-    """Name a user's function as the log does."""
-    own = unwrapped(function)
-    return getattr(own, "__qualname__", "") or type(own).__qualname__
+def function_name(function: Callable[..., object]) -> str:
+    """Return the name of a user's function for the log."""
+    unwrapped = unwrap_partial(function)
+    return getattr(unwrapped, "__qualname__", "") or type(unwrapped).__qualname__
 
 
-async def _in_full(coroutine: Coroutine[None, None, None]) -> None:
-    """Run something to its end, also while being cancelled, as ``handler_cancellation`` does when a client leaves."""
+async def _run_to_completion(coroutine: Coroutine[None, None, None]) -> None:
+    """Run a coroutine to its end even if the caller is cancelled, and raise the cancellation afterwards.
+
+    aiohttp's ``handler_cancellation`` cancels the handler when the client disconnects.
+    """
     task = asyncio.create_task(coroutine)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

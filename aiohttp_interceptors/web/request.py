@@ -1,4 +1,4 @@
-"""The answers to a request that gets no stream."""
+"""What a stream reads of a request (``Accept``, ``Last-Event-ID``, the body), and the responses that refuse it."""
 
 from __future__ import annotations
 
@@ -13,106 +13,43 @@ from aiohttp.http import HttpProcessingError
 __all__ = [
     "StopReconnecting",
     "accepts_event_stream",
-    "is_of_event_source",
+    "is_event_source_request",
     "last_event_id_of",
     "not_acceptable",
     "read_body",
-    "stopping",
-    "too_large",
-    "too_many",
-    "too_slow",
-    "unreadable",
+    "server_stopping",
+    "too_many_streams",
 ]
 
 
-# Seconds in which those who were refused for a limit may come back: long enough to spread them, and none waits long.
-WINDOW = 10.0
+# Seconds over which clients that were refused for a limit are asked to retry: enough to spread them, and a short wait.
+RETRY_WINDOW = 10.0
+
+# Media ranges that include an event stream, and how specific each is.
+_SPECIFICITY = {"text/event-stream": 3, "text/*": 2, "*/*": 1}
 
 
-class StopReconnecting(web.HTTPNoContent):
-    """Answer 204, on which a browser's ``EventSource`` stops coming back. Raise it in an interceptor before the stream.
-
-    Source: WHATWG HTML 9.2.3.
-    """
-
-
-def stopping(spread: float) -> web.HTTPException:
-    """Make the answer of a server that stops; ``spread`` is in seconds."""
-    return web.HTTPServiceUnavailable(headers=_retry_after(spread), text="The server is stopping.\n")
-
-
-def too_many(*, of_one: bool) -> web.HTTPException:
-    """Make the answer to one stream too many, of one client or in all."""
-    if of_one:
-        return web.HTTPTooManyRequests(headers=_retry_after(WINDOW), text="You have too many streams open.\n")
-    return web.HTTPServiceUnavailable(headers=_retry_after(WINDOW), text="There are too many streams.\n")
-
-
-def not_acceptable() -> web.HTTPException:
-    """Make the answer to a client that takes no event stream."""
-    return web.HTTPNotAcceptable(text="This is an event stream (text/event-stream).\n")
-
-
-def too_slow() -> web.HTTPException:
-    """Make the answer to a request whose body does not come."""
-    return web.HTTPRequestTimeout(text="The request's body did not come.\n")
-
-
-def too_large(size: int, limit: int) -> web.HTTPException:
-    """Make the answer to a request whose body has more than ``limit`` bytes."""
-    return web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
-
-
-def unreadable() -> web.HTTPException:
-    """Make the answer to a request whose body is not what its headers say, and close the connection after it."""
-    refusal = web.HTTPBadRequest(text="The request's body cannot be read.\n")
-    refusal.force_close()
-    return refusal
-
-
-def _retry_after(window: float) -> dict[str, str]:
-    """Choose a whole second at random: one value for all would bring them back together (RFC 9110, 10.2.3)."""
-    return {"Retry-After": str(random.randint(1, max(1, math.ceil(window))))}  # noqa: S311  # nothing secret
-
-
-# The media ranges that an event stream is in, and how exactly each names it.
-_RANGES = {"text/event-stream": 3, "text/*": 2, "*/*": 1}
+# The Accept header and the kind of client.
 
 
 def accepts_event_stream(accept: str | None) -> bool:
-    """Tell whether an ``Accept`` header admits ``text/event-stream``; without one, everything is admitted.
+    """Return whether an ``Accept`` header allows ``text/event-stream``. A request without one accepts everything.
 
-    The most exact of the ranges that match decides, and a weight of 0 excludes. Source: RFC 9110, 12.5.1.
+    The most specific range that matches decides, and a weight of 0 excludes. Source: RFC 9110, 12.5.1.
     """
     if accept is None or not accept.strip():
         return True
-    exactness, accepted = 0, False
+    specificity, accepted = 0, False
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
-        found = _RANGES.get(name, 0)
-        if found > exactness:
-            exactness, accepted = found, _weight(parameters) > 0
+        found = _SPECIFICITY.get(name, 0)
+        if found > specificity:
+            specificity, accepted = found, _weight(parameters) > 0
     return accepted
 
 
-def is_of_event_source(headers: Mapping[str, str]) -> bool:
-    """Tell whether a request with these headers is an ``EventSource``'s, which reads frames as the standard says.
-
-    Such a request has the cache mode ``no-store``, for which the Fetch standard sends ``Pragma`` and
-    ``Cache-Control``; a proxy may drop the first. Libraries that copy a part of that, and requests of ``fetch``, read
-    frames each in its own way. Source: WHATWG HTML 9.2.2, WHATWG Fetch 4.5.
-    """
-    if headers.get("Accept") != "text/event-stream" or "no-cache" not in headers.get("Cache-Control", ""):
-        return False
-    return (
-        headers.get("Pragma") == "no-cache"
-        or "Sec-Fetch-Mode" in headers
-        or headers.get("User-Agent", "").startswith("Mozilla/")
-    )
-
-
 def _weight(parameters: list[str]) -> float:
-    """Read ``q``; one that is no number counts as none."""
+    """Return the value of ``q``; 1 if it is missing or not a number."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
@@ -123,72 +60,141 @@ def _weight(parameters: list[str]) -> float:
     return 1.0
 
 
+def is_event_source_request(headers: Mapping[str, str]) -> bool:
+    """Return whether a request comes from an ``EventSource``, which parses a stream as the standard specifies.
+
+    Such a request has the cache mode ``no-store``, for which the Fetch standard sends ``Pragma`` and ``Cache-Control``.
+    Proxies may drop ``Pragma``. Requests of ``fetch``, and of libraries that send only some of these headers, may be
+    parsed differently. Source: WHATWG HTML 9.2.2, WHATWG Fetch 4.5.
+    """
+    if headers.get("Accept") != "text/event-stream" or "no-cache" not in headers.get("Cache-Control", ""):
+        return False
+    return (
+        headers.get("Pragma") == "no-cache"
+        or "Sec-Fetch-Mode" in headers
+        or headers.get("User-Agent", "").startswith("Mozilla/")
+    )
+
+
+# The Last-Event-ID header.
+
+
 def last_event_id_of(request: web.BaseRequest) -> str | None:
-    """Return the id of the last event that a client had, as it was sent, or ``None``.
+    """Return the ID of the last event that a client received, as it was sent, or ``None``.
 
     It is the first of these that is not empty: the header ``Last-Event-ID``, which browsers send when they reconnect;
-    the query's ``lastEventId``, in any case, to which polyfills that cannot send the header append theirs; and the
-    query's ``last_event_id``, which the page gives with a first connection. Of several values the last one counts,
-    because a client appends its own to the URL of the page.
+    the query parameter ``lastEventId``, in any case, which polyfills append that cannot send the header; and the query
+    parameter ``last_event_id``, which a page sets for its first connection. Of several values the last one counts,
+    because a polyfill appends its own to the URL of the page. Source of the header: WHATWG HTML 9.2.4.
     """
     header = request.headers.get("Last-Event-ID")
     if header or not request.query_string:
         return header or None
-    appended = given = None
+    from_polyfill = from_page = None
     for name, value in request.query.items():
         if value and name == "last_event_id":
-            given = value
+            from_page = value
         elif value and name.lower() == "lasteventid":
-            appended = value
-    return appended or given
+            from_polyfill = value
+    return from_polyfill or from_page
 
 
-async def read_body(request: web.Request, silence: float | None) -> None:
-    """Read the body to its end, and leave it in the request as if nothing had been read.
+# The body.
 
-    A connection whose request was not read to its end does not show that its client leaves. Afterwards ``read``,
-    ``text``, ``json``, ``post``, ``multipart`` and ``content`` of the request return what was sent.
 
-    Raises the answer to a client that sends nothing for ``silence`` seconds (408), more than ``client_max_size`` bytes
-    (413), or what is no body (400). If cancelled, the part that had come is lost.
+async def read_body(request: web.Request, read_timeout: float | None) -> None:
+    """Read the body to its end, and restore it so that the request's own methods still return it.
+
+    aiohttp detects a disconnect only after the request was read to its end. Afterwards ``read``, ``text``, ``json``,
+    ``post``, ``multipart`` and ``content`` return what was sent.
+
+    Raises the response to a client that sends nothing for ``read_timeout`` seconds (408), more than ``client_max_size``
+    bytes (413), or a malformed body (400). If cancelled, the bytes that were read are lost.
     """
     if not request.can_read_body:
         return
     content = request.content
     try:
-        body = await _all_of(content, request.client_max_size, silence)
+        body = await _read_all(content, request.client_max_size, read_timeout)
     except TimeoutError:
-        raise too_slow() from None
-    except (web.RequestPayloadError, HttpProcessingError):  # the latter from aiohttp's parser that is in Python
-        content.feed_eof()  # or aiohttp reads on behind the answer, and logs the error
-        raise unreadable() from None
-    except OSError:  # the client left, and reads no answer
-        raise too_slow() from None
-    _refill(content, request, body)
-    _refill(content, request, await request.read())  # which is kept when the client leaves, and shares its memory
+        raise _body_timeout() from None
+    except (web.RequestPayloadError, HttpProcessingError):  # the latter from aiohttp's parser in Python
+        content.feed_eof()  # or aiohttp would read on after the response, and log the error
+        raise _malformed_body() from None
+    except OSError:  # the client disconnected and reads no response
+        raise _body_timeout() from None
+    _restore_body(content, request, body)
+    _restore_body(content, request, await request.read())  # cached there; the memory is shared
 
 
-async def _all_of(content: StreamReader, limit: int, silence: float | None) -> bytes:
-    """Read to the end, with a limit in bytes (0 for none) and one in seconds for each piece."""
+async def _read_all(content: StreamReader, limit: int, read_timeout: float | None) -> bytes:
+    """Read to the end. ``limit`` is in bytes, 0 for none; ``read_timeout`` is in seconds, for each piece."""
     body = bytearray()
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(silence) as timeout:
+    async with asyncio.timeout(read_timeout) as timeout:
         while piece := await content.readany():
             body += piece
             if 0 < limit < len(body):
-                raise too_large(len(body), limit)
-            if silence is not None:
-                timeout.reschedule(loop.time() + silence)
+                raise _body_too_large(len(body), limit)
+            if read_timeout is not None:
+                timeout.reschedule(loop.time() + read_timeout)
     return bytes(body)
 
 
-def _refill(content: StreamReader, request: web.Request, body: bytes) -> None:
-    """Make the request's reader one that has received this body and its end.
+def _restore_body(content: StreamReader, request: web.Request, body: bytes) -> None:
+    """Reset the request's reader to one that has received this body and its end.
 
-    aiohttp has no other public way back: a clone of a request has the same reader, and ``unread_data`` is deprecated.
+    aiohttp has no other public way: a clone of the request has the same reader, and ``unread_data`` is deprecated.
     """
     low, _ = content.get_read_buffer_limits()
-    limit = max(low, len(body))  # or a large body would stop the reading of the connection
+    limit = max(low, len(body))  # a body above the limit would pause reading
     StreamReader.__init__(content, request.protocol, limit, loop=asyncio.get_running_loop())
     content.feed_data(body)
     content.feed_eof()
+
+
+# Responses that refuse a request.
+
+
+class StopReconnecting(web.HTTPNoContent):
+    """A 204 response, which stops a browser's ``EventSource`` from reconnecting.
+
+    Raise it in an interceptor before the stream is opened. Source: WHATWG HTML 9.2.3.
+    """
+
+
+def server_stopping(spread: float) -> web.HTTPException:
+    """Make the 503 response of a server that stops. Clients retry within ``spread`` seconds."""
+    return web.HTTPServiceUnavailable(headers=_retry_after(spread), text="The server is stopping.\n")
+
+
+def too_many_streams(*, per_key: bool) -> web.HTTPException:
+    """Make the response to a request above a limit: 429 for that of its client, 503 for that of the application."""
+    if per_key:
+        return web.HTTPTooManyRequests(headers=_retry_after(RETRY_WINDOW), text="You have too many streams open.\n")
+    return web.HTTPServiceUnavailable(headers=_retry_after(RETRY_WINDOW), text="There are too many streams.\n")
+
+
+def not_acceptable() -> web.HTTPException:
+    """Make the 406 response to a client that does not accept event streams."""
+    return web.HTTPNotAcceptable(text="This is an event stream (text/event-stream).\n")
+
+
+def _body_timeout() -> web.HTTPException:
+    return web.HTTPRequestTimeout(text="The request's body did not come.\n")
+
+
+def _body_too_large(size: int, limit: int) -> web.HTTPException:
+    return web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
+
+
+def _malformed_body() -> web.HTTPException:
+    """Make the 400 response to a body that contradicts its headers. The connection closes after it."""
+    refusal = web.HTTPBadRequest(text="The request's body cannot be read.\n")
+    refusal.force_close()
+    return refusal
+
+
+def _retry_after(window: float) -> dict[str, str]:
+    """Choose a random number of seconds, so that clients do not all retry at once (RFC 9110, 10.2.3)."""
+    return {"Retry-After": str(random.randint(1, max(1, math.ceil(window))))}  # noqa: S311  # not a secret

@@ -1,4 +1,8 @@
-"""A response that is an event stream, with aiohttp-sse's interface, and that cannot change after commit."""
+"""The response of an event stream, which cannot change once its headers are sent.
+
+``EventStreamResponse`` has the interface and the bytes of aiohttp-sse. The other two are the responses of the stream
+interceptors.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,16 @@ from multidict import CIMultiDict
 from .._threads import check_loop
 from ..channel import CloseReason
 from ..sse import HEARTBEAT, Event, encode
-from .app import AWAKE, Drain, Streams
-from .commit import FRAMING, CommitGuard, GuardedHeaders, drop, drop_framing, is_committed, seal
+from .app import CANCEL_FRACTION, Drain, Streams
+from .commit import (
+    FRAMING,
+    CommitGuard,
+    GuardedHeaders,
+    freeze_response,
+    is_committed,
+    log_dropped_change,
+    remove_framing_headers,
+)
 from .context import RequestContext
 from .transport import HIGH_WATER, Connection
 
@@ -26,50 +38,55 @@ if TYPE_CHECKING:
 __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
 
-HEARING = 5.0  # seconds that a handler has at most, on stop, to see that its stream is over
-_LEFT = "the client has left the event stream"
-_SUPERSEDED = "nothing of this event stream is sent, because another response was"
+# Seconds, at most, that a handler has to return after its stream ended because the server stops.
+MAX_HANDLER_GRACE = 5.0
 
-
-@lru_cache(64)
-def _shared(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
-    """Return headers that were sent, without their date: which streams of one kind have in common."""
-    return CIMultiDict(headers)
-
-
-def _is_committed(request: web.BaseRequest) -> bool:
-    context = RequestContext.of(request)
-    return is_committed(request.writer) if context is None else context.committed
+_DISCONNECTED = "the client has disconnected from the event stream"
+_DISCARDED = "the event stream is not sent, because another response was committed before"
 
 
 class EventStreamResponse(CommitGuard, EventSourceResponse):
-    """An ``aiohttp_sse.EventSourceResponse`` whose client is watched and whose head cannot change once it is sent.
+    """An ``aiohttp_sse.EventSourceResponse`` that detects disconnects at once and cannot change after commit.
 
-    ``sse_response(request, response_cls=EventStreamResponse)`` gives an aiohttp-sse application this stream, with the
-    same bytes. Unlike there: a disconnect is known at once and not at the next ping, pings go to idle streams only and
-    need no task, the head says ``no-transform`` and leaves ``Connection`` to aiohttp, and a second ``prepare`` for a
-    client that has left raises ``ConnectionResetError``. ``ping_interval`` (seconds) may be ``None`` for no pings.
+    An application that uses aiohttp-sse passes it as ``sse_response(request, response_cls=EventStreamResponse)``. The
+    bytes on the wire are the same. The differences are:
 
-    When the client leaves, ``wait`` returns and ``send`` raises, also one that was waiting. A handler that waits for
-    something else is cancelled if ``handler_cancellation`` is set in a subclass, and goes on otherwise.
+    * When the client disconnects, ``wait`` returns and ``send`` raises at once, also a ``send`` that is waiting. A
+      handler that awaits something else continues, unless a subclass sets ``handler_cancellation``.
+    * There is no ping task, and pings are sent to idle streams only.
+    * ``Cache-Control`` contains ``no-transform``, and ``Connection`` is left to aiohttp.
+    * A second ``prepare`` after a disconnect raises ``ConnectionResetError``.
 
-    When an application stops that ``setup(app)`` has prepared, the client gets the drain's farewell, ``wait`` returns
-    and ``is_connected()`` is false. A handler that has not returned after most of the drain's timeout, 5 seconds at
-    most, is cancelled, and the body ends. It ends as cut for any method but GET, after the drain's grace: such a client
-    does not come back for the rest. Without ``setup(app)`` nothing ends the stream, and aiohttp waits for its handler
-    twice its ``shutdown_timeout``.
+    When an application with ``setup(app)`` stops, the client gets the drain's final event, ``wait`` returns and
+    ``is_connected()`` is false. The handler is cancelled after four fifths of the drain's ``timeout``, and after 5
+    seconds at the latest. The body is then complete for GET. For other methods, whose clients do not reconnect, the
+    drain's ``grace`` is waited for before, and the body ends without its last chunk. Without ``setup(app)``, aiohttp
+    waits for the handler for twice its ``shutdown_timeout``.
+
+    Args:
+        status: HTTP status code.
+        reason: HTTP reason phrase.
+        headers: Additional response headers.
+        sep: Line separator; CRLF by default.
+        allow_all_methods: Accept requests of other methods than GET.
+        send_timeout: Seconds after which a client that does not read is disconnected; ``None`` for no limit.
+        ping_interval: Seconds of idleness after which a ping is sent; ``None`` for no pings.
+
+    Raises:
+        ValueError: If ``ping_interval`` is not positive.
     """
 
-    event_stream: bool = True  # whatever its Content-Type
-    _date: str | None = None
-    _is_cut = False
     handler_cancellation = False
-    """Whether the handler is cancelled when its client leaves, as aiohttp does with its setting of this name."""
-    _handler: asyncio.Task[None] | None = None  # the request's, while it is one of the application's open streams
+    """Whether the handler is cancelled when its client disconnects, as with aiohttp's server option of this name."""
+
+    _is_event_stream: bool = True  # for any Content-Type
+    _incomplete = False
+    _date: str | None = None  # the Date header, which is not among the shared headers
+    _handler: asyncio.Task[None] | None = None  # while the stream is registered with the application
     _streams: Streams | None = None
-    _last_call: asyncio.TimerHandle | None = None
-    _beats_soon = False  # aiohttp-sse sends its first ping after the interval
-    _high_water = 64 * 1024  # asyncio's and so aiohttp-sse's: an application may count on sends that do not wait
+    _cancel_handle: asyncio.TimerHandle | None = None  # cancels the handler, once the server stops
+    _early_heartbeat = False  # aiohttp-sse sends its first ping after the interval
+    _high_water = 64 * 1024  # bytes; asyncio's default, so that send() waits no earlier than aiohttp-sse's
 
     def __init__(
         self,
@@ -92,231 +109,295 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             ping_interval=self.DEFAULT_PING_INTERVAL if ping_interval is None else ping_interval,
         )
         self._heartbeat = ping_interval
-        self._ended: asyncio.Event | None = None
-        self._sent_through: AbstractStreamWriter | None = None
+        self._ended: asyncio.Event | None = None  # made when first needed
+        self._head_writer: AbstractStreamWriter | None = None  # aiohttp forgets its own at the end of the body
         del self._headers[hdrs.CONNECTION]
         self._headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
         self.connection: Connection | None = None
-        """What writes to the client; there is none before ``prepare``, and none for HEAD."""
+        """The connection to the client, for internal use; ``None`` before ``prepare``, and for HEAD."""
+
+    # Sending the headers
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Commit: send the head, with what interceptors staged, and begin to watch the client. Twice is once."""
+        """Send the headers, with those that interceptors staged, and start to watch the connection. Idempotent.
+
+        Args:
+            request: The request to respond to.
+
+        Raises:
+            web.HTTPMethodNotAllowed: For another method than GET, unless ``allow_all_methods`` is set.
+            ConnectionResetError: If it is called again after the client has disconnected.
+        """
         if self.prepared:
             if request.transport is None or request.transport.is_closing():
-                raise ClientConnectionResetError(_LEFT)
+                raise ClientConnectionResetError(_DISCONNECTED)
             return await super(EventSourceResponse, self).prepare(request)
         if not self._allow_all_methods and request.method != hdrs.METH_GET:
             raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET,))
         if _is_committed(request):
-            return self._supersede(request)
+            return self._discard(request)
         if request.version < (1, 1):
             self.force_close()  # without chunks, the end of the connection is the end of the stream
-        self._sent_through = await self._commit(request, RequestContext.of(request))
+        self._head_writer = await self._commit(request, RequestContext.of(request))
         if request.method == hdrs.METH_HEAD:
-            self._end()
+            self._set_ended()
         else:
             self.connection = Connection(
-                request, self._heartbeat, self._send_timeout, self._beat(), self._high_water, soon=self._beats_soon
+                request,
+                self._heartbeat,
+                self._send_timeout,
+                self._heartbeat_frame(),
+                self._high_water,
+                early_heartbeat=self._early_heartbeat,
             )
-            self._join(request)
-        return self._sent_through
+            self._register(request)
+        return self._head_writer
 
-    def _supersede(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        """Send nothing, because another response was: this one only ends that one's body."""
+    def _discard(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Send nothing, because another response was committed: this one can only end the body of that one."""
         context = RequestContext.of(request)
         attempted = f"prepare {self!r}"
         if context is None:
-            drop(attempted, None)
+            log_dropped_change(attempted, None)
         else:
-            context.supersedes(attempted)
+            context._drop_if_committed(attempted)
         self._req, self._payload_writer = request, request.writer
-        self.superseded = True
-        seal(self)
-        self._end()
+        self._discarded = True
+        freeze_response(self)
+        self._set_ended()
         return request.writer
 
     async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
-        """Send the head, with what is staged; if that fails, leave the connection fit for another answer."""
-        staged = None if context is None else context.staged
-        drop_framing(self._headers, context, (*FRAMING, "content-encoding"))
+        """Send the headers. If that fails before anything was written, another response can still be sent."""
+        staged = None if context is None else context._staged_headers
+        remove_framing_headers(self._headers, context, (*FRAMING, "content-encoding"))
         if context is not None:
-            context.stage_into(self)
+            context._merge_staged_headers(self)
         try:
             writer = await super(EventSourceResponse, self).prepare(request)
         except Exception:
-            if not _is_committed(request):  # the answer to that error shall be framed and headed as it says
+            if not _is_committed(request):  # the response to the error must not be chunked, and gets the staged headers
                 cast("StreamWriter", request.writer).chunked = False
                 if context is not None:
-                    context.unstage(staged)
+                    context._restore_staged_headers(staged)
             raise
         self._date = self._headers.get(hdrs.DATE)
-        self._headers = _shared(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
-        seal(self)
+        self._headers = _shared_headers(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
+        freeze_response(self)
         if context is not None:
             context.response = self
         return writer
 
     async def _write_headers(self) -> None:
-        """Write the head, and nothing in it that an ``on_response_prepare`` handler put there to frame it otherwise."""
+        """Write the headers, without those that an ``on_response_prepare`` handler added to frame the body."""
         request = cast("web.BaseRequest", self._req)
-        drop_framing(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
+        remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
         await super()._write_headers()
 
     @property
     def headers(self) -> CIMultiDict[str]:
-        """The headers; after commit a copy that drops changes."""
+        """The headers. After commit a copy that drops changes."""
         headers = self._headers
-        if not self.head_sent:
-            if type(headers) is CIMultiDict and getattr(self, "connection", self) is None:  # it is made
-                headers = self._headers = GuardedHeaders.of(headers, self)  # who keeps them changes nothing later
+        if not self._headers_sent:
+            # Guarded from the end of __init__ on, so that a reference taken now drops changes after commit.
+            if type(headers) is CIMultiDict and getattr(self, "connection", self) is None:
+                headers = self._headers = GuardedHeaders.of(headers, self)
             return headers
         headers = super().headers
         if self._date is not None:
             CIMultiDict.add(headers, hdrs.DATE, self._date)
         return headers
 
-    def cut(self) -> None:
-        """Have the body end without its last chunk, so that it does not look complete, and then the connection."""
-        self._is_cut = True
-        self.force_close()
-        if self.connection is not None:
-            self.connection.beat_no_more()
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """End the stream and let the connection go on without it, unless it was cut."""
-        self._end()
-        self._part()
-        if self.connection is not None:
-            if self.connection.owner is not None:
-                self.connection.owner.response_ended()
-            if self.connection.overrun:
-                self.force_close()
-            self.connection.release()
-        if not self._is_cut:
-            await super().write_eof(data)
+    # Sending events
 
     async def send(
         self,
         data: str,
-        id: str | None = None,  # noqa: A002  # aiohttp-sse's name for it
+        id: str | None = None,  # noqa: A002  # aiohttp-sse's name
         event: str | None = None,
         retry: int | None = None,
     ) -> None:
-        """Send an event, and wait while the client reads more slowly than it is sent.
+        """Send an event, and wait while the client reads slowly. Cancelling is safe: the event is sent.
 
-        Raises ``ValueError`` for fields that cannot be sent, ``ConnectionResetError`` when the client has left, and
-        ``TimeoutError``, after it closed the connection, when the client read nothing for ``send_timeout`` seconds.
+        Args:
+            data: The data; each line becomes a ``data`` line.
+            id: The event ID, which a client sends as ``Last-Event-ID`` when it reconnects.
+            event: The event's name.
+            retry: Reconnection time in milliseconds.
+
+        Raises:
+            ValueError: If a field cannot be encoded.
+            ConnectionResetError: If the client has disconnected.
+            TimeoutError: If the client read nothing for ``send_timeout`` seconds. The connection is closed before.
+            RuntimeError: If the response was not prepared, or its body has ended.
         """
-        frame = self._frame(data, id, event, retry)
+        frame = self._encode(data, id, event, retry)
         if self._eof_sent:
-            raise RuntimeError("Cannot call write() after write_eof()")  # aiohttp's words
-        connection = self._open_connection()
+            raise RuntimeError("Cannot call write() after write_eof()")  # aiohttp's message
+        connection = self._prepared_connection()
         if connection is None:
-            if self.superseded:
-                raise ClientConnectionResetError(_SUPERSEDED)
+            if self._discarded:
+                raise ClientConnectionResetError(_DISCARDED)
             return
         connection.write_frames(frame)
         if connection.paused and not connection.closing:
             try:
                 async with asyncio.timeout(self._send_timeout):
-                    await connection.writable()
+                    await connection.wait_writable()
             except TimeoutError:
-                connection.lose(CloseReason.STALLED)
+                connection.mark_disconnected(CloseReason.STALLED)
                 connection.abort()
         if connection.closing:
-            self._end()
-            if connection.loss is CloseReason.STALLED:
+            self._set_ended()
+            if connection.close_reason is CloseReason.STALLED:
                 raise TimeoutError(f"the client has read nothing for {self._send_timeout} seconds")
-            raise ClientConnectionResetError(_LEFT)
+            raise ClientConnectionResetError(_DISCONNECTED)
 
-    @property
-    def body_length(self) -> int:
-        """Bytes on the wire so far, the head included: for the access log, also of a client that left."""
-        return super().body_length or (0 if self._sent_through is None else self._sent_through.output_size)
+    def _encode(self, data: str, id: str | None, event: str | None, retry: int | None) -> bytes:  # noqa: A002  # as above
+        """Encode an event with the bytes and the error messages of aiohttp-sse, whose frames start with the ID."""
+        if data is None:
+            raise TypeError("data is a str, not None")
+        if isinstance(id, str) and (self.LINE_SEP_EXPR.search(id) or "\0" in id):
+            raise ValueError(f"id must not contain line separators or null characters, and {id!r} does")
+        if isinstance(event, str) and self.LINE_SEP_EXPR.search(event):
+            raise ValueError(f"event must not contain line separators, and {event!r} does")
+        if isinstance(retry, int) and retry < 0:
+            raise ValueError(f"retry must not be negative, and {retry!r} is")
+        frame = encode(Event(data, event, None, retry))
+        if id is not None and (id_event := Event(id=id)).id is not None:
+            frame = encode(id_event)[:-1] + frame
+        return frame if self._sep == "\n" else frame.replace(b"\n", self._sep.encode())
+
+    def _heartbeat_frame(self) -> bytes:
+        """Return aiohttp-sse's ping."""
+        return f": ping{self._sep}{self._sep}".encode()
+
+    # The end of the stream
 
     def is_connected(self) -> bool:
-        """Tell whether the stream is open and the client there."""
-        connection = self.connection
-        return connection is not None and not connection.lost and not (self._ended is not None and self._ended.is_set())
+        """Return whether the client is connected and the stream has not ended."""
+        ended = self._ended is not None and self._ended.is_set()
+        return self.connection is not None and not self.connection.disconnected and not ended
 
     async def wait(self) -> None:
-        """Wait until the client has left or ``stop_streaming`` was called. Cancelling is safe."""
-        connection = self._open_connection()
+        """Wait until the client has disconnected or ``stop_streaming`` was called. Cancelling is safe.
+
+        Raises:
+            RuntimeError: If the response was not prepared.
+        """
+        connection = self._prepared_connection()
         if connection is not None and self._ended is None:
             self._ended = asyncio.Event()
-            connection.owner = self
-            self.connection_changed()  # it may be lost already
+            connection.listener = self
+            self.connection_changed()  # the client may have disconnected before
         if self._ended is not None:
             await self._ended.wait()
 
     def stop_streaming(self) -> None:
-        """Let ``wait`` return. Idempotent."""
-        connection = self._open_connection()
+        """Make ``wait`` return. Idempotent.
+
+        Raises:
+            RuntimeError: If the response was not prepared, or the calling thread is not the one of its event loop.
+        """
+        connection = self._prepared_connection()
         if connection is not None:
             check_loop(connection.loop, "stop_streaming()", "loop.call_soon_threadsafe(response.stop_streaming)")
-            connection.beat_no_more()
-        self._end()
+            connection.stop_heartbeats()
+        self._set_ended()
 
-    def _end(self) -> None:
+    async def write_eof(self, data: bytes = b"") -> None:
+        """End the body and release the connection for its next request. aiohttp calls this after the handler."""
+        self._set_ended()
+        self._unregister()
+        if self.connection is not None:
+            if self.connection.listener is not None:
+                self.connection.listener.response_ended()
+            if self.connection.pipeline_overflowed:
+                self.force_close()
+            self.connection.detach()
+        if not self._incomplete:
+            await super().write_eof(data)
+
+    @property
+    def body_length(self) -> int:
+        """Bytes sent, for the access log. They include the headers while the body has not ended."""
+        return super().body_length or (0 if self._head_writer is None else self._head_writer.output_size)
+
+    def _mark_incomplete(self) -> None:
+        """Make the body end without its last chunk, followed by the end of the connection, so that clients notice."""
+        self._incomplete = True
+        self.force_close()
+        if self.connection is not None:
+            self.connection.stop_heartbeats()
+
+    def _set_ended(self) -> None:
         if self._ended is None:
             self._ended = asyncio.Event()
         self._ended.set()
 
-    def connection_paused(self) -> None:
-        """Do nothing: who sends waits."""
+    def _prepared_connection(self) -> Connection | None:
+        """Return the connection, or ``None`` for HEAD and for a discarded response."""
+        if self.connection is None and not self.prepared:
+            raise RuntimeError("Response is not started")  # aiohttp-sse's message
+        return self.connection
 
-    def response_ended(self) -> None:
-        """Do nothing: it has ended itself."""
+    # Events of the connection
 
     def connection_changed(self) -> None:
-        """Note that the client has left."""
-        if self.connection is not None and self.connection.lost:
-            self._end()
+        """Handle a disconnect."""
+        if self.connection is not None and self.connection.disconnected:
+            self._set_ended()
             if self._handler is not None and self.handler_cancellation:
                 self._handler.cancel()
 
-    # As one of an application's open streams.
+    def connection_paused(self) -> None:
+        """Do nothing: ``send`` waits."""
 
-    def _join(self, request: web.BaseRequest) -> None:
-        """Be an open stream of the application until the body or the handler has ended."""
+    def response_ended(self) -> None:
+        """Do nothing: ``write_eof`` calls this."""
+
+    # Registration as an open stream of the application
+
+    def _register(self, request: web.BaseRequest) -> None:
+        """Register the stream with its application, until the body or the handler has ended."""
         if not isinstance(request, web.Request) or self.connection is None:
-            return  # a server without an application has no streams
+            return  # a low-level server has no application
         self._handler = request.task
         self._streams = Streams.of(request)
-        self._handler.add_done_callback(self._part)
-        self.connection.owner = self
-        self.connection_changed()  # it may be lost already
+        self._handler.add_done_callback(self._unregister)
+        self.connection.listener = self
+        self.connection_changed()  # the client may have disconnected before
         self._streams.add(self)
 
-    def _part(self, _: object = None) -> None:
-        """Be none any more."""
-        if self._last_call is not None:
-            self._last_call.cancel()
+    def _unregister(self, _: object = None) -> None:
+        """Idempotent."""
+        if self._cancel_handle is not None:
+            self._cancel_handle.cancel()
         if self._handler is not None:
-            self._handler.remove_done_callback(self._part)
+            self._handler.remove_done_callback(self._unregister)
         if self._streams is not None:
             self._streams.discard(self)
-        self._handler = self._streams = self._last_call = None
+        self._handler = self._streams = self._cancel_handle = None
 
     @property
     def finite(self) -> bool:
-        """Whether the stream is an answer that ends by itself; a GET's is taken up again by its client."""
+        """Whether the response has an end. The client of a GET reconnects instead."""
         return self._req is not None and self._req.method != hdrs.METH_GET
 
-    def say_farewell(self, drain: Drain) -> None:
-        """Have the handler see that the stream is over, because the server stops, and cancel it later."""
-        if self._handler is None or self._last_call is not None or self.connection is None:
+    def shut_down(self, drain: Drain) -> None:
+        """End the stream because the server stops, and cancel its handler if it does not return in time."""
+        if self._handler is None or self._cancel_handle is not None or self.connection is None:
             return
         if drain.farewell is not None and self.is_connected():
             self.connection.write_frames(encode(drain.farewell).replace(b"\n", self._sep.encode()))
-        if self.finite and self.is_connected():  # also if its handler sees the end and returns
-            self.cut()
+        if self.finite and self.is_connected():  # even if the handler returns by itself
+            self._mark_incomplete()
         self.stop_streaming()
-        seconds = 0.0 if self.connection.lost else min(HEARING, drain.timeout * AWAKE)
-        self._last_call = asyncio.get_running_loop().call_later(seconds, self.hurry)
+        seconds = 0.0 if self.connection.disconnected else min(MAX_HANDLER_GRACE, drain.timeout * CANCEL_FRACTION)
+        self._cancel_handle = asyncio.get_running_loop().call_later(seconds, self.cancel_producer)
 
-    def hurry(self) -> None:
-        """End the body and cancel the handler, which has not returned."""
+    def cancel_producer(self) -> None:
+        """End the body, and cancel the handler, which has not returned."""
         handler, connection = self._handler, self.connection
         if handler is None or connection is None or self._eof_sent:
             return
@@ -327,75 +408,62 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         handler.cancel()
 
     def abort(self) -> None:
-        """End, and do not wait for the client or the producer."""
-        self.hurry()
+        """End the stream without waiting for its client or its handler."""
+        self.cancel_producer()
         if self.connection is not None:
             self.connection.abort()
 
-    def _open_connection(self) -> Connection | None:
-        """Return the connection; there is none for HEAD, whose answer has no body."""
-        if self.connection is None and not self.prepared:
-            raise RuntimeError("Response is not started")  # aiohttp-sse's words
-        return self.connection
-
-    def _beat(self) -> bytes:
-        """Return the bytes that keep an idle stream alive: aiohttp-sse's."""
-        return f": ping{self._sep}{self._sep}".encode()
-
-    def _frame(self, data: str, id: str | None, event: str | None, retry: int | None) -> bytes:  # noqa: A002  # as above
-        """Encode an event with aiohttp-sse's bytes, which begin with the id, and refuse it in aiohttp-sse's words."""
-        if data is None:
-            raise TypeError("data is a str, not None")
-        if isinstance(id, str) and (self.LINE_SEP_EXPR.search(id) or "\0" in id):
-            raise ValueError(f"id must not contain line separators or null characters, and {id!r} does")
-        if isinstance(event, str) and self.LINE_SEP_EXPR.search(event):
-            raise ValueError(f"event must not contain line separators, and {event!r} does")
-        if isinstance(retry, int) and retry < 0:
-            raise ValueError(f"retry must not be negative, and {retry!r} is")
-        frame = encode(Event(data, event, None, retry))
-        if id is not None and (first := Event(id=id)).id is not None:
-            frame = encode(first)[:-1] + frame
-        return frame if self._sep == "\n" else frame.replace(b"\n", self._sep.encode())
-
 
 class ChannelResponse(EventStreamResponse):
-    """The response of a stream with a channel: lines end with LF, and a heartbeat is the shortest there is.
+    """The response of a stream interceptor, with LF as the line separator and the shortest heartbeat.
 
-    It is the stream that belongs to the application, and that the connection tells what happens.
+    The application's registry holds the ``StreamLifecycle`` instead, which is also the connection's listener.
     """
 
     DEFAULT_SEPARATOR = "\n"
-    _beats_soon = True
+    _early_heartbeat = True
     _high_water = HIGH_WATER
 
-    def _join(self, request: web.BaseRequest) -> None:
+    def _register(self, request: web.BaseRequest) -> None:
         pass
 
-    def _beat(self) -> bytes:
+    def _heartbeat_frame(self) -> bytes:
         return HEARTBEAT
 
 
 class TopicResponse(ChannelResponse):
-    """The response of a Hub's stream: its head waits for ``begin``, and goes out with the first frames."""
+    """The response of a topic stream, whose headers are sent together with the first frames."""
 
     _send_headers_immediately = False
-    _beats_soon = False  # unless nothing goes with the head
-    # What the kernel does not take the log keeps for all; and uvloop writes at once only what is more than this.
+    _early_heartbeat = False  # scheduled by send_headers() if there are no frames
+    # What the kernel does not accept stays in the history, which all clients share. uvloop writes immediately only what
+    # exceeds the mark.
     _high_water = 1
 
-    async def begin(self, frames: bytes) -> None:
-        """Send the head and these frames, in one piece: what a client that returns costs is mostly system calls."""
+    async def send_headers(self, frames: bytes) -> None:
+        """Send the headers and these frames with one system call, which is most of what a reconnection costs."""
         writer = self._payload_writer
         if writer is None:
             return
         try:
             if frames:
                 await cast("StreamWriter", writer).write(frames, drain=False)
-            writer.send_headers()  # twice is once
-        except ConnectionError:  # the event loop has yet to say so
+            writer.send_headers()  # idempotent
+        except ConnectionError:  # connection_lost() is yet to be called
             return
         if self.connection is not None:
             if frames:
-                self.connection.note_sent(len(frames))
+                self.connection.count_sent_with_head(len(frames))
             else:
-                self.connection.beat_soon()
+                self.connection.schedule_first_heartbeat()
+
+
+@lru_cache(64)
+def _shared_headers(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
+    """Return a multidict that open streams with equal headers share, which saves 800 bytes for each of them."""
+    return CIMultiDict(headers)
+
+
+def _is_committed(request: web.BaseRequest) -> bool:
+    context = RequestContext.of(request)
+    return is_committed(request.writer) if context is None else context.committed

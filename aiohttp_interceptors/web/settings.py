@@ -1,4 +1,4 @@
-"""How event streams behave: the options of their interceptors, checked before anybody opens one."""
+"""The options of the stream interceptors, checked when an interceptor is made."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
-from .._checks import check_seconds
+from .._checks import check_call, check_seconds
 from ..channel import CloseReason, EventQueue, check_buffer
-from ..interceptor import check_call
 from ..sse import Event
 from .context import RequestContext
 
 __all__ = [
-    "MAX_EVENT_SIZE",
+    "DEFAULT_MAX_EVENT_SIZE",
     "ChannelSettings",
     "ErrorEvent",
     "OnClose",
@@ -26,11 +25,11 @@ __all__ = [
 OnClose: TypeAlias = Callable[[RequestContext, CloseReason], object]
 ErrorEvent: TypeAlias = Event | Callable[[BaseException], Event]
 
-MAX_EVENT_SIZE = 2**20  # bytes; what nchan and Mercure take, and more than any page should be told at once
+DEFAULT_MAX_EVENT_SIZE = 2**20  # bytes; nchan and Mercure accept as much
 
 
 class StreamOptions(TypedDict, total=False):
-    """The options of ``start_event_stream``."""
+    """The keyword arguments of ``start_event_stream``."""
 
     heartbeat: float | None
     buffer: int | Callable[[], EventQueue]
@@ -48,7 +47,7 @@ class StreamOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSettings:
-    """What all streams of one interceptor share. Raises ``TypeError`` or ``ValueError`` for what cannot work."""
+    """The options that all streams of one interceptor share. Raises ``TypeError`` or ``ValueError``."""
 
     heartbeat: float | None
     retry: int | None
@@ -56,36 +55,36 @@ class StreamSettings:
     stall_timeout: float | None
     max_age: float | None
     strict: bool
+    error_event: ErrorEvent | None = None
     finite: bool | None = False
-    """``None`` for every method but GET."""
+    """Whether the response has an end; ``None``: for each method but GET."""
     grace: float = 0.0
-    """Seconds that a producer has to come back to its channel when the stream is over."""
+    """Seconds that a producer has to observe the end of the stream."""
 
     @property
-    def held(self) -> bool:
-        """Whether the head waits for the first frames, to go out with them."""
+    def defers_headers(self) -> bool:
+        """Whether the headers are sent together with the first frames."""
         return False
 
     def __post_init__(self) -> None:
         check_seconds("heartbeat", self.heartbeat, "no heartbeat")
         check_seconds("stall_timeout", self.stall_timeout, "no limit")
         check_seconds("max_age", self.max_age, "no limit")
-        check_seconds("grace", self.grace, "", least=0)
-        Event("", retry=self.retry)
+        check_seconds("grace", self.grace, "", minimum=0)
+        Event("", retry=self.retry)  # checks retry
         if self.on_close is not None:
             check_function("on_close", self.on_close, "context", "reason")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSettings(StreamSettings):
-    """What all streams share that have a channel."""
+    """The options of streams with a channel."""
 
     buffer: int | Callable[[], EventQueue]
     max_event_size: int | None
-    error_event: ErrorEvent | None
 
     def __post_init__(self) -> None:
-        StreamSettings.__post_init__(self)  # super() does not know a class that was made anew to have slots
+        StreamSettings.__post_init__(self)  # super() fails: slots=True replaces the class
         check_buffer(self.buffer)
         size = self.max_event_size
         if size is not None and (type(size) is not int or size < 1):
@@ -97,7 +96,7 @@ class ChannelSettings(StreamSettings):
 
 
 def check_function(name: str, function: object, *arguments: str) -> None:
-    """Raise ``TypeError`` for what cannot be called with these arguments."""
+    """Raise ``TypeError`` if an option is not a function that can be called with these arguments."""
     if not callable(function):
         raise TypeError(f"{name} is a plain or an async function, not {function!r}")
     check_call(name, name, function, *arguments)

@@ -1,4 +1,8 @@
-"""One timer of an event loop for all its streams: heartbeats, stalled clients, and streams that are old enough."""
+"""Timers and writes that the streams of an event loop share.
+
+``TimerQueue`` runs heartbeats, stall checks and ``max_age`` of all streams with one timer of the event loop.
+``FlushQueue`` writes the events of all streams in one callback.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,35 @@ import heapq
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from ..exceptions import FATAL
+from ..exceptions import EXIT_EXCEPTIONS
 
 __all__ = ["TIMER_SLACK", "FlushQueue", "Flushable", "Timer", "TimerOwner", "TimerQueue", "flush_queue", "timer_queue"]
 
 
-# What is due within this many seconds is done with what is due now: fewer wake-ups, and a proxy's idle timeout is
-# thousands of times as long.
+# Seconds by which a timer may run early. Timers that are due within it share one wake-up. The idle timeouts of proxies
+# are thousands of times longer.
 TIMER_SLACK = 0.02
-# Cancelled appointments that may stay, besides as many as there are others: a max_age can be hours away.
-SPARE = 100
+# Cancelled timers that may stay in the heap, in addition to as many as there are active ones. Without a limit, timers
+# of a long max_age would accumulate.
+MAX_CANCELLED = 100
 
 
 class TimerOwner(Protocol):
-    """What has something to do from time to time."""
+    """An object that a timer calls."""
 
     def on_timer(self, now: float) -> float | None:
-        """Do what is due, and return when to come again, in the loop's seconds, or ``None`` for never."""
+        """Handle the timer.
+
+        Args:
+            now: Time of the event loop, in seconds.
+
+        Returns:
+            The next time to call, or ``None`` to stop the timer.
+        """
 
 
 class Timer:
-    """An appointment; ``cancel`` is all that its owner does with it."""
+    """A timer in a ``TimerQueue``."""
 
     __slots__ = ("_queue", "due", "owner")
 
@@ -41,110 +53,98 @@ class Timer:
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody is to be visited any more."""
+        """Whether the timer was cancelled, or has stopped."""
         return self.owner is None
 
     def cancel(self) -> None:
-        """Do not come any more. Twice is once."""
+        """Cancel the timer. Idempotent."""
         queue, self._queue, self.owner = self._queue, None, None
         if queue is not None:
-            queue._leave()
+            queue._discard_one()
 
 
 class TimerQueue:
-    """Visit each of many when it is due."""
+    """Run many timers with one timer of the event loop."""
 
     def __init__(self) -> None:
-        self._due: list[Timer] = []  # a heap; some of those that were cancelled stay until they come up
-        self._expected = 0
-        self._timer: asyncio.Handle | None = None
-        self._when = 0.0  # the timer goes off; uvloop gives a handle that does not know, if that is now
+        self._heap: list[Timer] = []  # cancelled timers are removed lazily
+        self._active = 0
+        self._handle: asyncio.Handle | None = None
+        self._when = 0.0  # when _handle runs; uvloop's handle does not know it if it was due immediately
 
     def add(self, owner: TimerOwner, due: float) -> Timer:
-        """Make an appointment, in the loop's seconds."""
+        """Schedule a call of ``owner.on_timer`` at this time of the event loop, in seconds."""
         timer = Timer(self, due, owner)
-        heapq.heappush(self._due, timer)
-        self._expected += 1
+        heapq.heappush(self._heap, timer)
+        self._active += 1
         self._schedule()
         return timer
 
-    def _leave(self) -> None:
-        """Note that one is not expected any more; with the last one the timer goes too."""
-        self._expected -= 1
-        if not self._expected:
-            self._due.clear()
+    def _discard_one(self) -> None:
+        """Account for a cancelled timer, and compact the heap if most of it is cancelled."""
+        self._active -= 1
+        if not self._active:
+            self._heap.clear()
             self._schedule()
-        elif len(self._due) > 2 * self._expected + SPARE:
-            self._due = [timer for timer in self._due if not timer.cancelled]
-            heapq.heapify(self._due)
+        elif len(self._heap) > 2 * self._active + MAX_CANCELLED:
+            self._heap = [timer for timer in self._heap if not timer.cancelled]
+            heapq.heapify(self._heap)
 
     def _schedule(self) -> None:
-        """Have the timer go off when the first one is due."""
-        if self._timer is not None:
-            if self._due and self._when <= self._due[0].due:
+        """Schedule the event loop's timer for the first of ours."""
+        if self._handle is not None:
+            if self._heap and self._when <= self._heap[0].due:
                 return
-            self._timer.cancel()
-            self._timer = None
-        if self._due:
-            self._when = self._due[0].due
-            self._timer = asyncio.get_running_loop().call_at(self._when, self._go)
+            self._handle.cancel()
+            self._handle = None
+        if self._heap:
+            self._when = self._heap[0].due
+            self._handle = asyncio.get_running_loop().call_at(self._when, self._run)
 
-    def _go(self) -> None:
-        self._timer = None
+    def _run(self) -> None:
+        self._handle = None
         now = asyncio.get_running_loop().time()
-        due = []  # all of them first: one that wants to be visited again soon is not visited twice
-        while self._due and self._due[0].due <= now + TIMER_SLACK:
-            due.append(heapq.heappop(self._due))
-        left = iter(due)
+        due = []  # collected first, so that a timer that reschedules itself runs once
+        while self._heap and self._heap[0].due <= now + TIMER_SLACK:
+            due.append(heapq.heappop(self._heap))
+        remaining = iter(due)
         try:
-            for timer in left:
+            for timer in remaining:
                 self._fire(timer, now)
         finally:
-            for timer in left:  # the process is ending, and the event loop may go on for a while
-                heapq.heappush(self._due, timer)
+            for timer in remaining:  # an exit exception was raised, and the event loop may continue for a while
+                heapq.heappush(self._heap, timer)
             self._schedule()
 
     def _fire(self, timer: Timer, now: float) -> None:
         if timer.owner is None:
             return
-        again: float | None = None
+        next_due: float | None = None
         try:
-            again = timer.owner.on_timer(now)
-        except FATAL:
+            next_due = timer.owner.on_timer(now)
+        except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # of one, and no reason not to visit the others
-            context = {"message": f"{timer.owner!r} raised when it was visited", "exception": error}
+        except BaseException as error:  # noqa: BLE001  # the other timers must still run
+            context = {"message": f"exception in the timer of {timer.owner!r}", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
-        if timer.cancelled:  # during the visit
+        if timer.cancelled:  # by on_timer
             return
-        if again is None:
+        if next_due is None:
             timer.cancel()
         else:
-            timer.due = max(again, now + TIMER_SLACK / 2)  # whoever wants to come at once leaves time for others
-            heapq.heappush(self._due, timer)
-
-
-_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, TimerQueue] = WeakKeyDictionary()
-
-
-def timer_queue() -> TimerQueue:
-    """Return those of the running event loop."""
-    loop = asyncio.get_running_loop()
-    found = _of_loop.get(loop)
-    if found is None:
-        found = _of_loop[loop] = TimerQueue()
-    return found
+            timer.due = max(next_due, now + TIMER_SLACK / 2)  # a timer that is always due must not block the loop
+            heapq.heappush(self._heap, timer)
 
 
 class Flushable(Protocol):
-    """An open stream, as the event loop's turn sees it."""
+    """A stream with buffered events."""
 
-    def pump(self) -> None:
-        """Write what was put."""
+    def flush(self) -> None:
+        """Write the buffered events."""
 
 
 class FlushQueue:
-    """Pump each stream that has something to write, once, before the event loop waits again."""
+    """Flush each stream that has buffered events once per iteration of the event loop."""
 
     __slots__ = ("_streams",)
 
@@ -152,35 +152,45 @@ class FlushQueue:
         self._streams: list[Flushable] = []
 
     def add(self, stream: Flushable) -> None:
-        """Have this stream pumped in this turn."""
+        """Schedule a call of ``stream.flush`` for the next iteration."""
         if not self._streams:
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._run)
         self._streams.append(stream)
 
-    def _pump(self) -> None:
+    def _run(self) -> None:
         streams, self._streams = self._streams, []
-        left = iter(streams)
+        remaining = iter(streams)
         try:
-            for stream in left:
+            for stream in remaining:
                 try:
-                    stream.pump()
-                except FATAL:
+                    stream.flush()
+                except EXIT_EXCEPTIONS:
                     raise
-                except BaseException as error:  # noqa: BLE001  # of one stream, and no reason not to pump the others
-                    context = {"message": f"{stream!r} raised when it was pumped", "exception": error}
+                except BaseException as error:  # noqa: BLE001  # the other streams must still be flushed
+                    context = {"message": f"exception while flushing {stream!r}", "exception": error}
                     asyncio.get_running_loop().call_exception_handler(context)
-        finally:  # the process is ending; those behind still have their turn if the event loop goes on
-            for stream in left:
+        finally:
+            for stream in remaining:  # an exit exception was raised, and the event loop may continue for a while
                 self.add(stream)
 
 
-_turn_of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, FlushQueue] = WeakKeyDictionary()
+_timer_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, TimerQueue] = WeakKeyDictionary()
+_flush_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, FlushQueue] = WeakKeyDictionary()
+
+
+def timer_queue() -> TimerQueue:
+    """Return the timer queue of the running event loop."""
+    loop = asyncio.get_running_loop()
+    queue = _timer_queues.get(loop)
+    if queue is None:
+        queue = _timer_queues[loop] = TimerQueue()
+    return queue
 
 
 def flush_queue() -> FlushQueue:
-    """Return that of the running event loop."""
+    """Return the flush queue of the running event loop."""
     loop = asyncio.get_running_loop()
-    found = _turn_of_loop.get(loop)
-    if found is None:
-        found = _turn_of_loop[loop] = FlushQueue()
-    return found
+    queue = _flush_queues.get(loop)
+    if queue is None:
+        queue = _flush_queues[loop] = FlushQueue()
+    return queue

@@ -1,4 +1,4 @@
-"""How streams of a Hub behave: the options of ``start_topic_stream``, checked before anybody opens one."""
+"""Streams of a Hub's topics: ``start_topic_stream``, ``Snapshot``, and the stream that they open."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
+from .._checks import check_call
 from .._threads import check_loop
 from ..channel import CloseReason
 from ..hub.cursor import OnGap, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
 from ..hub.record import Gap, Record
 from ..hub.topics import check_pattern
-from ..interceptor import Interceptor, check_call
+from ..interceptor import Interceptor
 from ..sse import Event, encode, frame_with_id
 from .app import Streams
 from .context import RequestContext
-from .producer import Producer, name_of
-from .request import is_of_event_source, last_event_id_of
+from .lifecycle import StreamLifecycle, run_stream
+from .producer import Producer, function_name
+from .request import is_event_source_request, last_event_id_of
 from .response import ChannelResponse
 from .settings import OnClose, StreamSettings, check_function
-from .stream import Stream, StreamStatistics, enter_stream
-from .transport import BATCH, Connection
+from .stream import StreamStatistics
+from .transport import BATCH_SIZE, Connection
 
 __all__ = [
     "Select",
     "Snapshot",
-    "SnapshotOf",
+    "SnapshotFunction",
     "SubscriberReady",
     "TopicSettings",
     "TopicStream",
     "Topics",
-    "names_of",
     "start_topic_stream",
 ]
 
@@ -46,312 +47,17 @@ Topics: TypeAlias = (
 Select: TypeAlias = Callable[[RequestContext, Record], object]
 SubscriberReady: TypeAlias = Callable[[Subscriber, RequestContext], object]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicSettings(StreamSettings):
-    """What all streams of one ``start_topic_stream`` share."""
-
-    select: Select | None
-    snapshot: SnapshotOf | None
-    stream_ready: SubscriberReady | None
-    policy: SubscriptionPolicy
-    unprimed: SubscriptionPolicy | None
-    """That of clients which are not to be primed; ``None`` if all have the same."""
-
-    @property
-    def held(self) -> bool:
-        """Whether the head waits for the first frames: nobody is called who must find it on the wire."""
-        return self.snapshot is None and self.stream_ready is None
-
-    def __post_init__(self) -> None:
-        StreamSettings.__post_init__(self)  # super() does not know a class that was made anew to have slots
-        if self.select is not None:
-            check_function("select", self.select, "context", "record")
-            if inspect.iscoroutinefunction(self.select):  # what it returns is true, whatever it is about to say
-                raise TypeError(f"select is a plain function, called for each record, not {self.select!r}")
-        if self.snapshot is not None:
-            check_function("snapshot", self.snapshot, "context")
-        if self.stream_ready is not None:
-            check_function("stream_ready", self.stream_ready, "subscriber", "context")
-        if self.snapshot is not None and self.policy.replay:
-            raise ValueError("a stream begins with a snapshot or with a replay of records, not with both")
+# Reasons after which the records published before the end are still sent. After the others the client reconnects and
+# gets them then, or it has disconnected.
+_FLUSHED_REASONS = (CloseReason.CLOSED, CloseReason.SHUTDOWN)
 
 
-def names_of(topics: object) -> tuple[str, ...]:
-    """Return the names of one topic or of many, checked. Raises ``TypeError`` or ``ValueError``."""
-    if isinstance(topics, str):
-        return (check_pattern(topics),)
-    if not isinstance(topics, Iterable):
-        raise TypeError(f"topics are a str, some of them, or a function of the context, not {topics!r}")
-    return tuple(map(check_pattern, topics))
-
-
-Events: TypeAlias = Iterable[Event | str] | AsyncIterable[Event | str]
-
-
-class Snapshot:
-    """Events that show a state, and the id of the last record whose effect they show.
-
-    ``events`` is a list or an async iterable of events and strings; ``id`` is one that ``publish`` returned, or
-    ``None`` if it is not known: then records may follow whose effect is shown already.
-    """
-
-    __slots__ = ("events", "id")
-
-    def __init__(self, events: Events, id: str | None = None) -> None:  # noqa: A002  # the field's name
-        if isinstance(events, (str, bytes, Event, Mapping)) or not isinstance(events, (Iterable, AsyncIterable)):
-            raise TypeError(f"a snapshot is a list or an async iterable of events, or a Snapshot, not {events!r}")
-        if id is not None and not isinstance(id, str):
-            raise TypeError(f"a snapshot's id is what publish returned, a str or None, not {id!r}")
-        self.events: Events = events
-        self.id: str | None = id
-
-    @classmethod
-    async def taken(cls, snapshot_of: SnapshotOf, context: RequestContext) -> Snapshot:
-        """Call a function that gives a snapshot, or its events alone."""
-        taken: object = snapshot_of(context)
-        if inspect.isawaitable(taken):
-            taken = await taken
-        return taken if isinstance(taken, Snapshot) else cls(cast("Events", taken))
-
-    async def frames(self, beginning: bytes, id: str) -> AsyncGenerator[tuple[int, bytes], None]:  # noqa: A002  # as above
-        """Give the frames in pieces, each with its number of events; the last one has the id.
-
-        ``beginning`` goes before the first. A list is joined to pieces of about a batch; what an async iterable gives
-        goes out when its next one is there, since only then it is known not to be the last.
-        """
-        count, ready = 0, beginning
-        last: bytes | None = None
-        async with aclosing(_frames(self.events)) as frames:
-            async for frame, waits in frames:
-                if last is not None:
-                    count, ready = count + 1, ready + last
-                    if waits or len(ready) >= BATCH:
-                        yield count, ready
-                        count, ready = 0, b""
-                last = frame
-        if last is not None:
-            yield count + 1, ready + frame_with_id(id, last)
-
-
-async def _frames(events: Events) -> AsyncGenerator[tuple[bytes, bool], None]:
-    """Give each event's frame, and whether the next one is to be waited for."""
-    if isinstance(events, AsyncGenerator):
-        async with aclosing(events):
-            async for event in events:
-                yield _frame(event), True
-    elif isinstance(events, AsyncIterable):
-        async for event in events:
-            yield _frame(event), True
-    else:
-        for event in events:
-            yield _frame(event), False
-
-
-def _frame(event: object) -> bytes:
-    if isinstance(event, str):
-        event = Event(event)
-    if not isinstance(event, Event):
-        raise TypeError(f"a snapshot holds events and strings, not {event!r}")
-    if event.id is not None:
-        raise ValueError(f"the Hub gives ids, and {event!r} of a snapshot has one")
-    return encode(event)
-
-
-SnapshotOf: TypeAlias = Callable[[RequestContext], Snapshot | Events | Awaitable[Snapshot | Events]]
-
-
-# What was published before such an end is still written; after any other the client comes back for it, or is gone.
-_COMPLETED = (CloseReason.CLOSED, CloseReason.SHUTDOWN)
-
-
-class TopicStream(Stream):
-    """One open stream of what is published under some topics."""
-
-    __slots__ = ("_after", "_events", "_hub", "_reason", "_subscription", "_topic_settings")
-
-    told: bool = False
-    """Whether the functions that were called for the stream can know that it is over."""
-
-    def __init__(  # made in one place
-        self,
-        context: RequestContext,
-        response: ChannelResponse,
-        connection: Connection,
-        streams: Streams,
-        settings: TopicSettings,
-        hub: Hub,
-        topics: tuple[str, ...],
-    ) -> None:
-        super().__init__(context, response, connection, streams, settings)
-        self._topic_settings = settings
-        self._hub = hub
-        self._after = last_event_id_of(context.request)  # be it text or not: what is no id is answered with a gap
-        self._events = 0  # of the snapshot
-        self._reason: CloseReason | None = None
-        policy = settings.policy
-        if settings.unprimed is not None and not is_of_event_source(context.request.headers):
-            policy = settings.unprimed
-        select = None if settings.select is None else functools.partial(settings.select, context)
-        self._subscription = hub.subscribe(
-            topics, connection, self._on_end, after=self._after, select=select, policy=policy
-        )
-
-    @property
-    def subscriber(self) -> Subscriber:
-        """Its topics, which can be changed."""
-        return Subscriber(self._subscription)
-
-    @property
-    def reason(self) -> CloseReason | None:
-        """Why it ended; ``None`` as long as it has not."""
-        return self._reason
-
-    def end(self, reason: CloseReason) -> None:
-        """End the stream, for this reason if it is the first: it hears of nothing any more."""
-        check_loop(self.over.get_loop(), "end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
-        if self._reason is None:
-            self._reason = reason
-            try:
-                self._subscription.close()
-            finally:
-                self._finish()
-
-    def close(self) -> None:
-        """End the stream because a function failed that was called for it."""
-        self.end(CloseReason.ERROR)
-
-    def statistics(self) -> StreamStatistics:
-        """Return what the stream has done so far."""
-        return StreamStatistics(
-            events=self._events + self._subscription.events,
-            bytes=self._connection.bytes + self._subscription.written,
-            buffered=0,
-            unsent=self._connection.unsent,
-            dropped=0,
-            seconds=self._seconds,
-            reason=self._reason,
-        )
-
-    async def end_of_body(self) -> None:
-        """Send what was published before the end, a piece in each turn of the event loop, and then as any stream."""
-        connection = self._connection
-        while self._write_rest() and not connection.lost:
-            if connection.paused:
-                await connection.writable()
-            else:
-                await asyncio.sleep(0)
-        await super().end_of_body()
-
-    async def wind_up(self, *, patient: bool) -> None:
-        """See off the functions that were called for it, and tell how it went. Runs to its end also when cancelled."""
-        if self._producer is None and self._settings.on_close is not None:
-            self._producer = Producer(self, self._context)
-        await super().wind_up(patient=patient)
-
-    def _first_frames(self) -> bytes:
-        return self._subscription.first()
-
-    def _start(self) -> None:
-        called = self._topic_settings.stream_ready or self._topic_settings.snapshot
-        if called is not None and not self._settings.held:
-            self._producer = producer = Producer(self, self._context, name_of(called))
-            producer.start(self._feed, producer)
-
-    def _write_rest(self) -> bool:
-        return self.reason in _COMPLETED and self._subscription.rest()
-
-    def connection_changed(self) -> None:
-        """Note that the connection is lost, or has room again."""
-        if self._connection.loss is not None:
-            self.end(self._connection.loss)
-        else:
-            self._subscription.resume()
-
-    def connection_paused(self) -> None:
-        """Note that the connection has no room any more."""
-        self._subscription.pause()
-
-    def _on_end(self, reason: CloseReason, error: BaseException | None) -> None:
-        if error is not None:
-            if self._producer is None:
-                self._producer = Producer(self, self._context)
-            if self._producer.error is None and self._topic_settings.select is not None:
-                self._producer.name = name_of(self._topic_settings.select)
-            self._producer.fail(error)
-        self.end(reason)
-
-    def _feed(self, producer: Producer) -> Awaitable[object] | None:
-        """Call the functions that an application has for its streams, and return what of it is to be awaited."""
-        settings = self._topic_settings
-        ready = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, self._context)
-        awaited = ready if inspect.isawaitable(ready) else None
-        if self._reason is not None:  # it has closed its stream, which begins with nothing then
-            return awaited
-        if settings.snapshot is None or (self._subscription.settled and self._is_resumed()):
-            self._subscription.start()
-            return awaited
-        beginning = asyncio.ensure_future(self._begin_with(settings.snapshot, awaited, producer))
-        if inspect.iscoroutine(awaited):
-            beginning.add_done_callback(lambda _: awaited.close())  # if it never came to it
-        return beginning
-
-    def _is_resumed(self) -> bool:
-        """Tell whether the client has the state already, and lacks only changes that the log has."""
-        return self._after is not None and self._subscription.gap() is None
-
-    async def _begin_with(self, snapshot_of: SnapshotOf, then: Awaitable[object] | None, producer: Producer) -> None:
-        """Write the state before the changes. What is cut before its last event begins with the state again."""
-        subscription, log = self._subscription, self._hub.log
-        if not subscription.settled:
-            await self._hub.locate(self._after)  # before that nobody knew whether it has the state
-            if self._is_resumed():
-                subscription.start()
-                if then is not None:
-                    await then
-                return
-        gap, offset = subscription.gap(), log.end
-        policy = self._topic_settings.policy
-        ready, producer.name = producer.name, name_of(snapshot_of)
-        snapshot = await Snapshot.taken(snapshot_of, self._context)
-        if snapshot.id is not None:
-            offset, reason = await self._hub.locate(snapshot.id)
-            gap = gap if reason is None else Gap(reason, snapshot.id, None)
-        beginning = policy.prefix
-        if gap is not None:
-            beginning += encode(gap.event(policy.gap_event))
-        told = await self._write_snapshot(snapshot, beginning, log.id_of(offset))
-        if self._reason is not None:
-            return
-        if told and gap is not None:
-            self._events += 1
-            subscription.count_gap()
-        subscription.start(offset, gap, told=told)
-        producer.name = ready
-        if then is not None:
-            await then
-
-    async def _write_snapshot(self, snapshot: Snapshot, beginning: bytes, event_id: str) -> bool:
-        """Write the events of a snapshot until the stream ends, and return whether there was one."""
-        connection, told = self._connection, False
-        async with aclosing(snapshot.frames(beginning, event_id)) as pieces:
-            async for count, frames in pieces:
-                if connection.paused:
-                    await connection.writable()
-                if self._reason is not None:  # a frame now would come after what ends the stream
-                    break
-                connection.write_frames(frames)
-                self._events += count
-                told = True
-        return told
-
-
-def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and has a default
+def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a default
     hub: Hub,
     topics: Topics,
     *,
     select: Select | None = None,
-    snapshot: SnapshotOf | None = None,
+    snapshot: SnapshotFunction | None = None,
     on_gap: OnGap = "signal",
     gap_event: str = "gap",
     replay: int = 0,
@@ -365,37 +71,54 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
     strict: bool = False,
     name: str | None = None,
 ) -> Interceptor[RequestContext]:
-    """Make an interceptor that commits an event stream of a Hub's topics, and pauses the chain while it is open.
+    """Make an interceptor that opens a stream of a Hub's topics, and pauses the chain until the stream has closed.
 
-    ``topics`` are a name or a wildcard, some of them, or a function of the context, plain or ``async``, that gives
-    them: it may raise an ``HTTPException``, and what it makes of a client's words it must check, for ``>`` is every
-    topic there is. Each record goes out once, however many of them it matches.
+    Its ``enter`` sends the response headers and then each record that is published under one of the topics, once.
 
-    A client that returns with ``Last-Event-ID``, or with the query's ``lastEventId`` (of a polyfill) or
-    ``last_event_id`` (of the page), goes on after that record. If some of what followed is not kept any more, or the
-    id is none of this Hub's life, it is told first, by an event ``gap_event`` with the JSON ``{"reason", "after",
-    "first"}``. A client without an id begins now, or with the latest ``replay`` records.
+    A client that reconnects sends the ID of its last event, as ``Last-Event-ID`` (WHATWG HTML 9.2.4) or in the query
+    as ``lastEventId`` or ``last_event_id``, and gets the records after it. If records are missing, or the ID is not of
+    this Hub, it first gets a gap event with the JSON ``{"reason", "after", "first"}``. A client without an ID starts at
+    the end of the history, or with the latest ``replay`` records.
 
-    With ``prime`` the first frame has ``retry`` (milliseconds) and the id to return with, although nothing was
-    published: a client that is cut before its first event misses nothing. Many that are not browsers take such a frame
-    for an event without data, so by default only a request of an ``EventSource`` gets it, which its headers tell.
-    Without it ``retry`` waits for the first event.
+    A slow client does not delay other clients, and needs no buffer: it catches up from the history.
 
-    ``select(context, record)`` says whether a client gets a record. ``snapshot(context)``, plain or ``async``, gives
-    the state that a stream begins with, as a list or an async iterable of events or as a ``Snapshot``: it is called
-    when the stream has its position, and its events go out before any record. A client that returned and missed
-    nothing has the state already, and gets none. ``stream_ready(subscriber, context)`` is called once the stream is
-    registered: the stream hears of what is published then, and topics that it adds are gone on with as the others are.
-    An ``async`` one runs after the snapshot, is cancelled when the stream ends, and ends it when it raises. Later
-    ``subscriber.add`` and ``remove`` change the topics of the open stream.
+    Args:
+        hub: The Hub.
+        topics: A topic name or a wildcard, several of them, or a plain or async function of the context that returns
+            them. The function may raise an ``HTTPException`` to refuse the request. It must check what it takes from
+            the request, because ``>`` matches every topic.
+        select: Plain function ``select(context, record)`` that returns whether the client gets a record.
+        snapshot: Plain or async function ``snapshot(context)`` that returns the state as a list or an async iterable of
+            events, or as a ``Snapshot``. It is called once the stream has its position in the history, and its events
+            are sent before all records. It is not called for a client that resumes without a gap.
+        on_gap: What happens if records are missing for a client. ``"signal"`` sends the gap event and continues,
+            ``"close"`` ends the stream with the reason ``lagged``, and ``"conflate"`` sends the latest record of each
+            topic and ``key``, and a gap event only for records that no later one supersedes.
+        gap_event: Name of the gap event.
+        replay: Number of records that a client without an ID starts with. Not together with ``snapshot``.
+        prime: Whether the stream starts with an initial frame, which has an ID and ``retry`` but no data. A client that
+            disconnects before its first event then misses no record. Many clients other than browsers report the frame
+            as an empty event. Default: only for requests of an ``EventSource``, recognized by their headers.
+        stream_ready: Plain or async function ``stream_ready(subscriber, context)``, called once when the stream is
+            subscribed. ``subscriber.add`` and ``remove`` change the topics, now or later. An async function runs after
+            the snapshot, and is cancelled when the stream ends. The stream ends if it raises.
+        heartbeat: Seconds of idleness after which a comment is sent; ``None`` for no heartbeats.
+        retry: Reconnection time of browsers in milliseconds, sent with the initial frame or the first event.
+        on_close: Plain or async function that is called once as ``on_close(context, reason)`` when the stream has
+            ended, for any reason.
+        stall_timeout: Seconds after which a client that acknowledges none of the sent bytes is disconnected, with the
+            reason ``stalled``; ``None`` for no limit.
+        max_age: Seconds after which the stream ends with the reason ``expired``, so that the client reconnects; the
+            time is shortened by a random part of up to a fifth. ``None`` for no limit.
+        strict: Answer 406 if the request's ``Accept`` header excludes event streams.
+        name: Name of the interceptor. Default: made from the topics.
 
-    A client that reads slowly costs no memory and delays nobody: it gets from the history what it has missed. When
-    that is gone, ``on_gap`` says what happens: ``"signal"`` tells it and goes on, ``"close"`` ends the stream, as
-    ``lagged``, and ``"conflate"`` gives the latest event per topic and ``key``, and tells only of what no later event
-    makes up for. ``heartbeat``, ``on_close``, ``stall_timeout``, ``max_age`` and ``strict`` as in
-    ``start_event_stream``.
+    Returns:
+        An interceptor for a chain that runs for an aiohttp request.
 
-    Raises ``TypeError`` or ``ValueError`` for arguments that cannot work.
+    Raises:
+        TypeError: If an argument has the wrong type, or a function does not take the arguments described.
+        ValueError: If a topic is invalid, a number is out of range, or options exclude each other.
     """
     if not isinstance(hub, Hub):
         raise TypeError(f"hub is a Hub, not {hub!r}")
@@ -407,7 +130,7 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
         snapshot=snapshot,
         stream_ready=stream_ready,
         policy=policy,
-        unprimed=replace(policy, prime=False) if prime is None else None,
+        non_browser_policy=replace(policy, prime=False) if prime is None else None,
         heartbeat=heartbeat,
         retry=retry,
         on_close=on_close,
@@ -415,19 +138,20 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
         max_age=max_age,
         strict=strict,
     )
-    computed = topics if callable(topics) else None
-    fixed = () if computed is not None else names_of(topics)
-    if computed is not None:
-        check_call("topics", "topics", computed, "context")
+    topics_function = topics if callable(topics) else None
+    fixed_topics = () if topics_function is not None else _topic_names(topics)
+    if topics_function is not None:
+        check_call("topics", "topics", topics_function, "context")
     if name is None:
-        name = f"start_topic_stream({getattr(topics, '__name__', 'topics') if computed else ', '.join(fixed)})"
+        listed = ", ".join(fixed_topics) if topics_function is None else getattr(topics, "__name__", "topics")
+        name = f"start_topic_stream({listed})"
 
-    def choose(context: RequestContext) -> Awaitable[tuple[str, ...]] | tuple[str, ...]:
-        hub.check_open()  # one of another event loop, or one that was closed, says so while there can be another answer
-        if computed is None:
-            return fixed
-        chosen = computed(context)
-        return _awaited(chosen) if inspect.isawaitable(chosen) else names_of(chosen)
+    def prepare(context: RequestContext) -> Awaitable[tuple[str, ...]] | tuple[str, ...]:
+        hub.open()  # raises while there can still be another response
+        if topics_function is None:
+            return fixed_topics
+        result = topics_function(context)
+        return _await_topic_names(result) if inspect.isawaitable(result) else _topic_names(result)
 
     def make(
         context: RequestContext,
@@ -435,16 +159,338 @@ def start_topic_stream(  # noqa: PLR0913  # each is an option of its own, and ha
         connection: Connection,
         streams: Streams,
         names: tuple[str, ...],
-    ) -> Stream:
+    ) -> StreamLifecycle:
         return TopicStream(context, response, connection, streams, settings, hub, names)
 
     def enter(context: RequestContext) -> Coroutine[None, None, None]:
         if not isinstance(context, RequestContext):
             raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return enter_stream(context, settings, make, choose)
+        return run_stream(context, settings, make, prepare)
 
     return Interceptor(name, enter)
 
 
-async def _awaited(topics: Awaitable[object]) -> tuple[str, ...]:
-    return names_of(await topics)
+def _topic_names(topics: object) -> tuple[str, ...]:
+    """Return the validated names of one topic or of several."""
+    if isinstance(topics, str):
+        return (check_pattern(topics),)
+    if not isinstance(topics, Iterable):
+        raise TypeError(f"topics are a str, several of them, or a function of the context, not {topics!r}")
+    return tuple(map(check_pattern, topics))
+
+
+async def _await_topic_names(topics: Awaitable[object]) -> tuple[str, ...]:
+    return _topic_names(await topics)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSettings(StreamSettings):
+    """The options that all streams of one ``start_topic_stream`` share."""
+
+    select: Select | None
+    snapshot: SnapshotFunction | None
+    stream_ready: SubscriberReady | None
+    policy: SubscriptionPolicy
+    non_browser_policy: SubscriptionPolicy | None
+    """The policy for clients other than an ``EventSource``; ``None`` if it is the same."""
+
+    @property
+    def defers_headers(self) -> bool:
+        """Whether the headers are sent together with the first frames: no function requires them to be sent before."""
+        return self.snapshot is None and self.stream_ready is None
+
+    def __post_init__(self) -> None:
+        StreamSettings.__post_init__(self)  # super() fails: slots=True replaces the class
+        if self.select is not None:
+            check_function("select", self.select, "context", "record")
+            if inspect.iscoroutinefunction(self.select):  # a coroutine is always true
+                raise TypeError(f"select is a plain function, called for each record, not {self.select!r}")
+        if self.snapshot is not None:
+            check_function("snapshot", self.snapshot, "context")
+        if self.stream_ready is not None:
+            check_function("stream_ready", self.stream_ready, "subscriber", "context")
+        if self.snapshot is not None and self.policy.replay:
+            raise ValueError("a stream starts with a snapshot or with a replay of records, not with both")
+
+
+SnapshotEvents: TypeAlias = Iterable[Event | str] | AsyncIterable[Event | str]
+
+
+class Snapshot:
+    """Events that contain the state of some topics, and the ID of the last record that the state includes.
+
+    Without an ID, records that the state already includes may be sent after it.
+
+    Args:
+        events: A list or an async iterable of events and strings. The events have no ID.
+        id: An ID that ``publish`` returned, or ``None`` if it is not known.
+
+    Raises:
+        TypeError: If ``events`` is not such an iterable, or ``id`` is not a string.
+    """
+
+    __slots__ = ("events", "id")
+
+    def __init__(self, events: SnapshotEvents, id: str | None = None) -> None:  # noqa: A002  # the field's name
+        if isinstance(events, (str, bytes, Event, Mapping)) or not isinstance(events, (Iterable, AsyncIterable)):
+            raise TypeError(f"a snapshot is a list or an async iterable of events, or a Snapshot, not {events!r}")
+        if id is not None and not isinstance(id, str):
+            raise TypeError(f"a snapshot's id is what publish returned, a str or None, not {id!r}")
+        self.events: SnapshotEvents = events
+        self.id: str | None = id
+
+
+SnapshotFunction: TypeAlias = Callable[
+    [RequestContext], Snapshot | SnapshotEvents | Awaitable[Snapshot | SnapshotEvents]
+]
+
+
+async def _take_snapshot(function: SnapshotFunction, context: RequestContext) -> Snapshot:
+    result: object = function(context)
+    if inspect.isawaitable(result):
+        result = await result
+    return result if isinstance(result, Snapshot) else Snapshot(cast("SnapshotEvents", result))
+
+
+async def _snapshot_batches(
+    events: SnapshotEvents, prefix: bytes, event_id: str
+) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Encode the events in batches, each with its number of events. The first has the prefix, the last event the ID.
+
+    A list is encoded in batches of about ``BATCH_SIZE``. An event of an async iterable is yielded when the next one is
+    available, because only then it is known not to be the last.
+    """
+    count, batch = 0, prefix
+    previous: bytes | None = None
+    async with aclosing(_encode_events(events)) as frames:
+        async for frame, is_async in frames:
+            if previous is not None:
+                count, batch = count + 1, batch + previous
+                if is_async or len(batch) >= BATCH_SIZE:
+                    yield count, batch
+                    count, batch = 0, b""
+            previous = frame
+    if previous is not None:
+        yield count + 1, batch + frame_with_id(event_id, previous)
+
+
+async def _encode_events(events: SnapshotEvents) -> AsyncGenerator[tuple[bytes, bool], None]:
+    """Yield the frame of each event, and whether the events come from an async iterable."""
+    if isinstance(events, AsyncGenerator):
+        async with aclosing(events):
+            async for event in events:
+                yield _encode_event(event), True
+    elif isinstance(events, AsyncIterable):
+        async for event in events:
+            yield _encode_event(event), True
+    else:
+        for event in events:
+            yield _encode_event(event), False
+
+
+def _encode_event(event: object) -> bytes:
+    if isinstance(event, str):
+        event = Event(event)
+    if not isinstance(event, Event):
+        raise TypeError(f"a snapshot holds events and strings, not {event!r}")
+    if event.id is not None:
+        raise ValueError(f"the Hub gives events their ids, and {event!r} of a snapshot has one")
+    return encode(event)
+
+
+class TopicStream(StreamLifecycle):
+    """An open stream of the records that are published under some topics."""
+
+    __slots__ = ("_hub", "_last_event_id", "_reason", "_snapshot_events", "_subscription")
+
+    _settings: TopicSettings  # type: ignore[mutable-override]  # assigned once, by the constructor
+
+    def __init__(
+        self,
+        context: RequestContext,
+        response: ChannelResponse,
+        connection: Connection,
+        streams: Streams,
+        settings: TopicSettings,
+        hub: Hub,
+        topics: tuple[str, ...],
+    ) -> None:
+        super().__init__(context, response, connection, streams, settings)
+        self._hub = hub
+        self._last_event_id = last_event_id_of(context.request)  # not validated: an invalid ID is reported as a gap
+        self._snapshot_events = 0  # sent
+        self._reason: CloseReason | None = None
+        policy = settings.policy
+        if settings.non_browser_policy is not None and not is_event_source_request(context.request.headers):
+            policy = settings.non_browser_policy
+        select = None if settings.select is None else functools.partial(settings.select, context)
+        self._subscription = hub.subscribe(
+            topics, connection, self._on_subscription_end, after=self._last_event_id, select=select, policy=policy
+        )
+
+    # State
+
+    @property
+    def subscriber(self) -> Subscriber:
+        """The topics of the stream, which can be changed."""
+        return Subscriber(self._subscription)
+
+    @property
+    def reason(self) -> CloseReason | None:
+        return self._reason
+
+    @property
+    def closed(self) -> bool:
+        return self._reason is not None
+
+    @property
+    def end_observed(self) -> bool:
+        """False: the application's functions are cancelled when the stream ends."""
+        return False
+
+    def statistics(self) -> StreamStatistics:
+        return StreamStatistics(
+            events=self._snapshot_events + self._subscription.events_written,
+            bytes=self._connection.frame_bytes + self._subscription.bytes_written,
+            buffered=0,
+            unsent=self._connection.unsent,
+            dropped=0,
+            seconds=self._duration,
+            reason=self._reason,
+        )
+
+    # Opening
+
+    def _initial_frames(self) -> bytes:
+        return self._subscription.start_and_read()
+
+    def _start_producer(self) -> None:
+        function = self._settings.stream_ready or self._settings.snapshot
+        if function is not None and not self._settings.defers_headers:
+            self._producer = producer = Producer(self, self._context, function_name(function))
+            producer.start(self._call_functions, producer)
+
+    def _call_functions(self, producer: Producer) -> Awaitable[object] | None:
+        """Call ``stream_ready``, start the subscription or take the snapshot, and return what remains to be awaited."""
+        settings = self._settings
+        result = None if settings.stream_ready is None else settings.stream_ready(self.subscriber, self._context)
+        ready = result if inspect.isawaitable(result) else None
+        if self._reason is not None:  # stream_ready has closed the stream
+            return ready
+        if settings.snapshot is None or (self._subscription.has_start_position and self._resumes_without_gap()):
+            self._subscription.start()
+            return ready
+        starting = asyncio.ensure_future(self._start_with_snapshot(settings.snapshot, ready, producer))
+        if inspect.iscoroutine(ready):
+            starting.add_done_callback(lambda _: ready.close())  # has no effect once it was awaited
+        return starting
+
+    def _resumes_without_gap(self) -> bool:
+        """Return whether the client has the state, and the history has all records that it lacks."""
+        return self._last_event_id is not None and self._subscription.find_gap() is None
+
+    async def _start_with_snapshot(
+        self, function: SnapshotFunction, ready: Awaitable[object] | None, producer: Producer
+    ) -> None:
+        """Write the snapshot, start the subscription, and await ``stream_ready``.
+
+        Only the last event of the snapshot has an ID, so that a client which disconnects before gets a snapshot again.
+        """
+        subscription, history = self._subscription, self._hub.history
+        if not subscription.has_start_position:
+            await self._hub._resolve(self._last_event_id)
+            if self._resumes_without_gap():
+                subscription.start()
+                if ready is not None:
+                    await ready
+                return
+        gap, offset = subscription.find_gap(), history.end
+        ready_name, producer.name = producer.name, function_name(function)
+        snapshot = await _take_snapshot(function, self._context)
+        if snapshot.id is not None:
+            offset, reason = await self._hub._resolve(snapshot.id)
+            gap = gap if reason is None else Gap(reason, snapshot.id, None)
+        policy = self._settings.policy
+        prefix = policy.prefix
+        if gap is not None:
+            prefix += encode(gap.event(policy.gap_event))
+        written = await self._write_snapshot(snapshot.events, prefix, history.id_of(offset))
+        if self._reason is not None:
+            return
+        if written and gap is not None:
+            self._snapshot_events += 1
+            subscription.count_gap()
+        subscription.start(offset, gap, announced=written)
+        producer.name = ready_name
+        if ready is not None:
+            await ready
+
+    async def _write_snapshot(self, events: SnapshotEvents, prefix: bytes, event_id: str) -> bool:
+        """Write a snapshot's events until the stream ends, and return whether there were any."""
+        connection, written = self._connection, False
+        async with aclosing(_snapshot_batches(events, prefix, event_id)) as batches:
+            async for count, frames in batches:
+                if connection.paused:
+                    await connection.wait_writable()
+                if self._reason is not None:  # the final event may be written already
+                    break
+                connection.write_frames(frames)
+                self._snapshot_events += count
+                written = True
+        return written
+
+    # Flow control
+
+    def connection_changed(self) -> None:
+        """Handle a disconnect, or the end of a pause."""
+        if self._connection.close_reason is not None:
+            self.end(self._connection.close_reason)
+        else:
+            self._subscription.resume()
+
+    def connection_paused(self) -> None:
+        """Handle a write buffer above the high-water mark."""
+        self._subscription.pause()
+
+    # Ending and closing
+
+    def end(self, reason: CloseReason) -> None:
+        check_loop(self.ended.get_loop(), "end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
+        if self._reason is None:
+            self._reason = reason
+            try:
+                self._subscription.close()
+            finally:
+                self._mark_ended()
+
+    def producer_failed(self) -> None:
+        self.end(CloseReason.ERROR)
+
+    def _on_subscription_end(self, reason: CloseReason, error: BaseException | None) -> None:
+        """End the stream because the Hub ended the subscription, or because ``select`` raised."""
+        if error is not None:
+            if self._producer is None:
+                self._producer = Producer(self, self._context)
+            if self._producer.error is None and self._settings.select is not None:
+                self._producer.name = function_name(self._settings.select)
+            self._producer.fail(error)
+        self.end(reason)
+
+    async def finish_body(self) -> None:
+        """Write the records published before the end, one batch per event loop iteration, and end the body."""
+        connection = self._connection
+        while self._write_remaining() and not connection.disconnected:
+            if connection.paused:
+                await connection.wait_writable()
+            else:
+                await asyncio.sleep(0)
+        await super().finish_body()
+
+    def _write_remaining(self) -> bool:
+        return self.reason in _FLUSHED_REASONS and self._subscription.write_backlog()
+
+    async def close(self, *, allow_grace: bool) -> None:
+        """Close the stream. If no function was called for it, there still is an ``on_close`` to call."""
+        if self._producer is None and self._settings.on_close is not None:
+            self._producer = Producer(self, self._context)
+        await super().close(allow_grace=allow_grace)

@@ -111,7 +111,7 @@ async def read(engine: str, who: str, url: str, count: int) -> dict[str, float]:
         began, cpu = time.perf_counter(), time.process_time()
         hub = await hub_of(engine, url)
         spent = time.perf_counter() - began, time.process_time() - cpu
-        assert hub.log.records == min(count, 10_000), hub.log.records  # ten topics, of each the latest thousand
+        assert hub.history.records == min(count, 10_000), hub.history.records  # ten topics, of each the latest thousand
         await hub.close()
     else:
         began, cpu = time.perf_counter(), time.process_time()

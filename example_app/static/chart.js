@@ -1,11 +1,11 @@
-// One chart: lines over the last minute, drawn by uPlot in the colours of the page.
+// A chart of the last minute, drawn by uPlot in the colours of the page.
 
 /* global uPlot */
 
 const SECONDS = 60;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-// A canvas knows no var(--name); the figure's computed style does.
+// A canvas cannot use var(--name), so the colour is read from the computed style of the figure.
 function computed(figure, color) {
   figure.style.color = color;
   const result = getComputedStyle(figure).color;
@@ -16,7 +16,7 @@ function computed(figure, color) {
 const clock = (second) => new Date(second * 1000).toLocaleTimeString();
 
 export class Chart {
-  // `lines` are {color, width, dash, value(sample)}; the scale ends at `top`, or else it follows the data.
+  // `lines` are {color, width, dash, value(sample)}. The scale ends at `top`, or follows the data if it is null.
   constructor(selector, lines, format, top = null) {
     this.figure = document.querySelector(selector);
     this.lines = lines;
@@ -51,7 +51,7 @@ export class Chart {
       font: "12px system-ui, sans-serif",
     };
     const end = () => this.samples.at(-1)?.time ?? Date.now() / 1000;
-    // Not at the very left, where it would run into the scale.
+    // No label at the far left, where it would overlap the scale.
     const label = (second) => (second < end() - SECONDS + 5 ? "" : clock(second));
     const options = {
       ...this.size(),
@@ -60,7 +60,7 @@ export class Chart {
       padding: [8, 12, 0, 0],
       scales: {
         x: { range: () => [end() - SECONDS, end()] },
-        y: { range: (_, __, most) => [0, this.top ?? Math.max(1000, most * 1.1)] },
+        y: { range: (_, __, max) => [0, this.top ?? Math.max(1000, max * 1.1)] },
       },
       axes: [
         { ...axis, space: 90, size: 28, values: (_, seconds) => seconds.map(label) },

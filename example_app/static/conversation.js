@@ -1,58 +1,58 @@
-// What was written in a room, oldest first, and where something is missing.
+// The lines of a room, oldest first, and the gaps between them.
 
-const KEPT = 500; // lines; a page may stay open for weeks
+const MAX_LINES = 500; // a page may stay open for weeks
 
 const GAPS = {
-  foreign: "The server was started anew. What was written in the meantime may be missing here.",
-  rewound: "The server has lost some of what was written. It may be missing here.",
-  evicted: "You were away for long. Some of what was written in the meantime is missing here.",
+  foreign: "The server was restarted. Lines may be missing here.",
+  truncated: "The server lost some lines. They may be missing here.",
+  evicted: "You were disconnected for too long. Some lines are missing here.",
 };
 
 export class Conversation {
   constructor(list) {
     this.list = list;
-    this.atEnd = true; // who has scrolled up to read is left there
+    this.atEnd = true; // a user who scrolled up stays there
     list.addEventListener("scroll", () => {
       this.atEnd = list.scrollTop + list.clientHeight >= list.scrollHeight - 8;
     });
-    new ResizeObserver(() => { if (this.atEnd) this.goToEnd(); }).observe(list);
+    new ResizeObserver(() => { if (this.atEnd) this.scrollToEnd(); }).observe(list);
   }
 
   add({ name, text, time }) {
     const line = document.createElement("p");
     const clock = document.createElement("time");
-    const who = document.createElement("strong");
+    const author = document.createElement("strong");
     const words = document.createElement("span");
     const at = new Date(time * 1000);
     clock.dateTime = at.toISOString();
     clock.textContent = at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-    // Never innerHTML: these are other people's words. And each has its own direction, or it would turn the others'.
-    who.textContent = name;
+    // Never innerHTML, since this is user input. Each part has its own text direction.
+    author.textContent = name;
     words.textContent = text;
-    who.dir = words.dir = "auto";
-    line.append(clock, " ", who, " ", words);
+    author.dir = words.dir = "auto";
+    line.append(clock, " ", author, " ", words);
     this.append(line);
   }
 
-  tellGap(reason) {
+  showGap(reason) {
     const line = document.createElement("p");
     line.className = "gap";
-    line.textContent = GAPS[reason] ?? "Something may be missing here.";
+    line.textContent = GAPS[reason] ?? "Lines may be missing here.";
     this.append(line);
   }
 
   append(line) {
     this.list.append(line);
-    while (this.list.children.length > KEPT) this.list.firstElementChild.remove();
-    if (this.atEnd) this.goToEnd();
+    while (this.list.children.length > MAX_LINES) this.list.firstElementChild.remove();
+    if (this.atEnd) this.scrollToEnd();
   }
 
-  goToEnd() {
-    this.atEnd = true; // the line that this is called for may not be here yet
+  scrollToEnd() {
+    this.atEnd = true; // also for a line that has not arrived yet
     this.list.scrollTop = this.list.scrollHeight;
   }
 
-  // From now on a screen reader reads out what comes. The history it would not want to hear all at once.
+  // Let screen readers announce new lines. Called after the history, which they should not read out.
   announce() {
     this.list.setAttribute("aria-live", "polite");
   }

@@ -1,9 +1,9 @@
-// The load of the machine: the stream, its numbers, its charts.
+// The load of the machine: its stream, numbers and charts.
 
 import { Chart } from "./chart.js";
 import { bytes, percent, rate, show, showState } from "./show.js";
 
-const WINDOW = 60; // samples that are kept and drawn
+const WINDOW = 60; // samples that are drawn
 
 const mean = ({ cores }) => cores.reduce((sum, core) => sum + core, 0) / cores.length;
 
@@ -15,35 +15,35 @@ export class Load {
 
   follow() {
     const source = new EventSource(this.url);
-    this.enter("connecting");
-    source.addEventListener("open", () => this.enter("open"));
-    source.addEventListener("load", (event) => this.take(event));
+    this.setState("connecting");
+    source.addEventListener("open", () => this.setState("open"));
+    source.addEventListener("load", (event) => this.onSample(event));
     source.addEventListener("error", () => {
-      this.enter("lost", "lost, reconnecting");
-      // A browser comes back by itself from a lost connection, but not from an answer that is no stream, such as a
-      // proxy's 502. A new source knows no last event id, so it gets the history, as a new page does.
+      this.setState("lost", "lost, reconnecting");
+      // A browser reconnects after a lost connection, but not after an error response such as a proxy's 502. A new
+      // EventSource has no last event ID, so it receives the history, as a new page does.
       if (source.readyState === EventSource.CLOSED) {
         setTimeout(() => { this.reset(""); this.follow(); }, 3000);
       }
     });
   }
 
-  enter(state, text) {
+  setState(state, text) {
     this.state = state;
     showState("load-state", state, text);
   }
 
-  reset(life) {
-    this.life = life;
+  reset(runId) {
+    this.runId = runId;
     this.samples = [];
     this.count = this.missing = this.repeated = 0;
     this.last = null;
   }
 
-  take(event) {
+  onSample(event) {
     const sample = JSON.parse(event.data);
-    const [life] = event.lastEventId.split("-");
-    if (life !== this.life) this.reset(life); // the server was started anew, and counts from 1
+    const [runId] = event.lastEventId.split("-");
+    if (runId !== this.runId) this.reset(runId); // the server was restarted, and counts from 1
     if (this.last !== null && sample.number <= this.last) {
       this.repeated++;
       return;
@@ -56,25 +56,25 @@ export class Load {
   }
 
   draw(sample) {
-    const number = (card, name, text) => {
+    const setNumber = (card, name, text) => {
       document.querySelector(`#${card} [data-value="${name}"]`).textContent = text;
     };
-    number("cpu", "mean", percent(mean(sample)));
-    number("memory", "used", bytes(sample.memory_used));
-    number("memory", "of", `of ${bytes(sample.memory_total)}`);
-    for (const name of ["received", "sent"]) number("network", name, rate(sample[name]));
-    for (const name of ["read", "written"]) number("disk", name, rate(sample[name]));
+    setNumber("cpu", "mean", percent(mean(sample)));
+    setNumber("memory", "used", bytes(sample.memory_used));
+    setNumber("memory", "of", `of ${bytes(sample.memory_total)}`);
+    for (const name of ["received", "sent"]) setNumber("network", name, rate(sample[name]));
+    for (const name of ["read", "written"]) setNumber("disk", name, rate(sample[name]));
 
     this.charts ??= makeCharts(sample.cores.length);
     sample.cores.forEach((core, index) => { this.charts.cores[index].textContent = percent(core); });
     for (const chart of this.charts.all) chart.draw(this.samples);
 
-    const words = (count) => (count === 0 ? "none" : `${count}`);
+    const format = (count) => (count === 0 ? "none" : `${count}`);
     const line = document.getElementById("load-count");
     Object.assign(line.dataset, {
       first: this.samples[0].number, last: this.last, count: this.count, missing: this.missing, repeated: this.repeated,
     });
-    show("load-count", `${this.count} samples, ${words(this.missing)} missing, ${words(this.repeated)} repeated`);
+    show("load-count", `${this.count} samples, ${format(this.missing)} missing, ${format(this.repeated)} repeated`);
   }
 }
 

@@ -1,4 +1,4 @@
-// The machine's page: two event streams, and what is shown of them.
+// The page of the machine: two event streams.
 
 import { client, dropOnClick } from "./drop.js";
 import { Load } from "./load.js";
@@ -10,7 +10,7 @@ load.follow();
 followSeed("/events/seed");
 dropOnClick(() => load.state === "open");
 
-// Cookies have no event that tells of them in all browsers; the end of the seed is when one would come.
+// Not all browsers have an event for cookie changes.
 const cookies = () => show("cookies", document.cookie || "none");
 setInterval(cookies, 1000);
 cookies();

@@ -1,28 +1,28 @@
-// How many are in the room, over all servers: each tells its own count, again and again.
+// The number of pages in the room. Each server announces its own count periodically.
 
-const SILENCE = 12000; // milliseconds after which a server that says nothing is gone; it says something every five seconds
+const EXPIRY = 12000; // milliseconds after which a silent server is removed; servers announce every five seconds
 
 export class Presence {
   constructor(show) {
     this.show = show;
     this.servers = new Map();
-    setInterval(() => { if (this.servers.size) this.tell(); }, 1000);
+    setInterval(() => { if (this.servers.size) this.update(); }, 1000);
   }
 
-  note(server, count) {
-    this.servers.set(server, { count, heard: Date.now() });
-    this.tell();
+  set(server, count) {
+    this.servers.set(server, { count, time: Date.now() });
+    this.update();
   }
 
-  forget() {
+  clear() {
     this.servers.clear();
     this.show("");
   }
 
-  tell() {
+  update() {
     let sum = 0;
-    for (const [server, { count, heard }] of this.servers) {
-      if (Date.now() - heard > SILENCE) this.servers.delete(server);
+    for (const [server, { count, time }] of this.servers) {
+      if (Date.now() - time > EXPIRY) this.servers.delete(server);
       else sum += count;
     }
     this.show(sum === 0 ? "" : sum === 1 ? "only you" : `${sum} here`);

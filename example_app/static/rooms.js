@@ -1,4 +1,4 @@
-// The page of a room: who is here, what is written, and a form to write.
+// The page of a room: the number of pages, the lines, and a form.
 
 import { Conversation } from "./conversation.js";
 import { client, dropOnClick } from "./drop.js";
@@ -9,33 +9,33 @@ const room = (new URLSearchParams(location.search).get("room") ?? "lobby").toLow
 const conversation = new Conversation(document.getElementById("lines"));
 const presence = new Presence((text) => show("here", text));
 let state = "connecting";
-let last = ""; // the id of the latest event, or the one that the stream began with
+let lastEventId = "";
 
-function enter(entered, text) {
-  state = entered;
+function setState(newState, text) {
+  state = newState;
   showState("room-state", state, text);
 }
 
 function follow() {
-  const source = new EventSource(`/events/room?${new URLSearchParams({ room, client, last_event_id: last })}`);
-  const on = (name, take) => source.addEventListener(name, (event) => {
-    last = event.lastEventId;
-    take(JSON.parse(event.data));
+  const source = new EventSource(`/events/room?${new URLSearchParams({ room, client, last_event_id: lastEventId })}`);
+  const on = (name, handle) => source.addEventListener(name, (event) => {
+    lastEventId = event.lastEventId;
+    handle(JSON.parse(event.data));
   });
   on("line", (line) => conversation.add(line));
-  on("gap", ({ reason }) => conversation.tellGap(reason));
+  on("gap", ({ reason }) => conversation.showGap(reason));
   on("here", ({ server, count }) => {
-    presence.note(server, count);
-    conversation.announce(); // it comes after the history
+    presence.set(server, count);
+    conversation.announce(); // this event comes after the history
   });
   source.addEventListener("server", ({ data }) => show("server", `on server ${data}`));
-  source.addEventListener("open", () => enter("open"));
+  source.addEventListener("open", () => setState("open"));
   source.addEventListener("error", () => {
-    enter("lost", "lost, reconnecting");
-    presence.forget(); // nobody knows now
+    setState("lost", "lost, reconnecting");
+    presence.clear();
     show("server", "");
-    // A browser comes back by itself from a lost connection, and says which event it has, but not from an answer that
-    // is no stream, such as a proxy's 502. A new source is told where the old one was.
+    // A browser reconnects with the last event ID after a lost connection, but not after an error response such as a
+    // proxy's 502. A new EventSource gets the ID in its URL.
     if (source.readyState === EventSource.CLOSED) setTimeout(follow, 3000);
   });
 }
@@ -43,7 +43,7 @@ function follow() {
 const form = document.getElementById("say");
 const { name, text } = form.elements;
 let sending = false;
-let key = newKey(); // of the line that is being written: whoever sends it again sends it with the same one
+let key = newKey(); // idempotency key of the line in the form, also used when it is sent again
 
 function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -62,10 +62,10 @@ async function say() {
   }
   sending = false;
   show("unsent", problem && `Not sent: ${problem}.`);
-  if (problem) return; // the text stays where it is, to be sent again
+  if (problem) return; // the text stays in the form, to be sent again
   text.value = "";
   key = newKey();
-  conversation.goToEnd();
+  conversation.scrollToEnd();
 }
 
 text.addEventListener("input", () => { if (!sending) key = newKey(); });
@@ -74,7 +74,7 @@ form.addEventListener("submit", (event) => {
   say();
 });
 
-// A name for each tab, so that two of them can talk to each other.
+// Each tab has its own name.
 name.value = sessionStorage.getItem("name") ?? `guest ${100 + Math.floor(Math.random() * 900)}`;
 const rememberName = () => sessionStorage.setItem("name", name.value);
 name.addEventListener("change", rememberName);

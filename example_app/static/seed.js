@@ -1,4 +1,4 @@
-// The seed: twenty events, and an end that the server decides on.
+// The seed: a stream of twenty events, which the server ends.
 
 import { show, showState } from "./show.js";
 
@@ -17,10 +17,10 @@ export function followSeed(url) {
     show("seed-count", `${count}`);
     const item = list.children[Number(event.lastEventId) - 1];
     item.textContent = `foo ${event.data}`;
-    item.classList.add("came");
+    item.classList.add("received");
   });
   source.addEventListener("error", () => {
-    // This page never closes the stream. The browser stays away on its own after a 204, or after a refusal.
+    // This page never closes the stream. The browser stops reconnecting after a 204 or an error response.
     if (source.readyState === EventSource.CONNECTING) showState("seed-state", "lost", "lost, reconnecting");
     else if (count >= SEEDS) showState("seed-state", "finished");
     else showState("seed-state", "lost", "refused; reload the page");

@@ -1,8 +1,8 @@
-// Small ways to put values on the page.
+// Helpers that show values on the page.
 
 export function show(id, text) {
   const element = document.getElementById(id);
-  if (element.textContent !== text) element.textContent = text; // a screen reader hears of changes only
+  if (element.textContent !== text) element.textContent = text; // screen readers announce changes only
 }
 
 export function showState(id, state, text = state) {
@@ -13,7 +13,7 @@ export function showState(id, state, text = state) {
 export const percent = (value) => `${Math.round(value)} %`;
 
 export function bytes(value, per = "") {
-  if (value === null) return "not told";
+  if (value === null) return "not available";
   const units = ["B", "kB", "MB", "GB", "TB"];
   let unit = 0;
   for (; value >= 999.5 && unit < units.length - 1; unit++) value /= 1000;

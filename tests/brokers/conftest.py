@@ -1,4 +1,4 @@
-"""The servers that the tests of brokers share, each started when it is first asked for."""
+"""The servers that the tests of brokers share, each started at its first use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
 
 @pytest.fixture(scope="session")
 def postgres_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data of a server that never ran."""
+    """A data directory that no server has used."""
     folder = tmp_path_factory.mktemp("postgres-template")
     initialize(folder)
     return folder
@@ -42,7 +42,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, postgres_template: Path) 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Callable[[ServerProcess], ServerProcess]]:
-    """Start a server of the test's own, which is ended with it: ``own(Valkey(tmp_path / "a"))``."""
+    """Start a server for one test, which is killed after it: ``own(Valkey(tmp_path / "a"))``."""
     servers: list[ServerProcess] = []
 
     def start(server: S) -> S:

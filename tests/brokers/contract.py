@@ -1,6 +1,6 @@
-"""What every broker promises: one suite, which each engine's test file has for its own, on a real server.
+"""The tests of the ``Broker`` protocol, which every engine passes on a real server.
 
-A subclass gives the fixture ``site``: a place where brokers share a log.
+An engine's test file derives a class from ``Contract`` and defines the fixture ``site``: a log that brokers share.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Site(Protocol):
     """An empty log on a real server."""
 
     def broker(self, **options: object) -> Broker:
-        """Make another broker on this log, as another process would; the test closes it.
+        """Make a broker on this log, as another process does. The test closes it.
 
-        Options that every broker has: ``max_records`` (how many entries are kept), ``publish_timeout`` (seconds).
+        Every broker has the options ``max_records`` and ``publish_timeout`` (seconds).
         """
 
     async def wipe(self) -> None:
-        """Delete all there is, as an administrator does who does not know us."""
+        """Delete everything, as an administrator may."""
 
 
 class Tail:
-    """A tail that is read item by item, and what it gave."""
+    """Reads a tail item by item, and collects its entries."""
 
     def __init__(self, items: AsyncIterator[TailItem]) -> None:
         self._items = items
@@ -50,7 +50,7 @@ class Tail:
         self.position: LogPosition | None = None
 
     async def item(self) -> TailItem:
-        """Wait for the next item, whatever it is."""
+        """Wait for the next item."""
         item = await within(anext(self._items))
         if isinstance(item, Subscribed | Truncated):
             self.position = item.position
@@ -67,13 +67,13 @@ class Tail:
         return item
 
     async def until(self, kind: type) -> TailItem:
-        """Read up to an item of a kind, and return it."""
+        """Read up to the next item of a type, and return it."""
         while not isinstance(item := await self.item(), kind):
             pass
         return item
 
     async def payloads(self, count: int) -> list[bytes]:
-        """Read until there are so many entries in all, and return their payloads."""
+        """Read until there are ``count`` entries in all, and return their payloads."""
         while len(self.entries) < count:
             await self.item()
         return [entry.payload for entry in self.entries]
@@ -81,14 +81,14 @@ class Tail:
 
 @asynccontextmanager
 async def tail(broker: Broker, after: LogPosition | None = None) -> AsyncIterator[Tail]:
-    """Open a tail, and close it at the end of the block."""
+    """Open a tail, which is closed at the end of the block."""
     async with aclosing(broker.tail(after)) as items:
         yield Tail(items)
 
 
 @pytest.fixture
 async def brokers(site):
-    """Make brokers on one log, which are closed at the end."""
+    """Make brokers on one log, which are closed after the test."""
     made = []
 
     def make(**options):
@@ -110,32 +110,32 @@ def number(value: int) -> bytes:
 
 
 def check_confirms(broker: Broker) -> None:
-    """Check that a broker says how often it confirms: each of ours does."""
+    """Check that a broker repeats ``CaughtUp``, as each of ours does."""
     assert 1.0 <= broker.confirms <= 2.0
 
 
 class Contract:
-    """The promises of ``Broker``."""
+    """The tests of ``Broker``."""
 
-    async def test_an_empty_log_is_joined_and_up_to_date(self, broker):
+    async def test_a_tail_of_an_empty_log_is_subscribed_and_caught_up(self, broker):
         async with tail(broker) as reading:
-            joined = await reading.item()
-            assert isinstance(joined, Subscribed)
+            subscribed = await reading.item()
+            assert isinstance(subscribed, Subscribed)
             assert await reading.item() == CaughtUp()
 
-    async def test_it_confirms_again_and_again_what_a_server_has_that_nothing_happens_to(self, broker):
+    async def test_caught_up_is_repeated_while_nothing_is_published(self, broker):
         check_confirms(broker)
         async with tail(broker) as reading:
             for _ in range(4):
                 await reading.until(CaughtUp)
 
-    async def test_it_confirms_also_while_others_publish_without_a_pause(self, brokers):
+    async def test_caught_up_is_repeated_while_others_publish_without_pause(self, brokers):
         one, other = brokers(), brokers()
         check_confirms(one)
-        enough = asyncio.Event()
+        stop = asyncio.Event()
 
         async def publish():
-            while not enough.is_set():
+            while not stop.is_set():
                 await other.publish("t", b"x")
                 await asyncio.sleep(0)
 
@@ -144,22 +144,22 @@ class Contract:
             publishing = asyncio.create_task(publish())
             for _ in range(3):
                 await within(reading.until(CaughtUp))
-            enough.set()
+            stop.set()
             await within(publishing)
 
-    async def test_what_was_acknowledged_before_it_was_asked_is_there_when_it_confirms(self, brokers):
+    async def test_caught_up_comes_after_all_that_was_acknowledged_before(self, brokers):
         one, other = brokers(), brokers()
         check_confirms(one)
         async with tail(one) as reading:
             await reading.until(CaughtUp)
             for count in 1, 2:
                 position = await other.publish("t", b"x")
-                await reading.until(CaughtUp)  # which may have been on its way
+                await reading.until(CaughtUp)  # this one may be older than the publish
                 await reading.until(CaughtUp)
                 assert len(reading.entries) == count
                 assert reading.position == position
 
-    async def test_what_is_published_comes_back_as_it_was_with_its_place(self, broker):
+    async def test_an_entry_has_the_topic_payload_and_offset_of_its_publish(self, broker):
         async with tail(broker) as reading:
             await reading.until(CaughtUp)
             position = await within(broker.publish("a.b", b"\x10data: \xff\x00\r\n\n"))
@@ -169,7 +169,7 @@ class Contract:
             assert position == reading.position
             assert 0 <= entry.age < 60
 
-    async def test_history_comes_before_what_is_new(self, brokers):
+    async def test_history_comes_before_new_entries(self, brokers):
         one, other = brokers(), brokers()
         positions = [await one.publish("t", number(n)) for n in range(5)]
         async with tail(other) as reading:
@@ -178,7 +178,7 @@ class Contract:
             await one.publish("t", b"new")
             assert await reading.payloads(6) == [b"0", b"1", b"2", b"3", b"4", b"new"]
 
-    async def test_a_tail_goes_on_after_its_place(self, brokers):
+    async def test_a_tail_starts_after_the_given_position(self, brokers):
         one, other = brokers(), brokers()
         positions = [await one.publish("t", number(n)) for n in range(5)]
         for start, position in enumerate(positions, 1):
@@ -187,7 +187,7 @@ class Contract:
                 await reading.until(CaughtUp)
                 assert [entry.payload for entry in reading.entries] == [number(n) for n in range(start, 5)]
 
-    async def test_a_tail_that_was_closed_can_be_followed_by_another(self, brokers):
+    async def test_a_new_tail_resumes_where_a_closed_one_ended(self, brokers):
         one, other = brokers(), brokers()
         position = None
         for round_ in range(3):
@@ -198,7 +198,7 @@ class Contract:
                 assert [entry.payload for entry in reading.entries] == [number(round_)]
                 position = reading.position
 
-    async def test_a_tail_can_be_cancelled_while_it_waits(self, brokers):
+    async def test_cancelling_a_waiting_tail_loses_no_entry(self, brokers):
         one, other = brokers(), brokers()
         async with tail(one) as reading:
             await reading.until(CaughtUp)
@@ -212,8 +212,7 @@ class Contract:
         async with tail(one, position) as reading:
             assert await reading.payloads(1) == [b"after"]
 
-    async def test_all_processes_see_one_order_however_many_publish(self, brokers):
-        """Peer bugs 62 and 63: the broker's order is the only one."""
+    async def test_all_processes_see_concurrent_publishes_in_one_order(self, brokers):
         processes = [brokers() for _ in range(4)]
         async with tail(processes[0]) as one, tail(processes[1]) as other:
             await one.until(CaughtUp)
@@ -231,13 +230,13 @@ class Contract:
                 assert [entry.payload for entry in mine] == [number(n) for n in range(50)]
                 assert [entry.offset for entry in mine] == [position.offset for position in positions[which]]
 
-    async def test_publishes_at_once_keep_the_order_of_their_calls(self, broker):
+    async def test_concurrent_publishes_keep_the_order_of_their_calls(self, broker):
         async with tail(broker) as reading:
             await reading.until(CaughtUp)
             await within(asyncio.gather(*[broker.publish("t", number(n)) for n in range(1200)]), 30)
             assert await reading.payloads(1200) == [number(n) for n in range(1200)]
 
-    async def test_a_retry_with_the_key_of_the_first_stores_nothing(self, brokers):
+    async def test_a_retry_with_the_same_idempotency_key_stores_nothing(self, brokers):
         one, other = brokers(), brokers()
         first = await one.publish("t", b"x", idempotency_key="order 7")
         assert await one.publish("t", b"x", idempotency_key="order 7") == first
@@ -249,12 +248,12 @@ class Contract:
             await reading.until(CaughtUp)
             assert [entry.payload for entry in reading.entries] == [b"x", b"y", b"z"]
 
-    async def test_a_key_may_hold_anything_printable(self, broker):
+    async def test_an_idempotency_key_may_have_any_printable_character(self, broker):
         for key in "k", "ö/☃ 'x' \"y\" \\ {} %s", "k" * 200:
             first = await broker.publish("t", b"x", idempotency_key=key)
             assert await broker.publish("t", b"x", idempotency_key=key) == first
 
-    async def test_a_topic_may_be_all_that_a_hub_allows(self, broker, topics):
+    async def test_a_topic_may_have_any_character_that_a_hub_allows(self, broker, topics):
         for topic in topics:
             await broker.publish(topic, topic.encode())
         async with tail(broker) as reading:
@@ -263,13 +262,13 @@ class Contract:
                 (topic, topic.encode()) for topic in topics
             ]
 
-    async def test_a_payload_of_a_megabyte_is_no_problem(self, broker):
-        """Peer bug 65: nothing of it goes where only 8,000 bytes fit."""
+    async def test_a_payload_of_a_megabyte_is_delivered(self, broker):
+        """For example, PostgreSQL's NOTIFY carries 8,000 bytes at most."""
         payload = bytes(range(256)) * (MEGABYTE // 256)
         async with tail(broker) as reading:
             await reading.until(CaughtUp)
             await within(broker.publish("t", payload))
-            await within(broker.publish("t", b"\x10" + payload))  # as a Hub makes of the longest event it takes
+            await within(broker.publish("t", b"\x10" + payload))  # a Hub's payload of the largest event
             assert await reading.payloads(2) == [payload, b"\x10" + payload]
 
     async def test_a_payload_may_be_empty(self, broker):
@@ -277,29 +276,29 @@ class Contract:
         async with tail(broker) as reading:
             assert await reading.payloads(1) == [b""]
 
-    async def test_what_was_trimmed_past_a_sleeping_tail_is_told(self, brokers, site):
+    async def test_a_tail_behind_the_trimmed_entries_gets_trimmed(self, brokers, site):
         one, other = brokers(max_records=100), brokers(max_records=100)
         seen = await one.publish("t", b"seen")
         last = [await within(asyncio.gather(*[one.publish("t", number(n)) for n in range(1000)]), 30)][0][-1]
         await self.trimmed(site, one)
         async with tail(other, seen) as reading:
             assert await reading.item() == Subscribed(seen)
-            lost = await reading.item()
-            assert isinstance(lost, Trimmed)
-            assert seen.offset < lost.through < last.offset
+            trimmed = await reading.item()
+            assert isinstance(trimmed, Trimmed)
+            assert seen.offset < trimmed.through < last.offset
             await reading.until(CaughtUp)
             kept = [entry.payload for entry in reading.entries]
             assert kept == [number(n) for n in range(1000 - len(kept), 1000)]
             assert 50 <= len(kept) < 1000
             assert reading.position == last
         async with tail(other) as reading:
-            joined = await reading.item()
-            assert joined == Subscribed(LogPosition(seen.epoch, lost.through))
+            subscribed = await reading.item()
+            assert subscribed == Subscribed(LogPosition(seen.epoch, trimmed.through))
 
     async def trimmed(self, site, broker):
-        """Wait until the engine has trimmed what is one too many; most do that as they publish."""
+        """Wait until the engine has deleted the entries beyond its limit. Most do that as they publish."""
 
-    async def test_what_is_next_is_no_loss_when_all_before_it_was_trimmed(self, brokers, site):
+    async def test_a_tail_just_before_the_first_entry_is_not_trimmed(self, brokers, site):
         one, other = brokers(max_records=100), brokers(max_records=100)
         positions = [await within(asyncio.gather(*[one.publish("t", number(n)) for n in range(1000)]), 30)][0]
         await self.trimmed(site, one)
@@ -311,22 +310,22 @@ class Contract:
             await reading.item()
             assert not isinstance(await reading.item(), Trimmed)
 
-    async def test_a_wiped_server_is_told_of_and_gone_on_with(self, brokers, site):
+    async def test_after_a_wipe_a_new_tail_gets_truncated_and_the_new_entries(self, brokers, site):
         one, other = brokers(), brokers()
         before = [await one.publish("t", number(n)) for n in range(10)][-1]
         await site.wipe()
         async with tail(one, before) as reading:
             await reading.item()
-            rewound = await reading.item()
-            assert isinstance(rewound, Truncated)
-            assert rewound.position.epoch != before.epoch
+            truncated = await reading.item()
+            assert isinstance(truncated, Truncated)
+            assert truncated.position.epoch != before.epoch
             await reading.until(CaughtUp)
             position = await within(other.publish("t", b"new"))
             assert await reading.payloads(1) == [b"new"]
             assert reading.position == position
-            assert position.epoch == rewound.position.epoch
+            assert position.epoch == truncated.position.epoch
 
-    async def test_a_server_that_is_wiped_under_an_open_tail_is_told_of(self, brokers, site):
+    async def test_a_wipe_under_an_open_tail_gives_truncated(self, brokers, site):
         one, other = brokers(), brokers()
         async with tail(one) as reading:
             await reading.until(CaughtUp)
@@ -336,20 +335,20 @@ class Contract:
             await site.wipe()
             position = await within(other.publish("t", b"new"))
             assert position.epoch != epoch
-            await self.told_of_rewinding(reading, one, other)
+            await self.read_until_truncated(reading, one, other)
             while reading.entries[-1].payload != b"new":
                 await reading.item()
             assert reading.position == position
 
-    async def told_of_rewinding(self, reading, one, other):
-        """Read until the tail tells that the server was rewound; an engine may have to end it for that."""
+    async def read_until_truncated(self, reading, one, other):
+        """Read until ``Truncated``; with some engines the tail ends first, and a new one gives it."""
         await reading.until(Truncated)
 
-    async def test_to_publish_in_a_transaction_is_refused_by_who_has_none(self, broker):
+    async def test_a_connection_of_the_wrong_type_is_a_type_error(self, broker):
         with pytest.raises(TypeError, match="connection"):
             await broker.publish("t", b"x", connection=object())
 
-    async def test_a_publish_that_is_cancelled_disturbs_no_other(self, broker):
+    async def test_cancelling_a_publish_does_not_affect_others(self, broker):
         publishing = [asyncio.create_task(broker.publish("t", number(n))) for n in range(20)]
         await asyncio.sleep(0)
         publishing[3].cancel()
@@ -361,17 +360,17 @@ class Contract:
             payloads = [entry.payload for entry in reading.entries if entry.payload != b"3"]
             assert payloads == [number(n) for n in range(20) if n != 3] + [b"last"]
 
-    async def test_it_can_be_closed_twice_and_publishes_nothing_then(self, broker):
+    async def test_closing_is_idempotent_and_publish_raises_afterwards(self, broker):
         await broker.publish("t", b"x")
         await broker.close()
         await broker.close()
         with pytest.raises(BrokerDown, match="closed"):
             await broker.publish("t", b"y")
 
-    async def test_one_that_was_never_used_can_be_closed(self, broker):
+    async def test_an_unused_broker_can_be_closed(self, broker):
         await broker.close()
 
-    async def test_what_was_on_its_way_is_stored_before_it_is_closed(self, brokers):
+    async def test_close_waits_for_the_publishes_in_progress(self, brokers):
         one, other = brokers(), brokers()
         publishing = [asyncio.create_task(one.publish("t", number(n))) for n in range(10)]
         await asyncio.sleep(0)
@@ -381,7 +380,7 @@ class Contract:
             await reading.until(CaughtUp)
             assert [entry.offset for entry in reading.entries] == [position.offset for position in positions]
 
-    async def test_history_of_many_batches_comes_whole(self, brokers):
+    async def test_a_history_of_many_batches_is_complete(self, brokers):
         one, other = brokers(), brokers()
         await within(asyncio.gather(*[one.publish(f"t.{n % 7}", number(n)) for n in range(3000)]), 30)
         async with tail(other) as reading:
@@ -391,5 +390,5 @@ class Contract:
 
 @pytest.fixture
 def topics():
-    """Topics of every sort that a Hub allows."""
+    """Topics with each kind of character that a Hub allows."""
     return ["a", "a.b.c", "rooms.ümläut ☃", "x" * 255, "a.$b.%", "0.-._"]

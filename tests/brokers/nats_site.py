@@ -1,4 +1,4 @@
-"""A stream of JetStream where brokers share a log, and what others do to it."""
+"""A stream that the brokers of a test share, and what an administrator can do to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _names = (f"events-{number}" for number in itertools.count())
 
 @asynccontextmanager
 async def jetstream(url):
-    """Be an administrator, who does not know us."""
+    """Connect as an administrator."""
     client = Client()
     await client.connect(url)
     try:
@@ -26,7 +26,7 @@ async def jetstream(url):
 
 
 class NatsSite:
-    """A stream of its own."""
+    """A stream with a name that no other test uses."""
 
     def __init__(self, server):
         self.server = server

@@ -1,21 +1,21 @@
-"""Hubs as several processes have them, and what the tests of faults ask of each."""
+"""Hubs that stand for processes, and helpers of the fault tests."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from tests.hub.sink import start
 
 from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.testing import TcpProxy
+from tests.hub.sink import start
 from tests.waiting import until, within
 
 
 @pytest.fixture
 async def hub_on():
-    """Make Hubs on brokers, each as one process has it, and close them at the end."""
+    """Make Hubs, each of which stands for one process, and close them after the test."""
     hubs = []
 
     async def make(broker, *, ready=True):
@@ -33,23 +33,23 @@ async def hub_on():
 
 @pytest.fixture
 async def network(server):
-    """What is between a process and its server."""
+    """The network between a process and its server."""
     async with TcpProxy("127.0.0.1", server.port) as proxy:
         yield proxy
 
 
 def texts(sink, count):
-    """Wait for so many events."""
+    """Wait until a sink has received ``count`` events."""
     return until(lambda: len(sink.texts) >= count)
 
 
 def changes(logged):
-    """Return what was logged of Hubs that were lost and are back."""
+    """Return the log events about Hubs that went down or up."""
     return [entry["event"] for entry in logged if entry["event"].startswith("hub_")]
 
 
 async def persist(hub, text):
-    """Publish until it is known to be stored."""
+    """Publish until the record is acknowledged."""
     while True:
         try:
             return await hub.publish("t", text, idempotency_key=text)
@@ -58,7 +58,7 @@ async def persist(hub, text):
 
 
 async def closed_at_every_moment(broker, moments=41):
-    """Open Hubs on new brokers, and close each some turns of the event loop later; none may take long, or leave any."""
+    """Close Hubs after 0, 1, 2, … iterations of the event loop. Each must close soon and leave no task."""
     for moment in range(moments):
         before = asyncio.all_tasks()
         hub = Hub(broker())
@@ -70,7 +70,7 @@ async def closed_at_every_moment(broker, moments=41):
 
 
 async def waits_for_an_id_that_may_still_come(hub, server):
-    """Check that a Hub tells of no gap while its server holds still: another process may have the id already."""
+    """Check that a Hub gives no gap for an unknown ID while its server is frozen: another process may have it."""
     position = await hub.publish("t", "x")
     epoch, _, offset = position.partition("-")
     server.freeze()

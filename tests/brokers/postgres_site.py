@@ -1,4 +1,4 @@
-"""A log in a server of PostgreSQL, and what others do to it."""
+"""A log on a server of PostgreSQL that brokers share, and what an administrator does to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ numbers = itertools.count()
 
 
 class PostgresSite:
-    """A table of its own."""
+    """A table that no other test uses."""
 
     def __init__(self, server):
         self.server = server
@@ -25,11 +25,11 @@ class PostgresSite:
         return PostgresBroker(connect or self.server.dsn, **{"table": self.table, **options})
 
     async def wipe(self):
-        for end in "", "_log", "_keys":
-            self.sql(f"TRUNCATE {self.table}{end}")
+        for suffix in "", "_log", "_keys":
+            self.sql(f"TRUNCATE {self.table}{suffix}")
 
     def sql(self, statement, *values):
-        """Do something to the tables that the broker has no word for."""
+        """Run a statement behind the broker's back."""
         with psycopg.connect(self.server.dsn, autocommit=True) as connection:
             cursor = connection.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else None

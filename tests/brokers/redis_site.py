@@ -1,4 +1,4 @@
-"""A stream of Redis or Valkey where brokers share a log, and what others do to it."""
+"""A stream on a Redis or Valkey server, and what administrators do to it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.servers.valkey import Valkey
 STREAM, LOG = "{events}", "{events}:log"
 
 
-async def ask(server, *command):
-    """Do something to a server that the broker has no word for."""
+async def execute(server, *command):
+    """Execute a command on a server."""
     async with Redis.from_url(server.url, protocol=2) as client:
         return await client.execute_command(*command)
 
 
 class RedisSite:
-    """A stream of a server."""
+    """A stream on a server."""
 
     def __init__(self, server: Valkey) -> None:
         self.server = server
@@ -27,23 +27,23 @@ class RedisSite:
         return RedisBroker(self.server.url, **options)
 
     async def wipe(self):
-        await self.ask("FLUSHALL")
+        await self.execute("FLUSHALL")
 
-    async def ask(self, *command):
-        return await ask(self.server, *command)
+    async def execute(self, *command):
+        return await execute(self.server, *command)
 
     async def backup(self):
-        """Return what there is, as an administrator does who makes backups."""
-        return [await self.ask("DUMP", key) for key in (STREAM, LOG)]
+        """Make a backup of the log."""
+        return [await self.execute("DUMP", key) for key in (STREAM, LOG)]
 
     async def restore(self, dumps):
         for key, dump in zip((STREAM, LOG), dumps, strict=True):
-            await self.ask("RESTORE", key, 0, dump, "REPLACE")
+            await self.execute("RESTORE", key, 0, dump, "REPLACE")
 
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
 def server(request, tmp_path_factory):
-    """A server for a whole file of tests."""
+    """A server that the tests of a file share."""
     server = Valkey(tmp_path_factory.mktemp(request.param), engine=request.param)
     server.start()
     yield server
@@ -59,7 +59,7 @@ async def site(server):
 
 @pytest.fixture
 def servers(tmp_path):
-    """Make servers, which are ended at the end."""
+    """Start servers, which are killed after the test."""
     made = []
 
     def make(*options, **settings):
@@ -74,5 +74,5 @@ def servers(tmp_path):
 
 @pytest.fixture
 def node(hub_on):
-    """Make Hubs, each as one process has it."""
+    """Make Hubs, each of which stands for one process."""
     return lambda connect, *, ready=True, **options: hub_on(RedisBroker(connect, **options), ready=ready)

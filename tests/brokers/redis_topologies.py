@@ -1,6 +1,6 @@
-"""Redis and Valkey with replicas: behind Sentinels, and as a Cluster. Real processes on free ports, surely ended.
+"""Redis and Valkey with replicas: with Sentinels, and as a Cluster. Real processes on free ports.
 
-All is synchronous, so that fixtures of any scope, and programs, can have it. Each wait has a limit, ``PATIENCE``.
+All functions are synchronous, for fixtures of any scope and for programs. Each wait ends after ``TIMEOUT``.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from tests.servers.valkey import Valkey
 
 __all__ = ["ClusterSite", "SentinelNode", "SentinelSite"]
 
-PATIENCE = 40.0  # seconds that a topology has to become what a test waits for, on a busy machine
-LOOK = 0.05  # seconds between two looks
+TIMEOUT = 40.0  # seconds to wait for a change of a topology, on a busy machine
+POLL_INTERVAL = 0.05  # seconds
 SLOTS = 16384
 T = TypeVar("T")
 
 
 def ask(port: int, *command: object) -> object:
-    """Send one command to the server at a port. Raises ``redis.RedisError``, within two seconds."""
+    """Execute a command on the server at a port. Raises ``redis.RedisError`` without a reply within two seconds."""
     with redis.Redis(port=port, socket_timeout=2.0, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
         return client.execute_command(*command)
 
 
 def info(port: int, section: str) -> dict[str, object]:
-    """Return a section of what the server at a port says of itself."""
+    """Return a section of ``INFO`` of the server at a port."""
     with redis.Redis(port=port, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)) as client:
         return dict(client.info(section))
 
 
 def wait_for(what: str, condition: Callable[[], T]) -> T:
-    """Ask until it holds, and return what it is then. A server that does not answer is asked again."""
-    deadline = time.monotonic() + PATIENCE
+    """Call a condition until its result is true, and return that. Errors of a server count as false."""
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             found = condition()
         except (redis.RedisError, OSError) as error:
-            found, last = None, f": {error!r}"
+            found, reason = None, f": {error!r}"
         else:
-            last = ""
+            reason = ""
         if found:
             return found
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} took longer than {PATIENCE} s{last}")
-        time.sleep(LOOK)
+            raise RuntimeError(f"{what} took longer than {TIMEOUT} s{reason}")
+        time.sleep(POLL_INTERVAL)
 
 
 class SentinelNode(Valkey):
-    """One Sentinel, with a configuration file that it writes to."""
+    """One Sentinel. It rewrites its configuration file."""
 
     def __init__(self, folder: Path, engine: str, configuration: str) -> None:
         super().__init__(folder, engine=engine)
@@ -67,10 +67,10 @@ class SentinelNode(Valkey):
 
 
 class SentinelSite:
-    """A primary with replicas, and Sentinels that promote one of these.
+    """A primary with replicas, and Sentinels.
 
-    ``servers[0]`` is the primary at first. ``options`` are those of every server's command line. A server that says
-    nothing for ``down_after`` seconds is taken for dead by the Sentinels.
+    ``servers[0]`` is the first primary. Every server has the command line options ``options``. ``down_after`` is
+    ``down-after-milliseconds`` in seconds.
     """
 
     name = "main"
@@ -89,11 +89,11 @@ class SentinelSite:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where the Sentinels are."""
+        """Addresses of the Sentinels."""
         return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
 
     def start(self) -> None:
-        """Start all of it, and wait until each part knows the others. Whatever is started is ended if that fails."""
+        """Start all servers and Sentinels, and wait until they know each other. Stop them if that fails."""
         replicas, sentinels = self._counts
         try:
             for n in range(1 + replicas):
@@ -101,7 +101,7 @@ class SentinelSite:
                 server = Valkey(self._folder / f"server{n}", *self._options, *follow, engine=self._engine)
                 self.servers.append(server)
                 server.start()
-            wait_for("replicating", lambda: self._online(self.servers[0]) == replicas)
+            wait_for("replication", lambda: self._online_replicas(self.servers[0]) == replicas)
             configuration = "\n".join([
                 f"sentinel monitor {self.name} 127.0.0.1 {self.servers[0].port} {sentinels // 2 + 1}",
                 f"sentinel down-after-milliseconds {self.name} {int(self._down_after * 1000)}",
@@ -113,18 +113,18 @@ class SentinelSite:
                 node = SentinelNode(self._folder / f"sentinel{n}", self._engine, configuration)
                 self.sentinels.append(node)
                 node.start()
-            wait_for("the meeting of the Sentinels", self._met)
+            wait_for("the discovery of the Sentinels", self._has_discovered)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """End all of it at once. Idempotent."""
+        """Kill all processes. Idempotent."""
         for node in [*self.sentinels, *self.servers]:
             node.kill()
 
     def primary(self) -> Valkey:
-        """Return the server that most of the Sentinels that answer take for the primary."""
+        """Return the primary according to the majority of the Sentinels that reply."""
         votes: dict[int, int] = {}
         for sentinel in self.sentinels:
             try:
@@ -136,18 +136,18 @@ class SentinelSite:
         return next(server for server in self.servers if server.port == port)
 
     def replica(self) -> Valkey:
-        """Return a server that is no primary."""
+        """Return a replica."""
         primary = self.primary()
         return next(server for server in self.servers if server is not primary)
 
     def promote(self) -> Valkey:
-        """Have the Sentinels change the primary in order; wait for it, and return the new one."""
+        """Request a failover, wait for it, and return the new primary."""
         old = self.primary()
-        wait_for("the failover's beginning", lambda: ask(self.sentinels[0].port, "SENTINEL", "FAILOVER", self.name))
+        wait_for("the start of the failover", lambda: ask(self.sentinels[0].port, "SENTINEL", "FAILOVER", self.name))
         return self.promoted(old)
 
     def promoted(self, old: Valkey) -> Valkey:
-        """Wait until most Sentinels name another primary than ``old``, and it is one; return it."""
+        """Wait until most Sentinels report another primary than ``old``, and return it."""
 
         def new() -> Valkey | None:
             found = self.primary()
@@ -156,32 +156,32 @@ class SentinelSite:
         return wait_for("the promotion", new)
 
     def demoted(self, old: Valkey) -> None:
-        """Wait until a former primary has become a replica that has what the new one has."""
+        """Wait until a former primary is a replica and synchronized."""
 
-        def follows() -> bool:
-            now = info(old.port, "replication")
-            return now["role"] == "slave" and now["master_link_status"] == "up"
+        def is_replica() -> bool:
+            state = info(old.port, "replication")
+            return state["role"] == "slave" and state["master_link_status"] == "up"
 
-        wait_for("the demotion", follows)
+        wait_for("the demotion", is_replica)
 
     def replicated(self) -> None:
-        """Wait until each replica that is online has all that the primary has now."""
+        """Wait until all replicas have what the primary has now."""
         primary = self.primary()
-        least = int(str(info(primary.port, "replication")["master_repl_offset"]))
+        offset = int(str(info(primary.port, "replication")["master_repl_offset"]))
 
-        def even() -> bool:
+        def is_replicated() -> bool:
             state = info(primary.port, "replication")
             found = [state[f"slave{n}"] for n in range(int(str(state["connected_slaves"])))]
-            return bool(found) and all(one["state"] == "online" and int(one["offset"]) >= least for one in found)
+            return bool(found) and all(one["state"] == "online" and int(one["offset"]) >= offset for one in found)
 
-        wait_for("replicating", even)
+        wait_for("replication", is_replicated)
 
-    def _online(self, server: Valkey) -> int:
+    def _online_replicas(self, server: Valkey) -> int:
         state = info(server.port, "replication")
         found = [state[f"slave{n}"] for n in range(int(str(state["connected_slaves"])))]
         return sum(one["state"] == "online" for one in found)
 
-    def _met(self) -> bool:
+    def _has_discovered(self) -> bool:
         for sentinel in self.sentinels:
             flat = ask(sentinel.port, "SENTINEL", "MASTER", self.name)
             state = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -192,10 +192,9 @@ class SentinelSite:
 
 
 class ClusterSite:
-    """A Cluster: primaries with equal parts of the slots, each with so many replicas.
+    """A Cluster: ``primaries`` nodes with an equal share of the slots, and ``replicas`` for each of them.
 
-    ``servers`` has the primaries first, as they are at first. A node that says nothing for ``node_timeout`` seconds
-    is taken for dead by the others.
+    ``servers`` begins with the first primaries. ``node_timeout`` is ``cluster-node-timeout`` in seconds.
     """
 
     def __init__(
@@ -211,18 +210,18 @@ class ClusterSite:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where the nodes are."""
+        """Addresses of the nodes."""
         return [("127.0.0.1", server.port) for server in self.servers]
 
     def start(self) -> None:
-        """Start all of it, and wait until each node serves. Whatever is started is ended if that fails."""
+        """Start all nodes, and wait until each is ready. Stop them if that fails."""
         try:
-            self._begin()
+            self._create()
         except BaseException:
             self.stop()
             raise
 
-    def _begin(self) -> None:
+    def _create(self) -> None:
         buses = []
         for n in range(self._primaries * (1 + self._replicas)):
             buses.append(free_port())
@@ -242,21 +241,24 @@ class ClusterSite:
         for n, server in enumerate(self.servers[: self._primaries]):
             begin, end = SLOTS * n // self._primaries, SLOTS * (n + 1) // self._primaries - 1
             ask(server.port, "CLUSTER", "ADDSLOTSRANGE", begin, end)
-        wait_for("the meeting of the nodes", self._met)
+        wait_for("the discovery of the nodes", self._has_discovered)
         for n, server in enumerate(self.servers[self._primaries :]):
-            of = self._identity(self.servers[n % self._primaries])
-            wait_for("replicating", lambda server=server, of=of: ask(server.port, "CLUSTER", "REPLICATE", of))
+            primary = self._node_id(self.servers[n % self._primaries])
+            wait_for(
+                "replication",
+                lambda server=server, primary=primary: ask(server.port, "CLUSTER", "REPLICATE", primary),
+            )
         for server in self.servers[self._primaries :]:
-            wait_for("replicating", lambda server=server: self._follows(server))
-        wait_for("the Cluster", lambda: all(self._serves(server) for server in self.servers))
+            wait_for("replication", lambda server=server: self._is_synchronized(server))
+        wait_for("the Cluster", lambda: all(self._is_ready(server) for server in self.servers))
 
     def stop(self) -> None:
-        """End all of it at once. Idempotent."""
+        """Kill all processes. Idempotent."""
         for server in self.servers:
             server.kill()
 
     def owner(self, key: str) -> Valkey:
-        """Return the primary that has the slot of a key, as a node that answers says."""
+        """Return the primary that has the slot of a key."""
         slot: int | None = None
         for server in self.servers:
             if not server.running:
@@ -268,54 +270,54 @@ class ClusterSite:
                         return next(one for one in self.servers if one.port == primary[1])
             except (redis.RedisError, OSError):
                 continue
-        raise RuntimeError(f"no node knows who has the slot {slot} of {key!r}")
+        raise RuntimeError(f"no node knows which one has the slot {slot} of {key!r}")
 
     def promote(self, key: str) -> Valkey:
-        """Have a replica take over a key's slots in order; wait for it, and return it."""
+        """Request a failover of the node with a key, wait for it, and return the new one."""
         old = self.owner(key)
-        replica = next(server for server in self.servers if self._master_of(server) == old.port)
+        replica = next(server for server in self.servers if self._primary_port_of(server) == old.port)
         ask(replica.port, "CLUSTER", "FAILOVER")
         return self.promoted(key, old)
 
     def promoted(self, key: str, old: Valkey) -> Valkey:
-        """Wait until another node than ``old`` has a key's slot and is a primary; return it."""
+        """Wait until another node than ``old`` has the slot of a key and is ready, and return it."""
 
         def new() -> Valkey | None:
             try:
                 found = self.owner(key)
             except (RuntimeError, StopIteration):
                 return None
-            return found if found is not old and self._serves(found) else None
+            return found if found is not old and self._is_ready(found) else None
 
         return wait_for("the promotion", new)
 
     def move(self, key: str, to: Valkey) -> None:
-        """Move the slot of a key, with all keys in it, to another primary."""
+        """Move the slot of a key, with all its keys, to another primary."""
         old = self.owner(key)
         slot = int(ask(old.port, "CLUSTER", "KEYSLOT", key))
-        ask(to.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._identity(old))
-        ask(old.port, "CLUSTER", "SETSLOT", slot, "MIGRATING", self._identity(to))
+        ask(to.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._node_id(old))
+        ask(old.port, "CLUSTER", "SETSLOT", slot, "MIGRATING", self._node_id(to))
         while keys := ask(old.port, "CLUSTER", "GETKEYSINSLOT", slot, 100):
             ask(old.port, "MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
         for server in (to, old, *[one for one in self.servers[: self._primaries] if one not in (to, old)]):
-            ask(server.port, "CLUSTER", "SETSLOT", slot, "NODE", self._identity(to))
+            ask(server.port, "CLUSTER", "SETSLOT", slot, "NODE", self._node_id(to))
 
-    def _identity(self, server: Valkey) -> str:
+    def _node_id(self, server: Valkey) -> str:
         return ask(server.port, "CLUSTER", "MYID").decode()
 
-    def _met(self) -> bool:
+    def _has_discovered(self) -> bool:
         nodes = [ask(server.port, "CLUSTER", "NODES") for server in self.servers]
         return all(
             len(lines) == len(self.servers) and not any(b"handshake" in line or b"noaddr" in line for line in lines)
             for lines in (found.splitlines() for found in nodes)
         )
 
-    def _serves(self, server: Valkey) -> bool:
+    def _is_ready(self, server: Valkey) -> bool:
         return b"cluster_state:ok" in ask(server.port, "CLUSTER", "INFO")
 
-    def _follows(self, server: Valkey) -> bool:
+    def _is_synchronized(self, server: Valkey) -> bool:
         return info(server.port, "replication").get("master_link_status") == "up"
 
-    def _master_of(self, server: Valkey) -> int | None:
+    def _primary_port_of(self, server: Valkey) -> int | None:
         port = info(server.port, "replication").get("master_port")
         return None if port is None else int(str(port))

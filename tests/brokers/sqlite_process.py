@@ -1,4 +1,4 @@
-"""Another process on a file of SQLite: it says in lines what it does, and ends when nobody listens."""
+"""Another process that uses a SQLite file: it prints what it does, line by line, and ends when its pipe is closed."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition
 from tests.waiting import within
 
 ROOT = Path(__file__).parents[2]
-PAYLOAD = b"\x10data: %d\n\n"  # of a number, as a Hub has it
-PATIENCE = 30.0  # seconds in which a process starts, on a machine that has others
+PAYLOAD = b"\x10data: %d\n\n"  # of a number, as a Hub encodes it
+START_TIMEOUT = 30.0  # seconds, on a busy machine
 
 
-def say(*words: object) -> None:
-    print(*words, flush=True)  # noqa: T201  # how it answers who started it
+def report(*words: object) -> None:
+    print(*words, flush=True)  # noqa: T201  # it is the output of this program
 
 
-async def publish(path: str, which: str = "") -> None:
-    """Publish numbers, several at a time, and say which were acknowledged, and as what.
+async def publish(path: str, name: str = "") -> None:
+    """Publish numbers, several at a time, and print each that was acknowledged, with its epoch and offset.
 
-    With a name it says when it has begun, and goes on whatever becomes of them.
+    With a name, print only a line at the start, and continue after errors.
     """
     broker = SqliteBroker(path)
-    if which:
+    if name:
         await broker.publish("t", PAYLOAD % 0)
-        say("up")
+        report("up")
     numbers = iter(range(10**9))
 
-    async def one_after_the_other():
+    async def publish_in_turn():
         for number in numbers:
             try:
-                position = await broker.publish("t", PAYLOAD % number, idempotency_key=f"key {which}{number}")
+                position = await broker.publish("t", PAYLOAD % number, idempotency_key=f"key {name}{number}")
             except BrokerError:
-                if not which:
+                if not name:
                     raise
                 await asyncio.sleep(0.01)
             else:
-                if not which:
-                    say(number, position.epoch, position.offset)
+                if not name:
+                    report(number, position.epoch, position.offset)
 
-    await asyncio.gather(*[one_after_the_other() for _ in range(5)])
+    await asyncio.gather(*[publish_in_turn() for _ in range(5)])
 
 
 async def follow(path: str, most: str) -> None:
-    """Say when all that was there has come, and what comes then, up to a number of entries."""
+    """Print each entry, up to a number of entries, and a line when the tail has caught up."""
     broker = SqliteBroker(path)
     count, up = 0, False
     position = None
     async for item in broker.tail(None):
         if isinstance(item, CaughtUp):
             if not up:
-                say("up")
+                report("up")
             up = True
         elif isinstance(item, list):
             for entry in item:
-                say(position.epoch, entry.offset)
+                report(position.epoch, entry.offset)
             count += len(item)
             if count >= int(most):
                 break
@@ -75,7 +75,7 @@ async def follow(path: str, most: str) -> None:
 
 
 async def fill(path: str, limit: str) -> None:
-    """Publish until there is no room, say why that ended, and go on once there is more: when a line comes."""
+    """Publish until the disk is full, print the error, wait for a line on stdin, and publish once more."""
     if int(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     broker = SqliteBroker(path, max_records=10**6)
@@ -83,20 +83,20 @@ async def fill(path: str, limit: str) -> None:
     try:
         while True:
             position = await broker.publish("t", b"%d" % number + b"." * 30_000)
-            say(number, position.offset)
+            report(number, position.offset)
             number += 1
     except BrokerError as error:
-        say(type(error).__name__, error)
+        report(type(error).__name__, error)
     await asyncio.to_thread(sys.stdin.readline)
     if int(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     position: LogPosition = await broker.publish("t", b"%d" % number)
-    say(number, position.offset)
+    report(number, position.offset)
     await broker.close()
 
 
 async def churn(path: str, limit: str, count: str) -> None:
-    """Keep few events of many, with files that may not be larger than a limit, while somebody reads."""
+    """Publish many events and keep few, with a limit of the file size, while a tail reads."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     broker = SqliteBroker(path, max_records=100)
     reading = asyncio.create_task(_read(broker))
@@ -105,7 +105,7 @@ async def churn(path: str, limit: str, count: str) -> None:
     reading.cancel()
     await asyncio.wait([reading])
     await broker.close()
-    say(position.offset)
+    report(position.offset)
 
 
 async def _read(broker: SqliteBroker) -> None:
@@ -115,25 +115,25 @@ async def _read(broker: SqliteBroker) -> None:
 
 
 async def hold(path: str) -> None:
-    """Take the lock of who writes, stop as by ``kill -STOP``, and give it back when told to go on."""
+    """Take the write lock, stop as by ``kill -STOP``, and release it after ``kill -CONT``."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    say("held")
+    report("held")
     os.kill(os.getpid(), signal.SIGSTOP)
     connection.execute("ROLLBACK")
     connection.close()
 
 
 def hold_opening(path: str) -> None:
-    """Take the lock of who opens the file, and stop as by ``kill -STOP``."""
+    """Take the lock for opening the file, and stop as by ``kill -STOP``."""
     file = os.open(f"{path}-lock", os.O_RDONLY | os.O_CREAT)
     fcntl.flock(file, fcntl.LOCK_EX)
-    say("held")
+    report("held")
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def fork(path: str) -> None:
-    """Make a broker before a fork, and use it after that, as a server does that loads an application once."""
+    """Make a broker before a fork, and use it afterwards, as a pre-forking server does."""
     broker = SqliteBroker(path)
 
     async def use() -> None:
@@ -147,23 +147,23 @@ def fork(path: str) -> None:
             asyncio.run(use())
             os._exit(0)
         children.append(child)
-    say(*(os.waitpid(child, 0)[1] for child in children))
+    report(*(os.waitpid(child, 0)[1] for child in children))
 
 
 async def leave(path: str) -> None:
-    """End without closing anything, with a tail that is open."""
+    """Exit without closing the broker or its tail."""
     broker = SqliteBroker(path)
     await broker.publish("t", b"x")
     tail = broker.tail(None)
     while not isinstance(await anext(tail), CaughtUp):
         pass
-    say("left")
+    report("left")
     sys.exit()
 
 
 @asynccontextmanager
 async def process(task: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run one of these, and end it at the latest when the block ends."""
+    """Run one of these functions in a process, which is killed at the end of the block."""
     running = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.brokers.sqlite_process", task, *map(str, arguments),
         cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -177,8 +177,8 @@ async def process(task: str, *arguments: object) -> AsyncIterator[asyncio.subpro
 
 
 async def line(running: asyncio.subprocess.Process) -> list[str]:
-    """Wait for what it says next, in words."""
-    return (await within(running.stdout.readline(), PATIENCE)).decode().split()
+    """Wait for the next line that a process prints, and return its words."""
+    return (await within(running.stdout.readline(), START_TIMEOUT)).decode().split()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A file of SQLite where brokers share a log, and what others do to it."""
+"""A SQLite file that brokers share, and what other programs do to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
+from aiohttp_interceptors.brokers.sqlite.connection import SUFFIXES
 
 
 class SqliteSite:
-    """A file."""
+    """A database file."""
 
     def __init__(self, path):
         self.path = path
@@ -24,26 +25,28 @@ class SqliteSite:
         self.remove()
 
     def remove(self):
-        for end in "", "-wal", "-shm":
-            Path(f"{self.path}{end}").unlink(missing_ok=True)
+        """Delete the file with its ``-wal`` and ``-shm``."""
+        for suffix in SUFFIXES:
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
-    def move(self, path, files=("", "-wal", "-shm")):
-        """Move it away with what is beside it, in some order."""
-        for end in files:
-            if Path(f"{self.path}{end}").exists():
-                Path(f"{self.path}{end}").rename(f"{path}{end}")
+    def move(self, path, suffixes=SUFFIXES):
+        """Move the files with these suffixes away, in this order."""
+        for suffix in suffixes:
+            if Path(f"{self.path}{suffix}").exists():
+                Path(f"{self.path}{suffix}").rename(f"{path}{suffix}")
 
     @property
-    def bells(self):
-        return Path(f"{self.path}-bells")
+    def fifos(self):
+        """The directory of the FIFOs."""
+        return Path(f"{self.path}-notify")
 
     def sql(self, statement):
-        """Do something to the file that the broker has no word for."""
+        """Run a statement on the file behind the broker's back."""
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             return connection.execute(statement).fetchall()
 
     def copy(self, path):
-        """Copy the file as an administrator does who makes backups."""
+        """Make a backup of the file."""
         with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(path)) as target:
             source.backup(target)
 

@@ -1,6 +1,6 @@
-"""A Hub closes at every moment, whatever its broker's client does with a cancellation.
+"""A Hub can be closed at every moment, also if its broker's client swallows a cancellation.
 
-``asyncio.wait_for`` of Python 3.11 swallows one that arrives in the turns in which what it waits for ends. The clients
+``asyncio.wait_for`` of Python 3.11 does, if the cancellation arrives just when the awaited future is done. The clients
 of all servers use it, and so do many factories.
 """
 
@@ -24,7 +24,7 @@ from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.exceptions import BrokerError
 from aiohttp_interceptors.hub import hub as hub_module
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import replication
 from aiohttp_interceptors.hub.broker import Broker
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.testing import TcpProxy
@@ -32,23 +32,23 @@ from tests.brokers.postgres_site import PostgresSite
 from tests.servers.valkey import Valkey
 from tests.waiting import until
 
-TURNS = range(41)
-LIMIT = 10.0  # seconds
+DELAYS = range(41)  # iterations of the event loop
+CLOSE_TIMEOUT = 10.0  # seconds
 numbers = itertools.count()
 
 
 @dataclass
 class Engine:
-    """What makes brokers that connect to a port."""
+    """A server, and a function that makes brokers which connect to it through a port."""
 
     port: int
     broker: Callable[[int], Broker]
 
 
 @pytest.fixture
-def once(monkeypatch):
-    """Have a close that needs a second cancellation hang."""
-    monkeypatch.setattr(hub_module, "CLOSING", 3600.0)
+def cancel_once(monkeypatch):
+    """Make a close that needs a second cancellation hang."""
+    monkeypatch.setattr(hub_module, "TAIL_CLOSE_TIMEOUT", 3600.0)
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +61,16 @@ def valkey(tmp_path_factory):
 
 @pytest.fixture(params=["redis", "redis_factory", "postgres", "postgres_factory", "nats", "nats_factory"])
 def engine(request) -> Engine:
-    """Each engine that has a server, reached by its URL and by a factory that waits for its client with a limit."""
+    """Each engine with a server, by its URL and by a factory that connects with ``asyncio.wait_for``."""
     name, _, factory = request.param.partition("_")
     server = request.getfixturevalue({"redis": "valkey"}.get(name, name))
 
-    def elsewhere(url: str, port: int) -> str:
+    def with_port(url: str, port: int) -> str:
         return url.replace(f":{server.port}", f":{port}")
 
     def redis(port):
         async def connect():
-            client = Redis.from_url(elsewhere(server.url, port), protocol=2)
+            client = Redis.from_url(with_port(server.url, port), protocol=2)
             try:
                 await asyncio.wait_for(client.ping(), 5)
             except BaseException:
@@ -78,26 +78,26 @@ def engine(request) -> Engine:
                 raise
             return client
 
-        return RedisBroker(connect if factory else elsewhere(server.url, port))
+        return RedisBroker(connect if factory else with_port(server.url, port))
 
     def postgres(port):
         async def connect():
-            connecting = psycopg.AsyncConnection.connect(elsewhere(server.dsn, port))
+            connecting = psycopg.AsyncConnection.connect(with_port(server.dsn, port))
             return await asyncio.wait_for(connecting, 5)
 
-        return PostgresBroker(connect if factory else elsewhere(server.dsn, port), table=table)
+        return PostgresBroker(connect if factory else with_port(server.dsn, port), table=table)
 
     def nats(port):
         async def connect(**options):
             client = Client()
             try:
-                await asyncio.wait_for(client.connect(elsewhere(server.url, port), **options), 5)
+                await asyncio.wait_for(client.connect(with_port(server.url, port), **options), 5)
             except BaseException:
                 await client.close()
                 raise
             return client
 
-        return NatsBroker(connect if factory else elsewhere(server.url, port), stream=stream)
+        return NatsBroker(connect if factory else with_port(server.url, port), stream=stream)
 
     table = PostgresSite(server).table if name == "postgres" else ""
     stream = f"closing-{next(numbers)}"
@@ -106,53 +106,53 @@ def engine(request) -> Engine:
 
 @contextlib.asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
-    """Check that no task is left of a block, also none that is about to end."""
+    """Check that all tasks of a block end."""
     before = asyncio.all_tasks()
     yield
     await until(lambda: asyncio.all_tasks() <= before)
 
 
-async def close(hub: Hub, turns: int) -> None:
+async def close(hub: Hub, delay: int) -> None:
     try:
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
             await hub.close()
     except TimeoutError:
-        pytest.fail(f"it hangs when it is closed {turns} turns later")
+        pytest.fail(f"closing hangs after {delay} iterations of the event loop")
 
 
 async def sweep(make: Callable[[], Broker], *, publishing: bool = False) -> None:
-    """Open a Hub and close it, at each of the first moments of its life."""
-    for turns in TURNS:
+    """Open a Hub and close it after each number of iterations of the event loop."""
+    for delay in DELAYS:
         async with nothing_left():
             hub = Hub(make())
             hub.open()
             publish = asyncio.create_task(hub.publish("t", "x")) if publishing else None
-            for _ in range(turns):
+            for _ in range(delay):
                 await asyncio.sleep(0)
-            await close(hub, turns)
+            await close(hub, delay)
             if publish is not None:
                 with contextlib.suppress(BrokerError):
-                    await asyncio.wait_for(publish, LIMIT)
+                    await asyncio.wait_for(publish, CLOSE_TIMEOUT)
 
 
 @pytest.mark.parametrize("publishing", [False, True])
-async def test_a_hub_in_memory_closes_at_every_moment(once, publishing):
+async def test_a_hub_in_memory_closes_at_every_moment(cancel_once, publishing):
     await sweep(lambda: MemoryBroker(MemoryLog()), publishing=publishing)
 
 
 @pytest.mark.parametrize("publishing", [False, True])
-async def test_a_hub_on_a_file_closes_at_every_moment(tmp_path, once, publishing):
+async def test_a_hub_on_a_file_closes_at_every_moment(tmp_path, cancel_once, publishing):
     await sweep(lambda: SqliteBroker(tmp_path / "hub.db"), publishing=publishing)
 
 
 @pytest.mark.parametrize("publishing", [False, True])
-async def test_a_hub_that_is_connecting_closes_at_every_moment(engine, once, publishing):
+async def test_a_hub_that_is_connecting_closes_at_every_moment(engine, cancel_once, publishing):
     await sweep(lambda: engine.broker(engine.port), publishing=publishing)
 
 
-async def test_a_hub_that_is_reconnecting_closes_at_every_moment(engine, once, monkeypatch):
-    monkeypatch.setattr(supervision, "FIRST_DELAY", 0.0)
-    for turns in TURNS:
+async def test_a_hub_that_is_reconnecting_closes_at_every_moment(engine, cancel_once, monkeypatch):
+    monkeypatch.setattr(replication, "MIN_RECONNECT_DELAY", 0.0)
+    for delay in DELAYS:
         async with nothing_left(), TcpProxy("127.0.0.1", engine.port) as proxy:
             hub = Hub(engine.broker(proxy.port))
             hub.open()
@@ -160,13 +160,13 @@ async def test_a_hub_that_is_reconnecting_closes_at_every_moment(engine, once, m
             proxy.cut()
             proxy.restore()
             await until(lambda hub=hub: not hub.ready)
-            for _ in range(turns):
+            for _ in range(delay):
                 await asyncio.sleep(0)
-            await close(hub, turns)
+            await close(hub, delay)
 
 
 @pytest.mark.parametrize("engine", ["redis", "postgres", "nats"], indirect=True)
-async def test_a_hub_whose_network_holds_still_closes_while_it_connects(engine):
+async def test_a_hub_whose_network_stalls_closes_while_it_connects(engine):
     async with nothing_left(), TcpProxy("127.0.0.1", engine.port) as proxy:
         proxy.stall()
         hub = Hub(engine.broker(proxy.port))

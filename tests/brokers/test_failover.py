@@ -1,6 +1,6 @@
-"""Two processes, publishers that try again, and four clients, while the primary of each engine goes: a short ledger.
+"""Fail-over of each engine under load: two processes, publishers that retry, and four clients.
 
-``make failover`` runs all faults, and longer.
+``make failover`` runs all faults, for longer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.soak.failover_sites import NatsThree, PostgresStandby, SqliteFile, Va
     ],
     ids=lambda value: value if isinstance(value, str) else value.engine,
 )
-async def test_what_is_acknowledged_comes_to_each_client_or_is_told_to_be_missing(tmp_path, site, fault):
+async def test_each_client_receives_every_acknowledged_event_or_a_gap(tmp_path, site, fault):
     run = await run_fault(site(tmp_path / "site"), fault, tmp_path, seconds=1.0, calm=0.5, limit=100)
     assert run.holds, details(run)
     assert run.verdict.acknowledged

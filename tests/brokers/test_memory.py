@@ -1,4 +1,4 @@
-"""The broker within one process keeps what all brokers promise."""
+"""The broker within one process."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def site():
 
 
 class TestMemory(Contract):
-    """As it says."""
+    """The contract of all brokers."""
 
 
-async def test_what_was_lost_can_be_published_again_with_its_key():
+async def test_a_lost_entry_can_be_published_again_with_the_same_key():
     log = MemoryLog()
     publisher = MemoryBroker(log)
     kept = await publisher.publish("t", b"kept", idempotency_key="k")
@@ -43,6 +43,6 @@ async def test_what_was_lost_can_be_published_again_with_its_key():
     assert (again.epoch, again.offset) == (log.epoch, 2)
 
 
-def test_it_is_made_with_the_log_that_hubs_share():
+def test_a_log_of_another_type_is_refused():
     with pytest.raises(TypeError, match="MemoryLog"):
         MemoryBroker("log")

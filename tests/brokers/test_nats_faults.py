@@ -1,6 +1,6 @@
-"""What Hubs on a NATS server make of all that goes wrong: with a real one, killed, frozen, wiped and set back."""
+"""Faults of a NATS server: killed, frozen, wiped, restored from an older copy, and a network that fails."""
 
-# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+# ruff: noqa: F811  # fixtures are imported, and arguments of tests
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from contextlib import aclosing
 
 import pytest
 from nats.aio.client import Client
-from tests.hub.sink import live, start
 
-from aiohttp_interceptors.brokers.nats import connection as nats_session
+from aiohttp_interceptors.brokers.nats import connection as nats_connection
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import replication
 from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Truncated
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
@@ -30,21 +29,22 @@ from tests.brokers.nodes import (  # noqa: F401  # fixtures
     texts,
     waits_for_an_id_that_may_still_come,
 )
+from tests.hub.sink import live, start
 from tests.servers.nats import Nats
 from tests.waiting import until, within
 
-QUICK = {"silence": 3.0, "publish_timeout": 2.0}
+SHORT_TIMEOUTS = {"read_timeout": 3.0, "publish_timeout": 2.0}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A server is back at once, and so is who follows it."""
-    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.05)
+    """Reconnect almost without a delay: the servers restart at once."""
+    monkeypatch.setattr(replication, "MAX_RECONNECT_DELAY", 0.05)
 
 
 @pytest.fixture
 def server(own, tmp_path):
-    """A server of the test's own, which keeps what it acknowledges."""
+    """A server for one test, which keeps what it acknowledges."""
     return own(Nats(tmp_path / "nats", durable=True))
 
 
@@ -55,16 +55,16 @@ def site(server):
 
 @pytest.fixture
 def node(site, hub_on):
-    """Make Hubs, each as one process has it."""
-    return lambda *, ready=True, **options: hub_on(site.broker(**{"silence": 5.0, **options}), ready=ready)
+    """Make Hubs, each of which stands for one process."""
+    return lambda *, ready=True, **options: hub_on(site.broker(**{"read_timeout": 5.0, **options}), ready=ready)
 
 
 def through(network):
     return f"nats://127.0.0.1:{network.port}"
 
 
-async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, logged):
-    """Peer bugs 59 and 64: what failed is told, and what is tried again is stored once."""
+async def test_records_that_a_killed_server_acknowledged_are_delivered_once(node, server, logged):
+    """A publish in progress raises, and its retry with the same key stores the record once."""
     hub, other = await node(), await node()
     sink, elsewhere = await live(hub, "t"), await live(other, "t")
     ids, failures = {}, []
@@ -93,9 +93,8 @@ async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, lo
     assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_down", "hub_resumed", "hub_resumed"]
 
 
-async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(node, server, logged):
-    """Peer bug 60."""
-    hub = await node(**QUICK)
+async def test_a_frozen_server_is_lost_within_the_timeouts(node, server, logged):
+    hub = await node(**SHORT_TIMEOUTS)
     sink = await live(hub, "t")
     await hub.publish("t", "before")
     server.freeze()
@@ -114,9 +113,9 @@ async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(no
     assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
 
 
-async def test_what_a_still_server_does_not_take_is_unknown_and_closing_waits_for_nobody(own, tmp_path):
+async def test_a_frozen_server_that_reads_nothing_blocks_neither_publish_nor_close(own, tmp_path):
     server = own(Nats(tmp_path / "own", max_payload=40 * 2**20))
-    broker = NatsSite(server).broker(silence=60, publish_timeout=0.5)
+    broker = NatsSite(server).broker(read_timeout=60, publish_timeout=0.5)
     await broker.publish("t", b"before")
     server.freeze()
     publishing = [broker.publish("t", b"x" * (30 * 2**20), idempotency_key=f"{n}") for n in range(2)]
@@ -124,20 +123,20 @@ async def test_what_a_still_server_does_not_take_is_unknown_and_closing_waits_fo
     assert {type(outcome) for outcome in outcomes} <= {BrokerDown, OutcomeUnknown}
     await within(broker.close(), 5)
     server.kill()
-    await until(lambda: not nats_session._closing)
+    await until(lambda: not nats_connection._closing)
 
 
-async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
-    await waits_for_an_id_that_may_still_come(await node(silence=60), server)
+async def test_an_id_that_may_still_arrive_is_no_gap_while_the_server_is_frozen(node, server):
+    await waits_for_an_id_that_may_still_come(await node(read_timeout=60), server)
 
 
 @pytest.mark.parametrize("way", ["list", "factory"])
-async def test_servers_that_hold_still_leave_time_for_one_that_answers(own, tmp_path, server, way):
-    """By itself the client gives up after the first that takes a connection and says nothing, whichever that is."""
-    still = [own(Nats(tmp_path / f"still {number}")) for number in range(2)]
-    for one in still:
+async def test_frozen_servers_leave_time_for_one_that_answers(own, tmp_path, server, way):
+    """nats-py itself gives up after the first server that accepts the connection and does not answer."""
+    frozen = [own(Nats(tmp_path / f"frozen {number}")) for number in range(2)]
+    for one in frozen:
         one.freeze()
-    urls = [one.url for one in still] + [server.url]
+    urls = [one.url for one in frozen] + [server.url]
 
     async def connect(**options):
         client = Client()
@@ -145,21 +144,21 @@ async def test_servers_that_hold_still_leave_time_for_one_that_answers(own, tmp_
         try:
             await client.connect(urls[(len(calls) - 1) % 3], **options)
         except BaseException:
-            await client.close()  # which nats-py itself leaves open
+            await client.close()  # nats-py leaves the connection open
             raise
         return client
 
     calls = []
-    broker = NatsSite(server).broker(connect=urls if way == "list" else connect, publish_timeout=12, silence=6)
+    broker = NatsSite(server).broker(connect=urls if way == "list" else connect, publish_timeout=12, read_timeout=6)
     for offset in range(1, 4):
         assert (await within(broker.publish("t", b"x"), 15)).offset == offset
-        await broker._drop()
+        await broker._disconnect()
     async with tail(broker) as reading:
         assert len(await within(reading.payloads(3), 15)) == 3
     await broker.close()
 
 
-async def test_a_client_that_comes_after_it_was_given_up_is_closed(site, server):
+async def test_a_client_that_is_returned_after_the_timeout_is_closed(site, server):
     made = []
 
     async def connect(**options):
@@ -169,7 +168,7 @@ async def test_a_client_that_comes_after_it_was_given_up_is_closed(site, server)
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
-            pass  # as asyncio.wait_for of Python 3.11 does when what it waits for ends just then
+            pass  # as asyncio.wait_for of Python 3.11 does if its future is done in the same iteration
         return client
 
     broker = site.broker(connect=connect, publish_timeout=3)
@@ -186,12 +185,12 @@ async def test_a_client_that_comes_after_it_was_given_up_is_closed(site, server)
     await until(lambda: all(client.is_closed for client in made))
 
 
-async def test_what_was_sent_to_a_server_that_dies_is_unknown_at_once(site, server):
+async def test_the_outcome_of_a_publish_to_a_server_that_dies_is_unknown_at_once(site, server):
     broker = site.broker(publish_timeout=60)
     await broker.publish("t", b"before")
     server.freeze()
     publishing = asyncio.create_task(broker.publish("t", b"x"))
-    await until(lambda: broker._writing._pending)
+    await until(lambda: broker._connection._pending)
     server.kill()
     with pytest.raises(OutcomeUnknown, match="lost"):
         await within(publishing)
@@ -200,7 +199,7 @@ async def test_what_was_sent_to_a_server_that_dies_is_unknown_at_once(site, serv
     await broker.close()
 
 
-async def test_a_server_that_comes_later_is_waited_for(site, server, logged):
+async def test_a_hub_connects_to_a_server_that_starts_later(site, server, logged):
     server.kill()
     hub = Hub(site.broker())
     sink = start(hub, "t")
@@ -219,7 +218,7 @@ async def test_a_server_that_comes_later_is_waited_for(site, server, logged):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR2])
-async def test_a_server_that_stops_in_order_is_followed_when_it_is_back(own, tmp_path, how):
+async def test_a_hub_reconnects_to_a_server_that_was_shut_down(own, tmp_path, how):
     server = own(Nats(tmp_path / "own", config='lame_duck_duration: "30s"\nlame_duck_grace_period: "10ms"'))
     hub = Hub(NatsSite(server).broker())
     hub.open()
@@ -238,7 +237,7 @@ async def test_a_server_that_stops_in_order_is_followed_when_it_is_back(own, tmp
     await hub.close()
 
 
-async def test_a_wrong_password_is_refused_and_waited_for(own, tmp_path, logged):
+async def test_a_wrong_password_is_refused_and_tried_again(own, tmp_path, logged):
     server = own(Nats(tmp_path / "own", password="right"))
     site = NatsSite(server)
     hub = Hub(site.broker(connect=server.url.replace("right", "wrong")))
@@ -252,7 +251,7 @@ async def test_a_wrong_password_is_refused_and_waited_for(own, tmp_path, logged)
     assert "uthorization" in logged[0]["error"]
 
 
-async def test_what_a_user_may_not_publish_is_refused_at_once(own, tmp_path):
+async def test_a_publish_without_permission_is_refused_at_once(own, tmp_path):
     users = 'authorization { users: [{ user: "a", password: "b", permissions: { publish: { deny: "*.secret" } } }] }'
     server = own(Nats(tmp_path / "own", config=users))
     broker = NatsSite(server).broker(connect=f"nats://a:b@127.0.0.1:{server.port}", publish_timeout=60)
@@ -263,7 +262,7 @@ async def test_what_a_user_may_not_publish_is_refused_at_once(own, tmp_path):
     await broker.close()
 
 
-async def test_a_server_of_its_default_size_refuses_what_is_larger_and_says_what_to_set(own, tmp_path):
+async def test_a_payload_above_the_default_max_payload_is_refused_with_the_setting(own, tmp_path):
     server = own(Nats(tmp_path / "own", max_payload=2**20))
     broker = NatsSite(server).broker()
     at_once = await asyncio.gather(
@@ -281,7 +280,7 @@ async def test_a_server_of_its_default_size_refuses_what_is_larger_and_says_what
     await broker.close()
 
 
-async def test_a_consumer_that_is_deleted_is_made_anew_where_it_was(site, node):
+async def test_a_consumer_that_was_deleted_is_created_again_at_the_same_position(site, node):
     hub, other = await node(), await node()
     sink = await live(hub, "t")
     for round_ in range(3):
@@ -297,7 +296,7 @@ async def test_a_consumer_that_is_deleted_is_made_anew_where_it_was(site, node):
     assert sink.texts == ["0", "1", "2", "3"]
 
 
-async def test_a_stream_that_is_purged_is_no_gap_for_who_had_all(site, node, brokers):
+async def test_a_purge_is_no_gap_for_streams_that_had_everything(site, node, brokers):
     hub = await node()
     sink = await live(hub, "t")
     ids = [await hub.publish("t", f"{n}") for n in range(3)]
@@ -313,7 +312,7 @@ async def test_a_stream_that_is_purged_is_no_gap_for_who_had_all(site, node, bro
     assert returned.texts == ["gap", "after"]
 
 
-async def test_what_was_trimmed_while_a_node_was_cut_off_is_a_gap(network, node):
+async def test_records_trimmed_while_a_process_was_disconnected_are_a_gap(network, node):
     hub, other = await node(connect=through(network), max_records=20), await node(max_records=20)
     sink = await live(hub, "t")
     await other.publish("t", "seen")
@@ -327,7 +326,7 @@ async def test_what_was_trimmed_while_a_node_was_cut_off_is_a_gap(network, node)
     assert not sink.ends
 
 
-async def test_a_connection_that_is_lost_while_many_publish_costs_nothing(network, node):
+async def test_a_connection_lost_during_publishes_loses_and_repeats_nothing(network, node):
     hub, other = await node(connect=through(network)), await node()
     sink = await live(hub, "t")
 
@@ -345,9 +344,8 @@ async def test_a_connection_that_is_lost_while_many_publish_costs_nothing(networ
     assert sink.texts == [f"{n}" for n in range(200)]
 
 
-async def test_a_network_that_swallows_all_is_found_out_and_nothing_is_missed(network, node, logged):
-    """Peer bug 60."""
-    hub, other = await node(connect=through(network), **QUICK), await node()
+async def test_a_network_that_delivers_nothing_is_noticed_and_no_record_is_missed(network, node, logged):
+    hub, other = await node(connect=through(network), **SHORT_TIMEOUTS), await node()
     sink = await live(hub, "t")
     await hub.publish("t", "0")
     network.stall()
@@ -364,13 +362,13 @@ async def test_a_network_that_swallows_all_is_found_out_and_nothing_is_missed(ne
     assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_resumed"]
 
 
-async def test_a_slow_network_brings_all_without_being_taken_for_lost(network, node, logged):
-    """The history takes longer than the silence after which a server counts as lost."""
+async def test_a_slow_network_does_not_count_as_lost(network, node, logged):
+    """The history takes longer than the read timeout."""
     other = await node()
     await asyncio.gather(*[other.publish("t", f"{n:0>9000}") for n in range(100)])
     network.rate, network.delay = 300_000, 0.01
-    hub = await node(connect=through(network), silence=2)
-    assert hub.log.end == 100
+    hub = await node(connect=through(network), read_timeout=2)
+    assert hub.history.end == 100
     sink = await live(hub, "t")
     await hub.publish("t", "x" * 50_000)
     await texts(sink, 1)
@@ -378,12 +376,12 @@ async def test_a_slow_network_brings_all_without_being_taken_for_lost(network, n
     assert changes(logged) == ["hub_up", "hub_up"]
 
 
-@pytest.mark.parametrize("most", [100, 1000, 3000, 5000])
-async def test_a_connection_that_is_cut_anywhere_leaves_no_half_entry(network, node, most):
+@pytest.mark.parametrize("size", [100, 1000, 3000, 5000])
+async def test_a_connection_that_is_cut_after_some_bytes_leaves_no_partial_entry(network, node, size):
     other = await node()
     for n in range(50):
         await other.publish("t", f"{n}" * 20)
-    network.cut_after = most
+    network.cut_after = size
     hub = await node(ready=False, connect=through(network))
     await until(lambda: hub._replication_task._attempts > 3 or hub.ready)
     network.cut_after = None
@@ -393,8 +391,7 @@ async def test_a_connection_that_is_cut_anywhere_leaves_no_half_entry(network, n
     assert sink.texts == [f"{n}" * 20 for n in range(50)]
 
 
-async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
-    """Peer bug 61: nor does one that lost its consumer, as nats-py's own ordered consumer would."""
+async def test_a_late_process_delivers_no_history_to_live_streams(node):
     one = await node()
     for n in range(5):
         await one.publish("t", f"{n}")
@@ -406,10 +403,10 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
     await texts(sink, 1)
     await texts(early, 1)
     assert sink.texts == early.texts == ["new"]
-    await until(lambda: late.log.end == one.log.end == 6)
+    await until(lambda: late.history.end == one.history.end == 6)
 
 
-async def test_a_stream_that_is_deleted_while_hubs_follow_it_is_a_gap_and_no_end(site, node):
+async def test_a_stream_that_is_deleted_under_hubs_is_a_gap(site, node):
     one, other = await node(), await node()
     sink, elsewhere = await live(one, "t"), await live(other, "t")
     ids = [await one.publish("t", f"{n}") for n in range(3)]
@@ -424,7 +421,7 @@ async def test_a_stream_that_is_deleted_while_hubs_follow_it_is_a_gap_and_no_end
     assert len(set(ids)) == 6
 
 
-async def test_a_store_that_is_wiped_while_the_server_is_away_is_a_gap(site, server, node):
+async def test_a_store_that_is_wiped_while_the_server_is_down_is_a_gap(site, server, node):
     hub = await node()
     sink = await live(hub, "t")
     await hub.publish("t", "old")
@@ -437,15 +434,8 @@ async def test_a_store_that_is_wiped_while_the_server_is_away_is_a_gap(site, ser
     assert sink.texts == ["old", "gap", "new"]
 
 
-async def set_back(server, hubs):
-    """Have a server lose all that came since ``saved`` was made, as a disk does that lied."""
-    server.kill()
-    shutil.rmtree(server.folder / "store")
-    shutil.move(server.folder / "saved", server.folder / "store")
-    await until(lambda: not any(hub.ready for hub in hubs))
-
-
-async def saved(server, hubs):
+async def save(server, hubs):
+    """Copy the store of a server."""
     server.kill()
     shutil.copytree(server.folder / "store", server.folder / "saved")
     await until(lambda: not any(hub.ready for hub in hubs))
@@ -453,15 +443,23 @@ async def saved(server, hubs):
     await until(lambda: all(hub.ready for hub in hubs))
 
 
-async def test_an_older_store_is_a_gap_and_no_id_is_given_twice(server, node):
+async def restore(server, hubs):
+    """Kill a server and replace its store by the copy, as if the disk had lost the latest writes."""
+    server.kill()
+    shutil.rmtree(server.folder / "store")
+    shutil.move(server.folder / "saved", server.folder / "store")
+    await until(lambda: not any(hub.ready for hub in hubs))
+
+
+async def test_an_older_store_is_a_gap_and_no_id_is_assigned_twice(server, node):
     one, other = await node(), await node()
     sink, elsewhere = await live(one, "t"), await live(other, "t")
     ids = [await one.publish("t", f"{n}") for n in range(3)]
-    await saved(server, [one, other])
+    await save(server, [one, other])
     ids += [await persist(one, f"{n}") for n in range(3, 6)]
     await texts(sink, 6)
     await texts(elsewhere, 6)
-    await set_back(server, [one, other])
+    await restore(server, [one, other])
     server.restart()
     ids += [await persist(other, f"{n}") for n in range(6, 9)]
     await texts(sink, 10)
@@ -471,35 +469,35 @@ async def test_an_older_store_is_a_gap_and_no_id_is_given_twice(server, node):
     assert sink.last_event_id == elsewhere.last_event_id
     assert len(set(ids)) == 9
     late = await node()
-    assert late.log.epoch == one.log.epoch == other.log.epoch
+    assert late.history.epoch == one.history.epoch == other.history.epoch
     returned = start(late, "t", after=ids[1])
     await texts(returned, 5)
     assert returned.texts == ["gap", "2", "6", "7", "8"]
-    void = start(late, "t", after=ids[5])
-    await texts(void, 4)
-    assert void.texts == ["gap", "6", "7", "8"]
+    lost = start(late, "t", after=ids[5])
+    await texts(lost, 4)
+    assert lost.texts == ["gap", "6", "7", "8"]
 
 
-async def test_an_older_store_that_has_gone_on_meanwhile_is_found_by_what_is_in_it(network, server, node):
+async def test_an_older_store_with_new_entries_at_the_same_offsets_is_noticed(network, server, node):
     hub = await node(connect=through(network))
     sink = await live(hub, "t")
     for n in range(3):
         await hub.publish("t", f"{n}")
-    await saved(server, [hub])
+    await save(server, [hub])
     for n in range(3, 6):
         await persist(hub, f"{n}")
     await texts(sink, 6)
     network.cut()
-    await set_back(server, [hub])
+    await restore(server, [hub])
     server.restart()
-    stranger = await node()  # who knows nothing of it, and goes on with the same positions
+    stranger = await node()  # did not see the lost entries, and uses their offsets
     for n in range(6, 12):
         await stranger.publish("t", f"{n}")
     strange = await live(stranger, "t")
     network.restore()
     await texts(sink, 13)
     assert sink.texts == ["0", "1", "2", "3", "4", "5", "gap", "6", "7", "8", "9", "10", "11"]
-    await until(lambda: stranger.log.epoch == hub.log.epoch)
+    await until(lambda: stranger.history.epoch == hub.history.epoch)
     await persist(stranger, "last")
     await texts(sink, 14)
     await until(lambda: strange.texts[-1:] == ["last"])
@@ -507,13 +505,13 @@ async def test_an_older_store_that_has_gone_on_meanwhile_is_found_by_what_is_in_
     assert sink.last_event_id == strange.last_event_id
 
 
-async def test_what_only_a_publisher_knew_is_told_when_it_is_lost(server, site, node):
+async def test_the_loss_of_an_entry_that_only_its_publisher_knows_is_noticed(server, site, node):
     hub = await node()
-    await saved(server, [hub])
+    await save(server, [hub])
     broker = site.broker()
     kept = await broker.publish("t", b"0")
     await broker.publish("t", b"1")
-    await set_back(server, [hub])
+    await restore(server, [hub])
     server.restart()
     async with tail(broker) as reading:
         await reading.until(CaughtUp)
@@ -527,8 +525,8 @@ async def test_what_only_a_publisher_knew_is_told_when_it_is_lost(server, site, 
 
 
 @pytest.mark.parametrize("way", ["url", "factory"])
-async def test_a_hub_closes_at_every_moment_of_its_beginning(site, server, way, logged):
-    """The client waits with ``asyncio.wait_for``, which swallows a cancellation now and then on Python 3.11."""
+async def test_a_hub_can_be_closed_at_every_moment_of_its_start(site, server, way, logged):
+    """nats-py uses ``asyncio.wait_for``, which on Python 3.11 may swallow a cancellation."""
 
     async def connect(**options):
         client = Client()

@@ -1,24 +1,24 @@
-"""What Hubs on PostgreSQL make of a primary that is killed or frozen, and a standby that takes over."""
+"""Hubs on a primary of PostgreSQL that is killed or frozen, and on the standby that is promoted."""
 
-# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+# ruff: noqa: F811  # fixtures are imported, and arguments of tests
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from tests.hub.sink import live
 
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import replication
 from tests.brokers.nodes import hub_on, persist, texts  # noqa: F401  # fixtures
 from tests.brokers.postgres_topologies import StandbySite
+from tests.hub.sink import live
 from tests.waiting import until, within
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A server is back at once, and so is who follows it."""
-    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.05)
+    """Reconnect immediately."""
+    monkeypatch.setattr(replication, "MAX_RECONNECT_DELAY", 0.05)
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def site(tmp_path, postgres_template):
 
 @pytest.fixture
 def node(site, hub_on):
-    """Make Hubs, each as one process has it."""
+    """Make Hubs, each with its broker, as one process has it."""
     return lambda *, ready=True, **options: hub_on(site.broker(**options), ready=ready)
 
 
 @pytest.mark.parametrize("fault", ["freeze", "kill"])
-async def test_a_promoted_second_host_is_reached_past_a_first_one_that_is_gone(site, node, fault):
-    hub = await node(publish_timeout=4, silence=2)
+async def test_hubs_reach_the_promoted_standby_when_the_first_host_is_gone(site, node, fault):
+    hub = await node(publish_timeout=4, read_timeout=2)
     sink = await live(hub, "t")
     await hub.publish("t", "before")
     await texts(sink, 1)

@@ -1,6 +1,6 @@
-"""What Hubs on PostgreSQL make of all that goes wrong: with a real one, killed, frozen, wiped and set back."""
+"""Hubs on a real PostgreSQL that is killed, frozen, wiped and restored from a backup, and on a faulty network."""
 
-# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+# ruff: noqa: F811  # fixtures are imported, and arguments of tests
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from contextlib import aclosing
 
 import psycopg
 import pytest
-from tests.hub.sink import live, start
 
-from aiohttp_interceptors.brokers import postgres
-from aiohttp_interceptors.brokers.postgres import tail as postgres_bell
+from aiohttp_interceptors.brokers.postgres import tail as postgres_tail
 from aiohttp_interceptors.brokers.postgres.schema import migration
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import replication
 from aiohttp_interceptors.hub.broker import CaughtUp, LogPosition, Truncated
 from tests.brokers.contract import brokers, number, tail  # noqa: F401  # fixtures
 from tests.brokers.nodes import (  # noqa: F401  # fixtures
@@ -29,23 +27,24 @@ from tests.brokers.nodes import (  # noqa: F401  # fixtures
     waits_for_an_id_that_may_still_come,
 )
 from tests.brokers.postgres_site import PostgresSite
+from tests.hub.sink import live, start
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres
 from tests.waiting import until, within
 
-QUICK = {"silence": 3.0, "publish_timeout": 2.0, "poll": 0.1}
+QUICK = {"read_timeout": 3.0, "publish_timeout": 2.0, "poll": 0.1}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A server is back at once, and so is who follows it."""
-    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.05)
-    monkeypatch.setattr(postgres_bell, "RETRY", 0.05)
+    """Reconnect immediately."""
+    monkeypatch.setattr(replication, "MAX_RECONNECT_DELAY", 0.05)
+    monkeypatch.setattr(postgres_tail, "RECONNECT_DELAY", 0.05)
 
 
 @pytest.fixture
 def server(own, tmp_path, postgres_template):
-    """A server of the test's own, which keeps what it acknowledges."""
+    """A server for one test, which does not lose commits when it is killed."""
     return own(Postgres(tmp_path / "postgres", template=postgres_template, fsync="on"))
 
 
@@ -56,8 +55,8 @@ def site(server):
 
 @pytest.fixture
 def node(site, hub_on):
-    """Make Hubs, each as one process has it."""
-    return lambda *, ready=True, **options: hub_on(site.broker(**{"silence": 5.0, **options}), ready=ready)
+    """Make Hubs, each with its broker, as one process has it."""
+    return lambda *, ready=True, **options: hub_on(site.broker(**{"read_timeout": 5.0, **options}), ready=ready)
 
 
 def through(network, server):
@@ -74,8 +73,7 @@ async def publish_all(hub, which, count, ids, failures):
             ids[text] = await persist(hub, text)
 
 
-async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, logged):
-    """Peer bugs 59 and 64: what failed is told, and what is tried again is stored once."""
+async def test_acknowledged_events_survive_a_killed_server_and_retries_add_no_copies(node, server, logged):
     hub, other = await node(), await node()
     sink, elsewhere = await live(hub, "t"), await live(other, "t")
     ids, failures = {}, []
@@ -94,8 +92,7 @@ async def test_what_a_killed_server_had_acknowledged_comes_once(node, server, lo
     assert sorted(changes(logged)) == ["hub_down", "hub_down", "hub_resumed", "hub_resumed", "hub_up", "hub_up"]
 
 
-async def test_connections_that_the_server_ends_lose_nothing(node, site, logged):
-    """Peer bugs 60 and 63."""
+async def test_connections_that_the_server_terminates_lose_no_event(node, site, logged):
     hub, other = await node(), await node()
     sink, elsewhere = await live(hub, "t"), await live(other, "t")
     ids, failures = {}, []
@@ -113,36 +110,35 @@ async def test_connections_that_the_server_ends_lose_nothing(node, site, logged)
     assert not sink.ends
 
 
-async def test_a_lost_bell_is_hung_again_and_meanwhile_one_looks(node, site, logged, monkeypatch):
-    monkeypatch.setattr(postgres_bell, "RETRY", 3600)
+async def test_a_lost_notifier_reconnects_and_the_table_is_polled_meanwhile(node, site, logged, monkeypatch):
+    monkeypatch.setattr(postgres_tail, "RECONNECT_DELAY", 3600)
     hub, other = await node(), await node()
-    bell = hub._broker._bell
+    notifier = hub._broker._notifier
     sink = await live(hub, "t")
-    await until(lambda: bell.hung)
-    monkeypatch.setattr(postgres_bell, "RETRY", 0.05)
+    await until(lambda: notifier.listening)
+    monkeypatch.setattr(postgres_tail, "RECONNECT_DELAY", 0.05)
     site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     for n in range(50):
         await other.publish("t", str(n))
     await texts(sink, 50)
-    await until(lambda: bell.hung)
+    await until(lambda: notifier.listening)
     assert sink.texts == [str(n) for n in range(50)]
     assert changes(logged) == ["hub_up", "hub_up"]
-    assert "postgres_bell_lost" in [entry["event"] for entry in logged]
+    assert "postgres_notifier_lost" in [entry["event"] for entry in logged]
 
 
-async def test_a_bell_that_rings_into_the_void_is_missed(node, network, server, logged):
+async def test_a_notifier_behind_a_stalled_network_is_lost_and_polling_finds_the_event(node, network, server, logged):
     hub, other = await node(listen=through(network, server), **QUICK), await node()
     sink = await live(hub, "t")
-    await until(lambda: hub._broker._bell.hung)
+    await until(lambda: hub._broker._notifier.listening)
     network.stall()
-    await until(lambda: "postgres_bell_lost" in [entry["event"] for entry in logged])
+    await until(lambda: "postgres_notifier_lost" in [entry["event"] for entry in logged])
     await other.publish("t", "x")
     await texts(sink, 1)
     assert changes(logged) == ["hub_up", "hub_up"]
 
 
-async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(node, server, logged):
-    """Peer bugs 59 and 60."""
+async def test_a_frozen_server_is_lost_within_the_read_timeout(node, server, logged):
     hub = await node(**QUICK)
     sink = await live(hub, "t")
     await hub.publish("t", "before")
@@ -162,7 +158,7 @@ async def test_a_server_that_holds_still_is_lost_within_the_time_that_is_said(no
     assert changes(logged) == ["hub_up", "hub_down", "hub_resumed"]
 
 
-async def test_a_still_server_holds_up_no_closing(site, server):
+async def test_a_frozen_server_does_not_delay_closing(site, server):
     broker = site.broker(**QUICK)
     await broker.publish("t", b"x")
     async with tail(broker) as reading:
@@ -175,7 +171,9 @@ async def test_a_still_server_holds_up_no_closing(site, server):
     server.thaw()
 
 
-async def test_a_network_that_swallows_all_is_found_out_and_what_was_missed_comes(node, network, server, logged):
+async def test_a_network_that_drops_everything_is_detected_and_missed_events_arrive_later(
+    node, network, server, logged
+):
     far, near = await node(connect=through(network, server), **QUICK), await node()
     sink = await live(far, "t")
     await near.publish("t", "1")
@@ -194,7 +192,7 @@ async def test_a_network_that_swallows_all_is_found_out_and_what_was_missed_come
     assert changes(logged) == ["hub_up", "hub_up", "hub_down", "hub_resumed"]
 
 
-async def test_a_cut_network_is_gone_on_over(node, network, server):
+async def test_a_tail_resumes_after_the_network_was_cut(node, network, server):
     far, near = await node(connect=through(network, server)), await node()
     sink = await live(far, "t")
     network.cut()
@@ -208,7 +206,7 @@ async def test_a_cut_network_is_gone_on_over(node, network, server):
     assert sink.texts == ["missed"]
 
 
-async def test_a_slow_network_delays_and_loses_nothing(node, network, server):
+async def test_a_slow_network_loses_no_event(node, network, server):
     network.delay = 0.02
     far, near = await node(connect=through(network, server)), await node()
     sink = await live(far, "t")
@@ -218,12 +216,12 @@ async def test_a_slow_network_delays_and_loses_nothing(node, network, server):
     assert sink.texts[:300] == [str(n) for n in range(300)]
 
 
-async def test_an_answer_that_is_cut_leaves_the_outcome_unknown(site, network, server):
+async def test_a_lost_answer_leaves_the_outcome_unknown(site, network, server):
     broker = site.broker(connect=through(network, server))
     await broker.publish("t", b"1")
     network.delay = 0.05
     publishing = asyncio.create_task(broker.publish("t", b"2", idempotency_key="2"))
-    await until(lambda: site.sql(f"SELECT last FROM {site.table}_log") == [(2,)])
+    await until(lambda: site.sql(f"SELECT last_position FROM {site.table}_log") == [(2,)])
     network.cut()
     with pytest.raises(OutcomeUnknown):
         await within(publishing)
@@ -232,7 +230,7 @@ async def test_an_answer_that_is_cut_leaves_the_outcome_unknown(site, network, s
     await broker.close()
 
 
-async def test_a_server_that_comes_later_is_found(node, server, logged):
+async def test_a_server_that_starts_later_is_found(node, server, logged):
     server.stop()
     hub = await node(ready=False)
     sink = start(hub, "t")
@@ -256,7 +254,7 @@ async def test_a_wrong_password_is_refused(site, server):
     await broker.close()
 
 
-async def test_a_role_without_rights_is_refused(site, server):
+async def test_a_role_without_privileges_is_refused(site, server):
     site.sql("CREATE ROLE guest LOGIN PASSWORD 'secret'")
     broker = site.broker(connect=server.dsn_of(user="guest"))
     with pytest.raises(BrokerRefused, match="permission denied"):
@@ -267,15 +265,14 @@ async def test_a_role_without_rights_is_refused(site, server):
     await broker.close()
 
 
-async def test_a_server_that_only_reads_is_down_for_who_publishes(site, server):
+async def test_publishing_to_a_read_only_server_is_down(site, server):
     broker = site.broker(connect=f"{server.dsn}?options=-cdefault_transaction_read_only%3Don")
     with pytest.raises(BrokerDown, match="read-only"):
         await broker.publish("t", b"x")
     await broker.close()
 
 
-async def test_a_payload_that_no_notify_takes_comes_whole(node):
-    """Peer bug 65."""
+async def test_a_payload_may_be_larger_than_that_of_notify(node):
     hub, other = await node(), await node()
     sink = await live(other, "t")
     payload = "ü" * 2**18
@@ -284,7 +281,7 @@ async def test_a_payload_that_no_notify_takes_comes_whole(node):
     assert sink.texts == [payload]
 
 
-async def test_a_table_that_is_dropped_and_made_again_is_another_log(node, site, logged):
+async def test_tables_that_were_dropped_and_created_again_are_another_log(node, site, logged):
     hub, other = await node(**QUICK), await node(**QUICK)
     sink, elsewhere = await live(hub, "t"), await live(other, "t")
     await hub.publish("t", "old")
@@ -301,8 +298,7 @@ async def test_a_table_that_is_dropped_and_made_again_is_another_log(node, site,
     assert sink.texts == elsewhere.texts == ["old", "gap", "new"]
 
 
-async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
-    """Peer bug 61."""
+async def test_a_hub_that_starts_late_delivers_no_history_to_live_streams(node):
     one = await node()
     for n in range(5):
         await one.publish("t", str(n))
@@ -316,7 +312,7 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
     assert sink.texts == early.texts == ["new"]
 
 
-async def test_what_was_trimmed_past_a_sleeping_node_is_a_gap(node, network, server):
+async def test_events_that_were_trimmed_while_a_hub_was_cut_off_are_a_gap(node, network, server):
     far, near = await node(connect=through(network, server), **QUICK), await node(max_records=100)
     sink = await live(far, "t")
     await near.publish("t", "first")
@@ -330,37 +326,37 @@ async def test_what_was_trimmed_past_a_sleeping_node_is_a_gap(node, network, ser
     assert len(sink.texts) < 1500
 
 
-class Copies:
-    """A server that is stopped, and set back to what it was before."""
+class Backup:
+    """A backup of a server's data."""
 
     def __init__(self, server):
         self._server = server
-        self._copy = server.folder / "copy"
+        self._backup = server.folder / "backup"
 
-    def keep(self):
+    def take(self):
         self._server.stop()
-        shutil.copytree(self._server.folder / "data", self._copy)
+        shutil.copytree(self._server.folder / "data", self._backup)
         self._server.restart()
 
-    def set_back(self):
+    def restore(self):
         self._server.stop()
         shutil.rmtree(self._server.folder / "data")
-        shutil.copytree(self._copy, self._server.folder / "data")
+        shutil.copytree(self._backup, self._server.folder / "data")
         self._server.restart()
 
 
 @pytest.fixture
-def copies(server):
-    return Copies(server)
+def backup(server):
+    return Backup(server)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 10], ids=lambda count: f"then {count} by others")
-async def test_a_tail_that_the_server_has_lost_is_told_of_by_all(site, brokers, copies, count):
-    """Also when it has others in its place by then, which nobody could tell by their positions."""
+@pytest.mark.parametrize("count", [0, 1, 3, 10], ids=lambda count: f"{count} new")
+async def test_every_broker_reports_entries_that_were_lost_and_replaced(site, brokers, backup, count):
+    """Also when their offsets were assigned again, so that offsets do not show it."""
     one, other, third = brokers(), brokers(), brokers()
     for n in range(3):
         await one.publish("t", number(n))
-    copies.keep()
+    backup.take()
     lost = []
     async with tail(one) as here, tail(other) as there:
         while len(lost) < 5:
@@ -371,33 +367,35 @@ async def test_a_tail_that_the_server_has_lost_is_told_of_by_all(site, brokers, 
         await here.payloads(8)
         await there.payloads(8)
     epoch = lost[-1].epoch
-    copies.set_back()
+    backup.restore()
     for n in range(count):
         assert (await third.publish("t", b"new %d" % n)).epoch == epoch
     new = [b"new %d" % n for n in range(count)]
     for broker, position in (other, lost[-1]), (one, lost[-1]), (third, LogPosition(epoch, 3)):
         async with tail(broker, position) as reading:
-            rewound = await reading.until(Truncated)
-            assert rewound.position.offset == 3
-            assert rewound.position.epoch != epoch
+            truncated = await reading.until(Truncated)
+            assert truncated.position.offset == 3
+            assert truncated.position.epoch != epoch
             await reading.until(CaughtUp)
             assert [entry.payload for entry in reading.entries] == new
     position = await one.publish("t", b"after")
-    assert position == LogPosition(rewound.position.epoch, 4 + count)
+    assert position == LogPosition(truncated.position.epoch, 4 + count)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-async def test_what_was_acknowledged_and_lost_before_it_was_read_is_told_of(site, brokers, copies, count):
+async def test_an_entry_that_was_lost_after_its_acknowledgement_and_before_it_was_read_is_reported(
+    site, brokers, backup, count
+):
     one, other = brokers(), brokers()
     first = await one.publish("t", b"first")
-    copies.keep()
+    backup.take()
     lost = None
     while lost is None:
         try:
             lost = await one.publish("t", b"lost")
         except BrokerError:
             pass
-    copies.set_back()
+    backup.restore()
     for n in range(count):
         await other.publish("t", b"new %d" % n)
     if not count:
@@ -410,31 +408,31 @@ async def test_what_was_acknowledged_and_lost_before_it_was_read_is_told_of(site
         assert [entry.payload for entry in reading.entries] == ([b"new %d" % n for n in range(count)] or [b"new"])
 
 
-async def test_streams_are_told_of_a_lost_tail_and_go_on(node, copies, logged):
+async def test_streams_receive_a_gap_for_lost_events_and_continue(node, backup, logged):
     hub, other = await node(), await node()
     sink, elsewhere = await live(hub, "t"), await live(other, "t")
     await hub.publish("t", "kept")
-    copies.keep()
+    backup.take()
     await persist(hub, "lost")
     await texts(sink, 2)
     await texts(elsewhere, 2)
-    copies.set_back()
+    backup.restore()
     await persist(hub, "new")
     await until(lambda: sink.texts[-1] == elsewhere.texts[-1] == "new")
     assert sink.texts == elsewhere.texts == ["kept", "lost", "gap", "new"]
 
 
-async def test_one_copy_that_is_set_back_to_twice_is_told_of_twice(node, copies, logged):
+async def test_restoring_the_same_backup_twice_is_reported_twice(node, backup, logged):
     hub, other = await node(), await node()
     sink, elsewhere = await live(hub, "t"), await live(other, "t")
     first = await hub.publish("t", "kept")
-    copies.keep()
+    backup.take()
     ids = [first]
     for n in range(2):
         ids.append(await persist(hub, f"lost {n}"))
         await texts(sink, len(ids) + n)
         await texts(elsewhere, len(ids) + n)
-        copies.set_back()
+        backup.restore()
         await until(lambda: not (hub.ready and other.ready))
         await until(lambda: hub.ready and other.ready)
         await until(lambda n=n: sink.texts.count("gap") == elsewhere.texts.count("gap") == n + 1)
@@ -444,7 +442,7 @@ async def test_one_copy_that_is_set_back_to_twice_is_told_of_twice(node, copies,
     assert len(set(ids)) == 4
 
 
-async def test_a_restart_that_loses_nothing_is_no_gap(node, server, logged):
+async def test_a_restart_that_loses_nothing_causes_no_gap(node, server, logged):
     hub = await node()
     sink = await live(hub, "t")
     await hub.publish("t", "before")
@@ -456,14 +454,12 @@ async def test_a_restart_that_loses_nothing_is_no_gap(node, server, logged):
     assert changes(logged)[-1] == "hub_resumed"
 
 
-async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without(
-    own, tmp_path, site, node, server, monkeypatch
-):
+async def test_a_pooler_works_with_a_direct_connection_to_listen(own, tmp_path, site, node, server, monkeypatch):
     pooler = own(PgBouncer(tmp_path / "pgbouncer", server))
-    monkeypatch.setattr(postgres, "POLL", 3600.0)
+    monkeypatch.setattr(postgres_tail, "MAX_POLL_INTERVAL", 3600.0)
     hubs = [await node(connect=pooler.dsn, listen=server.dsn) for _ in range(3)]
     sinks = [await live(hub, "t") for hub in hubs]
-    await until(lambda: all(hub._broker._bell.hung for hub in hubs))
+    await until(lambda: all(hub._broker._notifier.listening for hub in hubs))
     for n in range(30):
         await hubs[n % 3].publish("t", str(n), idempotency_key=str(n))
     async with await psycopg.AsyncConnection.connect(pooler.dsn, prepare_threshold=None) as connection:
@@ -473,24 +469,24 @@ async def test_behind_a_pooler_with_a_connection_past_it_all_is_as_it_is_without
         assert sink.texts == [str(n) for n in range(31)]
 
 
-# What takes no longer than its limit, also where psycopg by itself would.
+# Timeouts that psycopg alone would exceed.
 
 
 @pytest.fixture
 async def application(server):
-    """A connection as an application has it, to a server that it may hold still."""
+    """A connection of an application. The test may freeze the server."""
     connection = await psycopg.AsyncConnection.connect(server.dsn)
     yield connection
     server.thaw()
     await connection.close()
 
 
-async def test_a_transaction_on_a_server_that_holds_still_is_given_up_within_the_time_that_is_said(
+async def test_a_publish_in_a_transaction_on_a_frozen_server_raises_within_the_publish_timeout(
     site, server, application
 ):
-    """psycopg's own cancelling would wait for ten seconds more."""
+    """psycopg's own cancellation waits for up to ten seconds more."""
     broker = site.broker(publish_timeout=2.0)
-    await broker.publish("t", b"void", connection=application)
+    await broker.publish("t", b"lost", connection=application)
     server.freeze()
     with pytest.raises(OutcomeUnknown, match=r"no answer.*2\.0 s"):
         await within(broker.publish("t", b"x", connection=application), 8)
@@ -502,7 +498,7 @@ async def test_a_transaction_on_a_server_that_holds_still_is_given_up_within_the
     assert site.sql(f"SELECT count(*) FROM {site.table}_outbox") == [(0,)]
 
 
-async def test_cancelling_a_publish_in_a_transaction_waits_for_no_server_that_holds_still(site, server, application):
+async def test_cancelling_a_publish_in_a_transaction_does_not_wait_for_a_frozen_server(site, server, application):
     broker = site.broker()
     await application.execute("SELECT 1")
     server.freeze()
@@ -514,7 +510,7 @@ async def test_cancelling_a_publish_in_a_transaction_waits_for_no_server_that_ho
     await broker.close()
 
 
-async def test_cancelling_a_publish_in_a_transaction_leaves_the_connection_of_a_server_that_answers(site, application):
+async def test_cancelling_a_publish_in_a_transaction_keeps_the_connection_if_the_server_answers(site, application):
     broker = site.broker()
     publishing = asyncio.create_task(broker.publish("t", b"x", connection=application))
     await until(lambda: application.lock.locked())
@@ -529,7 +525,7 @@ async def test_cancelling_a_publish_in_a_transaction_leaves_the_connection_of_a_
     await broker.close()
 
 
-async def test_a_factory_that_hangs_in_a_statement_is_given_up_in_time(site, server, network):
+async def test_a_factory_that_hangs_in_a_statement_times_out(site, server, network):
     async def connect():
         connection = await psycopg.AsyncConnection.connect(through(network, server))
         network.stall()
@@ -542,7 +538,7 @@ async def test_a_factory_that_hangs_in_a_statement_is_given_up_in_time(site, ser
     await within(broker.close(), 5)
 
 
-async def test_a_connection_that_comes_after_it_was_given_up_is_closed(site, server):
+async def test_a_connection_that_a_factory_returns_after_its_timeout_is_closed(site, server):
     made = []
 
     async def connect():
@@ -550,7 +546,7 @@ async def test_a_connection_that_comes_after_it_was_given_up_is_closed(site, ser
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
-            pass  # as asyncio.wait_for of Python 3.11 does when what it waits for ends just then
+            pass  # as asyncio.wait_for of Python 3.11 may do
         return made[-1]
 
     broker = site.broker(connect=connect, publish_timeout=0.5)
@@ -566,17 +562,17 @@ async def test_a_connection_that_comes_after_it_was_given_up_is_closed(site, ser
     await broker.close()
 
 
-async def test_a_host_that_holds_still_leaves_time_for_the_next(own, tmp_path, postgres_template, site, server):
-    still = own(Postgres(tmp_path / "still", template=postgres_template))
-    still.freeze()
-    hosts = f"127.0.0.1:{still.port},127.0.0.1:{server.port}"
+async def test_a_frozen_host_leaves_time_for_the_next_one(own, tmp_path, postgres_template, site, server):
+    frozen = own(Postgres(tmp_path / "frozen", template=postgres_template))
+    frozen.freeze()
+    hosts = f"127.0.0.1:{frozen.port},127.0.0.1:{server.port}"
     broker = site.broker(connect=f"postgresql://tester:secret@{hosts}/postgres?connect_timeout=60", publish_timeout=8)
     assert (await within(broker.publish("t", b"x"))).offset == 1
     async with tail(broker) as reading:
         assert await reading.payloads(1) == [b"x"]
     server.freeze()
     other = site.broker(connect=f"postgresql://tester:secret@{hosts}/postgres", publish_timeout=1)
-    both = rf"127.0.0.1:{still.port} did not answer.*127.0.0.1:{server.port} did not answer"
+    both = rf"127.0.0.1:{frozen.port} did not answer.*127.0.0.1:{server.port} did not answer"
     with pytest.raises(BrokerDown, match=both):
         await within(other.publish("t", b"y"))
     server.thaw()
@@ -584,7 +580,7 @@ async def test_a_host_that_holds_still_leaves_time_for_the_next(own, tmp_path, p
     await other.close()
 
 
-async def test_one_host_that_refuses_is_no_refusal_of_all(site, server):
+async def test_a_refusal_of_one_of_several_hosts_is_down(site, server):
     hosts = f"127.0.0.1:1,127.0.0.1:{server.port}"
     broker = site.broker(connect=f"postgresql://tester:wrong@{hosts}/postgres")
     with pytest.raises(BrokerDown, match=r"refused.*password"):
@@ -592,12 +588,12 @@ async def test_one_host_that_refuses_is_no_refusal_of_all(site, server):
     await broker.close()
 
 
-async def test_an_id_that_may_still_come_is_no_gap_while_a_server_holds_still(node, server):
-    await waits_for_an_id_that_may_still_come(await node(silence=60), server)
+async def test_an_id_that_may_still_arrive_causes_no_gap_while_the_server_is_frozen(node, server):
+    await waits_for_an_id_that_may_still_come(await node(read_timeout=60), server)
 
 
 @pytest.mark.parametrize("way", ["dsn", "factory"])
-async def test_a_hub_closes_at_every_moment_of_its_beginning(site, server, way, logged):
+async def test_a_hub_can_be_closed_at_every_moment_of_its_start(site, server, way, logged):
     """A factory that waits with ``asyncio.wait_for`` may swallow a cancellation on Python 3.11."""
 
     async def connect():

@@ -1,6 +1,6 @@
-"""Redis and Valkey keep what all brokers promise, and what this one does in its own way."""
+"""The contract of all brokers on Redis and Valkey, and what is specific to ``RedisBroker``."""
 
-# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+# ruff: noqa: F811  # fixtures are imported, and arguments of tests
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.waiting import within
 
 
 class TestRedis(Contract):
-    """As it says."""
+    """The contract, with a URL."""
 
 
 class FactorySite(RedisSite):
-    """Whose brokers have clients as a user makes them, with all that redis-py does by itself."""
+    """A site whose brokers have clients with redis-py's own retries and decoding."""
 
     def broker(self, **options):
         async def connect():
@@ -34,7 +34,7 @@ class FactorySite(RedisSite):
 
 
 class TestRedisByFactory(Contract):
-    """As it says, whatever the client is set to."""
+    """The contract, with a factory."""
 
     @pytest.fixture
     async def site(self, server):
@@ -43,7 +43,7 @@ class TestRedisByFactory(Contract):
         return site
 
 
-# How it is made.
+# Arguments.
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ class TestRedisByFactory(Contract):
         (TypeError, ("redis://h",), {"max_records": True}),
         (ValueError, ("redis://h",), {"max_age": 0}),
         (ValueError, ("redis://h",), {"publish_timeout": -1}),
-        (ValueError, ("redis://h",), {"silence": float("inf")}),
-        (TypeError, ("redis://h",), {"silence": None}),
+        (ValueError, ("redis://h",), {"read_timeout": float("inf")}),
+        (TypeError, ("redis://h",), {"read_timeout": None}),
         (TypeError, ("redis://h",), {"publish_timeout": "5"}),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_value(error, arguments, options):
+def test_invalid_arguments_are_refused_with_the_value(error, arguments, options):
     with pytest.raises(error) as raised:
         RedisBroker(*arguments, **options)
     for name, value in options.items():
@@ -72,7 +72,7 @@ def test_what_cannot_work_is_refused_with_the_value(error, arguments, options):
         assert repr(value) in str(raised.value)
 
 
-def test_who_has_no_client_library_is_told_which_extra_has_it():
+def test_without_redis_py_the_import_error_names_the_extra():
     code = """
 import sys
 sys.modules["redis"] = None
@@ -89,13 +89,13 @@ def failing():
 @pytest.mark.parametrize(
     ("connect", "error", "words"),
     [
-        (lambda: asyncio.sleep(0, "a client"), BrokerRefused, "'a client', which is no redis.asyncio.Redis"),
+        (lambda: asyncio.sleep(0, "a client"), BrokerRefused, "'a client', which is not a redis.asyncio.Redis"),
         (failing, BrokerDown, "no such host"),
         (lambda: asyncio.sleep(60), BrokerDown, r"connect\(\) did not return for 0.1 s"),
     ],
 )
-async def test_a_factory_that_makes_no_client_is_told_of(connect, error, words):
-    broker = RedisBroker(connect, publish_timeout=0.2, silence=0.1)
+async def test_a_factory_that_returns_no_client_is_reported(connect, error, words):
+    broker = RedisBroker(connect, publish_timeout=0.2, read_timeout=0.1)
     with pytest.raises(error, match=words):
         await broker.publish("t", b"x")
     with pytest.raises(error, match=words):
@@ -103,17 +103,17 @@ async def test_a_factory_that_makes_no_client_is_told_of(connect, error, words):
     await broker.close()
 
 
-# What is kept.
+# Storage.
 
 
-async def test_keys_are_of_one_slot_and_those_of_retries_go_away(site, broker):
+async def test_all_keys_are_in_one_slot_and_idempotency_keys_expire(site, broker):
     await broker.publish("t", b"x", idempotency_key="k")
-    assert sorted(await site.ask("KEYS", "*")) == [b"{events}", b"{events}:key:k", b"{events}:log"]
-    assert 120_000 < await site.ask("PTTL", "{events}:key:k") <= 150_000
-    assert await site.ask("PTTL", STREAM) == await site.ask("PTTL", LOG) == -1
+    assert sorted(await site.execute("KEYS", "*")) == [b"{events}", b"{events}:key:k", b"{events}:log"]
+    assert 120_000 < await site.execute("PTTL", "{events}:key:k") <= 150_000
+    assert await site.execute("PTTL", STREAM) == await site.execute("PTTL", LOG) == -1
 
 
-async def test_two_streams_have_nothing_in_common(server, site, brokers):
+async def test_two_streams_of_a_server_are_separate(server, site, brokers):
     one, other = brokers(), RedisBroker(server.url, stream="others")
     await one.publish("t", b"x")
     await other.publish("t", b"y")
@@ -123,12 +123,12 @@ async def test_two_streams_have_nothing_in_common(server, site, brokers):
     await other.close()
 
 
-async def test_what_is_too_old_goes_as_others_come(site, brokers):
+async def test_old_entries_are_trimmed_as_others_are_published(site, brokers):
     broker = brokers(max_age=0.001)
     first = await broker.publish("t", b"first")
     count = 1
-    while await site.ask("XLEN", STREAM) == count:
-        assert count < 50_000  # or something else may trim it
+    while await site.execute("XLEN", STREAM) == count:
+        assert count < 50_000  # max_records may trim beyond that
         await asyncio.gather(*[broker.publish("t", b"x") for _ in range(200)])
         count += 200
     async with tail(broker, first) as reading:
@@ -136,18 +136,18 @@ async def test_what_is_too_old_goes_as_others_come(site, brokers):
         assert isinstance(await reading.item(), Trimmed)
 
 
-async def test_what_has_no_age_limit_stays(site, brokers):
+async def test_without_max_age_nothing_expires(site, brokers):
     broker = brokers(max_age=None)
     for _ in range(5):
         await asyncio.gather(*[broker.publish("t", b"x") for _ in range(200)])
-    assert await site.ask("XLEN", STREAM) == 1000
+    assert await site.execute("XLEN", STREAM) == 1000
 
 
-async def test_a_clock_that_was_put_back_gives_no_smaller_id(site, broker):
+async def test_offsets_increase_when_the_clock_of_the_server_goes_back(site, broker):
     await broker.publish("t", b"x")
-    seconds = (await site.ask("TIME"))[0]
+    seconds = (await site.execute("TIME"))[0]
     future = int(seconds) * 1000 + 3_600_000
-    await site.ask("HSET", LOG, "last", f"{future}-{2**20 - 2}")
+    await site.execute("HSET", LOG, "last", f"{future}-{2**20 - 2}")
     positions = [await broker.publish("t", number(n)) for n in range(3)]
     at = future << 20
     assert [position.offset - at for position in positions] == [2**20 - 1, 2**20, 2**20 + 1]
@@ -156,19 +156,19 @@ async def test_a_clock_that_was_put_back_gives_no_smaller_id(site, broker):
         assert [entry.age for entry in reading.entries] == [0.0, 0.0]
 
 
-async def test_an_empty_stream_that_nothing_is_known_of_is_begun_anew(site, broker):
+async def test_an_empty_stream_without_its_state_starts_a_new_log(site, broker):
     await broker.publish("t", b"x")
-    seconds = (await site.ask("TIME"))[0]
-    await site.ask("HSET", LOG, "last", f"{int(seconds) + 3600}000-0")
+    seconds = (await site.execute("TIME"))[0]
+    await site.execute("HSET", LOG, "last", f"{int(seconds) + 3600}000-0")
     old = await broker.publish("t", b"y")
-    await site.ask("XTRIM", STREAM, "MAXLEN", "=", 0)
-    await site.ask("DEL", LOG)
+    await site.execute("XTRIM", STREAM, "MAXLEN", "=", 0)
+    await site.execute("DEL", LOG)
     new = await broker.publish("t", b"z")
     assert new.epoch != old.epoch
     assert new.offset < old.offset
 
 
-async def test_a_batch_has_no_more_bytes_than_are_good_for_others(broker):
+async def test_the_payload_of_a_batch_is_limited(broker):
     for _ in range(30):
         await broker.publish("t", b"x" * 300_000)
     async with tail(broker) as reading:
@@ -179,20 +179,20 @@ async def test_a_batch_has_no_more_bytes_than_are_good_for_others(broker):
         assert len(first) <= 16
 
 
-async def test_who_asks_for_a_place_in_the_future_is_sent_back(broker):
-    """A server that has less than it had, and nobody else to tell."""
+async def test_a_position_after_the_end_is_truncated(broker):
+    """The server has lost entries that no other process knows."""
     last = await broker.publish("t", b"x")
     async with tail(broker, LogPosition(last.epoch, last.offset + 1)) as reading:
         await reading.item()
-        rewound = await reading.item()
-        assert rewound.position.offset == last.offset
-        assert rewound.position.epoch != last.epoch
+        truncated = await reading.item()
+        assert truncated.position.offset == last.offset
+        assert truncated.position.epoch != last.epoch
 
 
-# What the server says no to.
+# Refusals.
 
 
-async def refused(broker, words):
+async def assert_refused(broker, words):
     with pytest.raises(BrokerRefused, match=words):
         await broker.publish("t", b"x")
     with pytest.raises(BrokerRefused, match=words):
@@ -201,100 +201,100 @@ async def refused(broker, words):
 
 
 async def test_a_key_of_another_type_is_refused(site, broker):
-    await site.ask("SET", STREAM, "mine")
-    await refused(broker, "WRONGTYPE")
-    assert await site.ask("GET", STREAM) == b"mine"
+    await site.execute("SET", STREAM, "mine")
+    await assert_refused(broker, "WRONGTYPE")
+    assert await site.execute("GET", STREAM) == b"mine"
 
 
 @pytest.mark.parametrize("fields", [("a", "b"), ("a", "0-0", "b", "y", "c", "p"), ("l", "x", "t", "t", "p", "p")])
-async def test_an_entry_that_no_broker_wrote_is_told_of(site, broker, fields):
+async def test_an_entry_that_no_broker_appended_is_refused(site, broker, fields):
     await broker.publish("t", b"x")
-    raw = await site.ask("XADD", STREAM, "*", *fields)
+    raw = await site.execute("XADD", STREAM, "*", *fields)
     async with tail(broker) as reading:
-        with pytest.raises(BrokerRefused, match=f"{raw.decode()}: a Hub needs a stream of its own"):
+        with pytest.raises(BrokerRefused, match=f"{raw.decode()}: use a stream that nothing but the Hub"):
             while True:
                 await reading.item()
 
 
-async def test_who_has_no_right_is_refused_and_told_which(site, server):
-    await site.ask("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@all", "-@dangerous")
+async def test_a_missing_permission_is_refused_by_name(site, server):
+    await site.execute("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@all", "-@dangerous")
     broker = RedisBroker(server.url.replace("//", "//reader:pw@"))
-    await refused(broker, "right to INFO is missing")
-    await site.ask("ACL", "SETUSER", "reader", "+info")
+    await assert_refused(broker, "right to INFO is missing")
+    await site.execute("ACL", "SETUSER", "reader", "+info")
     await broker.publish("t", b"x")
-    async with tail(broker) as reading:  # and nobody need ask for the configuration
+    async with tail(broker) as reading:  # CONFIG GET need not be allowed
         assert await reading.payloads(1) == [b"x"]
     await broker.close()
-    await site.ask("ACL", "DELUSER", "reader")
+    await site.execute("ACL", "DELUSER", "reader")
 
 
-async def test_a_server_that_is_full_refuses_and_is_read_all_the_same(site, brokers):
+async def test_a_server_without_free_memory_refuses_publishes_and_can_be_read(site, brokers):
     one, other = brokers(), brokers()
     await one.publish("t", b"x")
-    await site.ask("CONFIG", "SET", "maxmemory", 1)
+    await site.execute("CONFIG", "SET", "maxmemory", 1)
     try:
         with pytest.raises(BrokerRefused, match="maxmemory"):
             await one.publish("t", b"y")
         async with tail(other) as reading:
             await reading.until(CaughtUp)
-            await site.ask("CONFIG", "SET", "maxmemory", 0)
+            await site.execute("CONFIG", "SET", "maxmemory", 0)
             await one.publish("t", b"z")
             assert await reading.payloads(2) == [b"x", b"z"]
     finally:
-        await site.ask("CONFIG", "SET", "maxmemory", 0)
+        await site.execute("CONFIG", "SET", "maxmemory", 0)
 
 
-async def test_a_server_that_waits_for_replicas_is_down_and_has_stored_nothing(site, broker):
+async def test_publishing_without_the_required_replicas_raises_and_stores_nothing(site, broker):
     await broker.publish("t", b"x")
-    await site.ask("CONFIG", "SET", "min-replicas-to-write", 1)
+    await site.execute("CONFIG", "SET", "min-replicas-to-write", 1)
     try:
         with pytest.raises(BrokerDown, match="NOREPLICAS"):
             await broker.publish("t", b"y")
     finally:
-        await site.ask("CONFIG", "SET", "min-replicas-to-write", 0)
+        await site.execute("CONFIG", "SET", "min-replicas-to-write", 0)
     await broker.publish("t", b"z")
     async with tail(broker) as reading:
         await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"x", b"z"]
 
 
-async def test_what_cannot_be_sent_is_refused(broker):
-    with pytest.raises(BrokerRefused):
+async def test_an_idempotency_key_that_is_no_valid_text_is_a_value_error(broker):
+    with pytest.raises(ValueError):
         await broker.publish("t", b"x", idempotency_key="\ud800")
     await broker.publish("t", b"x")
 
 
-# What may be evicted.
+# Eviction.
 
 
 @pytest.mark.parametrize(
     ("policy", "limit", "warnings"),
     [("allkeys-lru", 2**30, 1), ("volatile-ttl", 2**30, 1), ("noeviction", 2**30, 0), ("allkeys-lru", 0, 0)],
 )
-async def test_a_server_that_may_evict_the_log_is_warned_of_once(site, broker, logged, policy, limit, warnings):
-    await site.ask("CONFIG", "SET", "maxmemory", limit)
-    await site.ask("CONFIG", "SET", "maxmemory-policy", policy)
+async def test_an_eviction_policy_is_warned_of_once(site, broker, logged, policy, limit, warnings):
+    await site.execute("CONFIG", "SET", "maxmemory", limit)
+    await site.execute("CONFIG", "SET", "maxmemory-policy", policy)
     try:
         for _ in range(2):
             async with tail(broker) as reading:
                 await reading.until(CaughtUp)
     finally:
-        await site.ask("CONFIG", "SET", "maxmemory", 0)
-        await site.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
-    told = [line for line in logged if line["event"] == "redis_may_evict"]
-    assert len(told) == warnings
-    assert all(line["policy"] == policy and line["stream"] == STREAM for line in told)
+        await site.execute("CONFIG", "SET", "maxmemory", 0)
+        await site.execute("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    lines = [line for line in logged if line["event"] == "redis_may_evict"]
+    assert len(lines) == warnings
+    assert all(line["policy"] == policy and line["stream"] == STREAM for line in lines)
 
 
-async def test_a_stream_that_is_evicted_alone_is_a_loss_for_who_had_not_read_it(site, brokers):
+async def test_a_stream_that_is_deleted_without_its_state_is_trimmed(site, brokers):
     one, other, late = brokers(), brokers(), brokers()
     positions = [await one.publish("t", number(n)) for n in range(3)]
     async with tail(one) as reading:
         await reading.payloads(3)
-        await site.ask("DEL", STREAM)
+        await site.execute("DEL", STREAM)
         for behind, items in (positions[0], [Trimmed(positions[2].offset), CaughtUp()]), (positions[2], [CaughtUp()]):
-            async with tail(other, behind) as sleeper:
-                assert [await sleeper.item() for _ in range(1 + len(items))] == [Subscribed(behind), *items]
+            async with tail(other, behind) as other_tail:
+                assert [await other_tail.item() for _ in range(1 + len(items))] == [Subscribed(behind), *items]
         new = await other.publish("t", b"new")
         assert new.epoch == positions[0].epoch
         assert await reading.payloads(4) == [b"0", b"1", b"2", b"new"]
@@ -303,34 +303,34 @@ async def test_a_stream_that_is_evicted_alone_is_a_loss_for_who_had_not_read_it(
         assert await reading.payloads(1) == [b"new"]
 
 
-async def test_what_is_known_of_a_stream_that_is_evicted_alone_is_another_log(site, brokers):
-    one, other = brokers(silence=0.3), brokers()
+async def test_state_that_is_deleted_without_its_stream_starts_a_new_log(site, brokers):
+    one, other = brokers(read_timeout=0.3), brokers()
     positions = [await one.publish("t", number(n)) for n in range(3)]
     async with tail(one) as reading:
         await reading.payloads(3)
-        await site.ask("DEL", LOG)
+        await site.execute("DEL", LOG)
         new = await other.publish("t", b"new")
         assert new.epoch != positions[0].epoch
         assert new.offset > positions[2].offset
-        async with tail(other, positions[1]) as sleeper:
-            await sleeper.item()
-            assert await sleeper.item() == Truncated(LogPosition(new.epoch, 0))
-            assert await sleeper.payloads(4) == [b"0", b"1", b"2", b"new"]
+        async with tail(other, positions[1]) as other_tail:
+            await other_tail.item()
+            assert await other_tail.item() == Truncated(LogPosition(new.epoch, 0))
+            assert await other_tail.payloads(4) == [b"0", b"1", b"2", b"new"]
         await reading.until(Truncated)
-        await until_place(reading, new)
+        await until_position(reading, new)
     assert reading.entries[-1].payload == b"new"
 
 
-async def until_place(reading, position):
+async def until_position(reading, position):
     while reading.position != position:
         await reading.item()
 
 
-# What was lost.
+# Losses.
 
 
-async def test_an_older_state_in_place_of_this_one_is_told_of(site, brokers):
-    one, other = brokers(silence=0.3), brokers(silence=0.3)
+async def test_a_restored_backup_is_truncated(site, brokers):
+    one, other = brokers(read_timeout=0.3), brokers(read_timeout=0.3)
     async with tail(one) as reading, tail(other) as also:
         old = [await one.publish("t", number(n)) for n in range(5)][-1]
         backup = await site.backup()
@@ -339,18 +339,18 @@ async def test_an_older_state_in_place_of_this_one_is_told_of(site, brokers):
         await also.payloads(10)
         await site.restore(backup)
         for each in reading, also:
-            rewound = await each.until(Truncated)
-            assert rewound.position.offset == old.offset
-            assert rewound.position.epoch != old.epoch
+            truncated = await each.until(Truncated)
+            assert truncated.position.offset == old.offset
+            assert truncated.position.epoch != old.epoch
         assert reading.position == also.position
         new = await other.publish("t", b"new")
-        assert new.epoch == rewound.position.epoch
+        assert new.epoch == truncated.position.epoch
         for each in reading, also:
             await each.payloads(11)
             assert each.position == new
 
 
-async def test_who_publishes_to_an_older_state_gives_no_id_twice(site, broker):
+async def test_publishing_to_a_restored_backup_assigns_no_position_twice(site, broker):
     old = await broker.publish("t", b"old", idempotency_key="k")
     backup = await site.backup()
     lost = await broker.publish("t", b"lost")
@@ -364,9 +364,9 @@ async def test_who_publishes_to_an_older_state_gives_no_id_twice(site, broker):
         assert await reading.payloads(1) == [b"new"]
 
 
-async def test_a_loss_that_nobody_could_see_but_in_the_order_of_entries_is_told_of(site, brokers):
-    """What follows what is not known, so everything of this life is read again."""
-    one, stranger, late = brokers(), brokers(), brokers()
+async def test_a_loss_that_shows_only_in_the_links_is_detected(site, brokers):
+    """Nothing of the run counts as common, so all of it is read again."""
+    one, another, late = brokers(), brokers(), brokers()
     async with tail(one) as reading:
         first = await one.publish("t", b"0")
         backup = await site.backup()
@@ -383,10 +383,10 @@ async def test_a_loss_that_nobody_could_see_but_in_the_order_of_entries_is_told_
         ):
             await reading.item()
         await site.restore(backup)
-        await stranger.publish("t", b"2")
-        rewound = await reading.until(Truncated)
-        assert rewound.position.offset == first.offset
-        assert rewound.position.epoch not in (first.epoch, second.epoch)
+        await another.publish("t", b"2")
+        truncated = await reading.until(Truncated)
+        assert truncated.position.offset == first.offset
+        assert truncated.position.epoch not in (first.epoch, second.epoch)
         while reading.entries[-1].payload != b"2":
             await reading.item()
         assert [entry.payload for entry in reading.entries[-2:]] == [b"1", b"2"]
@@ -394,12 +394,12 @@ async def test_a_loss_that_nobody_could_see_but_in_the_order_of_entries_is_told_
         assert await reading.item() == Subscribed(LogPosition(first.epoch, 0))
         await reading.until(CaughtUp)
         assert [entry.payload for entry in reading.entries] == [b"0", b"1", b"2"]
-        assert reading.position.epoch == rewound.position.epoch
+        assert reading.position.epoch == truncated.position.epoch
 
 
-async def test_a_tail_that_slept_over_two_losses_is_told_what_is_left(site, brokers):
-    """What it has in common with the log is what all the epochs in between have."""
-    sleeper, broker, late = brokers(), brokers(), brokers()
+async def test_a_tail_that_missed_two_losses_resumes_after_the_last_common_entry(site, brokers):
+    """That is the last entry which all epochs in between have."""
+    resuming, broker, late = brokers(), brokers(), brokers()
     positions = [await broker.publish("t", number(n)) for n in range(3)]
     backup = await site.backup()
     seen = [await broker.publish("t", b"lost") for _ in range(3)][-1]
@@ -410,12 +410,12 @@ async def test_a_tail_that_slept_over_two_losses_is_told_what_is_left(site, brok
     await site.restore(backup)
     positions.append(await broker.publish("t", b"8"))
     assert len({position.epoch for position in positions}) == 3
-    async with tail(sleeper, seen) as reading:
+    async with tail(resuming, seen) as reading:
         assert await reading.item() == Subscribed(seen)
         assert await reading.item() == Truncated(LogPosition(positions[3].epoch, positions[2].offset))
         assert await reading.payloads(6) == [number(n) for n in range(3, 9)]
         assert reading.position == positions[-1]
-    async with tail(late) as reading:  # which gives each entry the id that its publisher has
+    async with tail(late) as reading:  # each entry has the position that its publisher got
         given = []
         while len(given) < 9:
             item = await reading.item()
@@ -425,38 +425,38 @@ async def test_a_tail_that_slept_over_two_losses_is_told_what_is_left(site, brok
         assert given == positions
 
 
-async def test_an_entry_that_somebody_deleted_is_a_loss(site, broker):
+async def test_a_deleted_entry_is_trimmed(site, broker):
     positions = [await broker.publish("t", number(n)) for n in range(3)]
-    raw = (await site.ask("XRANGE", STREAM, "-", "+"))[1][0]
-    await site.ask("XDEL", STREAM, raw)
+    raw = (await site.execute("XRANGE", STREAM, "-", "+"))[1][0]
+    await site.execute("XDEL", STREAM, raw)
     async with tail(broker, positions[0]) as reading:
         await reading.item()
         assert await reading.item() == Trimmed(positions[1].offset)
         assert await reading.payloads(1) == [b"2"]
 
 
-async def test_scripts_that_the_server_forgot_are_sent_again(site, broker):
+async def test_a_script_that_the_server_has_unloaded_is_sent_again(site, broker):
     async with tail(broker) as reading:
         await reading.until(CaughtUp)
         for n in range(3):
             await broker.publish("t", number(n))
-            await site.ask("SCRIPT", "FLUSH")
+            await site.execute("SCRIPT", "FLUSH")
         assert await reading.payloads(3) == [b"0", b"1", b"2"]
 
 
-async def test_it_leaves_no_connection(site, brokers):
+async def test_closing_leaves_no_connection(site, brokers):
     broker = brokers()
     async with tail(broker) as reading:
         await broker.publish("t", b"x")
         await reading.payloads(1)
-        assert len((await site.ask("CLIENT", "LIST")).splitlines()) == 3
+        assert len((await site.execute("CLIENT", "LIST")).splitlines()) == 3
     await broker.close()
     async with asyncio.timeout(10):
-        while len((await site.ask("CLIENT", "LIST")).splitlines()) > 1:  # the server takes note in its own time
+        while len((await site.execute("CLIENT", "LIST")).splitlines()) > 1:  # the server notices it later
             await asyncio.sleep(0)
 
 
-async def test_a_tail_ends_with_its_server(servers):
+async def test_a_tail_ends_when_its_server_stops(servers):
     server = servers()
     broker = RedisBroker(server.url)
     async with tail(broker) as reading:

@@ -1,8 +1,8 @@
-"""Any story of two servers and three processes, on real servers, against a ledger.
+"""A model of losses: random stories of two real servers and three processes.
 
-A server becomes what another one is, or what it was itself, as when a replica was promoted, a primary demoted, or a
-backup restored; processes go to either. At the end what each has is what the last server has, and what was ever
-acknowledged is there, or was told of after that.
+The data of a server is replaced by that of the other one, or by an older copy, as a promotion, a demotion or a restored
+backup do, and processes connect to either server. At the end each process has exactly the entries of one server, and
+every acknowledged entry is among them, or was lost and reported after its acknowledgement.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ steps = st.one_of(
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two servers for all stories."""
+    """Two servers, for all examples."""
     made = [Valkey(tmp_path_factory.mktemp(f"server{n}")) for n in range(2)]
     for each in made:
         each.start()
@@ -48,24 +48,24 @@ def pair(tmp_path_factory):
 
 
 class Process:
-    """A broker, what came to a stream of its own, and when it was told of a loss."""
+    """A broker, the entries that its tail has received, and when a loss was reported to it."""
 
     def __init__(self, story) -> None:
         self.story = story
         self.at = 0
-        self.broker = RedisBroker(self._connect, silence=5.0)
+        self.broker = RedisBroker(self._connect, read_timeout=5.0)
         self.position = None
         self.view: list[tuple[int, bytes]] = []
-        self.had: set[bytes] = set()
-        self.told = -1
-        self.rewound = 0
+        self.received: set[bytes] = set()
+        self.truncated_at = -1
+        self.truncations = 0
 
     async def _connect(self):
         return Redis.from_url(self.story.urls[self.at], protocol=2)
 
     async def move(self, to):
         self.at = to
-        await self.broker._drop()
+        await self.broker._disconnect()
 
     async def publish(self, count):
         for _ in range(count):
@@ -75,18 +75,18 @@ class Process:
             self.story.acknowledged[payload] = self.story.tick()
 
     async def read(self):
-        """Read all there is now."""
+        """Read until the tail has caught up."""
         async with tail(self.broker, self.position) as reading:
             while not isinstance(item := await reading.item(), CaughtUp):
                 if isinstance(item, Truncated):
                     self.view = [entry for entry in self.view if entry[0] <= item.position.offset]
-                    self.told = self.story.tick()
-                    self.rewound += 1
+                    self.truncated_at = self.story.tick()
+                    self.truncations += 1
                     if self.position is not None:
                         assert item.position.epoch != reading.epochs[-1]
                 elif not isinstance(item, Subscribed | Trimmed):
                     self.view += [(entry.offset, entry.payload) for entry in item]
-                    self.had |= {entry.payload for entry in item}
+                    self.received |= {entry.payload for entry in item}
                 assert not isinstance(item, Trimmed)
                 if isinstance(item, Subscribed | Truncated):
                     reading.epochs = [*getattr(reading, "epochs", []), item.position.epoch]
@@ -95,7 +95,7 @@ class Process:
 
 
 class Story:
-    """Two servers, and some processes."""
+    """Two servers and some processes."""
 
     def __init__(self, urls) -> None:
         self.urls = urls
@@ -121,7 +121,7 @@ class Story:
             for key, dump in zip((STREAM, LOG), self.saved, strict=True):
                 if dump is not None:
                     await client.restore(key, 0, dump, replace=True)
-        await asyncio.sleep(0.003)  # or an id is given again, which takes a millisecond that two entries share
+        await asyncio.sleep(0.003)  # two entries in one millisecond could have the same ID
 
     async def copy(self, to):
         saved, self.saved = self.saved, None
@@ -142,7 +142,7 @@ class Story:
     async def check(self):
         for each in self.processes:
             await each.move(0)
-        for _ in range(2):  # what the last one tells the first one must hear of
+        for _ in range(2):  # the last process may report a loss to the first one
             for each in self.processes:
                 await each.read()
         async with Redis.from_url(self.urls[0]) as client:
@@ -150,12 +150,12 @@ class Story:
         for each in self.processes:
             assert [payload for _, payload in each.view] == there
             for payload, when in self.acknowledged.items():
-                assert payload in each.had or each.told > when, (payload, when, each.told)
+                assert payload in each.received or each.truncated_at > when, (payload, when, each.truncated_at)
         assert len({each.position for each in self.processes}) == 1
-        rewound = [each.rewound for each in self.processes]
-        for each in self.processes:  # and that is all
+        truncations = [each.truncations for each in self.processes]
+        for each in self.processes:  # nothing further is reported
             await each.read()
-        assert [each.rewound for each in self.processes] == rewound
+        assert [each.truncations for each in self.processes] == truncations
 
     async def close(self):
         for each in self.processes:
@@ -164,7 +164,7 @@ class Story:
 
 @given(st.lists(steps, max_size=25))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_was_acknowledged_is_there_or_was_told_of(pair, story):
+def test_an_acknowledged_entry_is_kept_or_its_loss_is_reported(pair, story):
     async def run():
         for each in pair:
             async with Redis.from_url(each.url) as client:

@@ -1,6 +1,6 @@
-"""RedisBrokers behind real Sentinels, and on a real Cluster: who is asked, and what comes of a failover."""
+"""``RedisBroker`` with real Sentinels and with a real Cluster: finding the primary, and failovers."""
 
-# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+# ruff: noqa: F811  # fixtures are imported, and arguments of tests
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import time
 
 import pytest
 import redis
-from tests.hub.sink import live
 
 from aiohttp_interceptors.brokers.redis import RedisBroker, cluster_node, sentinel
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import replication
 from tests.brokers.nodes import hub_on  # noqa: F401  # a fixture
 from tests.brokers.redis_topologies import ClusterSite, SentinelSite, ask, wait_for
+from tests.hub.sink import live
 from tests.waiting import until
 
 KEY = "{events}"
@@ -23,8 +23,8 @@ KEY = "{events}"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A server is back at once, and so is who follows it."""
-    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.1)
+    """Reconnect soon."""
+    monkeypatch.setattr(replication, "MAX_RECONNECT_DELAY", 0.1)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def cluster(tmp_path):
 
 @pytest.fixture(scope="module")
 def lone_cluster(tmp_path_factory):
-    """A Cluster without replicas that tests have in common."""
+    """A Cluster without replicas, which tests share."""
     site = ClusterSite(tmp_path_factory.mktemp("cluster"))
     site.start()
     yield site
@@ -53,18 +53,18 @@ def lone_cluster(tmp_path_factory):
 
 
 async def in_thread(call, *arguments):
-    """Do something that waits, while the Hubs run on."""
+    """Call a function that blocks, while the Hubs run."""
     return await asyncio.to_thread(call, *arguments)
 
 
 class Ledger:
-    """What Hubs publish, each until it is acknowledged, while something happens, and what a stream of each had."""
+    """Publishes with Hubs during a fault until each event is acknowledged, and records what their streams receive."""
 
     def __init__(self, *hubs) -> None:
         self.hubs = hubs
-        self.acknowledged = {}  # when
+        self.acknowledged = {}  # the time of each
         self.sinks = []
-        self.told = {}  # when each stream's latest gap was seen
+        self.gap_times = {}  # when each stream received its latest gap, at the earliest
         self._running = True
         self._tasks = []
 
@@ -101,7 +101,7 @@ class Ledger:
                     self.acknowledged[word] = time.monotonic()
 
     async def _watch(self):
-        """Note when gaps come: at the latest a moment before they are seen."""
+        """Record the times of gaps: the time of the last look before each."""
         gaps = [0] * len(self.sinks)
         while self._running:
             before = time.monotonic()
@@ -109,10 +109,10 @@ class Ledger:
             for n, sink in enumerate(self.sinks):
                 count = sink.texts.count("gap")
                 if count > gaps[n]:
-                    gaps[n], self.told[n] = count, before
+                    gaps[n], self.gap_times[n] = count, before
 
     async def more(self):
-        """Wait until every process has published some more, and each stream has had that."""
+        """Wait until every process has published ten more events, and each stream has received them."""
         async with asyncio.timeout(60):
             for number, _ in enumerate(self.hubs):
                 count = self._count(number)
@@ -127,18 +127,18 @@ class Ledger:
         return sum(word.startswith(f"{number}.") for word in self.acknowledged)
 
     async def check(self, *, repeated=0):
-        """Compare: what is missing was told of, after it was acknowledged; return how much that is."""
+        """Check that a gap followed each missing event, and return how many are missing from each stream."""
         for n, hub in enumerate(self.hubs):
             await self._persist(hub, f"final {n}")
         missing = []
         for n, sink in enumerate(self.sinks):
             await until(lambda sink=sink: {f"final {n}" for n, _ in enumerate(self.hubs)} <= set(sink.texts))
-            came = [text for text in sink.texts if text != "gap"]
-            lacking = set(self.acknowledged) - set(came)
-            untold = [word for word in lacking if self.acknowledged[word] > self.told.get(n, 0.0)]
-            assert not untold
-            assert len(came) - len(set(came)) <= repeated
-            missing.append(len(lacking))
+            received = [text for text in sink.texts if text != "gap"]
+            lost = set(self.acknowledged) - set(received)
+            unreported = [word for word in lost if self.acknowledged[word] > self.gap_times.get(n, 0.0)]
+            assert not unreported
+            assert len(received) - len(set(received)) <= repeated
+            missing.append(len(lost))
         return missing
 
 
@@ -146,7 +146,7 @@ def _number(word):
     return int(word.partition(".")[2])
 
 
-OPTIONS = {"publish_timeout": 2.0, "silence": 4.0}
+OPTIONS = {"publish_timeout": 2.0, "read_timeout": 4.0}
 
 
 async def two(hub_on, factory):
@@ -156,8 +156,8 @@ async def two(hub_on, factory):
 # Sentinel.
 
 
-async def test_a_failover_in_order_repeats_nothing(tmp_path, hub_on):
-    """With the settings that are asked for, and two replicas. What was on its way to these may go, which is told."""
+async def test_a_requested_failover_repeats_no_event(tmp_path, hub_on):
+    """With the recommended settings and two replicas. Events that were not replicated yet may be lost, with a gap."""
     site = SentinelSite(tmp_path, "--min-replicas-to-write", "1", "--min-replicas-max-lag", "3", replicas=2)
     site.start()
     try:
@@ -165,30 +165,30 @@ async def test_a_failover_in_order_repeats_nothing(tmp_path, hub_on):
             await in_thread(site.promote)
             await ledger.more()
         await ledger.check()
-        assert all(sink.texts.count("gap") <= 2 for sink in ledger.sinks)  # one for each that was on the old one
+        assert all(sink.texts.count("gap") <= 2 for sink in ledger.sinks)  # one for each process on the old primary
     finally:
         site.stop()
 
 
-async def test_what_a_primary_acknowledges_that_was_replaced_is_told_of(sentinels, hub_on):
-    """Without these settings it does so for ten seconds, until its Sentinels demote it."""
+async def test_events_that_a_replaced_primary_acknowledges_are_a_gap(sentinels, hub_on):
+    """Without these settings it acknowledges events for ten seconds, until its Sentinels demote it."""
     async with Ledger(*await two(hub_on, lambda: sentinel(sentinels.addresses, "main"))) as ledger:
         old = sentinels.primary()
         await in_thread(sentinels.promote)
-        # One process moves at once, and the other one stays.
-        await ledger.hubs[0]._broker._drop()
+        # One process connects to the new primary, and the other one stays.
+        await ledger.hubs[0]._broker._disconnect()
         await in_thread(sentinels.demoted, old)
         await ledger.more()
     await ledger.check(repeated=2000)
     for sink in ledger.sinks:
-        came = [text for text in sink.texts if text != "gap"]
+        received = [text for text in sink.texts if text != "gap"]
         assert "gap" in sink.texts
         before = sink.texts[: sink.texts.index("gap")]
         assert len(before) == len(set(before))
-        assert len(came) > 20
+        assert len(received) > 20
 
 
-async def test_a_primary_that_is_frozen_is_left_and_nothing_is_repeated(sentinels, hub_on):
+async def test_a_frozen_primary_is_left_and_no_history_is_repeated(sentinels, hub_on):
     async with Ledger(*await two(hub_on, lambda: sentinel(sentinels.addresses, "main"))) as ledger:
         old = sentinels.primary()
         await in_thread(sentinels.replicated)
@@ -199,24 +199,24 @@ async def test_a_primary_that_is_frozen_is_left_and_nothing_is_repeated(sentinel
         await ledger.more()
         await in_thread(sentinels.demoted, old)
         await ledger.more()
-    await ledger.check(repeated=10)  # and no history
+    await ledger.check(repeated=10)  # far less than the history
     for sink in ledger.sinks:
-        assert sink.texts.count("gap") <= 2  # of what it had acknowledged to each and not replicated
+        assert sink.texts.count("gap") <= 2  # events that it acknowledged to each process and did not replicate
 
 
-async def test_a_sentinel_that_is_frozen_costs_no_publish(sentinels):
+async def test_a_frozen_sentinel_does_not_delay_publishing(sentinels):
     sentinels.sentinels[0].freeze()
     broker = RedisBroker(sentinel(sentinels.addresses, "main"))
     begun = time.monotonic()
     await broker.publish("t", b"x")
-    assert time.monotonic() - begun < 4.0  # two of three agree long before
+    assert time.monotonic() - begun < 4.0  # two of three agree sooner
     sentinels.sentinels[1].freeze()
-    await broker._drop()
-    await broker.publish("t", b"y")  # one alone is believed, after half a second
+    await broker._disconnect()
+    await broker.publish("t", b"y")  # a single reply is used after half a second
     await broker.close()
 
 
-async def test_a_sentinel_that_slept_over_a_failover_is_not_believed(sentinels):
+async def test_a_sentinel_that_missed_a_failover_is_outvoted(sentinels):
     late = sentinels.sentinels[0]
     late.freeze()
     old = sentinels.primary()
@@ -232,7 +232,7 @@ async def test_a_sentinel_that_slept_over_a_failover_is_not_believed(sentinels):
         await client.aclose()
 
 
-async def test_no_sentinel_and_no_such_primary_are_told_of(sentinels):
+async def test_an_unknown_primary_and_unreachable_sentinels_are_reported(sentinels):
     broker = RedisBroker(sentinel(sentinels.addresses, "other"))
     with pytest.raises(BrokerDown, match=r"the primary 'other' is not known.*No such master"):
         await broker.publish("t", b"x")
@@ -259,15 +259,15 @@ async def test_no_sentinel_and_no_such_primary_are_told_of(sentinels):
         (lambda: cluster_node([("localhost", 6379)], timeout="1"), TypeError, "timeout .* not '1'"),
     ],
 )
-def test_a_factory_that_cannot_work_is_refused_with_the_value(make, error, words):
+def test_invalid_arguments_of_a_factory_are_refused_with_the_value(make, error, words):
     with pytest.raises(error, match=words):
         make()
 
 
-# What a server should be set to.
+# Settings.
 
 
-async def test_a_server_whose_replica_may_be_promoted_is_warned_of_once(sentinels, hub_on, logged):
+async def test_a_primary_with_a_replica_is_warned_of_once(sentinels, hub_on, logged):
     def lines():
         return [line for line in logged if line["event"] == "redis_may_lose"]
 
@@ -283,11 +283,11 @@ async def test_a_server_whose_replica_may_be_promoted_is_warned_of_once(sentinel
     old.kill()
     await in_thread(sentinels.promoted, old)
     async with asyncio.timeout(30):
-        while len(lines()) < 2:  # another one, without a replica by now, but with Sentinels
+        while len(lines()) < 2:  # for the new primary, which has no replica, but Sentinels
             await asyncio.sleep(0.02)
 
 
-async def test_a_server_that_waits_for_its_replicas_is_not_warned_of(sentinels, hub_on, logged):
+async def test_a_primary_that_waits_for_its_replicas_is_not_warned_of(sentinels, hub_on, logged):
     ask(sentinels.primary().port, "CONFIG", "SET", "min-replicas-to-write", 1)
     await hub_on(RedisBroker(sentinel(sentinels.addresses, "main")))
     assert not [line for line in logged if line["event"] == "redis_may_lose"]
@@ -296,14 +296,14 @@ async def test_a_server_that_waits_for_its_replicas_is_not_warned_of(sentinels, 
 # Cluster.
 
 
-async def test_the_node_that_has_the_slot_is_found_and_followed(cluster, hub_on):
+async def test_a_requested_failover_of_the_node_with_the_slot_is_followed(cluster, hub_on):
     async with Ledger(*await two(hub_on, lambda: cluster_node(cluster.addresses[:3]))) as ledger:
         await in_thread(cluster.promote, KEY)
         await ledger.more()
     assert await ledger.check() == [0, 0]
 
 
-async def test_a_node_that_is_killed_is_no_end(cluster, hub_on):
+async def test_a_killed_node_is_replaced(cluster, hub_on):
     async with Ledger(*await two(hub_on, lambda: cluster_node(cluster.addresses))) as ledger:
         old = cluster.owner(KEY)
         old.kill()
@@ -312,7 +312,7 @@ async def test_a_node_that_is_killed_is_no_end(cluster, hub_on):
     await ledger.check(repeated=10)
 
 
-async def test_a_slot_that_moves_is_followed(lone_cluster, hub_on):
+async def test_a_slot_that_moves_to_another_node_is_followed(lone_cluster, hub_on):
     site = lone_cluster
     async with Ledger(*await two(hub_on, lambda: cluster_node(site.addresses))) as ledger:
         for _ in range(2):
@@ -323,7 +323,7 @@ async def test_a_slot_that_moves_is_followed(lone_cluster, hub_on):
     assert await ledger.check() == [0, 0]
 
 
-async def test_a_node_that_is_frozen_costs_no_publish(lone_cluster):
+async def test_a_frozen_node_without_the_slot_does_not_delay_publishing(lone_cluster):
     site = lone_cluster
     frozen = next(server for server in site.servers if server is not site.owner(KEY))
     addresses = sorted(site.addresses, key=lambda address: address[1] != frozen.port)
@@ -334,15 +334,15 @@ async def test_a_node_that_is_frozen_costs_no_publish(lone_cluster):
         await broker.close()
     finally:
         frozen.thaw()
-    wait_for("the Cluster", lambda: all(b"cluster_state:ok" in raw(server.port) for server in site.servers))
+    wait_for("the Cluster", lambda: all(b"cluster_state:ok" in cluster_info(server.port) for server in site.servers))
 
 
-def raw(port):
+def cluster_info(port):
     with redis.Redis(port=port, socket_timeout=2.0) as client:
         return "".join(f"{key}:{value}\n" for key, value in client.cluster("INFO").items()).encode()
 
 
-async def test_a_url_of_another_node_is_refused_and_told_what_to_do(lone_cluster):
+async def test_the_url_of_a_node_without_the_slot_is_refused_with_advice(lone_cluster):
     site = lone_cluster
     other = next(server for server in site.servers if server is not site.owner(KEY))
     broker = RedisBroker(other.url)
@@ -356,7 +356,7 @@ async def test_a_url_of_another_node_is_refused_and_told_what_to_do(lone_cluster
     await broker.close()
 
 
-async def test_a_cluster_without_the_slot_is_down(tmp_path):
+async def test_a_cluster_that_lacks_the_slot_is_down(tmp_path):
     site = ClusterSite(tmp_path)
     site.start()
     try:

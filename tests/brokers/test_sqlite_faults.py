@@ -1,6 +1,6 @@
-"""What a Hub on a file of SQLite makes of all that goes wrong: with other processes, real locks and full disks."""
+"""Faults of a SQLite file: killed processes, locks, full disks, files that are replaced or damaged."""
 
-# ruff: noqa: F811  # a test has what it takes by name, and its fixtures are imported
+# ruff: noqa: F811  # fixtures are imported, and arguments of tests
 
 from __future__ import annotations
 
@@ -15,58 +15,57 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
-from tests.hub.sink import live, start
 
-from aiohttp_interceptors.brokers.sqlite import connection as sqlite_file
+from aiohttp_interceptors.brokers.sqlite import connection as sqlite_connection
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerRefused, OutcomeUnknown
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import replication
 from aiohttp_interceptors.hub.broker import CaughtUp
 from aiohttp_interceptors.hub.hub import Hub
 from tests.brokers.contract import brokers, tail  # noqa: F401  # fixtures
 from tests.brokers.nodes import closed_at_every_moment, hub_on, texts  # noqa: F401  # a fixture
 from tests.brokers.sqlite_process import PAYLOAD, line, process
 from tests.brokers.sqlite_site import SqliteSite, site  # noqa: F401  # a fixture
+from tests.hub.sink import live, start
 from tests.waiting import until, within
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A file is back at once, and so is who follows it."""
-    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.01)
+    """Reconnect without a delay: a file needs no time to recover."""
+    monkeypatch.setattr(replication, "MAX_RECONNECT_DELAY", 0.01)
 
 
 @pytest.fixture
 def node(site, hub_on):
-    """Make Hubs, each as one process has it."""
+    """Make Hubs, each of which stands for one process."""
     return lambda *, ready=True, **options: hub_on(site.broker(**options), ready=ready)
 
 
 @pytest.mark.parametrize("acknowledged", [0, 40, 400])
-async def test_what_a_killed_process_had_acknowledged_comes_once(site, brokers, acknowledged):
+async def test_records_that_a_killed_process_acknowledged_are_delivered_once(site, brokers, acknowledged):
     broker = brokers()
     async with tail(broker) as reading:
         await reading.until(CaughtUp)
         async with process("publish", site.path) as publishing:
-            said = [await line(publishing) for _ in range(acknowledged)]
+            lines = [await line(publishing) for _ in range(acknowledged)]
             if not acknowledged:
                 await until(site.path.exists)
             publishing.kill()
             rest = (await within(publishing.stdout.read())).decode().splitlines(keepends=True)
-            said += [words.split() for words in rest if words.endswith("\n")]
-        # What it did not come to say is unknown, and a retry with its key is no second one.
-        sure = {int(which) for which, _, _ in said}
-        after = max(sure, default=-1) + 10
-        for which in range(after):
-            await broker.publish("t", PAYLOAD % which, idempotency_key=f"key {which}")
+            lines += [words.split() for words in rest if words.endswith("\n")]
+        # Records without a line may be stored; publishing them again with the same key stores no second one.
+        known = {int(value) for value, _, _ in lines}
+        after = max(known, default=-1) + 10
+        for value in range(after):
+            await broker.publish("t", PAYLOAD % value, idempotency_key=f"key {value}")
         await reading.payloads(after)
         assert sorted(int(entry.payload[7:]) for entry in reading.entries) == list(range(after))
         positions = {int(entry.payload[7:]): (reading.position.epoch, str(entry.offset)) for entry in reading.entries}
-        assert {int(which): (epoch, offset) for which, epoch, offset in said}.items() <= positions.items()
+        assert {int(value): (epoch, offset) for value, epoch, offset in lines}.items() <= positions.items()
     assert site.sql("PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_four_processes_have_each_event_once_under_one_id(site, node):
-    """Peer bug 63."""
+async def test_four_processes_deliver_each_event_once_with_the_same_id(site, node):
     async with AsyncExitStack() as stack:
         others = [await stack.enter_async_context(process("follow", site.path, 50)) for _ in range(3)]
         for other in others:
@@ -83,7 +82,7 @@ async def test_four_processes_have_each_event_once_under_one_id(site, node):
         assert [frame.id for frame in here.frames] == ids
 
 
-async def test_processes_that_start_at_once_make_one_log(site):
+async def test_processes_that_start_together_create_one_log(site):
     async with AsyncExitStack() as stack:
         others = [await stack.enter_async_context(process("publish", site.path)) for _ in range(4)]
         lines = [await line(other) for other in others for _ in range(20)]
@@ -91,12 +90,11 @@ async def test_processes_that_start_at_once_make_one_log(site):
         for other in others:
             other.kill()
             await other.communicate()
-    ((entries, keys, last),) = site.sql("SELECT count(*), count(DISTINCT payload), max(position) FROM entry")
-    assert entries == keys == last >= 20  # for they have the same keys
+    ((entries, keys, last),) = site.sql("SELECT count(*), count(DISTINCT payload), max(offset) FROM entry")
+    assert entries == keys == last >= 20  # all processes use the same idempotency keys
 
 
-async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
-    """Peer bug 61."""
+async def test_a_late_process_delivers_no_history_to_live_streams(node):
     one = await node()
     for n in range(5):
         await one.publish("t", str(n))
@@ -108,11 +106,11 @@ async def test_a_node_that_joins_late_delivers_no_history_to_live_streams(node):
     await texts(sink, 1)
     await texts(early, 1)
     assert sink.texts == early.texts == ["new"]
-    await until(lambda: one.log.end == late.log.end == 6)
+    await until(lambda: one.history.end == late.history.end == 6)
 
 
-async def test_a_process_that_stops_with_the_lock_stops_nobody_for_longer_than_is_said(site, node):
-    """Peer bugs 59 and 64: what failed is not delivered, and what is retried is so once."""
+async def test_a_process_that_stops_with_the_write_lock_delays_others_for_publish_timeout_at_most(site, node):
+    """Failed publishes are not delivered, and retried ones are delivered once."""
     hub = await node(publish_timeout=0.3)
     sink = await live(hub, "t")
     await hub.publish("t", "before")
@@ -127,9 +125,9 @@ async def test_a_process_that_stops_with_the_lock_stops_nobody_for_longer_than_i
         assert {type(error) for error in failed} <= {BrokerDown, OutcomeUnknown}
         with pytest.raises((BrokerDown, OutcomeUnknown), match=r"locked|no answer"):
             await within(hub.publish("t", "lost"), 3)
-        assert hub.ready  # to read needs no lock
+        assert hub.ready  # reading needs no lock
         assert sink.texts == ["before"]
-        await until(lambda: stopped(holding.pid))
+        await until(lambda: is_stopped(holding.pid))
         holding.send_signal(signal.SIGCONT)
         await within(holding.wait())
     for n in range(3):
@@ -139,13 +137,13 @@ async def test_a_process_that_stops_with_the_lock_stops_nobody_for_longer_than_i
     assert sorted(sink.texts[1:]) == ["0", "1", "2"]
 
 
-def stopped(pid):
+def is_stopped(pid):
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
 @pytest.fixture(params=["limit", "disk"])
 def full(request, tmp_path):
-    """Have a path where there is little room, and return it, the room, and what makes more."""
+    """Return a path on a small disk, its limit of the file size, and a function that makes the disk larger."""
     if request.param == "limit":
         yield tmp_path / "hub.db", 3_000_000, lambda: None
         return
@@ -159,29 +157,29 @@ def full(request, tmp_path):
     subprocess.run([umount, folder], check=True)
 
 
-async def test_a_disk_that_is_full_is_told_of_and_used_again_when_there_is_room(full):
-    path, room, make_room = full
-    async with process("fill", path, room) as filling:
-        said = [await line(filling)]
-        while said[-1][0].isdigit():
-            said.append(await line(filling))
-        *said, error = said
-        assert len(said) > 20
+async def test_a_full_disk_is_broker_down_until_there_is_space_again(full):
+    path, limit, enlarge = full
+    async with process("fill", path, limit) as filling:
+        lines = [await line(filling)]
+        while lines[-1][0].isdigit():
+            lines.append(await line(filling))
+        *lines, error = lines
+        assert len(lines) > 20
         assert error[0] == "BrokerDown"
         assert {"full", "disk"} & set(error)
         site = SqliteSite(path)
         stored = site.sql("SELECT count(*) FROM entry")
-        make_room()
+        enlarge()
         filling.stdin.write(b"\n")
-        assert await line(filling) == [f"{len(said)}", f"{len(said) + 1}"]  # and it was not stored before
+        assert await line(filling) == [f"{len(lines)}", f"{len(lines) + 1}"]  # the failed publish was not stored
         assert await within(filling.wait(), 30) == 0
-    assert stored == [(len(said),)]
-    rows = site.sql("SELECT position, rtrim(CAST(payload AS TEXT), '.') FROM entry")
-    assert rows == [(n + 1, f"{n}") for n in range(len(said) + 1)]
+    assert stored == [(len(lines),)]
+    rows = site.sql("SELECT offset, rtrim(CAST(payload AS TEXT), '.') FROM entry")
+    assert rows == [(n + 1, f"{n}") for n in range(len(lines) + 1)]
     assert site.sql("PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_a_file_that_is_deleted_while_streams_are_open_is_a_gap_and_no_end(site, node, logged):
+async def test_deleting_the_file_gives_open_streams_a_gap(site, node, logged):
     one, other = await node(), await node()
     sink, elsewhere = await live(one, "t"), await live(other, "t")
     await one.publish("t", "old")
@@ -194,10 +192,10 @@ async def test_a_file_that_is_deleted_while_streams_are_open_is_a_gap_and_no_end
     assert sink.texts == elsewhere.texts == ["old", "gap", "new"]
     assert sink.last_event_id == elsewhere.last_event_id
     assert sink.ends == []
-    assert [entry["event"] for entry in logged if "rewound" in entry["event"]] == ["hub_rewound", "hub_rewound"]
+    assert [entry["event"] for entry in logged if "truncated" in entry["event"]] == ["hub_truncated", "hub_truncated"]
 
 
-async def test_an_older_copy_in_place_of_the_file_is_a_gap_and_no_id_is_given_twice(site, node, tmp_path):
+async def test_replacing_the_file_with_an_older_copy_gives_a_gap_and_no_id_twice(site, node, tmp_path):
     hub = await node()
     sink = await live(hub, "t")
     ids = [await hub.publish("t", "0")]
@@ -212,7 +210,7 @@ async def test_an_older_copy_in_place_of_the_file_is_a_gap_and_no_id_is_given_tw
     assert len(set(ids)) == 8
 
 
-async def test_a_folder_that_comes_later_is_waited_for(tmp_path, logged):
+async def test_a_missing_directory_is_waited_for(tmp_path, logged):
     site = SqliteSite(tmp_path / "mounted" / "hub.db")
     hub = Hub(site.broker())
     sink = start(hub, "t")
@@ -231,7 +229,7 @@ async def test_a_folder_that_comes_later_is_waited_for(tmp_path, logged):
     await hub.close()
 
 
-async def test_a_damaged_file_is_told_of_until_it_is_moved_away(site, node, tmp_path):
+async def test_a_damaged_file_is_refused_until_it_is_moved_away(site, node, tmp_path):
     hub = await node()
     sink = await live(hub, "t")
     await asyncio.gather(*[hub.publish("t", f"{n}") for n in range(200)])
@@ -254,10 +252,8 @@ async def test_a_damaged_file_is_told_of_until_it_is_moved_away(site, node, tmp_
 
 
 @pytest.mark.parametrize("kept", ["a page", "half"])
-async def test_a_file_that_is_cut_short_under_processes_that_write_is_refused_by_those_who_find_it_out(
-    site, node, tmp_path, kept
-):
-    """What SQLite has in its cache would go on for long, and come to nothing."""
+async def test_truncating_the_file_under_writing_processes_is_refused_by_those_that_notice(site, node, tmp_path, kept):
+    """From its page cache alone, SQLite could continue for long, and the records would be lost."""
     hub, other = await node(), await node()
     sink = await live(hub, "t")
     async with AsyncExitStack() as stack:
@@ -265,10 +261,10 @@ async def test_a_file_that_is_cut_short_under_processes_that_write_is_refused_by
             writing = await stack.enter_async_context(process("publish", site.path, number))
             assert await line(writing) == ["up"]
         await asyncio.gather(*[hub.publish("other", "x" * 8000) for _ in range(300)])
-        before = hub.log.epoch
+        before = hub.history.epoch
         os.truncate(site.path, {"a page": 4096, "half": site.path.stat().st_size // 8192 * 4096}[kept])
         refused = [asyncio.create_task(_refused(one)) for one in (hub, other)]
-        # What the cut took of the latter half may not be met by one of them, who goes on then.
+        # One of them may not need any page of the second half, and continues.
         first = asyncio.FIRST_COMPLETED if kept == "half" else asyncio.ALL_COMPLETED
         done, pending = await within(asyncio.wait(refused, return_when=first))
         assert all("move it away" in task.result() for task in done)
@@ -276,21 +272,23 @@ async def test_a_file_that_is_cut_short_under_processes_that_write_is_refused_by
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         site.move(tmp_path / "damaged")
-    await until(lambda: hub.log.epoch == other.log.epoch != before)
+    await until(lambda: hub.history.epoch == other.history.epoch != before)
     await until(lambda: hub.ready and other.ready)
     await other.publish("t", "new")
     await until(lambda: sink.frames[-1].data == "new")
     assert "gap" in sink.texts
 
 
-async def test_a_file_that_is_cut_to_nothing_under_processes_that_write_is_a_new_one_or_refused(site, node, tmp_path):
-    """It is a new one if the last who had it open had nothing more to write."""
+async def test_truncating_the_file_to_nothing_under_writing_processes_gives_a_new_one_or_is_refused(
+    site, node, tmp_path
+):
+    """It is a new one if no process has written to the ``-wal`` again."""
     hub, other = await node(), await node()
     sink = await live(hub, "t")
-    before = hub.log.epoch
+    before = hub.history.epoch
 
     def is_new():
-        return hub.log.epoch == other.log.epoch != before and hub.ready and other.ready
+        return hub.history.epoch == other.history.epoch != before and hub.ready and other.ready
 
     async with AsyncExitStack() as stack:
         for number in range(2):
@@ -308,7 +306,7 @@ async def test_a_file_that_is_cut_to_nothing_under_processes_that_write_is_a_new
 
 
 async def _refused(hub):
-    """Publish until that is refused and the Hub is not ready, and return why."""
+    """Publish until it is refused and the Hub is not ready, and return the error."""
     while True:
         try:
             await hub.publish("t", "lost")
@@ -324,9 +322,7 @@ ORDERS = {"alone": [""], "first": ["", "-wal", "-shm"], "last": ["-wal", "-shm",
 
 
 @pytest.mark.parametrize("order", ORDERS)
-async def test_a_file_that_is_moved_away_under_processes_that_write_leaves_nothing_to_the_new_one(
-    site, node, tmp_path, order
-):
+async def test_moving_the_file_away_under_writing_processes_starts_a_clean_one(site, node, tmp_path, order):
     hubs = [await node(), await node()]
     sinks = [await live(hub, "t") for hub in hubs]
     async with AsyncExitStack() as stack:
@@ -334,11 +330,11 @@ async def test_a_file_that_is_moved_away_under_processes_that_write_leaves_nothi
             writing = await stack.enter_async_context(process("publish", site.path, number))
             assert await line(writing) == ["up"]
         for round_ in range(3):
-            before = hubs[0].log.epoch
+            before = hubs[0].history.epoch
             site.move(tmp_path / f"moved-{round_}", ORDERS[order])
-            await until(lambda: hubs[0].log.epoch == hubs[1].log.epoch != before)  # noqa: B023  # waited for here
+            await until(lambda: hubs[0].history.epoch == hubs[1].history.epoch != before)  # noqa: B023  # waited for here
             await until(lambda: all(hub.ready for hub in hubs))
-            await asyncio.gather(*[_more(sink, 50) for sink in sinks])
+            await asyncio.gather(*[_receive(sink, 50) for sink in sinks])
     for sink in sinks:
         ids = [frame.id for frame in sink.frames if frame.id]
         assert len(set(ids)) == len(ids)
@@ -348,7 +344,7 @@ async def test_a_file_that_is_moved_away_under_processes_that_write_leaves_nothi
 
 @pytest.fixture
 async def idle(site):
-    """Someone who has the file open, so that what is beside it stays there, and does nothing."""
+    """An idle connection that keeps the file open, so that its ``-wal`` and ``-shm`` are not deleted."""
     broker = site.broker()
     await broker.publish("t", b"0")
     with closing(sqlite3.connect(site.path)) as connection:
@@ -357,12 +353,12 @@ async def idle(site):
         yield connection
 
 
-async def test_a_file_is_made_when_what_was_beside_the_one_before_it_is_moved_too(site, brokers, idle, monkeypatch):
-    """Until then, or until that takes too long: it would be taken for the new one's."""
-    monkeypatch.setattr(sqlite_file, "MOVING", 3600.0)
+async def test_a_new_file_is_created_once_the_old_wal_has_been_moved_away_too(site, brokers, idle, monkeypatch):
+    """SQLite would apply the old ``-wal`` to the new file."""
+    monkeypatch.setattr(sqlite_connection, "ORPHAN_DELAY", 3600.0)
     broker = brokers(publish_timeout=0.2)
     site.path.unlink()
-    with pytest.raises(BrokerDown, match="it is not there, and what is beside it is"):
+    with pytest.raises(BrokerDown, match="the file is missing, but its -wal or -shm is still there"):
         await broker.publish("t", b"1")
     assert not site.path.exists()
     site.remove()
@@ -370,33 +366,31 @@ async def test_a_file_is_made_when_what_was_beside_the_one_before_it_is_moved_to
     assert await payloads(brokers()) == [b"2"]
 
 
-async def test_a_file_is_made_after_a_while_though_what_was_beside_the_one_before_it_stays(
-    site, brokers, idle, monkeypatch
-):
+async def test_a_new_file_is_created_after_a_delay_although_the_old_wal_stays(site, brokers, idle, monkeypatch):
     broker = brokers(publish_timeout=0.2)
     site.path.unlink()
-    with pytest.raises(BrokerDown, match="what is beside it is"):
+    with pytest.raises(BrokerDown, match="is still there"):
         await broker.publish("t", b"1")
-    monkeypatch.setattr(sqlite_file, "MOVING", 0.0)
+    monkeypatch.setattr(sqlite_connection, "ORPHAN_DELAY", 0.0)
     await broker.publish("t", b"2")
     assert await payloads(brokers()) == [b"2"]
 
 
-async def test_a_file_that_was_cut_to_nothing_is_refused_while_someone_has_it_open(site, brokers, idle):
+async def test_a_file_truncated_to_nothing_is_refused_while_it_is_open(site, brokers, idle):
     os.truncate(site.path, 0)
-    with pytest.raises(BrokerRefused, match="cut to nothing; move it away"):
+    with pytest.raises(BrokerRefused, match="truncated to nothing; move it away"):
         await brokers().publish("t", b"1")
     site.move(f"{site.path}.damaged")
     await brokers().publish("t", b"2")
     assert await payloads(brokers()) == [b"2"]
 
 
-async def test_who_has_open_what_was_deleted_beside_the_file_leaves_it(site, brokers):
-    """What was in it alone is lost, and that is told."""
+async def test_deleting_the_wal_of_an_open_file_starts_a_new_epoch(site, brokers):
+    """Transactions that were only in the ``-wal`` are lost."""
     broker = brokers()
     before = await broker.publish("t", b"before")
-    for end in "-wal", "-shm":
-        Path(f"{site.path}{end}").unlink()
+    for suffix in "-wal", "-shm":
+        Path(f"{site.path}{suffix}").unlink()
     async with process("publish", site.path) as publishing:
         await line(publishing)
         after = await broker.publish("t", b"after")
@@ -409,20 +403,20 @@ async def test_who_has_open_what_was_deleted_beside_the_file_leaves_it(site, bro
 
 
 async def payloads(broker):
-    """Return all that is in the log."""
+    """Return the payloads of the whole log."""
     async with tail(broker) as reading:
         await reading.until(CaughtUp)
         return [entry.payload for entry in reading.entries]
 
 
-async def _more(sink, count):
-    """Wait until more has come."""
-    mark = len(sink.frames)
-    await until(lambda: len(sink.frames) >= mark + count)
+async def _receive(sink, count):
+    """Wait until a sink has received so many more frames."""
+    before = len(sink.frames)
+    await until(lambda: len(sink.frames) >= before + count)
 
 
-async def test_a_file_behind_a_symbolic_link_is_followed_to_another_one(site, node, tmp_path):
-    """As a deployment has it that changes a link."""
+async def test_a_changed_symbolic_link_leads_to_the_new_file(site, node, tmp_path):
+    """Some deployments switch a link."""
     for name in "blue", "green":
         (tmp_path / name).mkdir()
     site.path.symlink_to(tmp_path / "blue" / "hub.db")
@@ -440,8 +434,8 @@ async def test_a_file_behind_a_symbolic_link_is_followed_to_another_one(site, no
     assert [path.name for path in (tmp_path / "green").iterdir()] == ["hub.db"]
 
 
-async def test_those_who_close_at_once_leave_the_file_alone(site):
-    """Each would leave it to the other to be the last, and a damaged file would be whole by what is beside it."""
+async def test_brokers_that_close_together_leave_the_database_file_only(site):
+    """Without a lock, each could leave the last checkpoint to another."""
     for _ in range(100):
         brokers = [site.broker() for _ in range(3)]
         for broker in brokers:
@@ -450,7 +444,7 @@ async def test_those_who_close_at_once_leave_the_file_alone(site):
         assert list(site.path.parent.iterdir()) == [site.path]
 
 
-async def test_a_process_that_was_stopped_while_it_opened_the_file_is_waited_for(site, node):
+async def test_a_process_that_stopped_while_it_opened_the_file_is_waited_for(site, node):
     async with process("hold_opening", site.path) as opening:
         assert await line(opening) == ["held"]
         hub = await node(ready=False)
@@ -461,7 +455,7 @@ async def test_a_process_that_was_stopped_while_it_opened_the_file_is_waited_for
         await hub.publish("t", "x")
 
 
-async def test_a_process_that_has_no_file_to_open_is_down_until_it_has(brokers):
+async def test_too_many_open_files_is_broker_down(brokers):
     broker = brokers()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -474,18 +468,17 @@ async def test_a_process_that_has_no_file_to_open_is_down_until_it_has(brokers):
     assert await payloads(broker) == [b"2"]
 
 
-async def test_what_is_beside_the_file_is_taken_into_it_when_it_may_grow_no_more(tmp_path):
-    """It would fill a small disk, with next to nothing in the file, and stay as it is when there is room again."""
+async def test_the_wal_is_checkpointed_when_the_disk_is_full(tmp_path):
+    """Otherwise a small disk stays full of a ``-wal``, although the file itself is small."""
     async with process("churn", tmp_path / "hub.db", 400_000, 500) as churning:
         assert await line(churning) == ["500"]
         assert await within(churning.wait(), 30) == 0
     site = SqliteSite(tmp_path / "hub.db")
-    ((first, last, count),) = site.sql("SELECT min(position), max(position), count(*) FROM entry")
+    ((first, last, count),) = site.sql("SELECT min(offset), max(offset), count(*) FROM entry")
     assert (last, last - first + 1) == (500, count)
 
 
-async def test_an_event_of_a_megabyte_comes_to_other_processes(node):
-    """Peer bug 65."""
+async def test_an_event_of_a_megabyte_is_delivered_to_other_processes(node):
     one, other = await node(), await node()
     sink = await live(other, "t")
     await one.publish("t", "x" * 1_000_000)
@@ -493,8 +486,7 @@ async def test_an_event_of_a_megabyte_comes_to_other_processes(node):
     assert sink.texts == ["x" * 1_000_000]
 
 
-async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
-    """Some are closed, some are killed."""
+async def test_events_of_processes_that_are_closed_and_killed_are_delivered_once(site, node):
     hub = await node()
     sink = await live(hub, "t")
     expected = []
@@ -511,6 +503,6 @@ async def test_processes_come_and_go_and_each_event_is_there_once(site, node):
     assert [int(each.partition("-")[2]) for each in ids] == list(range(1, len(ids) + 1))
 
 
-async def test_a_hub_closes_at_every_moment_of_its_beginning(site, logged):
+async def test_a_hub_can_be_closed_at_every_moment_of_its_start(site, logged):
     await closed_at_every_moment(site.broker)
     assert [entry for entry in logged if "end" in entry["event"]] == []

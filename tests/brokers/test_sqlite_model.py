@@ -1,4 +1,4 @@
-"""Whatever is done to a file and its brokers in whichever order, it is a list that loses its beginning alone."""
+"""A model of the log in a file: whatever the brokers do, it is a list from whose beginning entries are deleted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiohttp_interceptors.hub.broker import CaughtUp
 from tests.brokers.contract import tail
 from tests.brokers.sqlite_site import SqliteSite
 
-MOST = 5  # entries that are kept
+MAX_RECORDS = 5
 BROKERS = 2
 
 which = st.integers(0, BROKERS - 1)
@@ -25,25 +25,25 @@ others = st.tuples(st.sampled_from(["restart", "open", "close", "age"]), which, 
 
 
 class World:
-    """Some brokers on one file, a tail of each that may be open, and the list that it should be."""
+    """Brokers on one file, a tail of each that may be open, and the expected list."""
 
     def __init__(self, path: Path) -> None:
         self.site = SqliteSite(path)
         self.brokers = [self._broker() for _ in range(BROKERS)]
         self.stacks = [AsyncExitStack() for _ in range(BROKERS)]
         self.tails = [None] * BROKERS
-        self.positions = [None] * BROKERS  # how far each has read
-        self.began = [0] * BROKERS  # after which position the tail that is open began
-        self.list: list[bytes] = []
+        self.positions = [None] * BROKERS  # of the last entry that each has read
+        self.starts = [0] * BROKERS  # the offset after which each open tail started
+        self.payloads: list[bytes] = []
         self.keys: dict[str, int] = {}
         self.trimmed = 0
         self.epoch = None
 
     def _broker(self):
-        return self.site.broker(max_records=MOST, max_age=1000)
+        return self.site.broker(max_records=MAX_RECORDS, max_age=1000)
 
     async def publish(self, which, keys):
-        payloads = [b"%d" % (len(self.list) + n) for n in range(len(keys))]
+        payloads = [b"%d" % (len(self.payloads) + n) for n in range(len(keys))]
         calls = [
             self.brokers[which].publish("t", payload, idempotency_key=key)
             for payload, key in zip(payloads, keys, strict=True)
@@ -51,14 +51,14 @@ class World:
         for position, payload, key in zip(await asyncio.gather(*calls), payloads, keys, strict=True):
             expected = self.keys.get(key)
             if expected is None:
-                self.list.append(payload)
-                expected = len(self.list)
+                self.payloads.append(payload)
+                expected = len(self.payloads)
                 if key is not None:
                     self.keys[key] = expected
             assert position.offset == expected
             assert position.epoch == (self.epoch or position.epoch)
             self.epoch = position.epoch
-        self.trimmed = max(self.trimmed, len(self.list) - MOST)
+        self.trimmed = max(self.trimmed, len(self.payloads) - MAX_RECORDS)
 
     async def restart(self, which, _):
         await self.close(which, _)
@@ -70,7 +70,7 @@ class World:
             self.tails[which] = await self.stacks[which].enter_async_context(
                 tail(self.brokers[which], self.positions[which])
             )
-            self.began[which] = 0 if self.positions[which] is None else self.positions[which].offset
+            self.starts[which] = 0 if self.positions[which] is None else self.positions[which].offset
             await self.tails[which].until(CaughtUp)
             self._compare(which)
 
@@ -80,15 +80,15 @@ class World:
         await self.stacks[which].aclose()
 
     async def age(self, *_):
-        """Have all that is there too old, which the next publish notes."""
-        if self.list:
-            self.site.sql("UPDATE entry SET time = 0")
-            self.trimmed = len(self.list)
+        """Make all entries too old; the next publish deletes them."""
+        if self.payloads:
+            self.site.sql("UPDATE entry SET published_at = 0")
+            self.trimmed = len(self.payloads)
 
     async def read(self, which):
         reading = self.tails[which]
-        if reading is not None and self.list:
-            while reading.position.offset < len(self.list):
+        if reading is not None and self.payloads:
+            while reading.position.offset < len(self.payloads):
                 await reading.item()
             self._compare(which)
 
@@ -96,11 +96,11 @@ class World:
         reading = self.tails[which]
         self.positions[which] = reading.position
         for entry in reading.entries:
-            assert entry.payload == self.list[entry.offset - 1]
+            assert entry.payload == self.payloads[entry.offset - 1]
         offsets = [entry.offset for entry in reading.entries]
         assert offsets == sorted(set(offsets))
-        kept = range(self.trimmed + 1, len(self.list) + 1)
-        assert {offset for offset in kept if offset > self.began[which]} <= set(offsets)
+        kept = range(self.trimmed + 1, len(self.payloads) + 1)
+        assert {offset for offset in kept if offset > self.starts[which]} <= set(offsets)
 
     async def end(self):
         for number in range(BROKERS):
@@ -108,7 +108,7 @@ class World:
             await self.brokers[number].close()
 
 
-async def live(steps) -> None:
+async def run(steps) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder) / "hub.db")
         try:
@@ -120,5 +120,5 @@ async def live(steps) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(publishes, others), min_size=3, max_size=25))
-def test_it_is_a_list_that_loses_its_beginning_alone(steps):
-    asyncio.run(live(steps))
+def test_the_log_is_a_list_whose_beginning_is_deleted(steps):
+    asyncio.run(run(steps))

@@ -1,4 +1,4 @@
-"""A disk that hangs holds a thread, and neither the process nor its event loop."""
+"""A disk that hangs blocks a thread, and neither the process nor its event loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from contextlib import aclosing
 
 import pytest
 
-from aiohttp_interceptors.brokers import sqlite as module
+from aiohttp_interceptors.brokers import sqlite
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
+from aiohttp_interceptors.brokers.sqlite import tail as sqlite_tail
 from aiohttp_interceptors.brokers.sqlite.log import SqliteLog
 from aiohttp_interceptors.exceptions import BrokerDown
 from aiohttp_interceptors.hub.broker import CaughtUp
@@ -22,9 +23,10 @@ HANGING = """
 import asyncio, sys, threading
 from aiohttp_interceptors import Hub
 from aiohttp_interceptors.brokers import sqlite
+from aiohttp_interceptors.brokers.sqlite import tail
 from aiohttp_interceptors.brokers.sqlite.log import SqliteLog
 
-sqlite.SILENCE = 0.2
+tail.READ_TIMEOUT = sqlite.CLOSE_TIMEOUT = 0.2
 
 hangs = threading.Event()
 
@@ -50,17 +52,18 @@ print("ended", flush=True)
 
 @pytest.fixture
 def hanging(monkeypatch):
-    """Have the disk hang when the log is read, until it is let go."""
-    hangs, let_go = threading.Event(), threading.Event()
+    """Make each read of the log hang until the second event is set. The first one tells that a read hangs."""
+    hangs, released = threading.Event(), threading.Event()
 
     def hang(*_):
         hangs.set()
-        let_go.wait(60)
+        released.wait(60)
 
-    monkeypatch.setattr(module, "SILENCE", 0.05)
+    monkeypatch.setattr(sqlite, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(sqlite_tail, "READ_TIMEOUT", 0.05)
     monkeypatch.setattr(SqliteLog, "read", hang)
-    yield hangs, let_go
-    let_go.set()
+    yield hangs, released
+    released.set()
 
 
 def threads():
@@ -68,7 +71,7 @@ def threads():
 
 
 @pytest.mark.parametrize("how", ["closed", "left open"])
-async def test_a_process_ends_although_its_disk_hangs(tmp_path, how):
+async def test_a_process_exits_although_its_disk_hangs(tmp_path, how):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", HANGING, str(tmp_path / "hub.db"), how),
         stdout=asyncio.subprocess.PIPE,
@@ -84,23 +87,23 @@ async def test_a_process_ends_although_its_disk_hangs(tmp_path, how):
     assert process.returncode == 0
 
 
-async def test_a_hub_closes_although_its_disk_hangs_and_says_what_was_left(tmp_path, hanging, logged):
+async def test_a_hub_closes_although_its_disk_hangs_and_logs_the_thread(tmp_path, hanging, logged):
     hub = Hub(SqliteBroker(tmp_path / "hub.db"))
     hub.open()
-    hangs, let_go = hanging
+    hangs, released = hanging
     await until(hangs.is_set)
-    left = threads()
+    hanging_threads = threads()
     await within(hub.close())
     assert [line["what"] for line in logged if line["event"] == "did_not_end"] == [
-        "the thread 'sqlite-read', which the disk holds"
+        "the thread 'sqlite-read', which waits for the disk"
     ]
-    let_go.set()
-    for thread in left:
+    released.set()
+    for thread in hanging_threads:
         await asyncio.to_thread(thread.join, 10)
-    assert not threads() & left
+    assert not threads() & hanging_threads
 
 
-async def test_no_thread_is_left_of_a_broker_that_was_closed(tmp_path):
+async def test_the_threads_of_a_closed_broker_end(tmp_path):
     before = threads()
     broker = SqliteBroker(tmp_path / "hub.db")
     await broker.publish("t", b"x")
@@ -115,28 +118,28 @@ async def test_no_thread_is_left_of_a_broker_that_was_closed(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
-async def test_nor_of_one_that_was_forgotten(tmp_path):
+async def test_the_threads_of_a_garbage_collected_broker_end(tmp_path):
     before = threads()
     broker = SqliteBroker(tmp_path / "hub.db")
     await broker.publish("t", b"x")
     mine = threads() - before
     del broker
     async with asyncio.timeout(10):
-        while threads() & mine:  # which may just be about to let go of it
+        while threads() & mine:  # a thread may still be about to release the broker
             gc.collect()
             await asyncio.sleep(0.01)
 
 
-async def test_an_event_loop_that_never_rests_lets_it_work(tmp_path):
-    """With turns shorter than the interpreter's interval: the loop has it back before a thread has woken."""
+async def test_the_threads_make_progress_while_the_event_loop_is_never_idle(tmp_path):
+    """Each callback is shorter than the switch interval, so the loop takes the GIL back before a thread has woken."""
     broker = SqliteBroker(tmp_path / "hub.db", publish_timeout=30.0)
 
-    async def never_rest():
+    async def spin():
         while True:
             sum(range(100_000))
             await asyncio.sleep(0)
 
-    busy = asyncio.create_task(never_rest())
+    busy = asyncio.create_task(spin())
     try:
         async with asyncio.timeout(30):
             for number in range(5):
@@ -153,7 +156,7 @@ async def test_an_event_loop_that_never_rests_lets_it_work(tmp_path):
         await broker.close()
 
 
-async def test_what_is_cancelled_before_it_began_is_not_done(tmp_path):
+async def test_a_call_that_is_cancelled_before_it_started_does_not_run(tmp_path):
     broker = SqliteBroker(tmp_path / "hub.db")
     hold, done = threading.Event(), []
     first = asyncio.create_task(broker._reading.run(lambda _: hold.wait(60)))
@@ -169,7 +172,7 @@ async def test_what_is_cancelled_before_it_began_is_not_done(tmp_path):
     await broker.close()
 
 
-async def test_what_the_work_raises_is_raised(tmp_path):
+async def test_an_exception_of_a_call_is_raised(tmp_path):
     broker = SqliteBroker(tmp_path / "hub.db")
     with pytest.raises(ZeroDivisionError):
         await within(broker._reading.run(lambda _: 1 / 0))

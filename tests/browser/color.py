@@ -1,4 +1,4 @@
-"""The colours of a page, and whether they can be told apart."""
+"""The colours of a page, and their contrast."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""A real Chromium, and the example application on a real port, in the event loop of the tests.
+"""Chromium, and the example application on a port, in the event loop of the tests.
 
-The loop is one per module, because starting the browser takes longer than a test; application and page are new for
-each test.
+Each module has one event loop and one browser, because starting the browser is slow. The application and the page are
+new for each test.
 """
 
 import os
@@ -28,7 +28,7 @@ ARGUMENTS = [
 
 
 class Server:
-    """The example application, faster than in life. It can be stopped, and started anew at the same address."""
+    """The example application with shorter intervals. It can be restarted on the same port."""
 
     def __init__(self):
         self.runner = None
@@ -60,8 +60,8 @@ async def server():
 async def browser():
     chromium = shutil.which("chromium")
     if chromium is None:
-        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        give_up("these tests drive a chromium, and there is none")
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop("chromium is not installed")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser
@@ -69,36 +69,36 @@ async def browser():
 
 
 @pytest.fixture
-def complaints():
-    """What the browser complained of in its console; whoever expects something clears it."""
+def console_errors():
+    """The errors and warnings in the browser's console. A test removes those that it expects."""
     return []
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def visit(browser, complaints):
-    """Open an address as somebody with a browser of their own, which must have nothing to complain of at the end."""
+async def visit(browser, console_errors):
+    """Open a URL in a new browser context. Fails at the end if the console has errors that the test did not expect."""
     contexts = []
 
-    def hear(line):
-        # A test that looks at pixels again and again is advised to do it otherwise; the page itself never looks.
+    def on_console(line):
+        # Chromium warns about willReadFrequently when a test reads the pixels of a canvas several times.
         if line.type in ("error", "warning") and "willReadFrequently" not in line.text:
-            complaints.append(line.text)
+            console_errors.append(line.text)
 
     async def visit(address):
         contexts.append(await browser.new_context())
         page = await contexts[-1].new_page()
-        page.on("console", hear)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: console_errors.append(str(error)))
         await page.goto(address)
         return page
 
     yield visit
     for context in contexts:
         await context.close()
-    assert complaints == []
+    assert console_errors == []
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(server, visit):
-    """The machine's page, just opened."""
+    """The page of the machine."""
     return await visit(server.address)

@@ -1,4 +1,4 @@
-"""Several servers of the example on one Valkey: one is killed, and its page goes on at another."""
+"""Several servers of the example on one Valkey: the pages of a server that is killed reconnect to another."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.test_rooms import lines, opened, say
-from tests.program import PATIENCE, program
+from tests.program import START_TIMEOUT, program
 from tests.servers.engines import needs
 from tests.servers.process import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 
-def free_row(count: int) -> int:
-    """Return the first of so many free ports that follow each other."""
+def consecutive_free_ports(count: int) -> int:
+    """Return the first of ``count`` consecutive free ports."""
     while True:
         first = free_port()
         try:
             for port in range(first, first + count):
                 socket.create_server(("127.0.0.1", port)).close()
-        except OSError:  # one of them is somebody's
+        except OSError:  # one of them is in use
             continue
         return first
 
 
-def objects(text: str) -> Iterator[dict[str, object]]:
-    """Read what may be two lines in one: several processes write to one pipe, and a line's end comes by itself."""
+def parse_objects(text: str) -> Iterator[dict[str, object]]:
+    """Parse JSON objects without separators: the processes share a pipe, and write their line ends separately."""
     while text := text.strip():
         found, end = json.JSONDecoder().raw_decode(text)
         yield found
@@ -45,27 +45,27 @@ def objects(text: str) -> Iterator[dict[str, object]]:
 
 @asynccontextmanager
 async def nodes():
-    """Run two nodes, and end them in order: whoever kills the one that has started them leaves them behind."""
-    async with program("--nodes", "2", "--port", str(free_row(3))) as process:
+    """Run two nodes, and stop them with SIGTERM: a killed parent would leave its children running."""
+    async with program("--nodes", "2", "--port", str(consecutive_free_ports(3))) as process:
         try:
             yield process
         finally:
             if process.returncode is None:
                 process.terminate()
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(START_TIMEOUT):
                     await process.wait()
 
 
-async def told(process, nodes: int) -> dict[str, list[dict[str, object]]]:
-    """Read the program's lines until all nodes serve and are up, and return them by what they say."""
-    said: dict[str, list[dict[str, object]]] = {}
-    async with asyncio.timeout(PATIENCE):
-        while len(said.get("serving", ())) < nodes or len(said.get("hub_up", ())) < nodes:
-            read = await process.stdout.readline()
-            assert read, f"it ended with {await process.wait()}: {await process.stderr.read()}"
-            for line in objects(read.decode()):
-                said.setdefault(line["event"], []).append(line)
-    return said
+async def until_serving(process, nodes: int) -> dict[str, list[dict[str, object]]]:
+    """Read log lines until all nodes serve and their Hubs are up, and return the lines by event name."""
+    logged: dict[str, list[dict[str, object]]] = {}
+    async with asyncio.timeout(START_TIMEOUT):
+        while len(logged.get("serving", ())) < nodes or len(logged.get("hub_up", ())) < nodes:
+            text = await process.stdout.readline()
+            assert text, f"it ended with {await process.wait()}: {await process.stderr.read()}"
+            for line in parse_objects(text.decode()):
+                logged.setdefault(line["event"], []).append(line)
+    return logged
 
 
 async def drain(process) -> None:
@@ -73,13 +73,13 @@ async def drain(process) -> None:
         pass
 
 
-async def test_a_line_crosses_servers_and_a_page_whose_server_is_killed_goes_on_at_the_other(visit, complaints):
+async def test_a_line_reaches_all_servers_and_the_pages_of_a_killed_server_reconnect_to_another(visit, console_errors):
     needs("nginx", shutil.which("nginx") or shutil.which("/usr/sbin/nginx"))
     async with nodes() as process:
-        said = await told(process, 2)
+        logged = await until_serving(process, 2)
         reading = asyncio.create_task(drain(process))
-        (front,) = said["front"]
-        pids = {node["url"]: node["pid"] for node in said["node"]}
+        (front,) = logged["front"]
+        pids = {node["url"]: node["pid"] for node in logged["node"]}
         pages = [await opened(await visit(url)) for url in pids]
         through = await opened(await visit(front["url"]))
         await say(pages[0], "from the first")
@@ -95,23 +95,24 @@ async def test_a_line_crosses_servers_and_a_page_whose_server_is_killed_goes_on_
         await say(through, "after")
         for page in (pages[1 - dead], through):
             await expect(lines(page)).to_have_text(["from the first", "from the second", "meanwhile", "after"])
-            await expect(page.locator("#here")).to_have_text("2 here", timeout=20_000)  # a dead one is silent
+            # The count of the dead server expires.
+            await expect(page.locator("#here")).to_have_text("2 here", timeout=20_000)
         process.send_signal(signal.SIGTERM)
         for page in (*pages, through):
             await page.context.close()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(START_TIMEOUT):
             await reading
             assert await process.wait() == 0
-    complaints[:] = [text for text in complaints if not re.search("ERR_|502|503", text)]
+    console_errors[:] = [text for text in console_errors if not re.search("ERR_|502|503", text)]
 
 
-async def test_a_line_that_the_valkey_does_not_take_stays_on_the_page_and_is_there_once_later(visit, complaints):
+async def test_a_line_that_could_not_be_stored_stays_in_the_form_and_is_stored_once_later(visit, console_errors):
     async with nodes() as process:
-        said = await told(process, 2)
+        logged = await until_serving(process, 2)
         reading = asyncio.create_task(drain(process))
-        ada, grace = [await opened(await visit(node["url"])) for node in said["node"]]
+        ada, grace = [await opened(await visit(node["url"])) for node in logged["node"]]
         await say(ada, "before")
-        (valkey,) = said["valkey"]
+        (valkey,) = logged["valkey"]
         os.kill(valkey["pid"], signal.SIGSTOP)
         await ada.get_by_label("Your line").fill("is anybody there?")
         await ada.keyboard.press("Enter")
@@ -131,12 +132,12 @@ async def test_a_line_that_the_valkey_does_not_take_stays_on_the_page_and_is_the
         for page in (ada, grace):
             await page.context.close()
         await reading
-    complaints[:] = [text for text in complaints if not re.search("ERR_|502|503", text)]
+    console_errors[:] = [text for text in console_errors if not re.search("ERR_|502|503", text)]
 
 
 async def say_again(page) -> None:
-    """Press the button until the line is taken."""
-    async with asyncio.timeout(PATIENCE):
+    """Press the button until the line is accepted."""
+    async with asyncio.timeout(START_TIMEOUT):
         while await page.get_by_label("Your line").input_value():
             async with page.expect_response("**/say?*"):
                 await page.get_by_role("button", name="Send").click()

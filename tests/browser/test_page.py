@@ -1,4 +1,4 @@
-"""The example's page of the machine in a real browser: what a person would see."""
+"""The example's page of the machine in a browser."""
 
 import asyncio
 import re
@@ -11,35 +11,37 @@ from tests.browser.color import color, contrast, luminance
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 
 COUNT = "document.getElementById('load-count').dataset"
 
 
 async def until(page, condition):
-    """Wait until a JavaScript condition holds. (The page forbids eval, which ``wait_for_function`` would use.)"""
-    look = f"() => new Promise(done => {{ const look = () => ({condition}) ? done() : setTimeout(look, 10); look(); }})"
-    async with asyncio.timeout(PATIENCE):
-        await page.evaluate(look)
+    """Wait until a JavaScript condition holds. The page's policy forbids eval, which ``wait_for_function`` uses."""
+    check = (
+        f"() => new Promise(done => {{ const check = () => ({condition}) ? done() : setTimeout(check, 10); check(); }})"
+    )
+    async with asyncio.timeout(TIMEOUT):
+        await page.evaluate(check)
 
 
 async def samples(page, number):
-    """Wait until so many more samples came."""
+    """Wait until ``number`` more samples were received."""
     count = int(await page.evaluate(f"{COUNT}.count ?? 0"))
     await until(page, f"{COUNT}.count >= {count + number}")
 
 
 async def opened(page):
-    await expect(page.locator("#load-state")).to_have_text("open", timeout=PATIENCE * 1000)
+    await expect(page.locator("#load-state")).to_have_text("open", timeout=TIMEOUT * 1000)
     await samples(page, 1)
 
 
 async def seed_finished(page):
-    await expect(page.locator("#seed-state")).to_have_text("finished", timeout=PATIENCE * 1000)
+    await expect(page.locator("#seed-state")).to_have_text("finished", timeout=TIMEOUT * 1000)
 
 
-async def remember(page, element, attribute):
-    """Note in ``window[attribute]`` each value that it loses from now on, also one that it had for no time at all."""
+async def record_changes(page, element, attribute):
+    """Append each previous value of an attribute to ``window[attribute]`` when it changes."""
     await page.evaluate(
         f"() => {{ const values = window['{attribute}'] = [];"
         "new MutationObserver(records => values.push(...records.map(record => record.oldValue)))"
@@ -49,7 +51,7 @@ async def remember(page, element, attribute):
 
 
 def picture(card):
-    """JavaScript for the pixels of a card's chart, as a string that differs when they do."""
+    """JavaScript for the pixels of a card's chart as a string."""
     return f"document.querySelector('#{card} canvas').toDataURL()"
 
 
@@ -62,7 +64,7 @@ async def test_events_arrive_and_the_numbers_move(page):
     await expect(page.locator("#memory [data-value=used]")).to_have_text(re.compile(r"^[\d.]+ [kMGT]?B$"))
     await expect(page.locator("#memory [data-value=of]")).to_have_text(re.compile(r"^of [\d.]+ [kMGT]?B$"))
     for card, value in [("network", "received"), ("network", "sent"), ("disk", "read"), ("disk", "written")]:
-        text = re.compile(r"^([\d.]+ [kMGT]?B/s|not told)$")
+        text = re.compile(r"^([\d.]+ [kMGT]?B/s|not available)$")
         await expect(page.locator(f"#{card} [data-value={value}]")).to_have_text(text)
 
 
@@ -96,11 +98,11 @@ async def test_a_page_that_opens_later_gets_the_history_at_once(page, server):
     await later.goto(server.address)
     await until(later, f"{COUNT}.count >= 60")
     count, last = await later.evaluate(f"[Number({COUNT}.count), Number({COUNT}.last)]")
-    assert last - count + 1 < before  # the first one that it got was taken before it was opened
+    assert last - count + 1 < before  # the first sample was taken before the page was opened
     await expect(later.locator("#cpu figure")).to_have_attribute("data-samples", "60")
 
 
-async def test_reloading_begins_anew(page):
+async def test_reloading_starts_again(page):
     await opened(page)
     await seed_finished(page)
     await page.reload()
@@ -110,10 +112,10 @@ async def test_reloading_begins_anew(page):
     await expect(page.locator("#load-count")).to_have_text(re.compile(r"^\d+ samples, none missing, none repeated$"))
 
 
-async def test_a_dropped_stream_comes_back_without_a_missing_or_repeated_sample(page):
+async def test_a_dropped_stream_resumes_without_missing_or_repeated_samples(page):
     await opened(page)
-    await remember(page, "load-count", "data-last")
-    await remember(page, "load-state", "data-state")
+    await record_changes(page, "load-count", "data-last")
+    await record_changes(page, "load-state", "data-state")
     await samples(page, 5)
     await page.get_by_role("button", name="Drop my connection").click()
     await until(page, "window['data-state'].length === 2")
@@ -126,39 +128,39 @@ async def test_a_dropped_stream_comes_back_without_a_missing_or_repeated_sample(
     await expect(page.locator("#load-count")).to_have_text(re.compile(r"^\d+ samples, none missing, none repeated$"))
 
 
-async def test_only_the_page_that_asked_is_dropped(page, server):
+async def test_only_the_stream_of_the_page_with_the_button_is_dropped(page, server):
     other = await page.context.new_page()
     await other.goto(server.address)
     await opened(other)
     await opened(page)
-    for each in (page, other):
-        await remember(each, "load-state", "data-state")
+    for tab in (page, other):
+        await record_changes(tab, "load-state", "data-state")
     await page.get_by_role("button", name="Drop my connection").click()
     await until(page, "window['data-state'].length === 2")
     await samples(other, 5)
     assert await other.evaluate("window['data-state']") == []
 
 
-async def test_the_page_comes_back_after_a_restart_of_the_server(page, server, complaints):
+async def test_the_page_resumes_after_a_restart_of_the_server(page, server, console_errors):
     await samples(page, 30)
     await server.stop()
     await expect(page.locator("#load-state")).to_have_text("lost, reconnecting")
     await server.start()
-    await expect(page.locator("#load-state")).to_have_text("open", timeout=PATIENCE * 1000)
+    await expect(page.locator("#load-state")).to_have_text("open", timeout=TIMEOUT * 1000)
     await samples(page, 5)
     await expect(page.locator("#load-count")).to_have_text(re.compile(r"^\d+ samples, none missing, none repeated$"))
-    complaints[:] = [text for text in complaints if "ERR_CONNECTION_REFUSED" not in text]
+    console_errors[:] = [text for text in console_errors if "ERR_CONNECTION_REFUSED" not in text]
 
 
-async def test_the_seed_ends_after_twenty_events_and_does_not_begin_again(page):
+async def test_the_seed_ends_after_twenty_events_and_does_not_restart(page):
     await seed_finished(page)
     requests = []
     page.on("request", lambda request: requests.append(request) if "/events/seed" in request.url else None)
     await page.reload()
     await seed_finished(page)
     await expect(page.locator("#seed-count")).to_have_text("20")
-    await expect(page.locator("#seed-events .came")).to_have_text(["foo bar"] * 20)
-    await samples(page, 60)  # three seconds of the other stream, and a browser comes back after one
+    await expect(page.locator("#seed-events .received")).to_have_text(["foo bar"] * 20)
+    await samples(page, 60)  # three seconds of the other stream; a browser reconnects after one
     headers = [await request.all_headers() for request in requests]
     assert [sent.get("last-event-id") for sent in headers] == [None, "20"]
     assert [(await request.response()).status for request in requests] == [200, 204]
@@ -166,7 +168,7 @@ async def test_the_seed_ends_after_twenty_events_and_does_not_begin_again(page):
     await expect(page.locator("#seed-state")).to_have_text("finished")
 
 
-async def test_the_late_cookie_is_dropped_and_the_log_says_so(page):
+async def test_the_late_cookie_is_dropped_and_logged(page):
     await seed_finished(page)
     with captured_logs() as lines:
         await page.reload()
@@ -217,7 +219,7 @@ async def test_text_is_readable_in_light_and_dark(page, scheme, light):
 async def test_the_charts_follow_when_the_colour_scheme_changes(page):
     await page.emulate_media(color_scheme="light")
     await opened(page)
-    # The brightest red in the corner where the scale's text is.
+    # The brightest red in the corner that shows the text of the scale.
     corner = "document.querySelector('#memory canvas').getContext('2d').getImageData(0, 0, 60, 60).data"
     brightest = f"Math.max(...{corner}.filter((_, index) => index % 4 === 0))"
     before = await page.evaluate(brightest)
@@ -226,9 +228,9 @@ async def test_the_charts_follow_when_the_colour_scheme_changes(page):
     assert await page.locator("#memory canvas").count() == 1
 
 
-async def test_the_state_is_told_to_a_screen_reader_and_the_numbers_are_not(page):
+async def test_screen_readers_announce_the_state_and_not_the_numbers(page):
     await opened(page)
     await expect(page.get_by_role("status").filter(has_text="open").first).to_be_visible()
     assert await page.locator("#load-state").get_attribute("role") == "status"
-    assert await page.locator("output").count() == 0  # which would be live
+    assert await page.locator("output").count() == 0  # an output element is a live region
     assert await page.get_by_role("img").count() == 4

@@ -1,4 +1,4 @@
-"""The rooms of the example in real browsers: two people who write to each other, and what they see when it fails."""
+"""The example's rooms in browsers: two users who write to each other, and what the pages show after failures."""
 
 import re
 import signal
@@ -12,21 +12,20 @@ from tests.servers.process import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-PATIENCE = 30_000  # milliseconds
-BACK = 30_000  # for a server that starts, and a browser that was told to come back within six seconds
+TIMEOUT = 30_000  # milliseconds, long enough for a server to start and a browser to reconnect
 
-expect.set_options(timeout=PATIENCE)
+expect.set_options(timeout=TIMEOUT)
 
 
 async def opened(page):
-    await expect(page.locator("#room-state")).to_have_text("open", timeout=BACK)
+    await expect(page.locator("#room-state")).to_have_text("open")
     await expect(page.locator("#here")).not_to_be_empty()
     return page
 
 
 @pytest.fixture
 def enter(server, visit):
-    """Come into a room as somebody with a browser of their own."""
+    """Open a room in a new browser context."""
 
     async def enter(room="lobby"):
         return await opened(await visit(f"{server.address}rooms?room={room}"))
@@ -41,12 +40,12 @@ async def say(page, text):
 
 
 def lines(page):
-    """What was written, and where the page says that something is missing."""
+    """The lines and the gaps that the page shows."""
     return page.locator("#lines span, #lines .gap")
 
 
-async def states(page):
-    """Note in ``window.states`` each state that the connection loses from now on, however short it was."""
+async def record_states(page):
+    """Append each previous state of the connection to ``window.states`` when it changes."""
     await page.evaluate(
         "() => { window.states = [];"
         "new MutationObserver(records => states.push(...records.map(record => record.oldValue)))"
@@ -54,7 +53,7 @@ async def states(page):
     )
 
 
-async def test_what_one_writes_appears_for_both_in_one_order(enter):
+async def test_lines_appear_on_both_pages_in_the_same_order(enter):
     ada, grace = await enter(), await enter()
     await expect(ada.locator("#here")).to_have_text("2 here")
     await expect(grace.locator("#here")).to_have_text("2 here")
@@ -69,7 +68,7 @@ async def test_what_one_writes_appears_for_both_in_one_order(enter):
     await expect(ada.locator("#here")).to_have_text("only you")
 
 
-async def test_who_comes_later_sees_what_was_written(enter):
+async def test_a_page_that_opens_later_shows_the_history(enter):
     ada = await enter()
     await say(ada, "hello")
     await expect(lines(await enter())).to_have_text(["hello"])
@@ -77,7 +76,7 @@ async def test_who_comes_later_sees_what_was_written(enter):
     await expect(lines(ada)).to_have_text(["hello"])
 
 
-async def test_what_is_written_is_text_and_no_markup(enter):
+async def test_markup_in_a_line_is_shown_as_text(enter):
     ada, grace = await enter(), await enter()
     markup = "<img src=x onerror=document.title='broken'><b>&amp;</b>"
     await ada.get_by_label("Your name").fill("<i>Ada</i>")
@@ -88,26 +87,26 @@ async def test_what_is_written_is_text_and_no_markup(enter):
     assert "broken" not in await grace.title()
 
 
-async def test_a_dropped_connection_comes_back_without_a_lost_or_repeated_line(enter):
+async def test_a_dropped_connection_resumes_without_lost_or_repeated_lines(enter):
     ada, grace = await enter(), await enter()
     await say(grace, "before")
     await expect(lines(ada)).to_have_text(["before"])
     for page in (ada, grace):
-        await states(page)
+        await record_states(page)
     await ada.get_by_role("button", name="Drop my connection").click()
     await expect(ada.locator("#room-state")).to_have_text("lost, reconnecting")
-    await say(grace, "while Ada was away")
+    await say(grace, "while Ada was disconnected")
     await opened(ada)
     await say(ada, "after")
     for page in (ada, grace):
-        await expect(lines(page)).to_have_text(["before", "while Ada was away", "after"])
+        await expect(lines(page)).to_have_text(["before", "while Ada was disconnected", "after"])
         await expect(page.locator("#here")).to_have_text("2 here")
     assert await ada.evaluate("states") == ["open", "lost"]
     assert await grace.evaluate("states") == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-async def test_after_a_restart_of_the_server_nothing_is_missing_or_twice(visit, complaints, how, tmp_path):
+async def test_after_a_restart_no_line_is_missing_or_repeated(visit, console_errors, how, tmp_path):
     port, history = str(free_port()), {"HISTORY": str(tmp_path / "rooms.sqlite3")}
     async with program("--port", port, environment=history) as process:
         address = (await serving(process))["url"] + "/rooms"
@@ -128,10 +127,10 @@ async def test_after_a_restart_of_the_server_nothing_is_missing_or_twice(visit, 
         await expect(lines(grace)).to_have_text(["before", "after"])
         for page in (ada, grace):
             await page.context.close()
-    complaints[:] = [text for text in complaints if "ERR_" not in text]
+    console_errors[:] = [text for text in console_errors if "ERR_" not in text]
 
 
-async def test_two_servers_with_one_history_are_one(visit, complaints, tmp_path):
+async def test_two_servers_with_the_same_history_share_their_rooms(visit, console_errors, tmp_path):
     history = {"HISTORY": str(tmp_path / "rooms.sqlite3")}
     async with (
         program("--port", str(free_port()), environment=history) as one,
@@ -147,11 +146,11 @@ async def test_two_servers_with_one_history_are_one(visit, complaints, tmp_path)
             await expect(page.locator("#here")).to_have_text("2 here")
         for page in (ada, grace):
             await page.context.close()
-    complaints[:] = [text for text in complaints if "ERR_" not in text]
+    console_errors[:] = [text for text in console_errors if "ERR_" not in text]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-async def test_after_the_server_has_lost_its_history_both_are_told_of_the_gap_and_go_on(visit, complaints, how):
+async def test_after_the_server_lost_its_history_both_pages_show_a_gap_and_resume(visit, console_errors, how):
     port = str(free_port())
     async with program("--port", port) as process:
         address = (await serving(process))["url"] + "/rooms"
@@ -166,48 +165,48 @@ async def test_after_the_server_has_lost_its_history_both_are_told_of_the_gap_an
         await ada.get_by_label("Your line").fill("is anybody there?")
         await ada.keyboard.press("Enter")
         await expect(ada.get_by_role("alert")).to_have_text("Not sent: the server does not answer.")
-        await expect(ada.get_by_label("Your line")).to_have_value("is anybody there?")  # not lost
+        await expect(ada.get_by_label("Your line")).to_have_value("is anybody there?")
     async with program("--port", port) as process:
         await serving(process)
         await opened(ada)
         await ada.get_by_role("button", name="Send").click()
         await expect(ada.get_by_role("alert")).to_be_empty()
         await opened(grace)
-        gap = re.compile("The server was started anew.*may be missing")
+        gap = re.compile("The server was restarted.*may be missing")
         for page in (ada, grace):
             await expect(lines(page)).to_have_text(["before", gap, "is anybody there?"])
         await grace.get_by_role("button", name="Drop my connection").click()
         await expect(grace.locator("#room-state")).to_have_text("lost, reconnecting")
         await say(ada, "still here")
-        await expect(lines(grace)).to_have_text(["before", gap, "is anybody there?", "still here"])  # told once
+        await expect(lines(grace)).to_have_text(["before", gap, "is anybody there?", "still here"])
         for page in (ada, grace):
             await page.context.close()
-    complaints[:] = [text for text in complaints if "ERR_" not in text]
+    console_errors[:] = [text for text in console_errors if "ERR_" not in text]
 
 
-async def test_a_source_that_was_refused_begins_anew_where_the_old_one_was(enter, complaints):
+async def test_a_new_event_source_after_an_error_response_resumes(enter, console_errors):
     ada, grace = await enter(), await enter()
     await say(ada, "before")
     await ada.route("**/events/room?*", lambda route: route.fulfill(status=502, body="bad gateway"))
-    async with ada.expect_response(lambda response: response.status == 502):  # at which the browser gives up
+    async with ada.expect_response(lambda response: response.status == 502):  # the browser stops reconnecting
         await ada.get_by_role("button", name="Drop my connection").click()
     await say(grace, "meanwhile")
     await ada.unroute("**/events/room?*")
     await opened(ada)
     await expect(lines(ada)).to_have_text(["before", "meanwhile"])
-    complaints[:] = [text for text in complaints if "502" not in text]
+    console_errors[:] = [text for text in console_errors if "502" not in text]
 
 
-async def test_rooms_are_apart_and_changing_them_is_a_link_a_form_and_the_way_back(enter):
+async def test_rooms_are_separate_and_can_be_changed_by_link_form_and_back_button(enter):
     page, other = await enter(), await enter("kitchen")
     await say(page, "in the lobby")
     await page.get_by_role("link", name="kitchen").click()
     await expect(page).to_have_title("kitchen – Rooms")
     await opened(page)
     await say(page, "in the kitchen")
-    for each in (page, other):
-        await expect(lines(each)).to_have_text(["in the kitchen"])
-        await expect(each.locator("#rooms [aria-current]")).to_have_text("kitchen")
+    for tab in (page, other):
+        await expect(lines(tab)).to_have_text(["in the kitchen"])
+        await expect(tab.locator("#rooms [aria-current]")).to_have_text("kitchen")
     name = await page.get_by_label("Your name").input_value()
     await page.get_by_label("Another room").fill("Tea-Time")
     await page.keyboard.press("Enter")
@@ -224,7 +223,7 @@ async def test_rooms_are_apart_and_changing_them_is_a_link_a_form_and_the_way_ba
     await expect(page).to_have_title("kitchen – Rooms")
 
 
-async def test_the_newest_line_is_in_sight_unless_somebody_reads_further_up(enter):
+async def test_the_newest_line_is_visible_unless_the_user_scrolled_up(enter):
     ada, grace = await enter(), await enter()
     for number in range(30):
         await say(ada, f"line {number}")
@@ -240,12 +239,12 @@ async def test_the_newest_line_is_in_sight_unless_somebody_reads_further_up(ente
     await expect(lines(grace).last).to_have_text("a new one")
     await expect(lines(grace).first).to_be_in_viewport()
     await expect(lines(ada).last).to_be_in_viewport()
-    await say(grace, "another one")  # who writes wants to see it
+    await say(grace, "another one")  # sending scrolls to the end
     await expect(lines(grace).last).to_have_text("another one")
     await expect(lines(grace).last).to_be_in_viewport()
 
 
-async def test_the_keyboard_does_it_all_and_a_screen_reader_is_told_of_new_lines_only(server, visit):
+async def test_the_page_works_with_the_keyboard_and_announces_only_new_lines(server, visit):
     page = await visit(f"{server.address}rooms")
     await expect(page.get_by_label("Your line")).to_be_focused()
     await opened(page)
@@ -258,33 +257,33 @@ async def test_the_keyboard_does_it_all_and_a_screen_reader_is_told_of_new_lines
     for _ in range(12):
         await page.keyboard.press("Tab")
         reached.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    for each in ("Machine monitor", "drop", "lobby", "kitchen", "other", "Go", "lines", "name"):
-        assert each in reached
+    for element in ("Machine monitor", "drop", "lobby", "kitchen", "other", "Go", "lines", "name"):
+        assert element in reached
     assert await page.locator("#room-state").get_attribute("role") == "status"
     assert await page.locator("[aria-live], [role=status], [role=alert], output").count() == 3
 
 
-async def test_the_history_is_not_read_out(enter):
-    """The log becomes live when the history is there: its ``aria-live`` changes after the last of these lines came."""
+async def test_the_history_is_not_announced(enter):
+    """The log's ``aria-live`` changes after the last line of the history was added."""
     ada = await enter()
     for number in range(5):
         await say(ada, f"line {number}")
     await ada.add_init_script(
-        "addEventListener('DOMContentLoaded', () => { window.silent = [];"
-        "new MutationObserver(() => silent.push(lines.ariaLive)).observe(lines, { childList: true }); });"
+        "addEventListener('DOMContentLoaded', () => { window.ariaLive = [];"
+        "new MutationObserver(() => ariaLive.push(lines.ariaLive)).observe(lines, { childList: true }); });"
     )
     await ada.reload()
     await opened(ada)
     await say(ada, "new")
     await expect(lines(ada)).to_have_count(6)
-    values = await ada.evaluate("silent")
+    values = await ada.evaluate("ariaLive")
     assert values[0] == "off"
     assert values[-1] == "polite"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 400, 800, 1400])
-async def test_the_page_fits_its_window_whatever_is_written(enter, width, scheme):
+async def test_the_page_fits_its_window_with_long_words(enter, width, scheme):
     page = await enter("a-room-of-the-longest-name-yet")
     await page.emulate_media(color_scheme=scheme)
     await page.set_viewport_size({"width": width, "height": 900})
@@ -307,7 +306,7 @@ async def test_text_is_readable_in_light_and_dark(enter, server, scheme, light):
     await say(page, "hello")
     await server.stop()
     await server.start()
-    await expect(page.locator("#lines .gap")).to_be_visible(timeout=BACK)
+    await expect(page.locator("#lines .gap")).to_be_visible()
     await page.evaluate("document.getElementById('unsent').textContent = 'Not sent.'")
     assert (luminance(await color(page, "body", "background-color")) > 0.5) is light
     card = await color(page, ".card", "background-color")

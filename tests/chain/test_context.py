@@ -1,4 +1,4 @@
-"""A context is a mapping with a few verbs; nothing of the chain shows in it."""
+"""``Context``: a mapping, its execution ID, copies, and the arguments of its methods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TestValues:
         assert context.pop("d") == 4
         assert "d" not in context
 
-    def test_a_key_gives_a_typed_value_and_a_str_a_plain_one(self) -> None:
+    def test_keys_may_be_context_keys_or_strings(self) -> None:
         context = Context()
         context[USER] = "alice"
         context["user"] = 42
@@ -40,41 +40,41 @@ class TestValues:
         assert context["user"] == 42
         assert context.get(USER) == "alice"
 
-    def test_get_has_a_default(self) -> None:
+    def test_get_takes_a_default(self) -> None:
         assert Context().get(USER) is None
-        assert Context().get(USER, "nobody") == "nobody"
+        assert Context().get(USER, "anonymous") == "anonymous"
         assert Context().get("user", 0) == 0
 
-    def test_two_keys_of_one_name_are_two_keys(self) -> None:
+    def test_two_keys_with_the_same_name_are_different(self) -> None:
         context = Context()
         context[USER] = "alice"
         assert ContextKey("user") not in context
 
     @pytest.mark.parametrize("key", [USER, "user"])
-    def test_what_is_not_there_is_a_key_error_with_the_key(self, key: Any) -> None:
+    def test_an_absent_key_is_a_key_error_with_the_key(self, key: Any) -> None:
         with pytest.raises(KeyError) as caught:
             Context()[key]
         assert caught.value.args == (key,)
         with pytest.raises(KeyError):
             del Context()[key]
 
-    def test_a_key_says_its_name(self) -> None:
+    def test_the_repr_of_a_key_has_its_name(self) -> None:
         assert repr(USER) == "<ContextKey 'user'>"
 
     @pytest.mark.parametrize("name", [None, 42, b"user"])
-    def test_a_keys_name_is_a_str(self, name: Any) -> None:
+    def test_the_name_of_a_key_is_a_str(self, name: Any) -> None:
         with pytest.raises(TypeError, match=f"a ContextKey's name is a str, not {name!r}"):
             ContextKey(name)
 
     @pytest.mark.parametrize("key", [42, None, ("a",)])
-    def test_any_other_key_is_refused(self, key: Any) -> None:
+    def test_other_keys_are_a_type_error(self, key: Any) -> None:
         with pytest.raises(TypeError) as caught:
             Context()[key] = "value"
         assert str(caught.value) == f"a context's key is a ContextKey or a str, not {key!r}"
         with pytest.raises(TypeError, match="a context's key is a ContextKey or a str"):
             Context({key: "value"})
 
-    def test_values_are_a_mapping_and_are_copied(self) -> None:
+    def test_initial_values_are_a_mapping_and_are_copied(self) -> None:
         values: Mapping[str, object] = {"user": "alice"}
         context = Context(values)
         context["user"] = "bob"
@@ -82,11 +82,10 @@ class TestValues:
         with pytest.raises(TypeError, match=r"a context's values are a mapping, not \['user'\]"):
             Context(["user"])  # type: ignore[arg-type]
 
-    def test_a_context_shows_its_id_and_its_values(self) -> None:
+    def test_the_repr_has_execution_id_and_values(self) -> None:
         assert repr(Context({"user": "alice"}, execution_id="run 1")) == "<Context run 1 {'user': 'alice'}>"
 
-    async def test_nothing_of_the_chain_shows_in_it(self) -> None:
-        """Behaviour 15: neither in a stage nor in what comes out."""
+    async def test_the_values_hold_nothing_of_the_chain(self) -> None:
         seen: list[dict[object, object]] = []
 
         def enter(context: Context) -> None:
@@ -112,19 +111,19 @@ class TestValues:
 
 
 class TestExecutionId:
-    def test_each_context_has_one_of_its_own(self) -> None:
+    def test_each_context_has_its_own_execution_id(self) -> None:
         ids = {Context().execution_id for _ in range(100)}
         assert len(ids) == 100
         assert all(isinstance(made, int) and 0 <= made < 2**53 for made in ids)  # a number that JSON keeps
 
-    def test_one_that_is_given_is_kept(self) -> None:
+    def test_a_given_execution_id_is_kept(self) -> None:
         assert Context(execution_id="request 7").execution_id == "request 7"
         assert Context(execution_id="").execution_id == ""
         assert Context(execution_id=0).execution_id == 0
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-    def test_a_forked_worker_has_ids_of_its_own(self) -> None:
+    def test_a_forked_process_has_other_execution_ids(self) -> None:
         ours = {Context().execution_id for _ in range(10)}
         read, write = os.pipe()
         child = os.fork()
@@ -132,7 +131,7 @@ class TestExecutionId:
             try:
                 os.write(write, repr([Context().execution_id for _ in range(10)]).encode())
             finally:
-                os._exit(0)  # whatever happens, there is no second pytest
+                os._exit(0)  # the child must not continue pytest
         os.waitpid(child, 0)
         os.close(write)
         with os.fdopen(read) as pipe:
@@ -143,15 +142,15 @@ class TestExecutionId:
 
 
 class TestCopy:
-    def test_a_copy_has_the_same_values_and_id_and_shares_no_change(self) -> None:
+    def test_a_copy_has_the_same_values_and_execution_id(self) -> None:
         context = Context({"user": "alice"}, execution_id="run 1")
-        twin = context.copy()
-        twin["user"] = "bob"
+        copy = context.copy()
+        copy["user"] = "bob"
         assert context["user"] == "alice"
-        assert twin.execution_id == "run 1"
-        assert type(twin) is Context
+        assert copy.execution_id == "run 1"
+        assert type(copy) is Context
 
-    def test_a_copy_is_of_its_own_class(self) -> None:
+    def test_a_copy_has_the_same_class(self) -> None:
         class Mine(Context):
             pass
 
@@ -182,15 +181,15 @@ class TestCopy:
             Interceptor("a", error=lambda context, _: copies.append(context.copy())),
             Interceptor("b", enter=fail, error=replace),
         )
-        (twin,) = copies
-        assert [failure.exception for failure in twin.suppressed] == [first]
-        assert twin.error.exception is second
-        await execute(twin, Interceptor("c", enter=lambda context: None))
+        (copy,) = copies
+        assert [failure.exception for failure in copy.suppressed] == [first]
+        assert copy.error.exception is second
+        await execute(copy, Interceptor("c", enter=lambda context: None))
         assert [fact.interceptor for fact in facts] == ["a", "c"]
 
 
-class TestVerbs:
-    @pytest.mark.parametrize("verb", ["enqueue", "inject"])
+class TestMethods:
+    @pytest.mark.parametrize("method", ["enqueue", "inject"])
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
@@ -205,16 +204,16 @@ class TestVerbs:
             ([None], "None is not an interceptor"),
         ],
     )
-    def test_what_is_not_an_interceptor_is_refused_and_nothing_is_queued(
-        self, verb: str, wrong: Any, message: str
+    def test_a_wrong_interceptor_is_a_type_error_and_nothing_is_queued(
+        self, method: str, wrong: Any, message: str
     ) -> None:
-        """Behaviour 9: at the call, also one bad item among good ones."""
+        """One wrong item among good ones is enough."""
         context = Context()
         good = Interceptor("good", enter=lambda context: None)
         context.enqueue(good)
         for arguments in [(wrong,), (good, wrong), ([good, wrong],)]:
             with pytest.raises(TypeError, match=message):
-                getattr(context, verb)(*arguments)
+                getattr(context, method)(*arguments)
         assert context.queue == (good,)
 
     @pytest.mark.parametrize("predicate", [None, True, "done"])
@@ -223,7 +222,7 @@ class TestVerbs:
             Context().terminate_when(predicate)
         assert str(caught.value) == f"terminate_when takes a plain function of the context, not {predicate!r}"
 
-    def test_a_predicate_is_no_async_function_which_would_always_be_true(self) -> None:
+    def test_a_predicate_cannot_be_an_async_function(self) -> None:
         async def predicate(context: Context) -> bool:
             return False
 
@@ -236,40 +235,40 @@ class TestVerbs:
             Context().add_observer(observer)
         assert str(caught.value) == f"an observer is a plain function of one fact, not {observer!r}"
 
-    def test_an_observer_is_no_async_function_which_nobody_would_await(self) -> None:
+    def test_an_observer_cannot_be_an_async_function(self) -> None:
         async def observer(fact: StageRan) -> None: ...
 
         with pytest.raises(TypeError, match="an observer is a plain function of one fact, not <function"):
             Context().add_observer(observer)
 
     @pytest.mark.parametrize("variable", ["VARIABLE", None, 1])
-    def test_what_is_bound_is_a_context_variable(self, variable: Any) -> None:
+    def test_bind_takes_a_context_variable(self, variable: Any) -> None:
         with pytest.raises(TypeError) as caught:
             Context().bind(variable, 1)
         assert str(caught.value) == f"bind takes a contextvars.ContextVar, not {variable!r}"
 
     @pytest.mark.parametrize("exception", [None, "boom", ValueError, KeyboardInterrupt()])
-    def test_what_is_attached_is_an_exception(self, exception: Any) -> None:
+    def test_with_error_takes_an_exception(self, exception: Any) -> None:
         with pytest.raises(TypeError) as caught:
             Context().with_error(exception)
         assert str(caught.value) == f"with_error takes an exception, not {exception!r}"
 
     @pytest.mark.parametrize(
-        "verb", [lambda context: context.bind(VARIABLE, 1), lambda context: context.with_error(KeyError())]
+        "call", [lambda context: context.bind(VARIABLE, 1), lambda context: context.with_error(KeyError())]
     )
     @pytest.mark.parametrize("prepare", [lambda context: None, lambda context: context.enqueue()])
-    async def test_bind_and_with_error_are_for_a_stage(
-        self, verb: Callable[[Context], object], prepare: Callable[[Context], object]
+    async def test_bind_and_with_error_need_a_running_chain(
+        self, call: Callable[[Context], object], prepare: Callable[[Context], object]
     ) -> None:
         context = Context(execution_id="run 1")
         prepare(context)
         with pytest.raises(
             RuntimeError, match=r"\(\) is for a stage of a running chain; <Context run 1 {}> is in none"
         ):
-            verb(context)
+            call(context)
         await execute(context)
         with pytest.raises(RuntimeError, match="is for a stage of a running chain"):
-            verb(context)
+            call(context)
 
     async def test_with_error_returns_the_context(self) -> None:
         returned: list[object] = []
@@ -285,6 +284,6 @@ class TestVerbs:
         assert returned[0] is context
         assert len(returned) == 1
 
-    def test_a_fresh_context_has_no_queue_no_error_and_nothing_suppressed(self) -> None:
+    def test_a_new_context_has_no_queue_error_or_suppressed_failures(self) -> None:
         context = Context()
         assert (context.queue, context.error, context.suppressed) == ((), None, ())

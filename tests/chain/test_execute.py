@@ -1,4 +1,4 @@
-"""The loop: order, queue, terminators, errors, nesting, cancellation. The sentences are those of ``execute``."""
+"""``execute``: order, queue, predicates, errors, nesting and cancellation, as its docstring specifies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_interceptors.chain import Chain, Context, Execution, drive, execute
+from aiohttp_interceptors.chain import Context, Execution, execute, run_execution
 from aiohttp_interceptors.decorators import around
 from aiohttp_interceptors.exceptions import QueueClosed
 from aiohttp_interceptors.interceptor import Interceptor
@@ -31,7 +31,7 @@ def task_switch() -> Iterator[None]:
 
 
 def nothing(*_: object) -> None:
-    """Be a stage that does nothing."""
+    """A stage that does nothing."""
 
 
 def raising(exception: BaseException) -> Function:
@@ -49,12 +49,12 @@ def returning(value: object) -> Function:
 
 
 def declines(_: Context, exception: Exception) -> None:
-    """Be an error stage that raises what it was offered."""
+    """An error stage that declines."""
     raise exception
 
 
 class Trail(list[str]):
-    """What ran, in order, as in ``enter a``; makes the interceptors that it records, all plain or all async."""
+    """Records what ran, as ``enter a``, and makes the interceptors that it records: all plain or all async."""
 
     def __init__(self, flavour: str) -> None:
         self.flavour = flavour
@@ -66,7 +66,7 @@ class Trail(list[str]):
         leave: Function | None = nothing,
         error: Function | None = None,
     ) -> Interceptor[Any]:
-        """Make an interceptor whose stages are recorded and then do what the functions do."""
+        """Make an interceptor whose stages are recorded and then call the functions."""
         return Interceptor(
             name,
             self._stage(f"enter {name}", enter),
@@ -102,14 +102,13 @@ class Trail(list[str]):
 
 @pytest.fixture(params=["plain", "async"])
 def trail(request: pytest.FixtureRequest) -> Trail:
-    """Behaviours 50 to 53: all that follows is the same for plain and for async stages."""
+    """Run a test with plain stages and with async stages."""
     return Trail(request.param)
 
 
 class TestOrder:
     @pytest.mark.parametrize("supply", ["enqueued", "arguments", "list", "both"])
     async def test_enter_runs_in_order_and_leave_in_reverse(self, trail: Trail, supply: str) -> None:
-        """Behaviour 1: however the interceptors were supplied."""
         a, b, c = trail.link("a"), trail.link("b"), trail.link("c")
         context = Context()
         if supply == "enqueued":
@@ -124,7 +123,7 @@ class TestOrder:
             await execute(context, b, c)
         assert trail == ["enter a", "enter b", "enter c", "leave c", "leave b", "leave a"]
 
-    async def test_what_was_injected_before_runs_before_what_was_enqueued_before(self, trail: Trail) -> None:
+    async def test_interceptors_injected_before_the_start_precede_enqueued_ones(self, trail: Trail) -> None:
         context = Context()
         context.enqueue(trail.link("b"))
         context.inject(trail.link("a"))
@@ -132,26 +131,22 @@ class TestOrder:
         await execute(context)
         assert trail[:2] == ["enter a", "enter b"]
 
-    async def test_absent_stages_are_skipped_and_those_without_an_enter_leave(self, trail: Trail) -> None:
-        """Behaviour 2: the middle one has only a leave, the inner one only an enter."""
+    async def test_absent_stages_are_skipped_and_interceptors_without_enter_leave(self, trail: Trail) -> None:
         await execute(None, trail.link("a"), trail.link("b", enter=None), trail.link("c", leave=None))
         assert trail == ["enter a", "enter c", "leave b", "leave a"]
 
-    async def test_an_empty_queue_ends_the_way_in_and_the_context_comes_out(self, trail: Trail) -> None:
-        """Behaviour 3: no terminator is needed."""
+    async def test_the_chain_leaves_once_the_queue_is_empty(self, trail: Trail) -> None:
         context = Context()
         assert await execute(context, trail.link("a")) is context
         assert trail == ["enter a", "leave a"]
 
     async def test_an_empty_chain_returns_the_context(self) -> None:
-        """Behaviour 4: and without a context it makes one."""
         context = Context()
         assert await execute(context) is context
         assert isinstance(await execute(), Context)
         assert isinstance(await execute(None), Context)
 
-    async def test_all_later_stages_see_the_context_that_a_stage_returned(self, trail: Trail) -> None:
-        """Behaviour 5: a stage returns a context, and that one goes on."""
+    async def test_later_stages_get_the_context_that_a_stage_returned(self, trail: Trail) -> None:
         seen: dict[str, Context] = {}
         began, entered, left = Context({"user": "alice"}), Context(), Context()
         came_out = await execute(
@@ -165,7 +160,7 @@ class TestOrder:
         assert seen["leave_a"] is left
         assert came_out is left
 
-    async def test_the_context_that_goes_on_keeps_id_and_suppressed(self, trail: Trail) -> None:
+    async def test_a_returned_context_keeps_execution_id_and_suppressed(self, trail: Trail) -> None:
         first, second = KeyError("first"), KeyError("second")
         context = Context()
         came_out = await execute(
@@ -179,8 +174,7 @@ class TestOrder:
         assert came_out.execution_id == context.execution_id
         assert [failure.exception for failure in came_out.suppressed] == [first]
 
-    async def test_the_context_that_an_error_stage_returned_goes_on(self, trail: Trail) -> None:
-        """Behaviour 52: a handler's context is the one that the outer leaves see."""
+    async def test_outer_stages_get_the_context_that_an_error_stage_returned(self, trail: Trail) -> None:
         other, seen = Context(), []
         came_out = await execute(
             None,
@@ -191,18 +185,17 @@ class TestOrder:
         assert seen == [other]
         assert seen[0] is came_out is other
 
-    async def test_a_context_that_was_replaced_can_be_executed_again(self, trail: Trail) -> None:
+    async def test_a_replaced_context_can_be_executed_again(self, trail: Trail) -> None:
         began = Context()
         await execute(began, trail.link("a", enter=returning(Context())))
         assert await execute(began, trail.link("b")) is began
 
-    async def test_one_object_twice_enters_twice_and_leaves_twice(self, trail: Trail) -> None:
-        """Behaviour 6."""
+    async def test_an_interceptor_can_be_in_a_chain_twice(self, trail: Trail) -> None:
         a = trail.link("a")
         await execute(None, a, a)
         assert trail == ["enter a", "enter a", "leave a", "leave a"]
 
-    async def test_a_context_can_be_executed_again_when_it_is_done(self, trail: Trail) -> None:
+    async def test_a_context_can_be_executed_again(self, trail: Trail) -> None:
         failed, replaced = KeyError(), KeyError()
         context = Context()
         with pytest.raises(KeyError):
@@ -218,26 +211,23 @@ class TestOrder:
         with pytest.raises(TypeError, match="execute takes a context first, not <Interceptor 'a'"):
             await execute(trail.link("a"))
 
-    async def test_what_is_no_interceptor_is_refused_before_anything_runs(self, trail: Trail) -> None:
+    async def test_a_wrong_argument_is_refused_before_any_stage_runs(self, trail: Trail) -> None:
         with pytest.raises(TypeError, match="42 is not an interceptor"):
             await execute(None, trail.link("a"), 42)
         assert trail == []
 
-    async def test_none_among_the_interceptors_is_skipped(self, trail: Trail) -> None:
-        """Behaviour 69, its last words: None in what a builder is given is ignored."""
+    async def test_none_is_skipped(self, trail: Trail) -> None:
         await execute(None, None, trail.link("a"), [None, trail.link("b")])
         assert trail[:2] == ["enter a", "enter b"]
 
 
 class TestTheQueue:
     async def test_enqueue_appends(self, trail: Trail) -> None:
-        """Behaviour 7."""
         z = trail.link("z")
         await execute(None, trail.link("a"), trail.link("b", enter=lambda context: context.enqueue(z)), trail.link("c"))
         assert trail == [f"enter {name}" for name in "abcz"] + [f"leave {name}" for name in "zcba"]
 
-    async def test_inject_puts_in_front(self, trail: Trail) -> None:
-        """Behaviour 8."""
+    async def test_inject_prepends(self, trail: Trail) -> None:
         y, z = trail.link("y"), trail.link("z")
         await execute(
             None, trail.link("a"), trail.link("b", enter=lambda context: context.inject(y, z)), trail.link("c")
@@ -252,8 +242,7 @@ class TestTheQueue:
         await execute(None, trail.link("a", enter=more))
         assert trail[:3] == ["enter a", "enter y", "enter z"]
 
-    async def test_sequences_are_spliced(self, trail: Trail) -> None:
-        """Behaviour 10: lists and tuples, at any depth and in any place."""
+    async def test_nested_sequences_are_flattened(self, trail: Trail) -> None:
         links = {name: trail.link(name) for name in "abcdef"}
         context = Context()
         context.enqueue(links["b"], [links["c"], (links["d"],)])
@@ -261,37 +250,35 @@ class TestTheQueue:
         context.inject([links["a"]])
         assert [link.name for link in context.queue] == list("abcdef")
 
-    async def test_the_queue_is_what_has_not_been_entered(self, trail: Trail) -> None:
-        """Behaviour 11."""
+    async def test_the_queue_holds_the_interceptors_not_yet_entered(self, trail: Trail) -> None:
         seen: list[list[str]] = []
 
-        def look(context: Context, *_: object) -> None:
+        def record(context: Context, *_: object) -> None:
             seen.append([link.name for link in context.queue])
 
         await execute(
             None,
-            trail.link("a", look, look, look),
-            trail.link("b", enter=look),
-            trail.link("c", enter=look),
+            trail.link("a", record, record, record),
+            trail.link("b", enter=record),
+            trail.link("c", enter=record),
             trail.link("d"),
         )
         assert seen == [["b", "c", "d"], ["c", "d"], ["d"], []]
 
-    async def test_nothing_is_queued_when_an_error_is_offered(self, trail: Trail) -> None:
+    async def test_the_queue_is_empty_in_error_stages(self, trail: Trail) -> None:
         seen: list[object] = []
-        look = trail.link("a", error=lambda context, _: seen.append(context.queue))
-        await execute(None, look, trail.link("b", enter=raising(KeyError())), trail.link("c"))
+        record = trail.link("a", error=lambda context, _: seen.append(context.queue))
+        await execute(None, record, trail.link("b", enter=raising(KeyError())), trail.link("c"))
         assert seen == [()]
 
-    async def test_terminate_ends_the_way_in(self, trail: Trail) -> None:
-        """Behaviour 12: the caller's own leave runs."""
+    async def test_terminate_ends_entering(self, trail: Trail) -> None:
+        """The interceptor that terminates leaves too."""
         await execute(None, trail.link("a"), trail.link("b", enter=Context.terminate), trail.link("c"))
         assert trail == ["enter a", "enter b", "leave b", "leave a"]
 
     @pytest.mark.parametrize("verb", ["enqueue", "inject", "terminate", "terminate_when"])
     @pytest.mark.parametrize("stage", ["leave", "error"])
     async def test_the_queue_cannot_change_once_the_chain_leaves(self, trail: Trail, verb: str, stage: str) -> None:
-        """Behaviour 13: the set of leaves is unchanged, and the error says so; nothing stays queued on the context."""
         refused: list[str] = []
 
         def attempt(context: Context, *_: object) -> None:
@@ -308,8 +295,7 @@ class TestTheQueue:
         assert "enter z" not in trail
         assert context.queue == ()
 
-    async def test_a_refused_change_goes_through_the_error_path(self, trail: Trail) -> None:
-        """Behaviour 13: uncaught, it is the error of the interceptor that tried."""
+    async def test_queue_closed_is_offered_to_error_stages(self, trail: Trail) -> None:
         offered: list[Exception] = []
         await execute(
             None,
@@ -318,8 +304,7 @@ class TestTheQueue:
         )
         assert [type(exception) for exception in offered] == [QueueClosed]
 
-    async def test_what_cannot_be_queued_is_the_error_of_the_stage_that_tried(self, trail: Trail) -> None:
-        """Behaviour 9, its last words: raised inside b.enter it is simply b's error."""
+    async def test_enqueueing_a_wrong_value_is_an_error_of_the_stage(self, trail: Trail) -> None:
         with pytest.raises(TypeError, match="'z' is not an interceptor") as caught:
             await execute(None, trail.link("b", enter=lambda context: context.enqueue("z")))
         assert caught.value.__notes__ == ["raised in interceptor 'b', stage enter"]
@@ -327,8 +312,8 @@ class TestTheQueue:
 
 class TestTerminators:
     @pytest.mark.parametrize("truth", [True, 1, "yes"])
-    async def test_a_true_predicate_ends_the_way_in(self, trail: Trail, truth: object) -> None:
-        """Behaviour 17: what counts as true is what Python counts as true, and one of several is enough."""
+    async def test_a_true_predicate_ends_entering(self, trail: Trail, truth: object) -> None:
+        """Any true value counts, and one true predicate of several is enough."""
         context = Context()
         context.terminate_when(lambda context: None)
         context.terminate_when(lambda context: truth if "done" in context else 0)
@@ -338,37 +323,35 @@ class TestTerminators:
         )
         assert trail == ["enter a", "enter b", "leave b", "leave a"]
 
-    async def test_a_predicate_is_asked_after_each_enter_that_ran_and_at_no_other_time(self, trail: Trail) -> None:
-        """Behaviour 18: true from the start, it is noticed after the first enter; who has none does not count."""
+    async def test_predicates_are_evaluated_only_after_an_enter_that_ran(self, trail: Trail) -> None:
+        """A predicate that is true from the start takes effect after the first ``enter``."""
         context = Context()
-        context.terminate_when(lambda context: trail.append("asked") or True)
+        context.terminate_when(lambda context: trail.append("evaluated") or True)
         await execute(context, trail.link("a", enter=None), trail.link("b"), trail.link("c"))
-        assert trail == ["enter b", "asked", "leave b", "leave a"]
+        assert trail == ["enter b", "evaluated", "leave b", "leave a"]
 
-    async def test_a_predicate_is_asked_again_and_again(self, trail: Trail) -> None:
-        """Behaviour 19: also right after an async enter (the trail's other flavour)."""
+    async def test_a_predicate_is_evaluated_after_every_enter(self, trail: Trail) -> None:
         context = Context()
-        context.terminate_when(lambda context: trail.append("asked"))
+        context.terminate_when(lambda context: trail.append("evaluated"))
         await execute(
             context, trail.link("a"), trail.link("b", enter=None), trail.link("c"), trail.link("d", error=nothing)
         )
-        assert trail[:6] == ["enter a", "asked", "enter c", "asked", "enter d", "asked"]
-        assert trail.count("asked") == 3
+        assert trail[:6] == ["enter a", "evaluated", "enter c", "evaluated", "enter d", "evaluated"]
+        assert trail.count("evaluated") == 3
 
-    async def test_a_predicate_given_in_enter_is_asked_after_that_very_enter(self, trail: Trail) -> None:
+    async def test_a_predicate_added_in_enter_is_evaluated_after_that_enter(self, trail: Trail) -> None:
         await execute(
             None, trail.link("a", enter=lambda context: context.terminate_when(returning(True))), trail.link("b")
         )
         assert trail == ["enter a", "leave a"]
 
-    async def test_no_predicate_is_asked_while_errors_are_offered(self, trail: Trail) -> None:
+    async def test_no_predicate_is_evaluated_after_an_error(self, trail: Trail) -> None:
         context = Context()
-        context.terminate_when(lambda context: trail.append("asked"))
+        context.terminate_when(lambda context: trail.append("evaluated"))
         await execute(context, trail.link("a", error=nothing), trail.link("b", enter=raising(KeyError())))
-        assert trail == ["enter a", "asked", "enter b", "error a"]
+        assert trail == ["enter a", "evaluated", "enter b", "error a"]
 
-    async def test_a_predicate_that_raises_is_the_error_of_the_interceptor_just_run(self, trail: Trail) -> None:
-        """Behaviour 20: stage enter, and its own error is asked first."""
+    async def test_an_exception_in_a_predicate_belongs_to_the_interceptor_that_ran(self, trail: Trail) -> None:
         where: list[object] = []
         context = Context()
         context.terminate_when(lambda context: 1 / 0 if len(trail) > 1 else False)
@@ -379,25 +362,24 @@ class TestTerminators:
         assert where == [("b", "enter")]
         assert trail == ["enter a", "enter b", "error b", "leave a"]
 
-    async def test_a_terminated_chain_does_not_call_what_stands_behind_it(self, trail: Trail) -> None:
+    async def test_a_terminated_chain_does_not_call_its_handler(self, trail: Trail) -> None:
         handled: list[Context] = []
 
         async def handler(context: Context) -> None:
             handled.append(context)
 
-        await drive(Execution(Context(), Chain([trail.link("a", enter=Context.terminate)])), handler)
+        await run_execution(Execution(Context(), (trail.link("a", enter=Context.terminate),)), handler)
         assert handled == []
         context = Context()
-        await drive(Execution(context, Chain([trail.link("a")])), handler)
+        await run_execution(Execution(context, (trail.link("a"),)), handler)
         assert len(handled) == 1
         assert handled[0] is context
 
 
 class TestResponses:
-    """A ``RequestContext`` in the chain; what happens inside aiohttp is told in tests/web."""
+    """A ``RequestContext`` in the chain, without aiohttp's server; ``tests/web`` has the rest."""
 
-    async def test_an_attached_response_ends_the_way_in(self, trail: Trail) -> None:
-        """Behaviour 22."""
+    async def test_an_attached_response_ends_entering(self, trail: Trail) -> None:
         response = web.Response()
 
         def attach(context: Any) -> None:
@@ -407,8 +389,8 @@ class TestResponses:
         assert trail == ["enter a", "enter b", "leave b", "leave a"]
         assert context.response is response
 
-    async def test_what_is_no_response_is_an_error_with_interceptor_and_value(self, trail: Trail) -> None:
-        """Behaviours 21 and 23: a handler hears of it and can respond."""
+    async def test_attaching_a_wrong_response_is_an_error_of_the_stage(self, trail: Trail) -> None:
+        """An ``error`` stage can attach a response."""
         heard: list[str] = []
 
         def attach(context: Any) -> None:
@@ -426,15 +408,14 @@ class TestResponses:
         assert context.response.status == 500
         assert trail == ["enter a", "enter b", "enter c", "error b", "leave a"]
 
-    async def test_without_a_response_the_chain_goes_to_its_end(self, trail: Trail) -> None:
-        """Behaviour 24: what aiohttp answers then is told in tests/web; here, nothing hangs and nothing is made up."""
+    async def test_without_a_response_the_whole_chain_runs(self, trail: Trail) -> None:
         context = await run_chain(request_context(), trail.link("a"), trail.link("b"))
         assert trail == ["enter a", "enter b", "leave b", "leave a"]
         assert context.response is None
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
-    async def test_a_raised_http_exception_is_a_response_and_no_error(self, trail: Trail, stage: str) -> None:
-        """It ends the way in as an attached response does, and is offered to nobody."""
+    async def test_a_raised_http_exception_is_a_response(self, trail: Trail, stage: str) -> None:
+        """It ends entering, and no ``error`` stage is called."""
         refusal, seen = web.HTTPForbidden(), []
         stages = {"enter": raising(KeyError()) if stage == "error" else nothing, stage: raising(refusal)}
         context = await run_chain(
@@ -453,7 +434,9 @@ class TestResponses:
         assert trail == expected[stage]
 
     @pytest.mark.parametrize("stage", ["enter", "leave"])
-    async def test_an_http_exception_in_place_of_a_caught_error_leaves_no_error(self, trail: Trail, stage: str) -> None:
+    async def test_an_http_exception_raised_after_a_caught_error_leaves_no_error(
+        self, trail: Trail, stage: str
+    ) -> None:
         seen: list[object] = []
 
         async def nest(context: Any) -> None:
@@ -469,7 +452,7 @@ class TestResponses:
         assert seen == [None]
 
     @pytest.mark.parametrize("when", ["before", "after"])
-    async def test_a_bracket_may_raise_an_http_exception(self, trail: Trail, when: str) -> None:
+    async def test_a_generator_may_raise_an_http_exception(self, trail: Trail, when: str) -> None:
         refusal = web.HTTPForbidden()
 
         @around
@@ -483,26 +466,26 @@ class TestResponses:
         assert context.response is refusal
         assert trail == ["enter a", "leave a"]
 
-    async def test_bindings_are_taken_back_when_a_leave_raised_a_response(self, trail: Trail) -> None:
+    async def test_bindings_are_reset_when_a_leave_raises_a_response(self, trail: Trail) -> None:
         variable: ContextVar[int] = ContextVar("variable", default=0)
         seen: list[int] = []
-        look = lambda context: seen.append(variable.get())
+        record = lambda context: seen.append(variable.get())
         await run_chain(
             request_context(),
-            trail.link("a", leave=look),
+            trail.link("a", leave=record),
             trail.link("b", lambda context: context.bind(variable, 1), raising(web.HTTPForbidden())),
-            trail.link("c", leave=look),
+            trail.link("c", leave=record),
         )
         assert seen == [1, 0]
 
-    async def test_a_plain_context_is_not_taken_for_a_request_context(self, trail: Trail) -> None:
+    async def test_a_plain_context_cannot_replace_a_request_context(self, trail: Trail) -> None:
         with pytest.raises(TypeError, match="a stage returns None or a RequestContext"):
             await run_chain(request_context(), trail.link("a", enter=returning(Context())))
 
 
 class TestErrors:
-    async def test_what_nobody_handled_is_raised_itself_with_a_note(self, trail: Trail) -> None:
-        """Behaviour 25: by our rule it is the original itself, not a wrapper whose cause is the original."""
+    async def test_an_unhandled_exception_is_raised_with_a_note(self, trail: Trail) -> None:
+        """It is the exception itself, not a wrapper as in Pedestal."""
         boom = KeyError("boom")
         with pytest.raises(KeyError) as caught:
             await execute(None, trail.link("a"), trail.link("b", error=declines), trail.link("c", enter=raising(boom)))
@@ -511,7 +494,7 @@ class TestErrors:
         assert boom.__notes__ == ["raised in interceptor 'c', stage enter"]
         assert trail == ["enter a", "enter b", "enter c", "error b"]
 
-    async def test_an_exception_that_is_raised_again_gets_one_note(self, trail: Trail) -> None:
+    async def test_an_exception_raised_again_gets_each_note_once(self, trail: Trail) -> None:
         boom = KeyError("boom")
         for _ in range(2):
             with pytest.raises(KeyError):
@@ -520,8 +503,8 @@ class TestErrors:
             await execute(None, trail.link("b", leave=raising(boom)))
         assert boom.__notes__ == ["raised in interceptor 'a', stage enter", "raised in interceptor 'b', stage leave"]
 
-    async def test_handling_lets_the_outer_ones_leave(self, trail: Trail) -> None:
-        """Behaviour 26: a to g, f raises, c handles; d and e have no error stage, c itself does not leave."""
+    async def test_once_handled_the_outer_interceptors_leave(self, trail: Trail) -> None:
+        """An interceptor that handles an exception does not leave."""
         await execute(
             None,
             *(trail.link(name) for name in "ab"),
@@ -532,13 +515,12 @@ class TestErrors:
         )
         assert trail == [*(f"enter {name}" for name in "abcdef"), "error c", "leave b", "leave a"]
 
-    async def test_an_interceptor_whose_enter_raised_is_asked_itself(self, trail: Trail) -> None:
-        """Behaviour 27: and first."""
+    async def test_an_interceptor_whose_enter_raised_is_offered_the_exception_first(self, trail: Trail) -> None:
         await execute(None, trail.link("a", error=nothing), trail.link("b", raising(KeyError()), error=declines))
         assert trail == ["enter a", "enter b", "error b", "error a"]
 
-    async def test_an_interceptor_whose_leave_raised_is_asked_itself(self, trail: Trail) -> None:
-        """Behaviour 28: by our rule in leave as in enter, where Pedestal goes to the next outer one."""
+    async def test_an_interceptor_whose_leave_raised_is_offered_the_exception_first(self, trail: Trail) -> None:
+        """In Pedestal the next outer interceptor is first."""
         await execute(
             None,
             trail.link("a"),
@@ -547,8 +529,21 @@ class TestErrors:
         )
         assert trail == ["enter a", "enter b", "enter c", "leave c", "leave b", "error b", "leave a"]
 
-    async def test_a_handled_leave_does_not_run_again(self, trail: Trail) -> None:
-        """Behaviour 41: c's leave raises, b handles, a leaves as usual."""
+    @pytest.mark.parametrize(("name", "stage"), [("b", "enter"), ("d", "enter"), ("b", "leave"), ("a", "leave")])
+    async def test_absent_stages_do_not_change_who_raised(self, name: str, stage: str) -> None:
+        chain = {
+            "a": {"leave": nothing},
+            "b": {"enter": nothing, "leave": nothing},
+            "c": {"error": declines},
+            "d": {"enter": nothing},
+        }
+        boom = KeyError("boom")
+        chain[name][stage] = raising(boom)
+        with pytest.raises(KeyError):
+            await execute(None, *(Interceptor(name, **stages) for name, stages in chain.items()))
+        assert boom.__notes__ == [f"raised in interceptor {name!r}, stage {stage}"]
+
+    async def test_a_leave_that_raised_does_not_run_again(self, trail: Trail) -> None:
         await execute(
             None,
             trail.link("a"),
@@ -558,7 +553,7 @@ class TestErrors:
         )
         assert trail[4:] == ["leave d", "leave c", "error b", "leave a"]
 
-    async def test_a_second_error_after_a_handled_one_takes_the_same_way(self, trail: Trail) -> None:
+    async def test_a_second_error_after_a_handled_one_is_offered_outward_too(self, trail: Trail) -> None:
         first, second = KeyError("first"), KeyError("second")
         context = await execute(
             None,
@@ -571,10 +566,10 @@ class TestErrors:
         assert context.suppressed == ()
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
-    async def test_context_error_tells_interceptor_stage_exception_and_execution_id(
+    async def test_context_error_holds_interceptor_stage_exception_and_execution_id(
         self, trail: Trail, stage: str
     ) -> None:
-        """Behaviours 29, 30 and 31: whatever attributes the exception itself has."""
+        """Attributes of the exception do not matter."""
 
         class Boom(Exception):
             stage = interceptor = execution_id = "not this"
@@ -592,36 +587,34 @@ class TestErrors:
         assert str(failure) == f"Boom in interceptor 'b', stage {stage}: boom"
 
     async def test_a_failure_without_a_message_ends_without_a_colon(self, trail: Trail) -> None:
-        """Behaviour 29, its last words: an empty message leaves nothing dangling."""
         seen = []
         await execute(
             None, trail.link("a", raising(ValueError()), error=lambda context, _: seen.append(str(context.error)))
         )
         assert seen == ["ValueError in interceptor 'a', stage enter"]
 
-    async def test_an_error_is_there_while_it_is_unhandled_and_gone_when_it_is_handled(self, trail: Trail) -> None:
-        """Behaviour 32: by our rule ``context.error`` is set in the error stage, but returning handles it."""
+    async def test_context_error_is_set_until_the_exception_is_handled(self, trail: Trail) -> None:
         seen: list[bool] = []
 
-        def look(context: Context, *_: object) -> None:
+        def record(context: Context, *_: object) -> None:
             seen.append(context.error is not None)
 
-        def look_and_decline(context: Context, exception: Exception) -> None:
-            look(context)
+        def record_and_decline(context: Context, exception: Exception) -> None:
+            record(context)
             raise exception
 
         context = await execute(
             None,
-            trail.link("a", look, look),
-            trail.link("b", error=look),
-            trail.link("c", error=look_and_decline),
+            trail.link("a", record, record),
+            trail.link("b", error=record),
+            trail.link("c", error=record_and_decline),
             trail.link("d", enter=raising(KeyError())),
         )
         assert seen == [False, True, True, False]
         assert context.error is None
 
     async def test_raising_the_same_exception_declines(self, trail: Trail) -> None:
-        """Behaviours 33 and 36: ``raise exception`` and ``raise context.error.exception`` are one thing."""
+        """``raise exception`` and ``raise context.error.exception`` are equivalent."""
         boom = KeyError("boom")
 
         def raises_from_the_context(context: Context, exception: Exception) -> None:
@@ -643,8 +636,7 @@ class TestErrors:
         assert offered == [(boom, ("d", "enter"))]
         assert context.suppressed == ()
 
-    async def test_attaching_the_same_exception_declines(self, trail: Trail) -> None:
-        """Behaviour 34: ``return context.with_error(exception)``."""
+    async def test_with_error_of_the_same_exception_declines(self, trail: Trail) -> None:
         boom, offered = KeyError("boom"), []
         context = await execute(
             None,
@@ -658,7 +650,6 @@ class TestErrors:
 
     @pytest.mark.parametrize("how", ["raised", "attached"])
     async def test_another_exception_replaces_it(self, trail: Trail, how: str) -> None:
-        """Behaviour 35: outer ones are offered the new one, from stage error of who raised it; the old one is kept."""
         old, new, offered = KeyError("old"), ValueError("new"), []
         replace = raising(new) if how == "raised" else lambda context, _: context.with_error(new)
         context = await execute(
@@ -677,7 +668,7 @@ class TestErrors:
             ("c", "enter", old)
         ]
 
-    async def test_a_replacement_that_nobody_handles_is_raised_itself(self, trail: Trail) -> None:
+    async def test_an_unhandled_replacement_is_raised(self, trail: Trail) -> None:
         old, new = KeyError("old"), ValueError("new")
         context = Context()
         with pytest.raises(ValueError, match="new") as caught:
@@ -690,7 +681,6 @@ class TestErrors:
         assert [failure.exception for failure in context.suppressed] == [old]
 
     async def test_suppressed_is_newest_first(self, trail: Trail) -> None:
-        """Behaviour 37: two handlers raise in turn."""
         first, second, third = KeyError(1), KeyError(2), KeyError(3)
         context = await execute(
             None,
@@ -701,8 +691,7 @@ class TestErrors:
         )
         assert [failure.exception for failure in context.suppressed] == [second, first]
 
-    async def test_attaching_an_error_in_enter_ends_the_way_in_at_once(self, trail: Trail) -> None:
-        """Behaviour 38: and its own error is asked first, as if it had raised."""
+    async def test_with_error_in_enter_ends_entering(self, trail: Trail) -> None:
         boom, offered = KeyError("boom"), []
         await execute(
             None,
@@ -715,7 +704,7 @@ class TestErrors:
         assert offered == [boom]
         assert trail == ["enter a", "enter b", "error b", "leave a"]
 
-    async def test_attaching_an_error_in_leave_is_raising_it(self, trail: Trail) -> None:
+    async def test_with_error_in_leave_is_like_raising(self, trail: Trail) -> None:
         boom = KeyError("boom")
         with pytest.raises(KeyError) as caught:
             await execute(None, trail.link("a"), trail.link("b", leave=lambda context: context.with_error(boom)))
@@ -723,7 +712,7 @@ class TestErrors:
         assert boom.__notes__ == ["raised in interceptor 'b', stage leave"]
         assert trail == ["enter a", "enter b", "leave b"]
 
-    async def test_what_a_stage_raises_counts_more_than_what_it_attached(self, trail: Trail) -> None:
+    async def test_a_raised_exception_takes_precedence_over_with_error(self, trail: Trail) -> None:
         attached, raised, offered = KeyError("attached"), KeyError("raised"), []
 
         def both(context: Context) -> None:
@@ -737,18 +726,15 @@ class TestErrors:
         assert trail == ["enter a", "enter b", "error a"]
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
-    async def test_none_means_the_same_context(self, trail: Trail, stage: str) -> None:
-        """Behaviour 39: by our rule None is no mistake; the same context goes on."""
+    async def test_returning_none_continues_with_the_same_context(self, trail: Trail, stage: str) -> None:
         context = Context()
         failing = trail.link("b", enter=raising(KeyError()) if stage == "error" else nothing)
         assert await execute(context, trail.link("a", **{stage: returning(None)}), failing) is context
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
     @pytest.mark.parametrize("value", ["text", (), 0, False, {"status": 200}, Context], ids=repr)
-    async def test_anything_else_is_a_type_error_with_interceptor_stage_and_value(
-        self, trail: Trail, stage: str, value: object
-    ) -> None:
-        """Behaviour 40: it goes through the error path like any other."""
+    async def test_returning_anything_else_is_a_type_error(self, trail: Trail, stage: str, value: object) -> None:
+        """It is offered to ``error`` stages, and names interceptor, stage and value."""
         offered: list[str] = []
         stages = {"enter": raising(KeyError()) if stage == "error" else nothing, stage: returning(value)}
         await execute(
@@ -756,30 +742,28 @@ class TestErrors:
         )
         assert offered == [f"interceptor 'b', stage {stage}, returned {value!r}; a stage returns None or a Context"]
 
-    async def test_the_context_of_another_execution_is_refused(self, trail: Trail) -> None:
-        """Behaviour 40: two executions never mix."""
-
+    async def test_returning_the_context_of_another_execution_is_a_type_error(self, trail: Trail) -> None:
         async def nest(context: Context) -> None:
             await execute(Context(), trail.link("b", enter=returning(context)))
 
         with pytest.raises(TypeError, match=r"interceptor 'b', stage enter, returned .*, which another execution uses"):
             await execute(None, Interceptor("a", enter=nest))
 
-    async def test_no_own_error_stage_and_no_outer_one(self, trail: Trail) -> None:
+    async def test_inner_error_stages_are_not_offered_an_outer_exception(self, trail: Trail) -> None:
         with pytest.raises(KeyError):
             await execute(None, trail.link("a", enter=raising(KeyError())), trail.link("b", error=nothing))
         assert trail == ["enter a"]
 
-    async def test_stop_async_iteration_is_an_exception_like_any_other(self, trail: Trail) -> None:
-        """Python itself turns it into a RuntimeError when it leaves a coroutine or a generator, so only if plain."""
+    async def test_stop_async_iteration_propagates_from_a_plain_stage(self, trail: Trail) -> None:
+        """Python turns it into a RuntimeError when it leaves a coroutine, so the stage is plain."""
         trail.flavour = "plain"
         boom = StopAsyncIteration()
         with pytest.raises(StopAsyncIteration) as caught:
             await execute(None, trail.link("a"), trail.link("b", enter=raising(boom)))
         assert caught.value is boom
 
-    async def test_stop_iteration_is_the_cause_of_what_python_makes_of_it(self, trail: Trail) -> None:
-        """No coroutine can raise it (PEP 479); an error stage is offered the original all the same, if it was plain."""
+    async def test_stop_iteration_from_a_plain_stage_is_offered_to_error_stages(self, trail: Trail) -> None:
+        """``execute`` itself can only raise a RuntimeError with it as the cause (PEP 479)."""
         trail.flavour = "plain"
         boom, offered = StopIteration(), []
         with pytest.raises(RuntimeError, match="StopIteration") as caught:
@@ -790,8 +774,7 @@ class TestErrors:
 
 
 class TestAsync:
-    async def test_plain_and_async_stages_mix(self) -> None:
-        """Behaviour 50: in one chain and in one interceptor."""
+    async def test_plain_and_async_stages_can_be_mixed(self) -> None:
         trail, errors = Trail("plain"), {"b": nothing, "c": declines, "d": declines}
         links = []
         for name in "abcd":
@@ -801,8 +784,7 @@ class TestAsync:
         await execute(None, *links, mixed)
         assert trail == [*(f"enter {name}" for name in "abcd"), "error e", "error d", "error c", "error b", "leave a"]
 
-    async def test_what_an_async_stage_raises_is_the_real_exception(self) -> None:
-        """Behaviours 51 and 53: in enter, leave and error alike, offered on and on outward."""
+    async def test_exceptions_of_async_stages_are_not_wrapped(self) -> None:
         trail, offered = Trail("async"), []
         first, second = KeyError("enter"), KeyError("error")
         await execute(
@@ -818,13 +800,13 @@ class TestAsync:
         )
         assert offered == [(second, first)]
 
-    async def test_any_awaitable_will_do(self) -> None:
+    async def test_a_stage_may_return_any_awaitable(self) -> None:
         context, other = Context(), Context()
         future: asyncio.Future[Context] = asyncio.get_running_loop().create_future()
         future.set_result(other)
         assert await execute(context, Interceptor("a", enter=returning(future))) is other
 
-    async def test_an_awaitable_of_an_awaitable_is_not_a_context(self) -> None:
+    async def test_an_awaitable_of_an_awaitable_is_a_type_error(self) -> None:
         async def twice(context: Context) -> Any:
             return asyncio.get_running_loop().create_future()
 
@@ -832,7 +814,7 @@ class TestAsync:
             await execute(None, Interceptor("a", enter=twice))
 
     def test_plain_stages_run_without_a_task_switch(self) -> None:
-        """Behaviour 54: the first ``send`` runs the chain to its end, errors, terminators and brackets included."""
+        """The first ``send`` runs the whole chain, with errors, predicates and generators."""
         trail = Trail("plain")
 
         @around
@@ -855,16 +837,14 @@ class TestAsync:
         assert finished.value.value is context
         assert trail == [*(f"enter {name}" for name in "abcd"), "leave d", "leave c", "error b", "leave a"]
 
-    def test_an_exception_comes_out_without_a_task_switch_too(self) -> None:
-        """Behaviour 54."""
+    def test_an_exception_propagates_without_a_task_switch(self) -> None:
         with pytest.raises(KeyError):
             execute(Context(), Interceptor("a", enter=raising(KeyError()))).send(None)
 
 
 class TestNesting:
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
-    async def test_an_execute_inside_a_stage_leaves_the_outer_run_intact(self, trail: Trail, stage: str) -> None:
-        """Behaviour 14: on the same context; the outer queue and all outer leaves still run."""
+    async def test_a_nested_execute_leaves_the_outer_execution_unchanged(self, trail: Trail, stage: str) -> None:
         inner = trail.link("x"), trail.link("y", enter=Context.terminate), trail.link("z")
 
         async def nest(context: Context, *_: object) -> None:
@@ -887,9 +867,7 @@ class TestNesting:
         }
         assert trail == expected[stage]
 
-    async def test_after_it_the_outer_stage_may_queue_and_terminate(self, trail: Trail) -> None:
-        """Behaviour 14: the context is back in the outer execution."""
-
+    async def test_after_a_nested_execute_the_outer_queue_can_change(self, trail: Trail) -> None:
         async def nest(context: Context) -> None:
             await execute(context, trail.link("x"))
             context.enqueue(trail.link("z"))
@@ -897,7 +875,7 @@ class TestNesting:
         await execute(None, Interceptor("a", enter=nest), trail.link("b"))
         assert trail == ["enter x", "leave x", "enter b", "enter z", "leave z", "leave b"]
 
-    async def test_a_queue_change_inside_is_a_change_of_the_inner_queue(self, trail: Trail) -> None:
+    async def test_a_nested_stage_changes_the_nested_queue(self, trail: Trail) -> None:
         async def nest(context: Context) -> None:
             await execute(context, trail.link("x", enter=lambda context: context.enqueue(trail.link("y"))))
             assert [link.name for link in context.queue] == ["b"]
@@ -905,8 +883,7 @@ class TestNesting:
         await execute(None, Interceptor("a", enter=nest), trail.link("b"))
         assert trail == ["enter x", "enter y", "leave y", "leave x", "enter b", "leave b"]
 
-    async def test_on_another_context_nothing_is_shared(self, trail: Trail) -> None:
-        """Behaviour 14: an execute on a context of its own."""
+    async def test_a_nested_execute_on_another_context_shares_nothing(self, trail: Trail) -> None:
         boom = KeyError("boom")
         inner = Context()
 
@@ -921,7 +898,7 @@ class TestNesting:
         assert trail == ["enter x", "enter b", "leave b"]
         assert inner.error is not None
 
-    async def test_outer_predicates_are_asked_inside_as_well(self, trail: Trail) -> None:
+    async def test_outer_predicates_are_evaluated_in_a_nested_execute(self, trail: Trail) -> None:
         async def nest(context: Context) -> None:
             context.terminate_when(lambda context: "done" in context)
             await execute(context, trail.link("x", enter=lambda context: context.update(done=True)), trail.link("y"))
@@ -929,7 +906,7 @@ class TestNesting:
         await execute(None, Interceptor("a", enter=nest), trail.link("b"))
         assert trail == ["enter x", "leave x"]
 
-    async def test_inner_predicates_are_not_asked_outside(self, trail: Trail) -> None:
+    async def test_inner_predicates_are_not_evaluated_outside(self, trail: Trail) -> None:
         async def nest(context: Context) -> None:
             await execute(context, trail.link("x", enter=lambda context: context.terminate_when(returning(True))))
 
@@ -937,36 +914,36 @@ class TestNesting:
         assert trail == ["enter x", "leave x", "enter b", "leave b"]
 
     @pytest.mark.parametrize("copied", [False, True])
-    async def test_an_error_from_inside_is_told_with_the_inner_interceptor(self, trail: Trail, copied: bool) -> None:
-        boom, told = KeyError("boom"), []
+    async def test_a_nested_failure_names_the_inner_interceptor(self, trail: Trail, copied: bool) -> None:
+        boom, seen = KeyError("boom"), []
 
         async def nest(context: Context) -> None:
             replace = trail.link("x", enter=Context.copy if copied else nothing)
             await execute(context, replace, trail.link("y", enter=raising(boom)))
 
-        def tell(context: Context, exception: Exception) -> None:
-            told.append(context.error and (context.error.interceptor, context.error.stage))
+        def record(context: Context, exception: Exception) -> None:
+            seen.append(context.error and (context.error.interceptor, context.error.stage))
             raise exception
 
         with pytest.raises(KeyError) as caught:
-            await execute(None, trail.link("a", error=tell), Interceptor("b", enter=nest))
-        assert told == [("y", "enter")]
+            await execute(None, trail.link("a", error=record), Interceptor("b", enter=nest))
+        assert seen == [("y", "enter")]
         assert caught.value is boom
         assert boom.__notes__ == ["raised in interceptor 'y', stage enter"]
 
-    async def test_an_error_from_inside_that_the_stage_caught_is_no_error(self, trail: Trail) -> None:
+    async def test_a_nested_exception_that_the_stage_caught_is_no_failure(self, trail: Trail) -> None:
         seen: list[object] = []
 
         async def nest(context: Context) -> None:
             with pytest.raises(KeyError):
                 await execute(context, trail.link("x", enter=raising(KeyError())))
-            seen.append(context.error is not None)  # until the stage returns, one can see what was caught
+            seen.append(context.error is not None)  # until the stage returns
 
-        look = trail.link("b", enter=lambda context: seen.append(context.error))
-        await execute(None, Interceptor("a", enter=nest), look)
+        record = trail.link("b", enter=lambda context: seen.append(context.error))
+        await execute(None, Interceptor("a", enter=nest), record)
         assert seen == [True, None]
 
-    async def test_an_error_from_inside_that_the_stage_caught_is_none_of_the_next_execute(self, trail: Trail) -> None:
+    async def test_a_caught_nested_exception_is_not_seen_by_the_next_nested_execute(self, trail: Trail) -> None:
         seen: list[object] = []
 
         async def nest(context: Context) -> None:
@@ -977,17 +954,17 @@ class TestNesting:
         await execute(None, Interceptor("a", enter=nest))
         assert seen == [None]
 
-    async def test_an_execute_inside_an_error_stage_leaves_the_outer_error_as_it_was(self, trail: Trail) -> None:
-        boom, told = KeyError("outer"), []
+    async def test_a_nested_execute_in_an_error_stage_keeps_the_outer_failure(self, trail: Trail) -> None:
+        boom, seen = KeyError("outer"), []
 
-        def tell(context: Context, *_: object) -> None:
-            told.append(context.error and context.error.interceptor)
+        def record(context: Context, *_: object) -> None:
+            seen.append(context.error and context.error.interceptor)
 
         async def nest(context: Context, exception: Exception) -> None:
             await execute(
-                context, trail.link("x", error=nothing), trail.link("y", tell, raising(ValueError()), error=declines)
+                context, trail.link("x", error=nothing), trail.link("y", record, raising(ValueError()), error=declines)
             )
-            tell(context)
+            record(context)
             raise exception
 
         context = Context()
@@ -999,57 +976,57 @@ class TestNesting:
                 Interceptor("b", error=nest),
                 trail.link("c", enter=raising(boom)),
             )
-        assert told == ["c", "c"]
+        assert seen == ["c", "c"]
         assert boom.__notes__ == ["raised in interceptor 'c', stage enter"]
         assert caught.value is boom
         assert context.suppressed == ()
 
-    async def test_the_outer_error_is_seen_two_executes_deep(self, trail: Trail) -> None:
-        told: list[object] = []
+    async def test_the_outer_failure_is_seen_two_levels_deep(self, trail: Trail) -> None:
+        seen: list[object] = []
 
         async def deeper(context: Context) -> None:
-            await execute(context, trail.link("x", enter=lambda context: told.append(context.error)))
+            await execute(context, trail.link("x", enter=lambda context: seen.append(context.error)))
 
         async def nest(context: Context, exception: Exception) -> None:
-            told.append(context.error)
+            seen.append(context.error)
             await execute(context, Interceptor("deeper", enter=deeper))
-            told.append(context.error)
+            seen.append(context.error)
 
         await execute(None, Interceptor("b", error=nest), trail.link("c", enter=raising(KeyError())))
-        assert told[0] is not None
-        assert told == [told[0]] * 3
+        assert seen[0] is not None
+        assert seen == [seen[0]] * 3
 
-    async def test_an_error_inside_an_error_stage_that_then_declines_leaves_no_trace(self, trail: Trail) -> None:
-        boom, told = KeyError("outer"), []
+    async def test_a_caught_nested_exception_in_an_error_stage_leaves_no_trace(self, trail: Trail) -> None:
+        boom, seen = KeyError("outer"), []
 
         async def nest(context: Context, exception: Exception) -> None:
             with pytest.raises(ValueError, match="inner"):
                 await execute(context, trail.link("x", enter=raising(ValueError("inner"))))
             raise exception
 
-        def tell(context: Context, exception: Exception) -> None:
-            told.append((context.error and context.error.interceptor, exception, suppressed(context)))
+        def record(context: Context, exception: Exception) -> None:
+            seen.append((context.error and context.error.interceptor, exception, suppressed(context)))
 
         await execute(
-            None, trail.link("a", error=tell), Interceptor("b", error=nest), trail.link("c", enter=raising(boom))
+            None, trail.link("a", error=record), Interceptor("b", error=nest), trail.link("c", enter=raising(boom))
         )
-        assert told == [("c", boom, ())]
+        assert seen == [("c", boom, ())]
 
-    async def test_an_error_inside_an_error_stage_replaces_the_outer_one(self, trail: Trail) -> None:
-        outer, inner, told = KeyError("outer"), KeyError("inner"), []
+    async def test_a_nested_exception_in_an_error_stage_replaces_the_outer_one(self, trail: Trail) -> None:
+        outer, inner, seen = KeyError("outer"), KeyError("inner"), []
 
         async def nest(context: Context, exception: Exception) -> None:
             await execute(context, trail.link("x", enter=raising(inner)))
 
-        def tell(context: Context, exception: Exception) -> None:
-            told.append((context.error and context.error.interceptor, exception, suppressed(context)))
+        def record(context: Context, exception: Exception) -> None:
+            seen.append((context.error and context.error.interceptor, exception, suppressed(context)))
 
         await execute(
-            None, trail.link("a", error=tell), Interceptor("b", error=nest), trail.link("c", enter=raising(outer))
+            None, trail.link("a", error=record), Interceptor("b", error=nest), trail.link("c", enter=raising(outer))
         )
-        assert told == [("x", inner, (outer,))]
+        assert seen == [("x", inner, (outer,))]
 
-    async def test_a_stage_may_go_on_with_the_context_from_inside(self, trail: Trail) -> None:
+    async def test_a_stage_may_return_the_context_of_a_nested_execute(self, trail: Trail) -> None:
         inner, seen = Context(), []
 
         async def nest(context: Context) -> Context:
@@ -1058,7 +1035,7 @@ class TestNesting:
         await execute(None, Interceptor("a", enter=nest), trail.link("b", enter=seen.append))
         assert seen[0] is inner
 
-    async def test_three_deep(self, trail: Trail) -> None:
+    async def test_executions_can_be_nested_three_deep(self, trail: Trail) -> None:
         def nesting(name: str, *inner: Interceptor[Any]) -> Interceptor[Any]:
             async def nest(context: Context) -> None:
                 trail.append(f"enter {name}")
@@ -1072,9 +1049,7 @@ class TestNesting:
 
 
 class TestConcurrency:
-    async def test_executions_that_share_interceptors_never_mix(self) -> None:
-        """Behaviour 16: fifty at once, each with many task switches, brackets and errors."""
-
+    async def test_concurrent_executions_share_only_interceptors(self) -> None:
         async def enter(context: Context) -> None:
             for _ in range(context["number"] % 4):  # type: ignore[operator]
                 await task_switch()
@@ -1107,7 +1082,7 @@ class TestConcurrency:
             assert context["trail"] == [f"enter {number}", middle, f"after {number}", f"leave {number}"]
         assert len({context.execution_id for context in contexts}) == 50
 
-    async def test_one_context_twice_at_the_same_time_is_a_runtime_error(self, trail: Trail) -> None:
+    async def test_executing_a_context_twice_at_the_same_time_is_a_runtime_error(self, trail: Trail) -> None:
         context, gate = Context(), asyncio.Event()
 
         async def wait(context: Context) -> None:
@@ -1126,9 +1101,7 @@ class TestConcurrency:
             await second
 
     @pytest.mark.parametrize("how", ["terminate", "with_error", "enqueue", "bind"])
-    async def test_what_a_stage_asks_of_a_context_that_another_execution_has_is_no_licence_to_go_on(
-        self, how: str
-    ) -> None:
+    async def test_after_an_overlap_no_further_interceptor_is_entered(self, how: str) -> None:
         context, gates, entered = Context(), [asyncio.Event(), asyncio.Event()], []
 
         async def auth(context: Context) -> None:
@@ -1161,7 +1134,7 @@ class TestConcurrency:
         await execute(context, secret)  # it is free again
         assert entered == ["secret"]
 
-    async def test_around_hears_of_it_in_the_execution_that_has_lost_its_context(self) -> None:
+    async def test_generators_see_the_error_of_an_overlap(self) -> None:
         context, gates, heard = Context(), [asyncio.Event(), asyncio.Event()], []
 
         @around
@@ -1196,13 +1169,13 @@ class TestConcurrency:
             context["user"] = f"{context['user']}!"
 
         one, two = await asyncio.gather(
-            *(execute(twin, Interceptor("a", enter=rename)) for twin in (context.copy(), context.copy()))
+            *(execute(copy, Interceptor("a", enter=rename)) for copy in (context.copy(), context.copy()))
         )
         assert (context["user"], one["user"], two["user"]) == ("alice", "alice!", "alice!")
 
 
 class TestCancellation:
-    """Behaviours 44 and 55: by our rule nobody is offered it, no leave runs, and ``@around`` is closed in reverse."""
+    """No ``error`` and no ``leave`` stage is called, and ``@around`` generators are closed in reverse."""
 
     @staticmethod
     def bracket(trail: list[str], name: str) -> Interceptor[Any]:
@@ -1219,8 +1192,7 @@ class TestCancellation:
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
     @pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
-    def test_what_is_no_exception_is_offered_to_nobody(self, stage: str, kind: type[BaseException]) -> None:
-        """Behaviour 44: in any stage; it goes on as itself."""
+    def test_base_exceptions_are_not_offered_to_error_stages(self, stage: str, kind: type[BaseException]) -> None:
         trail = Trail("plain")
         boom = kind()
         stages = {
@@ -1244,8 +1216,8 @@ class TestCancellation:
         assert not hasattr(boom, "__notes__")
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
-    async def test_cancelling_a_stage_closes_what_around_opened_in_reverse(self, stage: str) -> None:
-        """Behaviour 55: it reaches the stage that waits; a finally that awaits is awaited."""
+    async def test_cancelling_a_stage_closes_open_generators_in_reverse(self, stage: str) -> None:
+        """A ``finally`` may await."""
         trail, reached = Trail("async"), asyncio.Event()
 
         async def wait(context: Context, *_: object) -> None:
@@ -1277,7 +1249,7 @@ class TestCancellation:
         assert trail == [*entered, "cancelled", "closing c", "closed c", "closing b", "closed b"]
         assert context.queue == ()
 
-    async def test_a_bracket_that_has_left_is_not_closed_again(self) -> None:
+    async def test_a_finished_generator_is_not_closed_again(self) -> None:
         trail, reached = Trail("plain"), asyncio.Event()
 
         async def wait(context: Context) -> None:
@@ -1294,7 +1266,7 @@ class TestCancellation:
             await task
         assert trail == ["closing c", "closed c", "closing a", "closed a"]
 
-    async def test_what_a_generator_makes_of_a_cancellation_is_its_failure(self) -> None:
+    async def test_an_exception_raised_instead_of_a_cancellation_is_the_failure(self) -> None:
         trail, boom = Trail("plain"), ValueError("in finally")
 
         @around
@@ -1312,8 +1284,7 @@ class TestCancellation:
         assert boom.__notes__ == ["raised in interceptor 'broken', stage leave"]
         assert trail == ["enter a", "closing inner", "closed inner", "closing outer", "closed outer"]
 
-    async def test_a_cancellation_during_the_closing_goes_on_outward(self) -> None:
-        """Behaviour 55: a finally that is cancelled while it waits; the outer ones still close."""
+    async def test_a_cancellation_while_a_generator_closes_propagates_outward(self) -> None:
         trail, reached, closing = Trail("plain"), asyncio.Event(), asyncio.Event()
 
         @around
@@ -1337,7 +1308,7 @@ class TestCancellation:
             await task
         assert trail == ["closing a", "closed a"]
 
-    async def test_a_cancelled_execute_inside_a_stage_closes_both_chains(self) -> None:
+    async def test_cancelling_a_nested_execute_closes_both_chains(self) -> None:
         trail, reached = Trail("plain"), asyncio.Event()
 
         async def wait(context: Context) -> None:
@@ -1356,7 +1327,7 @@ class TestCancellation:
         assert trail == ["closing inner", "closed inner", "closing outer", "closed outer"]
         assert await execute(context) is context
 
-    async def test_a_stage_that_swallows_its_cancellation_goes_on(self, trail: Trail) -> None:
+    async def test_the_chain_continues_after_a_stage_that_swallows_its_cancellation(self, trail: Trail) -> None:
         reached = asyncio.Event()
 
         async def stubborn(context: Context) -> None:

@@ -1,4 +1,4 @@
-"""What an execution keeps: bindings, observers, what is queued."""
+"""Bindings, observers and the handler of an execution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from aiohttp_interceptors.chain import Chain, Context, Execution, drive, execute
+from aiohttp_interceptors.chain import Context, Execution, execute, run_execution
 from aiohttp_interceptors.decorators import after, around, before
 from aiohttp_interceptors.exceptions import QueueClosed
 from aiohttp_interceptors.facts import StageRan
@@ -39,7 +39,7 @@ def raising(exception: BaseException) -> Callable[..., None]:
 
 
 def nothing(*_: object) -> None:
-    """Be a stage that does nothing."""
+    """A stage that does nothing."""
 
 
 def binding(value: int, variable: ContextVar[int] = VARIABLE) -> Callable[..., None]:
@@ -48,7 +48,7 @@ def binding(value: int, variable: ContextVar[int] = VARIABLE) -> Callable[..., N
 
 
 class Readings(list[tuple[str, int]]):
-    """What stages read in the variable, in order."""
+    """The values of a variable that stages read, in order."""
 
     def __init__(self, variable: ContextVar[int] = VARIABLE) -> None:
         self.variable = variable
@@ -69,8 +69,8 @@ def error_stage(stage: Callable[..., Any]) -> Callable[[Context, Exception], Any
 
 
 class TestBind:
-    async def test_a_binding_is_seen_by_all_later_stages(self) -> None:
-        """Behaviour 56: not in the binder's own stage, but in later enters and leaves and its own leave."""
+    async def test_later_stages_see_a_binding(self) -> None:
+        """The stage that binds does not see it; its interceptor's ``leave`` does."""
         readings = Readings()
 
         def bind(context: Context) -> None:
@@ -86,8 +86,7 @@ class TestBind:
         assert readings == [("enter a", 0), ("bind", 0), ("enter c", 1), ("leave c", 1), ("leave b", 1), ("leave a", 0)]
         assert VARIABLE.get() == 0
 
-    async def test_a_binding_is_seen_by_error_stages_up_to_the_binder(self) -> None:
-        """Behaviours 56 and 58: the error skips b's leave, and the binding is undone past b all the same."""
+    async def test_error_stages_up_to_the_binder_see_a_binding(self) -> None:
         readings = Readings()
 
         def decline(context: Context, exception: Exception) -> None:
@@ -103,16 +102,14 @@ class TestBind:
         assert readings == [("enter c", 1), ("error b", 1), ("error a", 0)]
         assert VARIABLE.get() == 0
 
-    async def test_a_binder_without_leave_and_error_is_unwound_past_too(self) -> None:
-        """Behaviour 58."""
+    async def test_a_binding_is_reset_although_its_binder_has_no_leave_and_no_error(self) -> None:
         readings = Readings()
         outer = Interceptor("a", leave=readings.stage("leave a"), error=error_stage(readings.stage("error a")))
         await execute(None, outer, before(binding(1)), Interceptor("c", error=error_stage(readings.stage("error c"))))
         await execute(None, outer, before(binding(1)), before(raising(KeyError())))
         assert readings == [("leave a", 0), ("error a", 0)]
 
-    async def test_a_handler_further_out_leaves_with_the_outer_value(self) -> None:
-        """Behaviour 58: the error is handled inside the binder, or outside of it."""
+    async def test_after_a_handled_error_the_outer_stages_see_the_outer_value(self) -> None:
         readings = Readings()
         await execute(
             None,
@@ -126,7 +123,7 @@ class TestBind:
         )
         assert readings == [("error e", 2), ("leave c", 1), ("leave a", 0)]
 
-    async def test_nested_bindings_are_undone_one_by_one(self) -> None:
+    async def test_bindings_are_reset_one_by_one(self) -> None:
         readings = Readings()
         links = [
             Interceptor(f"{n}", readings.stage(f"enter {n}", binding(n)), readings.stage(f"leave {n}"))
@@ -142,7 +139,7 @@ class TestBind:
             ("leave 1", 1),
         ]
 
-    async def test_two_bindings_of_one_variable_in_one_stage_are_both_undone(self) -> None:
+    async def test_two_bindings_of_one_variable_in_one_stage_are_both_reset(self) -> None:
         readings = Readings()
 
         def twice(context: Context) -> None:
@@ -152,8 +149,7 @@ class TestBind:
         await execute(None, after(readings.stage("leave a")), before(twice), after(readings.stage("leave b")))
         assert readings == [("leave b", 2), ("leave a", 0)]
 
-    async def test_rebinding_in_leave_lasts_until_the_end(self) -> None:
-        """Behaviour 57: the order of the leaves is unaffected, and each later one sees the latest value."""
+    async def test_a_binding_in_leave_lasts_until_the_end(self) -> None:
         readings = Readings()
         await execute(
             None,
@@ -166,25 +162,24 @@ class TestBind:
         assert readings == [("leave e", 4), ("leave c", 1), ("leave b", 2), ("leave a", 3)]
         assert VARIABLE.get() == 0
 
-    async def test_rebinding_one_variable_in_leave_leaves_others_alone(self) -> None:
-        """Behaviour 57: b's binding of the other variable is undone past b as ever."""
+    async def test_a_binding_in_leave_does_not_affect_other_variables(self) -> None:
         here, there = Readings(), Readings(UNSET)
 
-        def look(name: str, then: Callable[..., Any] = nothing) -> Callable[..., Any]:
+        def read(name: str, then: Callable[..., Any] = nothing) -> Callable[..., Any]:
             return here.stage(name, there.stage(name, then))
 
         await execute(
             None,
-            after(look("leave a")),
+            after(read("leave a")),
             before(binding(1, UNSET), name="b"),
-            after(look("leave c")),
+            after(read("leave c")),
             after(binding(2), name="d"),
         )
         assert here == [("leave c", 2), ("leave a", 2)]
         assert there == [("leave c", 1), ("leave a", 0)]
         assert (VARIABLE.get(), UNSET.get(None)) == (0, None)
 
-    async def test_bound_in_an_error_stage_it_lasts_until_the_end(self) -> None:
+    async def test_a_binding_in_error_lasts_until_the_end(self) -> None:
         readings = Readings()
         await execute(
             None,
@@ -196,8 +191,7 @@ class TestBind:
         assert readings == [("leave b", 2), ("leave a", 2)]
         assert VARIABLE.get() == 0
 
-    async def test_a_variable_that_was_not_set_is_not_set_afterwards(self) -> None:
-        """Behaviour 56: undone is unset, wherever it was bound, and bound again."""
+    async def test_a_variable_without_a_value_has_none_afterwards(self) -> None:
         for chain in (
             [before(binding(1, UNSET))],
             [after(binding(1, UNSET))],
@@ -221,7 +215,7 @@ class TestBind:
         )
         assert readings == [("error b", 0), ("leave a", 0)]
 
-    async def test_a_stage_that_attaches_an_error_has_bound(self) -> None:
+    async def test_a_stage_that_calls_with_error_binds(self) -> None:
         readings = Readings()
 
         def bind_and_attach(context: Context) -> Context:
@@ -231,7 +225,7 @@ class TestBind:
         await execute(None, Interceptor("b", bind_and_attach, error=error_stage(readings.stage("error b"))))
         assert readings == [("error b", 1)]
 
-    async def test_what_stands_behind_the_chain_sees_the_binding(self) -> None:
+    async def test_the_handler_sees_a_binding(self) -> None:
         readings, seen = Readings(), []
 
         async def handler(context: Context) -> None:
@@ -241,13 +235,13 @@ class TestBind:
         context = Context()
         context.enqueue(after(readings.stage("leave a")), Interceptor("b", binding(1), readings.stage("leave b")))
         assert context._execution is not None
-        await drive(context._execution, handler)
+        await run_execution(context._execution, handler)
         assert seen == [1]
         assert readings[0][0] == "leave b"
         assert VARIABLE.get() == 0
 
-    async def test_a_cancelled_chain_takes_its_bindings_back(self) -> None:
-        """Behaviour 55: and what closes meanwhile sees what it bound and what was bound further out."""
+    async def test_a_cancelled_chain_resets_its_bindings(self) -> None:
+        """A generator that closes sees what its interceptor bound."""
         readings, reached = Readings(), asyncio.Event()
 
         @around
@@ -279,8 +273,7 @@ class TestBind:
             await task
         assert readings == [("cancelled", 3), ("finally", 2), ("outside", 0)]
 
-    async def test_an_execute_inside_takes_its_own_bindings_back(self) -> None:
-        """Behaviour 14: at the end of the inner one, on the same context too."""
+    async def test_a_nested_execute_resets_its_own_bindings(self) -> None:
         readings = Readings()
 
         async def nest(context: Context) -> None:
@@ -290,8 +283,8 @@ class TestBind:
         await execute(None, before(binding(1)), before(nest), before(readings.stage("enter c")))
         assert readings == [("inside", 2), ("after", 1), ("enter c", 1)]
 
-    async def test_bindings_never_leak_between_executions(self) -> None:
-        """Behaviour 59: many at once, each with its own value, structlog's variables included."""
+    async def test_concurrent_executions_see_only_their_own_bindings(self) -> None:
+        """The same holds for structlog's context variables."""
 
         async def work(context: Context) -> None:
             for _ in range(3):
@@ -315,14 +308,13 @@ class TestBind:
 
 
 class TestObservers:
-    """Behaviours 60 to 65: one fact per stage that returned."""
+    """Observers are called with a ``StageRan`` after each stage that returned."""
 
     @staticmethod
     def seen(facts: list[StageRan]) -> list[tuple[str, str]]:
         return [(fact.stage, fact.interceptor) for fact in facts]
 
-    async def test_one_fact_per_stage_that_ran(self) -> None:
-        """Behaviour 60: with stage, interceptor, id, and the values before and after; none for absent stages."""
+    async def test_each_stage_that_returned_is_reported(self) -> None:
         facts: list[StageRan] = []
         context = Context({"a": 1}, execution_id="run 1")
         context.add_observer(facts.append)
@@ -339,8 +331,7 @@ class TestObservers:
         ]
         assert all(0 <= fact.duration < 10 for fact in facts)
 
-    async def test_a_stage_that_raised_is_no_fact(self) -> None:
-        """Behaviour 61: outer enter, middle enter, outer error."""
+    async def test_a_stage_that_raised_is_not_reported(self) -> None:
         facts: list[StageRan] = []
         context = Context()
         context.add_observer(facts.append)
@@ -352,7 +343,7 @@ class TestObservers:
         )
         assert self.seen(facts) == [("enter", "outer"), ("enter", "middle"), ("error", "outer")]
 
-    async def test_a_stage_that_attached_an_error_did_return(self) -> None:
+    async def test_a_stage_that_called_with_error_is_reported(self) -> None:
         facts: list[StageRan] = []
         context = Context()
         context.add_observer(facts.append)
@@ -360,8 +351,7 @@ class TestObservers:
             await execute(context, before(lambda context: context.with_error(KeyError()), name="a"))
         assert self.seen(facts) == [("enter", "a")]
 
-    async def test_an_observer_sees_the_stage_that_added_it(self) -> None:
-        """Behaviour 62."""
+    async def test_the_stage_that_adds_an_observer_is_reported(self) -> None:
         facts: list[StageRan] = []
         await execute(
             None, Interceptor("a", nothing, nothing), before(lambda c: c.add_observer(facts.append), name="b")
@@ -369,8 +359,7 @@ class TestObservers:
         assert self.seen(facts) == [("enter", "b"), ("leave", "a")]
 
     @pytest.mark.parametrize("stage", ["leave", "error"])
-    async def test_an_observer_can_be_added_on_the_way_out(self, stage: str) -> None:
-        """Behaviour 62: in leave and in error."""
+    async def test_an_observer_can_be_added_in_leave_and_error(self, stage: str) -> None:
         facts: list[StageRan] = []
         add = {"error": lambda context, _: context.add_observer(facts.append)}
         stages = {stage: add.get(stage, lambda context: context.add_observer(facts.append))}
@@ -378,44 +367,42 @@ class TestObservers:
         await execute(None, after(nothing), Interceptor("b", **stages), failing)
         assert self.seen(facts) == [(stage, "b"), ("leave", "nothing")]
 
-    async def test_an_observer_that_comes_with_another_context_sees_the_stage_that_returned_it(self) -> None:
-        """Behaviour 62: a stage may return a context that has observers."""
+    async def test_a_stage_that_returns_a_context_with_an_observer_is_reported(self) -> None:
         facts: list[StageRan] = []
 
         def replace(context: Context) -> Context:
-            twin = context.copy()
-            twin.add_observer(facts.append)
-            return twin
+            copy = context.copy()
+            copy.add_observer(facts.append)
+            return copy
 
         await execute(Context({"a": 1}), before(replace), before(nothing))
         assert self.seen(facts) == [("enter", "replace"), ("enter", "nothing")]
         assert facts[0].before == facts[0].after == {"a": 1}
         assert facts[0].duration == 0
 
-    async def test_observers_are_told_in_order_and_the_context_that_goes_on_keeps_them(self) -> None:
-        """Behaviour 63: registration order; one that both contexts have is told once."""
-        told: list[tuple[str, str]] = []
+    async def test_observers_of_both_contexts_are_called_in_order_and_once(self) -> None:
+        calls: list[tuple[str, str]] = []
 
         def first(fact: StageRan) -> None:
-            told.append(("first", fact.interceptor))
+            calls.append(("first", fact.interceptor))
 
         def second(fact: StageRan) -> None:
-            told.append(("second", fact.interceptor))
+            calls.append(("second", fact.interceptor))
 
         def replace(context: Context) -> Context:
-            twin = Context()
-            twin.add_observer(second)
-            twin.add_observer(first)
-            return twin
+            copy = Context()
+            copy.add_observer(second)
+            copy.add_observer(first)
+            return copy
 
         context = Context()
         context.add_observer(first)
         await execute(context, before(nothing), before(replace))
-        assert told == [("first", "nothing"), ("first", "replace"), ("second", "replace")]
+        assert calls == [("first", "nothing"), ("first", "replace"), ("second", "replace")]
 
-    async def test_an_observer_that_raises_is_logged_and_dropped(self) -> None:
-        """Behaviours 64 and 118: by our rule it is no error of the interceptor; the others are told as ever."""
-        boom, told = ValueError("boom"), []
+    async def test_an_observer_that_raises_is_logged_and_removed(self) -> None:
+        """It is not an error of the interceptor, and other observers are still called."""
+        boom, calls = ValueError("boom"), []
 
         class Broken:
             def __call__(self, fact: StageRan) -> None:
@@ -426,10 +413,10 @@ class TestObservers:
 
         context = Context(execution_id="run 1")
         context.add_observer(Broken())
-        context.add_observer(told.append)
+        context.add_observer(calls.append)
         with captured_logs() as logs:
             await execute(context, Interceptor("a", nothing, nothing))
-        assert self.seen(told) == [("enter", "a"), ("leave", "a")]
+        assert self.seen(calls) == [("enter", "a"), ("leave", "a")]
         assert logs == [
             {
                 "event": "observer_dropped",
@@ -440,8 +427,7 @@ class TestObservers:
             }
         ]
 
-    async def test_when_the_only_observer_is_dropped_the_chain_goes_on(self) -> None:
-        """Behaviour 64: and another one can come later."""
+    async def test_an_observer_can_be_added_after_the_only_one_was_removed(self) -> None:
         facts: list[StageRan] = []
         context = Context()
         context.add_observer(raising(ValueError()))
@@ -452,8 +438,7 @@ class TestObservers:
         assert len(logs) == 1
         assert self.seen(facts) == [("enter", "c")]
 
-    async def test_an_async_stage_is_one_fact_when_it_is_done(self) -> None:
-        """Behaviour 65: an async error stage is reported as error."""
+    async def test_an_async_stage_is_reported_once_when_it_has_ended(self) -> None:
         facts: list[StageRan] = []
         context = Context()
         context.add_observer(facts.append)
@@ -469,8 +454,8 @@ class TestObservers:
         assert self.seen(facts) == [("enter", "a"), ("error", "a")]
         assert facts[0].after == {"entered": True}
 
-    async def test_a_fact_has_the_values_of_its_moment(self) -> None:
-        """Behaviour 68: though the context is mutable, dictionaries in it included."""
+    async def test_a_fact_has_the_values_of_its_time(self) -> None:
+        """Later changes of the context, and of dictionaries in it, do not show."""
         facts: list[StageRan] = []
         context = Context({"user": {"name": "alice"}})
         context.add_observer(facts.append)
@@ -484,8 +469,8 @@ class TestObservers:
             ({"name": "alice!"}, {"name": "alice!!"}),
         ]
 
-    async def test_an_observer_can_be_added_by_an_execute_inside_a_stage(self) -> None:
-        """Behaviours 14 and 62: it sees that stage too, and then the outer stages."""
+    async def test_an_observer_added_in_a_nested_execute_stays(self) -> None:
+        """It is called after the stage that ran the nested execute, and after outer stages."""
         facts: list[StageRan] = []
 
         async def nest(context: Context) -> None:
@@ -496,7 +481,7 @@ class TestObservers:
         assert facts[1].before == facts[1].after == {"a": 1}
         assert facts[1].duration == 0
 
-    async def test_an_execute_inside_a_stage_is_observed_and_so_is_the_stage(self) -> None:
+    async def test_a_nested_execute_and_its_stage_are_both_reported(self) -> None:
         facts: list[StageRan] = []
 
         async def nest(context: Context) -> None:
@@ -509,26 +494,26 @@ class TestObservers:
         assert [(fact.before, fact.after) for fact in facts] == [({"a": 1}, {"a": 2})] * 2
 
 
-class TestWhere:
-    """What stands behind a chain has a name in errors, and its own place."""
+class TestHandler:
+    """The handler at the end of a chain."""
 
-    async def test_an_error_of_the_handler_is_told_with_its_name(self) -> None:
-        told: list[tuple[str, str]] = []
+    async def test_a_failure_of_the_handler_has_its_name(self) -> None:
+        calls: list[tuple[str, str]] = []
 
         async def page(context: Context) -> None:
             raise KeyError
 
         def handle(context: Context, exception: Exception) -> None:
             assert context.error is not None
-            told.append((context.error.interceptor, context.error.stage))
+            calls.append((context.error.interceptor, context.error.stage))
 
         context = Context()
         context.enqueue(Interceptor("a", error=handle))
         assert context._execution is not None
-        await drive(context._execution, page)
-        assert told == [("page", "enter")]
+        await run_execution(context._execution, page)
+        assert calls == [("page", "enter")]
 
-    async def test_a_handler_without_a_name_is_told_as_it_shows_itself(self) -> None:
+    async def test_a_handler_without_a_name_is_shown_by_its_repr(self) -> None:
         class Page:
             async def __call__(self, context: Context) -> None:
                 context.terminate()
@@ -537,10 +522,10 @@ class TestWhere:
                 return "<page>"
 
         with pytest.raises(QueueClosed, match=r"terminate\(\) was called in stage enter of '<page>'") as caught:
-            await drive(Execution(Context()), Page())
+            await run_execution(Execution(Context()), Page())
         assert caught.value.__notes__ == ["raised in interceptor '<page>', stage enter"]
 
-    async def test_the_handler_comes_after_all_that_was_enqueued_and_before_all_leaves(self) -> None:
+    async def test_the_handler_is_called_between_the_last_enter_and_the_first_leave(self) -> None:
         trail: list[str] = []
 
         async def page(context: Context) -> None:
@@ -551,34 +536,34 @@ class TestWhere:
         more = Interceptor("b", lambda _: trail.append("enter b"), lambda _: trail.append("leave b"))
         context.enqueue(Interceptor("a", lambda context: context.enqueue(more), lambda _: trail.append("leave a")))
         assert context._execution is not None
-        await drive(context._execution, page)
+        await run_execution(context._execution, page)
         assert trail == ["enter b", "page", "leave b", "leave a"]
 
-    async def test_after_the_handler_an_error_is_told_with_the_interceptor_that_leaves(self) -> None:
+    async def test_a_failure_after_the_handler_names_the_interceptor_that_leaves(self) -> None:
         async def page(context: Context) -> None: ...
 
         boom, readings = KeyError(), Readings()
-        chain = Chain([after(readings.stage("leave a")), Interceptor("b", binding(1), raising(boom)), after(nothing)])
+        chain = (after(readings.stage("leave a")), Interceptor("b", binding(1), raising(boom)), after(nothing))
         with pytest.raises(KeyError):
-            await drive(Execution(Context(), chain), page)
+            await run_execution(Execution(Context(), chain), page)
         assert boom.__notes__ == ["raised in interceptor 'b', stage leave"]
-        chain = Chain([after(readings.stage("leave a")), before(binding(1)), after(readings.stage("leave c"))])
-        await drive(Execution(Context(), chain), page)
+        chain = (after(readings.stage("leave a")), before(binding(1)), after(readings.stage("leave c")))
+        await run_execution(Execution(Context(), chain), page)
         assert readings == [("leave c", 1), ("leave a", 0)]
 
-    async def test_the_chain_leaves_with_the_context_that_the_handler_put_in_its_place(self) -> None:
+    async def test_the_chain_leaves_with_the_context_that_the_handler_continued_with(self) -> None:
         seen: list[Context] = []
-        twins: list[Context] = []
+        copies: list[Context] = []
 
         async def page(context: Context) -> None:
-            twins.append(context.copy())
+            copies.append(context.copy())
             assert context._execution is not None
-            context._execution.adopt(twins[0])
+            context._execution.replace_context(copies[0])
 
-        came_out = await drive(Execution(Context(), Chain([after(seen.append, name="a")])), page)
-        assert came_out is seen[0] is twins[0]
+        came_out = await run_execution(Execution(Context(), (after(seen.append, name="a"),)), page)
+        assert came_out is seen[0] is copies[0]
 
-    async def test_a_request_context_receives_what_the_handler_returned(self) -> None:
+    async def test_the_handler_s_response_is_attached_to_a_request_context(self) -> None:
         response = web.Response()
 
         async def page(request: web.Request) -> web.Response:
@@ -586,11 +571,11 @@ class TestWhere:
             return response
 
         context = request_context()
-        await drive(Execution(context), page)
+        await run_execution(Execution(context), page)
         assert context.response is response
 
-    async def test_what_comes_out_can_be_concluded(self) -> None:
+    async def test_finalize_makes_the_result(self) -> None:
         context = Context()
-        concluded: list[Context] = []
-        assert await drive(Execution(context), None, lambda context: concluded.append(context) or 42) == 42
-        assert concluded[0] is context
+        finalized: list[Context] = []
+        assert await run_execution(Execution(context), None, lambda context: finalized.append(context) or 42) == 42
+        assert finalized[0] is context

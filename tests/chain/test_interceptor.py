@@ -1,4 +1,4 @@
-"""An interceptor is checked when it is built, with the wrong value in the message."""
+"""Interceptors are checked when they are made, and messages hold the wrong value."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from aiohttp_interceptors.interceptor import Interceptor, as_interceptor, interc
 
 
 def plain(context: Context) -> None:
-    """Be a stage."""
+    """A stage."""
 
 
 async def asynchronous(context: Context) -> None:
-    """Be a stage."""
+    """A stage."""
 
 
 def handler(context: Context, exception: Exception) -> None:
-    """Be an error stage."""
+    """An error stage."""
 
 
 def generator(context: Context) -> Iterator[None]:
-    """Be no stage."""
+    """Not a stage."""
     yield
 
 
 async def async_generator(context: Context) -> AsyncIterator[None]:
-    """Be no stage, but what @around takes."""
+    """Not a stage, but @around takes it."""
     yield
 
 
 class Callable:
-    """An object that can be called."""
+    """A callable object."""
 
     def __call__(self, context: Context) -> None:
-        """Be a stage."""
+        """A stage."""
 
 
 class TestInterceptor:
-    """Behaviour 69: what is wrong is refused when built."""
+    """The arguments of ``Interceptor``."""
 
     @pytest.mark.parametrize(
         "stage", [plain, asynchronous, Callable(), Callable().__call__, functools.partial(plain), print]
     )
-    def test_a_stage_is_whatever_can_be_called_with_a_context(self, stage: Any) -> None:
+    def test_a_stage_is_any_callable_that_takes_a_context(self, stage: Any) -> None:
         interceptor: Interceptor[Context] = Interceptor("a", enter=stage)
         assert (interceptor.name, interceptor.enter, interceptor.leave, interceptor.error) == ("a", stage, None, None)
 
@@ -56,14 +56,14 @@ class TestInterceptor:
         interceptor = Interceptor("a", plain, asynchronous, handler)
         assert (interceptor.enter, interceptor.leave, interceptor.error) == (plain, asynchronous, handler)
 
-    def test_it_is_frozen(self) -> None:
+    def test_an_interceptor_is_frozen(self) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             Interceptor("a", plain).name = "b"  # type: ignore[misc]
 
-    def test_it_shows_its_name_and_stages(self) -> None:
+    def test_the_repr_has_name_and_stages(self) -> None:
         assert repr(Interceptor("a", plain, error=handler)) == "<Interceptor 'a': enter, error>"
 
-    def test_two_of_the_same_parts_are_two_and_both_can_be_keys(self) -> None:
+    def test_interceptors_are_compared_by_identity(self) -> None:
         one, two = Interceptor("a", plain), Interceptor("a", plain)
         assert len({one, two}) == 2
 
@@ -75,28 +75,28 @@ class TestInterceptor:
 
     @pytest.mark.parametrize("name", ["", "  "])
     def test_a_name_is_not_blank(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"an interceptor's name is not blank, as '{name}' is"):
+        with pytest.raises(ValueError, match=f"an interceptor's name must not be blank, as '{name}' is"):
             Interceptor(name, plain)
 
-    def test_it_has_at_least_one_stage(self) -> None:
+    def test_an_interceptor_has_at_least_one_stage(self) -> None:
         with pytest.raises(ValueError, match="interceptor 'a' has no stage; give it enter, leave or error"):
             Interceptor("a")
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
     @pytest.mark.parametrize("value", [42, "plain", (), Callable, Interceptor("b", plain)], ids=repr)
-    def test_a_stage_is_a_function_and_no_class(self, stage: str, value: Any) -> None:
+    def test_a_stage_is_not_a_class_or_another_value(self, stage: str, value: Any) -> None:
         with pytest.raises(TypeError) as caught:
             Interceptor("a", **{stage: value})
         assert str(caught.value) == f"{stage} of interceptor 'a' is a plain or an async function, not {value!r}"
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
     @pytest.mark.parametrize("function", [generator, async_generator, functools.partial(generator)])
-    def test_a_generator_is_sent_to_around(self, stage: str, function: Any) -> None:
+    def test_a_generator_function_is_refused_in_favour_of_around(self, stage: str, function: Any) -> None:
         with pytest.raises(TypeError) as caught:
             Interceptor("a", **{stage: function})
         message = str(caught.value)
         assert message.startswith(f"{stage} of interceptor 'a' is a generator, {function!r};")
-        assert message.endswith("an async generator with one yield goes under @around")
+        assert message.endswith("decorate an async generator with one yield with @around")
 
     @pytest.mark.parametrize(
         ("stage", "function", "call"),
@@ -109,7 +109,7 @@ class TestInterceptor:
             ("enter", lambda context, *, user: None, "enter(context)"),
         ],
     )
-    def test_a_stage_takes_what_it_is_called_with(self, stage: str, function: Any, call: str) -> None:
+    def test_a_stage_must_take_its_arguments(self, stage: str, function: Any, call: str) -> None:
         with pytest.raises(TypeError) as caught:
             Interceptor("a", **{stage: function})
         message = f"{stage} of interceptor 'a' is called as {call}, which {function!r} does not take: "
@@ -118,25 +118,25 @@ class TestInterceptor:
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__
 
-    def test_further_parameters_with_a_default_are_welcome(self) -> None:
+    def test_a_stage_may_have_further_parameters_with_defaults(self) -> None:
         Interceptor("a", enter=lambda context, user="alice": None, error=lambda *args, **kwargs: None)
 
-    def test_a_callable_without_a_signature_is_taken_on_trust(self) -> None:
+    def test_a_callable_without_a_signature_is_not_checked(self) -> None:
         assert Interceptor("a", enter=dict.update).enter is dict.update
 
 
 class Timer:
-    """Behaviour 71: a class with stages and an injected field."""
+    """A class with stage methods and a field."""
 
     def __init__(self, clock: list[str]) -> None:
         self.clock = clock
 
     def enter(self, context: Context) -> None:
-        """Be a stage."""
+        """A stage."""
         self.clock.append("start")
 
     async def leave(self, context: Context) -> None:
-        """Be a stage."""
+        """A stage."""
         self._stop()
 
     def _stop(self) -> None:
@@ -144,15 +144,14 @@ class Timer:
 
 
 class TestAsInterceptor:
-    async def test_an_object_with_stage_methods_is_one(self) -> None:
-        """Behaviour 71: named after its class, with its own fields."""
+    async def test_an_object_with_stage_methods_becomes_an_interceptor(self) -> None:
         clock: list[str] = []
         interceptor = as_interceptor(Timer(clock))
         assert repr(interceptor) == "<Interceptor 'Timer': enter, leave>"
         await execute(None, Timer(clock), interceptor)
         assert clock == ["start", "start", "stop", "stop"]
 
-    def test_its_name_attribute_is_its_name(self) -> None:
+    def test_the_name_attribute_of_an_object_is_the_name(self) -> None:
         timer: Any = Timer([])
         timer.name = "request timer"
         assert as_interceptor(timer).name == "request timer"
@@ -162,7 +161,7 @@ class TestAsInterceptor:
         timer.name = None
         assert as_interceptor(timer).name == "Timer"
 
-    def test_an_interceptor_is_itself(self) -> None:
+    def test_an_interceptor_is_returned_unchanged(self) -> None:
         interceptor = Interceptor("a", plain)
         assert as_interceptor(interceptor) is interceptor
 
@@ -172,7 +171,7 @@ class TestAsInterceptor:
 
         assert repr(as_interceptor(Stopwatch([]))) == "<Interceptor 'Stopwatch': enter, leave, error>"
 
-    def test_a_class_is_not_its_instance(self) -> None:
+    def test_a_class_is_refused(self) -> None:
         with pytest.raises(TypeError) as caught:
             as_interceptor(Timer)
         assert str(caught.value) == f"{Timer!r} is a class; pass an instance of it"
@@ -180,7 +179,7 @@ class TestAsInterceptor:
     @pytest.mark.parametrize(
         "candidate", [None, 42, "enter", {"enter": plain}, object(), plain, asynchronous, len], ids=repr
     )
-    def test_what_has_no_stages_is_refused_and_told_what_has(self, candidate: object) -> None:
+    def test_a_value_without_stages_is_refused(self, candidate: object) -> None:
         with pytest.raises(TypeError) as caught:
             as_interceptor(candidate)
         assert str(caught.value) == (
@@ -188,22 +187,22 @@ class TestAsInterceptor:
             "@on_error, or an object with enter, leave or error methods"
         )
 
-    def test_a_function_with_a_stage_as_attribute_is_still_a_function(self) -> None:
+    def test_a_function_with_a_stage_attribute_is_refused(self) -> None:
         def function(context: Context) -> None: ...
 
         function.enter = plain  # type: ignore[attr-defined]
         with pytest.raises(TypeError, match=r"function at .* is not an interceptor"):
             as_interceptor(function)
 
-    def test_stages_that_cannot_be_called_are_no_stages(self) -> None:
+    def test_stage_attributes_that_are_not_callable_do_not_count(self) -> None:
         class Door:
             enter = "left"
 
         with pytest.raises(TypeError, match="is not an interceptor"):
             as_interceptor(Door())
 
-    def test_a_public_method_that_is_no_stage_is_refused(self) -> None:
-        """Behaviour 71: a misspelt stage would never run."""
+    def test_other_public_methods_are_refused(self) -> None:
+        """A misspelt stage would never run."""
 
         class Misspelt(Timer):
             def on_error(self, context: Context, exception: Exception) -> None: ...
@@ -215,18 +214,18 @@ class TestAsInterceptor:
             with pytest.raises(TypeError) as caught:
                 as_interceptor(candidate)
             assert str(caught.value) == (
-                f"{type(candidate).__name__} has the public method 'on_error', which is no stage; "
-                "a stage is enter, leave or error, and a method for its own use is called '_on_error'"
+                f"{type(candidate).__name__} has the public method 'on_error', which is not a stage; "
+                "the stages are enter, leave and error; a helper method starts with an underscore: '_on_error'"
             )
 
-    def test_the_methods_are_checked_like_functions(self) -> None:
+    def test_stage_methods_are_checked_like_functions(self) -> None:
         class Wrong:
             def enter(self) -> None: ...
 
         with pytest.raises(TypeError, match=r"enter of interceptor 'Wrong' is called as enter\(context\)"):
             as_interceptor(Wrong())
 
-    def test_public_attributes_and_properties_are_no_methods(self) -> None:
+    def test_public_attributes_and_properties_are_allowed(self) -> None:
         class Configured(Timer):
             limit = 3
 
@@ -239,19 +238,18 @@ class TestAsInterceptor:
 
 class TestInterceptorsOf:
     def test_sequences_are_flattened_and_none_is_skipped(self) -> None:
-        """Behaviours 10 and 69: in builders."""
         a, b = Interceptor("a", plain), Interceptor("b", plain)
         assert interceptors_of([a, None, (b, [a, None]), []]) == (a, b, a)
         assert interceptors_of(iter((a, b))) == (a, b)
         assert interceptors_of([iter((a, b))]) == (a, b)
 
-    def test_none_is_refused_where_it_is_a_mistake(self) -> None:
+    def test_none_can_be_refused(self) -> None:
         with pytest.raises(TypeError, match="None is not an interceptor"):
             interceptors_of([[None]], skip_none=False)
 
     @pytest.mark.parametrize(
         "unordered", [{Interceptor("a", plain)}, frozenset({Interceptor("a", plain)}), {"a": 1}, Context()]
     )
-    def test_what_has_no_order_is_no_sequence(self, unordered: object) -> None:
+    def test_unordered_collections_are_refused(self, unordered: object) -> None:
         with pytest.raises(TypeError, match="is not an interceptor"):
             interceptors_of([unordered])

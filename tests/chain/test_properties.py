@@ -1,4 +1,4 @@
-"""Any chain at all, run by ``execute`` and by a naive reading of its docstring: the same trace and the same outcome."""
+"""Random chains: ``execute`` and a naive implementation of its docstring have the same trace and the same outcome."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from aiohttp_interceptors.interceptor import Interceptor
 many = settings(deadline=None, max_examples=300)
 
 
-# What a chain does, drawn at random.
+# Random chains.
 
 Script = tuple[tuple[Any, ...], ...]
-"""What a stage does, one act after the other: ``("enqueue", plans)``, ``("raise", number)`` and so on."""
+"""What a stage does, in order: ``("enqueue", plans)``, ``("raise", number)`` and so on."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Plan:
     """One interceptor; a stage that is None is absent."""
 
     name: str
-    bracket: bool
+    is_generator: bool
     asynchronous: bool
     enter: Script | None
     leave: Script | None
     error: Script | None
     depth: int = 0
-    """How many copies of its context the stages work on, each made of the one before; they return the last one."""
+    """How many nested copies of the context the stages make; they change and return the last one."""
 
 
 EXCEPTIONS = st.integers(0, 2)  # few, so that a stage sometimes raises the very exception that it was offered
@@ -49,25 +49,25 @@ LAST_ACTS = QUIET_ACTS | st.sampled_from([("same",), ("copy",), ("garbage",)])
 
 @st.composite
 def chains(draw: st.DrawFn) -> list[Plan]:
-    """Draw a tree of interceptors: the branches are what stages queue."""
+    """Draw a tree of interceptors: its branches are the ones that stages enqueue."""
     numbers = itertools.count()
 
     def plans(depth: int, most: int) -> list[Plan]:
         return [plan(depth) for _ in range(draw(st.integers(0, most)))]
 
     def plan(depth: int) -> Plan:
-        bracket = draw(st.integers(0, 3)) == 0
-        absent = 0 if bracket else 2
+        is_generator = draw(st.integers(0, 3)) == 0
+        absent = 0 if is_generator else 2
         stages = {
-            stage: script(stage, depth, bracket) if draw(st.integers(0, 5)) >= absent else None
+            stage: script(stage, depth, is_generator) if draw(st.integers(0, 5)) >= absent else None
             for stage in ("enter", "leave", "error")
         }
         if not any(stages.values()):
             stages["enter"] = (("nothing",),)
-        depth = 0 if bracket else draw(st.sampled_from([0, 0, 1, 2]))  # a generator cannot return anything
-        return Plan(f"i{next(numbers)}", bracket, draw(st.booleans()), **stages, depth=depth)
+        depth = 0 if is_generator else draw(st.sampled_from([0, 0, 1, 2]))  # a generator cannot return anything
+        return Plan(f"i{next(numbers)}", is_generator, draw(st.booleans()), **stages, depth=depth)
 
-    def script(stage: str, depth: int, bracket: bool) -> Script:
+    def script(stage: str, depth: int, is_generator: bool) -> Script:
         acts: list[tuple[Any, ...]] = []
         if depth > 0 and draw(st.integers(0, 3)) == 0:
             acts.append((draw(st.sampled_from(["enqueue", "inject"])), plans(depth - 1, 2)))
@@ -75,7 +75,7 @@ def chains(draw: st.DrawFn) -> list[Plan]:
             acts.append(draw(PREDICATES))
         if draw(st.integers(0, 7)) == 0:
             acts.append(("terminate",))
-        last = draw((QUIET_ACTS if bracket else LAST_ACTS) if draw(st.booleans()) else st.just(("nothing",)))
+        last = draw((QUIET_ACTS if is_generator else LAST_ACTS) if draw(st.booleans()) else st.just(("nothing",)))
         if stage == "error" and draw(st.booleans()):
             last = draw(st.sampled_from([("decline",), ("decline by attaching",)]))
         return (*acts, last)
@@ -83,11 +83,11 @@ def chains(draw: st.DrawFn) -> list[Plan]:
     return plans(2, 5)
 
 
-# The same stages for both worlds.
+# The stages, the same for both implementations.
 
 
 class World:
-    """Where a chain is run: what happened, and the exceptions that it raises."""
+    """The trace of a chain, and the exceptions that it raises."""
 
     def __init__(self, build: Callable[[World, Plan], Any]) -> None:
         self.build = build
@@ -96,12 +96,12 @@ class World:
         self.context: Any = None
 
     def label(self, exception: BaseException | None) -> object:
-        """Tell an exception by its identity, or by its type if the chain made it."""
+        """Identify an exception by its number, or by its type if the chain made it."""
         same = [number for number, known in enumerate(self.exceptions) if known is exception]
         return same[0] if same else type(exception)
 
     def play(self, plan: Plan, stage: str, context: Any, exception: Exception | None = None) -> object:
-        """Be a stage: note all that it can see, and do what the script says."""
+        """Run as a stage: record everything that is visible, and do what the script says."""
         self.context = context
         failure = context.error
         self.trace.append(
@@ -117,7 +117,7 @@ class World:
         )
         acts = getattr(plan, stage)
         given = context
-        # Outside enter the queue's verbs raise; those of a copy once it is returned, and who raises returns none.
+        # Outside enter, queue changes raise; those of a copy raise when it is returned, which a raising stage does not.
         for _ in range(plan.depth if stage == "enter" or len(acts) == 1 else 0):
             context = context.copy()
         for act, *arguments in acts:
@@ -155,7 +155,7 @@ class World:
 
     def _predicate(self, length: int, raises: int | None) -> Callable[[Any], bool]:
         def predicate(_: Any) -> bool:
-            self.trace.append(f"asked at {length}")
+            self.trace.append(f"evaluated at {length}")
             if len(self.trace) >= length and raises is not None:
                 raise self.exceptions[raises]
             return len(self.trace) >= length
@@ -163,7 +163,7 @@ class World:
         return predicate
 
 
-# The real world.
+# The library.
 
 
 @types.coroutine
@@ -174,8 +174,8 @@ def task_switch() -> Iterator[None]:
 
 def real(world: World, plan: Plan) -> Interceptor[Any]:
     """Make the interceptor of a plan."""
-    if plan.bracket:
-        return _bracket(world, plan)
+    if plan.is_generator:
+        return _generator(world, plan)
 
     def plain(stage: str) -> Callable[..., object]:
         if stage == "error":
@@ -200,7 +200,7 @@ def real(world: World, plan: Plan) -> Interceptor[Any]:
     return Interceptor(plan.name, **stages)
 
 
-def _bracket(world: World, plan: Plan) -> Interceptor[Any]:
+def _generator(world: World, plan: Plan) -> Interceptor[Any]:
     async def generator(context: Context) -> Any:
         await task_switch()
         world.play(plan, "enter", context)
@@ -224,11 +224,11 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
             return finished.value
 
 
-# The naive world: every sentence of the docstring of ``execute``, and no thought of speed.
+# The naive implementation: every sentence of the docstring of ``execute``, without regard to speed.
 
 
 class Naive:
-    """A context: values, and a state that all copies share."""
+    """A context: values, and a state shared by all copies."""
 
     def __init__(self, values: dict[str, Any], state: types.SimpleNamespace) -> None:
         self.values = values
@@ -270,19 +270,19 @@ class Naive:
 
 
 def reference(world: World, context: Naive, plans: list[Plan]) -> Naive:
-    """Run a chain, as the docstring of ``execute`` says."""
+    """Run a chain as the docstring of ``execute`` specifies."""
     state, entered, opened = context.state, [], set()
     state.queue = list(plans)
 
     def call(plan: Plan, stage: str, *exception: Exception) -> None:
         nonlocal context
         state.attached = None
-        if plan.bracket and stage != "enter":
+        if plan.is_generator and stage != "enter":
             if len(entered) not in opened:
                 raise exception[0]
             opened.remove(len(entered))
         result = world.play(plan, stage, context, *exception)
-        if plan.bracket and stage == "enter":
+        if plan.is_generator and stage == "enter":
             opened.add(len(entered) - 1)
         if result is not None and not isinstance(result, Naive):
             raise TypeError
@@ -320,7 +320,7 @@ def reference(world: World, context: Naive, plans: list[Plan]) -> Naive:
 
 
 def outcome(world: World, chain: Callable[[], Any]) -> tuple[object, ...]:
-    """Run a chain and tell what came of it."""
+    """Run a chain and return its outcome."""
     try:
         context = chain()
     except Exception as raised:  # noqa: BLE001
@@ -352,9 +352,7 @@ binders = st.tuples(stages, stages, stages).filter(any)
 
 @many
 @given(st.lists(st.integers(0, 99) | st.none(), min_size=3, max_size=3), st.lists(binders, max_size=6))
-def test_after_any_chain_every_variable_is_as_before(values: list[int | None], plans: list[Any]) -> None:
-    """Behaviours 56 to 59: whoever bound what, in whichever stage, and however the chain ended."""
-
+def test_after_any_chain_every_variable_has_its_old_value(values: list[int | None], plans: list[Any]) -> None:
     def stage(plan: Any) -> Callable[..., None] | None:
         if plan is None:
             return None
@@ -386,10 +384,10 @@ def test_after_any_chain_every_variable_is_as_before(values: list[int | None], p
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 99), st.booleans()), max_size=6), st.none() | st.integers(0, 6)
 )
-def test_each_stage_sees_what_was_bound_further_out(
+def test_each_stage_sees_the_bindings_of_outer_interceptors(
     bindings: list[tuple[int, int, bool]], fails_at: int | None
 ) -> None:
-    """Behaviours 56 and 58: a leave, and an error stage, sees what its own enter bound and all outer ones."""
+    """``leave`` and ``error`` also see what the ``enter`` of their own interceptor bound."""
     seen: list[list[int | None]] = []
     states: list[list[int | None]] = [[None] * 3]
 
@@ -397,15 +395,15 @@ def test_each_stage_sees_what_was_bound_further_out(
         def enter(context: Context) -> None:
             context.bind(VARIABLES[number], value)
 
-        def look(*_: object) -> None:
+        def record(*_: object) -> None:
             seen.append([variable.get(None) for variable in VARIABLES])
 
         def error(context: Context, exception: Exception) -> None:
-            look()
+            record()
             if decline:
                 raise exception
 
-        return Interceptor("a", enter, look, error)
+        return Interceptor("a", enter, record, error)
 
     def fail(context: Context) -> None:
         raise KeyError

@@ -43,7 +43,7 @@ DIFFERENCES = (
     ),
     Difference(
         ("test_connection_is_not_alive",),
-        r"ClientConnectionResetError: the client has left",
+        r"ClientConnectionResetError: the client has disconnected",
         "a second prepare() for a lost client raises ConnectionResetError, as send() does: a CancelledError that "
         "nobody asked for ends task groups and timeouts in silence",
     ),

@@ -1,4 +1,4 @@
-"""What the Hub's tests share: cost, as a number that does not depend on the machine."""
+"""A fixture that measures cost independently of the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def operations() -> Callable[..., int]:
-    """Count the calls of functions, ours and Python's, and the resumptions of generators, while something runs."""
+    """Count function calls, built-in ones included, and resumptions of generators while a function runs."""
 
     def count(call: Callable[..., object], *arguments: object) -> int:
         counted = 0
@@ -21,7 +21,7 @@ def operations() -> Callable[..., int]:
             counted += event in ("call", "c_call")
 
         before = sys.getprofile()
-        gc.disable()  # who is called by it, as Hypothesis is, has nothing to do with this
+        gc.disable()  # its callbacks, as those of Hypothesis, are not part of the cost
         sys.setprofile(profile)
         try:
             call(*arguments)

@@ -1,4 +1,4 @@
-"""What a wildcard means, as NATS says it, and in the most naive way."""
+"""A reference implementation of wildcards, as NATS specifies them, and strategies for topics and patterns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Tell whether a name or wildcard stands for a topic: ``*`` for any one token, a last ``>`` for one or more."""
+    """Return whether a pattern matches a topic: ``*`` is any one token, a final ``>`` is one or more."""
     return _match(pattern.split("."), topic.split("."))
 
 
@@ -24,7 +24,7 @@ topics = st.lists(tokens, min_size=1, max_size=4).map(".".join)
 
 @st.composite
 def patterns(draw: st.DrawFn) -> str:
-    """Draw a name, or a wildcard."""
+    """Draw a topic or a wildcard."""
     parts = draw(st.lists(tokens | st.just("*"), min_size=1, max_size=4))
     if draw(st.booleans()):
         parts[-1] = ">"

@@ -1,4 +1,4 @@
-"""A stream of a Hub without a network: what it is given it shows as a browser would, and it can be full."""
+"""A sink without a network. It decodes the frames as a browser does, and its buffer can be full."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
 from aiohttp_interceptors.hub.dispatcher import Subscription
 from aiohttp_interceptors.hub.hub import Hub, Subscriber
 from aiohttp_interceptors.sse import Decoder, Event
-from tests.waiting import PATIENCE
+from tests.waiting import TIMEOUT
 
 
 def sized(frames: bytes) -> bytes:
-    """Put the size before frames, as HTTP/1.1 does: a new object, and no bytes of a frame."""
+    """Encode frames with their size in front, as HTTP/1.1 does. This makes a new object."""
     return b"%d:%b" % (len(frames), frames)
 
 
 def plain(frames: bytes) -> bytes:
-    """Leave frames as they are, as HTTP/1.0 does."""
+    """Return frames unchanged, as HTTP/1.0 does."""
     return frames
 
 
 class Sink:
-    """A client that keeps all, and reads when it is told to: beyond ``room`` bytes it pauses, within ``write``."""
+    """A sink that keeps what it is given. It pauses in ``write`` when more than ``room`` bytes are unread."""
 
     subscription: Subscription
 
@@ -61,20 +61,20 @@ class Sink:
 
     @property
     def subscriber(self) -> Subscriber:
-        """What an application has of it."""
+        """The subscriber that an application would get."""
         return Subscriber(self.subscription)
 
     @property
     def last_event_id(self) -> str:
-        """What it would return with."""
+        """The ID that the client would reconnect with."""
         return self._decoder.last_event_id
 
     @property
     def texts(self) -> list[str]:
-        """What a page has seen, gaps by their name."""
+        """The data of the events; "gap" for a gap event."""
         return [frame.data if frame.name != "gap" else "gap" for frame in self.frames if frame.data is not None]
 
-    # What a transport does.
+    # Flow control.
 
     def pause(self) -> None:
         if not self.paused:
@@ -89,7 +89,7 @@ class Sink:
 
 
 def subscribe(hub: Hub, *topics: str, sink: Sink | None = None, after=None, select=None, **policy) -> Sink:
-    """Open a stream that has yet to start."""
+    """Subscribe a sink without starting it."""
     sink = sink or Sink()
     sink.subscription = hub.subscribe(
         topics,
@@ -103,14 +103,14 @@ def subscribe(hub: Hub, *topics: str, sink: Sink | None = None, after=None, sele
 
 
 def start(hub: Hub, *topics: str, **options) -> Sink:
-    """Open a stream, which begins in the next flush."""
+    """Subscribe a sink and start it."""
     sink = subscribe(hub, *topics, **options)
     sink.subscription.start()
     return sink
 
 
 async def live(hub: Hub, *topics: str, **options) -> Sink:
-    """Open a stream that keeps up."""
+    """Subscribe a sink and wait until it is live."""
     sink = start(hub, *topics, **options)
     await turn()
     assert sink.subscription.live
@@ -118,14 +118,14 @@ async def live(hub: Hub, *topics: str, **options) -> Sink:
 
 
 async def turn(count: int = 1) -> None:
-    """Have the event loop do what was due when this was called."""
+    """Wait for one turn of the event loop, or for several."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 async def drain(*sinks: Sink) -> None:
-    """Have them read until nothing more comes."""
-    async with asyncio.timeout(PATIENCE):
+    """Resume sinks until none is paused."""
+    async with asyncio.timeout(TIMEOUT):
         while any(sink.paused for sink in sinks):
             for sink in sinks:
                 sink.resume()
@@ -133,9 +133,9 @@ async def drain(*sinks: Sink) -> None:
 
 
 def at_once(awaitable) -> object:
-    """Run what is asynchronous and never waits, from a function that is not."""
+    """Run a coroutine that never waits, and return its result."""
     try:
         awaitable.send(None)
     except StopIteration as stop:
         return stop.value
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")

@@ -1,4 +1,4 @@
-"""A Hub closes within a limit, whatever its broker does, and at whichever moment."""
+"""A Hub closes within a time limit, at any moment and whatever its broker does."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pytest
 from aiohttp_interceptors import BrokerDown, Hub
 from aiohttp_interceptors import _tasks as ending
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import hub as module
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import hub as hub_module
+from aiohttp_interceptors.hub import replication
 from tests.waiting import until, within
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(ending, "AGAIN", 60.0)
-    monkeypatch.setattr(module, "CLOSING", 0.05)
-    monkeypatch.setattr(supervision, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(hub_module, "TAIL_CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(replication, "MIN_RECONNECT_DELAY", 0.001)
 
 
 async def swallow():
-    """Wait, and return when cancelled, as ``asyncio.wait_for`` of Python 3.11 may."""
+    """Wait, and return when cancelled, as ``asyncio.wait_for`` of Python 3.11 may do."""
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
@@ -30,7 +30,7 @@ async def swallow():
 
 
 class Swallows(MemoryBroker):
-    """A broker whose client swallows the cancellation that comes at one place."""
+    """A broker whose client swallows a cancellation at one place."""
 
     def __init__(self, where):
         super().__init__(MemoryLog())
@@ -42,24 +42,24 @@ class Swallows(MemoryBroker):
         self.tails += 1
         try:
             if self.where == "connecting":
-                await self.lose()
+                await self.swallow()
                 raise BrokerDown("no connection")
             async for item in super().tail(after):
                 yield item
                 if self.where == "reading":
-                    await self.lose()
+                    await self.swallow()
         finally:
             self.ended += 1
             if self.where == "closing":
-                await self.lose()
+                await self.swallow()
 
-    async def lose(self):
+    async def swallow(self):
         self.waits = True
         await swallow()
 
 
 @pytest.mark.parametrize("where", ["connecting", "reading"])
-async def test_a_tail_that_swallows_its_cancellation_ends_all_the_same(where, logged):
+async def test_a_tail_that_swallows_a_cancellation_ends(where, logged):
     broker = Swallows(where)
     hub = Hub(broker)
     hub.open()
@@ -72,7 +72,7 @@ async def test_a_tail_that_swallows_its_cancellation_ends_all_the_same(where, lo
 
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("where", ["connecting", "reading", "closing"])
-async def test_it_closes_at_every_moment(where, turns):
+async def test_a_hub_can_be_closed_at_every_moment(where, turns):
     broker = Swallows(where)
     hub = Hub(broker)
     hub.open()
@@ -83,11 +83,11 @@ async def test_it_closes_at_every_moment(where, turns):
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_tail_that_heeds_nothing_is_named_and_the_broker_closed(logged, monkeypatch):
+async def test_a_tail_that_ignores_cancellation_is_logged_and_the_broker_is_closed(logged, monkeypatch):
     monkeypatch.setattr(ending, "AGAIN", 0.05)
     let_go = asyncio.Event()
 
-    class Heedless(MemoryBroker):
+    class Stubborn(MemoryBroker):
         async def tail(self, after):
             while not let_go.is_set():
                 try:
@@ -97,23 +97,23 @@ async def test_a_tail_that_heeds_nothing_is_named_and_the_broker_closed(logged, 
             yield None
 
         def __repr__(self):
-            return "Heedless()"
+            return "Stubborn()"
 
-    broker = Heedless(MemoryLog())
+    broker = Stubborn(MemoryLog())
     hub = Hub(broker)
     hub.open()
     await asyncio.sleep(0)
     before = asyncio.all_tasks()
     await within(hub.close())
-    assert [(line["event"], line["what"]) for line in logged] == [("did_not_end", "the tail of Heedless()")]
+    assert [(line["event"], line["what"]) for line in logged] == [("did_not_end", "the tail of Stubborn()")]
     with pytest.raises(BrokerDown, match="closed"):
         await broker.publish("a", b"")
     let_go.set()
     await asyncio.wait(before - {asyncio.current_task()})
 
 
-async def test_a_broker_that_hangs_when_it_is_closed_is_named(logged, monkeypatch):
-    monkeypatch.setattr(module, "GIVING_BACK", 0.05)
+async def test_a_broker_that_hangs_in_close_is_logged(logged, monkeypatch):
+    monkeypatch.setattr(hub_module, "BROKER_CLOSE_TIMEOUT", 0.05)
 
     class Hangs(MemoryBroker):
         async def close(self):
@@ -128,7 +128,7 @@ async def test_a_broker_that_hangs_when_it_is_closed_is_named(logged, monkeypatc
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_what_a_broker_raises_when_it_is_closed_is_raised():
+async def test_exceptions_of_broker_close_are_raised():
     class Fails(MemoryBroker):
         async def close(self):
             raise ZeroDivisionError
@@ -137,8 +137,8 @@ async def test_what_a_broker_raises_when_it_is_closed_is_raised():
         await Hub(Fails(MemoryLog())).close()
 
 
-async def test_a_close_that_was_cancelled_can_be_done_again(monkeypatch):
-    monkeypatch.setattr(module, "CLOSING", 60.0)
+async def test_a_cancelled_close_can_be_repeated(monkeypatch):
+    monkeypatch.setattr(hub_module, "TAIL_CLOSE_TIMEOUT", 60.0)
     hold = asyncio.Event()
 
     class Slow(MemoryBroker):
@@ -167,7 +167,7 @@ async def test_a_close_that_was_cancelled_can_be_done_again(monkeypatch):
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_it_can_be_closed_by_two_at_once():
+async def test_two_tasks_can_close_a_hub_at_the_same_time():
     hub = Hub(MemoryBroker(MemoryLog()))
     hub.open()
     await until(lambda: hub.ready)

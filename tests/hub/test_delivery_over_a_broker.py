@@ -1,4 +1,4 @@
-"""Whatever happens to processes, streams and their broker: nothing comes twice or is missing without a gap."""
+"""A model of delivery over a broker: no event is repeated, or missing without a gap."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.hub.sink import Sink, start, turn
 
 from aiohttp_interceptors import BrokerDown, Event, GapReason, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import dispatcher as pending
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import pending, replication
 from tests.hub.reference import matches
+from tests.hub.sink import Sink, start, turn
 from tests.waiting import until
 
 TOPICS = ["a", "b", "b.c"]
-ASKED = [("a",), ("b",), (">",), ("a", "b.>"), ("*",)]
+SUBSCRIPTIONS = [("a",), ("b",), (">",), ("a", "b.>"), ("*",)]
 
 
 class Page(Sink):
-    """A client that notes what had been published when it was told of a gap."""
+    """A sink that notes how many events had been published when it received a gap."""
 
     def __init__(self, client: Client) -> None:
         super().__init__()
@@ -39,14 +38,14 @@ class Page(Sink):
 
 
 class Client:
-    """A browser: it has one stream at a time, of whichever process, and returns with the id that it had last."""
+    """A browser: it has one stream at a time, to any process, and reconnects with its last event ID."""
 
     def __init__(self, topics: tuple[str, ...], published: list[str]) -> None:
         self.topics = topics
         self.published = published
-        self.since = len(published)  # what was published before is none of its business
-        self.seen: list[str | int] = []  # the data of events, and how many had been published at each gap
-        self.foreign = 0  # where in there the latest foreign gap is
+        self.since = len(published)  # earlier events are not for this client
+        self.seen: list[str | int] = []  # data of events; for a gap, the number published then
+        self.foreign = 0  # index of the latest foreign gap in ``seen``
         self.sink: Sink | None = None
         self._given = ""
 
@@ -56,20 +55,20 @@ class Client:
 
     def disconnect(self) -> None:
         if self.sink is not None:
-            self.sink.subscription.close()  # which still writes what is on its way
+            self.sink.subscription.close()  # flushes what is pending
             self._given = self.sink.last_event_id or self._given
             self.sink = None
 
 
-class World:
-    """Two processes, some clients, and the server between them."""
+class Cluster:
+    """Two processes, some clients, and the server."""
 
     def __init__(self) -> None:
         self.log = MemoryLog()
         self.hubs = [Hub(MemoryBroker(self.log)) for _ in range(2)]
         self.clients: list[Client] = []
-        self.published: list[str] = []  # the topic of each event; its data is its place in here
-        self.harmless = True  # nothing happened that can lose anything
+        self.published: list[str] = []  # the topic of each event; its data is its index
+        self.lossless = True  # the server has not lost or trimmed records
 
     async def publish(self, which: int, topic: str) -> None:
         self.published.append(topic)
@@ -80,7 +79,7 @@ class World:
 
     async def connect(self, which: int, topics: tuple[str, ...]) -> None:
         hub = self.hubs[which]
-        await self.settle()
+        await self.synchronize()
         self.clients.append(Client(topics, self.published))
         self.clients[-1].connect(hub)
         await turn(3)
@@ -88,41 +87,41 @@ class World:
     def client(self, which: int) -> Client | None:
         return self.clients[which % len(self.clients)] if self.clients else None
 
-    async def returns(self, which: int, hub: int) -> None:
+    async def reconnect(self, which: int, hub: int) -> None:
         if (client := self.client(which)) is not None:
             client.connect(self.hubs[hub])
 
-    async def leaves(self, which: int) -> None:
+    async def disconnect(self, which: int) -> None:
         if (client := self.client(which)) is not None:
             client.disconnect()
 
-    async def pauses(self, which: int) -> None:
+    async def pause(self, which: int) -> None:
         if (client := self.client(which)) is not None and client.sink is not None:
             client.sink.pause()
 
-    async def reads(self, which: int) -> None:
+    async def resume(self, which: int) -> None:
         if (client := self.client(which)) is not None and client.sink is not None:
             client.sink.resume()
 
-    async def stops(self) -> None:
+    async def stop_server(self) -> None:
         self.log.stop()
 
-    async def restarts(self) -> None:
+    async def restart_server(self) -> None:
         self.log.restart()
 
-    async def loses(self, count: int) -> None:
-        self.harmless = False
+    async def truncate(self, count: int) -> None:
+        self.lossless = False
         self.log.truncate(max(self.log.end - count, self.log.trimmed))
 
-    async def trims(self, count: int) -> None:
-        self.harmless = False
+    async def trim(self, count: int) -> None:
+        self.lossless = False
         for _ in range(min(count, len(self.log._entries))):
             self.log.trimmed = self.log._entries.popleft().offset
 
-    async def passes(self, turns: int) -> None:
+    async def wait(self, turns: int) -> None:
         await turn(turns)
 
-    async def joins_late(self, which: int) -> None:
+    async def replace_process(self, which: int) -> None:
         old = self.hubs[which]
         for client in self.clients:
             if client.sink is not None and client.sink.subscription._dispatcher is old._dispatcher:
@@ -130,40 +129,42 @@ class World:
         await old.close()
         self.hubs[which] = Hub(MemoryBroker(self.log))
 
-    async def settle(self) -> None:
+    async def synchronize(self) -> None:
         """Wait until both processes have everything."""
         self.log.restart()
         for hub in self.hubs:
             hub.open()
-            await until(lambda hub=hub: hub.ready and (hub.log.epoch, hub.log.end) == (self.log.epoch, self.log.end))
+            await until(
+                lambda hub=hub: hub.ready and (hub.history.epoch, hub.history.end) == (self.log.epoch, self.log.end)
+            )
         await turn(3)
 
-    async def judge(self) -> None:
-        await self.settle()
+    async def check(self) -> None:
+        await self.synchronize()
         for number, client in enumerate(self.clients):
             if client.sink is None:
                 client.connect(self.hubs[number % 2])
             client.sink.resume()
         for hub in self.hubs:
-            await until(lambda hub=hub: not hub._dispatcher.pending._waiting)
+            await until(lambda hub=hub: not hub._pending._waiting)
         await turn(5)
         for client in self.clients:
-            self.judge_one(client)
+            self.check_client(client)
 
-    def judge_one(self, client: Client) -> None:
-        # After a foreign gap a client is sent all there is, from the beginning.
-        numbers = [int(said) for said in client.seen[client.foreign :] if isinstance(said, str)]
+    def check_client(self, client: Client) -> None:
+        # After a foreign gap a client receives the whole history.
+        numbers = [int(item) for item in client.seen[client.foreign :] if isinstance(item, str)]
         assert numbers == sorted(set(numbers)), client.seen
-        if self.harmless:
+        if self.lossless:
             assert len(numbers) == len(client.seen), client.seen
-        before, told = client.since - 1, 0
-        for said in [*client.seen, str(len(self.published))]:
-            if isinstance(said, int):
-                told = said
+        before, reported = client.since - 1, 0
+        for item in [*client.seen, str(len(self.published))]:
+            if isinstance(item, int):
+                reported = item
                 continue
-            missing = [number for number in range(max(before + 1, told), int(said)) if self.is_for(client, number)]
+            missing = [number for number in range(max(before + 1, reported), int(item)) if self.is_for(client, number)]
             assert not missing, (missing, client.seen, self.published)
-            before = int(said)
+            before = int(item)
 
     def is_for(self, client: Client, number: int) -> bool:
         topic = self.published[number]
@@ -174,57 +175,57 @@ class World:
             await hub.close()
 
 
-def steps(*, harmful: bool):
+def steps(*, lossy: bool):
     which = st.integers(0, 1)
     client = st.integers(0, 5)
     kinds = [
         st.tuples(st.just("publish"), which, st.sampled_from(TOPICS)),
         st.tuples(st.just("publish"), which, st.sampled_from(TOPICS)),
-        st.tuples(st.just("connect"), which, st.sampled_from(ASKED)),
-        st.tuples(st.just("returns"), client, which),
-        st.tuples(st.just("leaves"), client),
-        st.tuples(st.just("pauses"), client),
-        st.tuples(st.just("reads"), client),
-        st.tuples(st.just("stops")),
-        st.tuples(st.just("restarts")),
-        st.tuples(st.just("passes"), st.integers(1, 8)),
-        st.tuples(st.just("joins_late"), which),
+        st.tuples(st.just("connect"), which, st.sampled_from(SUBSCRIPTIONS)),
+        st.tuples(st.just("reconnect"), client, which),
+        st.tuples(st.just("disconnect"), client),
+        st.tuples(st.just("pause"), client),
+        st.tuples(st.just("resume"), client),
+        st.tuples(st.just("stop_server")),
+        st.tuples(st.just("restart_server")),
+        st.tuples(st.just("wait"), st.integers(1, 8)),
+        st.tuples(st.just("replace_process"), which),
     ]
-    if harmful:
-        kinds += [st.tuples(st.just("loses"), st.integers(0, 3)), st.tuples(st.just("trims"), st.integers(1, 3))]
+    if lossy:
+        kinds += [st.tuples(st.just("truncate"), st.integers(0, 3)), st.tuples(st.just("trim"), st.integers(1, 3))]
     return st.lists(st.one_of(kinds), min_size=20, max_size=60)
 
 
-async def live_through(story) -> None:
-    world = World()
+async def run(story) -> None:
+    cluster = Cluster()
     try:
         for which in range(2):
-            await world.connect(which, (">",))
+            await cluster.connect(which, (">",))
         for what, *arguments in story:
-            await getattr(world, what)(*arguments)
-        await world.judge()
+            await getattr(cluster, what)(*arguments)
+        await cluster.check()
     finally:
-        await world.close()
+        await cluster.close()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    """A server in this process is back at once, and so is who follows it."""
+    """Reconnect without delay: the server is in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(supervision, "FIRST_DELAY", 0.0001)
-        patch.setattr(supervision, "LONGEST_DELAY", 0.001)
-        patch.setattr(pending, "PATIENCE", 0.05)
+        patch.setattr(replication, "MIN_RECONNECT_DELAY", 0.0001)
+        patch.setattr(replication, "MAX_RECONNECT_DELAY", 0.001)
+        patch.setattr(pending, "FUTURE_ID_TIMEOUT", 0.05)
         patch.setattr(MemoryBroker, "confirms", 0.02)
         yield
 
 
-@given(steps(harmful=False))
+@given(steps(lossy=False))
 @settings(max_examples=150, deadline=None)
-def test_nothing_is_lost_repeated_or_told_to_be_missing_over_outages_and_new_processes(story):
-    asyncio.run(live_through(story))
+def test_outages_and_new_processes_cause_no_loss_repetition_or_gap(story):
+    asyncio.run(run(story))
 
 
-@given(steps(harmful=True))
+@given(steps(lossy=True))
 @settings(max_examples=300, deadline=None)
-def test_what_a_server_lost_or_trimmed_is_told_and_nothing_else_is_missing(story):
-    asyncio.run(live_through(story))
+def test_only_records_that_the_server_lost_or_trimmed_are_missing_and_they_are_reported(story):
+    asyncio.run(run(story))

@@ -1,4 +1,4 @@
-"""Publishing: what is refused, from which thread, in which event loop, and that nothing stays that is not needed."""
+"""Publishing: validation, threads and event loops; and that a Hub frees what it no longer needs."""
 
 from __future__ import annotations
 
@@ -8,38 +8,37 @@ import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
-from tests.hub.sink import Sink, live, start, subscribe, turn
 
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.exceptions import EventTooLarge
 from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
-from aiohttp_interceptors.hub.history import EMPTIED
+from aiohttp_interceptors.hub.history import MAX_EMPTY_TOPICS
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.hub.topic_history import TopicHistory
 from aiohttp_interceptors.sse import Event
+from tests.hub.sink import Sink, live, start, subscribe, turn
 from tests.waiting import until, within
 
 
-class Unheard(Sink):
-    """Its transport fails whatever is written."""
+class FailingSink(Sink):
+    """A sink whose transport fails on every write."""
 
     def write(self, payload, now):
         raise OSError("gone")
 
 
-def elsewhere(call):
-    """Do something in a thread of its own, and wait for it there."""
+def in_thread(call):
+    """Call a function in another thread, and wait for its result."""
     return within(asyncio.to_thread(call))
 
 
 class TestPublish:
-    async def test_each_record_has_the_next_id_whatever_its_topic(self):
+    async def test_ids_are_consecutive_across_topics(self):
         hub = Hub()
         ids = [await hub.publish(topic, "x") for topic in ("a", "b.c", "a")]
-        assert ids == [f"{hub.log.epoch}-{offset}" for offset in (1, 2, 3)]
+        assert ids == [f"{hub.history.epoch}-{offset}" for offset in (1, 2, 3)]
 
-    async def test_an_ephemeral_event_has_no_id_is_not_kept_and_moves_nobody(self):
-        """peer bug 54"""
+    async def test_an_ephemeral_event_has_no_id_is_not_kept_and_does_not_change_the_last_event_id(self):
         hub = Hub()
         stream = await live(hub, "a")
         before = await hub.publish("a", "1")
@@ -53,7 +52,7 @@ class TestPublish:
         assert hub.statistics().records == 1
         assert hub.statistics().published == 2
 
-    async def test_ephemeral_events_keep_their_place_among_the_others_of_a_turn(self):
+    async def test_ephemeral_events_are_delivered_in_order_with_others(self):
         hub = Hub()
         stream = await live(hub, "a")
         for number in range(6):
@@ -61,21 +60,20 @@ class TestPublish:
         await turn()
         assert stream.texts == list("012345")
 
-    async def test_an_ephemeral_event_alone_starts_no_topic(self):
+    async def test_an_ephemeral_event_creates_no_topic(self):
         hub = Hub()
         await hub.publish("typing", "x", ephemeral=True)
         assert hub.statistics().topics == 0
 
-    async def test_an_event_goes_out_as_it_is(self):
+    async def test_an_event_is_delivered_unchanged_but_for_its_id(self):
         hub = Hub()
         stream = await live(hub, "a")
-        event = Event("two\nlines", "name", retry=7, comment="seen by no page")
+        event = Event("two\nlines", "name", retry=7, comment="a comment")
         event_id = await hub.publish("a", event)
         await turn()
-        assert stream.frames == [Event("two\nlines", "name", event_id, 7, "seen by no page")]
+        assert stream.frames == [Event("two\nlines", "name", event_id, 7, "a comment")]
 
-    async def test_changing_a_value_after_it_was_published_changes_nothing(self):
-        """peer bug 42"""
+    async def test_changing_a_value_after_publishing_has_no_effect(self):
         hub = Hub()
         stream, late = await live(hub, "a"), subscribe(hub, "a")
         value = {"list": [1]}
@@ -85,7 +83,7 @@ class TestPublish:
         await turn()
         assert stream.texts == late.texts == ['{"list":[1]}']
 
-    async def test_cancelling_who_publishes_neither_doubles_nor_loses(self):
+    async def test_cancelling_the_publisher_neither_repeats_nor_loses_the_event(self):
         hub = Hub()
         stream = await live(hub, "a")
         task = asyncio.create_task(hub.publish("a", "1"))
@@ -97,7 +95,7 @@ class TestPublish:
         assert stream.texts == ["1"]
 
 
-class TestWhatIsRefused:
+class TestValidation:
     WRONG = (
         ("a", 7, TypeError, "an Event or a str is published, not 7"),
         ("a", b"x", TypeError, "an Event or a str is published"),
@@ -118,8 +116,9 @@ class TestWhatIsRefused:
 
     @pytest.mark.parametrize(("topic", "event", "error", "message"), WRONG)
     @pytest.mark.parametrize("ephemeral", [False, True])
-    async def test_it_fails_the_publisher_and_no_stream(self, topic, event, error, message, ephemeral):
-        """peer bug 41: also what cannot be encoded."""
+    async def test_an_invalid_event_raises_in_publish_and_affects_no_stream(
+        self, topic, event, error, message, ephemeral
+    ):
         hub = Hub(max_event_size=100)
         stream = await live(hub, ">")
         before = hub.statistics()
@@ -134,11 +133,11 @@ class TestWhatIsRefused:
         assert stream.texts == ["good"]
         assert stream.ends == []
 
-    async def test_a_key_is_text(self):
+    async def test_a_key_must_be_a_string(self):
         with pytest.raises(TypeError, match="an event's key is a str or None, not 7"):
             await Hub().publish("a", "x", key=7)
 
-    async def test_an_event_as_large_as_is_allowed_is_none_too_large(self):
+    async def test_an_event_of_max_event_size_is_accepted(self):
         hub = Hub(max_event_size=100)
         await hub.publish("a", "x" * (100 - len("data: \n\n")))
         with pytest.raises(EventTooLarge):
@@ -156,18 +155,18 @@ class TestWhatIsRefused:
             ({"max_event_size": "1"}, TypeError),
         ],
     )
-    def test_a_hub_that_cannot_work_is_not_made(self, options, error):
+    def test_invalid_arguments_of_a_hub_are_refused(self, options, error):
         with pytest.raises(error, match=f"{next(iter(options))} is "):
             Hub(**options)
 
-    async def test_who_subscribes_to_what_is_no_topic_is_not_counted(self):
+    async def test_a_subscription_to_an_invalid_topic_is_refused_and_not_counted(self):
         hub, sink = Hub(), Sink()
         for topics in (["a", "b..c"], [7], ["a b"]):
             with pytest.raises((TypeError, ValueError)):
                 hub.subscribe(topics, sink, sink.ended)
         assert hub.statistics().subscribers == hub.statistics().groups == 0
 
-    async def test_one_topic_is_not_taken_for_its_letters(self):
+    async def test_topics_may_be_a_single_string(self):
         hub, sink = Hub(), Sink()
         sink.subscription = hub.subscribe("abc", sink, sink.ended, policy=SubscriptionPolicy())
         assert sink.subscription.topics == {"abc"}
@@ -175,7 +174,7 @@ class TestWhatIsRefused:
 
 class TestThreads:
     async def test_a_thread_wakes_an_idle_event_loop(self):
-        """peer bug 38: nothing else happens in it, and no timer is due."""
+        """Without any timer that would wake it."""
         hub, arrived = Hub(history_age=None), asyncio.Event()
         stream = await live(hub, "a")
         stream.received = lambda frames: arrived.set()
@@ -184,17 +183,17 @@ class TestThreads:
         await within(arrived.wait())
         thread.join()
 
-    async def test_the_id_can_be_asked_for(self):
+    async def test_the_future_resolves_to_the_id(self):
         hub = Hub()
         stream = await live(hub, "a")
-        event_id = await elsewhere(lambda: hub.publish_threadsafe("a", "x").result())
-        assert event_id == hub.log.id_of(1)
+        event_id = await in_thread(lambda: hub.publish_threadsafe("a", "x").result())
+        assert event_id == hub.history.id_of(1)
         await turn()
         assert stream.frames[0].id == event_id
-        assert await elsewhere(lambda: hub.publish_threadsafe("a", "x", ephemeral=True, key="k").result()) is None
+        assert await in_thread(lambda: hub.publish_threadsafe("a", "x", ephemeral=True, key="k").result()) is None
 
     @pytest.mark.parametrize("asks", [False, True])
-    async def test_many_threads_publish_each_in_its_order(self, asks):
+    async def test_events_of_each_thread_stay_in_order(self, asks):
         hub = Hub()
         streams = [await live(hub, "t.>") for _ in range(3)]
 
@@ -216,10 +215,12 @@ class TestThreads:
         ids = [future if asks else future.result(0) for futures in results for future in futures]
         assert sorted(ids, key=lambda id_: int(id_.split("-")[1])) == [frame.id for frame in streams[0].frames]
 
-    async def test_a_cancelled_one_is_not_published(self):
+    async def test_a_cancelled_future_is_not_published(self):
         hub = Hub()
         stream = await live(hub, "a")
-        futures = [hub.publish_threadsafe("a", text) for text in "123"]  # in the loop's own thread: not yet
+        futures = [
+            hub.publish_threadsafe("a", text) for text in "123"
+        ]  # in the event loop's thread: published in its next turn
         assert futures[1].cancel()
         await turn(2)
         assert stream.texts == ["1", "3"]
@@ -227,7 +228,7 @@ class TestThreads:
         with pytest.raises(CancelledError):
             futures[1].result(0)
 
-    def test_before_the_hub_has_an_event_loop_it_is_refused_and_once_it_is_open_it_is_not(self):
+    def test_publish_threadsafe_requires_an_event_loop(self):
         hub = Hub()
         with pytest.raises(RuntimeError, match=r"no event loop yet: setup\(app, hub\)"):
             hub.publish_threadsafe("a", "x")
@@ -236,11 +237,11 @@ class TestThreads:
         async def opened():
             hub.open()
             hub.open()
-            return await elsewhere(lambda: hub.publish_threadsafe("a", "x").result())
+            return await in_thread(lambda: hub.publish_threadsafe("a", "x").result())
 
-        assert asyncio.run(opened()) == hub.log.id_of(1)
+        assert asyncio.run(opened()) == hub.history.id_of(1)
 
-    def test_after_the_event_loop_has_closed_it_is_refused(self):
+    def test_publish_threadsafe_raises_after_the_event_loop_was_closed(self):
         hub = Hub()
 
         async def opened():
@@ -253,7 +254,7 @@ class TestThreads:
 
 
 class TestEventLoops:
-    def test_a_second_one_goes_on_where_the_first_ended(self):
+    def test_a_hub_continues_in_a_second_event_loop(self):
         hub = Hub()
 
         async def first():
@@ -266,21 +267,21 @@ class TestEventLoops:
 
         async def second(after):
             stream = start(hub, "a", after=after)
-            assert await elsewhere(lambda: hub.publish_threadsafe("a", "3").result()) == hub.log.id_of(3)
+            assert await in_thread(lambda: hub.publish_threadsafe("a", "3").result()) == hub.history.id_of(3)
             await turn()
             return stream.texts
 
         last = asyncio.run(first())
         assert asyncio.run(second(last)) == ["2", "3"]
 
-    def test_what_the_first_had_yet_to_flush_does_not_stop_the_second(self):
+    def test_a_flush_that_the_first_loop_did_not_run_is_run_by_the_second(self):
         hub = Hub()
         loop = asyncio.new_event_loop()
 
         async def first():
             stream = await live(hub, "a")
             await hub.publish("a", "1")
-            loop.stop()  # after this turn, and the flush is due in the next
+            loop.stop()  # after this turn, before the flush
             return stream
 
         async def second():
@@ -299,7 +300,7 @@ class TestEventLoops:
         assert asyncio.run(second()) == ["2"]
         assert task.result().texts == ["1", "2"]
 
-    async def test_one_of_another_thread_is_refused_while_this_one_runs(self):
+    async def test_another_event_loop_is_refused_while_the_first_is_running(self):
         hub = Hub()
         hub.open()
 
@@ -308,37 +309,36 @@ class TestEventLoops:
                 asyncio.run(hub.publish("a", "x"))
             return True
 
-        assert await elsewhere(publish)
+        assert await in_thread(publish)
         assert hub.statistics().published == 0
-        assert await hub.publish("a", "x") == hub.log.id_of(1)
+        assert await hub.publish("a", "x") == hub.history.id_of(1)
 
-    def test_one_that_waits_and_has_open_streams_is_not_deserted(self):
+    def test_another_event_loop_is_refused_while_the_first_has_open_streams(self):
         hub = Hub()
         loop = asyncio.new_event_loop()
         stream = loop.run_until_complete(live(hub, "a"))
         with pytest.raises(RuntimeError, match="belongs to another event loop"):
             asyncio.run(hub.publish("a", "x"))
         stream.subscription.close()
-        assert asyncio.run(hub.publish("a", "x")) == hub.log.id_of(1)
+        assert asyncio.run(hub.publish("a", "x")) == hub.history.id_of(1)
         loop.close()
 
 
-class TestWhatStays:
-    async def test_numbers_return_to_where_they_were(self):
-        """peer bug 44: whatever failed meanwhile."""
+class TestResources:
+    async def test_all_counters_return_to_zero_although_streams_failed(self):
         hub = Hub(history_age=0.001)
-        options = [{}, {"sink": Unheard()}, {"select": lambda record: 1 / 0}, {"sink": Sink(0)}, {"retry": 5}]
+        options = [{}, {"sink": FailingSink()}, {"select": lambda record: 1 / 0}, {"sink": Sink(0)}, {"retry": 5}]
         streams = [start(hub, "a", f"b.{number}", **each) for number, each in enumerate(options)]
         never_started = subscribe(hub, "a", "c.*")
         assert hub.statistics().subscribers == hub.subscribers("a") == 6
-        assert hub.statistics().behind == 6
+        assert hub.statistics().catching_up == 6
         await turn()
         for _ in range(3):
             await hub.publish("a", "x")
             await turn()
         assert [stream.ends[0][0] for stream in streams if stream.ends] == [CloseReason.ERROR] * 2
         statistics = hub.statistics()
-        assert (statistics.subscribers, statistics.groups, statistics.behind) == (4, 4, 2)
+        assert (statistics.subscribers, statistics.groups, statistics.catching_up) == (4, 4, 2)
         assert statistics.published == 3
         for stream in (*streams, never_started):
             stream.subscription.close()
@@ -346,22 +346,21 @@ class TestWhatStays:
         await turn()
         await until(lambda: hub.statistics().records == 0)
         statistics = hub.statistics()
-        assert (statistics.subscribers, statistics.groups, statistics.behind) == (0, 0, 0)
+        assert (statistics.subscribers, statistics.groups, statistics.catching_up) == (0, 0, 0)
         assert (statistics.topics, statistics.bytes) == (0, 0)
         assert hub.subscribers("a") == hub.subscribers("c.x") == 0
 
-    async def test_what_was_delivered_is_counted(self):
+    async def test_deliveries_are_counted_per_stream(self):
         hub = Hub()
         streams = [await live(hub, "a") for _ in range(3)]
-        behind = start(hub, "a")
+        catching_up = start(hub, "a")
         for _ in range(4):
             await hub.publish("a", "x")
         await hub.publish("b", "x")
         await turn()
-        assert hub.statistics().delivered == sum(len(stream.texts) for stream in (*streams, behind)) == 16
+        assert hub.statistics().delivered == sum(len(stream.texts) for stream in (*streams, catching_up)) == 16
 
-    async def test_an_idle_hub_frees_what_is_too_old(self):
-        """peer bug 45"""
+    async def test_an_idle_hub_frees_expired_records(self):
         hub = Hub(history_age=0.001)
         for number in range(3):
             await hub.publish(f"a.{number}", "x")
@@ -369,7 +368,7 @@ class TestWhatStays:
         await until(lambda: hub.statistics().records == 0)
         assert hub.statistics().topics == hub.statistics().bytes == 0
 
-    def test_an_idle_hub_frees_what_another_event_loop_left(self):
+    def test_an_idle_hub_frees_records_of_an_earlier_event_loop(self):
         hub = Hub(history_age=0.05)
 
         async def publish():
@@ -383,25 +382,24 @@ class TestWhatStays:
         assert hub.statistics().records == 1
         asyncio.run(idle())
 
-    async def test_topics_that_nobody_hears_and_that_have_no_history_are_freed(self):
-        """peer bug 45"""
+    async def test_topics_without_subscribers_and_records_are_freed(self):
 
-        def rings():
+        def topic_histories():
             gc.collect()
             return sum(isinstance(thing, TopicHistory) for thing in gc.get_objects())
 
-        at_first = rings()
+        at_first = topic_histories()
         hub = Hub(history=0)
         streams = [await live(hub, f"user.{number}") for number in range(3)]
-        for number in range(2 * EMPTIED):
+        for number in range(2 * MAX_EMPTY_TOPICS):
             await hub.publish(f"user.{number}", "x")
         for stream in streams:
             stream.subscription.close()
         await turn()
         assert hub.statistics().topics == hub.statistics().records == hub.statistics().groups == 0
-        assert rings() - at_first <= EMPTIED
+        assert topic_histories() - at_first <= MAX_EMPTY_TOPICS
 
-    async def test_a_hub_that_was_closed_leaves_nothing_in_the_event_loop(self):
+    async def test_a_closed_hub_leaves_no_timer_in_the_event_loop(self):
         def timers():
             gc.collect()
             return sum(isinstance(t, asyncio.TimerHandle) and not t.cancelled() for t in gc.get_objects())
@@ -416,7 +414,7 @@ class TestWhatStays:
         assert hub.statistics().records == 1
 
     @pytest.mark.parametrize("again", ["open", "publish"])
-    async def test_one_without_a_broker_is_ready_until_it_is_closed_and_when_it_opens_again(self, again):
+    async def test_a_hub_without_a_broker_is_ready_unless_it_is_closed(self, again):
         hub = Hub()
         assert hub.ready
         await hub.publish("a", "x")
@@ -430,7 +428,7 @@ class TestWhatStays:
         assert hub.statistics().records == (1 if again == "open" else 2)
         await hub.close()
 
-    async def test_a_future_that_nobody_asks_is_no_warning(self):
+    async def test_a_future_may_be_ignored(self):
         hub = Hub()
         hub.open()
         assert isinstance(hub.publish_threadsafe("a", "x"), Future)

@@ -1,10 +1,10 @@
-"""A record: what it holds, and what is shown of it."""
+"""Records: their attributes, their repr, and the event that is decoded from the frame of a broker."""
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors.hub.message import Message, unpack
+from aiohttp_interceptors.hub.message import Message, decode_payload
 from aiohttp_interceptors.hub.record import Record
 from aiohttp_interceptors.sse import MAX_RETRY, Event
 
@@ -20,15 +20,15 @@ publishable = st.builds(
 )
 
 
-def brought(event, offset):
-    """Return the record that a process makes of what another one published; 0 is the place of an ephemeral event."""
-    frame, key, ephemeral = unpack(Message("orders", event, "k", not offset, None, None).payload())
+def replicated(event, offset):
+    """Return the record that a process makes of the payload of another one. Offset 0 makes the event ephemeral."""
+    frame, key, ephemeral = decode_payload(Message("orders", event, "k", not offset, None, None).payload())
     if ephemeral:
         return Record(0, None, "orders", None, frame, key, 0.0)
     return Record(offset, f"e-{offset}", "orders", None, b"id: e-%d\n%b" % (offset, frame), key, 0.0)
 
 
-def test_it_holds_what_it_was_made_of():
+def test_a_record_has_the_arguments_as_attributes():
     event = Event("x")
     record = Record(7, "e-7", "orders", event, b"data: x\n\n", "k", 1.5)
     assert (record.offset, record.id, record.topic, record.key, record.time) == (7, "e-7", "orders", "k", 1.5)
@@ -36,12 +36,12 @@ def test_it_holds_what_it_was_made_of():
     assert record.frame == b"data: x\n\n"
 
 
-def test_what_is_shown_tells_which_one_it_is_and_not_its_bytes():
+def test_the_repr_does_not_contain_the_frame():
     record = Record(7, "e-7", "orders", Event("x"), b"secret", "k", 1.5)
     assert repr(record) == "Record(id='e-7', topic='orders', event=Event(data='x'), key='k')"
 
 
-def test_nothing_else_can_be_put_on_it_as_there_are_many():
+def test_a_record_has_slots():
     record = Record(0, None, "orders", Event("x"), b"", None, 0.0)
     with pytest.raises(AttributeError):
         record.note = 1
@@ -58,14 +58,14 @@ def test_nothing_else_can_be_put_on_it_as_there_are_many():
 @example(event=Event(comment="\n"), offset=0)
 @example(event=Event(retry=0), offset=0)
 @example(event=Event("", name=" created ", retry=MAX_RETRY, comment="id: e-7"), offset=1)
-def test_what_a_broker_brought_is_what_was_published(event, offset):
-    assert brought(event, offset).event == event
+def test_the_event_of_a_replicated_record_is_what_was_published(event, offset):
+    assert replicated(event, offset).event == event
 
 
-def test_what_a_broker_brought_is_read_once_when_somebody_asks():
-    record = brought(Event("x"), 7)
+def test_the_event_of_a_replicated_record_is_decoded_once():
+    record = replicated(Event("x"), 7)
     assert record.event is record.event
 
 
-def test_what_is_shown_of_it_is_the_same():
-    assert repr(brought(Event("x"), 7)) == "Record(id='e-7', topic='orders', event=Event(data='x'), key='k')"
+def test_the_repr_of_a_replicated_record_is_the_same():
+    assert repr(replicated(Event("x"), 7)) == "Record(id='e-7', topic='orders', event=Event(data='x'), key='k')"

@@ -1,4 +1,4 @@
-"""One stream of a Hub: its topics while it is open, what it gets after a pause, and what it is told of gaps."""
+"""A subscription: its start, pauses, changes of its topics, its end, and gaps."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.hub.sink import Sink, drain, live, start, subscribe, turn
 
 from aiohttp_interceptors.channel import CloseReason
-from aiohttp_interceptors.hub.dispatcher import BATCH
-from aiohttp_interceptors.hub.history import EMPTIED
+from aiohttp_interceptors.hub.dispatcher import BATCH_SIZE, State
+from aiohttp_interceptors.hub.history import MAX_EMPTY_TOPICS
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.sse import Event
-from tests.waiting import within
+from tests.hub.sink import Sink, drain, live, start, subscribe, turn
+from tests.waiting import until, within
 
 
 async def publish(hub, texts, topic="a", **options):
@@ -25,8 +25,56 @@ def gaps(stream):
     return [json.loads(frame.data) for frame in stream.frames if frame.name == "gap"]
 
 
-class TestBeginning:
-    async def test_nothing_comes_before_the_start_and_then_all_since_it_was_registered(self):
+class TestState:
+    async def test_a_subscription_is_pending_until_it_is_started(self):
+        stream = subscribe(Hub(), "a")
+        assert stream.subscription.state is State.PENDING
+        stream.subscription.start()
+        assert stream.subscription.state is State.CATCHING_UP
+        await turn()
+        assert stream.subscription.state is State.LIVE
+
+    async def test_a_subscription_is_paused_from_the_start_if_its_sink_is(self):
+        stream = subscribe(Hub(), "a")
+        stream.pause()
+        assert stream.subscription.state is State.PENDING
+        stream.subscription.start()
+        assert stream.subscription.state is State.PAUSED
+
+    async def test_a_subscription_catches_up_after_a_pause_and_after_new_topics(self):
+        hub = Hub()
+        stream = await live(hub, "a")
+        stream.pause()
+        assert stream.subscription.state is State.PAUSED
+        stream.subscriber.add("b")
+        assert stream.subscription.state is State.PAUSED
+        stream.resume()
+        assert stream.subscription.state is State.CATCHING_UP
+        await turn()
+        await publish(hub, ["1"], "c")
+        await live(hub, "a", "b", "c")
+        await publish(hub, ["2"], "c")
+        stream.subscriber.add("c")  # whose group has a pending record
+        assert stream.subscription.state is State.CATCHING_UP
+        await turn()
+        assert stream.subscription.state is State.LIVE
+
+    @pytest.mark.parametrize("started", [False, True])
+    async def test_a_closed_subscription_stays_closed(self, started):
+        stream = subscribe(Hub(), "a")
+        if started:
+            stream.subscription.start()
+        stream.subscription.close()
+        stream.pause()
+        stream.resume()
+        stream.subscription.start()
+        stream.subscriber.add("b")
+        await turn()
+        assert stream.subscription.state is State.CLOSED
+
+
+class TestStart:
+    async def test_nothing_is_written_before_start_and_then_everything_since_it_subscribed(self):
         hub = Hub()
         await publish(hub, ["before"])
         stream = subscribe(hub, "a")
@@ -41,19 +89,17 @@ class TestBeginning:
         assert stream.texts == ["1", "2"]
         assert stream.subscription.live
 
-    async def test_the_first_frame_has_the_id_to_return_with_and_the_time_to_wait(self):
-        """peer bug 57"""
+    async def test_the_initial_frame_has_the_id_and_the_reconnection_time(self):
         hub = Hub()
         last = (await publish(hub, ["before"]))[0]
         stream = await live(hub, "a", prime=True, retry=1234)
         assert stream.frames == [Event(id=last, retry=1234)]
         await publish(hub, ["1"])
-        assert stream.subscription.events == 0
+        assert stream.subscription.events_written == 0
         returned = await live(hub, "a", after=stream.last_event_id)
         assert returned.texts == ["1"]
 
-    async def test_what_is_not_kept_reaches_it_too_from_its_start_on(self):
-        """peer bug 54"""
+    async def test_ephemeral_events_are_written_from_the_start_on(self):
         hub = Hub()
         other = await live(hub, "a")
         await publish(hub, ["too early"], ephemeral=True)
@@ -64,10 +110,10 @@ class TestBeginning:
         await publish(hub, ["typing again"], ephemeral=True)
         await turn()
         assert sorted(stream.texts) == ["1", "typing", "typing again"]
-        assert stream.subscription.events == 3
+        assert stream.subscription.events_written == 3
         assert other.texts == ["too early", "typing", "1", "typing again"]
 
-    async def test_without_a_priming_frame_the_first_event_has_the_time_to_wait_and_no_other(self):
+    async def test_without_an_initial_frame_only_the_first_event_has_the_reconnection_time(self):
         hub = Hub()
         stream = start(hub, "a", prime=False, retry=1234)
         await turn(2)
@@ -85,7 +131,7 @@ class TestBeginning:
     @pytest.mark.parametrize(
         ("replay", "texts"), [(0, ["6"]), (2, ["4", "5", "6"]), (9, ["1", "2", "3", "4", "5", "6"])]
     )
-    async def test_one_without_an_id_begins_with_the_latest_records_if_it_likes(self, replay, texts):
+    async def test_replay_starts_a_client_without_an_id_with_the_latest_records(self, replay, texts):
         hub = Hub()
         await publish(hub, ["1", "2", "3", "4", "5"])
         await publish(hub, ["other"], "b")
@@ -94,7 +140,7 @@ class TestBeginning:
         await turn()
         assert stream.texts == texts
 
-    async def test_a_full_outlet_begins_when_there_is_room(self):
+    async def test_a_paused_sink_is_written_when_it_resumes(self):
         hub = Hub()
         stream = subscribe(hub, "a")
         stream.pause()
@@ -106,7 +152,7 @@ class TestBeginning:
         await turn()
         assert stream.texts == ["1"]
 
-    async def test_room_before_the_start_starts_nothing(self):
+    async def test_resume_before_the_start_writes_nothing(self):
         hub = Hub()
         stream = subscribe(hub, "a")
         stream.pause()
@@ -115,21 +161,21 @@ class TestBeginning:
         await turn(2)
         assert stream.payloads == []
 
-    async def test_who_writes_the_first_frames_itself_gets_each_record_once_too(self):
+    async def test_start_and_read_returns_the_first_frames_and_the_records_that_follow_are_written(self):
         hub = Hub()
         others = [await live(hub, "a") for _ in range(2)]
         last = (await publish(hub, ["1"]))[0]
         await publish(hub, ["2"])
         stream = subscribe(hub, "a", after=last)
-        stream.write(stream.wrap(stream.subscription.first()), 0)
-        assert stream.subscription.first() == b""
+        stream.write(stream.wrap(stream.subscription.start_and_read()), 0)
+        assert stream.subscription.start_and_read() == b""
         await publish(hub, ["3"])
         await turn(2)
         assert stream.texts == ["2", "3"]
         assert stream.subscription.live
         assert [other.texts for other in others] == [["1", "2", "3"]] * 2
 
-    async def test_one_that_was_closed_does_not_start(self):
+    async def test_a_closed_subscription_does_not_start(self):
         hub = Hub()
         stream = subscribe(hub, "a")
         stream.subscription.close()
@@ -145,7 +191,7 @@ class TestBeginning:
 
 
 class TestPause:
-    async def test_what_was_published_in_the_turn_in_which_it_paused_comes_when_there_is_room(self):
+    async def test_events_of_the_turn_in_which_it_paused_are_written_when_it_resumes(self):
         hub = Hub()
         await publish(hub, ["before"])
         stream = start(hub, "a")
@@ -161,7 +207,7 @@ class TestPause:
         await turn()
         assert stream.texts == ["caught up with", "1", "2"]
 
-    async def test_what_was_before_an_audience_does_not_come_back_by_a_pause(self):
+    async def test_a_pause_does_not_replay_events_from_before_the_group(self):
         hub = Hub()
         await publish(hub, ["before"])
         stream = await live(hub, "a")
@@ -171,7 +217,7 @@ class TestPause:
         await turn()
         assert stream.texts == ["1"]
 
-    async def test_who_pauses_after_another_has_come_loses_nothing(self):
+    async def test_a_stream_that_pauses_after_another_has_subscribed_loses_nothing(self):
         hub = Hub()
         stream = await live(hub, "a")
         await publish(hub, ["1"])
@@ -183,7 +229,7 @@ class TestPause:
         assert stream.texts == ["1", "2"]
         assert other.texts == ["2"]
 
-    async def test_room_for_who_keeps_up_changes_nothing(self):
+    async def test_resuming_a_live_stream_has_no_effect(self):
         hub = Hub()
         stream = await live(hub, "a")
         stream.subscription.resume()
@@ -191,11 +237,11 @@ class TestPause:
         stream.subscription.resume()
         await turn(2)
         assert stream.texts == ["1"]
-        assert hub.statistics().behind == 0
+        assert hub.statistics().catching_up == 0
         stream.subscription.close()
-        assert hub.statistics().behind == 0
+        assert hub.statistics().catching_up == 0
 
-    async def test_who_pauses_and_has_room_again_in_one_turn_is_written_to_in_that_turn(self):
+    async def test_a_stream_that_pauses_and_resumes_in_one_turn_is_written_in_that_turn(self):
         hub = Hub()
         stream = await live(hub, "a")
         await publish(hub, ["1"])
@@ -207,7 +253,7 @@ class TestPause:
 
 
 class TestTopics:
-    async def test_an_added_topic_counts_from_then_and_a_removed_one_until_then(self):
+    async def test_topics_take_effect_when_they_are_added_or_removed(self):
         hub = Hub()
         stream = await live(hub, "a")
         await publish(hub, ["b1"], "b")
@@ -224,14 +270,14 @@ class TestTopics:
         assert stream.subscription.topics == {"b", "c.>"}
         assert [hub.subscribers(topic) for topic in ("a", "b", "c.x.y")] == [0, 1, 1]
 
-    @pytest.mark.parametrize("waits", [False, True])
-    async def test_also_while_it_is_paused_or_about_to_catch_up(self, waits):
+    @pytest.mark.parametrize("queued", [False, True])
+    async def test_topics_take_effect_while_the_stream_is_paused_or_queued(self, queued):
         hub = Hub()
         stream = await live(hub, "a", "z")
         stream.pause()
         await publish(hub, ["b1"], "b")
         await publish(hub, ["a1"])
-        if waits:
+        if queued:
             stream.resume()
         stream.subscriber.add("b")
         stream.subscriber.remove("z")
@@ -243,7 +289,7 @@ class TestTopics:
         await turn()
         assert stream.texts == ["a1", "b2", "a2"]
 
-    async def test_what_is_added_before_the_start_counts_from_the_beginning(self):
+    async def test_topics_added_before_the_start_count_from_the_start_position(self):
         hub = Hub()
         last = (await publish(hub, ["0"]))[0]
         await publish(hub, ["b1"], "b")
@@ -254,7 +300,7 @@ class TestTopics:
         await turn()
         assert stream.texts == ["b1", "b2"]
 
-    async def test_a_topic_of_a_wildcard_that_is_added_by_name_while_paused_is_not_cut_short(self):
+    async def test_adding_a_topic_that_a_wildcard_matches_already_loses_nothing(self):
         hub = Hub()
         stream = await live(hub, "a.*")
         stream.pause()
@@ -265,8 +311,7 @@ class TestTopics:
         await turn()
         assert stream.texts == ["1", "2"]
 
-    async def test_who_keeps_up_hears_of_an_added_topic_at_once_also_what_is_not_kept(self):
-        """peer bug 54"""
+    async def test_a_live_stream_gets_ephemeral_events_of_an_added_topic_at_once(self):
         hub = Hub()
         others = [await live(hub, "room"), await live(hub, "a", "room")]
         stream = await live(hub, "a")
@@ -280,7 +325,7 @@ class TestTopics:
         await turn()
         assert len(stream.texts) == 1
 
-    async def test_who_adds_a_topic_gets_nothing_that_others_of_it_have_yet_to_get(self):
+    async def test_events_that_were_published_before_a_topic_was_added_are_not_written(self):
         hub = Hub()
         stream, other = await live(hub, "a"), await live(hub, "a", "b")
         await publish(hub, ["before"], "b")
@@ -290,7 +335,7 @@ class TestTopics:
         assert stream.texts == ["after"]
         assert other.texts == ["before", "after"]
 
-    async def test_a_stream_without_topics_hears_of_nothing_until_it_has_one(self):
+    async def test_a_stream_without_topics_gets_nothing_until_one_is_added(self):
         hub = Hub()
         stream = await live(hub)
         await publish(hub, ["1"])
@@ -301,7 +346,7 @@ class TestTopics:
         await turn()
         assert stream.texts == ["2"]
 
-    async def test_topics_that_change_nothing_change_nothing(self):
+    async def test_adding_or_removing_no_topic_has_no_effect(self):
         hub = Hub()
         stream = await live(hub, "a", "b.*")
         stream.subscriber.add("a")
@@ -313,17 +358,17 @@ class TestTopics:
     @pytest.mark.parametrize(
         ("wrong", "error"), [(7, TypeError), (["b"], TypeError), ("b..c", ValueError), ("", ValueError)]
     )
-    async def test_what_is_no_topic_is_refused_and_the_stream_stays_as_it_is(self, wrong, error):
+    async def test_an_invalid_topic_is_refused_and_the_topics_do_not_change(self, wrong, error):
         stream = await live(Hub(), "a")
         with pytest.raises(error):
             stream.subscriber.add("b", wrong)
         assert stream.subscription.topics == {"a"}
 
-    async def test_what_another_thread_changes_waits_for_the_event_loop(self):
+    async def test_a_change_by_another_thread_takes_effect_in_the_event_loop(self):
         hub = Hub()
         stream = await live(hub, "a")
         await publish(hub, ["1"])
-        with ThreadPoolExecutor(1) as pool:  # which is waited for, so that the loop does nothing meanwhile
+        with ThreadPoolExecutor(1) as pool:  # blocks the event loop until the thread has ended
             pool.submit(stream.subscriber.add, "b").result()
         assert stream.payloads == []
         assert stream.subscription.topics == {"a"}
@@ -332,7 +377,7 @@ class TestTopics:
         assert stream.subscription.topics == {"a", "b"}
 
     async def test_other_threads_may_change_topics(self):
-        asyncio.get_running_loop().set_debug(True)  # then it minds who calls it
+        asyncio.get_running_loop().set_debug(True)  # detects calls from the wrong thread
         hub = Hub()
         stream = await live(hub, "a")
         await within(asyncio.to_thread(stream.subscriber.add, "b"))
@@ -344,7 +389,7 @@ class TestTopics:
         await turn()
         assert hub.statistics().groups == 0
 
-    async def test_one_that_is_over_takes_no_topics(self):
+    async def test_a_closed_subscription_takes_no_topics(self):
         hub = Hub()
         stream = await live(hub, "a")
         stream.subscription.close()
@@ -353,8 +398,8 @@ class TestTopics:
         assert stream.subscription.topics == frozenset()
         assert hub.subscribers("b") == 0
 
-    async def test_a_change_of_topics_that_finds_the_client_gone_leaves_nothing_behind(self):
-        """peer bug 44: what was published before is written first, and that may end the stream."""
+    async def test_a_change_of_topics_may_find_the_client_disconnected(self):
+        """The events that were published before are written first, and that may close the subscription."""
         hub = Hub()
         stream = await live(hub, "a")
         stream.write = lambda payload, now: stream.subscription.close()
@@ -362,12 +407,12 @@ class TestTopics:
         stream.subscriber.add("b")
         await turn()
         statistics = hub.statistics()
-        assert (statistics.subscribers, statistics.behind, statistics.groups) == (0, 0, 0)
+        assert (statistics.subscribers, statistics.catching_up, statistics.groups) == (0, 0, 0)
         assert hub.subscribers("a") == hub.subscribers("b") == 0
 
 
-class TestEnd:
-    async def test_what_was_published_before_its_end_is_for_it_too(self):
+class TestClose:
+    async def test_events_published_before_close_are_written(self):
         hub = Hub()
         stream, other = await live(hub, "a"), await live(hub, "a")
         await publish(hub, ["1", "2"])
@@ -378,8 +423,7 @@ class TestEnd:
         assert other.texts == ["1", "2", "3"]
         assert len(other.payloads) == 2
 
-    async def test_numbers_of_what_was_written_do_not_depend_on_how(self):
-        """peer bug 44"""
+    async def test_the_counters_do_not_depend_on_how_events_were_written(self):
         hub = Hub(history=5)
         streams = [await live(hub, "a", sink=Sink(room)) for room in (float("inf"), 100, 0)]
         for burst in (1, 3, 1, 9, 2):
@@ -392,13 +436,38 @@ class TestEnd:
         for stream in (*streams, late):
             written = sum(len(stream._unwrapped(payload)) for payload in stream.payloads)
             events = sum(stream._unwrapped(payload).count(b"data: ") for payload in stream.payloads)
-            assert (stream.subscription.events, stream.subscription.written) == (events, written)
+            assert (stream.subscription.events_written, stream.subscription.bytes_written) == (events, written)
             stream.subscription.close()
-            assert (stream.subscription.events, stream.subscription.written) == (events, written)
+            assert (stream.subscription.events_written, stream.subscription.bytes_written) == (events, written)
 
 
-class TestAClientThatMissedMuch:
-    async def test_reads_one_piece_in_a_turn_whatever_its_outlet_takes(self):
+class TestCatchingUp:
+    async def test_a_replay_starts_after_records_that_were_evicted_before_it_was_written(self):
+        """With two topics, there would otherwise be a hole among the latest records that no gap announces."""
+        hub = Hub(history=3)
+        for topic, text in ("b", "1"), ("a", "2"), ("b", "3"), ("a", "4"):
+            await hub.publish(topic, text)
+        stream = subscribe(hub, "a", "b", replay=4)
+        for text in "56":
+            await hub.publish("a", text)
+        stream.subscription.start()
+        await turn()
+        assert stream.texts == ["3", "4", "5", "6"]
+
+    async def test_records_that_are_evicted_during_a_replay_are_announced_as_a_gap(self):
+        hub = Hub(history=3)
+        for topic, text in ("a", "1"), ("b", "2"), ("b", "3"):
+            await hub.publish(topic, text + " " * BATCH_SIZE)
+        stream = subscribe(hub, "a", "b", sink=Sink(room=1), replay=3)
+        stream.subscription.start()
+        await turn()
+        for text in "456":
+            await hub.publish("b", text)
+        stream.resume()
+        await until(lambda: stream.texts[-1] == "6")
+        assert [text.strip() for text in stream.texts] == ["1", "gap", "4", "5", "6"]
+
+    async def test_a_stream_reads_one_batch_per_turn_although_its_sink_is_not_full(self):
         hub = Hub(history_bytes=None)
         ids = await publish(hub, [f"{number} {'x' * 1000}" for number in range(400)])
         returned = start(hub, "a", after=ids[0])
@@ -407,13 +476,13 @@ class TestAClientThatMissedMuch:
             await turn()
             turns += 1
             assert len(returned.payloads) <= turns
-            assert max(map(len, returned.payloads)) < BATCH + 2_000
+            assert max(map(len, returned.payloads)) < BATCH_SIZE + 2_000
         assert len(returned.texts) == 399
-        assert turns >= 400_000 // BATCH
+        assert turns >= 400_000 // BATCH_SIZE
 
-    async def test_and_many_of_them_leave_time_for_others(self, monkeypatch):
-        """There is no time but for one in a turn, and each has its turn: none is last again and again."""
-        monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.CATCHING_UP", 1e-9)
+    async def test_many_streams_share_the_budget_fairly_and_do_not_delay_live_ones(self, monkeypatch):
+        """The budget of a flush is enough for one stream."""
+        monkeypatch.setattr("aiohttp_interceptors.hub.dispatcher.CATCH_UP_BUDGET", 1e-9)
         hub = Hub(history_bytes=None)
         ids = await publish(hub, [f"{number} {'x' * 1000}" for number in range(400)])
         other = await live(hub, "b")
@@ -429,7 +498,7 @@ class TestAClientThatMissedMuch:
             assert max(pieces) - min(pieces) <= 1
         assert all(len(stream.texts) == 399 for stream in returned)
 
-    async def test_begins_with_the_latest_and_is_told_of_no_gap_when_some_go_meanwhile(self):
+    async def test_records_evicted_between_subscribe_and_start_are_no_gap_for_a_replay(self):
         hub = Hub(history=3)
         await publish(hub, ["1", "2", "3"])
         stream = subscribe(hub, "a", replay=3)
@@ -440,7 +509,7 @@ class TestAClientThatMissedMuch:
 
 
 class TestGaps:
-    async def test_signal_tells_once_what_is_missing_and_goes_on(self):
+    async def test_signal_reports_the_gap_once_and_continues(self):
         hub = Hub(history=2)
         stream = await live(hub, "a", "b")
         ids = await publish(hub, ["1"])
@@ -453,11 +522,11 @@ class TestGaps:
         await publish(hub, ["6"])
         await turn()
         assert stream.texts == ["1", "gap", "quiet", "4", "5", "6"]
-        told = {"reason": "evicted", "after": ids[0], "first": stream.frames[2].id, "last": ids[2]}
-        assert gaps(stream) == [told]
+        expected = {"reason": "evicted", "after": ids[0], "first": stream.frames[2].id, "last": ids[2]}
+        assert gaps(stream) == [expected]
         assert hub.statistics().gaps == 1
 
-    async def test_a_gap_is_told_once_however_many_pieces_follow(self):
+    async def test_a_gap_is_reported_once_although_several_batches_follow(self):
         hub = Hub(history=2, history_bytes=None)
         large = "x" * 40_000
         paused = await live(hub, "a", "b")
@@ -466,14 +535,14 @@ class TestGaps:
         await publish(hub, ["1", "2", "3", "4"])
         paused.resume()
         foreign = start(hub, "a", "b", after="0123456789-1", sink=Sink(0))
-        await turn(4)  # a piece in each
+        await turn(4)  # one batch in each
         await drain(foreign)
         for stream in (paused, foreign):
             assert [text.split()[0] for text in stream.texts] == ["gap", "quiet", "quieter", "3", "4"]
             assert len(stream.payloads) == 3
         assert [gap["reason"] for gap in gaps(foreign)] == ["foreign"]
 
-    async def test_a_stream_that_missed_nothing_is_told_of_no_gap_whatever_others_lost(self):
+    async def test_an_eviction_in_another_topic_is_no_gap(self):
         hub = Hub(history=2)
         stream = await live(hub, "b")
         stream.pause()
@@ -484,17 +553,17 @@ class TestGaps:
         await turn()
         assert stream.texts == ["1", "2"]
 
-    async def test_a_quiet_stream_that_was_paused_is_told_of_no_gap_whatever_was_forgotten(self):
+    async def test_a_forgotten_topic_is_no_gap_for_a_stream_that_was_paused_at_the_end(self):
         hub = Hub(history=0)
         stream = await live(hub, "quiet.*")
-        for number in range(EMPTIED + 2):
+        for number in range(MAX_EMPTY_TOPICS + 2):
             await hub.publish(f"busy.{number}", "x")
         stream.pause()
         stream.resume()
         await turn()
         assert stream.texts == []
 
-    async def test_the_last_of_many_is_told_with_the_id_to_return_with(self):
+    async def test_a_gap_without_following_records_has_the_id_of_the_newest_one(self):
         hub = Hub(history=0)
         stream = await live(hub, "a")
         stream.pause()
@@ -506,7 +575,7 @@ class TestGaps:
         again = await live(hub, "a", after=stream.last_event_id)
         assert again.frames == []
 
-    async def test_close_ends_the_stream_as_lagged_and_it_is_told_when_it_comes_back(self):
+    async def test_close_ends_the_stream_as_lagged_and_the_gap_is_reported_after_reconnecting(self):
         hub = Hub(history=2)
         stream, other = [await live(hub, "a", on_gap="close", prime=True) for _ in range(2)]
         stream.pause()
@@ -520,10 +589,10 @@ class TestGaps:
         again = await live(hub, "a", on_gap="close", after=stream.last_event_id)
         assert again.texts == ["gap", "3", "4"]
         assert again.ends == []
-        cut = await live(hub, "a", after=again.frames[0].id)  # after the gap, and before anything else came
+        cut = await live(hub, "a", after=again.frames[0].id)  # disconnected right after the gap
         assert cut.texts == ["3", "4"]
 
-    async def test_conflate_gives_the_latest_of_each_key_and_tells_only_of_what_nothing_makes_up_for(self):
+    async def test_conflate_writes_the_latest_of_each_key_and_reports_only_unsuperseded_records(self):
         hub = Hub(history=4)
         streams = [await live(hub, "a", on_gap="conflate") for _ in range(2)]
         streams[0].pause()
@@ -542,7 +611,7 @@ class TestGaps:
         await turn()
         assert streams[0].texts[2:] == ["gap", "m3"]
 
-    async def test_conflate_leaves_out_nothing_while_nothing_is_missing(self):
+    async def test_conflate_omits_nothing_while_nothing_is_missing(self):
         hub = Hub(history=4)
         stream = await live(hub, "a", on_gap="conflate")
         stream.pause()
@@ -560,8 +629,8 @@ class TestGaps:
         await turn()
         assert stream.texts[4:] == ["0", *"abcd"]
 
-    async def test_conflate_tells_of_a_record_that_went_while_it_was_catching_up_again(self):
-        """Evictions that were made up for, in a busy topic, are no excuse for one in a quiet topic that was not."""
+    async def test_conflate_reports_a_record_that_was_evicted_while_catching_up(self):
+        """A superseded eviction in a busy topic does not hide an unsuperseded one in a quiet topic."""
         hub = Hub(history=3, history_bytes=None)
         stream = await live(hub, "busy", "quiet", sink=Sink(0), on_gap="conflate")
         stream.pause()
@@ -577,16 +646,16 @@ class TestGaps:
         await drain(stream)
         assert [text[:3] for text in stream.texts[1:]] == ["gap", "q3", "b4", "q4", "q5"]
 
-    async def test_conflate_looks_at_all_that_is_kept_however_large_it_is(self):
+    async def test_conflate_considers_all_kept_records_across_batches(self):
         hub = Hub(history=6, history_bytes=None)
         stream = await live(hub, "a", on_gap="conflate")
         stream.pause()
         await publish(hub, [f"{number} {'x' * 20_000}" for number in range(9)], key="k")
         stream.resume()
-        await turn(4)  # a piece of what is kept in each
+        await turn(4)  # one batch of the kept records in each
         assert [text[0] for text in stream.texts] == ["8"]
 
-    async def test_conflate_does_so_in_the_later_pieces_too(self):
+    async def test_conflate_applies_to_later_batches(self):
         hub = Hub(history=4, history_bytes=None)
         stream = await live(hub, "a", on_gap="conflate")
         stream.pause()
@@ -594,10 +663,10 @@ class TestGaps:
         await publish(hub, ["alone " + "x" * 40_000])
         await publish(hub, [f"k{number} {'x' * 20_000}" for number in range(3)], key="k")
         stream.resume()
-        await turn(4)  # a piece of what is kept in each
+        await turn(4)  # one batch of the kept records in each
         assert [text.split()[0] for text in stream.texts] == ["alone", "k2"]
 
-    async def test_keys_of_different_topics_are_different(self):
+    async def test_equal_keys_of_different_topics_are_independent(self):
         hub = Hub(history=2)
         stream = await live(hub, "a", "b", on_gap="conflate")
         stream.pause()

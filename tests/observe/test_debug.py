@@ -1,4 +1,4 @@
-"""An observer that logs what each stage changed."""
+"""``debug_observer`` logs what each stage changed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ AFTER: dict[str, Any] = {"same": 2, "user": {"name": "bob", "password": "new", "
 
 
 def changes(before: dict[Any, Any], after: dict[Any, Any], **options: Any) -> Any:
-    """Tell what the observer logs as changes."""
+    """Return the changes that the observer logs."""
     with captured_logs() as logs:
         debug_observer(**options)(StageRan("run 1", "a", "enter", 0.5, before, after))
     return logs[0]["changes"]
 
 
-def test_it_logs_what_was_added_removed_and_changed_by_path() -> None:
-    """Behaviour 66: at level debug, with interceptor, stage, id and duration."""
+def test_added_removed_and_changed_values_are_logged_by_path() -> None:
     with captured_logs() as logs:
         debug_observer()(StageRan("run 1", "a", "enter", 0.5, BEFORE, AFTER))
     assert logs == [
@@ -53,8 +52,8 @@ def test_it_logs_what_was_added_removed_and_changed_by_path() -> None:
     [[("user", "password")], {("user", "password")}, lambda path: path[-1] == "password"],
     ids=["list", "set", "function"],
 )
-def test_values_at_omitted_paths_are_not_shown(omit: Any) -> None:
-    """Behaviour 66: that they changed is."""
+def test_values_at_omitted_paths_are_not_logged(omit: Any) -> None:
+    """That they changed is logged."""
     assert changes(BEFORE, AFTER, omit=omit)["changed"] == {
         ("user", "name"): {"from": "alice", "to": "bob"},
         ("user", "password"): {"from": "...", "to": "..."},
@@ -63,18 +62,17 @@ def test_values_at_omitted_paths_are_not_shown(omit: Any) -> None:
     assert changes(BEFORE, {}, omit=omit)["removed"][("user", "password")] == "..."
 
 
-def test_an_omitted_path_that_did_not_change_is_absent() -> None:
-    """Behaviour 66."""
+def test_an_omitted_path_that_did_not_change_is_not_logged() -> None:
     assert changes(BEFORE, BEFORE | {"gone": 2}, omit=[("user",), ("same",)]) == {
         "changed": {("gone",): {"from": 1, "to": 2}}
     }
 
 
-def test_an_omitted_dictionary_is_not_looked_into() -> None:
+def test_an_omitted_dictionary_is_one_value() -> None:
     assert changes(BEFORE, AFTER, omit=[("user",)])["changed"] == {("user",): {"from": "...", "to": "..."}}
 
 
-def test_none_is_a_value_like_any_other() -> None:
+def test_none_is_a_value() -> None:
     assert changes({"a": None}, {"a": 1}) == {"changed": {("a",): {"from": None, "to": 1}}}
     assert changes({}, {"a": None}) == {"added": {("a",): None}}
 
@@ -94,12 +92,10 @@ def test_equal_values_are_no_change() -> None:
 
 
 def test_a_stage_that_changed_nothing_is_logged_without_changes() -> None:
-    """Behaviour 66."""
     assert changes(BEFORE, BEFORE) is None
 
 
-def test_with_changes_only_it_is_not_logged_at_all() -> None:
-    """Behaviour 67."""
+def test_with_changes_only_a_stage_without_changes_is_not_logged() -> None:
     observer = debug_observer(changes_only=True)
     with captured_logs() as logs:
         observer(StageRan("run 1", "a", "enter", 0.5, BEFORE, BEFORE))
@@ -107,8 +103,8 @@ def test_with_changes_only_it_is_not_logged_at_all() -> None:
     assert [entry["interceptor"] for entry in logs] == ["b"]
 
 
-async def test_in_a_chain_it_tells_each_stage_apart() -> None:
-    """Behaviour 68: the context is one and the same mutable object, nested dictionaries included."""
+async def test_in_a_chain_each_stage_has_its_own_changes() -> None:
+    """Although the context is the same mutable object, with nested dictionaries."""
 
     def count(context: Context) -> None:
         context["count"] = {"n": context.get("count", {"n": 0})["n"] + 1}  # type: ignore[index]
@@ -128,7 +124,7 @@ async def test_in_a_chain_it_tells_each_stage_apart() -> None:
 
 
 @pytest.mark.parametrize("omit", ["password", ["password"], [("user",), "password"], {"password": True}])
-def test_what_is_omitted_is_named_by_path_lest_a_secret_be_shown(omit: Any) -> None:
+def test_omit_refuses_anything_but_paths(omit: Any) -> None:
     with pytest.raises(TypeError) as caught:
         debug_observer(omit=omit)
-    assert str(caught.value) == f"omit names paths, tuples of keys as in ('user', 'password'), not {omit!r}"
+    assert str(caught.value) == f"omit takes paths, which are tuples of keys such as ('user', 'password'), not {omit!r}"

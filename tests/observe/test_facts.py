@@ -1,4 +1,4 @@
-"""A fact is what happened, and nobody can change it."""
+"""Facts cannot be changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the lines of a program go, by what it configured: nothing, the standard library, structlog."""
+"""Where log lines go in a program that configured nothing, the standard library, or structlog."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-STORY = """
+PROGRAM = """
 import asyncio, logging, logging.config
 from aiohttp import web
 {before}
@@ -75,9 +75,9 @@ logging.config.dictConfig({
 
 
 def run(before: str = "", after: str = "") -> tuple[str, str]:
-    """Run the story of one stream, behind which an interceptor stages a header too late, and return what it printed."""
+    """Run a program with one stream, where an interceptor stages a header too late; return stdout and stderr."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", STORY.replace("{before}", before).replace("{after}", after)],
+        [sys.executable, "-W", "error", "-c", PROGRAM.replace("{before}", before).replace("{after}", after)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -86,7 +86,7 @@ def run(before: str = "", after: str = "") -> tuple[str, str]:
 
 @pytest.mark.parametrize("before", ["", CAPTURE_ONCE], ids=["nothing", "lines were captured once"])
 @pytest.mark.parametrize("after", ["", CAPTURE_ONCE], ids=["nothing", "lines were captured later"])
-def test_a_program_that_configured_nothing_gets_errors_on_stderr_and_no_debug_lines(before: str, after: str) -> None:
+def test_without_configuration_errors_go_to_stderr_and_debug_lines_nowhere(before: str, after: str) -> None:
     out, err = run(before, after)
     assert out == ""
     line, *trace = err.splitlines()
@@ -97,7 +97,7 @@ def test_a_program_that_configured_nothing_gets_errors_on_stderr_and_no_debug_li
     assert "stream_closed" not in err
 
 
-def test_interceptor_stage_attempt_and_execution_can_be_read_in_the_message() -> None:
+def test_the_message_has_interceptor_stage_attempt_and_execution_id() -> None:
     _, err = run()
     line = err.splitlines()[0]
     for part in ("interceptor='late'", "stage='leave'", "attempted=", "X-Late", "execution_id="):
@@ -113,7 +113,7 @@ def test_basic_config_at_warning_drops_debug_lines_and_keeps_errors(configured: 
 
 
 @pytest.mark.parametrize("configured", ["before", "after"])
-def test_basic_config_at_debug_shows_the_life_of_streams(configured: str) -> None:
+def test_basic_config_at_debug_logs_opened_and_closed_streams(configured: str) -> None:
     out, err = run(**{configured: "logging.basicConfig(level=logging.DEBUG)"})
     assert out == ""
     lines = [line for line in err.splitlines() if ":aiohttp_interceptors:" in line]
@@ -126,7 +126,7 @@ def test_basic_config_at_debug_shows_the_life_of_streams(configured: str) -> Non
     assert "reason='closed'" in lines[1]
 
 
-def test_dict_config_sets_the_library_s_own_logger() -> None:
+def test_dict_config_configures_the_library_s_logger() -> None:
     out, err = run(after=DICT_CONFIG)
     assert err == ""
     lines = [line.split("|") for line in out.splitlines() if line.count("|") == 3]
@@ -141,7 +141,7 @@ def test_dict_config_sets_the_library_s_own_logger() -> None:
 
 @pytest.mark.parametrize("configured", ["before", "after"])
 @pytest.mark.parametrize("captured", ["", CAPTURE_ONCE], ids=["never captured", "captured once"])
-def test_a_program_that_configured_structlog_gets_all_lines_there(configured: str, captured: str) -> None:
+def test_with_structlog_configured_all_lines_go_there(configured: str, captured: str) -> None:
     out, err = run(**{configured: STRUCTLOG + captured})
     assert err == ""
     assert ['"event": "' + name + '"' in line for name, line in zip(
@@ -150,7 +150,7 @@ def test_a_program_that_configured_structlog_gets_all_lines_there(configured: st
     assert "Traceback" in out
 
 
-def test_structlog_on_top_of_the_standard_library_logs_each_line_once() -> None:
+def test_structlog_over_the_standard_library_logs_each_line_once() -> None:
     out, err = run(before=STRUCTLOG_TO_STDLIB)
     assert out == ""
     assert err.startswith("ERROR aiohttp_interceptors change_after_commit_dropped")
@@ -158,7 +158,7 @@ def test_structlog_on_top_of_the_standard_library_logs_each_line_once() -> None:
     assert "stream_opened" not in err
 
 
-def test_lines_are_captured_where_nothing_is_configured() -> None:
+def test_lines_are_captured_without_configuration() -> None:
     out, err = run(
         after="""
 from aiohttp_interceptors.testing import captured_logs
@@ -175,7 +175,7 @@ def show():
     assert err == ""
 
 
-def test_a_capture_that_is_open_when_the_library_is_imported_goes_on() -> None:
+def test_a_capture_that_was_open_at_import_continues() -> None:
     out, _ = run(
         before="""
 import structlog.testing

@@ -1,4 +1,4 @@
-"""Where facts are told: structlog, with the execution id on every line of the task."""
+"""Log lines and facts, with the execution ID on every line of a task."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from aiohttp_interceptors._logging import captured_logs, log, log_fact, logged_e
 from aiohttp_interceptors.facts import EventsDropped, StreamClosed, StreamOpened, StreamRefused
 
 
-def alone(function: Callable[[], None]) -> None:
-    """Run a function with context variables of its own, as a task does."""
+def in_own_context(function: Callable[[], None]) -> None:
+    """Run a function with its own context variables, like a task."""
     contextvars.copy_context().run(function)
 
 
-def test_the_execution_id_is_on_every_later_line() -> None:
-    """Behaviour 118: also on those of other loggers, aiohttp's own lines included where structlog renders them."""
+def test_later_lines_have_the_execution_id() -> None:
+    """Lines of other loggers have it too."""
 
     def task() -> None:
         logged_execution_id.set("run 1")
@@ -32,22 +32,21 @@ def test_the_execution_id_is_on_every_later_line() -> None:
         ]
         assert structlog.contextvars.get_contextvars()["execution_id"] == "run 1"
 
-    alone(task)
+    in_own_context(task)
 
 
-def test_one_task_does_not_see_the_execution_id_of_another() -> None:
-    """Behaviour 59."""
-    alone(lambda: logged_execution_id.set("run 1") and None)
+def test_a_task_does_not_see_the_execution_id_of_another() -> None:
+    in_own_context(lambda: logged_execution_id.set("run 1") and None)
 
     def another() -> None:
         with captured_logs() as logs:
             log.debug("event")
         assert logs == [{"event": "event", "log_level": "debug"}]
 
-    alone(another)
+    in_own_context(another)
 
 
-def test_importing_the_library_binds_nothing() -> None:
+def test_importing_the_library_binds_no_context_variable() -> None:
     assert "execution_id" not in structlog.contextvars.get_contextvars()
 
 
@@ -58,7 +57,7 @@ def test_an_exception_is_logged_as_an_error_with_its_traceback() -> None:
     assert logs == [{"event": "event", "log_level": "error", "exc_info": boom}]
 
 
-def test_nothing_is_captured_outside_the_block() -> None:
+def test_only_lines_in_the_block_are_captured() -> None:
     with captured_logs() as logs:
         pass
     with captured_logs() as later:
@@ -87,15 +86,15 @@ def test_nothing_is_captured_outside_the_block() -> None:
         ),
     ],
 )
-def test_what_happens_to_a_stream_is_one_line(fact, line) -> None:
+def test_each_stream_fact_is_one_line(fact, line) -> None:
     with captured_logs() as logs:
         log_fact(fact)
     assert logs == [{"execution_id": "run 1", "path": "/a", **line}]
 
 
 @pytest.mark.parametrize("reason", CloseReason)
-def test_a_client_that_leaves_is_debug_and_one_that_was_cut_is_a_warning(reason) -> None:
-    """peer bug 14: closing a tab is nothing that anybody has to look at."""
+def test_a_disconnect_is_logged_at_debug_and_a_slow_client_as_a_warning(reason) -> None:
+    """Operators need not look at closed tabs."""
     with captured_logs() as logs:
         log_fact(StreamClosed("run 1", "/a", str(reason), events=1, bytes=9, dropped=2, seconds=0.5))
     assert logs == [

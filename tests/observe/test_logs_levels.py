@@ -1,4 +1,4 @@
-"""Where the library's lines go, level by level, in an application that configured nothing but the standard library."""
+"""Log lines by level, in an application that configured only the standard library."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def test_a_line_reaches_the_standard_library_at_its_level(caplog, method):
 
 
 @pytest.mark.parametrize("method", LEVELS)
-def test_a_line_below_the_level_is_none(caplog, method):
+def test_a_line_below_the_level_is_not_logged(caplog, method):
     with caplog.at_level(LEVELS[method] + 1, "aiohttp_interceptors"):
         getattr(log, method)("something_happened")
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("method", LEVELS)
-def test_what_is_captured_goes_to_structlog(caplog, method):
+def test_captured_lines_go_to_structlog(caplog, method):
     with captured_logs() as lines:
         getattr(log, method)("something_happened", interceptor="auth")
     assert [(line["event"], line["interceptor"]) for line in lines] == [("something_happened", "auth")]
     assert caplog.records == []
 
 
-def test_what_structlog_does_by_itself_is_found_behind_an_applications_configuration():
+def test_the_default_configuration_is_found_although_the_application_configured_structlog():
     """The library may be imported after the application has configured structlog."""
     ours = [structlog.processors.JSONRenderer()]
     structlog.configure(processors=ours)

@@ -1,4 +1,4 @@
-"""Error trackers hear the same of a failing stream as of a failing handler."""
+"""Error trackers report a failing stream like a failing handler."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 
 
 class Broken(Exception):
-    """What is raised after the first bytes."""
+    """Raised after the first bytes."""
 
 
 async def handler(request):
-    """Stream as aiohttp does, and fail."""
+    """Stream with plain aiohttp, and fail."""
     response = web.StreamResponse()
     await response.prepare(request)
     await response.write(b"data: x\n\n")
@@ -67,9 +67,9 @@ def application(name: str) -> web.Application:
 
 
 class InMemory(Transport):
-    """Keep what would be sent."""
+    """Collect events instead of sending them."""
 
-    events: list[dict] = []  # noqa: RUF012  # of the only one
+    events: list[dict] = []  # noqa: RUF012  # there is one instance
 
     def capture_envelope(self, envelope) -> None:
         event = envelope.get_event()
@@ -79,7 +79,7 @@ class InMemory(Transport):
 
 @pytest.fixture(scope="module")
 def sentry():
-    """Run Sentry's own integration, and take its patches of aiohttp back."""
+    """Run Sentry's own integration, and undo its patches of aiohttp."""
     with pytest.MonkeyPatch.context() as patches:
         for owner, name in ((web.Application, "_handle"), (web_urldispatcher.UrlDispatcher, "resolve")):
             patches.setattr(owner, name, getattr(owner, name))
@@ -97,10 +97,10 @@ def sentry():
 
 @pytest.fixture(autouse=True)
 def _raised(raised):
-    """Expect what aiohttp logs."""
+    """Expect errors in aiohttp's log."""
 
 
-async def heard_by_sentry(serve, sentry, name: str) -> dict | None:
+async def sentry_event(serve, sentry, name: str) -> dict | None:
     sentry.clear()
     server = await serve(application(name))
     await server.exchange(GET)
@@ -119,23 +119,23 @@ async def heard_by_sentry(serve, sentry, name: str) -> dict | None:
 
 
 @pytest.mark.parametrize("name", ["a channel", "a generator", "a snapshot"])
-async def test_sentry(serve, sentry, name):
-    of_a_handler = await heard_by_sentry(serve, sentry, "a handler")
+async def test_sentry_reports_a_failing_stream_like_a_failing_handler(serve, sentry, name):
+    of_a_handler = await sentry_event(serve, sentry, "a handler")
     assert of_a_handler["type"] == "Broken"
-    assert await heard_by_sentry(serve, sentry, name) == of_a_handler
+    assert await sentry_event(serve, sentry, name) == of_a_handler
 
 
-async def test_sentry_hears_nothing_of_what_was_handled(serve, sentry, logged):
-    assert await heard_by_sentry(serve, sentry, "handled") is None
+async def test_sentry_gets_no_event_for_a_handled_exception(serve, sentry, logged):
+    assert await sentry_event(serve, sentry, "handled") is None
     assert [line["event"] for line in logged if line["log_level"] == "error"] == ["stream_producer_failed"]
 
 
-async def heard_by_opentelemetry(serve, name: str) -> dict:
+async def opentelemetry_span(serve, name: str) -> dict:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     instrumentor = AioHttpServerInstrumentor()
-    instrumentor.instrument(tracer_provider=provider)  # it puts a class of its own in the place of web.Application
+    instrumentor.instrument(tracer_provider=provider)  # replaces web.Application
     try:
         app = application(name)
     finally:
@@ -156,8 +156,8 @@ async def heard_by_opentelemetry(serve, name: str) -> dict:
 
 @pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")
 @pytest.mark.parametrize("name", ["a channel", "a generator", "a snapshot"])
-async def test_opentelemetry(serve, name):
-    of_a_handler = await heard_by_opentelemetry(serve, "a handler")
+async def test_opentelemetry_reports_a_failing_stream_like_a_failing_handler(serve, name):
+    of_a_handler = await opentelemetry_span(serve, "a handler")
     assert of_a_handler["status"][0] is StatusCode.ERROR
     assert [event for event, _ in of_a_handler["events"]] == ["exception"]
-    assert await heard_by_opentelemetry(serve, name) == of_a_handler
+    assert await opentelemetry_span(serve, name) == of_a_handler

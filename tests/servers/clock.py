@@ -1,4 +1,4 @@
-"""A clock that is wrong, for a program of its own."""
+"""A wrong clock for one process, by ``LD_PRELOAD``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tempfile import gettempdir
 
 from tests.servers.engines import needs
 
-# It asks the kernel and not the C library, which a program's own allocator may call before that is ready.
+# It calls the kernel, not the C library, which is not ready when the allocator of a program calls it first.
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -50,7 +50,7 @@ time_t time(time_t *at) {
 
 @cache
 def library() -> str:
-    """Build what is loaded before a program that is linked dynamically; skip the test where nothing compiles C."""
+    """Compile the library, for programs that are linked dynamically. Skip the test without a C compiler."""
     compiler = needs("a C compiler", shutil.which("cc") or shutil.which("gcc"))
     built = Path(gettempdir()) / f"wrong-clock-{os.getpid()}.so"
     subprocess.run(
@@ -60,5 +60,5 @@ def library() -> str:
 
 
 def environment(skew: int) -> dict[str, str]:
-    """Return the environment of a program whose clock is so many seconds off."""
+    """Return the environment for a program whose clock is ``skew`` seconds ahead."""
     return {**os.environ, "LD_PRELOAD": library(), "CLOCK_SKEW": str(skew)}

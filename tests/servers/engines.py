@@ -1,4 +1,4 @@
-"""What to do about an engine that is not there: go without, but not where everything has to be tested."""
+"""Skip tests whose engine is not installed, except in CI."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 
 def needs(name: str, found: str | None) -> str:
-    """Return what was found of an engine; else skip the test, or fail where ``CI`` is ``true``."""
+    """Return the path that was found. Without one, skip the test, or fail it if ``CI`` is ``true``."""
     if found:
         return found
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed, and with CI=true its tests are not skipped")
+        pytest.fail(f"{name} is not installed, and with CI=true its tests must not be skipped")
     pytest.skip(f"{name} is not installed")

@@ -1,4 +1,4 @@
-"""NATS with JetStream."""
+"""A NATS server with JetStream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.servers.process import ServerProcess
 
 
 class Nats(ServerProcess):
-    """A server whose store is in its folder; ``config`` is more of its configuration."""
+    """A server whose store is in its folder. ``config`` is added to its configuration file."""
 
     def __init__(
         self, folder: Path, *, password: str | None = None, max_payload: int = 8 * 2**20, durable: bool = False,
@@ -52,5 +52,5 @@ jetstream {{ store_dir: "{folder}/store", {"sync_interval: always" if durable el
             return False
 
     def _has_jetstream(self) -> bool:
-        """JetStream is there a moment later than the port."""
+        """Return whether JetStream is ready, which happens after the port is open."""
         return "Server is ready" in (self.folder / "log").read_text().rpartition("Starting nats-server")[2]

@@ -1,4 +1,4 @@
-"""PgBouncer in front of a server, where each transaction may have another connection."""
+"""PgBouncer in front of a server: each transaction may run on another connection."""
 
 from __future__ import annotations
 

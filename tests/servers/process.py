@@ -1,4 +1,4 @@
-"""A server's process: started on a free port, killed, frozen, thawed and started again, and surely ended."""
+"""A server process: start it on a free port, kill, freeze, thaw and restart it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-PATIENCE = 20.0  # seconds that a server has to answer, or to end, on a busy machine
-EPHEMERAL = 32_768  # the first port that Linux gives to an outgoing connection
-LOOK = 0.01  # seconds between two looks whether it answers
+TIMEOUT = 20.0  # seconds to start or to end, on a busy machine
+FIRST_EPHEMERAL_PORT = 32_768  # Linux uses the ports from here on for outgoing connections
+POLL_INTERVAL = 0.01  # seconds
 
 
 def free_port() -> int:
-    """Return a free port, of those that the kernel gives to no connection: it may stay free for a moment."""
-    chance = random.SystemRandom()
+    """Return a free port that is not an ephemeral port, so that it is likely to stay free."""
+    generator = random.SystemRandom()
     while True:
-        port = chance.randrange(10_000, EPHEMERAL)
+        port = generator.randrange(10_000, FIRST_EPHEMERAL_PORT)
         try:
             socket.create_server(("127.0.0.1", port)).close()
-        except OSError:  # it is somebody's
+        except OSError:  # it is in use
             continue
         return port
 
 
 class ServerProcess(ABC):
-    """One server. All is synchronous, so that fixtures of any scope can have it."""
+    """One server. All methods are synchronous, for fixtures of any scope."""
+
+    stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,11 +42,11 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Return how it is started."""
+        """Return the command line."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Tell whether it is there and serves."""
+        """Return whether the server is ready."""
 
     @property
     def pid(self) -> int:
@@ -56,69 +58,67 @@ class ServerProcess(ABC):
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it in its folder, on its port, and wait until it answers."""
+        """Start the server in its folder, and wait until it is ready."""
         assert not self.running
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, env=self.environment,
             )  # fmt: skip
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"{self.command()} does not serve: {(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(LOOK)
+                raise RuntimeError(f"{self.command()} is not ready: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(POLL_INTERVAL)
 
     def kill(self) -> None:
-        """Kill it and all its children, as a power failure does. Twice is once."""
+        """Kill the server and its children, as a power failure does. Idempotent."""
         if self._process is not None:
-            for victim in self.processes():
-                _signal(victim, signal.SIGKILL)
-            self._process.wait(PATIENCE)
+            for pid in self.processes():
+                _signal(pid, signal.SIGKILL)
+            self._process.wait(TIMEOUT)
 
     def stop(self) -> None:
-        """End it in order. Twice is once."""
+        """Shut the server down. Idempotent."""
         if self._process is not None and self._process.poll() is None:
             self.thaw()
             self._process.send_signal(self.stop_signal)
             try:
-                self._process.wait(PATIENCE)
+                self._process.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 self.kill()
 
-    stop_signal = signal.SIGTERM
-
     def restart(self) -> None:
-        """Start it again, with what it has kept."""
+        """Start the server again, with what it has stored."""
         self.start()
 
     def freeze(self) -> None:
-        """Have it hold still, with all its connections open."""
-        for one in self.processes():
-            _signal(one, signal.SIGSTOP)
+        """Suspend the server. Its connections stay open."""
+        for pid in self.processes():
+            _signal(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Have it go on. Twice is once."""
-        for one in self.processes():
-            _signal(one, signal.SIGCONT)
+        """Resume the server. Idempotent."""
+        for pid in self.processes():
+            _signal(pid, signal.SIGCONT)
 
     def processes(self) -> list[int]:
-        """Return the process and its children."""
-        found: list[int] = [self.pid]
-        known: dict[int, list[int]] = {}
+        """Return the PIDs of the server and its descendants."""
+        pids: list[int] = [self.pid]
+        children: dict[int, list[int]] = {}
         for status in Path("/proc").glob("[0-9]*/stat"):
             try:
-                process, _, rest = status.read_text().partition(" (")
-            except OSError:  # it has ended meanwhile
+                number, _, rest = status.read_text().partition(" (")
+            except OSError:  # it has ended
                 continue
-            known.setdefault(int(rest.rpartition(") ")[2].split()[1]), []).append(int(process))
-        for pid in found:
-            found += known.get(pid, [])
-        return found
+            children.setdefault(int(rest.rpartition(") ")[2].split()[1]), []).append(int(number))
+        for pid in pids:  # also those that are added here
+            pids += children.get(pid, [])
+        return pids
 
     def accepts(self) -> bool:
-        """Tell whether its port is open."""
+        """Return whether the port is open."""
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
         except OSError:

@@ -1,4 +1,4 @@
-"""The servers of the tests do what the tests believe."""
+"""The servers that tests start: persistence, freezing, wrong clocks and passwords."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers.valkey import DURABLE, Valkey
 
 
 @pytest.mark.parametrize("engine", ["valkey", "redis"])
-def test_valkey_keeps_what_it_has_said_that_it_has(tmp_path, engine):
+def test_valkey_keeps_acknowledged_writes(tmp_path, engine):
     server = Valkey(tmp_path, *DURABLE, engine=engine, password="secret")
     server.start()
     try:
@@ -31,7 +31,7 @@ def test_valkey_keeps_what_it_has_said_that_it_has(tmp_path, engine):
     assert not server.accepts()
 
 
-def test_a_frozen_one_is_silent_until_it_is_thawed(tmp_path):
+def test_a_frozen_server_does_not_respond_until_it_is_thawed(tmp_path):
     server = Valkey(tmp_path)
     server.start()
     try:
@@ -45,7 +45,7 @@ def test_a_frozen_one_is_silent_until_it_is_thawed(tmp_path):
         server.kill()
 
 
-def test_a_clock_can_be_wrong(tmp_path):
+def test_a_server_can_have_a_wrong_clock(tmp_path):
     server = Valkey(tmp_path, engine="redis", clock=-60)
     server.start()
     try:
@@ -55,7 +55,7 @@ def test_a_clock_can_be_wrong(tmp_path):
         server.stop()
 
 
-def test_postgres_keeps_what_was_committed_and_knows_passwords(tmp_path):
+def test_postgres_keeps_committed_rows_and_checks_passwords(tmp_path):
     server = Postgres(tmp_path, fsync="on")
     server.start()
     try:
@@ -73,7 +73,7 @@ def test_postgres_keeps_what_was_committed_and_knows_passwords(tmp_path):
     assert not server.running
 
 
-async def test_nats_keeps_what_it_has_acknowledged(tmp_path):
+async def test_nats_keeps_acknowledged_messages(tmp_path):
     server = Nats(tmp_path, password="secret", durable=True)
     server.start()
     try:

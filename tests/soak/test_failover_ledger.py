@@ -19,7 +19,7 @@ def received(number, event_id, time=None, *, process=0, opened=0.0):
     return Received(number, event_id, number + 0.01 if time is None else time, process, opened)
 
 
-def gap(after, reach, time, reason="rewound"):
+def gap(after, reach, time, reason="truncated"):
     return Told(reason, after, reach, time)
 
 
@@ -136,7 +136,7 @@ def item(event, event_id="e-7"):
 
 def test_what_a_client_makes_of_frames():
     assert item(Event(text(3))) == Received(3, "e-7", 1.0, 0, 0.5)
-    assert item(Gap(GapReason.REWOUND, "d-9", "e-5").event("gap")) == Told("rewound", "d-9", "e-4", 1.0)
+    assert item(Gap(GapReason.TRUNCATED, "d-9", "e-5").event("gap")) == Told("truncated", "d-9", "e-4", 1.0)
     assert item(Gap(GapReason.FOREIGN, "d-9").event("gap")) == Told("foreign", "d-9", "e-7", 1.0)
     assert item(Gap(GapReason.EVICTED, "e-1", "e-5", "e-8").event("gap")) == Told("evicted", "e-1", "e-8", 1.0)
     assert item(Event("bye", name="farewell")) is None

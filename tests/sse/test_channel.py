@@ -1,6 +1,6 @@
-"""The channel between a producer and its stream: who waits, who is told, and that nothing is lost or doubled.
+"""EventChannel: back pressure, order, closing, cancellation, custom queues and the size limit.
 
-The stream's side is played by the tests: they ``take`` and ``end``. ``turns`` hands over to the other tasks.
+There is no stream. The tests remove events themselves, with ``take``.
 """
 
 import asyncio
@@ -14,18 +14,20 @@ from hypothesis import strategies as st
 from aiohttp_interceptors.channel import CloseReason, EventChannel
 from aiohttp_interceptors.exceptions import ChannelFull, EventTooLarge
 from aiohttp_interceptors.queues import SlidingQueue
-from aiohttp_interceptors.sse import Event, encode, is_larger
+from aiohttp_interceptors.sse import Decoder, Event, encode, is_larger
+from tests.waiting import run_other_tasks
 
 
-async def turns(count=5):
-    """Let the other tasks run until they wait for something."""
-    for _ in range(count):
-        await asyncio.sleep(0)
+def take(channel):
+    """Remove all events, as a stream does."""
+    frames = channel._get_frames(10**6)
+    channel._frames_written(len(frames))
+    return Decoder().feed(b"".join(frames))
 
 
 def texts(channel):
-    """Take what is there."""
-    return [event.data for event in channel.take()]
+    """Remove all events and return their data."""
+    return [event.data for event in take(channel)]
 
 
 def full_channel(buffer=2):
@@ -42,16 +44,16 @@ def start(*puts):
 # Putting.
 
 
-async def test_what_was_put_is_taken_in_order():
+async def test_events_keep_their_order():
     channel = EventChannel()
     assert await channel.put("a") is True
     assert channel.put_nowait(Event("b", "n")) is True
     assert await channel.put(Event("c", id="1")) is True
-    assert channel.take() == [Event("a"), Event("b", "n"), Event("c", id="1")]
-    assert channel.take() == []
+    assert take(channel) == [Event("a"), Event("b", "n"), Event("c", id="1")]
+    assert take(channel) == []
 
 
-async def test_a_put_with_room_does_not_give_up_its_turn():
+async def test_put_with_room_does_not_yield_to_the_event_loop():
     channel, ran = EventChannel(2), []
     asyncio.get_running_loop().call_soon(ran.append, 1)
     await channel.put("a")
@@ -62,25 +64,24 @@ async def test_a_put_with_room_does_not_give_up_its_turn():
 
 
 @pytest.mark.parametrize("wrong", [None, 7, b"a", {"data": "a"}, ["a"], Event])
-async def test_what_is_no_event_is_refused(wrong):
+async def test_put_rejects_what_is_neither_event_nor_str(wrong):
     channel = EventChannel()
     with pytest.raises(TypeError, match=r"put takes an Event or a str, not .*; Event.json\(value\) makes an event of"):
         await channel.put(wrong)
     with pytest.raises(TypeError, match="put takes an Event or a str"):
         channel.put_nowait(wrong)
-    assert channel.take() == []
+    assert take(channel) == []
 
 
-async def test_what_cannot_be_sent_is_refused_where_it_is_put():
-    """Behaviour 91: a text that cannot be encoded raises in its ``put``, not in the stream (peer bug 41)."""
+async def test_put_rejects_text_that_cannot_be_encoded():
     channel = EventChannel()
     with pytest.raises(ValueError, match="UTF-8"):
         await channel.put("\ud800")
-    assert channel.take() == []
+    assert take(channel) == []
     assert not channel.closed
 
 
-async def test_ten_events_may_wait_by_default():
+async def test_the_default_capacity_is_ten_events():
     channel = full_channel(10)
     assert EventChannel().put_nowait("a")
     default = EventChannel()
@@ -91,8 +92,7 @@ async def test_ten_events_may_wait_by_default():
             full.put_nowait("one more")
 
 
-async def test_put_waits_for_room():
-    """Behaviour 111: with a slow client ``put`` waits, nothing is dropped, and memory is bounded."""
+async def test_put_waits_for_room_and_drops_nothing():
     channel = EventChannel(3)
     put = 0
 
@@ -105,7 +105,7 @@ async def test_put_waits_for_room():
     (producer,) = start(produce())
     taken = []
     for _ in range(1000):
-        await turns()
+        await run_other_tasks()
         assert put - len(taken) <= 3
         taken += texts(channel)
     assert producer.done()
@@ -113,8 +113,7 @@ async def test_put_waits_for_room():
     assert taken == [str(number) for number in range(1000)]
 
 
-async def test_put_nowait_says_that_there_is_no_room():
-    """Behaviour 112: ``put_nowait`` on a full channel raises ``ChannelFull``, on a closed one it returns ``False``."""
+async def test_put_nowait_raises_when_full_and_returns_false_when_closed():
     channel = full_channel(2)
     with pytest.raises(ChannelFull, match=r"holds 2 events and has no room; put\(\) waits") as caught:
         channel.put_nowait("a")
@@ -126,11 +125,11 @@ async def test_put_nowait_says_that_there_is_no_room():
     assert texts(channel) == ["b"]
 
 
-async def test_put_nowait_does_not_overtake_who_waits():
+async def test_put_nowait_does_not_overtake_a_waiting_put():
     channel = full_channel(1)
     (waits,) = start(channel.put("waits"))
-    await turns()
-    channel.take()  # there is room, and it is for the one that waits
+    await run_other_tasks()
+    take(channel)  # makes room for the waiting put
     with pytest.raises(ChannelFull):
         channel.put_nowait("overtakes")
     assert await waits
@@ -138,17 +137,17 @@ async def test_put_nowait_does_not_overtake_who_waits():
 
 
 @pytest.mark.parametrize("runs_first", ["waits", "late"])
-async def test_put_does_not_overtake_who_waits(runs_first):
+async def test_put_does_not_overtake_a_waiting_put(runs_first):
     channel = full_channel(1)
     (waits,) = start(channel.put("waits"))
-    await turns()
+    await run_other_tasks()
     if runs_first == "waits":
-        channel.take()
+        take(channel)
         (late,) = start(channel.put("late"))
     else:
         (late,) = start(channel.put("late"))
-        channel.take()
-    await turns()
+        take(channel)
+    await run_other_tasks()
     assert (waits.done(), late.done()) == (True, False)
     assert texts(channel) == ["waits"]
     assert await late
@@ -156,34 +155,33 @@ async def test_put_does_not_overtake_who_waits(runs_first):
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 3, 7])
-async def test_who_waits_longest_is_let_in_first(buffer):
+async def test_waiting_puts_are_served_first_come_first_served(buffer):
     channel = full_channel(buffer)
     puts = start(*(channel.put(str(number)) for number in range(50)))
     taken = []
     for _ in range(60):
-        await turns()
+        await run_other_tasks()
         taken += texts(channel)
     assert taken == [f"old {number}" for number in range(buffer)] + [str(number) for number in range(50)]
     assert all(put.result() is True for put in puts)
 
 
-async def test_as_many_are_let_in_as_there_is_room_for_at_once():
+async def test_as_many_waiting_puts_proceed_as_events_were_removed():
     channel = full_channel(3)
     puts = start(*(channel.put(str(number)) for number in range(5)))
-    await turns()
-    channel.take()
-    await turns()
+    await run_other_tasks()
+    take(channel)
+    await run_other_tasks()
     assert [put.done() for put in puts] == [True, True, True, False, False]
     assert texts(channel) == ["0", "1", "2"]
-    await turns()
+    await run_other_tasks()
     assert all(put.done() for put in puts)
 
 
 # The end.
 
 
-async def test_a_put_after_the_end_returns_false():
-    """Behaviour 108: the very first ``put`` after the client left returns ``False``."""
+async def test_the_first_put_after_the_end_returns_false():
     channel = EventChannel()
     assert await channel.put("a")
     channel.end(CloseReason.CLIENT_LEFT)
@@ -191,8 +189,8 @@ async def test_a_put_after_the_end_returns_false():
     assert channel.put_nowait("c") is False
 
 
-async def test_a_put_after_close_returns_false():
-    """Behaviour 97: after the producer closed its channel, ``put`` returns ``False``; closing twice is closing once."""
+async def test_put_returns_false_after_close():
+    """``close`` is idempotent."""
     channel = EventChannel()
     assert channel.closed is False
     channel.close()
@@ -202,8 +200,7 @@ async def test_a_put_after_close_returns_false():
     assert texts(channel) == []
 
 
-async def test_all_that_was_put_before_close_is_taken():
-    """Behaviour 96: a producer that puts n and closes at once loses none of them."""
+async def test_events_put_before_close_are_kept():
     channel = EventChannel(3)
     for text in "abc":
         await channel.put(text)
@@ -211,29 +208,28 @@ async def test_all_that_was_put_before_close_is_taken():
     assert texts(channel) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("over", [EventChannel.close, lambda channel: channel.end(CloseReason.CLIENT_LEFT)])
-async def test_a_put_that_waits_is_told_of_the_end(over):
-    """Behaviour 110: every ``put`` that is blocked on a full channel returns ``False`` promptly."""
+@pytest.mark.parametrize("end", [EventChannel.close, lambda channel: channel.end(CloseReason.CLIENT_LEFT)])
+async def test_waiting_puts_return_false_at_the_end(end):
     channel = full_channel(2)
     puts = start(*(channel.put(str(number)) for number in range(3)))
-    await turns()
-    over(channel)
-    await turns(2)
+    await run_other_tasks()
+    end(channel)
+    await run_other_tasks(2)
     assert [put.result() for put in puts] == [False, False, False]
     assert texts(channel) == ["old 0", "old 1"]
 
 
-async def test_a_put_that_was_let_in_when_the_end_came_returns_false():
+async def test_a_put_that_was_woken_for_room_returns_false_if_the_channel_was_closed_since():
     channel = full_channel(1)
     (put,) = start(channel.put("late"))
-    await turns()
-    channel.take()
+    await run_other_tasks()
+    take(channel)
     channel.close()
     assert await put is False
     assert texts(channel) == []
 
 
-async def test_a_producer_that_ignores_false_lets_others_run():
+async def test_a_producer_that_ignores_false_does_not_block_the_event_loop():
     channel = EventChannel()
     channel.close()
 
@@ -242,13 +238,13 @@ async def test_a_producer_that_ignores_false_lets_others_run():
             await channel.put("a")
 
     (producer,) = start(produce())
-    await turns()
+    await run_other_tasks()
     producer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await producer
 
 
-async def test_what_is_no_event_is_refused_after_the_end_too():
+async def test_put_rejects_invalid_events_after_close_too():
     channel = EventChannel()
     channel.close()
     with pytest.raises(TypeError):
@@ -260,25 +256,25 @@ async def test_what_is_no_event_is_refused_after_the_end_too():
 # Cancelling.
 
 
-async def test_a_cancelled_put_was_not_taken():
+async def test_a_cancelled_put_puts_nothing():
     channel = full_channel(1)
     first, second = start(channel.put("first"), channel.put("second"))
-    await turns()
+    await run_other_tasks()
     first.cancel()
-    await turns()
+    await run_other_tasks()
     assert first.cancelled()
     assert texts(channel) == ["old 0"]
     assert await second
     assert texts(channel) == ["second"]
 
 
-async def test_room_for_a_cancelled_put_goes_to_the_next():
+async def test_room_of_a_cancelled_put_goes_to_the_next_one():
     channel = full_channel(1)
     first, second, third = start(*(channel.put(text) for text in ("first", "second", "third")))
-    await turns()
-    channel.take()
-    first.cancel()  # in the turn in which it was let in
-    await turns()
+    await run_other_tasks()
+    take(channel)
+    first.cancel()  # after it was notified, and before it runs
+    await run_other_tasks()
     assert first.cancelled()
     assert await second
     assert not third.done()
@@ -286,58 +282,58 @@ async def test_room_for_a_cancelled_put_goes_to_the_next():
     assert await third
 
 
-async def test_room_passes_over_a_put_that_is_being_cancelled():
+async def test_room_goes_past_a_put_that_is_being_cancelled():
     channel = full_channel(1)
     first, second = start(channel.put("first"), channel.put("second"))
-    await turns()
+    await run_other_tasks()
     first.cancel()
-    channel.take()  # before the cancelled one could leave the line
-    await turns()
+    take(channel)  # before the cancelled task runs
+    await run_other_tasks()
     assert first.cancelled()
     assert second.done()
     assert texts(channel) == ["second"]
 
 
-async def test_who_comes_while_the_last_in_line_is_being_cancelled_is_let_in():
+async def test_a_put_proceeds_if_the_only_waiting_one_is_being_cancelled():
     channel = full_channel(1)
     (first,) = start(channel.put("first"))
-    await turns()
-    late = asyncio.get_running_loop().create_task(channel.put("late"))  # runs before ``first`` does again
+    await run_other_tasks()
+    late = asyncio.get_running_loop().create_task(channel.put("late"))  # runs before the cancelled task
     first.cancel()
-    channel.take()
-    await turns()
+    take(channel)
+    await run_other_tasks()
     assert first.cancelled()
     assert late.done()
     assert texts(channel) == ["late"]
 
 
-async def test_several_cancelled_at_once_pass_on_all_their_room():
+async def test_several_puts_cancelled_at_once_pass_on_all_their_room():
     channel = full_channel(2)
     puts = start(*(channel.put(str(number)) for number in range(4)))
-    await turns()
-    channel.take()
+    await run_other_tasks()
+    take(channel)
     puts[0].cancel()
     puts[1].cancel()
-    await turns()
+    await run_other_tasks()
     assert [put.done() for put in puts] == [True] * 4
     assert texts(channel) == ["2", "3"]
 
 
-async def test_cancelling_lets_nobody_in_where_no_room_is():
+async def test_cancelling_a_put_creates_no_room():
     channel = full_channel(1)
     first, second = start(channel.put("first"), channel.put("second"))
-    await turns()
+    await run_other_tasks()
     first.cancel()
-    await turns()
+    await run_other_tasks()
     assert not second.done()
     assert texts(channel) == ["old 0"]
     assert await second
 
 
-async def test_a_put_cancelled_at_the_end_is_cancelled():
+async def test_a_put_that_is_cancelled_at_the_end_raises_cancelled_error():
     channel = full_channel(1)
     (put,) = start(channel.put("a"))
-    await turns()
+    await run_other_tasks()
     channel.close()
     put.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -345,7 +341,7 @@ async def test_a_put_cancelled_at_the_end_is_cancelled():
     assert texts(channel) == ["old 0"]
 
 
-async def test_a_put_may_be_given_up_after_a_time():
+async def test_put_with_a_timeout():
     channel = full_channel(1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
@@ -357,29 +353,29 @@ async def test_a_put_may_be_given_up_after_a_time():
 # Waiting for the end.
 
 
-async def test_all_who_wait_for_the_end_are_told_why():
+async def test_wait_closed_returns_the_reason_to_all_waiters():
     channel = EventChannel()
     waiting = start(channel.wait_closed(), channel.wait_closed(), channel.wait_closed())
-    await turns()
+    await run_other_tasks()
     channel.end(CloseReason.STALLED)
-    await turns(2)
+    await run_other_tasks(2)
     assert [wait.result() for wait in waiting] == [CloseReason.STALLED] * 3
     assert await channel.wait_closed() is CloseReason.STALLED
 
 
-async def test_closing_is_not_yet_the_end():
-    """The stream is over when what was put has been sent: ``close`` asks for that, and the stream says it."""
+async def test_close_does_not_end_the_stream_yet():
+    """The stream ends when the events in the buffer have been sent."""
     channel = EventChannel()
     (wait,) = start(channel.wait_closed())
-    await turns()
+    await run_other_tasks()
     channel.close()
-    await turns()
+    await run_other_tasks()
     assert (channel.closed, channel.reason, wait.done()) == (True, None, False)
     channel.end(CloseReason.CLOSED)
     assert await wait is CloseReason.CLOSED
 
 
-async def test_the_first_reason_counts():
+async def test_the_first_reason_is_kept():
     channel = EventChannel()
     assert channel.reason is None
     channel.end(CloseReason.LAGGED)
@@ -388,152 +384,152 @@ async def test_the_first_reason_counts():
     assert channel.closed
 
 
-async def test_waiting_for_the_end_may_be_cancelled():
+async def test_wait_closed_may_be_cancelled():
     channel = EventChannel()
     given_up, patient = start(channel.wait_closed(), channel.wait_closed())
-    await turns()
+    await run_other_tasks()
     given_up.cancel()
-    await turns()
+    await run_other_tasks()
     assert given_up.cancelled()
     channel.end(CloseReason.CLOSED)
     assert await patient is CloseReason.CLOSED
 
 
-async def test_a_wait_that_is_given_up_leaves_nothing_behind():
+async def test_a_cancelled_wait_closed_leaves_no_waiter():
     channel = EventChannel()
     for _ in range(100):
         with suppress(TimeoutError):
             async with asyncio.timeout(0):
                 await channel.wait_closed()
-    assert not channel._over
+    assert not channel._close_waiters
     channel.end(CloseReason.CLIENT_LEFT)
-    assert not channel.told
+    assert not channel._end_observed
 
 
-def test_a_reason_is_a_word():
+def test_close_reasons_are_strings():
     assert [str(reason) for reason in CloseReason] == [
         "client_left", "closed", "error", "shutdown", "stalled", "lagged", "expired", "kicked"
     ]  # fmt: skip
 
 
-# Who knows.
+# Whether a producer has observed the end.
 
 
-async def test_the_next_put_tells_of_the_end():
+async def test_the_next_put_observes_the_end():
     channel = EventChannel()
     assert await channel.put("a")
-    assert channel.told is False
+    assert channel._end_observed is False
     channel.end(CloseReason.CLIENT_LEFT)
-    assert channel.told is False
+    assert channel._end_observed is False
     assert channel.put_nowait("b") is False
-    assert channel.told is True
+    assert channel._end_observed is True
 
 
-async def test_a_put_that_waited_is_told():
+async def test_a_waiting_put_observes_the_end():
     channel = full_channel(1)
     (put,) = start(channel.put("a"))
-    await turns()
-    assert channel.told is False
+    await run_other_tasks()
+    assert channel._end_observed is False
     channel.end(CloseReason.CLIENT_LEFT)
-    assert channel.told is True
+    assert channel._end_observed is True
     assert await put is False
 
 
-async def test_who_waited_for_the_end_is_told():
+async def test_wait_closed_observes_the_end():
     channel = EventChannel()
     (wait,) = start(channel.wait_closed())
-    await turns()
+    await run_other_tasks()
     channel.end(CloseReason.CLIENT_LEFT)
-    assert channel.told is True
+    assert channel._end_observed is True
     await wait
 
 
-async def test_a_put_after_the_end_is_told():
-    """Behaviour 108: so a stream does not cancel a producer in the ``put`` that is about to return ``False``."""
+async def test_a_put_observes_the_end_before_it_returns():
+    """Otherwise the stream would cancel its producer in a ``put`` that is about to return False."""
     channel = EventChannel()
     channel.end(CloseReason.CLIENT_LEFT)
     (put,) = start(channel.put("a"))
     await asyncio.sleep(0)
-    assert (put.done(), channel.told) == (False, True)
+    assert (put.done(), channel._end_observed) == (False, True)
     await asyncio.sleep(0)
     assert put.result() is False
 
 
-async def test_what_is_told_stays_told():
+async def test_an_observed_end_stays_observed():
     channel = full_channel(1)
     (put,) = start(channel.put("a"))
-    await turns()
+    await run_other_tasks()
     channel.close()
     assert await put is False
     channel.end(CloseReason.CLOSED)
-    assert channel.told is True
+    assert channel._end_observed is True
 
 
-async def test_who_is_being_cancelled_is_not_told():
+async def test_a_task_that_is_being_cancelled_does_not_observe_the_end():
     channel = full_channel(1)
     put, wait = start(channel.put("a"), channel.wait_closed())
-    await turns()
+    await run_other_tasks()
     put.cancel()
     wait.cancel()
     channel.end(CloseReason.CLIENT_LEFT)
-    assert channel.told is False
-    await turns()
+    assert channel._end_observed is False
+    await run_other_tasks()
     assert put.cancelled()
     assert wait.cancelled()
 
 
-async def test_one_of_several_is_enough():
+async def test_one_of_several_puts_is_enough_to_observe_the_end():
     channel = full_channel(1)
     puts = start(channel.put("a"), channel.put("b"), channel.put("c"))
-    await turns()
+    await run_other_tasks()
     puts[0].cancel()
     puts[2].cancel()
     channel.end(CloseReason.CLIENT_LEFT)
-    assert channel.told is True
+    assert channel._end_observed is True
     assert await puts[1] is False
 
 
-# The stream is woken.
+# Notification of the stream.
 
 
-async def test_the_stream_is_woken_by_the_first_put_since_it_took_and_by_close():
-    channel, woken = EventChannel(9), []
-    channel.attach(lambda: woken.append(channel.closed))
+async def test_the_stream_is_notified_of_the_first_event_since_it_removed_any_and_of_close():
+    channel, notified = EventChannel(9), []
+    channel._attach(lambda: notified.append(channel.closed))
     await channel.put("a")
     channel.put_nowait("b")
-    assert woken == [False]
+    assert notified == [False]
     assert texts(channel) == ["a", "b"]
-    assert woken == [False]
+    assert notified == [False]
     await channel.put("c")
-    assert woken == [False, False]
-    assert channel.take_frames(1) == [b"data: c\n\n"]
+    assert notified == [False, False]
+    assert channel._get_frames(1) == [b"data: c\n\n"]
     await channel.put("d")
-    assert woken == [False] * 3
+    assert notified == [False] * 3
     channel.close()
-    assert woken == [False, False, False, True]
+    assert notified == [False, False, False, True]
     channel.close()
     channel.put_nowait("e")
-    assert len(woken) == 4
+    assert len(notified) == 4
 
 
 @pytest.mark.parametrize("closed_before", [False, True])
-async def test_a_stream_that_is_ended_is_woken_once_and_never_again(closed_before):
-    channel, woken = EventChannel(), []
+async def test_the_stream_is_notified_once_of_its_end(closed_before):
+    channel, notified = EventChannel(), []
     if closed_before:
         channel.close()
-    channel.attach(lambda: woken.append(1))
+    channel._attach(lambda: notified.append(1))
     channel.end(CloseReason.KICKED)
     channel.end(CloseReason.CLIENT_LEFT)
     channel.close()
-    assert woken == [1]
+    assert notified == [1]
     assert channel.reason is CloseReason.KICKED
 
 
-# Other queues.
+# Custom queues.
 
 
 class Sliding(asyncio.Queue):
-    """The newest events: when there are too many, the oldest goes."""
+    """Drops the oldest event on overflow."""
 
     def __init__(self, limit):
         super().__init__()
@@ -546,7 +542,7 @@ class Sliding(asyncio.Queue):
 
 
 class Dropping(asyncio.Queue):
-    """The oldest events: when there are too many, the newest does not come in."""
+    """Drops the newest event on overflow."""
 
     def __init__(self, limit):
         super().__init__()
@@ -558,7 +554,7 @@ class Dropping(asyncio.Queue):
 
 
 class Conflating(asyncio.Queue):
-    """The last event of each name."""
+    """Keeps the last event of each name."""
 
     def _init(self, maxsize):
         self._queue = {}
@@ -571,7 +567,7 @@ class Conflating(asyncio.Queue):
 
 
 class Weighed(asyncio.Queue):
-    """Events of up to so many characters together: whether it is full depends on what is in it."""
+    """Has a capacity in characters."""
 
     limit = 4
 
@@ -584,59 +580,59 @@ class Weighed(asyncio.Queue):
     [(lambda: Sliding(2), ["c", "d"]), (lambda: Dropping(2), ["a", "b"])],
     ids=["sliding", "dropping"],
 )
-async def test_a_queue_may_drop(queue, kept):
+async def test_a_custom_queue_may_drop_events(queue, kept):
     channel = EventChannel(queue)
     assert all([await channel.put("a"), await channel.put("b"), channel.put_nowait("c"), channel.put_nowait("d")])
     assert texts(channel) == kept
 
 
-async def test_a_queue_may_conflate():
+async def test_a_custom_queue_may_conflate_events():
     channel = EventChannel(Conflating)
     for event in (Event("1", "x"), Event("2", "y"), Event("3", "x")):
         assert await channel.put(event)
-    assert channel.take() == [Event("3", "x"), Event("2", "y")]
+    assert take(channel) == [Event("3", "x"), Event("2", "y")]
 
 
-async def test_who_finds_the_room_taken_keeps_its_place():
+async def test_a_woken_put_that_finds_no_room_keeps_its_position():
     channel = EventChannel(Weighed)
     for text in ("a", "b", "c", "d"):
         channel.put_nowait(text)
     puts = start(*(channel.put(text) for text in ("large", "e", "f", "g", "h", "i")))
-    await turns()
-    assert texts(channel) == ["a", "b", "c", "d"]  # room for four as these were, but not for the large one and three
-    await turns()
+    await run_other_tasks()
+    assert texts(channel) == ["a", "b", "c", "d"]  # room for four events, but not for the large one and three others
+    await run_other_tasks()
     assert [put.done() for put in puts] == [True, False, False, False, False, False]
     taken = []
     for _ in range(10):
         taken += texts(channel)
-        await turns()
+        await run_other_tasks()
     assert taken == ["large", "e", "f", "g", "h", "i"]
 
 
-async def test_who_waits_again_is_told_of_the_end():
+async def test_a_put_that_waits_again_returns_false_at_the_end():
     channel = EventChannel(Weighed)
     for text in ("a", "b", "c", "d"):
         channel.put_nowait(text)
     puts = start(*(channel.put(text) for text in ("large", "e")))
-    await turns()
-    channel.take()
-    await turns()
+    await run_other_tasks()
+    take(channel)
+    await run_other_tasks()
     assert [put.done() for put in puts] == [True, False]
     channel.close()
     assert await puts[1] is False
     assert texts(channel) == ["large"]
 
 
-async def test_who_waits_again_may_be_cancelled():
+async def test_a_put_that_waits_again_may_be_cancelled():
     channel = EventChannel(Weighed)
     for text in ("a", "b", "c", "d"):
         channel.put_nowait(text)
     _, again, last = start(*(channel.put(text) for text in ("large", "e", "f")))
-    await turns()
-    channel.take()
-    await turns()
+    await run_other_tasks()
+    take(channel)
+    await run_other_tasks()
     again.cancel()
-    await turns()
+    await run_other_tasks()
     assert again.cancelled()
     assert not last.done()
     assert texts(channel) == ["large"]
@@ -644,8 +640,7 @@ async def test_who_waits_again_may_be_cancelled():
     assert texts(channel) == ["f"]
 
 
-async def test_two_channels_of_one_factory_share_nothing():
-    """Behaviour 100: a buffer factory is called for each channel."""
+async def test_a_buffer_factory_is_called_for_each_channel():
     made = []
 
     def queue():
@@ -673,31 +668,31 @@ async def test_two_channels_of_one_factory_share_nothing():
         (list, TypeError, r"<class 'list'> made \[\]"),
     ],
 )
-def test_a_buffer_that_is_none_is_refused(buffer, error, says):
+def test_an_invalid_buffer_is_rejected(buffer, error, says):
     with pytest.raises(error, match=says):
         EventChannel(buffer)
 
 
-def test_a_buffer_of_one_is_enough():
+def test_a_buffer_may_hold_one_event():
     channel = EventChannel(1)
     assert channel.put_nowait("a")
     with pytest.raises(ChannelFull):
         channel.put_nowait("b")
 
 
-# Any order of things.
+# Random interleavings.
 
-MOVES = st.one_of(
+STEPS = st.one_of(
     st.tuples(st.just("put"), st.integers(0, 3)),
     st.tuples(st.just("put_nowait"), st.integers(0, 3)),
     st.tuples(st.just("cancel"), st.integers(0, 3)),
     st.tuples(st.just("take"), st.just(0)),
-    st.tuples(st.just("turns"), st.integers(1, 3)),
+    st.tuples(st.just("switch"), st.integers(1, 3)),
 )
 
 
 class Producer:
-    """Puts what it is told to, one after the other, and keeps what became of each."""
+    """Puts events one after the other, and records the outcome of each put."""
 
     def __init__(self, name, channel):
         self.name = name
@@ -705,12 +700,12 @@ class Producer:
         self.waited = []
         self._channel = channel
         self._count = 0
-        self._orders = asyncio.Queue()
+        self._texts = asyncio.Queue()
         self._task = None
 
     def begin(self):
-        """Put another one, after those that wait."""
-        self._orders.put_nowait(self._next())
+        """Put another event after those that wait."""
+        self._texts.put_nowait(self._next())
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
@@ -730,9 +725,9 @@ class Producer:
         return f"{self.name} {self._count}"
 
     async def _run(self):
-        while not self._orders.empty():
-            text = self._orders.get_nowait()
-            self.outcomes[text] = "waits"
+        while not self._texts.empty():
+            text = self._texts.get_nowait()
+            self.outcomes[text] = "waiting"
             self.waited.append(text)
             try:
                 self.outcomes[text] = await self._channel.put(text)
@@ -740,48 +735,48 @@ class Producer:
                 self.outcomes[text] = "cancelled"
 
 
-async def play(capacity, moves, end):
-    """Play these moves on a full channel with four in line, and return who put what, and what was taken."""
+async def run_steps(capacity, steps, end):
+    """Apply the steps to a full channel with four waiting puts. Returns the producers and what was removed."""
     channel = EventChannel(capacity)
     producers = [Producer(name, channel) for name in "abcd"]
-    for turn in range(capacity + 4):
-        producers[turn % 4].begin()
-    await turns()
+    for index in range(capacity + 4):
+        producers[index % 4].begin()
+    await run_other_tasks()
     taken = []
-    for move, number in moves:
-        if move == "put":
+    for step, number in steps:
+        if step == "put":
             producers[number].begin()
-        elif move == "put_nowait":
+        elif step == "put_nowait":
             producers[number].begin_nowait()
-        elif move == "cancel":
+        elif step == "cancel":
             producers[number].cancel()
-        elif move == "take":
+        elif step == "take":
             taken += texts(channel)
         else:
-            await turns(number)
+            await run_other_tasks(number)
         accepted = sum(outcome is True for producer in producers for outcome in producer.outcomes.values())
         assert accepted - len(taken) <= capacity
     if end:
         channel.close()
-    else:  # a stream that reads on lets everybody in
-        for _ in range(capacity + 4 + len(moves)):
-            await turns(3)
+    else:  # all puts proceed if the stream continues to remove events
+        for _ in range(capacity + 4 + len(steps)):
+            await run_other_tasks(3)
             taken += texts(channel)
-    await turns(capacity + 4 + len(moves))
+    await run_other_tasks(capacity + 4 + len(steps))
     taken += texts(channel)
-    assert not channel._waiting
+    assert not channel._putters
     return producers, taken
 
 
 @settings(deadline=None, max_examples=200)
-@given(capacity=st.integers(1, 3), moves=st.lists(MOVES, max_size=20), end=st.booleans())
-def test_in_any_order_of_things_nothing_is_lost_or_doubled(capacity, moves, end):
-    """Putters, cancellations, takes and the end, in any order and in any turn.
+@given(capacity=st.integers(1, 3), steps=st.lists(STEPS, max_size=20), end=st.booleans())
+def test_no_event_is_lost_or_duplicated_in_any_interleaving(capacity, steps, end):
+    """Puts, cancellations, removals and the end, in any order.
 
-    What ``put`` said ``True`` to is taken once, all else never; no more than the capacity is ever between; each
-    producer keeps its order; and nobody waits for ever, neither after the end nor while somebody takes.
+    An event is removed once if its ``put`` returned True, and otherwise never. The capacity is never exceeded. The
+    events of a producer keep their order. No put waits forever, neither after the end nor while events are removed.
     """
-    producers, taken = asyncio.run(play(capacity, moves, end))
+    producers, taken = asyncio.run(run_steps(capacity, steps, end))
     outcomes = {text: outcome for producer in producers for text, outcome in producer.outcomes.items()}
     assert set(outcomes.values()) <= {True, "full", "cancelled"} | ({False} if end else set())
     assert Counter(taken) == Counter(text for text, outcome in outcomes.items() if outcome is True)
@@ -790,46 +785,46 @@ def test_in_any_order_of_things_nothing_is_lost_or_doubled(capacity, moves, end)
         assert waited == sorted(waited, key=producer.waited.index)
 
 
-# What a stream takes, as bytes.
+# The interface for the stream.
 
 
-async def test_frames_are_taken_until_there_are_enough_bytes():
+async def test_frames_are_removed_up_to_a_size():
     channel = full_channel(5)  # 13 bytes each
-    assert channel.take_frames(14) == [b"data: old 0\n\n", b"data: old 1\n\n"]
-    assert channel.take_frames(13) == [b"data: old 2\n\n"]
-    assert channel.take_frames(0) == []
+    assert channel._get_frames(14) == [b"data: old 0\n\n", b"data: old 1\n\n"]
+    assert channel._get_frames(13) == [b"data: old 2\n\n"]
+    assert channel._get_frames(0) == []
     assert channel.buffered == 2
-    assert channel.take_frames(10**6) == [b"data: old 3\n\n", b"data: old 4\n\n"]
-    assert channel.take_frames(10**6) == []
+    assert channel._get_frames(10**6) == [b"data: old 3\n\n", b"data: old 4\n\n"]
+    assert channel._get_frames(10**6) == []
 
 
-async def test_the_first_frame_carries_retry_and_a_take_of_nothing_does_not_lose_it():
+async def test_the_first_frame_carries_retry():
     channel = EventChannel(retry=3000)
-    assert channel.take_frames(100) == []
+    assert channel._get_frames(100) == []
     channel.put_nowait("a")
-    assert channel.take_frames(0) == []
+    assert channel._get_frames(0) == []
     channel.put_nowait("b")
-    first, second = channel.take_frames(100)
+    first, second = channel._get_frames(100)
     assert b"retry: 3000\n" in first
     assert b"retry" not in second
     channel.put_nowait("c")
-    assert channel.take_frames(100) == [b"data: c\n\n"]
+    assert channel._get_frames(100) == [b"data: c\n\n"]
 
 
-async def test_as_many_puts_go_on_as_frames_were_taken():
+async def test_as_many_waiting_puts_proceed_as_frames_were_removed():
     channel = full_channel(4)
     waiting = start(*(channel.put(f"new {number}") for number in range(4)))
-    await turns()
-    assert len(channel.take_frames(14)) == 2
-    await turns()
+    await run_other_tasks()
+    assert len(channel._get_frames(14)) == 2
+    await run_other_tasks()
     assert [put.done() for put in waiting] == [True, True, False, False]
     assert channel.buffered == 4
-    assert len(channel.take_frames(10**6)) == 4
-    await turns()
+    assert len(channel._get_frames(10**6)) == 4
+    await run_other_tasks()
     assert all(put.done() for put in waiting)
 
 
-async def test_what_is_buffered_is_counted():
+async def test_buffered_counts_events():
     channel = EventChannel(3)
     assert channel.buffered == 0
     channel.put_nowait("a")
@@ -837,12 +832,12 @@ async def test_what_is_buffered_is_counted():
     assert channel.buffered == 2
     channel.close()
     assert channel.buffered == 2
-    channel.take_frames(1)
+    channel._get_frames(1)
     assert channel.buffered == 1
 
 
 @pytest.mark.parametrize(("buffer", "lossy"), [(2, False), (asyncio.Queue, False), (lambda: SlidingQueue(2), True)])
-async def test_what_a_queue_lost_is_counted(buffer, lossy):
+async def test_dropped_counts_the_events_that_the_queue_dropped(buffer, lossy):
     channel = EventChannel(buffer)
     assert channel.lossy is lossy
     assert channel.dropped == 0
@@ -850,13 +845,13 @@ async def test_what_a_queue_lost_is_counted(buffer, lossy):
         for number in range(5):
             assert await channel.put(str(number))
         assert channel.dropped == 3
-        assert channel.take_frames(100) == [b"data: 3\n\n", b"data: 4\n\n"]
+        assert channel._get_frames(100) == [b"data: 3\n\n", b"data: 4\n\n"]
         assert channel.dropped == 3
 
 
-async def test_a_stream_that_can_send_is_asked_before_a_queue_loses_an_event():
+async def test_the_stream_may_send_before_the_queue_drops_an_event():
     channel, sent = EventChannel(lambda: SlidingQueue(2)), []
-    channel.attach(lambda: None, lambda: sent.extend(channel.take_frames(10**6)))
+    channel._attach(lambda: None, lambda: sent.extend(channel._get_frames(10**6)))
     for number in range(5):
         channel.put_nowait(str(number))
     assert channel.dropped == 0
@@ -864,11 +859,11 @@ async def test_a_stream_that_can_send_is_asked_before_a_queue_loses_an_event():
     assert channel.buffered == 1
 
 
-# An event may be so large.
+# The size limit.
 
 
 @pytest.mark.parametrize("event", [Event("x" * 100), Event("é\n€😀", "name", "id", 10, "comment"), Event("")])
-async def test_an_event_of_exactly_the_limit_is_taken_and_a_byte_more_is_refused(event):
+async def test_an_event_of_exactly_the_limit_is_accepted_and_one_byte_more_is_rejected(event):
     size = len(encode(event))
     assert await EventChannel(max_event_size=size).put(event)
     assert EventChannel(max_event_size=size).put_nowait(event)
@@ -880,7 +875,7 @@ async def test_an_event_of_exactly_the_limit_is_taken_and_a_byte_more_is_refused
     assert channel.buffered == 0
 
 
-async def test_a_text_is_measured_as_the_event_it_becomes():
+async def test_a_str_is_measured_as_the_event_that_it_becomes():
     channel = EventChannel(max_event_size=10)
     assert await channel.put("é")
     assert channel.put_nowait("ab")
@@ -888,8 +883,8 @@ async def test_a_text_is_measured_as_the_event_it_becomes():
         await channel.put("éb")
 
 
-async def test_one_that_is_too_large_is_refused_in_a_closed_channel_too():
-    """An error of the program is seen whether the client is there or not."""
+async def test_a_closed_channel_rejects_events_that_are_too_large_too():
+    """A programming error is visible whether or not the client is connected."""
     channel = EventChannel(max_event_size=10)
     channel.close()
     with pytest.raises(EventTooLarge):
@@ -904,6 +899,6 @@ ONE_LINE = st.none() | st.text("aé€", max_size=10)
     st.builds(Event, LINES, ONE_LINE, ONE_LINE, st.none() | st.integers(0, 10**6), st.none() | LINES),
     st.integers(-4, 4),
 )
-def test_larger_is_what_has_more_bytes_on_the_wire(event, distance):
+def test_is_larger_compares_the_size_of_the_frame(event, distance):
     size = len(encode(event))
     assert is_larger(event, size + distance) is (distance < 0)

@@ -1,4 +1,4 @@
-"""Queues that lose events: who goes when there is no room, that it is counted, and that the reader is told where."""
+"""Queues that drop events on overflow: which event is dropped, the count, the notices and join()."""
 
 import asyncio
 import gc
@@ -20,98 +20,87 @@ from aiohttp_interceptors.queues import (
     dropped_event,
 )
 from aiohttp_interceptors.sse import Event, encode
+from tests.waiting import run_other_tasks, within
 
 QUEUES = [SlidingQueue, DroppingQueue, ConflatingQueue]
-every_queue = pytest.mark.parametrize("make", QUEUES)
+all_queues = pytest.mark.parametrize("make", QUEUES)
 
 
 def put(queue, *texts):
-    """Put an event for each text; what stands before a colon is its name."""
+    """Put an event for each text. The part before a colon is its name."""
     for text in texts:
         name, colon, _ = text.partition(":")
         queue.put_nowait(Event(text, name if colon else None))
 
 
 def texts(queue):
-    """Take what is there, as a reader does that asks first; a notice is the number in it."""
-    taken = []
+    """Remove all events and return their data. A notice becomes its number."""
+    result = []
     while not queue.empty():
         event = queue.get_nowait()
-        taken.append(event.data if event.comment is None else int(event.comment))
-        assert len(taken) <= 2 * queue.maxsize + 1, "there is no end of it"
-    return taken
+        result.append(event.data if event.comment is None else int(event.comment))
+        assert len(result) <= 2 * queue.maxsize + 1, "the queue does not become empty"
+    return result
 
 
 def number(count):
-    """Make a notice that ``texts`` understands."""
+    """Create a notice that ``texts`` understands."""
     return Event(comment=str(count))
 
 
-async def soon(waiting):
-    """Wait for what must come, but not for ever."""
-    async with asyncio.timeout(10):
-        return await waiting
+# Which event is dropped.
 
 
-async def turns(count=5):
-    """Let the other tasks run until they wait for something."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-# Who goes.
-
-
-def test_a_sliding_queue_keeps_the_newest():
+def test_a_sliding_queue_keeps_the_newest_events():
     queue = SlidingQueue(3)
     put(queue, *"abcde")
     assert texts(queue) == ["c", "d", "e"]
     assert queue.dropped == 2
 
 
-def test_a_dropping_queue_keeps_what_it_has():
+def test_a_dropping_queue_keeps_the_oldest_events():
     queue = DroppingQueue(3)
     put(queue, *"abcde")
     assert texts(queue) == ["a", "b", "c"]
     assert queue.dropped == 2
 
 
-def test_a_conflating_queue_keeps_the_latest_of_each_key_and_puts_it_at_the_end():
+def test_a_conflating_queue_keeps_the_latest_event_of_each_key_at_the_end():
     queue = ConflatingQueue(3)
     put(queue, "a:1", "b:1", "a:2", "a:3", "c:1")
     assert texts(queue) == ["b:1", "a:3", "c:1"]
     assert queue.dropped == 2
 
 
-def test_a_conflating_queue_drops_the_oldest_when_it_holds_as_many_keys_as_it_may():
+def test_a_conflating_queue_drops_the_oldest_event_when_its_keys_exceed_the_capacity():
     queue = ConflatingQueue(2)
     put(queue, "a:1", "b:1", "a:2", "c:1")
     assert texts(queue) == ["a:2", "c:1"]
     assert queue.dropped == 2
 
 
-def test_a_conflating_queue_with_all_its_keys_has_room_for_another_event_of_one_of_them():
+def test_a_full_conflating_queue_has_room_for_another_event_of_one_of_its_keys():
     queue = ConflatingQueue(2)
     put(queue, "a:1", "b:1", "b:2")
     assert texts(queue) == ["a:1", "b:2"]
     assert queue.dropped == 1
 
 
-def test_events_without_a_name_are_not_conflated_but_slide():
+def test_events_without_a_name_are_not_conflated():
     queue = ConflatingQueue(3)
     put(queue, "x", "a:1", "x", "a:2", "y")
     assert texts(queue) == ["x", "a:2", "y"]
     assert queue.dropped == 2
 
 
-def test_the_key_may_be_anything_hashable_of_the_event_and_none_for_an_event_that_is_kept():
+def test_the_key_may_be_any_hashable_and_none_means_not_conflated():
     queue = ConflatingQueue(9, key=lambda event: (event.data[0], 1) if event.data[0].isalpha() else None)
     put(queue, "a1", "b1", "7", "a2", "7")
     assert texts(queue) == ["b1", "7", "a2", "7"]
 
 
 @pytest.mark.parametrize("key", ["", 0, False, ()])
-def test_a_key_that_is_false_is_a_key(key):
+def test_a_falsy_key_is_a_key(key):
     queue = ConflatingQueue(9, key=lambda event: key)
     for _ in range(2):
         put(queue, *"abc")
@@ -119,7 +108,7 @@ def test_a_key_that_is_false_is_a_key(key):
     assert queue.dropped == 4
 
 
-def test_an_event_whose_predecessor_was_taken_replaces_nothing():
+def test_an_event_replaces_nothing_after_its_predecessor_was_removed():
     queue = ConflatingQueue(2)
     put(queue, "a:1")
     assert texts(queue) == ["a:1"]
@@ -128,8 +117,8 @@ def test_an_event_whose_predecessor_was_taken_replaces_nothing():
     assert queue.dropped == 0
 
 
-@every_queue
-def test_ids_stay_in_the_order_they_were_put(make):
+@all_queues
+def test_events_keep_their_order(make):
     queue, ids = make(4), []
     for count in range(100):
         queue.put_nowait(Event("", f"name {count % 3}", id=count))
@@ -139,10 +128,10 @@ def test_ids_stay_in_the_order_they_were_put(make):
     assert ids == sorted(ids)
 
 
-# That a put never waits.
+# A put never waits.
 
 
-@every_queue
+@all_queues
 async def test_a_put_never_waits(make):
     queue = make(2)
     ran = []
@@ -155,9 +144,9 @@ async def test_a_put_never_waits(make):
     assert queue.dropped == 8
 
 
-@every_queue
+@all_queues
 @pytest.mark.parametrize("through", ["put", "put_nowait"])
-async def test_a_channel_with_such_a_queue_always_has_room(make, through):
+async def test_a_channel_with_a_lossy_queue_always_has_room(make, through):
     channel = EventChannel(lambda: make(2, notice=number))
     for count in range(10):
         accepted = channel.put(str(count)) if through == "put" else channel.put_nowait(str(count))
@@ -165,23 +154,22 @@ async def test_a_channel_with_such_a_queue_always_has_room(make, through):
     assert (channel.buffered, channel.dropped) == (3, 8)
 
 
-# That it is never silent.
+# Counting and notices.
 
 
-@every_queue
-def test_overflow_without_storage_is_never_silent(make):
-    """Peer bug 33: what was dropped is counted, and the reader is told how many are missing, and where."""
+@all_queues
+def test_dropped_events_are_counted_and_reported(make):
     queue = make(2, notice=dropped_event)
     put(queue, *"abcde")
     assert queue.dropped == 3
-    hole = [Event('{"dropped":3}', "dropped")]
+    notice = [Event('{"dropped":3}', "dropped")]
     kept = [Event(text) for text in ("ab" if make is DroppingQueue else "de")]
-    expected = kept + hole if make is DroppingQueue else hole + kept
+    expected = kept + notice if make is DroppingQueue else notice + kept
     assert [queue.get_nowait() for _ in range(queue.qsize())] == expected
     assert queue.empty()
 
 
-def test_the_notice_of_a_sliding_queue_comes_before_what_follows():
+def test_the_notice_of_a_sliding_queue_precedes_the_events_that_are_left():
     queue = SlidingQueue(2, notice=number)
     put(queue, *"abc")
     assert texts(queue) == [1, "b", "c"]
@@ -189,7 +177,7 @@ def test_the_notice_of_a_sliding_queue_comes_before_what_follows():
     assert texts(queue) == ["d", "e"]
 
 
-def test_what_slides_out_before_the_notice_was_taken_is_in_it():
+def test_the_notice_counts_events_dropped_until_it_is_removed():
     queue = SlidingQueue(2, notice=number)
     put(queue, *"abc")
     put(queue, *"de")
@@ -199,7 +187,7 @@ def test_what_slides_out_before_the_notice_was_taken_is_in_it():
     assert queue.dropped == 4
 
 
-def test_the_notice_of_a_dropping_queue_comes_after_what_was_there_and_before_what_is_accepted_next():
+def test_the_notice_of_a_dropping_queue_precedes_the_next_event_that_was_accepted():
     queue = DroppingQueue(2, notice=number)
     put(queue, *"abcd")
     assert queue.get_nowait() == Event("a")
@@ -210,7 +198,7 @@ def test_the_notice_of_a_dropping_queue_comes_after_what_was_there_and_before_wh
     assert texts(queue) == ["h"]
 
 
-def test_a_notice_is_not_lost_when_nothing_is_put_any_more():
+def test_a_notice_is_returned_even_if_nothing_is_put_after_the_drop():
     queue = DroppingQueue(1, notice=number)
     put(queue, *"ab")
     assert queue.get_nowait() == Event("a")
@@ -222,13 +210,13 @@ def test_a_notice_is_not_lost_when_nothing_is_put_any_more():
         queue.get_nowait()
 
 
-def test_the_notice_of_a_conflated_event_stands_where_the_event_was():
+def test_the_notice_of_a_conflated_event_takes_its_position():
     queue = ConflatingQueue(9, notice=number)
     put(queue, "a:1", "b:1", "c:1", "b:2")
     assert texts(queue) == ["a:1", 1, "c:1", "b:2"]
 
 
-def test_holes_that_meet_are_one():
+def test_adjacent_runs_of_dropped_events_have_one_notice():
     queue = ConflatingQueue(9, notice=number)
     put(queue, "x", "a:1", "b:1", "c:1", "y", "a:2", "c:2")
     assert queue.qsize() == 7
@@ -237,8 +225,8 @@ def test_holes_that_meet_are_one():
     assert texts(queue) == ["x", 3, "y", "a:2", "c:2", "b:2"]
 
 
-@every_queue
-def test_notices_take_no_room(make):
+@all_queues
+def test_notices_use_no_capacity(make):
     queue = make(2, notice=number)
     put(queue, *"abc")
     assert queue.qsize() == 3
@@ -247,8 +235,8 @@ def test_notices_take_no_room(make):
     assert len([text for text in texts(queue) if isinstance(text, str)]) == 2
 
 
-@every_queue
-def test_without_notice_only_events_are_taken(make):
+@all_queues
+def test_without_notice_only_events_are_returned(make):
     queue = make(2)
     for _ in range(3):
         put(queue, *"abcde")
@@ -257,7 +245,7 @@ def test_without_notice_only_events_are_taken(make):
     assert queue.dropped == 9
 
 
-@every_queue
+@all_queues
 def test_without_overflow_there_is_no_notice(make):
     queue = make(3, notice=number)
     for _ in range(3):
@@ -266,87 +254,89 @@ def test_without_overflow_there_is_no_notice(make):
     assert queue.dropped == 0
 
 
-# Notices.
+# Ready-made notices.
 
 
-def test_a_dropped_comment_is_seen_by_no_page():
+def test_dropped_comment_is_only_a_comment():
     assert dropped_comment(3) == Event(comment="dropped 3 events")
     assert dropped_comment(1) == Event(comment="dropped 1 event")
     assert encode(dropped_comment(3)) == b": dropped 3 events\n:\n"
 
 
-def test_a_dropped_event_is_heard_by_its_name():
+def test_dropped_event_has_a_name_and_json_data():
     assert dropped_event(3) == Event.json({"dropped": 3}, name="dropped")
     assert encode(dropped_event(3)) == b'event: dropped\ndata: {"dropped":3}\n\n'
 
 
-def test_ready_made_notices_leave_the_last_event_id_as_it_is():
+def test_ready_made_notices_have_no_id():
     assert dropped_event(3).id is dropped_comment(3).id is None
 
 
-# What is refused.
+# Invalid arguments.
 
 
-@every_queue
+@all_queues
 @pytest.mark.parametrize("wrong", [0, -1])
-def test_a_queue_without_room_is_refused(make, wrong):
-    with pytest.raises(ValueError, match=f"maxsize is 1 event or more, not {wrong}: without room"):
+def test_a_queue_without_capacity_is_rejected(make, wrong):
+    with pytest.raises(ValueError, match=f"maxsize is 1 event or more, not {wrong}: without capacity"):
         make(wrong)
 
 
-@every_queue
+@all_queues
 @pytest.mark.parametrize("wrong", [None, "10", 2.5, True, number])
-def test_a_maxsize_that_is_no_whole_number_is_refused(make, wrong):
+def test_a_maxsize_that_is_not_an_integer_is_rejected(make, wrong):
     with pytest.raises(TypeError, match="maxsize is a number of events, not "):
         make(wrong)
 
 
-@every_queue
+@all_queues
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
-        (7, "7 raised for 1"),
-        ("dropped", "'dropped' raised for 1"),
-        (Event("dropped"), "raised for 1"),
-        (lambda: Event(), "raised for 1"),
-        (lambda count: Event(name=f"{count}\n"), "raised for 1"),
-        (lambda count: None, "made None of 1"),
-        (str, "made '1' of 1"),
+        (7, "7 raised for count 1"),
+        ("dropped", "'dropped' raised for count 1"),
+        (Event("dropped"), "raised for count 1"),
+        (lambda: Event(), "raised for count 1"),
+        (lambda count: Event(name=f"{count}\n"), "raised for count 1"),
+        (lambda count: None, "returned None for count 1"),
+        (str, "returned '1' for count 1"),
     ],
 )
-def test_a_notice_that_makes_no_event_is_refused_when_the_queue_is_built(make, wrong, what):
-    with pytest.raises(TypeError, match=f"notice makes an Event of a number of events, and .*{what}"):
+def test_a_notice_that_returns_no_event_is_rejected_by_the_constructor(make, wrong, what):
+    with pytest.raises(TypeError, match=f"notice must return an Event, and .*{what}"):
         make(1, notice=wrong)
 
 
-@every_queue
-@pytest.mark.parametrize(("later", "what"), [(lambda: None, "made None of 2"), (lambda: {}["missing"], "raised for 2")])
-def test_a_notice_that_makes_no_event_later_raises_where_it_should_be_taken_and_is_not_lost(make, later, what):
+@all_queues
+@pytest.mark.parametrize(
+    ("later", "what"), [(lambda: None, "returned None for count 2"), (lambda: {}["missing"], "raised for count 2")]
+)
+def test_a_notice_that_fails_later_raises_in_get_and_is_not_lost(make, later, what):
     broken = True
     queue = make(1, notice=lambda count: later() if broken and count > 1 else number(count))
     put(queue, *"abc")
     kept = [queue.get_nowait().data] if make is DroppingQueue else []
     for _ in range(2):
-        with pytest.raises(TypeError, match=f"notice makes an Event of a number of events, and .*{what}"):
+        with pytest.raises(TypeError, match=f"notice must return an Event, and .*{what}"):
             queue.get_nowait()
     broken = False
     assert kept + texts(queue) == (["a", 2] if make is DroppingQueue else [2, "c"])
 
 
-def test_a_key_that_cannot_be_called_is_refused():
-    with pytest.raises(TypeError, match="key makes a key of an event, and 'name' cannot be called"):
+def test_a_key_that_is_not_callable_is_rejected():
+    with pytest.raises(TypeError, match="key must be a function of an event, not 'name'"):
         ConflatingQueue(1, key="name")
 
 
 @pytest.mark.parametrize(
     ("wrong", "error", "text"),
     [
-        (lambda event: [event.name], TypeError, r"key makes a hashable, or None, and .* made \['a'\]"),
+        (lambda event: [event.name], TypeError, r"key must return a hashable or None, and .* returned \['a'\]"),
         (lambda event: int(event.name), ValueError, "invalid literal for int"),
     ],
     ids=["unhashable", "raises"],
 )
-def test_a_wrong_key_is_refused_where_it_is_put_and_the_queue_is_as_it_was(wrong, error, text):
+def test_an_invalid_key_raises_in_put_and_leaves_the_queue_unchanged(wrong, error, text):
     key = lambda event: event.name
     queue = ConflatingQueue(2, key=lambda event: key(event), notice=number)
     put(queue, "a:1", "b:1")
@@ -360,16 +350,16 @@ def test_a_wrong_key_is_refused_where_it_is_put_and_the_queue_is_as_it_was(wrong
     assert texts(queue) == [1, "b:1", "a:3"]
 
 
-def test_what_goes_when_there_is_no_room_is_a_matter_of_each_queue():
+def test_lossy_queue_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         LossyQueue(1)
 
 
-# That nothing is held.
+# Memory.
 
 
-@every_queue
-def test_what_was_dropped_or_taken_is_held_no_longer(make):
+@all_queues
+def test_dropped_and_removed_events_and_their_keys_are_released(make):
     class Held(Event):
         __slots__ = ("__weakref__",)
 
@@ -395,45 +385,45 @@ def test_what_was_dropped_or_taken_is_held_no_longer(make):
     assert not any(reference() for reference in alive)
 
 
-# Tasks that wait.
+# Waiting tasks.
 
 
-@every_queue
-async def test_who_waits_for_an_event_gets_it_and_who_waits_longer_the_notice(make):
+@all_queues
+async def test_waiting_tasks_receive_events_and_notices(make):
     queue = make(1, notice=number)
     readers = [asyncio.create_task(queue.get()) for _ in range(2)]
-    await turns()
+    await run_other_tasks()
     put(queue, *"abc")
-    taken = [await soon(reader) for reader in readers]
-    assert taken == ([Event("a"), number(2)] if make is DroppingQueue else [number(2), Event("c")])
+    received = [await within(reader) for reader in readers]
+    assert received == ([Event("a"), number(2)] if make is DroppingQueue else [number(2), Event("c")])
 
 
-@every_queue
-async def test_who_was_woken_for_an_event_that_was_dropped_goes_on_waiting(make):
+@all_queues
+async def test_a_task_that_was_woken_for_a_dropped_event_waits_again(make):
     queue = make(1)
     readers = [asyncio.create_task(queue.get()) for _ in range(2)]
-    await turns()
+    await run_other_tasks()
     put(queue, *"ab")
-    await turns()
+    await run_other_tasks()
     assert [reader.done() for reader in readers] == [True, False]
     put(queue, "c")
-    assert await soon(readers[1]) == Event("c")
+    assert await within(readers[1]) == Event("c")
 
 
-@every_queue
-async def test_cancelling_who_waits_loses_nothing(make):
+@all_queues
+async def test_cancelling_a_get_loses_no_event(make):
     queue = make(1, notice=number)
     readers = [asyncio.create_task(queue.get()) for _ in range(3)]
-    await turns()
+    await run_other_tasks()
     put(queue, *"ab")
     readers[0].cancel()
-    assert {(await soon(reader)).comment for reader in readers[1:]} == {None, "1"}
+    assert {(await within(reader)).comment for reader in readers[1:]} == {None, "1"}
     with suppress(asyncio.CancelledError):
-        await soon(readers[0])
+        await within(readers[0])
 
 
 def has_joined(queue):
-    """Tell whether join() has nothing to wait for now."""
+    """Return whether join() would return immediately."""
     joining = queue.join()
     try:
         joining.send(None)
@@ -444,41 +434,41 @@ def has_joined(queue):
     return False
 
 
-@every_queue
+@all_queues
 @pytest.mark.parametrize("notice", [None, number])
-async def test_join_waits_for_what_was_taken_and_not_for_what_was_dropped(make, notice):
+async def test_join_waits_for_removed_events_and_not_for_dropped_ones(make, notice):
     queue = make(2, notice=notice)
     put(queue, *"abcde")
     joining = asyncio.create_task(queue.join())
     for _ in range(queue.qsize()):
-        await turns()
+        await run_other_tasks()
         assert not joining.done()
         queue.get_nowait()
         queue.task_done()
-    await soon(joining)
+    await within(joining)
     with pytest.raises(ValueError, match="called too many times"):
         queue.task_done()
 
 
-@every_queue
+@all_queues
 @pytest.mark.parametrize("notice", [None, number])
-async def test_join_goes_on_waiting_when_the_only_event_is_replaced(make, notice):
+async def test_join_continues_to_wait_when_the_only_event_is_replaced(make, notice):
     queue = make(1, notice=notice)
     put(queue, "a:1")
     joining = asyncio.create_task(queue.join())
-    await turns()
+    await run_other_tasks()
     put(queue, "a:2")
-    await turns()
+    await run_other_tasks()
     assert not joining.done()
     for _ in range(queue.qsize()):
         queue.get_nowait()
         queue.task_done()
-    await soon(joining)
+    await within(joining)
 
 
 @pytest.mark.skipif(not hasattr(asyncio.Queue, "shutdown"), reason="asyncio.Queue.shutdown is new in Python 3.13")
-@every_queue
-async def test_after_shutdown_all_that_is_there_can_be_taken_and_nothing_put(make):
+@all_queues
+async def test_after_shutdown_the_queue_can_be_drained_and_put_raises(make):
     queue = make(1, notice=number)
     put(queue, *"abc")
     queue.shutdown()
@@ -491,64 +481,64 @@ async def test_after_shutdown_all_that_is_there_can_be_taken_and_nothing_put(mak
 
 
 @pytest.mark.skipif(not hasattr(asyncio.Queue, "shutdown"), reason="asyncio.Queue.shutdown is new in Python 3.13")
-@every_queue
-async def test_an_immediate_shutdown_lets_join_go(make):
+@all_queues
+async def test_an_immediate_shutdown_releases_join(make):
     queue = make(1, notice=number)
     put(queue, *"abc")
     joining = asyncio.create_task(queue.join())
-    await turns()
+    await run_other_tasks()
     queue.shutdown(immediate=True)
-    await soon(joining)
+    await within(joining)
     assert queue.empty()
 
 
-# What holds whatever happens.
+# Comparison with a model.
 
 
 @dataclass
-class Hole:
-    """A place where events are missing."""
+class Dropped:
+    """A run of dropped events."""
 
     count: int
 
 
 class Model:
-    """What a queue does, said naively: a list of events, and of holes where events were."""
+    """A queue as a list of events and runs of dropped events."""
 
     def __init__(self, make, maxsize):
-        self.make, self.maxsize, self.line, self.dropped = make, maxsize, [], 0
+        self.make, self.maxsize, self.items, self.dropped = make, maxsize, [], 0
 
-    def waiting(self):
-        return [item for item in self.line if isinstance(item, Event)]
+    def events(self):
+        return [item for item in self.items if isinstance(item, Event)]
 
     def put(self, event):
-        same = [other for other in self.waiting() if other.name is not None and other.name == event.name]
-        self.line.append(event)
+        same = [other for other in self.events() if other.name is not None and other.name == event.name]
+        self.items.append(event)
         if self.make is ConflatingQueue and same:
-            self.lose(same[0])
-        if len(self.waiting()) > self.maxsize:
-            self.lose(self.waiting()[-1 if self.make is DroppingQueue else 0])
+            self.drop(same[0])
+        if len(self.events()) > self.maxsize:
+            self.drop(self.events()[-1 if self.make is DroppingQueue else 0])
 
-    def lose(self, event):
+    def drop(self, event):
         self.dropped += 1
-        line = []
-        for item in self.line:
-            lost = Hole(1) if item is event else item
-            if line and isinstance(line[-1], Hole) and isinstance(lost, Hole):
-                line[-1] = Hole(line[-1].count + lost.count)
+        items = []
+        for item in self.items:
+            kept = Dropped(1) if item is event else item
+            if items and isinstance(items[-1], Dropped) and isinstance(kept, Dropped):
+                items[-1] = Dropped(items[-1].count + kept.count)
             else:
-                line.append(lost)
-        self.line = line
+                items.append(kept)
+        self.items = items
 
-    def take(self, with_notices):
-        """Take the first item, or the first event if there are no notices."""
-        while not with_notices and isinstance(self.line[0], Hole):
-            self.line.pop(0)
-        return self.line.pop(0)
+    def get(self, with_notices):
+        """Remove the first item, or the first event if there are no notices."""
+        while not with_notices and isinstance(self.items[0], Dropped):
+            self.items.pop(0)
+        return self.items.pop(0)
 
 
 names = st.sampled_from([None, "a", "b", "c", "d"])
-operations = st.lists(names.map(lambda name: ("put", name)) | st.just(("take", None)), max_size=60)
+operations = st.lists(names.map(lambda name: ("put", name)) | st.just(("get", None)), max_size=60)
 conflation = [("put", name) for name in "xabcyacb"]
 
 
@@ -560,35 +550,35 @@ conflation = [("put", name) for name in "xabcyacb"]
     operations=operations,
 )
 @example(make=ConflatingQueue, maxsize=9, notice=number, operations=conflation)
-@example(make=DroppingQueue, maxsize=1, notice=number, operations=[("put", None), ("put", None), ("take", None)] * 3)
-@example(make=SlidingQueue, maxsize=1, notice=number, operations=[("put", None), ("put", None), ("take", None)] * 3)
-async def test_any_puts_and_takes_give_what_a_list_gives_and_account_for_every_event(make, maxsize, notice, operations):
-    """In order, bounded, each put event is taken, waiting or dropped, and the notices say so where it is."""
+@example(make=DroppingQueue, maxsize=1, notice=number, operations=[("put", None), ("put", None), ("get", None)] * 3)
+@example(make=SlidingQueue, maxsize=1, notice=number, operations=[("put", None), ("put", None), ("get", None)] * 3)
+async def test_a_queue_behaves_like_a_list_and_accounts_for_every_event(make, maxsize, notice, operations):
+    """The queue is ordered and bounded. Each event is removed, in the queue or dropped, and the notices add up."""
     queue, model = make(maxsize, notice=notice), Model(make, maxsize)
-    count_put, taken, missing = 0, [], 0
+    count_put, removed, reported = 0, [], 0
 
-    def take():
-        nonlocal missing
-        event, expected = queue.get_nowait(), model.take(notice is not None)
-        if isinstance(expected, Hole):
+    def get():
+        nonlocal reported
+        event, expected = queue.get_nowait(), model.get(notice is not None)
+        if isinstance(expected, Dropped):
             assert event == number(expected.count)
-            missing += expected.count
+            reported += expected.count
         else:
             assert event is expected
-            taken.append(int(event.data))
+            removed.append(int(event.data))
             if notice:
-                assert taken[-1] == len(taken) - 1 + missing  # each number up to here was taken or told to be missing
+                assert removed[-1] == len(removed) - 1 + reported  # each earlier event was removed or reported
         queue.task_done()
 
     def check():
-        waiting = len(model.waiting())
-        assert queue.qsize() == (len(model.line) if notice else waiting)
+        waiting = len(model.events())
+        assert queue.qsize() == (len(model.items) if notice else waiting)
         assert queue.empty() is (queue.qsize() == 0)
         assert queue.full() is False
         assert waiting <= maxsize
         assert queue.qsize() <= 2 * maxsize + 1
         assert queue.dropped == model.dropped
-        assert count_put == len(taken) + waiting + queue.dropped
+        assert count_put == len(removed) + waiting + queue.dropped
         assert has_joined(queue) is queue.empty()
 
     for operation, name in operations:
@@ -598,19 +588,19 @@ async def test_any_puts_and_takes_give_what_a_list_gives_and_account_for_every_e
             model.put(event)
             count_put += 1
         elif not queue.empty():
-            take()
+            get()
         check()
     for _ in range(queue.qsize()):
-        take()
+        get()
         check()
     assert queue.empty()
-    assert taken == sorted(taken)
-    assert count_put == len(taken) + queue.dropped
-    assert missing == (queue.dropped if notice else 0)
+    assert removed == sorted(removed)
+    assert count_put == len(removed) + queue.dropped
+    assert reported == (queue.dropped if notice else 0)
 
 
-def test_a_key_that_is_to_be_awaited_is_refused_where_the_event_is_put():
-    """Each coroutine is unlike any other: nothing would ever be conflated."""
+def test_an_asynchronous_key_raises_in_put():
+    """No two coroutines are equal, so that no event would be conflated."""
 
     async def key(event):
         return event.name

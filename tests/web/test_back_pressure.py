@@ -32,8 +32,8 @@ from tests.waiting import PATIENCE, until
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 EVENT = "x" * (1024 - len("data: \n\n"))  # 1 KiB in the stream
-FELT = 256 * 1024  # bytes that may have been put before a put waits
-MAX_PIPELINED_BYTES = 64 * 1024  # bytes that a stream may hold of them, besides its channel
+MAX_PUT = 256 * 1024  # bytes that may be put before a put waits
+MAX_UNSENT = 64 * 1024  # bytes of them that may be in the write buffer
 
 pytestmark = BOTH_LOOPS
 
@@ -50,7 +50,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 async def connect(serve, tls, authority):
-    """Serve an application, and give the socket of a client that reads nothing unless it is told to."""
+    """Serve an application, and return the socket of a client that doesn't read."""
     sockets = []
 
     async def start(app: web.Application) -> socket.socket:
@@ -78,8 +78,8 @@ async def connect(serve, tls, authority):
         sock.close()
 
 
-async def until_it_stays(value) -> None:
-    """Give way to others until it has been the same for a thousand turns of the event loop."""
+async def until_stable(value) -> None:
+    """Wait until a value has not changed for a thousand iterations of the event loop."""
     async with asyncio.timeout(PATIENCE):
         last, same = value(), 0
         while same < 1000:
@@ -88,12 +88,12 @@ async def until_it_stays(value) -> None:
             last = value()
 
 
-class Fed:
-    """A stream, the facts of its application, and a producer that puts 1 KiB events for as long as it may."""
+class ProducedStream:
+    """An application with a stream whose producer puts events of 1 KiB until ``put`` returns ``False``."""
 
     def __init__(self, feed: bool = True, **options: object) -> None:
         self.put = 0
-        self.said: list[bool] = []
+        self.put_results: list[bool] = []
         self.opened = asyncio.Event()
         self.over = asyncio.Event()
         self.channel: EventChannel | None = None
@@ -105,7 +105,7 @@ class Fed:
             self.opened.set()
             while feed:
                 if not await channel.put(EVENT):
-                    self.said.append(False)
+                    self.put_results.append(False)
                     return
                 self.put += 1
                 if channel.lossy:
@@ -127,27 +127,27 @@ class Fed:
         return self.context.stream.statistics()
 
 
-class TestAPutThatWaits:
-    @pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="the kernel has no limit for what is not sent")
-    async def test_is_felt_within_256_kib_when_the_client_does_not_read_at_all(self, connect):
-        """peer bugs 32 and 35: by default, and of that the stream holds its channel and 64 KiB."""
-        stream = Fed()
+class TestWaitingPut:
+    @pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="the kernel has no limit for unsent data")
+    async def test_it_waits_within_256_kib_if_the_client_does_not_read(self, connect):
+        """With default options. The stream holds the events of its channel and 64 KiB of them."""
+        stream = ProducedStream()
         await connect(stream.app)
         await asyncio.wait_for(stream.opened.wait(), PATIENCE)
-        await until(lambda: stream.channel._waiting)
-        await until_it_stays(lambda: stream.put)
-        assert 10 <= stream.put <= FELT / 1024
-        assert stream.channel._waiting
+        await until(lambda: stream.channel._putters)
+        await until_stable(lambda: stream.put)
+        assert 10 <= stream.put <= MAX_PUT / 1024
+        assert stream.channel._putters
         done = stream.statistics()
         assert done.buffered == stream.channel.buffered == 10
-        assert done.unsent <= MAX_PIPELINED_BYTES
+        assert done.unsent <= MAX_UNSENT
         assert done.events + done.buffered == stream.put
 
-    async def test_is_woken_when_the_client_reads_and_nothing_is_lost(self, connect):
-        stream = Fed()
+    async def test_it_continues_when_the_client_reads_and_no_event_is_lost(self, connect):
+        stream = ProducedStream()
         sock = await connect(stream.app)
         await asyncio.wait_for(stream.opened.wait(), PATIENCE)
-        await until(lambda: stream.channel._waiting and stream.connection.paused)
+        await until(lambda: stream.channel._putters and stream.connection.paused)
         put = stream.put
 
         def read() -> bytes:
@@ -161,26 +161,24 @@ class TestAPutThatWaits:
         assert stream.put > put
 
 
-class TestAQueueThatLosesEvents:
-    """A stalled client costs its producer nothing, and what it lost is known to everybody."""
+class TestLossyQueue:
+    """A stalled client does not delay its producer, and dropped events are counted and reported."""
 
     @pytest.mark.parametrize("queue", [SlidingQueue, DroppingQueue, ConflatingQueue])
-    async def test_never_lets_a_put_wait_and_counts_to_the_event(self, connect, queue):
-        """peer bug 33."""
-        stream = Fed(buffer=lambda: queue(20))
+    async def test_put_never_waits_and_dropped_events_are_counted_exactly(self, connect, queue):
+        stream = ProducedStream(buffer=lambda: queue(20))
         await connect(stream.app)
         await asyncio.wait_for(stream.opened.wait(), PATIENCE)
         await until(lambda: stream.channel.dropped >= 100 and stream.connection.paused)
-        await until_it_stays(lambda: stream.statistics().events)
+        await until_stable(lambda: stream.statistics().events)
         done = stream.statistics()
         assert done.dropped == stream.channel.dropped
         assert done.events + done.buffered + done.dropped == stream.put
         assert done.buffered == 20
-        assert done.unsent <= MAX_PIPELINED_BYTES
+        assert done.unsent <= MAX_UNSENT
 
-    async def test_tells_the_observer_now_and_then_and_at_the_end_the_whole(self, connect):
-        """peer bug 33: overflow is a fact, and what the facts say adds up."""
-        stream = Fed(feed=False, buffer=lambda: SlidingQueue(20))
+    async def test_the_observer_receives_dropped_events_in_batches_that_add_up(self, connect):
+        stream = ProducedStream(feed=False, buffer=lambda: SlidingQueue(20))
         sock = await connect(stream.app)
         await asyncio.wait_for(stream.opened.wait(), PATIENCE)
         while stream.channel.dropped < 500:
@@ -193,15 +191,15 @@ class TestAQueueThatLosesEvents:
         facts = [fact for fact in stream.facts if isinstance(fact, EventsDropped)]
         assert sum(fact.count for fact in facts) == facts[-1].total == dropped
         assert [fact.total for fact in facts] == sorted({fact.total for fact in facts})
-        assert len(facts) < 20  # and not one for each
+        assert len(facts) < 20  # not one for each event
         closed = next(fact for fact in stream.facts if isinstance(fact, StreamClosed))
         assert closed.dropped == dropped
         sock.close()
 
     @pytest.mark.parametrize("notice", [dropped_comment, dropped_event])
-    async def test_says_so_in_the_stream_where_events_are_missing(self, connect, notice):
-        """peer bugs 33 and 36: the notice needs no room, and the client can tell every event that it did not get."""
-        stream = Fed(feed=False, buffer=lambda: SlidingQueue(20, notice=notice))
+    async def test_a_notice_in_the_stream_replaces_dropped_events(self, connect, notice):
+        """The notice needs no room in the queue, and tells the client how many events are missing."""
+        stream = ProducedStream(feed=False, buffer=lambda: SlidingQueue(20, notice=notice))
         sock = await connect(stream.app)
         await asyncio.wait_for(stream.opened.wait(), PATIENCE)
         number = 0
@@ -220,9 +218,9 @@ class TestAQueueThatLosesEvents:
         frames = Decoder().feed(_unchunked(await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)))
         expected, dropped = 0, 0
         for event in frames:
-            told = re.search(r"dropped\D*(\d+)", event.comment or f"{event.name} {event.data}")
-            if told:
-                count = int(told[1])
+            match = re.search(r"dropped\D*(\d+)", event.comment or f"{event.name} {event.data}")
+            if match:
+                count = int(match[1])
                 assert event == notice(count)
                 dropped += count
                 expected += count
@@ -231,20 +229,19 @@ class TestAQueueThatLosesEvents:
                 expected += 1
         assert (expected, dropped) == (number, stream.channel.dropped)
 
-    async def test_kicking_gets_through_a_full_queue(self, connect):
-        """peer bugs 34 and 36: what ends a stream never waits for room, and its producer ends with it."""
-        stream = Fed()
+    async def test_a_kick_does_not_wait_for_a_full_queue(self, connect):
+        stream = ProducedStream()
         await connect(stream.app)
         await asyncio.wait_for(stream.opened.wait(), PATIENCE)
-        await until(lambda: stream.channel._waiting and stream.connection.paused)
+        await until(lambda: stream.channel._putters and stream.connection.paused)
         stream.channel.end(CloseReason.KICKED)
         await asyncio.wait_for(stream.over.wait(), PATIENCE)
         await until(lambda: len(stream.app[STREAMS]) == 0)
-        assert stream.said == [False]
+        assert stream.put_results == [False]
 
 
 def _unchunked(answer: bytes) -> bytes:
-    """Return the body of a chunked answer."""
+    """Decode the body of a chunked response."""
     _, rest = answer.split(b"\r\n\r\n", 1)
     body = b""
     while rest:

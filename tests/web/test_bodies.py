@@ -1,4 +1,4 @@
-"""A request's body behind the beginning of a stream: it is still the user's, and a bad one is the client's error."""
+"""The request body of a stream: the application can still read it, and a malformed one is a client error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_polic
 
 LAST = b"0\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
-LARGE = 3 * 2**20  # bytes; much more than what aiohttp reads before it stops reading
+LARGE = 3 * 2**20  # bytes; far more than aiohttp buffers before it pauses reading
 FILE = random.Random(6).randbytes(LARGE // 2)
 FORM = {"a": "1", "b": "x y"}
 BOUNDARY = b"--x\r\nContent-Disposition: form-data; name=n\r\n\r\nvalue\r\n--x--\r\n"
@@ -48,7 +48,7 @@ def event_loop_policy(request):
 
 
 class Reads:
-    """An application with a stream of each kind, which sends as an event what ``use(request)`` returns."""
+    """An application with a stream of each kind, which sends the result of ``use(request)`` as an event."""
 
     def __init__(self, use, *interceptors, stall_timeout=60.0, heartbeat=None, client_max_size=2 * LARGE):
         self.opened = 0
@@ -109,7 +109,7 @@ async def is_the_next(raw):
 
 
 def errors(logged, caplog):
-    """List what was logged as a failure, by us or by aiohttp."""
+    """List the warnings and errors in the logs of the library and of aiohttp."""
     ours = [line for line in logged if line["log_level"] in ("error", "warning")]
     return ours + [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -154,7 +154,7 @@ async def by_chunks(request):
 JSON = [by_json, by_text, by_read, by_content, by_lines, by_chunks]
 
 
-class TestItIsTheUsers:
+class TestTheApplicationReads:
     async def test_a_urlencoded_form(self, serve, session, path):
         server = await serve(Reads(by_post).app)
         async with session.post(server.url + path, data=FORM) as response:
@@ -188,7 +188,7 @@ class TestItIsTheUsers:
             assert await first(response) == FORM
 
     @pytest.mark.parametrize("how", JSON)
-    async def test_a_compressed_one(self, serve, session, path, how):
+    async def test_a_compressed_body(self, serve, session, path, how):
         server = await serve(Reads(how).app)
         body, headers = gzip.compress(json.dumps(FORM).encode()), {"Content-Encoding": "gzip"}
         async with session.post(server.url + path, data=body, headers=headers) as response:
@@ -200,7 +200,7 @@ class TestItIsTheUsers:
         async with session.post(server.url + path, data=gzip.compress(BOUNDARY), headers=headers) as response:
             assert await first(response) == {"n": "value"}
 
-    async def test_one_that_the_client_was_told_to_send(self, serve, path):
+    async def test_a_body_sent_after_100_continue(self, serve, path):
         server = await serve(Reads(by_multipart).app)
         length = len(BOUNDARY)
         head = f"POST {path} HTTP/1.1\nHost: x\nContent-Length: {length}\n{MULTIPART}Expect: 100-continue\n\n"
@@ -211,7 +211,7 @@ class TestItIsTheUsers:
         assert b'data: {"n":5}' in (await raw.until(b"\n\n")).replace(b": 5", b":5")
         await raw.close()
 
-    async def test_a_form_and_then_the_bytes(self, serve, session, path):
+    async def test_a_form_and_then_its_bytes(self, serve, session, path):
         async def both(request):
             return [await by_post(request), (await request.read()).decode()]
 
@@ -219,7 +219,7 @@ class TestItIsTheUsers:
         async with session.post(server.url + path, data=FORM) as response:
             assert await first(response) == [FORM, "a=1&b=x+y"]
 
-    async def test_what_a_stage_in_front_left_of_it(self, serve, session):
+    async def test_the_part_that_an_earlier_stage_did_not_read(self, serve, session):
         @before
         async def line(context):
             assert await context.request.content.readline() == b"1\n"
@@ -228,7 +228,7 @@ class TestItIsTheUsers:
         async with session.post(server.url + "/channel", data=b'1\n{"a":2}\n') as response:
             assert await first(response) == {"a": 2}
 
-    async def test_also_in_a_function_that_chooses_topics(self, serve, session):
+    async def test_the_body_in_a_function_that_chooses_topics(self, serve, session):
         chosen = []
 
         async def topics(context):
@@ -243,7 +243,7 @@ class TestItIsTheUsers:
             assert response.status == 200
         assert chosen == [{"a": 1, "b": 3}]
 
-    async def test_when_the_client_has_left(self, serve, session, logged, caplog):
+    async def test_the_body_after_the_client_disconnected(self, serve, session, logged, caplog):
         left, read = asyncio.Event(), asyncio.Future()
 
         async def late(request):
@@ -269,9 +269,9 @@ class TestItIsTheUsers:
         assert errors(logged, caplog) == []
 
 
-class TestTheConnectionGoesOn:
+class TestTheConnectionStaysUsable:
     @pytest.mark.parametrize("read", [True, False])
-    async def test_with_a_request_that_came_right_behind(self, serve, path, read):
+    async def test_for_a_pipelined_request(self, serve, path, read):
         async def nothing(request):
             return None
 
@@ -281,12 +281,12 @@ class TestTheConnectionGoesOn:
         raw.writer.write(BOUNDARY + NEXT)
         await raw.until(b"data: ")
         if path == "/topics":
-            await raw.close()  # it has no end of its own
+            await raw.close()  # this stream does not end
             return
         await raw.until(LAST)
         await is_the_next(raw)
 
-    async def test_after_a_large_body_that_was_not_read(self, serve):
+    async def test_after_a_large_body_that_the_application_did_not_read(self, serve):
         async def nothing(request):
             return None
 
@@ -297,7 +297,7 @@ class TestTheConnectionGoesOn:
         await raw.until(LAST)
         await serves_the_next(raw)
 
-    async def test_and_a_client_with_a_large_body_is_seen_to_leave(self, serve):
+    async def test_to_detect_the_disconnect_of_a_client_with_a_large_body(self, serve):
         closed = asyncio.Event()
         app = web.Application(client_max_size=2 * LARGE)
         setup(app)
@@ -311,9 +311,9 @@ class TestTheConnectionGoesOn:
         await within(closed.wait())
 
 
-class TestTheClientsErrors:
+class TestClientErrors:
     async def refused(self, serve, path, request, status, *, then=b"", **options):
-        """Check the answer, that no stream was opened for it, and return the connection."""
+        """Check the response and that no stream was opened, and return the connection."""
         reads = Reads(by_read, **options)
         server = await serve(reads.app)
         raw = await server.connect(f"POST {path} HTTP/1.1\nHost: x\n{request}")
@@ -323,28 +323,30 @@ class TestTheClientsErrors:
         return raw
 
     @pytest.mark.parametrize("chunked", [False, True])
-    async def test_too_large(self, serve, path, logged, caplog, chunked):
+    async def test_a_body_that_is_too_large(self, serve, path, logged, caplog, chunked):
         body = f"Transfer-Encoding: chunked\n\n3e9\n{'x' * 1001}\n0\n\n" if chunked else "Content-Length: 1001\n\n"
         then = b"" if chunked else b"x" * 1001
         raw = await self.refused(serve, path, body, 413, then=then, client_max_size=1000)
         assert errors(logged, caplog) == []
         await raw.close()
 
-    async def test_too_large_when_decompressed(self, serve, path, logged, caplog):
+    async def test_a_body_that_is_too_large_when_decompressed(self, serve, path, logged, caplog):
         bomb = gzip.compress(bytes(10**6))
         head = f"Content-Encoding: gzip\nContent-Length: {len(bomb)}\n\n"
         raw = await self.refused(serve, path, head, 413, then=bomb, client_max_size=100_000)
         assert errors(logged, caplog) == []
         await raw.close()
 
-    async def test_not_in_the_encoding_that_it_says(self, serve, path, logged, caplog):
+    async def test_a_body_that_is_not_in_its_content_encoding(self, serve, path, logged, caplog):
         raw = await self.refused(serve, path, "Content-Encoding: gzip\nContent-Length: 5\n\nhello", 400)
-        assert (await within(raw.reader.read())).endswith(b"The request's body cannot be read.\n")  # and is closed
+        assert (await within(raw.reader.read())).endswith(
+            b"The request's body cannot be read.\n"
+        )  # and the connection is closed
         assert errors(logged, caplog) == []
         await raw.close()
 
-    async def test_not_in_chunks(self, serve, path, logged, caplog):
-        """aiohttp's parser in C tells of them when the head has come before by answering nothing: no body comes."""
+    async def test_a_body_with_malformed_chunks(self, serve, path, logged, caplog):
+        """If the headers came before, aiohttp's parser in C reports no error, and the body times out."""
         reads = Reads(by_read, stall_timeout=0.2)
         arrived = asyncio.Event()
 
@@ -364,13 +366,13 @@ class TestTheClientsErrors:
         assert "Unhandled exception" not in caplog.text
         raw.reset()
 
-    async def test_nothing_comes_any_more(self, serve, path, logged, caplog):
+    async def test_a_body_that_stops(self, serve, path, logged, caplog):
         raw = await self.refused(serve, path, "Content-Length: 100\n\nhello", 408, stall_timeout=0.1)
         assert errors(logged, caplog) == []
         await raw.close()
 
     @pytest.mark.parametrize("reset", [False, True])
-    async def test_it_leaves_in_its_body(self, serve, path, logged, caplog, handler_cancellation, reset):
+    async def test_a_disconnect_in_the_body(self, serve, path, logged, caplog, handler_cancellation, reset):
         arrived = asyncio.Event()
         reads = Reads(by_read)
 
@@ -392,7 +394,7 @@ class TestTheClientsErrors:
         assert errors(logged, caplog) == []
 
 
-async def test_a_steady_upload_may_last_longer_than_the_stall_timeout(serve, path):
+async def test_a_steady_upload_can_take_longer_than_the_stall_timeout(serve, path):
     body = json.dumps(FORM).encode()
     stall = 3.0
     server = await serve(Reads(by_json, stall_timeout=stall).app)
@@ -401,14 +403,14 @@ async def test_a_steady_upload_may_last_longer_than_the_stall_timeout(serve, pat
     began = loop.time()
     for byte in body:
         raw.writer.write(bytes([byte]))
-        await asyncio.sleep(1.2 * stall / len(body))  # the pace of a client
+        await asyncio.sleep(1.2 * stall / len(body))
     assert loop.time() - began > stall
     assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
     assert b'"x y"' in await raw.until(b"\n\n")
     await raw.close()
 
 
-async def test_a_body_of_any_size_where_the_application_has_no_limit(serve, session):
+async def test_a_body_of_any_size_without_client_max_size(serve, session):
     server = await serve(Reads(by_post, client_max_size=0).app)
     form = FormData()
     form.add_field("file", io.BytesIO(FILE), filename="f.bin")
@@ -416,7 +418,7 @@ async def test_a_body_of_any_size_where_the_application_has_no_limit(serve, sess
         assert await first(response) == {"file": ["f.bin", len(FILE)]}
 
 
-async def test_without_a_limit_of_time(serve, session):
+async def test_a_body_without_a_stall_timeout(serve, session):
     server = await serve(Reads(by_post, stall_timeout=None).app)
     async with session.post(server.url + "/channel", data=FORM) as response:
         assert await first(response) == FORM

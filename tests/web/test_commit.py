@@ -1,4 +1,4 @@
-"""After commit: every change is dropped and logged once, and the wire is as if nobody had tried."""
+"""After commit every change of the response is dropped and logged once, and the client receives the same bytes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def undated(answer: bytes) -> bytes:
 
 @pytest.fixture
 async def wire_with(serve, logged):
-    """The bytes of an answer, with a late interceptor and without."""
+    """Return the bytes of a response, without and with an interceptor that changes it after commit."""
 
     async def exchange(handler, late: Interceptor) -> tuple[bytes, bytes]:
         logged.clear()
@@ -126,11 +126,9 @@ MUTATIONS = {
 
 
 class TestEveryMutator:
-    """Behaviour 74: an exception is logged, the client never sees it, the stream is untouched."""
-
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("mutation", MUTATIONS)
-    async def test_is_dropped_and_logged_once_with_the_offending_line(self, wire_with, logged, kind, mutation):
+    async def test_is_dropped_and_logged_once_with_the_line_that_called_it(self, wire_with, logged, kind, mutation):
         change, attempted = MUTATIONS[mutation]
 
         def offend(context: RequestContext) -> None:
@@ -150,7 +148,7 @@ class TestEveryMutator:
             "stage": "leave",
         }
         assert isinstance(error, ResponseCommitted)
-        assert str(error) == f"{attempted}: the head is on the wire, so the change was dropped"
+        assert str(error) == f"{attempted}: the response headers were already sent, so this was dropped"
         lines = traceback.extract_tb(error.__traceback__)
         assert lines[0].name == "offend"
         assert lines[0].line == "change(context.response)"
@@ -165,7 +163,7 @@ class TestEveryMutator:
         assert tried == plain
         assert [record["attempted"] for record in errors(logged)] == [f"{name} = 'late'"]
 
-    async def test_leaves_what_is_no_part_of_the_head_alone(self, wire_with, logged):
+    async def test_does_not_affect_reads_and_connection_settings(self, wire_with, logged):
         def look(context: RequestContext) -> None:
             response = context.response
             response["key"] = "value"
@@ -183,7 +181,7 @@ class TestEveryMutator:
         assert tried == plain
         assert errors(logged) == []
 
-    async def test_reads_the_cookies_that_were_sent(self, serve, logged):
+    async def test_of_cookies_still_returns_the_value_that_was_sent(self, serve, logged):
         async def handler(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
             response.set_cookie("early", "1")
@@ -232,11 +230,11 @@ WITH_COOKIE = {
 }
 
 
-class TestWhatAnAttributeReturns:
+class TestMutableAttributes:
     @pytest.mark.parametrize("kind", WITH_COOKIE)
     @pytest.mark.parametrize("mutation", MORSEL)
     @pytest.mark.filterwarnings("ignore:returning HTTPException")
-    async def test_a_cookie_of_it_drops_changes(self, serve, logged, kind, mutation):
+    async def test_a_single_cookie_drops_changes(self, serve, logged, kind, mutation):
         change, attempted = MORSEL[mutation]
 
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -257,7 +255,7 @@ class TestWhatAnAttributeReturns:
 
     @pytest.mark.parametrize("kind", WITH_COOKIE)
     @pytest.mark.filterwarnings("ignore:returning HTTPException")
-    async def test_cookies_that_were_kept_from_before_drop_changes(self, serve, logged, kind):
+    async def test_cookies_obtained_before_commit_drop_changes(self, serve, logged, kind):
         kept = []
 
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -280,7 +278,7 @@ class TestWhatAnAttributeReturns:
             "cookies['early']['path'] = '/late'",
         ]
 
-    async def test_a_copy_of_what_was_sent_may_change(self, serve, logged):
+    async def test_copies_can_be_changed(self, serve, logged):
         def copy(context: RequestContext) -> None:
             headers = context.response.headers.copy()
             headers["X-Mine"] = "1"
@@ -293,7 +291,7 @@ class TestWhatAnAttributeReturns:
         await (await serve(application(handler, Interceptor("copy", leave=copy)))).exchange(GET)
         assert errors(logged) == []
 
-    async def test_a_body_whose_length_was_sent_cannot_grow(self, serve, logged, caplog):
+    async def test_a_bytearray_body_cannot_grow(self, serve, logged, caplog):
         async def handler(request: web.Request) -> web.StreamResponse:
             response = web.Response(body=bytearray(b"body"))
             await response.prepare(request)
@@ -313,8 +311,8 @@ class TestWhatAnAttributeReturns:
         assert len(raised) == 1
 
 
-class TestEveryWay:
-    async def test_another_response_is_dropped(self, wire_with, logged):
+class TestOtherChanges:
+    async def test_replacing_the_response_is_dropped(self, wire_with, logged):
         def offend(context: RequestContext) -> None:
             context.response = web.Response(text="no")
 
@@ -325,7 +323,7 @@ class TestEveryWay:
         (line,) = traceback.extract_tb(record["exc_info"].__traceback__)
         assert line.line == 'context.response = web.Response(text="no")'
 
-    async def test_no_response_is_dropped(self, wire_with, logged):
+    async def test_removing_the_response_is_dropped(self, wire_with, logged):
         def offend(context: RequestContext) -> None:
             context.response = None
 
@@ -333,16 +331,15 @@ class TestEveryWay:
         assert tried == plain
         assert [record["attempted"] for record in errors(logged)] == ["context.response = None"]
 
-    async def test_the_same_response_is_no_change(self, wire_with, logged):
+    async def test_setting_the_same_response_is_allowed(self, wire_with, logged):
         def keep(context: RequestContext) -> None:
-            context.response = context.response  # it is what is tested
+            context.response = context.response
 
         plain, tried = await wire_with(KINDS["own StreamResponse"], Interceptor("late", leave=keep))
         assert tried == plain
         assert errors(logged) == []
 
-    async def test_a_raised_http_exception_is_dropped_with_its_own_traceback_and_the_leaves_go_on(self, serve, logged):
-        """Behaviour 75: the remaining leaves still run and the chain does not become an error for the client."""
+    async def test_a_raised_http_exception_is_dropped_and_the_remaining_leave_stages_run(self, serve, logged):
         left = []
 
         def offend(context: RequestContext) -> None:
@@ -370,8 +367,8 @@ class TestEveryWay:
 
     @pytest.mark.parametrize("with_setup", [True, False], ids=["set up", "not set up"])
     @pytest.mark.parametrize("way", ["return another response", "return None", "raise HTTPException"])
-    async def test_a_handler_that_answers_twice_has_answered_once(self, serve, logged, way, with_setup):
-        """In plain aiohttp the second answer is written into the body of the first."""
+    async def test_a_second_response_of_a_handler_is_dropped(self, serve, logged, way, with_setup):
+        """aiohttp alone would write the second response into the body of the first."""
 
         async def twice(request: web.Request):
             await own_stream(request)
@@ -385,9 +382,7 @@ class TestEveryWay:
         if with_setup:
             setup(app)
         answer = await (await serve(app)).exchange(GET)
-        end = (
-            b"" if way == "raise HTTPException" else b"0\r\n\r\n"
-        )  # what it raises says that it has not got to the end
+        end = b"" if way == "raise HTTPException" else b"0\r\n\r\n"  # an exception leaves the body incomplete
         assert answer.split(b"\r\n\r\n", 1)[1] == b"4\r\nbody\r\n" + end
         assert answer.count(b"HTTP/1.1") == 1
         assert seen == ["1" if with_setup else None]
@@ -406,7 +401,7 @@ class TestEveryWay:
             }[way]
         )
 
-    async def test_the_head_of_a_websocket_is_committed_too(self, serve, session, logged):
+    async def test_a_websocket_response_is_committed_after_its_handshake(self, serve, session, logged):
         async def talk(request: web.Request) -> web.StreamResponse:
             socket = web.WebSocketResponse()
             await socket.prepare(request)
@@ -426,7 +421,7 @@ class TestEveryWay:
         await server.stop()
         assert [record["attempted"] for record in errors(logged)] == ["set_cookie('late', '1')"]
 
-    async def test_a_stage_that_streams_by_itself_attaches_what_it_sent(self, serve, logged):
+    async def test_a_stage_can_attach_a_response_that_it_sent(self, serve, logged):
         async def stream(context: RequestContext) -> None:
             context.response = await own_stream(context.request)
 
@@ -462,8 +457,7 @@ class TestEveryWay:
 
 
 class TestBeforeCommit:
-    async def test_everything_may_change(self, serve, logged):
-        """Behaviour 73: committed is false before the stream and true after it."""
+    async def test_everything_can_be_changed(self, serve, logged):
         committed = []
 
         class Early(EventStreamResponse):
@@ -500,7 +494,7 @@ class TestBeforeCommit:
         assert committed == [False, True]
         assert errors(logged) == []
 
-    async def test_a_head_that_could_not_be_sent_is_not_committed(self, serve, caplog):
+    async def test_a_response_whose_headers_cannot_be_sent_is_not_committed(self, serve, caplog):
         async def handler(request: web.Request) -> web.StreamResponse:
             response = EventStreamResponse(headers={"X-Bad": "a\nb"})
             try:
@@ -514,7 +508,7 @@ class TestBeforeCommit:
         assert answer.startswith(b"HTTP/1.1 500")
 
 
-def test_all_of_it_holds_under_optimisation():
+def test_changes_are_dropped_with_assertions_disabled():
     """aiohttp guards ``set_status`` with an ``assert``, which ``python -O`` drops."""
     program = """
 import asyncio, sys

@@ -1,4 +1,4 @@
-"""Interceptors that users compose: copies, brackets, timeouts and task groups, in front of plain handlers."""
+"""Interceptors that copy the context, or open a transaction, a timeout or a task group with ``@around``."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ async def get(serve, session, app: web.Application) -> tuple[int, str]:
         return response.status, await response.text()
 
 
-class TestAResponseOnACopyEndsTheWayIn:
+class TestAResponseOnACopy:
     @pytest.mark.parametrize("depth", [0, 1, 2])
     @pytest.mark.parametrize("make", [plain, asynchronous, nested, nested_on_a_copy])
     @pytest.mark.parametrize("place", [as_middleware, as_decorator, as_route])
-    async def test_however_it_is_put_around_the_handler(self, serve, session, place, make, depth):
+    async def test_skips_the_handler(self, serve, session, place, make, depth):
         assert await get(serve, session, place(make(depth))) == (401, "no")
         assert contexts == {}
 
-    async def test_with_its_staged_headers(self, serve, session):
+    async def test_keeps_the_headers_staged_on_the_copy(self, serve, session):
         @before
         def auth(context: RequestContext) -> RequestContext:
             copy = context.copy()
@@ -105,7 +105,7 @@ class TestAResponseOnACopyEndsTheWayIn:
         async with session.get(server.url) as response:
             assert response.headers["X-Why"] == "no token"
 
-    async def test_what_is_around_a_copy_changes_the_response_that_is_sent(self, serve, session):
+    async def test_is_the_one_that_an_around_interceptor_changes(self, serve, session):
         @around
         async def stamped(context: RequestContext) -> Any:
             yield
@@ -119,7 +119,7 @@ class TestAResponseOnACopyEndsTheWayIn:
         async with session.get(server.url) as response:
             assert (response.headers.getall("X-Stamp"), response.headers["X-Staged"]) == (["1"], "1")
 
-    async def test_a_middleware_in_between_keeps_the_context_of_the_request(self, serve, session):
+    async def test_is_seen_in_the_context_that_a_middleware_in_between_has(self, serve, session):
         @web.middleware
         async def between(request: web.Request, handler: Any) -> web.StreamResponse:
             context = RequestContext.of(request)
@@ -141,7 +141,7 @@ class TestAResponseOnACopyEndsTheWayIn:
             assert response.headers["X-User"] == "alice"
 
 
-class TestABracketSeesWhatAMiddlewareSees:
+class TestAnAroundInterceptorCatchesTheExceptionsThatAMiddlewareWould:
     @staticmethod
     def transaction(seen: list[object]) -> Interceptor[RequestContext]:
         @around
@@ -171,14 +171,14 @@ class TestABracketSeesWhatAMiddlewareSees:
 
     @pytest.mark.filterwarnings("ignore:returning HTTPException:DeprecationWarning")
     @pytest.mark.parametrize("how", ["conflict_raised", "conflict_attached"])
-    async def test_an_http_exception_that_is_the_response(self, serve, session, how):
+    async def test_an_http_exception_raised_or_attached_by_the_handler(self, serve, session, how):
         seen: list[object] = []
         app = web.Application(middlewares=[interceptor_middleware(self.transaction(seen))])
         app.router.add_get("/", getattr(self, how))
         assert await get(serve, session, app) == (409, "conflict")
         assert seen == [("rolled back", web.HTTPConflict)]
 
-    async def test_one_that_a_stage_attaches(self, serve, session):
+    async def test_an_http_exception_that_a_stage_attaches(self, serve, session):
         seen: list[object] = []
 
         def attach(context: RequestContext) -> None:
@@ -189,12 +189,12 @@ class TestABracketSeesWhatAMiddlewareSees:
         assert await get(serve, session, app) == (403, "no")
         assert seen == [("rolled back", web.HTTPForbidden)]
 
-    async def test_no_exception_of_a_plain_response(self, serve, session):
+    async def test_no_exception_for_a_plain_response(self, serve, session):
         seen: list[object] = []
         assert await get(serve, session, as_middleware(self.transaction(seen))) == (200, "secret")
         assert seen == ["committed"]
 
-    async def test_it_stays_a_response_for_leave_and_error_stages(self, serve, session):
+    async def test_leave_stages_run_and_error_stages_do_not(self, serve, session):
         seen: list[object] = []
         look = Interceptor(
             "look",
@@ -207,7 +207,7 @@ class TestABracketSeesWhatAMiddlewareSees:
         assert seen == [("leave", 409), ("leave", 409)]
 
     @pytest.mark.parametrize("other", [None, web.Response(status=200, text="instead")])
-    async def test_a_generator_that_swallows_it_keeps_the_response_or_sets_another(self, serve, session, other):
+    async def test_a_generator_that_catches_it_keeps_the_response_or_sets_another(self, serve, session, other):
         @around
         async def swallows(context: RequestContext) -> Any:
             try:
@@ -277,9 +277,9 @@ def times_out(manager: Callable[[], Any]) -> Interceptor[RequestContext]:
     return limited
 
 
-class TestABracketMayCancel:
+class TestAnAroundInterceptorThatCancels:
     @pytest.mark.parametrize("manager", [lambda: asyncio.timeout(0.05), lambda: anyio.fail_after(0.05)])
-    async def test_a_timeout_around_the_yield_is_answered(self, serve, session, manager):
+    async def test_can_turn_a_timeout_into_a_response(self, serve, session, manager):
         trail: list[object] = []
 
         @around
@@ -300,7 +300,7 @@ class TestABracketMayCancel:
         assert trail == ["cancelled", 504]
         assert contexts == {}
 
-    async def test_a_timeout_that_no_stage_answers_is_an_error(self, serve, session):
+    async def test_fails_with_the_timeout_error_otherwise(self, serve, session):
         @around
         async def limited(context: RequestContext) -> Any:
             async with asyncio.timeout(0.05):
@@ -317,7 +317,7 @@ class TestABracketMayCancel:
         assert (await get(serve, session, app))[0] == 503
         assert offered == [(TimeoutError, "limited", "leave")]
 
-    async def test_a_failing_child_of_a_task_group_around_the_yield_is_raised(self, serve, session):
+    async def test_raises_the_exception_of_a_task_group(self, serve, session):
         async def child() -> None:
             await asyncio.sleep(0)
             raise KeyError("child")
@@ -338,7 +338,7 @@ class TestABracketMayCancel:
         app.router.add_get("/", as_handler(grouped, never))
         assert await get(serve, session, app) == (502, "child failed")
 
-    async def test_a_generator_that_swallows_the_cancellation_leaves_with_its_response(self, serve, session):
+    async def test_can_swallow_the_cancellation_and_attach_a_response(self, serve, session):
         @around
         async def limited(context: RequestContext) -> Any:
             with anyio.move_on_after(0.05):
@@ -350,7 +350,7 @@ class TestABracketMayCancel:
         app.router.add_get("/", as_handler(limited, never))
         assert await get(serve, session, app) == (200, "partial")
 
-    async def test_without_a_response_that_is_no_response(self, serve, session, caplog):
+    async def test_raises_no_response_if_it_attaches_none(self, serve, session, caplog):
         @around
         async def limited(context: RequestContext) -> Any:
             with anyio.move_on_after(0.05):
@@ -361,7 +361,7 @@ class TestABracketMayCancel:
         assert (await get(serve, session, app))[0] == 500
         assert "NoResponse" in caplog.text
 
-    async def test_what_was_bound_further_in_is_taken_back(self, serve, session):
+    async def test_runs_the_leave_stages_outside_of_it(self, serve, session):
         seen: list[object] = []
         app = web.Application()
         outer = Interceptor("outer", leave=lambda _: seen.append("leave"))
@@ -370,9 +370,9 @@ class TestABracketMayCancel:
         assert seen == ["leave"]
 
 
-class TestNothingIsLeftBehind:
+class TestNoContextStaysRegistered:
     @pytest.mark.parametrize("inside", [False, True])
-    async def test_by_a_chain_that_never_starts(self, serve, session, inside):
+    async def test_after_a_chain_that_never_started(self, serve, session, inside):
         @web.middleware
         async def impatient(request: web.Request, handler: Any) -> web.StreamResponse:
             try:
@@ -395,7 +395,7 @@ class TestNothingIsLeftBehind:
                 assert await response.text() == "secret"
         assert contexts == {}
 
-    async def test_by_two_runs_of_a_handler_at_once(self, serve, session):
+    async def test_after_two_concurrent_runs_of_a_handler(self, serve, session):
         @web.middleware
         async def twice(request: web.Request, handler: Any) -> web.StreamResponse:
             return (await asyncio.gather(handler(request), handler(request)))[1]

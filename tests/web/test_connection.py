@@ -11,19 +11,19 @@ from tests.waiting import within
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 
 
-class Opened:
-    """A handler that opens a stream, hands out its connection, and waits to be let go."""
+class OpenStream:
+    """A handler that opens a stream, exposes its connection, and returns when ``done`` is set."""
 
     def __init__(self) -> None:
         self.connection = asyncio.get_running_loop().create_future()
-        self.go = asyncio.Event()
+        self.done = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         response = EventStreamResponse(ping_interval=None)
         await response.prepare(request)
         if not self.connection.done():
             self.connection.set_result(response.connection)
-        await self.go.wait()
+        await self.done.wait()
         return response
 
     def application(self) -> web.Application:
@@ -33,101 +33,101 @@ class Opened:
 
 
 async def test_requests_pipelined_behind_a_stream_are_answered_after_it(serve):
-    opened = Opened()
+    opened = OpenStream()
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
-    raw.writer.write(GET.replace("\n", "\r\n").encode() * 3)  # through the watcher, while the stream is open
+    raw.writer.write(GET.replace("\n", "\r\n").encode() * 3)  # received by the interposed protocol
     connection.write_frames(b"data: x\n\n")
     assert (await raw.until(b"data: x\n\n\r\n")).count(b"HTTP/1.1 200 OK") == 1
-    opened.go.set()
+    opened.done.set()
     for _ in range(3):
         assert b"HTTP/1.1 200 OK" in await raw.until(b"\r\n\r\n0\r\n\r\n")
     await raw.close()
 
 
-async def test_what_is_written_is_counted_with_its_chunk_size(serve):
-    opened = Opened()
+async def test_the_output_size_includes_the_chunk_framing(serve):
+    opened = OpenStream()
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
     before = connection._writer.output_size
     connection.write_frames(b"data: x\n\n")
-    connection.release()
+    connection.detach()
     assert connection._writer.output_size - before == len(b"9\r\ndata: x\n\n\r\n")
-    assert connection.bytes == 9
-    opened.go.set()
+    assert connection.frame_bytes == 9
+    opened.done.set()
     await raw.close()
 
 
-async def test_aiohttps_protocol_is_put_back_once(serve):
-    opened = Opened()
+async def test_detaching_restores_the_protocol_and_is_idempotent(serve):
+    opened = OpenStream()
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
     transport = connection._transport
-    watcher = transport.get_protocol()
-    connection.release()
-    assert transport.get_protocol() is watcher.inner
-    connection.release()
-    connection.write_frames(b"data: nobody\n\n")
+    interposed = transport.get_protocol()
+    connection.detach()
+    assert transport.get_protocol() is interposed.wrapped
+    connection.detach()
+    connection.write_frames(b"data: discarded\n\n")
     connection.abort()
-    assert connection.bytes == 0
-    opened.go.set()
+    assert connection.frame_bytes == 0
+    opened.done.set()
     assert (await raw.until(b"\r\n\r\n0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
     await raw.close()
 
 
-async def test_somebody_elses_protocol_is_left_where_it_is(serve):
-    opened = Opened()
+async def test_detaching_does_not_replace_the_protocol_of_another_library(serve):
+    opened = OpenStream()
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
     transport = connection._transport
-    theirs = transport.get_protocol().inner
-    transport.set_protocol(theirs)
-    connection.release()
-    assert transport.get_protocol() is theirs
-    opened.go.set()
+    other = transport.get_protocol().wrapped
+    transport.set_protocol(other)
+    connection.detach()
+    assert transport.get_protocol() is other
+    opened.done.set()
     await raw.close()
 
 
-async def test_a_write_to_a_closing_transport_finds_the_client_gone(serve):
-    opened = Opened()
+async def test_a_write_to_a_closing_transport_marks_the_client_as_disconnected(serve):
+    opened = OpenStream()
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
-    told = []
-    connection.owner = SimpleNamespace(connection_changed=lambda: told.append(connection.lost))
+    notified = []
+    connection.listener = SimpleNamespace(connection_changed=lambda: notified.append(connection.disconnected))
     connection._transport.close()
     connection.write_frames(b"data: x\n\n")
     assert connection.paused
-    assert connection.bytes == 0
-    assert not await within(connection.writable())
-    assert connection.loss is CloseReason.CLIENT_LEFT
-    assert told == [True]
-    opened.go.set()
+    assert connection.frame_bytes == 0
+    assert not await within(connection.wait_writable())
+    assert connection.close_reason is CloseReason.CLIENT_LEFT
+    assert notified == [True]
+    opened.done.set()
     await raw.close()
 
 
-async def test_a_paused_connection_is_not_bothered_with_heartbeats(serve):
-    opened = Opened()
+async def test_a_paused_connection_sends_no_heartbeat(serve):
+    opened = OpenStream()
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
     await raw.until(b"\r\n\r\n")
     connection.paused = True
-    connection.beat()
+    connection.send_heartbeat()
     connection.paused = False
-    connection.beat()
+    connection.send_heartbeat()
     connection.write_frames(b"data: x\n\n")
     assert await raw.until(b"data: x\n\n\r\n") == b"a\r\n: ping\r\n\r\n\r\n9\r\ndata: x\n\n\r\n"
-    opened.go.set()
+    opened.done.set()
     await raw.close()
 
 
-async def test_several_may_wait_for_room(serve):
-    opened = Opened()
+async def test_several_tasks_may_wait_until_the_connection_is_writable(serve):
+    opened = OpenStream()
     server = await serve(opened.application())
     raw = await server.connect(GET)
     connection = await opened.connection
@@ -135,11 +135,11 @@ async def test_several_may_wait_for_room(serve):
     while not connection.paused:
         connection.write_frames(b"x" * 65536)
         await asyncio.sleep(0)
-    waiting = [asyncio.create_task(connection.writable()) for _ in range(3)]
+    waiting = [asyncio.create_task(connection.wait_writable()) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     raw.reset()
     done, _ = await asyncio.wait(waiting)
     assert [task.cancelled() or task.result() for task in waiting] == [True, False, False]
     assert len(done) == 3
-    opened.go.set()
+    opened.done.set()

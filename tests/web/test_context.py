@@ -1,3 +1,5 @@
+"""The request context: staged headers, the last event ID, copies and snapshots."""
+
 from __future__ import annotations
 
 import pytest
@@ -42,8 +44,8 @@ async def prepared(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("handler", [plain, raised, prepared])
-async def test_staged_headers_are_merged_into_whatever_response_is_sent(serve, handler):
-    """Behaviour 77: a header replaces one of its name; cookies and Vary are added."""
+async def test_staged_headers_are_merged_into_every_kind_of_response(serve, handler):
+    """A staged header replaces one of its name; cookies and Vary are added."""
     app = application(handler, stage)
     setup(app)
     head = (await (await serve(app)).exchange(GET)).split(b"\r\n\r\n")[0].decode().split("\r\n")
@@ -54,7 +56,7 @@ async def test_staged_headers_are_merged_into_whatever_response_is_sent(serve, h
     assert {cookie.split(";")[0] for cookie in headers.getall("Set-Cookie")} == {"staged=1", "own=1"}
 
 
-async def test_what_is_staged_in_leave_is_merged_too(serve):
+async def test_headers_staged_in_leave_are_merged(serve):
     @after
     def late(context: RequestContext) -> None:
         context.response_headers["X-Late"] = "1"
@@ -62,7 +64,7 @@ async def test_what_is_staged_in_leave_is_merged_too(serve):
     assert b"X-Late: 1" in await (await serve(application(plain, late))).exchange(GET)
 
 
-async def test_nothing_staged_changes_nothing(serve):
+async def test_reading_staged_headers_stages_nothing(serve):
     look = Interceptor("look", leave=lambda context: context.response_headers.get("x"))
     answer = await (await serve(application(plain, look))).exchange(GET)
     assert b"X-Staged: own" in answer
@@ -95,12 +97,12 @@ class TestLastEventId:
             ("/", {"Last-Event-ID": "späť"}, "späť"),
         ],
     )
-    def test_is_the_header_then_the_polyfills_then_the_pages(self, path, headers, expected):
-        """An empty one is none; a browser's URL is frozen, and a polyfill appends to it."""
+    def test_is_the_header_or_the_query_parameter_of_a_polyfill_or_of_the_page(self, path, headers, expected):
+        """An empty value is skipped. A browser reconnects to the same URL, to which a polyfill appends."""
         assert request_context("GET", path, headers=headers).last_event_id == expected
 
-    async def test_is_none_when_it_is_no_text(self, serve):
-        """bytes that are no UTF-8 are lone surrogates in aiohttp, and could not be sent back."""
+    async def test_is_none_if_it_is_not_utf_8(self, serve):
+        """aiohttp decodes other bytes to surrogates, which could not be sent back."""
         seen = []
         look = Interceptor("look", enter=lambda context: seen.append(context.last_event_id))
         server = await serve(application(plain, look))
@@ -112,7 +114,7 @@ class TestLastEventId:
 
 
 class TestWithoutAServer:
-    async def test_a_chain_runs_on_a_made_context(self):
+    async def test_a_chain_runs_on_a_mocked_context(self):
         @before
         def answer(context: RequestContext) -> None:
             context.response = web.Response(text=context.request.match_info["name"])
@@ -121,14 +123,14 @@ class TestWithoutAServer:
         assert context.response.text == "ada"
         assert not context.committed
 
-    async def test_a_snapshot_shows_what_is_to_be_sent(self):
+    async def test_a_snapshot_has_the_response_and_the_staged_headers(self):
         context = request_context()
         context["key"] = "value"
         context.response_headers["X-Staged"] = "1"
         context.response = response = web.Response()
         assert context.snapshot() == {"key": "value", "response": response, "response_headers": {"X-Staged": "1"}}
 
-    def test_a_copy_has_the_same_request_and_staged_headers_of_its_own(self):
+    def test_a_copy_shares_the_request_but_not_the_staged_headers(self):
         context = request_context()
         context.response_headers["X-Staged"] = "1"
         twin = context.copy()
@@ -138,12 +140,11 @@ class TestWithoutAServer:
         assert request_context().copy().response is None
 
     @pytest.mark.parametrize("wrong", ["text", 42, web.Response])
-    def test_a_response_is_a_response(self, wrong):
-        """Behaviour 23."""
+    def test_a_response_of_another_type_is_a_type_error(self, wrong):
         with pytest.raises(TypeError, match=r"context.response is a web.StreamResponse or None, not"):
             request_context().response = wrong
 
-    def test_a_response_may_be_taken_back_before_commit(self):
+    def test_a_response_can_be_removed_before_commit(self):
         context = request_context()
         context.response = web.Response()
         context.response = None

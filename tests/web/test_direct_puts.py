@@ -1,4 +1,4 @@
-"""A producer that has the ``asyncio.Queue`` of its stream in its hands, its own or the channel's."""
+"""Producers that use the ``asyncio.Queue`` of their channel directly, the default one or their own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import until, within
 
-MAKES = {
+BUFFERS = {
     "default": 2,
     "plain": asyncio.Queue,
     "lifo": asyncio.LifoQueue,
@@ -29,13 +29,13 @@ MAKES = {
 }
 
 
-@pytest.fixture(params=MAKES)
+@pytest.fixture(params=BUFFERS)
 def buffer(request):
-    make = MAKES[request.param]
+    make = BUFFERS[request.param]
     return make if isinstance(make, int) else lambda: make(2)
 
 
-async def test_what_is_put_into_the_queue_is_sent_and_joined(serve, session, buffer):
+async def test_events_put_into_the_queue_are_sent_and_join_returns(serve, session, buffer):
     async def ready(channel, context):
         for number in range(20):
             await context.stream.channel.buffer.put(str(number))
@@ -50,7 +50,7 @@ async def test_what_is_put_into_the_queue_is_sent_and_joined(serve, session, buf
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_a_producer_that_puts_directly_ends_with_its_stream_and_without_an_error(serve, session, logged, waits):
+async def test_a_producer_that_puts_directly_ends_with_its_stream_without_an_error(serve, session, logged, waits):
     ended, reasons = asyncio.Event(), []
 
     async def ready(channel, context):
@@ -76,7 +76,7 @@ async def test_a_producer_that_puts_directly_ends_with_its_stream_and_without_an
     assert not [line for line in logged if line["log_level"] in ("error", "warning")]
 
 
-async def test_a_queue_of_two_streams_is_refused(serve, session, logged):
+async def test_two_streams_cannot_share_a_queue(serve, session, logged):
     queue, channels = asyncio.Queue(), []
 
     async def ready(channel, context):
@@ -88,7 +88,7 @@ async def test_a_queue_of_two_streams_is_refused(serve, session, logged):
     server = await serve(app)
     async with open_stream(session, server.url) as first:
         await until(lambda: channels)
-        with suppress(ClientError):  # the head is out, so that the connection is cut
+        with suppress(ClientError):  # the headers are sent, so that the connection is closed
             async with open_stream(session, server.url) as second:
                 assert await second.rest() == []
         assert len(channels) == 1

@@ -40,57 +40,58 @@ def tls(request) -> bool:
     return request.param == "tls"
 
 
-class Turns:
-    """Count the turns of the event loop, and note in which one something happened."""
+class Iterations:
+    """Count the iterations of the event loop, and record in which one something happened."""
 
     def __init__(self) -> None:
-        self.turn = 0
+        self.count = 0
         self.at: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
-        self._go_on()
+        self._count_one()
 
-    def _go_on(self) -> None:
-        self.turn += 1
-        self._next = self._loop.call_soon(self._go_on)
+    def _count_one(self) -> None:
+        self.count += 1
+        self._next = self._loop.call_soon(self._count_one)
 
-    def note(self, what: str) -> None:
-        self.at.setdefault(what, self.turn)
+    def record(self, what: str) -> None:
+        self.at.setdefault(what, self.count)
 
     def after_the_kernel(self, what: str) -> int:
-        return self.at[what] - self.at["the kernel tells us"]
+        """Return how many iterations after the kernel's report this happened."""
+        return self.at[what] - self.at["the kernel reports it"]
 
     def stop(self) -> None:
         self._next.cancel()
 
 
-class Doorman(asyncio.Protocol):
-    """Stand in front of the protocol of an open stream and note when the event loop speaks of the client's end."""
+class ProtocolSpy(asyncio.Protocol):
+    """Wrap the protocol of an open stream, and record when the event loop reports the disconnect."""
 
-    def __init__(self, transport: asyncio.Transport, turns: Turns) -> None:
-        self._inner = transport.get_protocol()
-        self._turns = turns
+    def __init__(self, transport: asyncio.Transport, iterations: Iterations) -> None:
+        self._wrapped = transport.get_protocol()
+        self._iterations = iterations
         transport.set_protocol(self)
 
     def data_received(self, data):
-        self._inner.data_received(data)
+        self._wrapped.data_received(data)
 
     def eof_received(self):
-        self._turns.note("the kernel tells us")
-        return self._inner.eof_received()
+        self._iterations.record("the kernel reports it")
+        return self._wrapped.eof_received()
 
     def connection_lost(self, exc):
-        self._turns.note("the kernel tells us")
-        self._inner.connection_lost(exc)
+        self._iterations.record("the kernel reports it")
+        self._wrapped.connection_lost(exc)
 
     def pause_writing(self):
-        self._inner.pause_writing()
+        self._wrapped.pause_writing()
 
     def resume_writing(self):
-        self._inner.resume_writing()
+        self._wrapped.resume_writing()
 
 
 class Client:
-    """A blocking socket, whose every move is its own: it reads only while a test does."""
+    """A client with a blocking socket, which reads only when a test calls ``read_until``."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -105,7 +106,7 @@ class Client:
     def _read_until(self, mark: bytes | None) -> bytes:
         """Read up to these bytes, or up to the end.
 
-        In large pieces: a thread waits for the interpreter at each, and the loop that counts its turns never rests.
+        It reads in large pieces: each takes the GIL from the event loop, which is busy counting iterations.
         """
         while mark is None or mark not in self._unread:
             piece = self.sock.recv(65536)
@@ -135,7 +136,7 @@ def authority() -> trustme.CA:
 
 
 class Site:
-    """A server, plain or with TLS, and its clients."""
+    """A server, with or without TLS, and its clients."""
 
     def __init__(self, server, port: int, trust: ssl.SSLContext | None) -> None:
         self.server = server
@@ -178,11 +179,11 @@ async def listen(serve, tls, authority):
             client.close()
 
 
-class TransportListener:
-    """A stream whose producer puts until its client's buffers are full, or waits; and the notes of its end."""
+class ObservedStream:
+    """An application with a stream that records how it ends. Its producer fills the client's buffers, or waits."""
 
     def __init__(self, *, fill: bool = False, path: str = "/", **options: object) -> None:
-        self.turns = Turns()
+        self.iterations = Iterations()
         self.opened = asyncio.Event()
         self.over = asyncio.Event()
         self.left = asyncio.Event()
@@ -191,12 +192,12 @@ class TransportListener:
         self.reasons: list[CloseReason] = []
         self.leaves = 0
         self.cancelling: list[int] = []
-        self.put_said: list[bool] = []
+        self.put_results: list[bool] = []
         self.body = b""
         self._fill = fill
 
         def on_close(context: RequestContext, reason: CloseReason) -> None:
-            self.turns.note("on_close")
+            self.iterations.record("on_close")
             self.reasons.append(reason)
             self.over.set()
 
@@ -221,14 +222,14 @@ class TransportListener:
         self.body = await context.request.read()
         self.opened.set()
         while self._fill:
-            taken = await channel.put(FULL)
-            if not taken:
-                self.turns.note("put said False")
-                self.put_said.append(taken)
+            accepted = await channel.put(FULL)
+            if not accepted:
+                self.iterations.record("put returned False")
+                self.put_results.append(accepted)
                 break
         else:
             await channel.wait_closed()
-            self.turns.note("wait_closed returned")
+            self.iterations.record("wait_closed returned")
 
     async def _next(self, request: web.Request) -> web.Response:
         self.answered += 1
@@ -239,42 +240,40 @@ class TransportListener:
         return self.context.response.connection
 
     async def is_open(self) -> None:
-        """Wait until it is, and put somebody at the door who notes its end."""
+        """Wait until the stream is open, and interpose the spy."""
         await within(self.opened.wait())
-        Doorman(self.context.request.transport, self.turns)
+        ProtocolSpy(self.context.request.transport, self.iterations)
 
     async def is_full(self) -> None:
-        """Wait until the producer waits because the client reads nothing."""
+        """Wait until a put waits because the client doesn't read."""
         await self.is_open()
-        await until(lambda: self.channel._waiting and self.connection.paused)
+        await until(lambda: self.channel._putters and self.connection.paused)
 
     async def has_ended(self) -> None:
         await within(self.left.wait())
-        self.turns.stop()
+        self.iterations.stop()
 
 
-class TestAtOnce:
-    """One turn of the event loop after it was told, everybody who must know does: no polling, no heartbeat."""
+class TestDetection:
+    """A disconnect is handled one iteration of the event loop after it was reported, without polling or heartbeats."""
 
     @pytest.mark.parametrize("how", ["close", "reset", "half-close"])
-    async def test_an_idle_stream_ends_in_the_turn_after_the_kernel_told(
-        self, listen, handler_cancellation, how, logged, caplog
-    ):
-        """peer bugs 1 and 2: on_close is called, and who waited for the end knows of it."""
-        stream = TransportListener()
+    async def test_an_idle_stream_ends_in_the_next_iteration(self, listen, handler_cancellation, how, logged, caplog):
+        """``on_close`` is called and ``wait_closed`` returns."""
+        stream = ObservedStream()
         site = await listen(stream.app, handler_cancellation=handler_cancellation)
         client = await site.connect()
         await stream.is_open()
         client.leave(how)
         await stream.has_ended()
-        assert stream.turns.after_the_kernel("on_close") <= 1
-        assert stream.turns.after_the_kernel("wait_closed returned") <= 1
+        assert stream.iterations.after_the_kernel("on_close") <= 1
+        assert stream.iterations.after_the_kernel("wait_closed returned") <= 1
         assert stream.reasons == [CloseReason.CLIENT_LEFT]
         assert {line["log_level"] for line in logged} <= {"debug", "info"}
         assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
 
     @pytest.mark.parametrize("how", ["reset", "half-close"])
-    async def test_with_a_full_write_buffer_a_put_that_waits_is_told_in_the_next_turn(
+    async def test_with_a_full_write_buffer_a_waiting_put_returns_in_the_next_iteration(
         self,
         listen,
         handler_cancellation,
@@ -282,35 +281,35 @@ class TestAtOnce:
         tls,
         event_loop_policy,  # noqa: F811  # the fixture that is imported
     ):
-        """peer bugs 1 and 34: the client reads nothing and leaves; the producer ends by itself."""
+        """The client disconnects without having read anything, and the producer returns by itself."""
         if tls and how == "half-close" and isinstance(event_loop_policy, uvloop.EventLoopPolicy):
-            pytest.skip("uvloop does not tell, see the next test")
-        stream = TransportListener(fill=True)
+            pytest.skip("uvloop does not report it, see the next test")
+        stream = ObservedStream(fill=True)
         site = await listen(stream.app, handler_cancellation=handler_cancellation)
         client = await site.connect()
         await stream.is_full()
         client.leave(how)
         await stream.has_ended()
-        assert stream.turns.after_the_kernel("on_close") <= 1
-        assert stream.turns.after_the_kernel("put said False") <= 1
-        assert stream.put_said == [False]
+        assert stream.iterations.after_the_kernel("on_close") <= 1
+        assert stream.iterations.after_the_kernel("put returned False") <= 1
+        assert stream.put_results == [False]
         assert stream.reasons == [CloseReason.CLIENT_LEFT]
 
-    async def test_what_no_event_loop_tells_ends_as_a_stall(self, listen):
-        """uvloop keeps to itself that a client behind a full TLS buffer half-closed without a close_notify."""
-        stream = TransportListener(fill=True, stall_timeout=2.5)
+    async def test_a_disconnect_that_the_event_loop_does_not_report_is_a_stall(self, listen):
+        """uvloop doesn't report a half-close without close_notify while the TLS buffer is full."""
+        stream = ObservedStream(fill=True, stall_timeout=2.5)
         site = await listen(stream.app)
         client = await site.connect()
         await stream.is_full()
         client.leave("half-close")
         await stream.has_ended()
-        assert stream.put_said == [False]
+        assert stream.put_results == [False]
         assert stream.reasons[0] in {CloseReason.CLIENT_LEFT, CloseReason.STALLED}
 
     @pytest.mark.parametrize("how", ["close", "half-close"])
     @pytest.mark.parametrize("together", [True, False], ids=["same segment", "later"])
-    async def test_forty_pipelined_requests_behind_the_stream_hide_nothing(self, listen, together, how):
-        stream = TransportListener()
+    async def test_forty_pipelined_requests_do_not_hide_a_disconnect(self, listen, together, how):
+        stream = ObservedStream()
         site = await listen(stream.app)
         client = await site.connect(KEEP + NEXT * 40 if together else KEEP)
         await stream.is_open()
@@ -318,26 +317,26 @@ class TestAtOnce:
             client.send(NEXT * 40)
         client.leave(how)
         await stream.has_ended()
-        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.iterations.after_the_kernel("on_close") <= 1
         assert stream.reasons == [CloseReason.CLIENT_LEFT]
         assert stream.answered == 0
 
-    async def test_more_behind_the_stream_than_is_kept_hides_nothing_either(self, listen):
-        stream = TransportListener()
+    async def test_more_pipelined_requests_than_are_kept_do_not_hide_a_disconnect(self, listen):
+        stream = ObservedStream()
         site = await listen(stream.app)
         client = await site.connect()
         await stream.is_open()
         await within(asyncio.to_thread(client.send, NEXT * 10_000))
         client.leave("half-close")
         await stream.has_ended()
-        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.iterations.after_the_kernel("on_close") <= 1
         assert stream.reasons == [CloseReason.CLIENT_LEFT]
 
     @pytest.mark.parametrize("late", [False, True], ids=["with the head", "after the head"])
     @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-    async def test_behind_a_body_that_was_read_before(self, listen, late, chunked):
-        """A POST, as chat completions use it: who does not read the rest of a request sees no end of it."""
-        stream = TransportListener()
+    async def test_after_a_request_body(self, listen, late, chunked):
+        """Without reading a POST request to its end, its disconnect would not be detected."""
+        stream = ObservedStream()
         site = await listen(stream.app)
         framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 8"
         head = b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + b"\r\n\r\n"
@@ -350,14 +349,14 @@ class TestAtOnce:
         assert stream.body == b"question"
         client.leave("close")
         await stream.has_ended()
-        assert stream.turns.after_the_kernel("on_close") <= 1
+        assert stream.iterations.after_the_kernel("on_close") <= 1
         assert stream.reasons == [CloseReason.CLIENT_LEFT]
 
 
-class TestWhatIsBehind:
+class TestPipelinedRequests:
     @pytest.mark.parametrize("together", [True, False], ids=["same segment", "later"])
-    async def test_forty_pipelined_requests_are_all_answered_after_the_stream_in_order(self, listen, together):
-        stream = TransportListener()
+    async def test_forty_requests_are_answered_in_order_after_the_stream(self, listen, together):
+        stream = ObservedStream()
         site = await listen(stream.app)
         client = await site.connect(KEEP + NEXT * 40 if together else KEEP)
         await within(stream.opened.wait())
@@ -375,17 +374,19 @@ class TestWhatIsBehind:
         client.send(NEXT)
         await client.read_until(b"answer 41.")
 
-    async def test_more_than_is_kept_is_dropped_and_the_connection_ends_with_the_stream(self, listen):
-        """The memory that a client can take behind its stream is bounded, and it can see what was not answered."""
-        stream = TransportListener()
+    async def test_more_requests_than_are_kept_are_discarded_and_the_connection_is_closed_after_the_stream(
+        self, listen
+    ):
+        """The memory for pipelined requests is bounded, and the client can see which ones were not answered."""
+        stream = ObservedStream()
         site = await listen(stream.app)
         client = await site.connect()
         await within(stream.opened.wait())
-        watcher = stream.connection._interposed
+        interposed = stream.connection._interposed
         sending = asyncio.ensure_future(asyncio.to_thread(client.send, NEXT * 10_000))
         held = 0
-        while not (sending.done() and watcher.overrun):
-            held = max(held, len(watcher._held or b""))
+        while not (sending.done() and interposed.overflowed):
+            held = max(held, len(interposed._held or b""))
             await asyncio.sleep(0)
         assert held <= 64 * 1024
         assert stream.channel.put_nowait("x")
@@ -395,8 +396,8 @@ class TestWhatIsBehind:
         assert stream.answered == 0
         assert stream.reasons == [CloseReason.CLOSED]
 
-    async def test_a_body_that_never_arrives_is_waited_for_as_long_as_a_stall(self, listen):
-        stream = TransportListener(stall_timeout=0.2)
+    async def test_a_request_body_that_never_arrives_times_out(self, listen):
+        stream = ObservedStream(stall_timeout=0.2)
         site = await listen(stream.app)
         client = await site.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nques")
         answer = await client.read_until(b"\r\n\r\n")
@@ -404,8 +405,8 @@ class TestWhatIsBehind:
         assert not stream.opened.is_set()
         assert len(stream.app[STREAMS]) == 0
 
-    async def test_a_client_that_leaves_in_its_body_gets_no_stream(self, listen):
-        stream = TransportListener()
+    async def test_a_disconnect_within_a_request_body_opens_no_stream(self, listen):
+        stream = ObservedStream()
         site = await listen(stream.app)
         client = await site.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nques")
         client.leave("close")
@@ -414,13 +415,13 @@ class TestWhatIsBehind:
         assert stream.reasons == []
 
 
-class TestOnce:
+class TestCleanUp:
     @pytest.mark.parametrize("end", ["client", "close", "shutdown", "error"])
-    async def test_what_comes_after_the_stream_runs_once_whatever_ended_it(
+    async def test_leave_stages_and_on_close_run_once_whatever_ended_the_stream(
         self, listen, end, handler_cancellation, monkeypatch
     ):
-        """peer bugs 5 and 6: and nothing of how the library ends a producer is seen by the chain."""
-        stream = TransportListener()
+        """A cancellation of the producer does not reach the chain."""
+        stream = ObservedStream()
         site = await listen(stream.app, handler_cancellation=handler_cancellation)
         client = await site.connect()
         await within(stream.opened.wait())
@@ -438,8 +439,8 @@ class TestOnce:
         if not handler_cancellation:
             assert stream.cancelling == [0]
 
-    async def test_a_client_that_left_before_the_head_gets_no_stream(self, listen, handler_cancellation, logged):
-        """peer bug 4: nothing is registered, nothing is buffered for nobody."""
+    async def test_a_disconnect_before_the_head_opens_no_stream(self, listen, handler_cancellation, logged):
+        """No stream is registered and no event is buffered."""
         arrived = asyncio.Event()
         tried = asyncio.Event()
 
@@ -465,8 +466,8 @@ class TestOnce:
         assert {line["log_level"] for line in logged} <= {"debug", "info"}
 
 
-async def test_a_thousand_clients_that_come_and_go_leave_nothing(serve):
-    """peer bug 3: no task, no timer, no stream, no appointment, no channel."""
+async def test_a_thousand_streams_leave_nothing(serve):
+    """No task, no timer, no stream and no channel is left."""
     closes = []
 
     async def ready(channel, context):
@@ -478,14 +479,14 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing(serve):
     app.router.add_get("/", as_handler(start_event_stream(ready, on_close=lambda *end: closes.append(end[1]))))
     server = await serve(app)
     loop = asyncio.get_running_loop()
-    stays = await server.connect(KEEP.decode().replace("\r\n", "\n"))  # or nothing would be kept anyhow
-    await stays.until(b"data: x\n\n\r\n")
+    other = await server.connect(KEEP.decode().replace("\r\n", "\n"))  # keeps the shared timer in use
+    await other.until(b"data: x\n\n\r\n")
 
-    def there() -> tuple[int, ...]:
+    def counts() -> tuple[int, ...]:
         timers = [timer for timer in getattr(loop, "_scheduled", ()) if not timer.cancelled()]
-        return len(asyncio.all_tasks()), len(timers), len(app[STREAMS]), timer_queue()._expected
+        return len(asyncio.all_tasks()), len(timers), len(app[STREAMS]), timer_queue()._active
 
-    async def come_and_go(number: int) -> None:
+    async def open_and_leave(number: int) -> None:
         raw = await server.connect(KEEP.decode().replace("\r\n", "\n"))
         if number % 3:
             await raw.until(b"data: x\n\n\r\n")
@@ -494,15 +495,15 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing(serve):
         else:
             await raw.close()
 
-    baseline, channels = there(), _channels()  # aiohttp caches the applications of other tests, and what they hold
+    baseline, channels = counts(), _channels()  # aiohttp caches the applications of other tests
     for number in range(1000):
-        await come_and_go(number)
-    while there() != baseline:  # without a timeout, which is a timer
+        await open_and_leave(number)
+    while counts() != baseline:  # asyncio.timeout would be a timer
         await asyncio.sleep(0)
-    await until(lambda: _channels() <= channels + 1)  # uvloop may hold on to one
-    await stays.close()
+    await until(lambda: _channels() <= channels + 1)  # uvloop may keep one
+    await other.close()
     assert set(closes) == {CloseReason.CLIENT_LEFT}
-    assert len(timer_queue()._due) < 200
+    assert len(timer_queue()._heap) < 200
 
 
 def _channels() -> int:
@@ -510,8 +511,8 @@ def _channels() -> int:
     return sum(isinstance(thing, EventChannel) for thing in gc.get_objects())
 
 
-async def test_a_visit_to_a_connection_that_closed_finds_the_client_gone(serve):
-    """Its socket cannot be asked any more, and uvloop's says so with another error than asyncio's."""
+async def test_the_timer_of_a_closed_connection_marks_the_client_as_disconnected(serve):
+    """The socket is closed, and uvloop's raises another exception than asyncio's."""
     opened, closed = asyncio.get_running_loop().create_future(), asyncio.get_running_loop().create_future()
 
     async def ready(channel: EventChannel, context: RequestContext) -> None:

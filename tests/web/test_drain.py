@@ -1,4 +1,4 @@
-"""How open streams end when their server stops."""
+"""How open streams end when the server stops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import socket
 import sys
 import threading
-import warnings
 from types import SimpleNamespace
 
 import psutil
@@ -31,30 +30,24 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.web.app import STREAMS
 from aiohttp_interceptors.web.timers import flush_queue, timer_queue
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE, until, within
 
 if sys.platform != "win32":
     import resource
 
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+pytestmark = BOTH_LOOPS
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 END = b"0\r\n\r\n"
-BEAT = b"2\r\n:\n\r\n"  # a stream that has been silent since its head
-FOREVER = 60.0  # more than that: a test that waits for it fails, and is not in the way of the next test for long
-TIMEOUT = 2.0  # a fifth of it is for what has to be seen on a busy machine too
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.14 on
-        return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+HEARTBEAT = b"2\r\n:\n\r\n"
+FOREVER = 60.0  # seconds; longer than a test waits
+TIMEOUT = 2.0  # seconds; a fifth of it must be enough for a clean-up on a busy machine
 
 
 @pytest.fixture(autouse=True)
 def quiet(logged):
-    """Keep a thousand lines about a thousand streams to ourselves."""
+    """Capture the log lines of a thousand streams."""
 
 
 def chunk(frame: str) -> bytes:
@@ -62,7 +55,7 @@ def chunk(frame: str) -> bytes:
 
 
 def application(ready, drain: Drain | None = None, **options) -> SimpleNamespace:
-    """Make an application with one stream at ``/``, and note why each of them ended."""
+    """Return an application with a stream at ``/``, and the reasons why its streams ended."""
     reasons: list[CloseReason] = []
     options.setdefault("on_close", lambda context, reason: reasons.append(reason))
     app = web.Application()
@@ -72,17 +65,17 @@ def application(ready, drain: Drain | None = None, **options) -> SimpleNamespace
 
 
 async def connected(server, path: str = "/"):
-    """Open a stream, and wait until its head has come."""
+    """Open a stream and read its head."""
     raw = await server.connect(GET.replace("/", path, 1))
     await raw.until(b"\r\n\r\n")
     return raw
 
 
 async def rest(raw) -> bytes:
-    """Read what still comes, until the server closes."""
+    """Read until the server closes the connection, without heartbeats."""
     data = await within(raw.reader.read())
     await raw.close()
-    return data.replace(BEAT, b"")
+    return data.replace(HEARTBEAT, b"")
 
 
 async def waits(channel, context):
@@ -93,9 +86,9 @@ def aborted(logged) -> list[int]:
     return [line["streams"] for line in logged if line["event"] == "streams_aborted"]
 
 
-class TestFarewell:
-    async def test_every_client_gets_it_and_a_clean_end(self, serve):
-        """peer bug 23: the farewell and the end of the body, so that a browser sees no error."""
+class TestFinalEvent:
+    async def test_each_client_receives_it_and_a_complete_body(self, serve):
+        """A browser reports no error."""
         opened = application(waits, Drain(farewell=Event("bye", name="farewell")))
         server = await serve(opened.app, shutdown_timeout=FOREVER)
         clients = [await connected(server) for _ in range(5)]
@@ -105,7 +98,7 @@ class TestFarewell:
         assert opened.reasons == [CloseReason.SHUTDOWN] * 5
         assert len(opened.streams) == 0
 
-    async def test_it_comes_after_what_was_put(self, serve):
+    async def test_it_follows_buffered_events(self, serve):
         channels = []
 
         async def ready(channel, context):
@@ -117,7 +110,7 @@ class TestFarewell:
         async def put_last(app):
             assert channels[0].put_nowait("last")
 
-        app.on_shutdown.append(put_last)  # and in the same turn the streams end
+        app.on_shutdown.append(put_last)  # the streams end in the same iteration
         setup(app, drain=Drain(farewell=Event("bye")))
         app.router.add_get("/", as_handler(start_event_stream(ready)))
         server = await serve(app, shutdown_timeout=FOREVER)
@@ -126,18 +119,18 @@ class TestFarewell:
         await within(server.stop())
         assert await rest(client) == chunk("data: last\n\n") + chunk("data: bye\n\n") + END
 
-    async def test_put_answers_false_at_once_and_nothing_that_was_taken_is_lost(self, serve):
-        """Also a put that has been waiting, and before the client reads again."""
-        answered = asyncio.Event()
-        taken = 0
+    async def test_put_returns_false_immediately_and_accepted_events_are_sent(self, serve):
+        """A waiting put returns before the client reads again."""
+        returned = asyncio.Event()
+        accepted = 0
         streams = []
 
         async def ready(channel, context):
-            nonlocal taken
+            nonlocal accepted
             streams.append(context.stream)
-            while await channel.put(f"{taken} " + "x" * 50_000):
-                taken += 1
-            answered.set()
+            while await channel.put(f"{accepted} " + "x" * 50_000):
+                accepted += 1
+            returned.set()
 
         opened = application(ready, Drain(farewell=Event("bye"), timeout=FOREVER))
         server = await serve(opened.app, shutdown_timeout=FOREVER)
@@ -145,19 +138,19 @@ class TestFarewell:
         client.writer.transport.pause_reading()
         await until(lambda: streams and streams[0].statistics().buffered == 10)
         stopping = asyncio.ensure_future(server.stop())
-        await within(answered.wait())
+        await within(returned.wait())
         assert not stopping.done()
         client.writer.transport.resume_reading()
         body = await rest(client)
         await within(stopping)
-        assert [int(number) for number in re.findall(rb"data: (\d+) x", body)] == list(range(taken))
+        assert [int(number) for number in re.findall(rb"data: (\d+) x", body)] == list(range(accepted))
         assert body.endswith(chunk("data: bye\n\n") + END)
 
     @pytest.mark.parametrize(
         ("drain", "expected"), [(Drain(), b""), (Drain(farewell=Event("bye")), chunk("data: bye\n\n"))]
     )
-    async def test_a_stream_without_retry_gets_no_frame_without_data(self, serve, drain, expected):
-        """Clients that are no browsers hand such a frame to their application as an empty event."""
+    async def test_a_stream_without_retry_sends_no_frame_without_data(self, serve, drain, expected):
+        """Clients other than browsers may report such a frame as an empty event."""
         server = await serve(application(waits, drain).app)
         client = await connected(server)
         await within(server.stop())
@@ -166,8 +159,8 @@ class TestFarewell:
 
 class TestSpread:
     @pytest.mark.usefixtures("many_files")
-    async def test_times_to_return_are_uniform_over_it(self, serve):
-        """peer bug 29: a Kolmogorov-Smirnov test that fails by chance less than once in a million runs."""
+    async def test_reconnection_times_are_uniformly_distributed(self, serve):
+        """A Kolmogorov-Smirnov test, which fails by chance less than once in a million runs."""
         count, retry, spread = 1000, 2000, 5.0
         opened = application(waits, Drain(spread=spread), retry=retry)
         server = await serve(opened.app)
@@ -183,14 +176,14 @@ class TestSpread:
         bound = math.sqrt(math.log(2 / 1e-6) / (2 * count))  # Dvoretzky, Kiefer, Wolfowitz and Massart
         assert distance_from_uniform([(value - retry) / (spread * 1000) for value in values]) < bound + 0.001
 
-    async def test_the_farewell_carries_the_time_to_return(self, serve):
+    async def test_the_final_event_has_the_reconnection_time(self, serve):
         server = await serve(application(waits, Drain(farewell=Event("bye"), spread=1.0), retry=2000).app)
         client = await connected(server)
         await within(server.stop())
         frame = re.fullmatch(rb"[0-9a-f]+\r\ndata: bye\nretry: (\d+)\n\n\r\n0\r\n\r\n", await rest(client))
         assert 2000 <= int(frame[1]) <= 3000
 
-    async def test_none_leaves_retry_as_it_is(self, serve):
+    async def test_without_a_spread_retry_is_unchanged(self, serve):
         server = await serve(application(waits, Drain(spread=0), retry=2000).app)
         client = await connected(server)
         await within(server.stop())
@@ -198,18 +191,18 @@ class TestSpread:
 
 
 def distance_from_uniform(values: list[float]) -> float:
-    """Return the greatest distance between the distribution of the values and the uniform one over 0 to 1."""
+    """Return the Kolmogorov-Smirnov distance of the values from the uniform distribution over 0 to 1."""
     ordered, count = sorted(values), len(values)
-    return max(max((place + 1) / count - value, value - place / count) for place, value in enumerate(ordered))
+    return max(max((index + 1) / count - value, value - index / count) for index, value in enumerate(ordered))
 
 
 class TestGrace:
-    async def test_a_finite_stream_ends_by_itself_and_is_not_cut(self, serve, logged):
-        """peer bug 30: while one that is not finite ends at once."""
-        go, put = asyncio.Event(), []
+    async def test_a_finite_stream_ends_by_itself_and_is_complete(self, serve, logged):
+        """Other streams end immediately."""
+        proceed, put = asyncio.Event(), []
 
         async def answer(channel, context):
-            await go.wait()
+            await proceed.wait()
             put.extend([await channel.put(word) for word in ("the", "whole", "answer")])
             channel.close()
 
@@ -221,7 +214,7 @@ class TestGrace:
         assert await rest(endless) == chunk("data: bye\n\n") + END
         assert len(opened.streams) == 1
         assert not stopping.done()
-        go.set()
+        proceed.set()
         body = await rest(finite)
         await within(stopping)
         assert re.findall(rb"data: (.+)", body) == [b"the", b"whole", b"answer"]
@@ -229,16 +222,16 @@ class TestGrace:
         assert put == [True] * 3
         assert not aborted(logged)
 
-    async def test_a_finite_stream_that_does_not_end_is_ended_after_it(self, serve, logged):
+    async def test_a_finite_stream_that_does_not_end_is_ended_after_the_grace_period(self, serve, logged):
         opened = application(waits, Drain(farewell=Event("bye"), grace=0.05), finite=True)
         server = await serve(opened.app, shutdown_timeout=FOREVER)
         client = await connected(server)
         await within(server.stop())
-        assert await rest(client) == chunk("data: bye\n\n")  # and no last chunk: it is not complete
+        assert await rest(client) == chunk("data: bye\n\n")  # no last chunk: the body is incomplete
         assert opened.reasons == [CloseReason.SHUTDOWN]
         assert not aborted(logged)
 
-    async def test_a_client_that_leaves_ends_it(self, serve):
+    async def test_a_disconnect_ends_the_grace_period(self, serve):
         opened = application(waits, Drain(grace=FOREVER), finite=True)
         server = await serve(opened.app, shutdown_timeout=FOREVER)
         client = await connected(server)
@@ -249,7 +242,7 @@ class TestGrace:
         await within(stopping)
         assert opened.reasons == [CloseReason.CLIENT_LEFT]
 
-    async def test_without_it_a_finite_stream_is_cut_at_once(self, serve):
+    async def test_without_a_grace_period_a_finite_stream_ends_immediately(self, serve):
         opened = application(waits, Drain(grace=0), finite=True)
         server = await serve(opened.app, shutdown_timeout=FOREVER)
         client = await connected(server)
@@ -257,10 +250,10 @@ class TestGrace:
         assert await rest(client) == b""
 
 
-class TestStragglers:
-    """peer bug 28: whoever holds up the end is given up at the timeout, and that is logged."""
+class TestTimeout:
+    """Streams that do not end within the timeout are aborted and logged."""
 
-    async def test_a_client_that_does_not_read_is_cut(self, serve, logged, handler_cancellation):
+    async def test_a_client_that_does_not_read_is_disconnected(self, serve, logged, handler_cancellation):
         streams = []
 
         async def ready(channel, context):
@@ -278,8 +271,10 @@ class TestStragglers:
         assert opened.reasons == [CloseReason.SHUTDOWN]
         client.reset()
 
-    async def test_a_client_that_does_not_read_the_last_bytes_keeps_no_socket(self, serve, handler_cancellation):
-        """Less than what pauses a stream is in the transport, and the kernel takes no more."""
+    async def test_the_socket_of_a_client_that_does_not_read_the_last_bytes_is_closed(
+        self, serve, handler_cancellation
+    ):
+        """The write buffer is below the high-water mark, and the kernel's send buffer is full."""
         streams, channels = [], []
 
         async def ready(channel, context):
@@ -291,10 +286,10 @@ class TestStragglers:
         server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
         client = plain_client(server.port, receive_buffer=4096)
         await until(lambda: channels)
-        turns = 0
-        while turns < 1000:  # so long has the kernel taken nothing
-            turns = turns + 1 if streams[0].statistics().unsent else 0
-            if not turns:
+        full = 0
+        while full < 1000:  # iterations of the event loop without a change
+            full = full + 1 if streams[0].statistics().unsent else 0
+            if not full:
                 channels[0].put_nowait("x" * 2000)
             await asyncio.sleep(0)
         transport = streams[0]._connection._transport
@@ -303,7 +298,7 @@ class TestStragglers:
         await until(lambda: transport.get_extra_info("socket").fileno() < 0)
         client.close()
 
-    async def test_a_producer_that_ignores_its_cancellation_is_left_behind(self, serve, logged, handler_cancellation):
+    async def test_a_producer_that_ignores_its_cancellation_is_abandoned(self, serve, logged, handler_cancellation):
         free, returned = asyncio.Event(), asyncio.Event()
 
         async def ready(channel, context):
@@ -327,7 +322,7 @@ class TestStragglers:
             free.set()
             await within(returned.wait())
 
-    async def test_a_producer_in_a_slow_finally_is_cancelled_there(self, serve, logged, handler_cancellation):
+    async def test_a_producer_is_cancelled_again_in_a_slow_clean_up(self, serve, logged, handler_cancellation):
         ends = []
 
         async def ready(channel, context):
@@ -364,7 +359,7 @@ class TestStragglers:
         assert ends == [CloseReason.SHUTDOWN]
         assert aborted(logged) == [1]
 
-    async def test_one_that_cleans_up_in_time_is_none(self, serve, logged):
+    async def test_a_producer_that_cleans_up_in_time_is_not_aborted(self, serve, logged):
         cleaning, cleaned = asyncio.Event(), asyncio.Event()
 
         async def ready(channel, context):
@@ -387,15 +382,15 @@ class TestStragglers:
 
 
 class TestNewStreams:
-    """peer bug 24: a stream that is asked for while the server stops is refused, or ends like the others."""
+    """A request for a stream while the server stops is refused, or its stream ends like the others."""
 
-    async def test_they_get_503_and_times_to_return_that_differ(self, serve):
-        go, entered, count = asyncio.Event(), [], 60
+    async def test_they_are_refused_with_503_and_different_retry_after_times(self, serve):
+        proceed, entered, count = asyncio.Event(), [], 60
 
         @before
         async def slow(context):
             entered.append(context)
-            await go.wait()
+            await proceed.wait()
 
         def ready(channel, context):
             raise AssertionError("a stream was started")
@@ -408,7 +403,7 @@ class TestNewStreams:
         await until(lambda: len(entered) == count)
         stopping = asyncio.ensure_future(server.stop())
         await until(lambda: app[STREAMS].closing)
-        go.set()
+        proceed.set()
         answers = [await rest(client) for client in clients]
         await within(stopping)
         assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in answers)
@@ -417,15 +412,15 @@ class TestNewStreams:
         assert len(app[STREAMS]) == 0
 
     @pytest.mark.parametrize("finite", [False, True])
-    async def test_one_that_was_admitted_before_ends_when_its_head_is_sent(self, serve, finite):
-        go, preparing, called = asyncio.Event(), asyncio.Event(), []
+    async def test_a_stream_that_was_admitted_before_ends_after_its_head(self, serve, finite):
+        proceed, preparing, results = asyncio.Event(), asyncio.Event(), []
 
         async def slow(request, response):
             preparing.set()
-            await go.wait()
+            await proceed.wait()
 
         async def ready(channel, context):
-            called.append(await channel.put("x"))
+            results.append(await channel.put("x"))
             await channel.wait_closed()
 
         opened = application(ready, Drain(farewell=Event("bye")), finite=finite)
@@ -436,18 +431,18 @@ class TestNewStreams:
         assert len(opened.streams) == 0
         stopping = asyncio.ensure_future(server.stop())
         await until(lambda: opened.streams.closing)
-        go.set()
+        proceed.set()
         assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
         assert await rest(client) == chunk("data: bye\n\n") + (b"" if finite else END)
         await within(stopping)
-        assert True not in called
+        assert True not in results
         assert opened.reasons == [CloseReason.SHUTDOWN]
         assert len(opened.streams) == 0
 
 
-class TestNothingIsLeft:
-    async def test_of_a_hundred_streams_whatever_their_producers_do(self, serve):
-        """peer bug 22: waiting for the end, idle, or busy; nobody waits for aiohttp's timeout."""
+class TestCleanUp:
+    async def test_a_hundred_streams_end_whatever_their_producers_do(self, serve):
+        """Producers wait for the end, are idle, or are busy. None delays the shutdown until aiohttp's timeout."""
 
         async def ready(channel, context):
             if context.request.query["does"] == "waits":
@@ -468,8 +463,8 @@ class TestNothingIsLeft:
             assert (await rest(client)).endswith(END)
 
     @pytest.mark.usefixtures("many_files")
-    async def test_of_a_thousand_streams(self, serve):
-        """No task, no timer, no open file."""
+    async def test_a_thousand_streams_leave_nothing(self, serve):
+        """No task, no timer and no open file is left."""
         count = 1000
         opened = application(waits, Drain(farewell=Event("bye")), retry=1000, max_age=FOREVER)
         server = await serve(opened.app, shutdown_timeout=FOREVER)
@@ -480,18 +475,20 @@ class TestNothingIsLeft:
         await within(server.stop())
         assert asyncio.all_tasks() == tasks
         assert running_timers() == timers
-        assert timer_queue()._timer is None
+        assert timer_queue()._handle is None
         for client in clients:
             body = await received(client)
             assert b"\r\ndata: bye\nretry: " in body
             assert body.endswith(END)
-        assert psutil.Process().num_fds() == files - 1 + count  # it listens no more; the clients have not closed
+        assert (
+            psutil.Process().num_fds() == files - 1 + count
+        )  # the server's socket is closed, those of the clients are not
         for client in clients:
             client.close()
 
 
 def plain_client(port: int, receive_buffer: int | None = None) -> socket.socket:
-    """Ask for a stream, with a socket that belongs to no event loop and that nobody reads."""
+    """Request a stream with a socket that belongs to no event loop and isn't read."""
     client = socket.socket()
     client.settimeout(PATIENCE)
     if receive_buffer is not None:
@@ -503,7 +500,7 @@ def plain_client(port: int, receive_buffer: int | None = None) -> socket.socket:
 
 
 async def plain_clients(server, opened, count: int) -> list[socket.socket]:
-    """Open streams, a hundred at a time because of the server's backlog."""
+    """Open streams, a hundred at a time because of the backlog of the server's socket."""
     clients = []
     while len(clients) < count:
         clients.extend([plain_client(server.port) for _ in range(100)])
@@ -512,15 +509,15 @@ async def plain_clients(server, opened, count: int) -> list[socket.socket]:
 
 
 async def received(client: socket.socket) -> bytes:
-    """Read what has come and still comes, until the server closes."""
+    """Read until the server closes the connection, without heartbeats."""
     data = b""
     while more := await within(asyncio.get_running_loop().sock_recv(client, 65536)):
         data += more
-    return data.replace(BEAT, b"")
+    return data.replace(HEARTBEAT, b"")
 
 
 def running_timers() -> int:
-    """Count the timers of the running event loop that will go off."""
+    """Return the number of active timers of the running event loop."""
     loop = asyncio.get_running_loop()
     if isinstance(loop, uvloop.Loop):
         handles = [each for each in gc.get_objects() if isinstance(each, uvloop.loop.TimerHandle)]
@@ -531,9 +528,9 @@ def running_timers() -> int:
 
 @pytest.fixture
 def many_files():
-    """Let this process open as many files as a thousand streams and their clients take."""
+    """Allow as many open files as a thousand streams and their clients need."""
     if sys.platform == "win32":
-        pytest.skip("there are no numbers of open files")
+        pytest.skip("there is no limit of open files")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = 2500
     if soft != resource.RLIM_INFINITY and soft < need:
@@ -545,8 +542,8 @@ def many_files():
 
 
 class TestTwoServers:
-    async def test_the_second_streams_on_when_the_first_has_stopped(self, serve):
-        """peer bug 26: two applications in one process share an interceptor, and nothing else."""
+    async def test_the_second_server_is_not_affected_when_the_first_stops(self, serve):
+        """Two applications in one process share an interceptor, and nothing else."""
         channels = {}
 
         async def ready(channel, context):
@@ -574,7 +571,7 @@ class TestTwoServers:
 @pytest.mark.parametrize("second", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("first", [asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_two_event_loops_in_two_threads_share_an_interceptor(first, second):
-    """peer bug 27: nothing is bound to another event loop, and the end of one is not that of the other."""
+    """Nothing is bound to another event loop, and stopping one server does not affect the other."""
 
     async def ready(channel, context):
         while await channel.put("tick"):
@@ -584,7 +581,7 @@ def test_two_event_loops_in_two_threads_share_an_interceptor(first, second):
     drain = Drain(farewell=Event("bye"))
     one, two = (ThreadedServer(factory, handler, drain) for factory in (first, second))
     try:
-        assert one.shared.isdisjoint(two.shared)
+        assert one.queues.isdisjoint(two.queues)
         clients = [socket.create_connection(("127.0.0.1", each.port), PATIENCE) for each in (one, two)]
         readers = [client.makefile("rb") for client in clients]
         for client, reader in zip(clients, readers, strict=True):
@@ -606,7 +603,7 @@ def test_two_event_loops_in_two_threads_share_an_interceptor(first, second):
 
 
 class ThreadedServer:
-    """A server in a thread and an event loop of its own."""
+    """A server in its own thread and event loop."""
 
     def __init__(self, new_loop, handler, drain: Drain) -> None:
         self._handler, self._drain = handler, drain
@@ -628,24 +625,24 @@ class ThreadedServer:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.port = runner.addresses[0][1]
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        self.shared = {flush_queue(), timer_queue()}  # by the streams of an event loop, and by those of no other
+        self.queues = {flush_queue(), timer_queue()}  # shared by the streams of this event loop only
         self._started.set()
         await self._stopping.wait()
         await runner.cleanup()
 
     def stop(self) -> None:
-        """Stop, and wait until the thread has ended. Twice is once."""
+        """Stop the server and join the thread. Idempotent."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(PATIENCE)
             assert not self._thread.is_alive()
 
 
-class TestARequestThatWaitsForItsStream:
-    """One that is no stream yet, and that its client or the application's own function keeps waiting."""
+class TestRequestBeforeItsStream:
+    """A request that waits for its body, or for the application's function, before its stream opens."""
 
     @pytest.fixture(params=["body", "topics"])
-    def waits(self, request):
+    def pending(self, request):
         facts, waiting, hub = [], asyncio.Event(), Hub()
 
         async def topics(context):
@@ -654,32 +651,32 @@ class TestARequestThatWaitsForItsStream:
             return "news"
 
         @before
-        def begins(context):
+        def note(context):
             if request.param == "body":
                 waiting.set()
 
         app = web.Application()
         setup(app, hub, observer=facts.append, max_streams=1)
         stream = start_topic_stream(hub, topics if request.param == "topics" else "news")
-        app.router.add_route("*", "/", as_handler(begins, stream))
+        app.router.add_route("*", "/", as_handler(note, stream))
         head = "POST / HTTP/1.1\nHost: x\nContent-Length: 100\n\nno more" if request.param == "body" else GET
         return SimpleNamespace(app=app, head=head, waiting=waiting, facts=facts)
 
-    async def test_is_refused_when_the_server_stops_and_does_not_delay_it(self, serve, waits):
-        server = await serve(waits.app, shutdown_timeout=FOREVER)
-        client = await server.connect(waits.head)
-        await within(waits.waiting.wait())
+    async def test_it_is_refused_when_the_server_stops(self, serve, pending):
+        server = await serve(pending.app, shutdown_timeout=FOREVER)
+        client = await server.connect(pending.head)
+        await within(pending.waiting.wait())
         await within(server.stop())
         answer = await within(client.reader.read())
         await client.close()
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: " in answer
-        assert [(fact.status, fact.limit) for fact in waits.facts] == [(503, "")]
+        assert [(fact.status, fact.limit) for fact in pending.facts] == [(503, "")]
 
-    async def test_is_refused_when_it_comes_to_wait_after_that(self, serve, waits):
-        server = await serve(waits.app, shutdown_timeout=FOREVER)
-        waits.app[STREAMS].closing = True
-        client = await server.connect(waits.head)
+    async def test_it_is_refused_if_it_starts_to_wait_afterwards(self, serve, pending):
+        server = await serve(pending.app, shutdown_timeout=FOREVER)
+        pending.app[STREAMS].closing = True
+        client = await server.connect(pending.head)
         answer = await within(client.until(b"\r\n\r\n"))
         await client.close()
         assert answer.startswith(b"HTTP/1.1 503 ")

@@ -1,4 +1,4 @@
-"""The edges of the protocol: methods, versions, bodies, ``Accept``, and errors before and after the first byte."""
+"""Streams in HTTP: methods, versions, bodies, ``Accept``, and errors before and after the response headers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def event_loop_policy(request):
 
 
 async def echo(channel, context):
-    """Answer as a chat-completion API does: a token each, and the end."""
+    """Stream as a chat completion API does: one event per token, and a final one."""
     body = await context.request.json()
     for token in body["prompt"].split():
         await channel.put(Event.json({"token": token}))
@@ -54,7 +54,7 @@ def one(channel, context):
 
 
 class Edge:
-    """A stream at ``/`` and another answer at ``/next``."""
+    """An application with a stream at ``/`` and a plain response at ``/next``."""
 
     def __init__(self, ready=one, *interceptors, limits=None, **options):
         self.called = 0
@@ -81,7 +81,7 @@ class Edge:
 
 
 async def serves_the_next(raw):
-    """Check that the connection is sane: the answer to another request is the next thing on it."""
+    """Check that the next bytes on the connection are the response to another request."""
     raw.writer.write(NEXT)
     assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
     assert await raw.until(b"next") == b"next"
@@ -89,8 +89,7 @@ async def serves_the_next(raw):
 
 
 class TestHead:
-    async def test_it_gets_the_head_of_a_stream_and_the_connection_goes_on(self, serve):
-        """peer bugs 12 and 43: nothing is opened, called, counted, or told."""
+    async def test_it_gets_the_headers_of_a_stream_and_no_stream_is_opened_or_counted(self, serve):
         edge = Edge(limits={"max_streams": 1})
         server = await serve(edge.app)
         raw = await server.connect("HEAD / HTTP/1.1\nHost: x\n\n")
@@ -101,7 +100,7 @@ class TestHead:
         assert (edge.called, edge.closes, edge.facts, edge.taken) == (0, [], [], 0)
 
     @pytest.mark.parametrize("keep_alive", ["", "Connection: keep-alive\n"])
-    async def test_with_http_1_0_too(self, serve, keep_alive):
+    async def test_it_gets_the_headers_over_http_1_0_too(self, serve, keep_alive):
         server = await serve(Edge().app)
         answer = await server.exchange(f"HEAD / HTTP/1.0\n{keep_alive}\n")
         assert answer.startswith(b"HTTP/1.0 200 OK\r\n")
@@ -117,8 +116,7 @@ class TestHead:
 
 class TestHttp10:
     @pytest.mark.parametrize("keep_alive", ["", "Connection: keep-alive\n"])
-    async def test_the_end_of_the_connection_is_the_end_of_the_stream(self, serve, keep_alive):
-        """peer bug 19: no chunks, and a promise to keep the connection is not made."""
+    async def test_the_stream_ends_with_the_connection_without_chunks_or_keep_alive(self, serve, keep_alive):
         edge = Edge()
         server = await serve(edge.app)
         head, _, body = (await server.exchange(f"GET / HTTP/1.0\n{keep_alive}\n")).partition(b"\r\n\r\n")
@@ -129,7 +127,7 @@ class TestHttp10:
         await until(lambda: edge.taken == 0)
         assert edge.closes == [CloseReason.CLOSED]
 
-    async def test_an_error_after_the_first_byte_is_told_there_too(self, serve):
+    async def test_the_error_event_is_sent_too(self, serve):
         def ready(channel, context):
             channel.put_nowait("x")
             raise ValueError("broken")
@@ -145,8 +143,7 @@ def post(body, *headers, path="/", length=None):
 
 
 class TestPost:
-    async def test_a_client_of_a_chat_completion_api_gets_its_tokens_and_the_end(self, serve):
-        """A client that is not ours: httpx-sse."""
+    async def test_httpx_sse_as_a_client_of_a_chat_completion_api_gets_all_tokens(self, serve):
         edge = Edge(echo, strict=True)
         server = await serve(edge.app)
         prompt = {"prompt": "one two three", "stream": True}
@@ -161,7 +158,7 @@ class TestPost:
 
     @pytest.mark.parametrize("expect", [(), ("Expect: 100-continue",)])
     @pytest.mark.parametrize("read_in_front", [False, True])
-    async def test_the_body_is_read_first_and_the_connection_goes_on(self, serve, expect, read_in_front):
+    async def test_the_body_is_read_first_and_the_connection_stays_usable(self, serve, expect, read_in_front):
         @before
         async def read(context):
             if read_in_front:
@@ -178,7 +175,7 @@ class TestPost:
         await serves_the_next(raw)
 
     @pytest.mark.parametrize("chunked", [False, True])
-    async def test_one_that_is_too_large_gets_413(self, serve, chunked):
+    async def test_a_body_that_is_too_large_gets_413(self, serve, chunked):
         edge = Edge(echo)
         server = await serve(edge.app)
         if chunked:
@@ -190,7 +187,7 @@ class TestPost:
         assert (edge.called, edge.taken, edge.facts) == (0, 0, [])
         await raw.close()
 
-    async def test_one_that_never_comes_gets_408(self, serve):
+    async def test_a_body_that_does_not_arrive_gets_408(self, serve):
         edge = Edge(echo, stall_timeout=0.02)
         server = await serve(edge.app)
         raw = await server.connect(post('{"prompt', length=100))
@@ -198,7 +195,7 @@ class TestPost:
         assert (edge.called, edge.taken, edge.facts) == (0, 0, [])
         await raw.close()
 
-    async def test_a_client_that_leaves_in_its_body_is_no_error(self, serve, logged, caplog):
+    async def test_a_disconnect_in_the_body_is_not_logged_as_an_error(self, serve, logged, caplog):
         arrived = asyncio.Event()
         edge = Edge(echo, before(lambda context: arrived.set(), name="arrived"))
         tasks = asyncio.all_tasks()
@@ -224,7 +221,9 @@ class TestAccept:
             ("Accept: */*\nAccept: text/event-stream;q=0\n", True, 406),
         ],
     )
-    async def test_who_takes_no_stream_gets_406_when_strict(self, serve, accept, strict, status):
+    async def test_a_client_that_does_not_accept_event_streams_gets_406_when_strict(
+        self, serve, accept, strict, status
+    ):
         edge = Edge(strict=strict)
         server = await serve(edge.app)
         raw = await server.connect(f"GET / HTTP/1.1\nHost: x\n{accept}\n")
@@ -235,9 +234,7 @@ class TestAccept:
         await serves_the_next(raw)
 
 
-class TestBeforeTheFirstByte:
-    """peer bug 14: an error keeps its status."""
-
+class TestBeforeTheResponseHeaders:
     @pytest.mark.parametrize(
         ("error", "status"),
         [
@@ -247,7 +244,7 @@ class TestBeforeTheFirstByte:
             (lambda: ValueError("broken"), 500),
         ],
     )
-    async def test_an_interceptor_in_front_answers_with_its_own_status(self, serve, error, status):
+    async def test_an_interceptor_can_refuse_with_any_status(self, serve, error, status):
         @before
         def refuse(context):
             raise error()
@@ -264,7 +261,7 @@ class TestBeforeTheFirstByte:
         assert (edge.called, edge.closes, edge.facts, edge.taken) == (0, [], [], 0)
         await raw.close()
 
-    async def test_stop_reconnecting_leaves_the_connection_to_others(self, serve):
+    async def test_stop_reconnecting_keeps_the_connection_open(self, serve):
         @before
         def over(context):
             raise StopReconnecting
@@ -278,9 +275,9 @@ class TestBeforeTheFirstByte:
 class TestAFailedPrepare:
     @pytest.mark.parametrize("fault", ["signal", "connection", "http", "staged"])
     @pytest.mark.parametrize("handled", [True, False])
-    async def test_is_answered_as_what_it_is_and_the_connection_is_sane(self, serve, fault, handled, logged):
-        """peer bug 44: well framed, with its own length, with what was staged, and no place is taken."""
-
+    async def test_is_a_framed_error_response_with_staged_headers_and_the_connection_stays_usable(
+        self, serve, fault, handled, logged
+    ):
         @before
         def stage(context):
             context.response_headers["X-Staged"] = "yes"
@@ -322,9 +319,9 @@ class TestAFailedPrepare:
             await raw.close()
 
 
-class TestAfterTheFirstByte:
+class TestAfterTheResponseHeaders:
     @pytest.mark.parametrize(
-        ("error_event", "told"),
+        ("error_event", "frame"),
         [
             (None, b""),
             (Event("sorry", "error"), b"event: error\ndata: sorry\n\n"),
@@ -332,10 +329,9 @@ class TestAfterTheFirstByte:
         ],
     )
     @pytest.mark.parametrize("kind", ["plain", "async"])
-    async def test_an_error_is_raised_to_aiohttp_and_the_end_is_clean_only_if_an_event_told_of_it(
-        self, serve, logged, raised, error_event, told, kind
+    async def test_an_exception_is_raised_to_aiohttp_and_the_body_is_complete_only_with_an_error_event(
+        self, serve, logged, raised, error_event, frame, kind
     ):
-
         def plain(channel, context):
             channel.put_nowait("x")
             raise ValueError("broken")
@@ -350,7 +346,7 @@ class TestAfterTheFirstByte:
         body = await within(raw.reader.read())
         await raw.close()
         assert b"data: x\n\n" in body
-        assert told in body
+        assert frame in body
         assert (b"event: error" in body) is (error_event is not None)
         assert body.endswith(b"\r\n" + LAST) is (error_event is not None)
         assert edge.closes == [CloseReason.ERROR]
@@ -359,7 +355,7 @@ class TestAfterTheFirstByte:
         assert [line for line in logged if line["log_level"] in ("error", "warning")] == []
 
     @pytest.mark.parametrize("wrong", [lambda error: error.absent, lambda error: None, lambda error: "text"])
-    async def test_a_function_that_makes_no_event_of_it_is_logged_and_the_body_is_cut(
+    async def test_an_error_event_function_that_fails_is_logged_and_the_body_is_incomplete(
         self, serve, logged, raised, wrong
     ):
         def ready(channel, context):
@@ -389,7 +385,7 @@ async def waits(channel, context):
     await channel.wait_closed()
 
 
-class TestTheConnectionIsKept:
+class TestTheConnectionStaysOpen:
     @pytest.mark.parametrize(
         ("ready", "options", "reason"),
         [
@@ -398,7 +394,7 @@ class TestTheConnectionIsKept:
             (waits, {"max_age": 0.01}, CloseReason.EXPIRED),
         ],
     )
-    async def test_after_each_way_in_which_a_stream_can_end(self, serve, ready, options, reason):
+    async def test_after_the_server_ends_a_stream(self, serve, ready, options, reason):
         edge = Edge(ready, **options)
         server = await serve(edge.app)
         raw = await server.connect("GET / HTTP/1.1\nHost: x\n\n")
@@ -414,8 +410,9 @@ class TestTheConnectionIsKept:
 
 class TestCancelled:
     @pytest.mark.parametrize("where", ["body", "prepare", "open", "full", "on_close"])
-    async def test_at_each_place_where_it_waits_nothing_is_left(self, serve, where):
-        """peer bugs 6 and 44: the cancellation goes on, the place is given back, the end is told once."""
+    async def test_a_handler_that_is_cancelled_at_any_await_releases_its_slot_and_reports_the_end_once(
+        self, serve, where
+    ):
         handler, arrived, closes = [], asyncio.Event(), []
 
         @before

@@ -1,4 +1,4 @@
-"""A proxy may hold a head back until the first byte of the body: a silent stream sends a heartbeat soon after it."""
+"""Some proxies withhold the head until the body begins: an idle stream sends a heartbeat right after the head."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ from tests.waiting import within
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 HEAD = b"\r\n\r\n"
-BEAT = b"2\r\n:\n\r\n"  # one chunk
+HEARTBEAT = b"2\r\n:\n\r\n"  # one chunk
 
 
-def silent(**options):
+def idle(**options):
     async def ready(channel, context):
         await channel.wait_closed()
 
     return as_handler(start_event_stream(ready, **options))
 
 
-async def opened(serve, handler):
+async def serve_handler(serve, handler):
     app = web.Application()
     app.router.add_route("*", "/", handler)
     return await serve(app)
 
 
-async def test_a_silent_stream_sends_a_heartbeat_soon_after_its_head(serve):
-    raw = await (await opened(serve, silent(heartbeat=1000))).connect(GET)
+async def test_an_idle_stream_sends_a_heartbeat_right_after_its_head(serve):
+    raw = await (await serve_handler(serve, idle(heartbeat=1000))).connect(GET)
     await raw.until(HEAD)
-    began = time.monotonic()
-    assert await within(raw.reader.readexactly(len(BEAT))) == BEAT
-    assert time.monotonic() - began < 30  # and not after a thousand seconds
+    start = time.monotonic()
+    assert await within(raw.reader.readexactly(len(HEARTBEAT))) == HEARTBEAT
+    assert time.monotonic() - start < 30  # not after a thousand seconds
     await raw.close()
 
 
-async def test_it_is_one_and_the_next_one_comes_after_the_interval(serve):
-    raw = await (await opened(serve, silent(heartbeat=3.0))).connect(GET)
+async def test_the_next_heartbeat_follows_after_the_interval(serve):
+    raw = await (await serve_handler(serve, idle(heartbeat=3.0))).connect(GET)
     await raw.until(HEAD)
-    await within(raw.reader.readexactly(len(BEAT)))
-    began = time.monotonic()
-    assert await within(raw.reader.readexactly(len(BEAT))) == BEAT
-    assert time.monotonic() - began > 0.5  # the first one may have lain here for a while
+    await within(raw.reader.readexactly(len(HEARTBEAT)))
+    start = time.monotonic()
+    assert await within(raw.reader.readexactly(len(HEARTBEAT))) == HEARTBEAT
+    assert time.monotonic() - start > 0.5  # the first one may have been received some time before
     await raw.close()
 
 
-async def test_a_stream_that_has_something_to_say_begins_with_it(serve):
+async def test_a_stream_with_an_event_sends_no_first_heartbeat(serve):
     async def ready(channel, context):
         await channel.put("a")
         await asyncio.sleep(0.1)
         await channel.put("b")
         channel.close()
 
-    server = await opened(serve, as_handler(start_event_stream(ready)))
+    server = await serve_handler(serve, as_handler(start_event_stream(ready)))
     answer = await server.exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
     assert b"data: a" in answer
     assert b":\n\r\n" not in answer
@@ -75,49 +75,49 @@ async def test_a_stream_that_has_something_to_say_begins_with_it(serve):
     [("HEAD / HTTP/1.1", {}), ("GET / HTTP/1.0", {}), ("GET / HTTP/1.1", {"heartbeat": None})],
     ids=["HEAD", "HTTP/1.0", "heartbeat=None"],
 )
-async def test_no_heartbeat_goes_where_none_is_wanted(serve, request_line, options):
-    """Without heartbeats there is none behind the head either."""
-
+async def test_no_first_heartbeat_is_sent_to_head_requests_and_http_1_0_and_without_heartbeats(
+    serve, request_line, options
+):
     async def ready(channel, context):
-        await asyncio.sleep(0.1)  # five times as long as it would take
+        await asyncio.sleep(0.1)  # five times the timer slack
         channel.close()
 
-    server = await opened(serve, as_handler(start_event_stream(ready, **options)))
+    server = await serve_handler(serve, as_handler(start_event_stream(ready, **options)))
     answer = await server.exchange(f"{request_line}\nHost: x\nConnection: close\n\n")
     assert answer.partition(HEAD)[2] in (b"", b"0\r\n\r\n")
 
 
-async def test_aiohttp_sse_has_its_ping_and_no_other(serve):
+async def test_an_aiohttp_sse_response_sends_no_first_heartbeat(serve):
     async def handler(request):
         async with sse_response(request, response_cls=EventStreamResponse) as response:
             response.ping_interval = 1000
             await asyncio.sleep(0.1)
         return response
 
-    answer = await (await opened(serve, handler)).exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
+    answer = await (await serve_handler(serve, handler)).exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
     assert answer.partition(HEAD)[2] == b"0\r\n\r\n"
 
 
-async def hub_answer(serve, hub, **options):
+async def connect_to_hub(serve, hub, **options):
     app = web.Application()
     setup(app, hub)
     app.router.add_get("/", as_handler(start_topic_stream(hub, "t", heartbeat=1000, **options)))
     return await (await serve(app)).connect(GET)
 
 
-async def test_a_hubs_stream_that_begins_with_nothing_sends_one_likewise(serve):
+async def test_a_hub_stream_without_an_initial_frame_sends_a_first_heartbeat(serve):
     hub = Hub()
-    raw = await hub_answer(serve, hub, prime=False)
+    raw = await connect_to_hub(serve, hub, prime=False)
     await raw.until(HEAD)
-    assert await within(raw.reader.readexactly(len(BEAT))) == BEAT
+    assert await within(raw.reader.readexactly(len(HEARTBEAT))) == HEARTBEAT
     await hub.publish("t", "a")
     assert b"data: a\n\n" in await raw.until(b"data: a\n\n")
     await raw.close()
 
 
-async def test_a_hubs_stream_that_begins_with_its_position_sends_none(serve):
+async def test_a_hub_stream_with_an_initial_id_frame_sends_no_first_heartbeat(serve):
     hub = Hub()
-    raw = await hub_answer(serve, hub, prime=True)
+    raw = await connect_to_hub(serve, hub, prime=True)
     await raw.until(HEAD)
     await asyncio.sleep(0.1)
     await hub.publish("t", "a")
@@ -127,22 +127,22 @@ async def test_a_hubs_stream_that_begins_with_its_position_sends_none(serve):
     await raw.close()
 
 
-async def test_a_comment_leaves_the_reconnection_time_to_the_next_event(serve):
+async def test_retry_is_sent_with_the_first_event_and_not_with_a_comment(serve):
     async def ready(channel, context):
         await channel.put(Event(comment="c"))
         await asyncio.sleep(0)
         await channel.put("a")
         channel.close()
 
-    server = await opened(serve, as_handler(start_event_stream(ready, retry=5)))
+    server = await serve_handler(serve, as_handler(start_event_stream(ready, retry=5)))
     answer = await server.exchange("GET / HTTP/1.0\n\n")
     assert answer.partition(HEAD)[2] == b": c\n:\ndata: a\nretry: 5\n\n"
 
 
-async def test_a_comment_that_a_hub_published_has_its_id(serve):
+async def test_a_comment_published_by_a_hub_has_an_id(serve):
     hub = Hub()
-    raw = await hub_answer(serve, hub, prime=True)
+    raw = await connect_to_hub(serve, hub, prime=True)
     await raw.until(b"\n\n")
-    identity = await hub.publish("t", Event(comment="c"))
-    assert f"id: {identity}\n: c\n:\n\n".encode() in await raw.until(b":\n\n")
+    event_id = await hub.publish("t", Event(comment="c"))
+    assert f"id: {event_id}\n: c\n:\n\n".encode() in await raw.until(b":\n\n")
     await raw.close()

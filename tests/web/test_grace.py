@@ -1,4 +1,4 @@
-"""The time that a producer has to see that its stream is over."""
+"""The grace period in which a producer may observe that its stream has ended."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from aiohttp_interceptors.web.app import STREAMS
 from tests.waiting import PATIENCE, until, within
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"
-LONG = 60.0  # seconds that no test waits for
+LONG = 60.0  # seconds; longer than a test may take
 
 
-class Served:
-    """A stream, and what happened in which order."""
+class ServedStream:
+    """A served stream, and what happened in which order."""
 
     def __init__(self, ready, drain: Drain | None = None, **options: object) -> None:
         self.events: list[object] = []
@@ -55,7 +55,7 @@ class Served:
 
 
 def sleeper(events: list[object], seconds: float = 0.1):
-    """Write the loop of the first example of all: put, sleep, and clean up once put says no."""
+    """Return the usual producer: put, sleep, and clean up once put returns False."""
 
     async def ready(channel, context):
         try:
@@ -75,12 +75,10 @@ def warnings(logged) -> list[str]:
     return [line["event"] for line in logged if line["log_level"] in {"error", "warning"}]
 
 
-class TestWhenTheClientLeaves:
-    async def test_a_producer_that_sleeps_comes_to_its_next_put_and_cleans_up(
-        self, serve, logged, handler_cancellation
-    ):
+class TestClientDisconnects:
+    async def test_a_sleeping_producer_reaches_its_next_put_and_cleans_up(self, serve, logged, handler_cancellation):
         events: list[object] = []
-        served = Served(sleeper(events))
+        served = ServedStream(sleeper(events))
         served.events = events
         opened = await served.open(serve, handler_cancellation=handler_cancellation)
         await opened.raw.close()
@@ -93,33 +91,33 @@ class TestWhenTheClientLeaves:
         assert served.reasons == [CloseReason.CLIENT_LEFT]
         assert warnings(logged) == []
 
-    async def test_with_put_nowait_it_sees_the_end_too_and_may_take_longer_than_the_grace(self, serve, logged):
+    async def test_put_nowait_observes_the_end_and_the_clean_up_may_exceed_the_grace(self, serve, logged):
         free, events = asyncio.Event(), []
 
         async def ready(channel, context):
             try:
                 while channel.put_nowait("x"):
                     await asyncio.sleep(0.001)
-                events.append("told")
+                events.append("end observed")
                 await free.wait()
                 events.append("cleaned up")
             except asyncio.CancelledError:
                 events.append("cancelled")
                 raise
 
-        served = Served(ready, grace=0.05, buffer=10_000)
+        served = ServedStream(ready, grace=0.05, buffer=10_000)
         opened = await served.open(serve)
         began = time.monotonic()
         await opened.raw.close()
-        await until(lambda: events == ["told"] and time.monotonic() - began > 0.2)
+        await until(lambda: events == ["end observed"] and time.monotonic() - began > 0.2)
         free.set()
         await until(lambda: len(events) == 2)
-        assert events == ["told", "cleaned up"]
+        assert events == ["end observed", "cleaned up"]
         assert warnings(logged) == []
 
-    async def test_one_that_does_not_come_back_is_cancelled_after_the_grace_without_a_warning(self, serve, logged):
+    async def test_a_producer_that_does_not_put_is_cancelled_after_the_grace_without_a_warning(self, serve, logged):
         events: list[object] = []
-        served = Served(sleeper(events, LONG), grace=0.1)
+        served = ServedStream(sleeper(events, LONG), grace=0.1)
         opened = await served.open(serve)
         began = time.monotonic()
         await opened.raw.close()
@@ -128,8 +126,8 @@ class TestWhenTheClientLeaves:
         await until(lambda: served.events == ["on_close", "leave"])
         assert warnings(logged) == []
 
-    async def test_one_that_ignores_that_too_is_left_behind_with_a_warning(self, serve, logged, monkeypatch):
-        monkeypatch.setattr("aiohttp_interceptors.web.producer.CLEAN_UP", 0.01)
+    async def test_a_producer_that_ignores_cancellation_is_abandoned_with_a_warning(self, serve, logged, monkeypatch):
+        monkeypatch.setattr("aiohttp_interceptors.web.producer.CLEANUP_TIMEOUT", 0.01)
         free = asyncio.Event()
 
         async def ready(channel, context):
@@ -141,7 +139,7 @@ class TestWhenTheClientLeaves:
                     pass
             raise LookupError("too late")
 
-        served = Served(ready, grace=0.01)
+        served = ServedStream(ready, grace=0.01)
         opened = await served.open(serve)
         await opened.raw.close()
         await until(lambda: "leave" in served.events)
@@ -168,7 +166,7 @@ class TestWhenTheClientLeaves:
         free.set()
         await until(lambda: len(app[STREAMS]) == 0)
 
-    async def test_a_generator_cannot_see_it_and_is_cancelled_at_once(self, serve):
+    async def test_a_generator_is_cancelled_at_once(self, serve):
         events = []
 
         async def generate(context):
@@ -189,7 +187,7 @@ class TestWhenTheClientLeaves:
         await until(lambda: events)
         assert time.monotonic() - began < 4  # the default grace is 5
 
-    async def test_so_is_a_hubs_stream_ready(self, serve):
+    async def test_stream_ready_of_a_topic_stream_is_cancelled_at_once(self, serve):
         events = []
 
         async def ready(subscriber, context):
@@ -218,15 +216,15 @@ class TestWhenTheClientLeaves:
             event_stream(grace=1.0)(generate)
 
     @pytest.mark.parametrize(("grace", "error"), [(-1, ValueError), ("1", TypeError), (None, TypeError)])
-    def test_it_is_a_number_of_seconds(self, grace, error):
+    def test_grace_is_a_number_of_seconds(self, grace, error):
         with pytest.raises(error, match="grace"):
             start_event_stream(lambda channel, context: None, grace=grace)
 
 
-class TestWhenTheServerStops:
-    async def test_a_producer_that_sleeps_cleans_up_within_the_drain(self, serve, logged):
+class TestServerStops:
+    async def test_a_sleeping_producer_cleans_up_within_the_drain(self, serve, logged):
         events: list[object] = []
-        served = Served(sleeper(events, 0.05), Drain(timeout=PATIENCE))
+        served = ServedStream(sleeper(events, 0.05), Drain(timeout=PATIENCE))
         opened = await served.open(serve)
         await within(opened.server.stop())
         assert events == ["clean-up", "cleaned up"]
@@ -235,11 +233,11 @@ class TestWhenTheServerStops:
         await opened.raw.close()
 
     @pytest.mark.parametrize("leaves_before", [False, True])
-    async def test_one_that_sleeps_longer_is_cancelled_in_time_and_no_stream_counts_as_aborted(
+    async def test_a_producer_that_sleeps_too_long_is_cancelled_and_no_stream_is_aborted(
         self, serve, logged, leaves_before
     ):
         events: list[object] = []
-        served = Served(sleeper(events, LONG), Drain(timeout=8.0), grace=LONG)
+        served = ServedStream(sleeper(events, LONG), Drain(timeout=8.0), grace=LONG)
         opened = await served.open(serve)
         if leaves_before:
             await opened.raw.close()
@@ -252,17 +250,17 @@ class TestWhenTheServerStops:
         assert warnings(logged) == []
         await opened.raw.close()
 
-    async def test_a_shorter_grace_is_its_own(self, serve, logged):
+    async def test_a_grace_shorter_than_the_drain_is_kept(self, serve, logged):
         events: list[object] = []
-        served = Served(sleeper(events, LONG), Drain(timeout=LONG), grace=0.05)
+        served = ServedStream(sleeper(events, LONG), Drain(timeout=LONG), grace=0.05)
         opened = await served.open(serve)
         await within(opened.server.stop())
         assert events == ["cancelled"]
         assert warnings(logged) == []
         await opened.raw.close()
 
-    async def test_a_chain_that_is_cancelled_does_not_wait_for_it(self, serve):
-        """An application without ``setup`` is cancelled by aiohttp."""
+    async def test_a_cancelled_chain_does_not_wait_for_the_grace(self, serve):
+        """Without ``setup`` aiohttp cancels the handlers."""
         events: list[object] = []
         app = web.Application()
         app.router.add_get("/", as_handler(start_event_stream(sleeper(events, LONG), grace=LONG)))

@@ -1,4 +1,4 @@
-"""Every form of a handler that aiohttp takes: it works under an interceptor, or is refused when built."""
+"""Every form of handler that aiohttp accepts works with interceptors; every other one is refused when it is built."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def application(handler, middlewares=()):
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 @pytest.mark.parametrize("form", ASYNC.values(), ids=ASYNC)
-async def test_whatever_aiohttp_awaits_is_a_handler(serve, build, form):
+async def test_every_form_that_aiohttp_awaits_is_a_handler(serve, build, form):
     answer = await (await serve(application(build(form)))).exchange(GET)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert TRACE == ["enter", "leave"]
@@ -140,7 +140,7 @@ async def test_whatever_aiohttp_awaits_is_a_handler(serve, build, form):
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 @pytest.mark.parametrize("form", BARE.values(), ids=BARE)
-async def test_a_bare_function_works_with_aiohttp_s_warning(serve, build, form):
+async def test_a_bare_function_works_with_the_warning_of_aiohttp(serve, build, form):
     with pytest.warns(DeprecationWarning, match="^Bare functions are deprecated, use async ones") as caught:
         handler = build(form)
     assert {warning.filename for warning in caught} == {__file__}
@@ -151,14 +151,14 @@ async def test_a_bare_function_works_with_aiohttp_s_warning(serve, build, form):
 
 @pytest.mark.filterwarnings("ignore:Bare:DeprecationWarning")  # aiohttp's own
 @pytest.mark.parametrize("form", (ASYNC | BARE).values(), ids=ASYNC | BARE)
-async def test_every_form_works_alone_behind_the_middleware(serve, form):
+async def test_every_form_works_with_the_middleware(serve, form):
     answer = await (await serve(application(form, [interceptor_middleware(traced())]))).exchange(GET)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert TRACE == ["enter", "leave"]
 
 
 @pytest.mark.parametrize("kind", [staticmethod, classmethod])
-async def test_intercept_goes_above_or_below_staticmethod_and_classmethod(serve, kind):
+async def test_intercept_works_above_and_below_staticmethod_and_classmethod(serve, kind):
     async def handler(*args):
         return web.Response(text=args[-1].path)
 
@@ -174,7 +174,7 @@ async def test_intercept_goes_above_or_below_staticmethod_and_classmethod(serve,
         assert TRACE == ["enter", "leave"]
 
 
-async def test_intercept_below_a_route_table_s_decorator(serve):
+async def test_intercept_works_below_the_decorator_of_a_route_table(serve):
     routes = web.RouteTableDef()
 
     @routes.get("/")
@@ -196,13 +196,13 @@ async def test_intercept_below_a_route_table_s_decorator(serve):
     assert TRACE == ["enter", "leave"] * 2
 
 
-async def test_a_view_at_the_end_of_as_handler_answers_405(serve):
+async def test_a_view_at_the_end_of_as_handler_responds_with_405(serve):
     answer = await (await serve(application(as_handler(traced(), View)))).exchange(GET.replace("GET", "POST"))
     assert answer.startswith(b"HTTP/1.1 405 ")
     assert TRACE == ["enter", "leave"]
 
 
-async def test_a_handler_gets_the_request_that_the_chain_goes_on_with(serve):
+async def test_a_handler_gets_the_request_that_a_stage_set(serve):
     @before
     def rewrite(context):
         context.request = context.request.clone(rel_url="/other")
@@ -232,7 +232,7 @@ class GeneratorCallable:
         functools.partial(start_event_stream), before, intercept(traced()),
     ],
 )  # fmt: skip
-def test_what_could_only_fail_at_each_request_is_refused_when_built(form):
+def test_a_form_that_would_fail_at_every_request_is_refused_when_it_is_built(form):
     with pytest.raises(TypeError):
         intercept(traced())(form)
     with pytest.raises(TypeError):
@@ -251,12 +251,12 @@ def test_what_could_only_fail_at_each_request_is_refused_when_built(form):
         (Methods().bound, "bound"),
     ],
 )
-def test_a_handler_has_the_name_of_what_it_was_made_of(form, name):
+def test_a_handler_keeps_the_name_of_its_function_or_class(form, name):
     assert repr(web.route("GET", "/", intercept(traced())(form))) == f"<RouteDef GET / -> {name!r}>"
     assert as_handler(traced(), form).__name__ == name
 
 
-def test_an_object_with_stages_is_an_interceptor_also_if_it_can_be_called():
+def test_a_callable_object_with_stages_is_an_interceptor():
     class Both:
         def enter(self, context):
             pass

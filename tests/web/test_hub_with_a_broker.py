@@ -1,4 +1,4 @@
-"""Streams of Hubs that share a log: what a page sees that is open here, goes there, or comes too early."""
+"""Streams of Hubs that share a log, over HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from aiohttp import web
 
 from aiohttp_interceptors import Event, Hub, Snapshot, as_handler, setup, start_topic_stream
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import replication as supervision
+from aiohttp_interceptors.hub import replication
 from tests.listener import application, listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until
@@ -17,8 +17,8 @@ pytestmark = BOTH_LOOPS
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A server in this process is back at once, and so is who follows it."""
-    monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.005)
+    """Reconnect without delay: the server is in this process."""
+    monkeypatch.setattr(replication, "MAX_RECONNECT_DELAY", 0.005)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def log():
 
 @pytest.fixture
 def node(serve, log):
-    """Start another process' worth of application: its Hub, and its server."""
+    """Start an application with its own Hub and HTTP server, as another process would."""
 
     async def make(topics="a", **options):
         hub = Hub(MemoryBroker(log))
@@ -37,8 +37,7 @@ def node(serve, log):
     return make
 
 
-async def test_a_browser_that_goes_to_another_process_misses_nothing_and_sees_nothing_twice(node):
-    """Peer bug 63: the ids are the same wherever it comes."""
+async def test_a_client_that_reconnects_to_another_process_resumes_without_loss_or_repetition(node):
     (one, server), (other, elsewhere) = await node(), await node()
     listener = await listen(server)
     await until(lambda: one.ready and other.ready)
@@ -53,7 +52,7 @@ async def test_a_browser_that_goes_to_another_process_misses_nothing_and_sees_no
     await again.close()
 
 
-async def test_a_stream_is_open_and_alive_while_the_broker_is_absent(node, log):
+async def test_a_stream_stays_open_with_heartbeats_while_the_broker_is_down(node, log):
     log.stop()
     hub, server = await node(heartbeat=0.01)
     listener = await listen(server)
@@ -66,7 +65,7 @@ async def test_a_stream_is_open_and_alive_while_the_broker_is_absent(node, log):
     await listener.close()
 
 
-async def test_it_is_primed_as_soon_as_there_is_something_to_be_primed_with(node, log):
+async def test_the_initial_id_frame_is_sent_when_the_history_has_been_read(node, log):
     log.stop()
     _, server = await node(retry=1234)
     listener = await listen(server)
@@ -77,23 +76,23 @@ async def test_it_is_primed_as_soon_as_there_is_something_to_be_primed_with(node
     await listener.close()
 
 
-async def test_a_server_that_stops_while_its_broker_is_absent_ends_its_streams(node, log):
+async def test_a_server_that_stops_while_its_broker_is_down_ends_its_streams(node, log):
     log.stop()
     _, server = await node()
     listener = await listen(server)
     await server.stop()
     assert await listener.rest() == []
-    assert listener.body in (b"", b":\n")  # no id either, for there is none
+    assert listener.body in (b"", b":\n")  # and no initial id frame
     assert listener.complete
     await listener.close()
 
 
-async def test_a_snapshot_whose_id_this_process_has_yet_to_see_is_waited_for(node, log):
+async def test_a_snapshot_id_that_this_process_has_not_received_yet_is_waited_for(node, log):
     ahead = []
 
     def snapshot(context):
-        slot = log.append("a", b"\x10data: in the state\n\n", None)
-        ahead.append(f"{slot.epoch}-{slot.offset}")
+        position = log.append("a", b"\x10data: in the state\n\n", None)
+        ahead.append(f"{position.epoch}-{position.offset}")
         return Snapshot(["state"], id=ahead[0])
 
     hub, server = await node(snapshot=snapshot)
@@ -107,7 +106,7 @@ async def test_a_snapshot_whose_id_this_process_has_yet_to_see_is_waited_for(nod
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_who_returned_before_the_history_was_read_has_the_state_unless_it_is_gone(node, log, kept):
+async def test_a_client_that_reconnects_before_the_history_is_read_gets_a_snapshot_only_after_a_gap(node, log, kept):
     first, _ = await node()
     await until(lambda: first.ready)
     event_id = await first.publish("a", "had")
@@ -124,7 +123,7 @@ async def test_who_returned_before_the_history_was_read_has_the_state_unless_it_
     await listener.close()
 
 
-async def test_topics_that_are_added_before_the_history_was_read_are_heard(node, log):
+async def test_topics_that_are_added_before_the_history_is_read_take_effect(node, log):
     log.stop()
 
     def ready(subscriber, context):
@@ -140,7 +139,7 @@ async def test_topics_that_are_added_before_the_history_was_read_are_heard(node,
     await listener.close()
 
 
-async def test_a_load_balancer_can_ask_whether_it_is_ready(serve, session, log):
+async def test_ready_answers_a_health_check(serve, session, log):
     hub, app = Hub(MemoryBroker(log)), web.Application()
     setup(app, hub)
     app.router.add_get("/events", as_handler(start_topic_stream(hub, "a")))
@@ -162,12 +161,12 @@ async def test_a_load_balancer_can_ask_whether_it_is_ready(serve, session, log):
 async def test_the_application_closes_the_broker(serve, log):
     closed = []
 
-    class Told(MemoryBroker):
+    class Recording(MemoryBroker):
         async def close(self):
             closed.append(self)
             await super().close()
 
-    hub = Hub(Told(log))
+    hub = Hub(Recording(log))
     server = await serve(application(hub, "a"))
     await until(lambda: hub.ready)
     await hub.publish("a", Event("x"))

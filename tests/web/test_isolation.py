@@ -1,6 +1,6 @@
-"""One stream's own code may fail: a queue, a notice, an error_event, on_close, an observer, select. The others go on.
+"""An exception in the code of one stream (a queue, a notice, an error_event, on_close, select) affects no other stream.
 
-For each loop that walks over streams: the turn's pump, the rounds, the Hub's flush, the drain.
+Tested for each loop over streams: the flush queue, the timer queue, the Hub's dispatcher and the drain.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from tests.waiting import until, within
 
 
 class Custom(BaseException):
-    """An error that is no Exception."""
+    """A BaseException that is not an Exception."""
 
 
 ERRORS = [ValueError, Custom]
 
 
 class Bad:
-    """A stream or a visited one that fails."""
+    """Fail in each callback."""
 
     def __init__(self, error):
         self.error = error
 
-    def pump(self):
+    def flush(self):
         raise self.error
 
     def on_timer(self, now):
@@ -47,12 +47,12 @@ class Bad:
 
 
 class Good:
-    """One that notes its turns."""
+    """Count the callbacks."""
 
     def __init__(self):
         self.done = 0
 
-    def pump(self):
+    def flush(self):
         self.done += 1
 
     def on_timer(self, now):
@@ -60,29 +60,29 @@ class Good:
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_a_stream_whose_pumping_fails_keeps_no_other_from_its_turn(error):
-    told, good = [], Good()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+async def test_an_exception_in_a_flush_does_not_affect_other_flushes(error):
+    reported, good = [], Good()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
     bad = Bad(error("of one"))
     for stream in (bad, good):
         flush_queue().add(stream)
     await until(lambda: good.done == 1)
-    assert told == [bad.error]
+    assert reported == [bad.error]
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_a_visit_that_fails_keeps_no_other_from_its_visit(error):
-    told, good = [], Good()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+async def test_an_exception_in_a_timer_does_not_affect_other_timers(error):
+    reported, good = [], Good()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
     bad = Bad(error("of one"))
     now = asyncio.get_running_loop().time()
     for owner in (bad, good):
         timer_queue().add(owner, now)
     await until(lambda: good.done == 1)
-    assert told == [bad.error]
+    assert reported == [bad.error]
 
 
-def test_the_streams_behind_have_their_turn_when_the_process_is_ending():
+def test_remaining_callbacks_run_if_the_event_loop_continues_after_an_exit_exception():
     good = Good()
     loop = asyncio.new_event_loop()
 
@@ -101,7 +101,7 @@ def test_the_streams_behind_have_their_turn_when_the_process_is_ending():
 
 
 def failing_queue(method, error):
-    """Make a class of queue whose method raises as soon as its ``broken`` is set."""
+    """Return a queue class whose method raises once ``broken`` is set."""
 
     def fail(self, *arguments):
         if made.broken:
@@ -113,7 +113,7 @@ def failing_queue(method, error):
 
 
 def application_with(broken):
-    """Make an application with a stream that has such a queue and one that has not, and a list of their channels."""
+    """Return an application with a stream that has such a queue and one that doesn't, and a list of their channels."""
     channels = []
 
     async def ready(channel, context):
@@ -126,7 +126,7 @@ def application_with(broken):
     return app, channels
 
 
-async def test_a_queue_that_fails_ends_its_stream_and_no_other(serve, session, logged):
+async def test_an_exception_in_a_queue_ends_its_stream_only(serve, session, logged):
     for method in ("qsize", "empty", "get_nowait", "_get"):
         for error in ERRORS:
             broken = failing_queue(method, error)
@@ -152,7 +152,7 @@ async def test_a_queue_that_fails_ends_its_stream_and_no_other(serve, session, l
                 if method == "qsize":
                     of_bad.close()
                 assert (await good.next()).data == "a"
-                with pytest.raises(ClientPayloadError):  # it does not look complete
+                with pytest.raises(ClientPayloadError):  # the body is incomplete
                     await bad.rest()
                 assert of_bad.reason is CloseReason.ERROR
                 assert context.stream.statistics().buffered == 0
@@ -160,10 +160,10 @@ async def test_a_queue_that_fails_ends_its_stream_and_no_other(serve, session, l
                 assert (await good.next()).data == "b"
                 of_good.close()
                 assert await good.rest() == []
-    assert [line["event"] for line in logged if line["log_level"] == "error"] == []  # aiohttp logs what was raised
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == []  # aiohttp logs the exception
 
 
-async def test_a_notice_that_fails_ends_its_stream_and_no_other(serve, session, logged):
+async def test_an_exception_in_a_notice_ends_its_stream_only(serve, session, logged):
     def notice(count):
         if count > 1:
             raise ValueError("no notice")
@@ -181,7 +181,7 @@ async def test_a_notice_that_fails_ends_its_stream_and_no_other(serve, session, 
     server = await serve(app)
     async with open_stream(session, server.url + "/bad") as bad, open_stream(session, server.url + "/good") as good:
         await until(lambda: len(channels) == 2)
-        channels[0].attach(channels[0]._wake)  # takes nothing out of turn, so that events are dropped
+        channels[0]._attach(channels[0]._on_ready)  # disables the synchronous flush, so that events are dropped
         for number in range(5):
             channels[0].put_nowait(str(number))
         channels[1].put_nowait("a")
@@ -195,7 +195,7 @@ async def test_a_notice_that_fails_ends_its_stream_and_no_other(serve, session, 
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_a_select_that_fails_ends_its_stream_and_no_other(serve, session, error):
+async def test_an_exception_in_select_ends_its_stream_only(serve, session, error):
     def select(context, record):
         if record.event.data == "bad":
             raise error("no selection")
@@ -220,7 +220,7 @@ async def test_a_select_that_fails_ends_its_stream_and_no_other(serve, session, 
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_an_observer_that_fails_ends_no_stream(serve, session, error):
+async def test_an_exception_in_an_observer_ends_no_stream(serve, session, error):
     def observer(fact):
         raise error("no observation")
 
@@ -238,8 +238,7 @@ async def test_an_observer_that_fails_ends_no_stream(serve, session, error):
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve, session, error):
-    """What fails is the stream's own, whatever it is: the drain ends all of them."""
+async def test_an_exception_while_shutting_down_a_stream_does_not_affect_other_streams(serve, session, error):
     contexts = []
 
     async def ready(channel, context):
@@ -252,9 +251,9 @@ async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve,
     server = await serve(app)
     async with open_stream(session, server.url), open_stream(session, server.url) as other:
         await until(lambda: len(contexts) == 2)
-        for context in contexts:  # the drain walks over a set: whichever comes first
-            stream, words = context.stream, iter([error("no farewell")])
-            stream._settings = Retry(stream._settings, words if context is contexts[0] else iter([]))
+        for context in contexts:  # the drain iterates over a set, in any order
+            stream, errors = context.stream, iter([error("no farewell")])
+            stream._settings = Retry(stream._settings, errors if context is contexts[0] else iter([]))
         stop = asyncio.create_task(server.stop())
         assert (await within(other.response.content.read())).endswith(b"data: bye\n\n")
         await within(stop)
@@ -263,7 +262,7 @@ async def test_one_that_fails_at_its_farewell_keeps_no_other_from_its_end(serve,
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("method", ["qsize", "empty", "get_nowait"])
-async def test_the_drain_ends_all_streams_although_the_queue_of_one_fails(serve, session, error, method):
+async def test_the_drain_ends_all_streams_if_the_queue_of_one_raises(serve, session, error, method):
     broken = failing_queue(method, error)
     app, channels = application_with(broken)
     setup(app, drain=Drain(farewell=Event("bye"), timeout=5))
@@ -277,7 +276,7 @@ async def test_the_drain_ends_all_streams_although_the_queue_of_one_fails(serve,
 
 
 @pytest.mark.parametrize("error", ERRORS)
-async def test_statistics_are_told_although_the_queue_of_a_stream_fails(serve, session, error):
+async def test_statistics_are_available_if_the_queue_of_the_stream_raises(serve, session, error):
     broken = failing_queue("qsize", error)
     contexts = []
 
@@ -298,7 +297,7 @@ async def test_statistics_are_told_although_the_queue_of_a_stream_fails(serve, s
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("method", ["qsize", "empty", "get_nowait"])
-async def test_a_newer_stream_is_open_although_the_queue_of_the_kicked_one_fails(serve, session, error, method):
+async def test_a_newer_stream_opens_if_the_queue_of_the_kicked_one_raises(serve, session, error, method):
     broken = failing_queue(method, error)
     app, opened = application_with(broken)
     setup(app, max_streams_per_key=1, key=lambda request: "one", on_limit="kick")
@@ -327,9 +326,9 @@ class Retry:
 
 
 @pytest.mark.parametrize("error", [*ERRORS, GeneratorExit])
-async def test_an_error_event_that_fails_leaves_the_producers_failure_the_one(serve, session, caplog, error):
+async def test_an_exception_in_an_error_event_does_not_hide_the_producers(serve, session, caplog, error):
     def error_event(exception):
-        raise error("no words")
+        raise error("no error event")
 
     async def ready(channel, context):
         raise LookupError("lost")

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import warnings
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-import uvloop
 from aiohttp import web
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -15,23 +13,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from aiohttp_interceptors import CloseReason, Event, EventTooLarge, as_handler, before, setup, start_event_stream
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import STREAMS
-from aiohttp_interceptors.web.limits import LimitReached, Limits, take_slot
-from aiohttp_interceptors.web.stream import Stream
+from aiohttp_interceptors.web.lifecycle import StreamLifecycle
+from aiohttp_interceptors.web.limits import LimitReached, Limits, acquire_slot
 from aiohttp_interceptors.web.timers import TimerQueue
+from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until
 
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+pytestmark = BOTH_LOOPS
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.14 on
-        return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
-
-
-class Everybody(asyncio.Event):
-    """Set when that many have arrived."""
+class Barrier(asyncio.Event):
+    """Set when a number of clients have arrived."""
 
     def __init__(self, expected):
         super().__init__()
@@ -57,8 +49,8 @@ def app_of(*interceptors, ready=waits, limits=None, **options):
     return app
 
 
-def taken(app) -> int:
-    return app[STREAMS]._limits.taken
+def in_use(app) -> int:
+    return app[STREAMS]._limits.in_use
 
 
 def by_user(request):
@@ -69,9 +61,9 @@ def get(user="alice", method="GET"):
     return f"{method} / HTTP/1.1\nHost: x\nUser: {user}\n\n"
 
 
-class TestHowManyThereAre:
-    async def test_a_key_that_is_to_be_awaited_admits_no_stream(self, serve):
-        """Each coroutine is unlike any other: as a key it would be no limit at all."""
+class TestMaxStreams:
+    async def test_an_async_key_function_raises(self, serve):
+        """Each coroutine would be a different key."""
 
         async def user_of(request) -> str:
             return request.headers["User"]
@@ -80,10 +72,10 @@ class TestHowManyThereAre:
         server = await serve(app)
         for _ in range(3):
             assert (await server.exchange(get())).startswith(b"HTTP/1.1 500 ")
-        assert taken(app) == len(app[STREAMS]) == 0
+        assert in_use(app) == len(app[STREAMS]) == 0
 
-    async def test_one_too_many_in_all_gets_503_and_may_come_back(self, serve):
-        """peer bug 69: the connection is not spent, and as soon as a place is free it gets one."""
+    async def test_above_max_streams_a_request_gets_503_and_may_be_repeated(self, serve):
+        """The connection can be reused, and the next request succeeds once a slot is free."""
         app = app_of(limits={"max_streams": 2})
         server = await serve(app)
         first, second = [await server.connect(get()) for _ in range(2)]
@@ -94,18 +86,17 @@ class TestHowManyThereAre:
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: " in head
         await third.until(b"There are too many streams.\n")
-        assert taken(app) == len(app[STREAMS]) == 2
+        assert in_use(app) == len(app[STREAMS]) == 2
         first.reset()
-        await until(lambda: taken(app) == 1)
+        await until(lambda: in_use(app) == 1)
         third.writer.write(get().replace("\n", "\r\n").encode())
         await third.until(b"data: x\n\n\r\n")
-        assert taken(app) == 2
+        assert in_use(app) == 2
         for raw in (second, third):
             await raw.close()
-        await until(lambda: taken(app) == 0)
+        await until(lambda: in_use(app) == 0)
 
-    async def test_one_too_many_of_a_user_gets_429_and_others_get_theirs(self, serve):
-        """peer bug 69."""
+    async def test_above_max_streams_per_key_a_request_gets_429_and_other_keys_are_not_affected(self, serve):
         app = app_of(limits={"max_streams_per_key": 1, "key": by_user})
         server = await serve(app)
         alice = await server.connect(get("alice"))
@@ -117,21 +108,21 @@ class TestHowManyThereAre:
         bob = await server.connect(get("bob"))
         await bob.until(b"data: x\n\n\r\n")
         await alice.close()
-        await until(lambda: taken(app) == 1)
+        await until(lambda: in_use(app) == 1)
         fresh = await server.connect(get("alice"))
         await fresh.until(b"data: x\n\n\r\n")
         for raw in (again, bob, fresh):
             await raw.close()
-        await until(lambda: taken(app) == 0)
-        assert not app[STREAMS]._limits._of_each  # a user who left leaves nothing behind
+        await until(lambda: in_use(app) == 0)
+        assert not app[STREAMS]._limits._in_use_by_key  # nothing is kept of a key without streams
 
-    async def test_head_takes_no_place_and_needs_none(self, serve):
+    async def test_head_needs_no_slot(self, serve):
         app = app_of(limits={"max_streams": 0})
         server = await serve(app)
         raw = await server.connect(get(method="HEAD") * 3)
         for _ in range(3):
             assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
-        assert taken(app) == 0
+        assert in_use(app) == 0
         await raw.close()
 
     @pytest.mark.parametrize(
@@ -142,21 +133,21 @@ class TestHowManyThereAre:
             (lambda request: (_ for _ in ()).throw(web.HTTPUnauthorized), b"401"),
         ],
     )
-    async def test_a_key_that_raises_is_an_error_before_the_stream_and_takes_no_place(self, serve, key, status):
+    async def test_an_exception_in_the_key_function_acquires_no_slot(self, serve, key, status):
         app = app_of(limits={"max_streams_per_key": 1, "max_streams": 1, "key": key})
         server = await serve(app)
         for _ in range(2):
             raw = await server.connect(get())
             assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
-            assert taken(app) == 0
+            assert in_use(app) == 0
             await raw.close()
 
     async def test_the_count_is_exact_whatever_hundreds_of_clients_do(self, serve, handler_cancellation):
-        """peer bugs 44 and 69: they leave, are cut in the head, fail before it, are cancelled, or read to the end."""
-        most, each = 20, 3
+        """They disconnect before, during or after the head, fail before it, are cancelled, or read to the end."""
+        max_streams, max_per_key = 20, 3
         seen = Counter()
         handlers = []
-        app_seen = []
+        counts = []
 
         @before
         def note(context):
@@ -164,7 +155,7 @@ class TestHowManyThereAre:
 
         async def ready(channel, context):
             open_now = Counter(stream._context.request.headers["User"] for stream in app[STREAMS])
-            app_seen.append((taken(app), max(open_now.values())))
+            counts.append((in_use(app), max(open_now.values())))
             await waits(channel, context)
 
         async def fail(request, response):
@@ -172,7 +163,9 @@ class TestHowManyThereAre:
             if request.headers.get("Fate") == "fail" and response.status == 200:
                 raise RuntimeError("not this one")
 
-        app = app_of(note, ready=ready, limits={"max_streams": most, "max_streams_per_key": each, "key": by_user})
+        app = app_of(
+            note, ready=ready, limits={"max_streams": max_streams, "max_streams_per_key": max_per_key, "key": by_user}
+        )
         app.on_response_prepare.append(fail)
         server = await serve(app, handler_cancellation=handler_cancellation)
         chance = random.Random(1)
@@ -192,7 +185,7 @@ class TestHowManyThereAre:
                 answered.arrive()
                 await answered.wait()
                 if head.startswith(b"HTTP/1.1 200"):
-                    await raw.until(b"\n\r\n")  # the event, or the end if it was kicked before
+                    await raw.until(b"\n\r\n")  # the event, or the end of the body
                     if fate == "end":
                         chance.choice(list(app[STREAMS])).end(CloseReason.KICKED)
                     elif fate == "cancel":
@@ -202,20 +195,20 @@ class TestHowManyThereAre:
             finally:
                 await raw.close()
 
-        for expected in (75, 0, 75, 0):  # every other time nobody goes on before all have an answer
-            answered = Everybody(expected)
+        for expected in (75, 0, 75, 0):  # every other time, all clients wait for the responses of the others
+            answered = Barrier(expected)
             async with asyncio.timeout(10):
                 await asyncio.gather(*(client(answered) for _ in range(75)))
-        await until(lambda: taken(app) == 0 and len(app[STREAMS]) == 0)
-        assert not app[STREAMS]._limits._of_each
+        await until(lambda: in_use(app) == 0 and len(app[STREAMS]) == 0)
+        assert not app[STREAMS]._limits._in_use_by_key
         assert {b"200", b"429", b"500", b"503"} <= set(seen)
-        assert max(total for total, _ in app_seen) <= most
-        assert max(of_one for _, of_one in app_seen) <= each
-        assert app_seen
+        assert max(total for total, _ in counts) <= max_streams
+        assert max(per_key for _, per_key in counts) <= max_per_key
+        assert counts
 
 
-class LimitsAgainstAList(RuleBasedStateMachine):
-    """Places are taken and given back in any order."""
+class LimitsModel(RuleBasedStateMachine):
+    """Compare limits with a list of slots."""
 
     def __init__(self):
         super().__init__()
@@ -223,7 +216,7 @@ class LimitsAgainstAList(RuleBasedStateMachine):
         self.slots = []
 
     @rule(user=st.sampled_from([None, 0, False, "a", ("b", 1)]))
-    def take(self, user):
+    def acquire(self, user):
         expected = (
             "max_streams"
             if len(self.slots) == 5
@@ -232,10 +225,10 @@ class LimitsAgainstAList(RuleBasedStateMachine):
             else None
         )
         if expected is None:
-            self.slots.append(take_slot([self.limits], SimpleNamespace(user=user)))
+            self.slots.append(acquire_slot([self.limits], SimpleNamespace(user=user)))
         else:
             with pytest.raises(LimitReached, match=f"^{expected}$"):
-                take_slot([self.limits], SimpleNamespace(user=user))
+                acquire_slot([self.limits], SimpleNamespace(user=user))
 
     @rule(data=st.data(), times=st.sampled_from([1, 2]))
     def release(self, data, times):
@@ -246,13 +239,13 @@ class LimitsAgainstAList(RuleBasedStateMachine):
                 slot.release()
 
     @invariant()
-    def they_agree(self):
-        assert self.limits.taken == len(self.slots)
-        assert dict(self.limits._of_each) == dict(Counter(slot.key for slot in self.slots))
+    def counts_agree(self):
+        assert self.limits.in_use == len(self.slots)
+        assert dict(self.limits._in_use_by_key) == dict(Counter(slot.key for slot in self.slots))
 
 
-def test_in_any_order_the_count_is_that_of_a_list():
-    run_state_machine_as_test(LimitsAgainstAList)
+def test_slots_can_be_acquired_and_released_in_any_order():
+    run_state_machine_as_test(LimitsModel)
 
 
 @pytest.mark.parametrize(
@@ -268,14 +261,14 @@ def test_in_any_order_the_count_is_that_of_a_list():
         ({"drain": 5.0}, TypeError, "drain is a Drain, not 5.0"),
     ],
 )
-def test_limits_that_cannot_work_are_refused(options, error, message):
+def test_invalid_limits_raise(options, error, message):
     with pytest.raises(error, match=message):
         setup(web.Application(), **options)
 
 
-class TestHowOldTheyGet:
-    async def test_a_stream_ends_as_expired_and_its_client_goes_on_where_it_was(self, serve, session):
-        """What was put is sent, the end is clean, and the next stream knows the last id."""
+class TestMaxAge:
+    async def test_a_stream_ends_as_expired_and_its_client_resumes(self, serve, session):
+        """Buffered events are sent, the body is complete, and the next request has the last event ID."""
         ids, closes = [], []
 
         async def ready(channel, context):
@@ -294,24 +287,24 @@ class TestHowOldTheyGet:
                 last = got[-1]
         assert got == [str(number) for number in range(1, 10)]
         assert ids == [0, 3, 6]
-        await until(lambda: taken(app) == 0)
+        await until(lambda: in_use(app) == 0)
         assert closes == [CloseReason.EXPIRED] * 3
 
-    async def test_the_age_is_left_to_chance_so_that_they_do_not_return_together(self, serve, monkeypatch):
-        """Between four fifths of it and all of it, each as likely: a Kolmogorov-Smirnov test."""
+    async def test_the_age_is_random_so_that_clients_do_not_reconnect_together(self, serve, monkeypatch):
+        """It is uniform between 80 % and 100 % of max_age: a Kolmogorov-Smirnov test."""
         due, real = [], TimerQueue.add
 
-        def add(self, visited, when):
-            if isinstance(visited, Stream):
+        def add(self, owner, when):
+            if isinstance(owner, StreamLifecycle):
                 due.append(when - asyncio.get_running_loop().time())
-            return real(self, visited, when)
+            return real(self, owner, when)
 
         monkeypatch.setattr(TimerQueue, "add", add)
         app = app_of(ready=lambda channel, context: channel.close(), max_age=1000.0, stall_timeout=None)
         server = await serve(app)
         raw = await server.connect(get())
         for _ in range(300):
-            await raw.until(b"\r\n\r\n0\r\n\r\n")  # a version may end a head with 0
+            await raw.until(b"\r\n\r\n0\r\n\r\n")  # a head may end with 0 too
             raw.writer.write(get().replace("\n", "\r\n").encode())
         await raw.close()
         ages = sorted((age / 1000.0 - 0.8) / 0.2 for age in due)
@@ -321,7 +314,7 @@ class TestHowOldTheyGet:
         distance = max(max((n + 1) / count - age, age - n / count) for n, age in enumerate(ages))
         assert distance * count**0.5 < 2.7  # by chance once in a million runs
 
-    async def test_what_waits_in_the_channel_is_sent_before_the_end(self, serve):
+    async def test_buffered_events_are_sent_before_the_end(self, serve):
         async def ready(channel, context):
             while await channel.put("x" * 10_000):
                 pass
@@ -334,8 +327,8 @@ class TestHowOldTheyGet:
         await raw.close()
 
 
-class TestHowLargeAnEventIs:
-    async def test_one_that_is_too_large_fails_in_the_producer_and_the_stream_goes_on(self, serve):
+class TestMaxEventSize:
+    async def test_an_event_that_is_too_large_raises_in_the_producer_and_the_stream_continues(self, serve):
         failed = []
 
         async def ready(channel, context):
@@ -358,8 +351,8 @@ class TestHowLargeAnEventIs:
         await raw.close()
 
 
-async def test_a_parent_that_stops_refuses_the_streams_of_its_sub_applications(serve, session):
-    """aiohttp runs the parent's part of a stop to its end before that of what was added to it."""
+async def test_an_application_that_stops_refuses_streams_of_its_sub_applications(serve, session):
+    """aiohttp shuts down an application completely before its sub-applications."""
     outer, inner = web.Application(), app_of()
     setup(outer)
     outer.add_subapp("/inner", inner)

@@ -1,3 +1,5 @@
+"""Chains around aiohttp handlers: their order, the shared context, and what becomes of responses and exceptions."""
+
 from __future__ import annotations
 
 import asyncio
@@ -26,7 +28,7 @@ TRACE = ContextKey[list[str]]("trace")
 
 
 class Tracer:
-    """Interceptors that write down what ran, in which context."""
+    """Make interceptors that record the stages that ran, and their contexts."""
 
     def __init__(self) -> None:
         self.trace: list[str] = []
@@ -62,8 +64,7 @@ async def get(serve, session, app, path="/", method="GET", **kwargs):
 
 
 class TestOneChain:
-    async def test_app_wide_interceptors_run_before_the_routes_own_and_around_the_handler(self, serve, session, tracer):
-        """Behaviour 72: route-level interceptors run after app-level ones, before the handler, for that route only."""
+    async def test_interceptors_of_the_application_run_around_those_of_the_route(self, serve, session, tracer):
         app = web.Application()
         app.middlewares.append(interceptor_middleware(tracer("a"), None, tracer("b")))
         app.router.add_get("/", intercept(tracer("c"))(tracer.handler()))
@@ -79,7 +80,7 @@ class TestOneChain:
             pass
         assert tracer.trace == ["enter a", "enter b", "handler", "leave b", "leave a"]
 
-    async def test_as_handler_is_the_end_of_the_same_chain(self, serve, session, tracer):
+    async def test_as_handler_continues_the_chain_of_the_application(self, serve, session, tracer):
         @before
         def page(context: RequestContext) -> None:
             context.response = web.Response(text=f"page of {context['user']}")
@@ -93,8 +94,7 @@ class TestOneChain:
         assert (await get(serve, session, app))[1] == "page of ada"
         assert tracer.trace == ["enter a", "enter b", "leave b", "leave a"]
 
-    async def test_a_chain_may_end_with_an_aiohttp_handler(self, serve, session, tracer):
-        """Behaviour 70: a plain handler (request to response) ends a chain, and names the route's handler."""
+    async def test_as_handler_can_end_with_an_aiohttp_handler_and_has_its_name(self, serve, session, tracer):
         handler = tracer.handler()
         route = as_handler(tracer("a"), handler)
         assert route.__name__ == "handler"
@@ -103,7 +103,7 @@ class TestOneChain:
         assert (await get(serve, session, app))[1] == "hello"
         assert tracer.trace == ["enter a", "handler", "leave a"]
 
-    async def test_a_chain_of_parent_and_sub_app_is_one_with_aiohttp_middlewares_in_between(
+    async def test_an_application_and_its_subapplication_share_a_context_across_other_middlewares(
         self, serve, session, tracer
     ):
         @web.middleware
@@ -134,7 +134,7 @@ class TestOneChain:
         assert inside is not outside
         assert [request is inside for request in requests] == [False, True, True, False]
 
-    async def test_an_error_of_the_route_is_offered_outward_to_the_application_and_names_its_origin(
+    async def test_an_exception_of_a_route_is_offered_to_error_stages_of_the_application_with_its_origin(
         self, serve, session, tracer
     ):
         failures = []
@@ -155,7 +155,7 @@ class TestOneChain:
         assert failures == ["LookupError in interceptor 'broken', stage enter: no such thing"]
         assert tracer.trace == ["enter a", "enter b", "enter c", "leave a"]
 
-    async def test_what_is_enqueued_is_entered_before_the_handler(self, serve, session, tracer):
+    async def test_enqueued_interceptors_are_entered_before_the_handler(self, serve, session, tracer):
         @before
         def more(context: RequestContext) -> None:
             context.enqueue(tracer("z"))
@@ -165,9 +165,7 @@ class TestOneChain:
         await get(serve, session, app)
         assert tracer.trace == ["enter b", "enter z", "handler", "leave z", "leave b"]
 
-    async def test_another_context_goes_on_through_all_parts_of_the_chain(self, serve, session, tracer):
-        """Behaviour 5, across the parts."""
-
+    async def test_a_returned_context_replaces_the_first_one_in_all_parts_of_the_chain(self, serve, session, tracer):
         @before
         def replace(context: RequestContext) -> RequestContext:
             twin = context.copy()
@@ -187,7 +185,7 @@ class TestOneChain:
         assert contexts == {}
         assert seen == [(True, "hello"), (True, "hello")]
 
-    async def test_a_context_of_another_kind_is_refused(self, serve, session, tracer):
+    async def test_a_returned_context_of_another_class_is_an_error(self, serve, session, tracer):
         @before
         def wrong(context: RequestContext) -> Context:
             return Context()
@@ -196,8 +194,7 @@ class TestOneChain:
         app.router.add_get("/", tracer.handler())
         assert (await get(serve, session, app))[0] == 500
 
-    async def test_requests_at_the_same_time_have_contexts_and_variables_of_their_own(self, serve, session):
-        """Behaviours 16 and 59: two requests never mix, structlog's variables included."""
+    async def test_concurrent_requests_have_separate_contexts_and_log_variables(self, serve, session):
         everyone = asyncio.Event()
         waiting = 0
 
@@ -252,7 +249,7 @@ class TestHandlers:
         assert (await get(serve, session, app, "/x"))[1] == "/x"
         assert tracer.trace == ["enter a", "handler", "leave a"]
 
-    async def test_an_intercepted_view_keeps_its_name_and_answers_405(self, serve, session, tracer):
+    async def test_an_intercepted_view_keeps_its_name_and_responds_with_405(self, serve, session, tracer):
         @intercept(tracer("a"))
         class Page(web.View):
             """A page."""
@@ -276,8 +273,7 @@ class TestHandlers:
         assert (wrapped.__name__, wrapped.__doc__, wrapped.scope) == ("handler", "Answer.", "public")
 
     @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("POST", "/", 405)])
-    async def test_404_and_405_pass_through_the_app_wide_chain(self, serve, session, tracer, method, path, status):
-        """Behaviour 24, its 404: and behaviour 45: an HTTPException is a response; leaves run, error stages do not."""
+    async def test_404_and_405_run_leave_stages_and_no_error_stages(self, serve, session, tracer, method, path, status):
         offered = []
         a = tracer("a", error=lambda context, error: offered.append(error))
         app = web.Application(middlewares=[interceptor_middleware(a)])
@@ -288,9 +284,9 @@ class TestHandlers:
 
 
 class TestOutcomes:
-    async def test_a_response_attached_in_enter_ends_the_way_in(self, serve, session, tracer):
-        """Behaviour 22: the remaining enters are skipped, and so is the handler."""
-
+    async def test_a_response_attached_in_enter_skips_the_remaining_interceptors_and_the_handler(
+        self, serve, session, tracer
+    ):
         @before
         def early(context: RequestContext) -> None:
             context.response = web.Response(text="early")
@@ -302,8 +298,6 @@ class TestOutcomes:
 
     @pytest.mark.parametrize("stage", ["enter", "leave", "error"])
     async def test_an_http_exception_is_a_response_in_every_stage(self, serve, session, tracer, stage):
-        """Behaviour 45."""
-
         def refuse(context: RequestContext, *error: Exception) -> None:
             raise web.HTTPForbidden(text="no", headers={"X-Why": stage})
 
@@ -320,14 +314,14 @@ class TestOutcomes:
         assert tracer.trace[-1] == "leave outer"
         assert ("leave refusing" in tracer.trace) is (stage == "enter")
 
-    async def test_leaves_may_change_the_response_of_an_http_exception(self, serve, session, tracer):
+    async def test_leave_stages_can_change_an_http_exception(self, serve, session, tracer):
         def change(context: RequestContext) -> None:
             context.response.headers["X-Seen"] = str(context.response.status)
 
         app = web.Application(middlewares=[interceptor_middleware(tracer("a", leave=change))])
         assert (await get(serve, session, app))[2]["X-Seen"] == "404"
 
-    async def test_an_aiohttp_middleware_in_between_sees_the_http_exception_raised(self, serve, session, tracer):
+    async def test_a_middleware_in_between_can_catch_the_http_exception(self, serve, session, tracer):
         caught = []
 
         @web.middleware
@@ -345,9 +339,9 @@ class TestOutcomes:
         assert caught == [404]
         assert tracer.trace == ["enter a", "enter b", "leave b", "leave a"]
 
-    async def test_any_other_exception_is_raised_to_aiohttp_with_a_note(self, serve, session, tracer, caplog):
-        """Behaviour 47: nothing committed, the client gets 500 without details."""
-
+    async def test_any_other_exception_is_raised_to_aiohttp_with_a_note_and_the_client_gets_no_details(
+        self, serve, session, tracer, caplog
+    ):
         def broken(context: RequestContext) -> None:
             raise LookupError("a secret")
 
@@ -376,8 +370,9 @@ class TestOutcomes:
         assert (await get(serve, session, app))[1] == "handled"
         assert failures == [("get_user", "enter")]
 
-    async def test_a_chain_without_a_response_is_a_500_and_says_what_to_do(self, serve, session, tracer, caplog):
-        """Behaviour 24: never a hang."""
+    async def test_a_chain_without_a_response_is_a_500_and_the_error_says_what_to_do(
+        self, serve, session, tracer, caplog
+    ):
         app = web.Application()
         app.router.add_get("/here", as_handler(tracer("a")))
         assert (await get(serve, session, app, "/here"))[0] == 500
@@ -387,9 +382,9 @@ class TestOutcomes:
         assert "set context.response" in str(record.exc_info[1])
 
     @pytest.mark.parametrize("value", [None, "text", 42])
-    async def test_a_handler_that_returns_no_response_is_named(self, serve, session, tracer, value, caplog):
-        """Behaviour 40, for handlers."""
-
+    async def test_a_handler_that_does_not_return_a_response_is_named_with_the_value(
+        self, serve, session, tracer, value, caplog
+    ):
         async def forgetful(request: web.Request):
             return value
 
@@ -399,9 +394,9 @@ class TestOutcomes:
         (record,) = [record for record in caplog.records if record.name == "aiohttp.server"]
         assert f"forgetful returned {value!r}" in str(record.exc_info[1])
 
-    async def test_a_response_that_is_none_is_an_error_of_the_interceptor(self, serve, session, tracer, caplog):
-        """Behaviour 23: a clear error names interceptor and value."""
-
+    async def test_an_attached_value_that_is_not_a_response_is_named_with_its_interceptor(
+        self, serve, session, tracer, caplog
+    ):
         @before
         def sloppy(context: RequestContext) -> None:
             context.response = "hello"
@@ -412,8 +407,9 @@ class TestOutcomes:
         assert "'hello'" in str(record.exc_info[1])
         assert record.exc_info[1].__notes__ == ["raised in interceptor 'sloppy', stage enter"]
 
-    async def test_around_brackets_the_whole_request_and_its_finally_runs_when_aiohttp_cancels(self, serve, tracer):
-        """Behaviour 55: cancellation reaches an async enter that waits; what ``around`` opened is closed in reverse."""
+    async def test_cancellation_by_aiohttp_is_raised_in_a_waiting_enter_and_at_the_yields_of_around_in_reverse(
+        self, serve, tracer
+    ):
         closed = []
         entered, over = asyncio.Event(), asyncio.Event()
 
@@ -449,11 +445,11 @@ class TestOutcomes:
 class TestMisuse:
     @pytest.mark.parametrize("build", [interceptor_middleware, intercept, as_handler])
     @pytest.mark.parametrize("wrong", ["text", 42, {"enter": None}, Interceptor, object()])
-    def test_what_is_no_interceptor_is_refused_with_its_value(self, build, wrong):
+    def test_a_value_that_is_not_an_interceptor_is_a_type_error(self, build, wrong):
         with pytest.raises(TypeError, match="interceptor"):
             build(wrong)
 
-    def test_intercept_without_parentheses_says_so(self, tracer):
+    def test_intercept_without_parentheses_is_explained(self, tracer):
         with pytest.raises(TypeError, match="takes interceptors and then decorates a handler; it got <function"):
             intercept(tracer.handler())
 
@@ -465,11 +461,11 @@ class TestMisuse:
             intercept(tracer("a"))(wrong)
 
     @pytest.mark.parametrize("nothing", [(), (None,)])
-    def test_as_handler_wants_something_to_run(self, nothing):
+    def test_as_handler_needs_an_interceptor(self, nothing):
         with pytest.raises(TypeError, match="as_handler takes at least one interceptor"):
             as_handler(*nothing)
 
-    async def test_the_same_middleware_may_serve_two_applications(self, serve, session, tracer):
+    async def test_a_middleware_can_serve_two_applications(self, serve, session, tracer):
         middleware = interceptor_middleware(tracer("a"))
         for _ in range(2):
             app = web.Application(middlewares=[middleware])

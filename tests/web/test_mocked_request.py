@@ -1,4 +1,4 @@
-"""aiohttp's own test double of a request, and others that know as little of a connection."""
+"""Requests without a connection: aiohttp's mocked request, and one with a minimal writer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp_interceptors import Interceptor, RequestContext, as_handler, interc
 
 
 class Writer:
-    """As much of a writer as a request must have."""
+    """The least that a request needs of a writer."""
 
     output_size = 0
 
@@ -42,7 +42,7 @@ async def call(way: str, handler, *interceptors: Interceptor, **options) -> web.
         return exception
 
 
-@pytest.mark.parametrize("options", [{}, {"writer": Writer()}], ids=["mocked writer", "writer of its own"])
+@pytest.mark.parametrize("options", [{}, {"writer": Writer()}], ids=["mocked writer", "minimal writer"])
 @pytest.mark.parametrize("way", ["intercept", "as_handler", "interceptor_middleware"])
 class TestAMockedRequest:
     @pytest.mark.parametrize(("handler", "status"), [(plain, 200), (conflict, 409)])
@@ -64,13 +64,13 @@ class TestAMockedRequest:
         assert response.headers["Vary"] == "Origin"
         assert seen == [False, False]
 
-    async def test_is_answered_by_an_interceptor(self, way, options):
+    async def test_can_be_refused_by_an_interceptor(self, way, options):
         def forbid(context: RequestContext) -> None:
             raise web.HTTPForbidden
 
         assert (await call(way, plain, Interceptor("forbid", forbid), **options)).status == 403
 
-    async def test_passes_a_failure_on(self, way, options):
+    async def test_raises_the_exception_of_its_handler(self, way, options):
         async def fail(request: web.Request) -> web.StreamResponse:
             raise LookupError("of the handler")
 
@@ -79,6 +79,6 @@ class TestAMockedRequest:
 
 
 @pytest.mark.parametrize("way", ["intercept", "as_handler", "interceptor_middleware"])
-async def test_a_stream_that_a_handler_prepares_on_one_is_returned(way):
+async def test_a_stream_prepared_on_a_mocked_request_is_returned(way):
     response = await call(way, own_stream, Interceptor("any", leave=lambda context: None))
     assert response.prepared

@@ -1,4 +1,4 @@
-"""Two runs of one request's chain at the same time, as a middleware starts them that does not wait for the first."""
+"""Concurrent runs of one request's chain, as started by a middleware that does not wait for the first."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import RequestContext, around, as_handler, before, intercept, interceptor_middleware
-from tests.conftest import PATIENCE
+from tests.waiting import PATIENCE
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 
 
 class Gate:
-    """An ``auth`` interceptor that waits in its first call, refuses then, and a handler behind it."""
+    """An ``auth`` interceptor that waits until it is opened and then refuses, and the handler that it protects."""
 
     def __init__(self, refusal: str) -> None:
         self.refusal = refusal
@@ -56,7 +56,7 @@ class Gate:
 
 
 def place(kind: str, gate: Gate, between) -> web.Application:
-    """Put a middleware before the interceptor that refuses, or between an outer one and it."""
+    """Put a middleware outside of the interceptor that refuses, or between it and an outer one."""
     outer = interceptor_middleware(before(lambda context: None, name="outer"))
     match kind:
         case "outside":
@@ -74,7 +74,7 @@ def place(kind: str, gate: Gate, between) -> web.Application:
 
 @pytest.mark.parametrize("refusal", ["response", "terminate", "with_error", "raise"])
 @pytest.mark.parametrize("kind", ["outside", "intercept", "as_handler"])
-async def test_one_that_refuses_lets_nothing_in_while_a_second_attempt_runs(serve, kind, refusal) -> None:
+async def test_a_refusal_holds_while_a_second_attempt_runs(serve, kind, refusal) -> None:
     gate = Gate(refusal)
     attempts = []
 
@@ -98,8 +98,8 @@ async def test_one_that_refuses_lets_nothing_in_while_a_second_attempt_runs(serv
 
 
 @pytest.mark.parametrize("kind", ["outside", "intercept", "as_handler"])
-async def test_a_middleware_answers_for_a_handler_that_it_left_running(serve, raised, kind) -> None:
-    """As ``asyncio.wait_for(asyncio.shield(handler(request)), 1)`` does. What was left has no say any more."""
+async def test_a_middleware_can_respond_for_a_handler_that_it_left_running(serve, raised, kind) -> None:
+    """As with ``asyncio.wait_for(asyncio.shield(handler(request)), 1)``. The handler has no effect any more."""
     gate, left, contexts = Gate("response"), [], []
 
     @web.middleware

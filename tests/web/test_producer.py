@@ -12,10 +12,32 @@ from aiohttp_interceptors.web.producer import Producer
 CONTEXT = SimpleNamespace(request=SimpleNamespace(path="/"), execution_id="run 1")
 
 
-async def begun(ready):
+class FakeStream:
+    """A stream with a channel and without a connection."""
+
+    def __init__(self):
+        self.channel = EventChannel()
+
+    @property
+    def reason(self):
+        return self.channel.reason
+
+    @property
+    def closed(self):
+        return self.channel.closed
+
+    @property
+    def end_observed(self):
+        return self.channel._end_observed
+
+    def producer_failed(self):
+        self.channel.close()
+
+
+async def started(ready):
     """Start a producer and let it run until it waits."""
-    channel = EventChannel()
-    producer = Producer(channel, CONTEXT)
+    stream = FakeStream()
+    channel, producer = stream.channel, Producer(stream, CONTEXT)
     producer.start(ready, channel, CONTEXT)
     for _ in range(3):
         await asyncio.sleep(0)
@@ -24,15 +46,15 @@ async def begun(ready):
 
 async def test_a_plain_function_needs_no_task():
     before = asyncio.all_tasks()
-    channel, producer = await begun(lambda channel, context: channel.put_nowait("x"))
+    channel, producer = await started(lambda channel, context: channel.put_nowait("x"))
     assert asyncio.all_tasks() == before
     assert channel.buffered == 1
     assert producer.error is None
 
 
 @pytest.mark.parametrize("kind", ["plain", "async", "future"])
-async def test_what_it_raises_closes_the_channel_and_is_its_failure(kind, logged):
-    """What was put before is still sent."""
+async def test_an_exception_closes_the_channel_and_becomes_the_failure(kind, logged):
+    """Events that were put before are still sent."""
     boom = ValueError("boom")
 
     def plain(channel, context):
@@ -48,7 +70,7 @@ async def test_what_it_raises_closes_the_channel_and_is_its_failure(kind, logged
         made.set_exception(boom)
         return made
 
-    channel, producer = await begun({"plain": plain, "async": later, "future": future}[kind])
+    channel, producer = await started({"plain": plain, "async": later, "future": future}[kind])
     assert channel.closed
     assert channel.reason is None
     assert channel.buffered == 1
@@ -58,8 +80,8 @@ async def test_what_it_raises_closes_the_channel_and_is_its_failure(kind, logged
     assert logged == []
 
 
-async def test_one_that_cannot_know_of_the_end_is_cancelled_and_may_clean_up(logged):
-    """peer bugs 1 and 20: what cancels it is its stream alone; work that it shielded or handed on goes on."""
+async def test_a_producer_that_cannot_observe_the_end_is_cancelled_and_may_clean_up(logged):
+    """Only the producer is cancelled; a task that it shielded continues."""
     cleaned, work, finish = [], [], asyncio.Event()
 
     async def background():
@@ -74,9 +96,9 @@ async def test_one_that_cannot_know_of_the_end_is_cancelled_and_may_clean_up(log
             await asyncio.sleep(0)
             cleaned.append(True)
 
-    channel, producer = await begun(ready)
+    channel, producer = await started(ready)
     channel.end(CloseReason.CLIENT_LEFT)
-    await producer.see_off(None, 0)
+    await producer.finish(None, 0)
     assert cleaned == [True]
     assert not work[0].done()
     finish.set()
@@ -84,8 +106,7 @@ async def test_one_that_cannot_know_of_the_end_is_cancelled_and_may_clean_up(log
     assert logged == []
 
 
-async def test_one_that_waits_on_its_channel_is_told_and_not_cancelled():
-    """peer bug 20."""
+async def test_a_producer_that_waits_on_its_channel_is_not_cancelled():
     ended = []
 
     async def ready(channel, context):
@@ -93,15 +114,14 @@ async def test_one_that_waits_on_its_channel_is_told_and_not_cancelled():
         await asyncio.sleep(0)
         ended.append(reason)
 
-    channel, producer = await begun(ready)
+    channel, producer = await started(ready)
     channel.end(CloseReason.CLIENT_LEFT)
-    await producer.see_off(None, 0)
+    await producer.finish(None, 0)
     assert ended == [CloseReason.CLIENT_LEFT]
 
 
-async def test_one_that_ignores_all_of_it_is_left_behind_with_a_warning(logged, monkeypatch):
-    """peer bug 28."""
-    monkeypatch.setattr(module, "CLEAN_UP", 0.01)
+async def test_a_producer_that_ignores_cancellation_is_abandoned_with_a_warning(logged, monkeypatch):
+    monkeypatch.setattr(module, "CLEANUP_TIMEOUT", 0.01)
     release = asyncio.Event()
 
     async def ready(channel, context):
@@ -111,40 +131,39 @@ async def test_one_that_ignores_all_of_it_is_left_behind_with_a_warning(logged, 
             except asyncio.CancelledError:
                 pass
 
-    channel, producer = await begun(ready)
+    channel, producer = await started(ready)
     channel.end(CloseReason.CLIENT_LEFT)
-    await producer.see_off(None, 0)
+    await producer.finish(None, 0)
     assert [line["event"] for line in logged] == ["stream_producer_ignores_its_end"]
     release.set()
     await producer._task
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_who_is_told_of_the_end_may_raise(kind, logged):
+async def test_on_close_may_raise(kind, logged):
     def plain(context, reason):
         raise ValueError(str(reason))
 
     async def later(context, reason):
         plain(context, reason)
 
-    channel, producer = await begun(lambda channel, context: None)
+    channel, producer = await started(lambda channel, context: None)
     channel.end(CloseReason.KICKED)
-    await producer.see_off(plain if kind == "plain" else later, 0)
+    await producer.finish(plain if kind == "plain" else later, 0)
     assert [(line["event"], str(line["exc_info"])) for line in logged] == [("stream_on_close_failed", "kicked")]
 
 
-async def test_seeing_it_off_runs_to_its_end_also_while_being_cancelled_and_the_cancellation_goes_on():
-    """peer bug 6."""
-    told, waits, release = [], asyncio.Event(), asyncio.Event()
+async def test_finish_completes_while_being_cancelled_and_raises_the_cancellation_again():
+    reasons, waits, release = [], asyncio.Event(), asyncio.Event()
 
     async def on_close(context, reason):
         waits.set()
         await release.wait()
-        told.append(reason)
+        reasons.append(reason)
 
-    channel, producer = await begun(lambda channel, context: None)
+    channel, producer = await started(lambda channel, context: None)
     channel.end(CloseReason.SHUTDOWN)
-    task = asyncio.create_task(producer.see_off(on_close, 0))
+    task = asyncio.create_task(producer.finish(on_close, 0))
     await waits.wait()
     for _ in range(3):
         task.cancel()
@@ -153,21 +172,21 @@ async def test_seeing_it_off_runs_to_its_end_also_while_being_cancelled_and_the_
     release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert told == [CloseReason.SHUTDOWN]
+    assert reasons == [CloseReason.SHUTDOWN]
 
 
-async def test_once_abandoned_nobody_waits_for_it():
+async def test_after_abort_neither_the_producer_nor_on_close_is_awaited():
     async def ready(channel, context):
         await asyncio.Event().wait()
 
     async def on_close(context, reason):
         await asyncio.Event().wait()
 
-    channel, producer = await begun(ready)
+    channel, producer = await started(ready)
     channel.end(CloseReason.SHUTDOWN)
-    task = asyncio.create_task(producer.see_off(on_close, 0))
+    task = asyncio.create_task(producer.finish(on_close, 0))
     await asyncio.sleep(0)
-    producer.abandon()
-    producer.abandon()
+    producer.abort()
+    producer.abort()
     await asyncio.wait_for(task, 10)
     assert producer._task.cancelled()

@@ -1,4 +1,4 @@
-"""What a producer raises is raised by the ``enter`` that opened its stream, after the end of the body is settled."""
+"""What a producer raises is raised by the ``enter`` that opened its stream, after the end of the body."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ LAST = b"0\r\n\r\n"
 
 
 class Broken(Exception):
-    """What a producer raises."""
+    """What the producers raise."""
 
 
 class Unusual(BaseException):
-    """What is no ``Exception``."""
+    """A ``BaseException`` that is not an ``Exception``."""
 
 
 def fails(channel, context):
@@ -77,15 +77,15 @@ def select_fails(context, record):
     raise Broken
 
 
-class Bracketed:
-    """An application with a bracket around a stream, and what the bracket saw."""
+class EnclosedStream:
+    """An application with a stream inside an ``@around`` interceptor, and what that interceptor saw."""
 
     def __init__(self, stream, *between, drain=None) -> None:
         self.seen: list[object] = []
         self.reasons: list[CloseReason] = []
 
         @around
-        async def bracket(context):
+        async def enclose(context):
             try:
                 yield
             except BaseException as error:
@@ -96,14 +96,14 @@ class Bracketed:
 
         self.app = web.Application()
         setup(self.app, drain=drain)
-        handler = as_handler(bracket, *between, stream) if isinstance(stream, Interceptor) else stream
+        handler = as_handler(enclose, *between, stream) if isinstance(stream, Interceptor) else stream
         if handler is stream:
-            self.app.middlewares.append(interceptor_middleware(bracket, *between))
+            self.app.middlewares.append(interceptor_middleware(enclose, *between))
         self.app.router.add_route("*", "/", handler)
 
     @property
-    def taken(self) -> int:
-        return self.app[STREAMS]._limits.taken
+    def slots_in_use(self) -> int:
+        return self.app[STREAMS]._limits.in_use
 
 
 def errors(logged) -> list[dict]:
@@ -123,7 +123,7 @@ HUB_STREAMS = {
 }
 
 
-class TestABracket:
+class TestAround:
     @pytest.mark.parametrize(
         "make",
         [
@@ -135,35 +135,35 @@ class TestABracket:
         ],
         ids=["plain", "async", "decorated", "generator", *HUB_STREAMS],
     )
-    async def test_sees_what_the_producer_raised_and_so_does_aiohttp_once(
+    async def test_around_sees_what_the_producer_raised_and_aiohttp_reports_it_once(
         self, serve, logged, raised, handler_cancellation, make
     ):
-        bracketed = Bracketed(make())
-        server = await serve(bracketed.app, handler_cancellation=handler_cancellation)
+        enclosed = EnclosedStream(make())
+        server = await serve(enclosed.app, handler_cancellation=handler_cancellation)
         body = await body_of(server)
         assert not body.endswith(LAST)
-        assert [type(seen) for seen in bracketed.seen] == [Broken]
-        assert raised() == bracketed.seen
+        assert [type(seen) for seen in enclosed.seen] == [Broken]
+        assert raised() == enclosed.seen
         assert errors(logged) == []
-        assert bracketed.taken == 0
+        assert enclosed.slots_in_use == 0
 
     @pytest.mark.parametrize("held", [True, False])
-    async def test_sees_what_select_raised(self, serve, logged, raised, held):
+    async def test_around_sees_what_select_raised(self, serve, logged, raised, held):
         hub = Hub()
         ready = {} if held else {"stream_ready": lambda subscriber, context: None}
-        bracketed = Bracketed(start_topic_stream(hub, "a", select=select_fails, **ready))
-        server = await serve(bracketed.app)
+        enclosed = EnclosedStream(start_topic_stream(hub, "a", select=select_fails, **ready))
+        server = await serve(enclosed.app)
         raw = await server.connect(GET)
         await raw.until(b"\r\n\r\n")
         await until(lambda: hub.statistics().subscribers == 1)
         await hub.publish("a", "x")
         assert not (await within(raw.reader.read())).endswith(LAST)
         await raw.close()
-        assert [type(seen) for seen in bracketed.seen] == [Broken]
-        assert raised() == bracketed.seen
+        assert [type(seen) for seen in enclosed.seen] == [Broken]
+        assert raised() == enclosed.seen
         assert errors(logged) == []
 
-    async def test_sees_what_a_queue_raised(self, serve, raised):
+    async def test_around_sees_what_a_queue_raised(self, serve, raised):
         class Queue(asyncio.Queue):
             def get_nowait(self):
                 raise Broken
@@ -172,10 +172,10 @@ class TestABracket:
             await channel.put("x")
             await channel.wait_closed()
 
-        bracketed = Bracketed(start_event_stream(ready, buffer=lambda: Queue(3)))
-        await body_of(await serve(bracketed.app))
-        assert [type(seen) for seen in bracketed.seen] == [Broken]
-        assert raised() == bracketed.seen
+        enclosed = EnclosedStream(start_event_stream(ready, buffer=lambda: Queue(3)))
+        await body_of(await serve(enclosed.app))
+        assert [type(seen) for seen in enclosed.seen] == [Broken]
+        assert raised() == enclosed.seen
 
     @pytest.mark.parametrize("kind", ["plain", "async"])
     @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ class TestABracket:
         [Unusual("odd"), GeneratorExit(), BaseExceptionGroup("two", [Unusual()]), asyncio.CancelledError("not mine")],
         ids=lambda error: type(error).__name__,
     )
-    @pytest.mark.parametrize("of_a_hub", [False, True], ids=["channel", "hub"])
-    async def test_sees_a_base_exception_as_the_cause_of_an_exception(
-        self, serve, logged, raised, kind, error, of_a_hub
+    @pytest.mark.parametrize("topic_stream", [False, True], ids=["channel", "hub"])
+    async def test_around_sees_a_base_exception_as_the_cause_of_an_exception(
+        self, serve, logged, raised, kind, error, topic_stream
     ):
         def plain(source, context):
             raise error
@@ -195,18 +195,18 @@ class TestABracket:
             raise error
 
         ready = plain if kind == "plain" else later
-        stream = start_topic_stream(Hub(), "a", stream_ready=ready) if of_a_hub else start_event_stream(ready)
-        bracketed = Bracketed(stream)
-        assert not (await body_of(await serve(bracketed.app))).endswith(LAST)
-        (seen,) = bracketed.seen
+        stream = start_topic_stream(Hub(), "a", stream_ready=ready) if topic_stream else start_event_stream(ready)
+        enclosed = EnclosedStream(stream)
+        assert not (await body_of(await serve(enclosed.app))).endswith(LAST)
+        (seen,) = enclosed.seen
         assert isinstance(seen, RuntimeError)
         assert ready.__qualname__ in str(seen)
         assert isinstance(seen.__cause__, type(error))
         assert raised() == [seen]
         assert errors(logged) == []
-        assert bracketed.taken == 0
+        assert enclosed.slots_in_use == 0
 
-    async def test_sees_a_base_exception_of_a_snapshot_and_of_a_generator(self, serve, raised):
+    async def test_around_sees_a_base_exception_of_a_snapshot_and_of_a_generator(self, serve, raised):
         def snapshot(context):
             raise Unusual
 
@@ -215,59 +215,57 @@ class TestABracket:
             raise Unusual
 
         for stream in (start_topic_stream(Hub(), "a", snapshot=snapshot), event_stream(generate)):
-            bracketed = Bracketed(stream)
-            await body_of(await serve(bracketed.app))
-            assert [type(seen.__cause__) for seen in bracketed.seen] == [Unusual]
+            enclosed = EnclosedStream(stream)
+            await body_of(await serve(enclosed.app))
+            assert [type(seen.__cause__) for seen in enclosed.seen] == [Unusual]
         assert len(raised()) == 2
 
-    async def test_sees_no_http_exception_which_comes_too_late(self, serve, logged, raised):
+    async def test_an_http_exception_after_commit_is_dropped(self, serve, logged, raised):
         async def ready(channel, context):
             await channel.put("x")
             raise web.HTTPConflict
 
-        bracketed = Bracketed(start_event_stream(ready, name="my stream"))
-        assert not (await body_of(await serve(bracketed.app))).endswith(LAST)
-        assert bracketed.seen == ["commit"]
+        enclosed = EnclosedStream(start_event_stream(ready, name="my stream"))
+        assert not (await body_of(await serve(enclosed.app))).endswith(LAST)
+        assert enclosed.seen == ["commit"]
         (line,) = errors(logged)
         assert (line["event"], line["interceptor"]) == ("change_after_commit_dropped", "my stream")
         assert isinstance(line["exc_info"], web.HTTPConflict)
         assert raised() == []
 
     @pytest.mark.parametrize("raises", [False, True])
-    async def test_commits_when_the_client_left_unless_the_producer_raised_on_its_way_out(
-        self, serve, logged, raised, raises
-    ):
+    async def test_a_disconnect_is_not_an_error_unless_the_producer_raises(self, serve, logged, raised, raises):
         async def ready(channel, context):
             await channel.put("x")
             await channel.wait_closed()
             if raises:
                 raise Broken
 
-        bracketed = Bracketed(start_event_stream(ready))
-        server = await serve(bracketed.app)
+        enclosed = EnclosedStream(start_event_stream(ready))
+        server = await serve(enclosed.app)
         raw = await server.connect(GET)
         await raw.until(b"data: x\n\n")
         await raw.close()
-        await until(lambda: bracketed.seen)
+        await until(lambda: enclosed.seen)
         await server.stop()
         if raises:
-            assert [type(seen) for seen in bracketed.seen] == [Broken]
-            assert raised() == bracketed.seen
+            assert [type(seen) for seen in enclosed.seen] == [Broken]
+            assert raised() == enclosed.seen
         else:
-            assert bracketed.seen == ["commit"]
+            assert enclosed.seen == ["commit"]
             assert raised() == []
         assert errors(logged) == []
 
-    async def test_that_is_cancelled_leaves_the_error_to_the_log(self, serve, logged):
-        """A chain that is cancelled raises its cancellation, and not what the producer raised meanwhile."""
+    async def test_a_cancelled_chain_logs_the_producers_error(self, serve, logged):
+        """The chain raises its cancellation, not the producer's exception."""
 
         async def ready(channel, context):
             await channel.put("x")
             await channel.wait_closed()
             raise Broken
 
-        bracketed = Bracketed(start_event_stream(ready))
-        server = await serve(bracketed.app, handler_cancellation=True)
+        enclosed = EnclosedStream(start_event_stream(ready))
+        server = await serve(enclosed.app, handler_cancellation=True)
         raw = await server.connect(GET)
         await raw.until(b"data: x\n\n")
         await raw.close()
@@ -275,11 +273,11 @@ class TestABracket:
         (line,) = errors(logged)
         assert line["event"] == "stream_producer_failed"
         assert "ready" in line["producer"]
-        await until(lambda: bracketed.taken == 0)
+        await until(lambda: enclosed.slots_in_use == 0)
 
 
-class TestAnErrorStage:
-    async def test_handles_it_and_then_it_is_logged_by_the_library_once(self, serve, logged, raised):
+class TestErrorStage:
+    async def test_a_handled_error_is_logged_once_by_the_library(self, serve, logged, raised):
         handled, left = [], []
 
         @on_error(Broken)
@@ -291,21 +289,20 @@ class TestAnErrorStage:
             left.append(context.error)
 
         stream = start_event_stream(fails_later, name="my stream")
-        bracketed = Bracketed(stream, leave, handle)
-        body = await body_of(await serve(bracketed.app))
+        enclosed = EnclosedStream(stream, leave, handle)
+        body = await body_of(await serve(enclosed.app))
         assert body.endswith(b"data: x\n\n\r\n")
         assert [(type(error), name, stage) for error, name, stage in handled] == [(Broken, "my stream", "enter")]
-        assert (left, bracketed.seen) == ([None], ["commit"])
+        assert (left, enclosed.seen) == ([None], ["commit"])
         (line,) = errors(logged)
         assert (line["event"], line["producer"]) == ("stream_producer_failed", "fails_later")
         assert (line["path"], type(line["exc_info"])) == ("/", Broken)
         assert raised() == []
 
     @pytest.mark.parametrize("error_event", [None, Event("sorry", "error")])
-    async def test_that_handles_it_keeps_a_connection_whose_body_is_complete(self, serve, error_event):
-        """One whose body was cut is closed."""
+    async def test_a_handled_error_keeps_the_connection_only_if_the_body_is_complete(self, serve, error_event):
         stream = start_event_stream(fails_later, error_event=error_event)
-        server = await serve(Bracketed(stream, on_error(Broken)(lambda context, error: None)).app)
+        server = await serve(EnclosedStream(stream, on_error(Broken)(lambda context, error: None)).app)
         raw = await server.connect(GET)
         await raw.until(b"data: x\n\n\r\n")
         if error_event is None:
@@ -316,35 +313,35 @@ class TestAnErrorStage:
             await raw.until(LAST)
         await raw.close()
 
-    async def test_that_sets_a_response_has_it_dropped(self, serve, logged):
+    async def test_a_response_set_by_the_error_stage_is_dropped(self, serve, logged):
         @on_error(Broken)
         def answer(context, error):
             context.response = web.Response(status=500)
 
-        bracketed = Bracketed(start_event_stream(fails_later), answer)
-        answered = await (await serve(bracketed.app)).exchange(GET)
+        enclosed = EnclosedStream(start_event_stream(fails_later), answer)
+        answered = await (await serve(enclosed.app)).exchange(GET)
         assert answered.count(b"HTTP/1.1") == 1
         assert answered.endswith(b"data: x\n\n\r\n")
         assert [line["event"] for line in errors(logged)] == ["change_after_commit_dropped", "stream_producer_failed"]
 
-    async def test_that_replaces_it_has_aiohttp_told_of_both(self, serve, logged, raised):
+    async def test_a_replaced_error_reaches_aiohttp_with_its_cause(self, serve, logged, raised):
         @on_error(Broken)
         def replace(context, error):
             raise LookupError from error
 
-        await body_of(await serve(Bracketed(start_event_stream(fails), replace).app))
+        await body_of(await serve(EnclosedStream(start_event_stream(fails), replace).app))
         (error,) = raised()
         assert isinstance(error, LookupError)
         assert isinstance(error.__cause__, Broken)
         assert errors(logged) == []
 
-    async def test_that_handles_what_replaced_it_has_it_logged(self, serve, logged, raised):
+    async def test_an_error_that_was_replaced_and_then_handled_is_logged(self, serve, logged, raised):
         @on_error(Broken)
         def replace(context, error):
             raise LookupError
 
         handle = on_error(LookupError)(lambda context, error: None)
-        await body_of(await serve(Bracketed(start_event_stream(fails), handle, replace).app))
+        await body_of(await serve(EnclosedStream(start_event_stream(fails), handle, replace).app))
         assert [(line["event"], type(line["exc_info"])) for line in errors(logged)] == [
             ("stream_producer_failed", Broken)
         ]
@@ -368,29 +365,29 @@ class TestOnTheWire:
     async def test_nothing_follows_the_end_of_the_body_and_the_connection_is_closed(
         self, serve, raised, caplog, request_lines, error_event, handler_cancellation
     ):
-        app = Bracketed(start_event_stream(fails_later, error_event=error_event)).app
+        app = EnclosedStream(start_event_stream(fails_later, error_event=error_event)).app
         server = await serve(app, handler_cancellation=handler_cancellation)
         answer = await server.exchange(request_lines)
         assert answer.count(b"HTTP/1.") == 1
-        told = b"" if error_event is None else b"event: error\ndata: sorry\n\n"
+        error_frame = b"" if error_event is None else b"event: error\ndata: sorry\n\n"
         if "HTTP/1.0" in request_lines:
-            assert answer.endswith(b"\r\n\r\ndata: x\n\n" + told)
+            assert answer.endswith(b"\r\n\r\ndata: x\n\n" + error_frame)
         elif error_event is None:
             assert answer.endswith(b"\r\n\r\n9\r\ndata: x\n\n\r\n")
         else:
-            assert answer.endswith(b"\r\n9\r\ndata: x\n\n\r\n%x\r\n%b\r\n" % (len(told), told) + LAST)
+            assert answer.endswith(b"\r\n9\r\ndata: x\n\n\r\n%x\r\n%b\r\n" % (len(error_frame), error_frame) + LAST)
         assert [type(error) for error in raised()] == [Broken]
         assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
 
     async def test_a_head_request_calls_no_producer(self, serve, raised):
-        app = Bracketed(start_event_stream(fails)).app
+        app = EnclosedStream(start_event_stream(fails)).app
         answer = await (await serve(app)).exchange("HEAD / HTTP/1.1\nHost: x\nConnection: close\n\n")
         assert answer.endswith(b"\r\n\r\n")
         assert raised() == []
 
 
-class TestTheName:
-    """In the log it is that of the user's function."""
+class TestProducerName:
+    """The log has the name of the user's function."""
 
     @pytest.mark.parametrize(
         ("make", "name"),
@@ -411,18 +408,18 @@ class TestTheName:
             ),
         ],
     )
-    async def test_of_each_kind(self, serve, logged, make, name):
-        bracketed = Bracketed(make(), on_error(Broken)(lambda context, error: None))
-        await body_of(await serve(bracketed.app))
+    async def test_the_producer_in_the_log(self, serve, logged, make, name):
+        enclosed = EnclosedStream(make(), on_error(Broken)(lambda context, error: None))
+        await body_of(await serve(enclosed.app))
         assert [line["producer"] for line in errors(logged)] == [name]
 
 
-class TestThePlace:
-    """However a stream interceptor is called, its stream works or is refused before commit, and its place is free."""
+class TestSlot:
+    """However ``enter`` is called, the stream works or is refused before commit, and its slot is released."""
 
     @staticmethod
     def wrapped(how: str):
-        """Wrap a stream in an interceptor that calls its ``enter`` in some way."""
+        """Return an interceptor that calls a stream's ``enter`` in the given way."""
         done: list[asyncio.Future[None]] = []
 
         async def ready(channel, context):
@@ -472,55 +469,55 @@ class TestThePlace:
         return Interceptor("wrapper", locals()[how]), done
 
     @pytest.mark.parametrize("how", ["awaits", "shields", "within_a_group", "executes", "returns"])
-    async def test_of_a_stream_that_is_awaited(self, serve, logged, raised, how):
+    async def test_an_awaited_stream_releases_its_slot(self, serve, logged, raised, how):
         interceptor, _ = self.wrapped(how)
-        bracketed = Bracketed(interceptor)
-        server = await serve(bracketed.app)
+        enclosed = EnclosedStream(interceptor)
+        server = await serve(enclosed.app)
         for _ in range(3):
             raw = await server.connect(GET)
             await raw.until(b"\r\n\r\n9\r\ndata: x\n\n\r\n" + LAST)
             await raw.close()
-        await until(lambda: bracketed.taken == 0 and len(bracketed.seen) == 3)
-        assert bracketed.seen == ["commit"] * 3
+        await until(lambda: enclosed.slots_in_use == 0 and len(enclosed.seen) == 3)
+        assert enclosed.seen == ["commit"] * 3
         assert errors(logged) == raised() == []
 
-    async def test_of_one_whose_stage_returns_before_it_is_open(self, serve, raised):
+    async def test_a_stage_that_returns_before_its_stream_is_open_is_an_error(self, serve, raised):
         interceptor, done = self.wrapped("leaves_it_running")
-        bracketed = Bracketed(interceptor)
-        answer = await (await serve(bracketed.app)).exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
+        enclosed = EnclosedStream(interceptor)
+        answer = await (await serve(enclosed.app)).exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
         assert answer.startswith(b"HTTP/1.1 500 ")
         with pytest.raises(RuntimeError, match="await what the stream's enter returns"):
             await within(done[0])
-        assert bracketed.taken == 0
+        assert enclosed.slots_in_use == 0
 
-    async def test_of_one_whose_stage_returns_while_it_is_open(self, serve, logged):
+    async def test_a_stage_that_returns_while_its_stream_is_open_ends_it(self, serve, logged):
         interceptor, done = self.wrapped("leaves_it_open")
-        bracketed = Bracketed(interceptor)
-        answer = await (await serve(bracketed.app)).exchange(GET)
+        enclosed = EnclosedStream(interceptor)
+        answer = await (await serve(enclosed.app)).exchange(GET)
         assert answer.count(b"HTTP/1.1") == 1
         assert not answer.endswith(LAST)
         await within(done[0])
         assert [line["event"] for line in errors(logged)] == ["stream_left_open"]
-        assert bracketed.taken == 0
-        assert len(bracketed.app[STREAMS]) == 0
+        assert enclosed.slots_in_use == 0
+        assert len(enclosed.app[STREAMS]) == 0
 
-    async def test_of_one_that_is_never_started(self, serve, raised):
+    async def test_a_stream_that_is_never_started_takes_no_slot(self, serve, raised):
         interceptor, _ = self.wrapped("never_starts")
-        bracketed = Bracketed(interceptor)
-        answer = await (await serve(bracketed.app)).exchange(GET)
+        enclosed = EnclosedStream(interceptor)
+        answer = await (await serve(enclosed.app)).exchange(GET)
         assert answer.startswith(b"HTTP/1.1 500 ")
-        assert bracketed.taken == 0
+        assert enclosed.slots_in_use == 0
 
     @pytest.mark.parametrize("how", ["cancels_it", "cancels_it_before_its_first_step"])
-    async def test_of_one_that_is_cancelled(self, serve, how, raised):
+    async def test_a_cancelled_stream_releases_its_slot(self, serve, how, raised):
         interceptor, _ = self.wrapped(how)
-        bracketed = Bracketed(interceptor)
-        await (await serve(bracketed.app)).exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
-        assert bracketed.taken == 0
-        assert len(bracketed.app[STREAMS]) == 0
+        enclosed = EnclosedStream(interceptor)
+        await (await serve(enclosed.app)).exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
+        assert enclosed.slots_in_use == 0
+        assert len(enclosed.app[STREAMS]) == 0
 
     @pytest.mark.parametrize("where", ["prepare", "observer", "on_close", "stream_ready"])
-    async def test_when_what_is_called_raises_a_base_exception(self, serve, logged, where, monkeypatch):
+    async def test_a_callback_that_raises_a_base_exception_releases_the_slot(self, serve, logged, where, monkeypatch):
         def odd(*_):
             raise Unusual
 
@@ -543,10 +540,10 @@ class TestThePlace:
             try:
                 await start_event_stream(of("stream_ready") or ready, on_close=of("on_close")).enter(context)
             except Unusual:
-                raise Broken from None  # aiohttp lets the connection's task die of it, and so would the test
+                raise Broken from None  # a BaseException would end aiohttp's connection task, and the test
 
         app.router.add_get("/", as_handler(Interceptor("wrapper", enter)))
         server = await serve(app)
         await server.exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
-        assert app[STREAMS]._limits.taken == 0
+        assert app[STREAMS]._limits.in_use == 0
         assert len(app[STREAMS]) == 0

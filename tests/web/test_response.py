@@ -1,4 +1,4 @@
-"""The interface of aiohttp-sse, on our stream."""
+"""The interface of aiohttp-sse on ``EventStreamResponse``."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ async def test_send_writes_the_bytes_of_aiohttp_sse(serve, session):
         assert "Connection" not in stream.response.headers
 
 
-async def test_another_separator_is_kept(serve):
+async def test_a_custom_separator_is_kept(serve):
     async def handler(stream, request):
         await stream.send("x")
 
     assert b"data: x\r\r" in await (await serve(application(handler, sep="\r"))).exchange(GET)
 
 
-async def test_wait_returns_at_once_when_the_client_has_left(serve, handler_cancellation):
-    over = asyncio.Event()
+async def test_wait_returns_at_once_when_the_client_disconnects(serve, handler_cancellation):
+    done = asyncio.Event()
 
     async def handler(stream, request):
         try:
             await stream.wait()
             assert not stream.is_connected()
-            with pytest.raises(ConnectionResetError, match="the client has left"):
+            with pytest.raises(ConnectionResetError, match="the client has disconnected"):
                 await stream.send("x")
         finally:
-            over.set()
+            done.set()
 
     server = await serve(application(handler, ping_interval=60), handler_cancellation=handler_cancellation)
     raw = await server.connect(GET)
     await raw.until(b"\r\n\r\n")
     await raw.close()
-    await asyncio.wait_for(over.wait(), 10)
+    await asyncio.wait_for(done.wait(), 10)
 
 
 async def test_wait_returns_when_streaming_is_stopped(serve):
@@ -77,23 +77,23 @@ async def test_wait_returns_when_streaming_is_stopped(serve):
     assert (await (await serve(application(handler))).exchange(GET)).endswith(b"\r\n\r\n0\r\n\r\n")
 
 
-async def test_waiting_for_a_client_that_is_gone_already_returns(serve):
-    over = asyncio.Event()
+async def test_wait_returns_for_a_client_that_has_already_disconnected(serve):
+    done = asyncio.Event()
 
     async def handler(stream, request):
-        while not stream.connection.lost:
+        while not stream.connection.disconnected:
             await asyncio.sleep(0)
         await stream.wait()
-        over.set()
+        done.set()
 
     server = await serve(application(handler))
     raw = await server.connect(GET)
     await raw.until(b"\r\n\r\n")
     await raw.close()
-    await asyncio.wait_for(over.wait(), 10)
+    await asyncio.wait_for(done.wait(), 10)
 
 
-async def test_a_client_that_reads_nothing_times_out_and_is_cut(serve):
+async def test_a_client_that_reads_nothing_times_out_and_is_disconnected(serve):
     outcome = asyncio.Queue()
 
     async def handler(stream, request):
@@ -108,31 +108,31 @@ async def test_a_client_that_reads_nothing_times_out_and_is_cut(serve):
     raw.reset()
 
 
-async def test_preparing_twice_is_preparing_once(serve):
+async def test_prepare_is_idempotent(serve):
     async def handler(stream, request):
         assert await stream.prepare(request) is not None
 
     assert (await (await serve(application(handler))).exchange(GET)).count(b"HTTP/1.1") == 1
 
 
-async def test_preparing_again_for_a_client_that_has_left_says_so_before_the_event_loop_does(serve):
-    told = asyncio.Event()
+async def test_a_second_prepare_for_a_disconnected_client_raises(serve):
+    raised = asyncio.Event()
 
     async def handler(stream, request):
         request.transport.close()
-        with pytest.raises(ConnectionResetError, match="the client has left"):
+        with pytest.raises(ConnectionResetError, match="the client has disconnected"):
             await stream.prepare(request)
-        told.set()
+        raised.set()
 
     await (await serve(application(handler))).exchange(GET)
-    assert told.is_set()
+    assert raised.is_set()
 
 
 @pytest.mark.parametrize(
     ("method", "allowed", "status"),
     [("POST", False, 405), ("POST", True, 200), ("HEAD", False, 405), ("HEAD", True, 200)],
 )
-async def test_other_methods_are_refused_unless_allowed_and_head_gets_the_head(serve, session, method, allowed, status):
+async def test_other_methods_are_refused_unless_allowed_and_head_gets_headers(serve, session, method, allowed, status):
     async def handler(stream, request):
         pass
 
@@ -143,7 +143,7 @@ async def test_other_methods_are_refused_unless_allowed_and_head_gets_the_head(s
             assert response.headers["Allow"] == "GET"
 
 
-async def test_a_heartbeat_keeps_an_idle_stream_alive_and_none_needs_none(serve, session):
+async def test_an_idle_stream_gets_heartbeats_unless_the_interval_is_none(serve, session):
     async def handler(stream, request):
         await stream.wait()
 
@@ -154,7 +154,7 @@ async def test_a_heartbeat_keeps_an_idle_stream_alive_and_none_needs_none(serve,
     assert EventStreamResponse(ping_interval=None).connection is None
 
 
-async def test_a_content_length_is_taken_off_and_interceptors_reach_its_head(serve, session):
+async def test_content_length_is_removed_and_staged_headers_are_sent(serve, session):
     @before
     def stage(context) -> None:
         context.response_headers["X-Staged"] = "1"
@@ -170,7 +170,7 @@ async def test_a_content_length_is_taken_off_and_interceptors_reach_its_head(ser
         assert (await stream.next()).data == "x"
 
 
-def test_what_cannot_work_is_refused():
+def test_invalid_fields_are_refused():
     with pytest.raises(ValueError, match="ping interval must be positive"):
         EventStreamResponse(ping_interval=0)
     with pytest.raises(NotImplementedError):
@@ -180,17 +180,17 @@ def test_what_cannot_work_is_refused():
     assert not EventStreamResponse().is_connected()
 
 
-async def test_a_stream_that_was_stopped_beats_no_more(serve):
+async def test_a_stopped_stream_sends_no_heartbeats(serve):
     async def handler(stream, request):
         await stream.send("x")
         stream.stop_streaming()
-        stream.connection.visit(asyncio.get_running_loop().time() + 1000)
+        stream.connection.on_timer(asyncio.get_running_loop().time() + 1000)
 
     answer = await (await serve(application(handler, send_timeout=None))).exchange(GET)
     assert answer.endswith(b"\r\n\r\nb\r\ndata: x\r\n\r\n\r\n0\r\n\r\n")
 
 
-async def test_data_that_is_none_is_refused_as_there(serve, caplog):
+async def test_data_none_raises_type_error_as_in_aiohttp_sse(serve, caplog):
     async def handler(stream, request):
         with pytest.raises(TypeError, match="data is a str, not None"):
             await stream.send(None)

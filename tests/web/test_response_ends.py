@@ -1,4 +1,4 @@
-"""How a stream with aiohttp-sse's interface ends when its client leaves, and when the server stops."""
+"""How an ``EventStreamResponse`` ends when its client disconnects and when the server stops."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class CancelledResponse(EventStreamResponse):
     handler_cancellation = True
 
 
-class Told:
-    """What became of a handler."""
+class Outcome:
+    """What happened to a handler."""
 
     def __init__(self) -> None:
-        self.began = asyncio.Event()
+        self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self.how = ""
 
@@ -35,33 +35,33 @@ class Told:
         return self.how
 
 
-def application(handler, *, response_cls=EventStreamResponse, drain=None, prepared=True):
-    """Serve a handler, and tell what became of it."""
-    told = Told()
+def application(handler, *, response_cls=EventStreamResponse, drain=None, with_setup=True):
+    """Make an application that serves a handler, and record what happens to it."""
+    outcome = Outcome()
 
     async def handle(request):
         try:
             async with sse_response(request, response_cls=response_cls, allow_all_methods=True) as stream:
                 await stream.send("first")
-                told.began.set()
+                outcome.started.set()
                 await handler(stream)
-            told.how = "returned"
+            outcome.how = "returned"
         except BaseException as error:
-            told.how = type(error).__name__
+            outcome.how = type(error).__name__
             raise
         finally:
-            told.ended.set()
+            outcome.ended.set()
         return stream
 
     app = web.Application()
-    if prepared:
+    if with_setup:
         setup(app, drain=drain or Drain(farewell=Event("bye", name="farewell"), timeout=4.0))
     app.router.add_route("*", "/", handle)
-    return app, told
+    return app, outcome
 
 
 async def read_at_stop(server, request: str) -> bytes:
-    """Open a stream, stop the server behind its first event, and return what comes from then on."""
+    """Open a stream, stop the server after the first event, and return what follows."""
     client = await server.connect(request)
     await client.until(b"data: first\r\n\r\n")
     async with asyncio.timeout(10):
@@ -79,47 +79,45 @@ async def waits(stream):
     await stream.wait()
 
 
-async def looks(stream):
+async def polls(stream):
     while stream.is_connected():
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("handler", [waits, looks])
-async def test_on_stop_a_handler_that_hears_of_it_returns_and_its_body_ends(serve, handler, handler_cancellation):
-    app, told = application(handler)
+@pytest.mark.parametrize("handler", [waits, polls])
+async def test_on_stop_a_handler_that_observes_it_returns_and_its_body_ends(serve, handler, handler_cancellation):
+    app, outcome = application(handler)
     body = await read_at_stop(await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation), GET)
-    assert told.how == "returned"
+    assert outcome.how == "returned"
     assert b"event: farewell\r\ndata: bye\r\n\r\n" in body
     assert body.endswith(LAST_CHUNK)
 
 
-async def test_on_stop_a_handler_that_hears_nothing_is_cancelled_after_its_stream_has_ended(
-    serve, handler_cancellation, logged
-):
-    app, told = application(waits_for_something_else)
+async def test_on_stop_any_other_handler_is_cancelled_after_its_stream_has_ended(serve, handler_cancellation, logged):
+    app, outcome = application(waits_for_something_else)
     body = await read_at_stop(await serve(app, shutdown_timeout=60.0, handler_cancellation=handler_cancellation), GET)
-    assert told.how == "CancelledError"
+    assert outcome.how == "CancelledError"
     assert b"event: farewell\r\ndata: bye\r\n\r\n" in body
     assert body.endswith(LAST_CHUNK)
     assert [line for line in logged if line["event"] == "streams_aborted"] == []
 
 
-async def test_on_stop_an_answer_to_a_post_is_cut_and_does_not_look_complete(serve):
-    app, told = application(waits_for_something_else)
+async def test_on_stop_a_post_response_ends_incomplete(serve):
+    app, outcome = application(waits_for_something_else)
     body = await read_at_stop(await serve(app, shutdown_timeout=60.0), POST)
-    assert told.how == "CancelledError"
+    assert outcome.how == "CancelledError"
     assert not body.endswith(LAST_CHUNK)
 
 
-@pytest.mark.parametrize("handler", [waits, looks])
-async def test_on_stop_an_answer_to_a_post_is_cut_also_when_its_handler_sees_the_end_and_returns(serve, handler):
-    app, told = application(handler, drain=Drain(grace=0.05))
+@pytest.mark.parametrize("handler", [waits, polls])
+async def test_on_stop_a_post_response_ends_incomplete_even_if_its_handler_returns(serve, handler):
+    app, outcome = application(handler, drain=Drain(grace=0.05))
     body = await read_at_stop(await serve(app, shutdown_timeout=60.0), POST)
-    assert told.how == "returned"
+    assert outcome.how == "returned"
     assert not body.endswith(LAST_CHUNK)
 
 
-async def test_an_answer_to_a_post_that_its_handler_had_ended_before_the_stop_is_complete(serve):
+async def test_a_post_response_that_ended_before_the_stop_is_complete(serve):
     ended, more = asyncio.Event(), asyncio.Event()
 
     async def handler(stream):
@@ -127,7 +125,7 @@ async def test_an_answer_to_a_post_that_its_handler_had_ended_before_the_stop_is
         ended.set()
         await more.wait()
 
-    app, told = application(handler, drain=Drain(grace=0, timeout=60.0))
+    app, outcome = application(handler, drain=Drain(grace=0, timeout=60.0))
     server = await serve(app)
     client = await server.connect(POST)
     await within(ended.wait())
@@ -138,18 +136,18 @@ async def test_an_answer_to_a_post_that_its_handler_had_ended_before_the_stop_is
     await within(stopping)
     body = await within(client.reader.read())
     await client.close()
-    assert told.how == "returned"
+    assert outcome.how == "returned"
     assert body.endswith(LAST_CHUNK)
 
 
-async def test_on_stop_an_answer_to_a_post_may_go_on_for_the_grace(serve):
+async def test_on_stop_a_post_response_may_continue_for_the_grace(serve):
     more = asyncio.Event()
 
     async def handler(stream):
         await more.wait()
         await stream.send("second")
 
-    app, told = application(handler, drain=Drain(grace=60.0))
+    app, outcome = application(handler, drain=Drain(grace=60.0))
     server = await serve(app)
     client = await server.connect(POST)
     await client.until(b"data: first\r\n\r\n")
@@ -161,7 +159,7 @@ async def test_on_stop_an_answer_to_a_post_may_go_on_for_the_grace(serve):
         await stopping
         body = await client.reader.read()
     await client.close()
-    assert told.how == "returned"
+    assert outcome.how == "returned"
     assert b"data: second\r\n\r\n" in body
     assert body.endswith(LAST_CHUNK)
 
@@ -175,7 +173,7 @@ async def test_a_handler_that_does_not_end_when_cancelled_is_aborted_with_the_dr
         finally:
             await release.wait()
 
-    app, told = application(handler, drain=Drain(timeout=0.1))
+    app, outcome = application(handler, drain=Drain(timeout=0.1))
     server = await serve(app, shutdown_timeout=0.1)
     client = await server.connect(GET)
     await client.until(b"data: first\r\n\r\n")
@@ -183,12 +181,12 @@ async def test_a_handler_that_does_not_end_when_cancelled_is_aborted_with_the_dr
         await server.stop()
         assert "streams_aborted" in [line["event"] for line in logged]
         release.set()
-        await told.within()
+        await outcome.within()
     await client.close()
 
 
-async def test_a_handler_whose_client_left_before_is_cancelled_on_stop_too(serve):
-    app, told = application(waits_for_something_else, drain=Drain(timeout=1000.0))
+async def test_on_stop_a_handler_whose_client_has_disconnected_is_cancelled(serve):
+    app, outcome = application(waits_for_something_else, drain=Drain(timeout=1000.0))
     server = await serve(app)
     client = await server.connect(GET)
     await client.until(b"data: first\r\n\r\n")
@@ -199,11 +197,11 @@ async def test_a_handler_whose_client_left_before_is_cancelled_on_stop_too(serve
             await asyncio.sleep(0)
         assert len(app[STREAMS]) == 1
         await server.stop()
-    assert await told.within() == "CancelledError"
+    assert await outcome.within() == "CancelledError"
 
 
-async def test_without_setup_nothing_ends_it_before_aiohttp_does(serve):
-    app, told = application(waits_for_something_else, prepared=False)
+async def test_without_setup_the_stream_ends_only_when_aiohttp_ends_it(serve):
+    app, outcome = application(waits_for_something_else, with_setup=False)
     server = await serve(app, shutdown_timeout=0.2)
     client = await server.connect(GET)
     await client.until(b"data: first\r\n\r\n")
@@ -211,19 +209,19 @@ async def test_without_setup_nothing_ends_it_before_aiohttp_does(serve):
         await server.stop()
         body = await client.reader.read()
     await client.close()
-    assert await told.within() == "CancelledError"
+    assert await outcome.within() == "CancelledError"
     assert not body.endswith(LAST_CHUNK)
 
 
-async def test_a_client_that_leaves_does_not_cancel_a_handler_unless_it_is_asked_for(serve):
-    app, told = application(waits_for_something_else, response_cls=CancelledResponse)
+async def test_a_disconnect_cancels_the_handler_only_with_handler_cancellation(serve):
+    app, outcome = application(waits_for_something_else, response_cls=CancelledResponse)
     server = await serve(app)
     client = await server.connect(GET)
     await client.until(b"data: first\r\n\r\n")
     await client.close()
-    assert await told.within() == "CancelledError"
+    assert await outcome.within() == "CancelledError"
 
-    app, told = application(waits_for_something_else)
+    app, outcome = application(waits_for_something_else)
     server = await serve(app)
     client = await server.connect(GET)
     await client.until(b"data: first\r\n\r\n")
@@ -232,29 +230,29 @@ async def test_a_client_that_leaves_does_not_cancel_a_handler_unless_it_is_asked
     async with asyncio.timeout(10):
         while stream.is_connected():
             await asyncio.sleep(0)
-    assert not told.ended.is_set()
+    assert not outcome.ended.is_set()
 
 
-async def test_a_client_that_leaves_makes_the_next_send_raise_at_once(serve):
+async def test_after_a_disconnect_the_next_send_raises_at_once(serve):
     async def handler(stream):
         while stream.is_connected():
             await asyncio.sleep(0)
         await stream.send("second")
 
-    app, told = application(handler)
+    app, outcome = application(handler)
     server = await serve(app)
     client = await server.connect(GET)
     await client.until(b"data: first\r\n\r\n")
     client.reset()
-    assert await told.within() == "ClientConnectionResetError"
+    assert await outcome.within() == "ClientConnectionResetError"
 
 
-async def test_a_client_that_leaves_wakes_a_send_that_waits(serve):
+async def test_a_disconnect_wakes_a_waiting_send(serve):
     async def handler(stream):
         while True:
             await stream.send("x" * 100_000)
 
-    app, told = application(handler)
+    app, outcome = application(handler)
     server = await serve(app)
     client = await server.connect(GET)
     await client.until(b"data: first\r\n\r\n")
@@ -263,10 +261,10 @@ async def test_a_client_that_leaves_wakes_a_send_that_waits(serve):
         while not stream.connection.paused:
             await asyncio.sleep(0.01)
     client.reset()
-    assert await told.within() == "ClientConnectionResetError"
+    assert await outcome.within() == "ClientConnectionResetError"
 
 
-async def test_a_stream_that_ended_is_none_of_the_application_s_and_its_connection_goes_on(serve):
+async def test_an_ended_stream_is_not_counted_and_its_connection_is_kept(serve):
     async def handler(stream):
         pass
 
@@ -280,20 +278,20 @@ async def test_a_stream_that_ended_is_none_of_the_application_s_and_its_connecti
     await client.close()
 
 
-async def test_a_handler_that_raises_leaves_no_stream_behind(serve):
+async def test_a_handler_that_raises_leaves_no_open_stream(serve):
     async def handler(stream):
         raise ValueError
 
-    app, told = application(handler)
+    app, outcome = application(handler)
     server = await serve(app)
     client = await server.connect(GET)
     await client.reader.read()
     await client.close()
-    await told.within()
+    await outcome.within()
     assert len(app[STREAMS]) == 0
 
 
-async def test_a_head_has_no_stream(serve):
+async def test_a_head_request_has_no_stream(serve):
     app, _ = application(waits)
     server = await serve(app)
     client = await server.connect(GET.replace("GET", "HEAD"))

@@ -1,4 +1,4 @@
-"""A middleware between two parts of a chain calls its handler again: the second attempt is a whole one."""
+"""A middleware between two parts of a chain that calls its handler again: the second attempt runs completely."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def trail() -> list[str]:
     return []
 
 
-def noted(trail: list[str], care: str):
-    """Make an interceptor after whose stage the chain looks at more than what it returned."""
+def noted(trail: list[str], effect: str):
+    """Make an interceptor with an effect that the chain handles after its stage."""
 
     @before
     def note(context: RequestContext) -> RequestContext | None:
         trail.append("note")
-        match care:
+        match effect:
             case "observed":
                 context.add_observer(lambda fact: None)
             case "binds":
@@ -51,9 +51,9 @@ def noted(trail: list[str], care: str):
     return note
 
 
-@pytest.mark.parametrize("care", ["nothing", "observed", "binds", "copies"])
-async def test_a_second_attempt_runs_whatever_the_first_answered(serve, trail, care) -> None:
-    @intercept(noted(trail, care))
+@pytest.mark.parametrize("effect", ["nothing", "observed", "binds", "copies"])
+async def test_a_second_attempt_enters_all_interceptors_again(serve, trail, effect) -> None:
+    @intercept(noted(trail, effect))
     async def handler(request):
         trail.append("handler")
         return web.Response(status=503 if trail.count("handler") == 1 else 200)
@@ -66,7 +66,7 @@ async def test_a_second_attempt_runs_whatever_the_first_answered(serve, trail, c
 
 
 @pytest.mark.parametrize("end", ["terminates", "handles"])
-async def test_a_second_attempt_that_ends_without_a_response_does_not_answer_with_the_first_ones(serve, end) -> None:
+async def test_a_second_attempt_without_a_response_does_not_return_that_of_the_first(serve, end) -> None:
     attempts = []
 
     @before
@@ -95,9 +95,9 @@ async def test_a_second_attempt_that_ends_without_a_response_does_not_answer_wit
 
 
 @pytest.mark.parametrize("whose", ["the context", "a copy"])
-@pytest.mark.parametrize("care", ["nothing", "observed", "binds", "copies"])
+@pytest.mark.parametrize("effect", ["nothing", "observed", "binds", "copies"])
 async def test_an_execution_on_a_context_with_a_response_enters_all_of_its_interceptors(
-    serve, trail, care, whose
+    serve, trail, effect, whose
 ) -> None:
     @before
     def last(context: RequestContext) -> None:
@@ -105,7 +105,7 @@ async def test_an_execution_on_a_context_with_a_response_enters_all_of_its_inter
 
     @after
     async def audit(context: RequestContext) -> None:
-        await execute(context if whose == "the context" else context.copy(), noted(trail, care), last)
+        await execute(context if whose == "the context" else context.copy(), noted(trail, effect), last)
 
     async def handler(request):
         return web.Response(text="x")
@@ -122,7 +122,7 @@ DENIED = {"again": "the response that it has", "other": "another response", "rai
 
 @pytest.mark.parametrize("copies", [0, 1, 2])
 @pytest.mark.parametrize("how", DENIED)
-async def test_an_execution_on_a_context_with_a_response_ends_where_one_is_attached(serve, trail, how, copies) -> None:
+async def test_an_execution_on_a_context_with_a_response_stops_where_one_is_attached(serve, trail, how, copies) -> None:
     @before
     def auth(context: RequestContext) -> RequestContext:
         for _ in range(copies):
@@ -152,7 +152,7 @@ async def test_an_execution_on_a_context_with_a_response_ends_where_one_is_attac
 
 @pytest.mark.parametrize("way", ["the context", "RequestContext.of"])
 @pytest.mark.parametrize("returned", ["a copy", "a new context"])
-async def test_a_response_on_the_context_given_counts_when_the_stage_returns_another_one(
+async def test_a_response_set_on_the_given_context_counts_when_the_stage_returns_another_one(
     serve, trail, way, returned
 ) -> None:
     @before
@@ -174,7 +174,7 @@ async def test_a_response_on_the_context_given_counts_when_the_stage_returns_ano
     assert trail == []
 
 
-async def test_a_response_that_a_stage_takes_off_a_copy_is_off(serve, trail) -> None:
+async def test_a_response_removed_from_a_copy_is_removed(serve, trail) -> None:
     @before
     def change_of_mind(context: RequestContext) -> RequestContext:
         context.response = web.Response(status=401)
@@ -193,7 +193,7 @@ async def test_a_response_that_a_stage_takes_off_a_copy_is_off(serve, trail) -> 
     assert trail == ["handler"]
 
 
-async def test_a_second_attempt_is_apart_from_a_copy_that_the_first_one_left_running(serve) -> None:
+async def test_a_second_attempt_is_independent_of_a_copy_that_the_first_left_running(serve) -> None:
     attempts: list[asyncio.Task[RequestContext]] = []
     audited = asyncio.Event()
 
@@ -202,7 +202,7 @@ async def test_a_second_attempt_is_apart_from_a_copy_that_the_first_one_left_run
         try:
             return await handler(request)
         except ValueError:
-            await asyncio.sleep(0)  # the copy's execution begins here, behind the end of the chain
+            await asyncio.sleep(0)  # the copy's execution begins here, after the chain has ended
             return await handler(request)
 
     @before

@@ -29,7 +29,7 @@ def application(*hubs):
 
 
 @pytest.mark.parametrize("path", ["/", "/sub/"])
-async def test_it_opens_streams_again_and_ends_them_again(serve, path):
+async def test_streams_open_and_end_each_time(serve, path):
     app = application()
     for _ in range(3):
         server = await serve(app)
@@ -42,7 +42,7 @@ async def test_it_opens_streams_again_and_ends_them_again(serve, path):
         await listener.close()
 
 
-async def test_its_hub_goes_on_where_it_was(serve):
+async def test_a_hub_without_a_broker_keeps_its_history(serve):
     hub = Hub()
     app = application(hub)
     for number in range(2):
@@ -57,7 +57,7 @@ async def test_its_hub_goes_on_where_it_was(serve):
     assert hub.statistics().records == 2
 
 
-async def test_a_hub_whose_broker_was_closed_says_so_at_the_start(serve):
+async def test_a_hub_with_a_closed_broker_raises_on_startup(serve):
     first, hub = Hub(), Hub(MemoryBroker(MemoryLog()))
     app = application(first, hub)
     server = await serve(app)
@@ -66,11 +66,11 @@ async def test_a_hub_whose_broker_was_closed_says_so_at_the_start(serve):
     runner = web.AppRunner(app)
     with pytest.raises(RuntimeError, match="was closed, and its broker with it; make another Hub"):
         await runner.setup()
-    assert not first.ready  # it was closed again, or its timer would be left
+    assert not first.ready  # it was closed again
     await runner.cleanup()
 
 
-async def test_a_hub_that_does_not_close_leaves_no_other_open(serve):
+async def test_an_exception_while_closing_a_hub_does_not_keep_others_open(serve):
     class Broken(MemoryBroker):
         async def close(self):
             await super().close()

@@ -1,4 +1,4 @@
-"""The state that a stream begins with, and the changes that follow it."""
+"""Snapshots: the state that a stream starts with, and the records that follow it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ pytestmark = BOTH_LOOPS
 
 @pytest.fixture(autouse=True)
 def quiet(logged):
-    """Keep what is logged of streams to ourselves."""
+    """Capture what streams log."""
 
 
 @pytest.mark.parametrize("after", ["nothing", "gap"])
-async def test_a_snapshot_that_was_cut_begins_again_and_one_that_was_not_does_not(serve, after):
-    """Cut after each of its bytes; the id to return with is its last event's."""
+async def test_an_incomplete_snapshot_is_sent_again_and_a_complete_one_is_not(serve, after):
+    """The connection is closed after each byte in turn. Only the last event has an id."""
     hub = Hub(history=4)
     first = await hub.publish("a", "0")
     for number in range(1, 8):
@@ -43,9 +43,9 @@ async def test_a_snapshot_that_was_cut_begins_again_and_one_that_was_not_does_no
             await listener.read(1)
         await listener.close()
         complete = size == len(whole.body)
-        assert listener.last_event_id == (hub.log.id_of(8) if complete else "")
+        assert listener.last_event_id == (hub.history.id_of(8) if complete else "")
         listener = await listen(server, after=listener.last_event_id or given)
-        await until(lambda: hub.statistics().behind == 0 and hub.statistics().subscribers >= 1)
+        await until(lambda: hub.statistics().catching_up == 0 and hub.statistics().subscribers >= 1)
         await hub.publish("a", "end", ephemeral=True)
         seen = [(await listener.event()).data.replace(",", ", ").replace(":", ": ")]
         while seen[-1] != "end":
@@ -55,9 +55,9 @@ async def test_a_snapshot_that_was_cut_begins_again_and_one_that_was_not_does_no
         await until(lambda: hub.statistics().subscribers == 0)
 
 
-class TestASnapshot:
+class TestSnapshot:
     @pytest.mark.parametrize("form", ["list", "tuple", "generator", "async list", "async generator", "Snapshot"])
-    async def test_comes_in_any_of_these_forms_and_only_its_last_event_has_an_id(self, serve, form):
+    async def test_each_form_is_accepted_and_only_the_last_event_has_an_id(self, serve, form):
         hub = Hub()
         await hub.publish("a", "old")
 
@@ -74,28 +74,28 @@ class TestASnapshot:
             "generator": lambda context: (data for data in "xy"),
             "async list": later,
             "async generator": generate,
-            "Snapshot": lambda context: Snapshot(["x", "y"], hub.log.id_of(1)),
+            "Snapshot": lambda context: Snapshot(["x", "y"], hub.history.id_of(1)),
         }[form]
         listener = await listen(await serve(application(hub, "a", snapshot=snapshot, retry=2000)))
         assert await listener.frame() == Event("x", retry=2000)
-        assert await listener.frame() == Event("y", id=hub.log.id_of(1))
+        assert await listener.frame() == Event("y", id=hub.history.id_of(1))
         await hub.publish("a", "z")
-        assert await listener.frame() == Event("z", id=hub.log.id_of(2))
+        assert await listener.frame() == Event("z", id=hub.history.id_of(2))
         await listener.close()
 
     @pytest.mark.parametrize("prime", [True, False])
-    async def test_that_is_empty_leaves_the_stream_as_it_would_be_without(self, serve, prime):
+    async def test_an_empty_snapshot_changes_nothing(self, serve, prime):
         hub = Hub()
         server = await serve(application(hub, "a", snapshot=lambda context: [], retry=2000, prime=prime))
         listener = await listen(server)
         if prime:
-            assert await listener.frame() == Event(id=hub.log.id_of(0), retry=2000)
+            assert await listener.frame() == Event(id=hub.history.id_of(0), retry=2000)
         await until(lambda: hub.statistics().subscribers == 1)
         await hub.publish("a", "x")
-        assert await listener.frame() == Event("x", id=hub.log.id_of(1), retry=None if prime else 2000)
+        assert await listener.frame() == Event("x", id=hub.history.id_of(1), retry=None if prime else 2000)
         await listener.close()
 
-    async def test_is_given_to_who_is_told_of_a_gap_and_to_nobody_else_who_returns(self, serve):
+    async def test_a_resuming_client_gets_one_only_after_a_gap(self, serve):
         hub = Hub(history=2)
         ids = [await hub.publish("a", str(number)) for number in range(5)]
         app = application(hub, "a", snapshot=lambda context: ["state"], gap_event="hole")
@@ -106,10 +106,10 @@ class TestASnapshot:
             (ids[1], ["evicted", "state"]),
             ("x", ["unknown", "state"]),
             ("0-1", ["foreign", "state"]),
-            (hub.log.id_of(9), ["future", "state"]),
+            (hub.history.id_of(9), ["future", "state"]),
         ]:
             listener = await listen(server, after=after)
-            await until(lambda: hub.statistics().subscribers == 1 and hub.statistics().behind == 0)
+            await until(lambda: hub.statistics().subscribers == 1 and hub.statistics().catching_up == 0)
             await hub.publish("a", "end", ephemeral=True)
             events = [await listener.event() for _ in range(len(seen) + 1)]
             assert [json.loads(e.data)["reason"] if e.name == "hole" else e.data for e in events] == [*seen, "end"]
@@ -120,27 +120,27 @@ class TestASnapshot:
         assert hub.statistics().gaps == 4
 
     @pytest.mark.parametrize(("given", "reason"), [("x", "unknown"), ("0-1", "foreign"), ("FUTURE", "future")])
-    async def test_whose_id_says_nothing_is_told_as_a_gap(self, serve, given, reason):
+    async def test_an_unusable_snapshot_id_is_reported_as_a_gap(self, serve, given, reason):
         hub = Hub()
         await hub.publish("a", "old")
-        given = hub.log.id_of(7) if given == "FUTURE" else given
+        given = hub.history.id_of(7) if given == "FUTURE" else given
         snapshot = Snapshot(["state"], given)
         listener = await listen(await serve(application(hub, "a", snapshot=lambda context: snapshot)))
         gap = await listener.event()
         assert json.loads(gap.data) == {"reason": reason, "after": given, "first": None}
         assert (await listener.event()).data == "state"
-        if reason == "foreign":  # all of this life's records follow what another one's state was
+        if reason == "foreign":  # all records of this run follow the state of another run
             assert (await listener.event()).data == "old"
         await listener.close()
 
     @pytest.mark.parametrize("form", ["generator", "async generator"])
-    async def test_is_not_read_faster_than_its_client_reads_it(self, serve, form):
-        """peer bug 32: of twenty megabytes, what a small client has room for."""
-        hub, given = Hub(), []
+    async def test_it_is_produced_no_faster_than_the_client_reads(self, serve, form):
+        """Of twenty megabytes, only what fits the buffers of a small client is produced."""
+        hub, produced = Hub(), []
 
         def generate(context):
             for number in range(20_000):
-                given.append(number)
+                produced.append(number)
                 yield f"{number} {'x' * 1024}"
 
         async def generate_later(context):
@@ -157,18 +157,18 @@ class TestASnapshot:
         listener = await listen(await serve(app), room=4096)
         await until(lambda: streams and streams[0].statistics().unsent)
         before = -1
-        while before != len(given):
-            before = len(given)
+        while before != len(produced):
+            before = len(produced)
             for _ in range(100):
                 await asyncio.sleep(0)
-        assert len(given) < 1000
+        assert len(produced) < 1000
         assert streams[0].statistics().unsent < 128 * 1024
         assert [data.split()[0] for data in await listener.data(2000)] == [str(number) for number in range(2000)]
         await listener.close()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_stream_ready_comes_before_the_snapshot_or_if_it_is_async_after_it(serve, asynchronous):
+async def test_a_plain_stream_ready_runs_before_the_snapshot_and_an_async_one_after_it(serve, asynchronous):
     hub, order = Hub(), []
 
     def ready(subscriber, context) -> None:
@@ -203,6 +203,6 @@ async def test_stream_ready_comes_before_the_snapshot_or_if_it_is_async_after_it
         ([], 5, TypeError, "a snapshot's id is what publish returned, a str or None, not 5"),
     ],
 )
-def test_what_is_no_snapshot_is_refused(events, given, error, message):
+def test_an_invalid_snapshot_is_refused(events, given, error, message):
     with pytest.raises(error, match=re.escape(message)):
         Snapshot(events, given)

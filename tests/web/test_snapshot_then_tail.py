@@ -1,4 +1,4 @@
-"""State plus changes, whatever is published while a stream begins."""
+"""A snapshot and the records after it, with publishing at every point of a stream's start."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ pytestmark = BOTH_LOOPS
 
 @pytest.fixture(autouse=True)
 def quiet(logged):
-    """Keep what is logged of streams to ourselves."""
+    """Capture what streams log."""
 
 
 class Board:
-    """An application's state, and what happens to it meanwhile: changes at each point where somebody else may run."""
+    """An application's state that changes at every point where other tasks may run."""
 
     def __init__(self, seed: int) -> None:
         self.hub = Hub()
@@ -35,7 +35,7 @@ class Board:
     async def change(self) -> None:
         self.number += 1
         key = self.chance.choice("abc")
-        self.state[key] = self.number  # first the state, then the word of it
+        self.state[key] = self.number  # the state changes before the change is published
         self.id = await self.hub.publish("board", Event.json([key, self.number], name="change"))
         self.total += self.number
 
@@ -54,7 +54,7 @@ class Board:
         await self.points()
         return "board"
 
-    async def of_the_time_of_an_id(self, context) -> Snapshot:
+    async def with_an_id(self, context) -> Snapshot:
         await self.points()
         total, last = self.total, self.id
         await self.points()
@@ -66,30 +66,30 @@ class Board:
             yield Event("done", "done")
             await self.points()
 
-        return Snapshot(events(), last or self.hub.log.id_of(0))
+        return Snapshot(events(), last or self.hub.history.id_of(0))
 
-    async def of_one_time(self, context) -> list[Event]:
+    async def at_one_time(self, context) -> list[Event]:
         await self.points()
         state = [Event.json([key, self.state.get(key)], name="state") for key in "abc"]
         await self.points()
         return state
 
-    async def of_some_time(self, context):
+    async def over_some_time(self, context):
         await self.points()
         for key in "abc":
-            yield Event.json([key, self.state.get(key)], name="state")  # each of another time
+            yield Event.json([key, self.state.get(key)], name="state")  # each read at another time
             await self.points()
 
 
 class Page:
-    """What a page makes of it."""
+    """A client that applies the snapshot and the records."""
 
     def __init__(self) -> None:
         self.state: dict[str, int] = {}
         self.total = 0
 
     async def follow(self, listener: Listener, last: int) -> None:
-        """Read until the last change is there."""
+        """Read until the last change has arrived."""
         number = -1
         while number < last:
             event = await listener.event()
@@ -104,9 +104,9 @@ class Page:
                 self.total += number
 
 
-@pytest.mark.parametrize("form", ["of_the_time_of_an_id", "of_one_time", "of_some_time"])
-async def test_state_and_changes_have_no_hole_whatever_is_published_when(serve, form):
-    """Each of a thousand streams meets other changes at other points; with an id no change comes twice either."""
+@pytest.mark.parametrize("form", ["with_an_id", "at_one_time", "over_some_time"])
+async def test_a_snapshot_and_the_records_after_it_miss_no_change(serve, form):
+    """Each of a thousand streams gets other changes at other points. With an id, no change is repeated."""
     board = Board(0)
     server = await serve(application(board.hub, board.topics, snapshot=getattr(board, form)))
     for seed in range(1000):
@@ -115,11 +115,11 @@ async def test_state_and_changes_have_no_hole_whatever_is_published_when(serve, 
         await board.points()
         listener = await within(opening)
         await board.points()
-        await until(lambda: board.hub.statistics().subscribers == 1 and board.hub.statistics().behind == 0)
+        await until(lambda: board.hub.statistics().subscribers == 1 and board.hub.statistics().catching_up == 0)
         await board.change()
         page = Page()
         await page.follow(listener, board.number)
-        if form == "of_the_time_of_an_id":
+        if form == "with_an_id":
             assert page.total == board.total
         else:
             assert page.state == board.state

@@ -8,18 +8,18 @@ import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import as_handler, setup, start_event_stream
-from aiohttp_interceptors.web.transport import SocketOptions, options_on
+from aiohttp_interceptors.web.transport import SocketOptions, socket_options
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 
 KEEP = "GET / HTTP/1.1\nHost: x\n\n"
-PATIENCE = 10.0
+TIMEOUT = 10.0  # seconds
 
 pytestmark = BOTH_LOOPS
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the options of Linux")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
 class Bare:
-    """A transport that only has a socket."""
+    """A transport that has nothing but a socket."""
 
     def __init__(self, sock) -> None:
         self.sock = sock
@@ -39,36 +39,36 @@ def pair():
         yield server, client
 
 
-class TestOnAPlatform:
-    def test_linux_says_early_that_a_client_is_slow_and_at_last_that_it_is_gone(self):
-        assert options_on("linux", 60.0) == ((socket.IPPROTO_TCP, 25, 16384), (socket.IPPROTO_TCP, 18, 60_000))
+class TestPlatforms:
+    def test_linux_limits_unsent_data_and_the_time_without_acknowledgment(self):
+        assert socket_options("linux", 60.0) == ((socket.IPPROTO_TCP, 25, 16384), (socket.IPPROTO_TCP, 18, 60_000))
 
-    def test_macos_does_with_other_numbers_and_in_seconds(self):
-        assert options_on("darwin", 60.0) == ((socket.IPPROTO_TCP, 0x201, 16384), (socket.IPPROTO_TCP, 0x80, 60))
+    def test_macos_has_other_constants_and_seconds(self):
+        assert socket_options("darwin", 60.0) == ((socket.IPPROTO_TCP, 0x201, 16384), (socket.IPPROTO_TCP, 0x80, 60))
 
     @pytest.mark.parametrize("platform", ["win32", "freebsd14"])
-    def test_elsewhere_the_kernel_gets_a_small_buffer(self, platform):
-        assert options_on(platform, 60.0) == ((socket.SOL_SOCKET, socket.SO_SNDBUF, 65536),)
+    def test_other_platforms_use_a_small_send_buffer(self, platform):
+        assert socket_options(platform, 60.0) == ((socket.SOL_SOCKET, socket.SO_SNDBUF, 65536),)
 
     @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-    def test_without_a_stall_limit_the_kernel_has_none_either(self, platform):
-        assert len(options_on(platform, None)) == 1
+    def test_without_a_stall_timeout_the_timeout_option_is_not_set(self, platform):
+        assert len(socket_options(platform, None)) == 1
 
     @pytest.mark.parametrize(("platform", "value"), [("linux", 1), ("darwin", 1)])
-    def test_a_tiny_limit_is_not_zero_which_would_mean_none(self, platform, value):
-        assert options_on(platform, 0.0001)[1][2] == value
+    def test_a_tiny_timeout_is_rounded_up_because_zero_means_none(self, platform, value):
+        assert socket_options(platform, 0.0001)[1][2] == value
 
     @linux
-    def test_the_numbers_are_those_of_this_kernel(self):
-        assert [name for _, name, _ in options_on("linux", 1.0)] == [
+    def test_the_constants_match_the_socket_module(self):
+        assert [name for _, name, _ in socket_options("linux", 1.0)] == [
             getattr(socket, "TCP_NOTSENT_LOWAT", 25),
             socket.TCP_USER_TIMEOUT,
         ]
 
 
 @linux
-class TestOnASocket:
-    def test_they_are_set_and_what_was_there_is_put_back_once(self, pair):
+class TestSocket:
+    def test_options_are_set_and_restored_once(self, pair):
         server, _ = pair
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1234)
         options = SocketOptions(Bare(server), 2.5)
@@ -82,68 +82,65 @@ class TestOnASocket:
         assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 99
 
     @pytest.mark.parametrize("platform", ["win32"])
-    def test_a_platform_without_them_gets_a_send_buffer_and_cannot_tell_what_was_taken(
-        self, pair, platform, monkeypatch
-    ):
+    def test_other_platforms_set_the_send_buffer_and_report_no_acknowledgments(self, pair, platform, monkeypatch):
         monkeypatch.setattr("aiohttp_interceptors.web.transport.PLATFORM", platform)
         server, _ = pair
         before = server.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         options = SocketOptions(Bare(server), 2.5)
-        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 65536  # Linux doubles what is asked for
-        assert (options.acknowledged(), options.unacknowledged()) == (None, 0)
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 65536  # Linux doubles the value
+        assert (options.acked_bytes(), options.unacked_bytes()) == (None, 0)
         options.restore()
         assert server.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in {before, 2 * before}
 
-    def test_what_the_client_has_taken_is_known_to_the_byte(self, pair):
+    def test_acknowledged_bytes_are_counted_exactly(self, pair):
         server, client = pair
         options = SocketOptions(Bare(server), 2.5)
-        first = options.acknowledged()
+        first = options.acked_bytes()
         server.sendall(b"x" * 1000)
         assert client.recv(1000, socket.MSG_WAITALL) == b"x" * 1000
-        while options.unacknowledged():
+        while options.unacked_bytes():
             pass
-        assert options.acknowledged() - first == 1000
+        assert options.acked_bytes() - first == 1000
 
-    def test_what_a_client_does_not_take_is_owed(self, pair):
+    def test_unacknowledged_bytes_are_counted_exactly(self, pair):
         server, _ = pair
         options = SocketOptions(Bare(server), 2.5)
-        first, sent = options.acknowledged(), 0
+        first, sent = options.acked_bytes(), 0
         server.setblocking(False)
         while True:
             try:
                 sent += server.send(b"x" * 65536)
             except BlockingIOError:
                 break
-        assert options.unacknowledged() > 0
-        assert options.acknowledged() - first + options.unacknowledged() == sent
+        assert options.unacked_bytes() > 0
+        assert options.acked_bytes() - first + options.unacked_bytes() == sent
 
-    def test_a_closed_socket_owes_nothing_and_is_left_alone(self, pair):
+    def test_a_closed_socket_is_ignored(self, pair):
         server, _ = pair
         options = SocketOptions(Bare(server), 2.5)
         server.close()
-        assert (options.acknowledged(), options.unacknowledged()) == (None, 0)
+        assert (options.acked_bytes(), options.unacked_bytes()) == (None, 0)
         options.restore()
         SocketOptions(Bare(server), 2.5).restore()
 
-    def test_a_unix_socket_and_a_transport_without_one_are_left_alone(self):
+    def test_a_unix_socket_and_a_transport_without_a_socket_are_ignored(self):
         one, other = socket.socketpair()
         with one, other:
             one.sendall(b"x")
             for sock in (one, None):
                 options = SocketOptions(Bare(sock), 2.5)
-                assert (options.acknowledged(), options.unacknowledged()) == (None, 0)
+                assert (options.acked_bytes(), options.unacked_bytes()) == (None, 0)
                 options.restore()
 
 
 @linux
-class TestOnAStream:
-    async def test_a_reused_connection_is_as_it_was_before_the_stream(self, serve):
-        """peer bug 11: socket options and the transport's limits are those of the next request again."""
+class TestStream:
+    async def test_a_reused_connection_has_its_previous_settings(self, serve):
         seen = []
         opened = asyncio.Event()
         channels = []
 
-        def look(transport) -> tuple:
+        def settings_of(transport) -> tuple:
             sock = transport.get_extra_info("socket")
             return (
                 sock.getsockopt(socket.IPPROTO_TCP, 25),
@@ -154,11 +151,11 @@ class TestOnAStream:
             )
 
         async def other(request: web.Request) -> web.Response:
-            seen.append(look(request.transport))
+            seen.append(settings_of(request.transport))
             return web.Response(text="other")
 
         def ready(channel, context) -> None:
-            seen.append(look(context.request.transport))
+            seen.append(settings_of(context.request.transport))
             channels.append(channel)
             opened.set()
 
@@ -170,13 +167,13 @@ class TestOnAStream:
         raw = await server.connect(KEEP.replace("/ ", "/other "))
         await raw.until(b"other")
         raw.writer.write(KEEP.replace("\n", "\r\n").encode())
-        await asyncio.wait_for(opened.wait(), PATIENCE)
+        await asyncio.wait_for(opened.wait(), TIMEOUT)
         channels[0].close()
         await raw.until(b"0\r\n\r\n")
         raw.writer.write(KEEP.replace("/ ", "/other ").replace("\n", "\r\n").encode())
         await raw.until(b"other")
         before, during, after = seen
-        assert during == (16384, 7500, (4096, 16384), True, "Watcher")
+        assert during == (16384, 7500, (4096, 16384), True, "InterposedProtocol")
         assert before == after
         assert before[:2] == (0, 0)
         await raw.close()

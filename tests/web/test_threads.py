@@ -1,4 +1,4 @@
-"""Calls from other threads: refused before anything changes, and the ways that work."""
+"""Calls from other threads: the methods that reject them, and the thread-safe ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.exceptions import EventTooLarge
 from aiohttp_interceptors.testing import open_stream
-from tests.waiting import within
+from tests.waiting import run_other_tasks, within
 
 
 def threaded(call, *arguments):
@@ -30,13 +30,13 @@ def threaded(call, *arguments):
 
 
 class Opened:
-    """The channel and the context of one stream, as soon as it is open."""
+    """A ``stream_ready`` function that provides the channel and the context of its stream."""
 
     def __init__(self):
-        self.there = asyncio.get_running_loop().create_future()
+        self.stream = asyncio.get_running_loop().create_future()
 
     async def __call__(self, channel, context):
-        self.there.set_result((channel, context))
+        self.stream.set_result((channel, context))
         await channel.wait_closed()
 
 
@@ -47,21 +47,21 @@ async def serving(serve, **options):
     return await serve(app), opened
 
 
-REFUSED = {
-    "put_nowait": (lambda channel, _: channel.put_nowait("lost"), r"put_threadsafe\(event\)"),
-    "put": (lambda channel, _: asyncio.run(channel.put("lost")), r"put_threadsafe\(event\)"),
+REJECTED = {
+    "put_nowait": (lambda channel, _: channel.put_nowait("a"), r"put_threadsafe\(event\)"),
+    "put": (lambda channel, _: asyncio.run(channel.put("a")), r"put_threadsafe\(event\)"),
     "close": (lambda channel, _: channel.close(), r"call_soon_threadsafe\(channel\.close\)"),
     "end": (lambda _, context: context.stream.end(CloseReason.KICKED), r"call_soon_threadsafe\(stream\.end, reason\)"),
     "wait_closed": (lambda channel, _: asyncio.run(channel.wait_closed()), r"run_coroutine_threadsafe"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-async def test_a_call_from_another_thread_is_refused_and_changes_nothing(serve, session, name):
-    call, words = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+async def test_a_call_from_another_thread_raises_and_has_no_effect(serve, session, name):
+    call, words = REJECTED[name]
     server, opened = await serving(serve)
     async with open_stream(session, server.url) as stream:
-        channel, context = await within(opened.there)
+        channel, context = await within(opened.stream)
         for _ in range(2):
             with pytest.raises(RuntimeError, match=words):
                 await threaded(call, channel, context)
@@ -72,7 +72,7 @@ async def test_a_call_from_another_thread_is_refused_and_changes_nothing(serve, 
         assert await stream.rest() == []
 
 
-async def test_events_of_another_thread_arrive_in_their_order(serve, session):
+async def test_events_from_another_thread_keep_their_order(serve, session):
     server, opened = await serving(serve, buffer=2)
 
     def produce(channel):
@@ -81,7 +81,7 @@ async def test_events_of_another_thread_arrive_in_their_order(serve, session):
         return [future.result(10) for future in futures]
 
     async with open_stream(session, server.url) as stream:
-        channel, _ = await within(opened.there)
+        channel, _ = await within(opened.stream)
         assert await threaded(produce, channel) == [True] * 100
         assert [(await stream.next()).data for _ in range(100)] == [str(number) for number in range(100)]
         channel.close()
@@ -89,23 +89,22 @@ async def test_events_of_another_thread_arrive_in_their_order(serve, session):
         assert await threaded(lambda: channel.put_threadsafe("late").result(10)) is False
 
 
-async def test_a_put_of_another_thread_that_waits_is_false_when_the_client_leaves():
+async def test_a_waiting_put_from_another_thread_is_false_when_the_client_disconnects():
     channel = EventChannel(1)
-    channel.attach(lambda: None)
+    channel._attach(lambda: None)
     assert channel.put_nowait("a")
     waits = await threaded(channel.put_threadsafe, "b")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await run_other_tasks()
     assert not waits.done()
     channel.end(CloseReason.CLIENT_LEFT)
     assert await within(asyncio.wrap_future(waits)) is False
     assert await within(asyncio.wrap_future(await threaded(channel.put_threadsafe, "late"))) is False
 
 
-async def test_what_cannot_be_put_is_refused_in_the_thread_that_puts_it(serve, session):
+async def test_an_invalid_event_raises_in_the_thread_that_puts_it(serve, session):
     server, opened = await serving(serve, max_event_size=100)
     async with open_stream(session, server.url) as stream:
-        channel, _ = await within(opened.there)
+        channel, _ = await within(opened.stream)
         with pytest.raises(TypeError, match="put takes an Event or a str"):
             await threaded(channel.put_threadsafe, 7)
         with pytest.raises(EventTooLarge):
@@ -114,12 +113,12 @@ async def test_what_cannot_be_put_is_refused_in_the_thread_that_puts_it(serve, s
         assert (await stream.next()).data == "a"
 
 
-async def test_waiting_for_it_in_the_loops_own_thread_is_refused(serve, session):
+async def test_waiting_for_the_future_in_the_thread_of_the_loop_raises(serve, session):
     hub = Hub()
     hub.open()
     server, opened = await serving(serve)
     async with open_stream(session, server.url) as stream:
-        channel, _ = await within(opened.there)
+        channel, _ = await within(opened.stream)
         for call in (partial(channel.put_threadsafe, "a"), partial(hub.publish_threadsafe, "t", "a")):
             future = call()
             for wait in (future.result, future.exception):
@@ -132,11 +131,11 @@ async def test_waiting_for_it_in_the_loops_own_thread_is_refused(serve, session)
     await hub.close()
 
 
-async def test_a_threads_event_that_waits_for_room_can_be_taken_back(serve, session):
+async def test_cancelling_the_future_withdraws_an_event_that_waits_for_room(serve, session):
     server, opened = await serving(serve, buffer=1)
     async with open_stream(session, server.url) as stream:
-        channel, _ = await within(opened.there)
-        assert channel.put_nowait("a")  # pumped in the next turn of the loop, which does not come before the next await
+        channel, _ = await within(opened.stream)
+        assert channel.put_nowait("a")  # written in the next iteration of the event loop, after the next await
         future = channel.put_threadsafe("b")
         assert future.cancel()
         assert await channel.put("c")
@@ -144,20 +143,20 @@ async def test_a_threads_event_that_waits_for_room_can_be_taken_back(serve, sess
         assert [event.data for event in await stream.rest()] == ["a", "c"]
 
 
-async def test_a_hubs_publication_that_fails_in_the_loop_fails_its_future(monkeypatch):
+async def test_a_publication_that_fails_in_the_loop_fails_its_future(monkeypatch):
     hub = Hub()
     hub.open()
 
     def fail(*_):
         raise OSError("no room")
 
-    monkeypatch.setattr(hub.log, "append", fail)
+    monkeypatch.setattr(hub.history, "append", fail)
     with pytest.raises(OSError, match="no room"):
         await within(asyncio.wrap_future(await threaded(hub.publish_threadsafe, "t", "a")))
     await hub.close()
 
 
-async def test_the_end_of_a_hubs_stream_from_another_thread_is_refused_and_changes_nothing(serve, session):
+async def test_ending_a_topic_stream_from_another_thread_raises_and_has_no_effect(serve, session):
     hub = Hub()
     contexts = []
     app = web.Application()
@@ -176,7 +175,7 @@ async def test_the_end_of_a_hubs_stream_from_another_thread_is_refused_and_chang
         assert await stream.rest() == []
 
 
-async def test_stop_streaming_from_another_thread_is_refused(serve, session):
+async def test_stop_streaming_from_another_thread_raises(serve, session):
     responses = asyncio.Queue()
 
     async def handler(request):
@@ -197,21 +196,19 @@ async def test_stop_streaming_from_another_thread_is_refused(serve, session):
         assert await stream.rest() == []
 
 
-async def test_a_put_from_another_thread_can_be_cancelled_while_it_waits():
+async def test_a_waiting_put_from_another_thread_can_be_cancelled():
     channel = EventChannel(1)
-    channel.attach(lambda: None)
+    channel._attach(lambda: None)
     channel.put_nowait("first")
     waiting = await threaded(channel.put_threadsafe, "second")
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await run_other_tasks()
     assert not waiting.done()
     assert waiting.cancel()
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await run_other_tasks()
     assert channel.buffered == 1
 
 
-async def test_getting_from_a_channels_queue_by_hand_waits_for_a_put():
+async def test_get_on_the_queue_of_a_channel_waits_for_a_put():
     channel = EventChannel(2)
     taking = asyncio.ensure_future(channel.buffer.get())
     await asyncio.sleep(0)

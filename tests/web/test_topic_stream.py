@@ -1,4 +1,4 @@
-"""An open stream of a Hub: what it is told, why it ends, and what is known of it."""
+"""An open topic stream: why it ends, its ``stream_ready``, and its statistics."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.waiting import until, within
 pytestmark = BOTH_LOOPS
 
 
-class TransportListener:
-    """Streams of a Hub, who was there, and why they ended."""
+class ObservedStreams:
+    """Topic streams of a Hub, their subscribers, and why they ended."""
 
-    def __init__(self, topics="a", ready=None, *, held: bool = False, **options: object) -> None:
+    def __init__(self, topics="a", ready=None, *, deferred: bool = False, **options: object) -> None:
         self.hub = options.pop("hub", None) or Hub()
         self.opened: list[tuple[Subscriber, RequestContext]] = []
         self.reasons: list[CloseReason] = []
@@ -28,14 +28,14 @@ class TransportListener:
             return None if ready is None else ready(subscriber, context)
 
         options.setdefault("on_close", lambda context, reason: self.reasons.append(reason))
-        self.app = application(self.hub, topics, stream_ready=None if held else stream_ready, **options)
+        self.app = application(self.hub, topics, stream_ready=None if deferred else stream_ready, **options)
         self.stream = None
 
     async def until_open(self, streams: int = 1) -> None:
-        await until(lambda: self.hub.statistics().subscribers == streams and self.hub.statistics().behind == 0)
+        await until(lambda: self.hub.statistics().subscribers == streams and self.hub.statistics().catching_up == 0)
         self.stream = next(iter(self.app[STREAMS]))
 
-    async def until_over(self) -> None:
+    async def until_closed(self) -> None:
         await until(lambda: self.hub.statistics().subscribers == len(self.app[STREAMS]) == 0)
 
 
@@ -43,96 +43,96 @@ def errors(logged) -> list[dict]:
     return [line for line in logged if line["log_level"] in {"error", "critical", "warning"}]
 
 
-@pytest.mark.parametrize("held", [False, True], ids=["head first", "head and first frame"])
-class TestTheEnd:
-    async def test_of_a_client_that_leaves_is_told_once(self, serve, logged, held, handler_cancellation):
-        watched = TransportListener(held=held)
-        listener = await listen(await serve(watched.app, handler_cancellation=handler_cancellation))
-        await watched.until_open()
+@pytest.mark.parametrize("deferred", [False, True], ids=["headers first", "headers with first frame"])
+class TestEnd:
+    async def test_a_disconnect_is_reported_once(self, serve, logged, deferred, handler_cancellation):
+        streams = ObservedStreams(deferred=deferred)
+        listener = await listen(await serve(streams.app, handler_cancellation=handler_cancellation))
+        await streams.until_open()
         await listener.close()
-        await watched.until_over()
-        assert watched.reasons == [CloseReason.CLIENT_LEFT]
-        assert watched.stream.statistics().reason is CloseReason.CLIENT_LEFT
-        assert watched.stream.subscriber.topics == frozenset()
+        await streams.until_closed()
+        assert streams.reasons == [CloseReason.CLIENT_LEFT]
+        assert streams.stream.statistics().reason is CloseReason.CLIENT_LEFT
+        assert streams.stream.subscriber.topics == frozenset()
         assert errors(logged) == []
 
     @pytest.mark.parametrize("reason", [CloseReason.KICKED, CloseReason.CLOSED])
-    async def test_by_the_application_is_clean_and_comes_after_what_was_published(self, serve, logged, held, reason):
-        watched = TransportListener(held=held)
-        listener = await listen(await serve(watched.app))
-        await watched.until_open()
-        last = await watched.hub.publish("a", "you have to leave")
-        watched.stream.end(reason)
-        await watched.hub.publish("a", "too late")
+    async def test_the_application_ends_it_cleanly_after_the_published_records(self, serve, logged, deferred, reason):
+        streams = ObservedStreams(deferred=deferred)
+        listener = await listen(await serve(streams.app))
+        await streams.until_open()
+        last = await streams.hub.publish("a", "you have to leave")
+        streams.stream.end(reason)
+        await streams.hub.publish("a", "too late")
         assert [event.data for event in await listener.rest()] == ["you have to leave"]
         assert (listener.complete, listener.last_event_id) == (True, last)
-        await watched.until_over()
-        assert watched.reasons == [reason]
+        await streams.until_closed()
+        assert streams.reasons == [reason]
         await listener.close()
 
-    async def test_of_its_age_is_clean_and_the_client_goes_on_where_it_was(self, serve, logged, held):
-        watched = TransportListener(max_age=0.05, held=held)
-        server = await serve(watched.app)
+    async def test_max_age_ends_it_cleanly_and_the_client_resumes(self, serve, logged, deferred):
+        streams = ObservedStreams(max_age=0.05, deferred=deferred)
+        server = await serve(streams.app)
         listener = await listen(server)
         await listener.rest()
         assert listener.complete
-        assert watched.reasons == [CloseReason.EXPIRED]
-        await watched.hub.publish("a", "meanwhile")
+        assert streams.reasons == [CloseReason.EXPIRED]
+        await streams.hub.publish("a", "meanwhile")
         again = await listen(server, after=listener.last_event_id)
         assert await again.data(1) == ["meanwhile"]
         await listener.close()
         await again.close()
 
-    async def test_because_select_raises_is_an_error_of_that_stream_alone(self, serve, logged, raised, held):
+    async def test_a_select_that_raises_ends_only_its_own_stream(self, serve, logged, raised, deferred):
         def select(context, record) -> bool:
             if context.request.query.get("bad"):
                 raise LookupError("no such user")
             return True
 
-        watched = TransportListener(select=select, held=held)
-        server = await serve(watched.app)
+        streams = ObservedStreams(select=select, deferred=deferred)
+        server = await serve(streams.app)
         good, bad = await listen(server), await listen(server, "/?bad=1")
-        await watched.until_open(2)
-        await watched.hub.publish("a", "x")
+        await streams.until_open(2)
+        await streams.hub.publish("a", "x")
         assert await good.data(1) == ["x"]
         assert await bad.rest() == []
-        assert watched.reasons == [CloseReason.ERROR]
+        assert streams.reasons == [CloseReason.ERROR]
         assert not bad.complete
         await until(lambda: [str(error) for error in raised()] == ["no such user"])
         await bad.close()
-        bad = await listen(server, "/?bad=1", after=watched.hub.log.id_of(0))  # now while it catches up
+        bad = await listen(server, "/?bad=1", after=streams.hub.history.id_of(0))  # raises while it catches up
         assert await bad.rest() == []
-        assert watched.reasons == [CloseReason.ERROR] * 2
+        assert streams.reasons == [CloseReason.ERROR] * 2
         await until(lambda: len(raised()) == 2)
         assert errors(logged) == []
         await bad.close()
         await good.close()
 
 
-async def test_of_a_stream_in_the_middle_of_its_snapshot_nothing_follows(serve, logged):
+async def test_nothing_is_sent_after_the_end_of_a_stream_in_its_snapshot(serve, logged):
     asked = asyncio.Event()
 
     async def state(context):
         yield "1"
         yield "2"
         asked.set()
-        watched.opened[0][0].close()
+        streams.opened[0][0].close()
         yield "3"
 
-    watched = TransportListener(snapshot=state)
-    listener = await listen(await serve(watched.app))
+    streams = ObservedStreams(snapshot=state)
+    listener = await listen(await serve(streams.app))
     await within(asked.wait())
     assert [event.data for event in await listener.rest()] == ["1"]
     assert listener.complete
-    await watched.until_over()
-    assert watched.reasons == [CloseReason.CLOSED]
+    await streams.until_closed()
+    assert streams.reasons == [CloseReason.CLOSED]
     assert errors(logged) == []
     await listener.close()
 
 
 class TestStreamReady:
     @pytest.mark.parametrize("when", ["at once", "later"])
-    async def test_that_raises_ends_the_stream_and_is_raised_to_aiohttp(self, serve, logged, raised, when):
+    async def test_an_exception_ends_the_stream_and_is_raised_to_aiohttp(self, serve, logged, raised, when):
         def fail(subscriber, context) -> None:
             raise LookupError("no")
 
@@ -140,17 +140,17 @@ class TestStreamReady:
             await asyncio.sleep(0)
             fail(subscriber, context)
 
-        watched = TransportListener(ready=fail if when == "at once" else fail_later)
-        listener = await listen(await serve(watched.app))
+        streams = ObservedStreams(ready=fail if when == "at once" else fail_later)
+        listener = await listen(await serve(streams.app))
         assert await listener.rest() == []
         assert not listener.complete
-        assert watched.reasons == [CloseReason.ERROR]
+        assert streams.reasons == [CloseReason.ERROR]
         assert [str(error) for error in raised()] == ["no"]
         assert errors(logged) == []
         await listener.close()
-        await watched.until_over()
+        await streams.until_closed()
 
-    async def test_may_go_on_and_is_cancelled_with_the_stream(self, serve, logged, handler_cancellation):
+    async def test_a_running_one_is_cancelled_with_the_stream(self, serve, logged, handler_cancellation):
         ended = asyncio.Event()
 
         async def ready(subscriber, context) -> None:
@@ -159,21 +159,21 @@ class TestStreamReady:
             finally:
                 ended.set()
 
-        watched = TransportListener(ready=ready)
-        listener = await listen(await serve(watched.app, handler_cancellation=handler_cancellation))
-        await watched.hub.publish("a", "x")
+        streams = ObservedStreams(ready=ready)
+        listener = await listen(await serve(streams.app, handler_cancellation=handler_cancellation))
+        await streams.hub.publish("a", "x")
         assert await listener.data(1) == ["x"]
         await listener.close()
         await within(ended.wait())
-        await watched.until_over()
-        assert watched.reasons == [CloseReason.CLIENT_LEFT]
+        await streams.until_closed()
+        assert streams.reasons == [CloseReason.CLIENT_LEFT]
         assert errors(logged) == []
 
     @pytest.mark.parametrize("how", ["at once", "later", "in a thread", "by its context"])
     @pytest.mark.parametrize("snapshot", [None, lambda context: ["state"]])
-    async def test_may_close_its_stream_which_ends_after_what_was_published(self, serve, logged, how, snapshot):
+    async def test_it_may_close_its_stream_which_ends_after_the_published_records(self, serve, logged, how, snapshot):
         async def later(subscriber, context) -> None:
-            await watched.hub.publish("a", "x")
+            await streams.hub.publish("a", "x")
             if how == "in a thread":
                 await asyncio.to_thread(subscriber.close)
             elif how == "by its context":
@@ -182,17 +182,17 @@ class TestStreamReady:
                 context.stream.subscriber.close()
             else:
                 subscriber.close()
-            await watched.hub.publish("a", "too late")
+            await streams.hub.publish("a", "too late")
 
         ready = (lambda subscriber, context: subscriber.close()) if how == "at once" else later
-        watched = TransportListener(ready=ready, snapshot=snapshot, prime=False)
-        listener = await listen(await serve(watched.app))
+        streams = ObservedStreams(ready=ready, snapshot=snapshot, prime=False)
+        listener = await listen(await serve(streams.app))
         expected = [] if how == "at once" else ["x"] if snapshot is None else ["state", "x"]
         assert [event.data for event in await listener.rest()] == expected
         assert listener.complete
-        await watched.until_over()
-        assert watched.reasons == [CloseReason.CLOSED]
-        subscriber = watched.opened[0][0]
+        await streams.until_closed()
+        assert streams.reasons == [CloseReason.CLOSED]
+        subscriber = streams.opened[0][0]
         subscriber.close()
         subscriber.add("b")
         await asyncio.to_thread(subscriber.remove, "b")
@@ -200,47 +200,47 @@ class TestStreamReady:
         assert errors(logged) == []
         await listener.close()
 
-    async def test_that_removes_its_last_topic_leaves_a_stream_that_waits_for_another(self, serve, logged):
-        watched = TransportListener(ready=lambda subscriber, context: subscriber.remove("a"))
-        listener = await listen(await serve(watched.app))
-        await watched.until_open()
-        watched.opened[0][0].add("b")
-        await watched.hub.publish("a", "not this")
-        await watched.hub.publish("b", "this")
+    async def test_a_stream_without_topics_waits_for_new_ones(self, serve, logged):
+        streams = ObservedStreams(ready=lambda subscriber, context: subscriber.remove("a"))
+        listener = await listen(await serve(streams.app))
+        await streams.until_open()
+        streams.opened[0][0].add("b")
+        await streams.hub.publish("a", "not this")
+        await streams.hub.publish("b", "this")
         assert await listener.data(1) == ["this"]
         await listener.close()
 
-    async def test_shows_what_an_application_needs_and_nothing_else(self, serve, logged):
-        watched = TransportListener()
-        listener = await listen(await serve(watched.app))
-        await watched.until_open()
-        names = {name for name in dir(watched.opened[0][0]) if not name.startswith("_")}
+    async def test_the_subscriber_has_only_public_names(self, serve, logged):
+        streams = ObservedStreams()
+        listener = await listen(await serve(streams.app))
+        await streams.until_open()
+        names = {name for name in dir(streams.opened[0][0]) if not name.startswith("_")}
         assert names == {"topics", "add", "remove", "close"}
         await listener.close()
 
-    async def test_may_return_and_the_stream_goes_on(self, serve, logged):
+    async def test_the_stream_stays_open_after_it_returns(self, serve, logged):
         async def ready(subscriber, context) -> None:
             await asyncio.sleep(0)
 
-        watched = TransportListener(ready=ready)
-        listener = await listen(await serve(watched.app))
-        await watched.until_open()
-        await watched.hub.publish("a", "x")
+        streams = ObservedStreams(ready=ready)
+        listener = await listen(await serve(streams.app))
+        await streams.until_open()
+        await streams.hub.publish("a", "x")
         assert await listener.data(1) == ["x"]
         await listener.close()
 
-    async def test_announces_who_is_here_and_on_close_who_left_each_once(self, serve, logged, handler_cancellation):
-        """peer bug 43: joined when the stream is registered, so that it hears of it itself; left exactly once."""
+    async def test_it_announces_presence_and_on_close_absence_once_each(self, serve, logged, handler_cancellation):
+        """stream_ready runs once the stream is subscribed, so that the stream receives its own announcement."""
 
         def joined(subscriber, context) -> asyncio.Task:
-            assert watched.hub.subscribers("a") > 0
-            return asyncio.ensure_future(watched.hub.publish("a", f"{context.request.query['name']} joined"))
+            assert streams.hub.subscribers("a") > 0
+            return asyncio.ensure_future(streams.hub.publish("a", f"{context.request.query['name']} joined"))
 
         async def left(context, reason) -> None:
-            await watched.hub.publish("a", f"{context.request.query['name']} left")
+            await streams.hub.publish("a", f"{context.request.query['name']} left")
 
-        watched = TransportListener(ready=joined, on_close=left)
-        server = await serve(watched.app, handler_cancellation=handler_cancellation)
+        streams = ObservedStreams(ready=joined, on_close=left)
+        server = await serve(streams.app, handler_cancellation=handler_cancellation)
         anna = await listen(server, "/?name=Anna")
         assert await anna.data(1) == ["Anna joined"]
         bert = await listen(server, "/?name=Bert")
@@ -252,36 +252,36 @@ class TestStreamReady:
         cecile.raw.reset()
         assert await anna.data(1) == ["Cecile left"]
         head = await listen(server, "/?name=Nobody", method="HEAD")
-        await watched.hub.publish("a", "end")
+        await streams.hub.publish("a", "end")
         assert await anna.data(1) == ["end"]
         for listener in anna, cecile, head:
             await listener.close()
-        await watched.until_over()
+        await streams.until_closed()
 
 
-@pytest.mark.parametrize("held", [False, True], ids=["head first", "head and first frame"])
-async def test_statistics_of_a_stream_count_what_went_out(serve, logged, held):
-    watched = TransportListener(held=held, replay=5)
+@pytest.mark.parametrize("deferred", [False, True], ids=["headers first", "headers with first frame"])
+async def test_statistics_count_what_was_sent(serve, logged, deferred):
+    streams = ObservedStreams(deferred=deferred, replay=5)
     for number in range(7):
-        await watched.hub.publish("a", str(number))
-    listener = await listen(await serve(watched.app))
-    await watched.until_open()
+        await streams.hub.publish("a", str(number))
+    listener = await listen(await serve(streams.app))
+    await streams.until_open()
     for number in range(5):
-        await watched.hub.publish("a", str(number))
-        await watched.hub.publish("b", "other")
+        await streams.hub.publish("a", str(number))
+        await streams.hub.publish("b", "other")
     await listener.data(10)
-    statistics = watched.stream.statistics()
+    statistics = streams.stream.statistics()
     assert (statistics.events, statistics.bytes) == (10, len(listener.body))
     assert (statistics.buffered, statistics.unsent, statistics.dropped, statistics.reason) == (0, 0, 0, None)
     await listener.close()
-    await watched.until_over()
-    over = watched.stream.statistics()
-    assert (over.events, over.bytes, over.reason) == (10, len(listener.body), CloseReason.CLIENT_LEFT)
-    assert over.seconds == watched.stream.statistics().seconds  # it stands still
+    await streams.until_closed()
+    final = streams.stream.statistics()
+    assert (final.events, final.bytes, final.reason) == (10, len(listener.body), CloseReason.CLIENT_LEFT)
+    assert final.seconds == streams.stream.statistics().seconds  # it stays the same
 
 
-async def test_counters_return_to_nothing_whatever_ends_the_streams(serve, logged, handler_cancellation):
-    """peer bugs 44 and 45: also when a write fails, a function raises, or a client leaves in the middle of all."""
+async def test_counters_return_to_zero_however_the_streams_end(serve, logged, handler_cancellation):
+    """Also if a write fails, a function raises, or a client disconnects midway."""
     ends = ["leave", "reset", "kick", "raise", "select", "age", "HEAD"]
 
     def ready(subscriber, context) -> None:
@@ -292,10 +292,10 @@ async def test_counters_return_to_nothing_whatever_ends_the_streams(serve, logge
         return context.request.query["end"] != "select" or {}["no"]
 
     hub = Hub(history=0)
-    watched = TransportListener(
+    streams = ObservedStreams(
         ["a", "b.*"], ready, hub=hub, select=select, max_age=2.0, snapshot=lambda context: ["state"], heartbeat=0.01
     )
-    server = await serve(watched.app, handler_cancellation=handler_cancellation)
+    server = await serve(streams.app, handler_cancellation=handler_cancellation)
     listeners = []
     for number in range(35):
         end = ends[number % len(ends)]
@@ -307,26 +307,26 @@ async def test_counters_return_to_nothing_whatever_ends_the_streams(serve, logge
         elif end == "reset":
             listener.raw.reset()
         elif end == "kick":
-            watched.opened[-1][1].stream.end(CloseReason.KICKED)
-    await watched.until_over()
+            streams.opened[-1][1].stream.end(CloseReason.KICKED)
+    await streams.until_closed()
     statistics = hub.statistics()
-    assert (statistics.subscribers, statistics.behind, statistics.groups, statistics.topics) == (0, 0, 0, 0)
+    assert (statistics.subscribers, statistics.catching_up, statistics.groups, statistics.topics) == (0, 0, 0, 0)
     assert (statistics.records, statistics.bytes) == (0, 0)
-    assert len(watched.reasons) == 30
-    assert set(watched.reasons) == {
+    assert len(streams.reasons) == 30
+    assert set(streams.reasons) == {
         CloseReason.CLIENT_LEFT, CloseReason.KICKED, CloseReason.ERROR, CloseReason.EXPIRED}  # fmt: skip
     for listener in listeners:
         await listener.close()
 
 
 @pytest.mark.parametrize("reason", [CloseReason.CLOSED, CloseReason.SHUTDOWN])
-async def test_who_is_behind_gets_what_was_published_before_the_end_and_nothing_later(serve, reason):
-    """The end of a stream that has to come back for nothing, and the stop of a server whose ids end with it."""
+async def test_a_client_that_is_catching_up_gets_exactly_the_records_published_before_the_end(serve, reason):
+    """Both for a stream that the application ends and for a server that stops."""
     hub, contexts = Hub(), []
     app = application(hub, "a", stream_ready=lambda subscriber, context: contexts.append(context))
     listener = await listen(await serve(app), room=4096)
     ids = []
-    while not hub.statistics().behind:
+    while not hub.statistics().catching_up:
         ids.append(await hub.publish("a", "x" * 1000))
         await asyncio.sleep(0)
     ids += [await hub.publish("a", "x" * 1000) for _ in range(200)]

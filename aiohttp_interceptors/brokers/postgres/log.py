@@ -1,70 +1,79 @@
-"""A Hub's log in PostgreSQL, as a client sees it: what is asked, and what the answers mean."""
+"""The log in the tables of ``schema.sql``: append, read, begin an epoch, delete old entries.
+
+``PostgresLog`` also remembers what the server has confirmed to this process, and finds out when the server lost it.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, cast
 
 from ...hub.broker import Entry, LogPosition
 from ...hub.epochs import successor
-from ..base import Draft
-from .connection import PostgresSession, Row
+from ..base import AppendRequest, LogRetention
+from .connection import PostgresConnection, Row
 
-__all__ = ["Page", "PostgresLog"]
+__all__ = ["Checkpoint", "PostgresLog", "PostgresPage"]
 
 
-_payload = itemgetter(2)
-LIVES = 64  # of the server, that are remembered; what is of an older one was trimmed long ago
+TRIM_INTERVAL = 10.0  # seconds between two deletions of old entries by a tail
+TRIM_AFTER = 500  # appended entries until the next deletion by publishing
+MAX_RUN_IDS = 64  # runs of the server to remember; entries of earlier ones were trimmed long ago
 
-# Entries; then, without payloads, which one is at the place itself, which is the last of them (for there are no holes,
-# unless somebody has made some), and which is where we have stored one; then the end of the log. All as of one moment.
-_PAGE = """
-(SELECT position, topic, payload, date_part('epoch', clock_timestamp() - created)
-  FROM {t} WHERE position > %(after)s::bigint ORDER BY position LIMIT %(count)s)
-UNION ALL SELECT position, life::text, NULL, date_part('epoch', created) FROM {t} WHERE position = ANY (ARRAY[
-  %(after)s::bigint, %(stored)s::bigint, (SELECT max(position) FROM {t} WHERE position <= %(after)s::bigint + %(count)s)
-])
-UNION ALL SELECT last, epoch, NULL, 0 FROM {t}_log
+# In one snapshot: the entries; then the checkpoints, which are the rows without a payload: the entry at the offset, the
+# last one of the page (offsets have no holes, unless rows were deleted by hand), and the one that this process has
+# appended last; then the end of the log.
+_SELECT_PAGE = """
+(SELECT position, topic, payload, date_part('epoch', clock_timestamp() - published_at)
+  FROM {table} WHERE position > %(after)s::bigint ORDER BY position LIMIT %(count)s)
+UNION ALL SELECT position, run_id::text, NULL, date_part('epoch', published_at) FROM {table}
+  WHERE position = ANY (ARRAY[
+    %(after)s::bigint, %(appended)s::bigint,
+    (SELECT max(position) FROM {table} WHERE position <= %(after)s::bigint + %(count)s)
+  ])
+UNION ALL SELECT last_position, epoch, NULL, 0 FROM {table}_log
 """
-_CREATE = "SELECT epoch FROM {t}_lock()"
-_APPEND = "SELECT * FROM {t}_append(%s::text[], %s::bytea[], %s::text[], %s::text, %s::bigint, %s::text)"
-_REWIND = "SELECT {t}_rewind(%s::text, %s::bigint, %s::text[]::integer[], %s::text, %s::text)"
-_BORDER = "SELECT (eras ->> %s::text)::bigint FROM {t}_log"
-_LIVES = "SELECT DISTINCT life::text FROM {t} WHERE position > %s AND position <= %s"
-_TRIM = "SELECT {t}_trim(%s::bigint, %s::float8)"
-
-Mark: TypeAlias = tuple[str, float]
-"""The life of the server that took an entry, and when: no other has both."""
+_CREATE_LOG = "SELECT epoch FROM {table}_lock()"
+_APPEND = "SELECT * FROM {table}_append(%s::text[], %s::bytea[], %s::text[], %s::text, %s::bigint, %s::text)"
+_BEGIN_EPOCH = "SELECT {table}_begin_epoch(%s::text, %s::bigint, %s::text[]::integer[], %s::text, %s::text)"
+_SELECT_SHARED = "SELECT (past_epochs ->> %s::text)::bigint FROM {table}_log"
+_SELECT_RUN_IDS = "SELECT DISTINCT run_id::text FROM {table} WHERE position > %s AND position <= %s"
+_TRIM = "SELECT {table}_trim(%s::bigint, %s::float8)"
 
 
-Stored: TypeAlias = tuple[LogPosition, str]
-"""A place, and the life of the server that took its entry."""
+class Checkpoint(NamedTuple):
+    """An entry that the server has confirmed. One with another run or time at its position is another entry."""
+
+    position: LogPosition
+    run_id: str
+    """The run of the server in which the entry was stored."""
+    published_at: float | None = None
+    """Unix time in seconds by the server's clock, if it is known."""
 
 
-class Page(NamedTuple):
-    """What follows a position."""
+class PostgresPage(NamedTuple):
+    """What follows an offset in the log."""
 
     epoch: str
-    last: int
-    """The position of the latest entry that there ever was."""
-    marks: dict[int, Mark]
-    """By position: of what is where it was asked for, of the last, and of what we have stored."""
-    rows: list[Row]
+    last_offset: int
+    """The offset of the newest entry that was ever appended."""
     start: int
-    """The position before the first entry that is left after the one that was asked for."""
-    stored: Stored | None
-    """What we had stored before this was asked for."""
+    """The offset before the first entry of the page, or of the newest entry if the page is empty."""
+    entries: list[Entry]
+    checkpoints: dict[int, Checkpoint]
+    """By offset: at the offset that was asked for, of the last entry of the page, and at ``appended``."""
+    appended: Checkpoint | None
+    """The last entry that this process had appended before it asked for the page."""
 
     @property
     def size(self) -> int:
-        """In bytes of payload."""
-        return sum(map(len, cast("Iterator[bytes]", map(_payload, self.rows))))
+        """The bytes of all payloads."""
+        return sum([len(payload) for _, _, payload, _ in self.entries])
 
-    def runs(self) -> Iterator[list[Entry]]:
-        """Walk the entries, in lists that have no holes: one, unless somebody has deleted some."""
-        make = tuple.__new__  # what an Entry's own does, less a call for each
-        entries: list[Entry] = [make(Entry, row) for row in self.rows]
+    def batches(self) -> Iterator[list[Entry]]:
+        """Return the entries in lists without holes: one list, unless rows were deleted by hand."""
+        entries = self.entries
         while entries:
             first = entries[0].offset
             end = len(entries)
@@ -75,98 +84,128 @@ class Page(NamedTuple):
 
 
 class PostgresLog:
-    """Read and write a table, and know what the server must have."""
+    """The log, as one process knows it.
 
-    def __init__(self) -> None:
-        self._seen: tuple[LogPosition, Mark] | None = None  # by the tail, latest
-        self._stored: Stored | None = None  # by publish, latest
-        self._lives: dict[str, None] = {}
-        self.past: set[str] = set()
-        """Epochs that were left: one that is back is that of a copy."""
+    Args:
+        retention: When entries are deleted.
+        channel: The channel to notify of appended entries, or ``None``.
 
-    async def read(self, session: PostgresSession, after: int, count: int, limit: float) -> Page:
-        """Read up to ``count`` entries after a position."""
-        stored = self._stored  # before the server looks, or it might be too new for what that sees
-        values = {"after": after, "count": count, "stored": stored[0].offset if stored else after}
-        rows = await session.run(_PAGE, values, limit)
-        if not rows or rows[-1][2] is not None:  # nobody has published yet, or somebody has deleted all
-            await session.run(_CREATE, (), limit)
-            rows = await session.run(_PAGE, values, limit)
-        last, epoch, _, _ = cast("tuple[int, str, None, float]", rows.pop())
-        marks: dict[int, Mark] = {}
-        while rows and rows[-1][2] is None:
-            offset, life, _, time = cast("tuple[int, str, None, float]", rows.pop())
-            marks[offset] = life, time
-        start = cast("int", rows[0][0]) - 1 if rows else last
-        return Page(epoch, last, marks, rows, start, stored)
+    """
 
-    def void(self, at: LogPosition, page: Page) -> LogPosition | None:
-        """Return a place that the server must have and has not, or has another entry at."""
-        seen = self._seen
-        if page.last < at.offset:
-            return at
-        if seen is not None and seen[0] == at and page.marks.get(at.offset, seen[1]) != seen[1]:
-            return at
-        if page.stored is None or page.stored[0].epoch != at.epoch:
-            return None
-        position, life = page.stored
-        other = page.marks.get(position.offset, (life, 0.0))[0] != life
-        return position if other or page.last < position.offset else None
+    def __init__(self, retention: LogRetention, channel: str | None) -> None:
+        self._retention = retention
+        self._channel = channel
+        self._read: Checkpoint | None = None  # the last entry that a tail returned
+        self._appended: Checkpoint | None = None  # the last entry that was acknowledged
+        self._run_ids: dict[str, None] = {}  # of entries that were read or acknowledged; an ordered set
+        self._appended_since_trim = 0
+        self._trimmed_at = float("-inf")
+        self.past_epochs: set[str] = set()
+        """Epochs that a tail has left. If the server has one of them again, it was restored from a backup."""
 
-    async def learn(self, session: PostgresSession, page: Page, limit: float) -> None:
-        """Note of which lives the entries of a page are, if that can be another than that of those before."""
-        last = cast("int", page.rows[-1][0]) if page.rows else 0
-        mark = page.marks.get(last)
-        if mark is not None and mark[0] not in self._lives:
-            for (life,) in await session.run(_LIVES, (page.start, last), limit):
-                self._note(cast("str", life))
+    async def append(self, connection: PostgresConnection, requests: Sequence[AppendRequest]) -> list[LogPosition]:
+        """Append all requests or none, and return their positions."""
+        known = self._appended.position if self._appended else LogPosition("", 0)
+        columns = [list(column) for column in zip(*requests, strict=True)] or [[], [], []]
+        ((epoch, run_id, offsets),) = await connection.request(_APPEND, (*columns, *known, self._channel))
+        if offsets is None:
+            await self.begin_epoch(connection, known)
+            self._appended = None
+            return await self.append(connection, requests)
+        positions = [LogPosition(cast("str", epoch), offset) for offset in cast("list[int]", offsets)]
+        if positions:
+            self._appended = Checkpoint(max(positions), str(run_id))
+            self._add_run_id(str(run_id))
+        self._appended_since_trim += len(positions)
+        return positions
 
-    def see(self, at: LogPosition, page: Page) -> None:
-        """Note a place up to which a page was given."""
-        mark = page.marks.get(at.offset)
-        if mark is not None:
-            self._seen = at, mark
+    async def read(self, connection: PostgresConnection, after: int, count: int) -> PostgresPage:
+        """Return a page of up to ``count`` entries after an offset."""
+        appended = self._appended  # before the statement: a later one is not in its snapshot
+        parameters = {"after": after, "count": count, "appended": appended.position.offset if appended else after}
+        rows = await connection.request(_SELECT_PAGE, parameters)
+        if not rows or rows[-1][2] is not None:  # nothing was ever published, or the tables were emptied
+            await connection.request(_CREATE_LOG)
+            rows = await connection.request(_SELECT_PAGE, parameters)
+        return _page(rows, appended)
 
-    async def append(
-        self, session: PostgresSession, drafts: Sequence[Draft], bell: str | None, limit: float
-    ) -> list[LogPosition]:
-        """Store drafts, all or none, and return their places."""
-        epoch, offset = known = self._stored[0] if self._stored else LogPosition("", 0)
-        columns = [list(column) for column in zip(*drafts, strict=True)] or [[], [], []]
-        ((era, life, positions),) = await session.run(_APPEND, (*columns, epoch, offset, bell), limit)
-        if positions is None:
-            await self.rewind(session, known, limit)
-            self._stored = None
-            return await self.append(session, drafts, bell, limit)
-        made = [LogPosition(cast("str", era), position) for position in cast("list[int]", positions)]
-        if made:
-            self._stored = max(made), str(life)
-            self._note(str(life))
-        return made
+    def find_lost(self, position: LogPosition, page: PostgresPage) -> LogPosition | None:
+        """Return a position at which the server has lost an entry or has another one.
 
-    async def rewind(
-        self, session: PostgresSession, void: LogPosition, limit: float, *, left: str | None = None
-    ) -> None:
-        """Have the log go on in another epoch, because the server has lost what was at a place.
+        Args:
+            position: That of the last entry that the tail returned.
+            page: The page after it, of the same epoch.
 
-        That goes on after the latest entry before it that is of a life of which we have had some, and is named after
-        ``left``, an epoch that the server does not even know any more, if there is such a one.
         """
-        left = left or void.epoch
-        await session.run(_REWIND, (*void, list(self._lives), left, successor(left)), limit)
+        if page.last_offset < position.offset:
+            return position
+        read = self._read
+        if read is not None and read.position == position and page.checkpoints.get(position.offset, read) != read:
+            return position
+        appended = page.appended
+        if appended is None or appended.position.epoch != position.epoch:
+            return None
+        offset = appended.position.offset
+        replaced = page.checkpoints.get(offset, appended).run_id != appended.run_id
+        return appended.position if replaced or page.last_offset < offset else None
 
-    async def border(self, session: PostgresSession, position: LogPosition, limit: float) -> int | None:
-        """Return the position up to which what is of a former epoch is still there; None if it is not one of ours."""
-        rows = await session.run(_BORDER, (position.epoch,), limit)
-        border = cast("int | None", rows[0][0]) if rows else None
-        return None if border is None else min(border, position.offset)
+    async def add_run_ids(self, connection: PostgresConnection, page: PostgresPage) -> None:
+        """Remember the runs in which the entries of a page were stored, if its last entry is of an unknown one."""
+        last = page.entries[-1].offset if page.entries else 0
+        checkpoint = page.checkpoints.get(last)
+        if checkpoint is not None and checkpoint.run_id not in self._run_ids:
+            for (run_id,) in await connection.request(_SELECT_RUN_IDS, (page.start, last)):
+                self._add_run_id(cast("str", run_id))
 
-    async def trim(self, session: PostgresSession, most: int, age: float | None, limit: float) -> bool:
-        """Delete some of what is too much or too old, and tell whether there is more."""
-        ((more,),) = await session.run(_TRIM, (most, age), limit)
-        return more is True
+    def set_read(self, position: LogPosition, page: PostgresPage) -> None:
+        """Remember the entry at a position, up to which a page was returned by the tail."""
+        checkpoint = page.checkpoints.get(position.offset)
+        if checkpoint is not None:
+            self._read = checkpoint
 
-    def _note(self, life: str) -> None:
-        self._lives[life] = None
-        if len(self._lives) > LIVES:
-            del self._lives[next(iter(self._lives))]
+    async def begin_epoch(self, connection: PostgresConnection, lost: LogPosition, *, left: str | None = None) -> None:
+        """Begin another epoch, because the server has lost the entry at a position.
+
+        The new epoch shares the entries through the last one before that position that was stored in a known run of
+        the server. Its name follows from ``left``, an epoch that the tail has read and the server has lost, if given.
+        """
+        left = left or lost.epoch
+        await connection.request(_BEGIN_EPOCH, (*lost, list(self._run_ids), left, successor(left)))
+
+    async def shared_offset(self, connection: PostgresConnection, position: LogPosition) -> int | None:
+        """Return the last offset up to a position of a past epoch that the current epoch shares.
+
+        ``None`` if the log never had that epoch.
+        """
+        rows = await connection.request(_SELECT_SHARED, (position.epoch,))
+        shared = cast("int | None", rows[0][0]) if rows else None
+        return None if shared is None else min(shared, position.offset)
+
+    def is_trim_due(self, *, after_append: bool = False) -> bool:
+        """Return whether ``trim`` is due: after an append by the number of entries, else by the time."""
+        if after_append:
+            return self._appended_since_trim >= TRIM_AFTER
+        return time.monotonic() - self._trimmed_at >= TRIM_INTERVAL
+
+    async def trim(self, connection: PostgresConnection, read_timeout: float | None = None) -> None:
+        """Delete some of the entries that exceed the retention. If there are more, it is due again immediately."""
+        ((has_more,),) = await connection.request(_TRIM, self._retention, read_timeout)
+        self._appended_since_trim = 0
+        self._trimmed_at = float("-inf") if has_more is True else time.monotonic()
+
+    def _add_run_id(self, run_id: str) -> None:
+        self._run_ids[run_id] = None
+        if len(self._run_ids) > MAX_RUN_IDS:
+            del self._run_ids[next(iter(self._run_ids))]
+
+
+def _page(rows: list[Row], appended: Checkpoint | None) -> PostgresPage:
+    """Return the page that the rows of ``_SELECT_PAGE`` describe."""
+    last_offset, epoch, _, _ = cast("tuple[int, str, None, float]", rows.pop())
+    checkpoints: dict[int, Checkpoint] = {}
+    while rows and rows[-1][2] is None:
+        offset, run_id, _, published_at = cast("tuple[int, str, None, float]", rows.pop())
+        checkpoints[offset] = Checkpoint(LogPosition(epoch, offset), run_id, published_at)
+    entries = [Entry._make(row) for row in rows]
+    start = entries[0].offset - 1 if entries else last_offset
+    return PostgresPage(epoch, last_offset, start, entries, checkpoints, appended)

@@ -1,275 +1,25 @@
-"""Settings of a server with which it may lose what it has acknowledged: said once of each server, in the log."""
+"""The connection of a ``RedisBroker`` to a Redis or Valkey server.
+
+``RedisConnection`` sends each command once, with a timeout, and translates the errors of redis-py. It uses the client's
+connections directly, because the client repeats commands that may have been executed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
-from ..._checks import check_seconds
-from ..._logging import log as logger
-from ..._tasks import heeding
+from ..._tasks import cancellable
 from ...exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
-from .log import Argument, key_of
-
-__all__ = ["Factory", "RedisAdvice", "cluster_node", "sentinel"]
-
-
-SENTINELS = "__sentinel__:hello"  # the channel on each server that its Sentinels subscribe to
-
-
-class RedisAdvice:
-    """Look at a server's settings as far as it shows them, and warn of those that should be otherwise."""
-
-    def __init__(self, stream: str, *, replaceable: bool) -> None:
-        self._stream = stream
-        self._replaceable = replaceable  # by Sentinels that are known
-        self._warned: set[tuple[str, str]] = set()
-
-    async def look(self, session: RedisSession, server: str, limit: float) -> None:
-        """Ask the server with that run id. Raises ``BrokerError`` when it does not answer. Cancelling is safe."""
-        memory = await _settings(session, "maxmemory*", limit)
-        policy = memory.get("maxmemory-policy", "noeviction")
-        if policy != "noeviction" and memory.get("maxmemory") != "0":
-            self._warn(
-                server, "redis_may_evict", policy,
-                "set maxmemory-policy to noeviction: or it deletes events or idempotency keys to make room",
-            )  # fmt: skip
-        replicas = await _settings(session, "min-replicas-*", limit)
-        setting = replicas.get("min-replicas-to-write")
-        required = setting != "0" and replicas.get("min-replicas-max-lag") != "0"
-        if setting is not None and not required and (self._replaceable or await _may_be_replaced(session, limit)):
-            self._warn(
-                server, "redis_may_lose", f"min-replicas-to-write {setting}",
-                "set min-replicas-to-write to 1 and min-replicas-max-lag to 3 on all servers: or one that another was"
-                " promoted for acknowledges events until it notices, and then loses them",
-            )  # fmt: skip
-
-    def _warn(self, server: str, event: str, policy: str, advice: str) -> None:
-        if (server, event) not in self._warned:
-            self._warned.add((server, event))
-            logger.warning(event, stream=self._stream, policy=policy, advice=advice)
-
-
-async def _settings(session: RedisSession, pattern: str, limit: float) -> dict[str, str]:
-    """Return the settings under these names; none, if the server does not tell."""
-    try:
-        reply = await session.ask("CONFIG", "GET", pattern, limit=limit)
-    except BrokerRefused:
-        return {}
-    if not isinstance(reply, dict):  # RESP 2
-        flat = cast("list[Reply]", reply)
-        reply = dict(zip(cast("list[bytes]", flat[::2]), flat[1::2], strict=True))
-    return {name.decode(): cast("bytes", value).decode() for name, value in reply.items()}
-
-
-async def _may_be_replaced(session: RedisSession, limit: float) -> bool:
-    """Tell whether a server has replicas, or Sentinels that may promote one."""
-    replication = cast("bytes", await session.ask("INFO", "replication", limit=limit))
-    if b"connected_slaves:0" not in replication:
-        return True
-    try:
-        subscribers = await session.ask("PUBSUB", "NUMSUB", SENTINELS, limit=limit)
-    except BrokerRefused:
-        return False
-    return bool(cast("list[int]", subscribers)[1])
-
-
-Address: TypeAlias = tuple[str, int]
-CLOSING = 1.0  # seconds that a server, or connections to some, have to be closed
-
-
-class _Vote(NamedTuple):
-    """What one of those asked knows."""
-
-    epoch: int
-    """Of the configuration: the greater one is newer."""
-    address: Address
-
-
-def sentinel(
-    sentinels: Sequence[Address],
-    name: str,
-    *,
-    timeout: float = 0.5,  # of each question
-    sentinel_options: Mapping[str, object] | None = None,
-    **options: object,
-) -> Factory:
-    """Return a factory for ``RedisBroker`` that leads to the primary ``name`` of these Sentinels.
-
-    All Sentinels are asked at once, and the one with the newest configuration is believed, as soon as more than half
-    agree or ``timeout`` seconds are over: neither one that hangs nor one that has slept over a failover does harm.
-
-    Args:
-        sentinels: Hosts and ports, all that there are: ``[("sentinel-1", 26379), …]``.
-        name: What the Sentinels call the primary.
-        timeout: Seconds that a Sentinel has to answer.
-        sentinel_options: Arguments of the clients of the Sentinels, such as ``password`` and ``ssl``, as
-            ``redis.asyncio.Redis`` has them.
-        **options: Arguments of the client of the primary.
-
-    Raises:
-        TypeError, ValueError: For arguments that cannot work. The factory raises ``BrokerDown`` when no Sentinel
-            answers with a primary. Cancelling it is safe.
-
-    """
-    addresses = _checked("sentinels", sentinels, timeout)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"name is what the Sentinels call the primary, not {name!r}")
-
-    async def ask(session: RedisSession, address: Address) -> _Vote:
-        state = _pairs(await session.ask("SENTINEL", "MASTER", name, limit=timeout))
-        if {"s_down", "o_down"} & set(state["flags"].split(",")):
-            raise BrokerDown(f"the primary {name!r} is down, says the Sentinel {_shown(address)}")
-        return _Vote(int(state["config-epoch"]), (state["ip"], int(state["port"])))
-
-    asking = _Election(addresses, ask, timeout, dict(sentinel_options or {}))
-    return Factory(asking, f"the primary {name!r}", options, replaceable=True)
-
-
-def cluster_node(
-    nodes: Sequence[Address],
-    *,
-    stream: str = "events",
-    timeout: float = 0.5,  # of each question
-    **options: object,
-) -> Factory:
-    """Return a factory for ``RedisBroker`` that leads to the node of a Cluster which has the slot of a stream.
-
-    All nodes are asked at once, and the one that knows the newest configuration is believed, as soon as more than half
-    agree or ``timeout`` seconds are over. It follows a slot that moves, and a replica that takes over.
-
-    Args:
-        nodes: Hosts and ports of some nodes, best of all of them: ``[("node-1", 6379), …]``.
-        stream: The stream of the broker.
-        timeout: Seconds that a node has to answer.
-        **options: Arguments of the clients, such as ``password`` and ``ssl``, as ``redis.asyncio.Redis`` has them.
-
-    Raises:
-        TypeError, ValueError: For arguments that cannot work. The factory raises ``BrokerDown`` when no node knows
-            who has the slot. Cancelling it is safe.
-
-    """
-    addresses = _checked("nodes", nodes, timeout)
-    slot = slot_of(key_of(stream))
-
-    async def ask(session: RedisSession, address: Address) -> _Vote:
-        slots = await session.ask("CLUSTER", "SLOTS", limit=timeout)
-        epoch = _epoch(_text(await session.ask("CLUSTER", "INFO", limit=timeout)))
-        for entry in cast("list[list[Reply]]", slots):
-            if cast("int", entry[0]) <= slot <= cast("int", entry[1]):
-                host, port = cast("list[Reply]", entry[2])[:2]
-                found = _text(host)  # none, or "?": that which was asked
-                return _Vote(epoch, (address[0] if found in ("", "?") else found, cast("int", port)))
-        raise BrokerDown(f"no node of the Cluster has the slot {slot} of {stream!r}, says {_shown(address)}")
-
-    asking = _Election(addresses, ask, timeout, options)
-    return Factory(asking, f"the node with the slot {slot} of {stream!r}", options, replaceable=False)
-
-
-class Factory:
-    """An async function that returns a client of the server that is elected when it is called."""
-
-    def __init__(self, election: _Election, what: str, options: Mapping[str, object], *, replaceable: bool) -> None:
-        self._election = election
-        self._what = what
-        self._options = options
-        self.replaceable: bool = replaceable
-        """Whether there is surely somebody who may put another server in the place of this one."""
-
-    async def __call__(self) -> Redis:
-        """Return a new client. Raises ``BrokerDown``. Cancelling is safe."""
-        return client_at(*await self._election.hold(self._what), self._options)
-
-
-class _Election(NamedTuple):
-    """Those who are asked where the right server is, and how."""
-
-    addresses: Sequence[Address]
-    ask: Callable[[RedisSession, Address], Awaitable[_Vote]]
-    timeout: float
-    options: Mapping[str, object]
-
-    async def hold(self, what: str) -> Address:
-        """Ask all, and return what more than half say, or after the time-out the newest. Raises ``BrokerDown``."""
-        sessions = [
-            RedisSession(client_at(*address, self.options), self.timeout, fixed=False) for address in self.addresses
-        ]
-        tasks = [
-            asyncio.ensure_future(self.ask(session, address))
-            for session, address in zip(sessions, self.addresses, strict=True)
-        ]
-        try:
-            votes, failures = await self._count(set(tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=CLOSING)
-            await asyncio.gather(*[session.close() for session in sessions])
-        if not votes:
-            why = "; ".join(failures) or f"no answer for {self.timeout} s"
-            raise BrokerDown(f"{what} is not known: {why} (asked: {', '.join(map(_shown, self.addresses))})")
-        return max(votes).address
-
-    async def _count(self, waiting: set[asyncio.Future[_Vote]]) -> tuple[list[_Vote], list[str]]:
-        """Return what was answered in time, as far as it takes to know."""
-        votes: list[_Vote] = []
-        failures: list[str] = []
-        end = time.monotonic() + self.timeout
-        while waiting and (rest := end - time.monotonic()) > 0:
-            done, waiting = await asyncio.wait(waiting, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                try:
-                    votes.append(task.result())
-                except Exception as error:  # noqa: BLE001  # of one, and the others may know
-                    failures.append(str(error) or repr(error))
-            if votes and votes.count(max(votes)) > len(self.addresses) / 2:
-                break
-        return votes, failures
-
-
-def _checked(name: str, addresses: Sequence[Address], timeout: float) -> list[Address]:
-    check_seconds("timeout", timeout, "")
-    found = list(addresses)
-    if not found:
-        raise ValueError(f"{name} are hosts and ports, one at least, not {addresses!r}")
-    for address in found:
-        if not isinstance(address, tuple) or [type(part) for part in address] != [str, int]:
-            raise TypeError(f"{name} are pairs of a host and a port, as ('localhost', 6379), not {address!r}")
-    return found
-
-
-def _pairs(reply: Reply) -> dict[str, str]:
-    """Return what a Sentinel says of a primary."""
-    if isinstance(reply, dict):  # RESP 3
-        return {_text(key): _text(value) for key, value in reply.items()}
-    flat = [_text(part) for part in cast("list[Reply]", reply)]
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _text(raw: Reply) -> str:
-    return raw.decode() if isinstance(raw, bytes) else str(raw or "")
-
-
-def _epoch(about: str) -> int:
-    """Return the epoch of the configuration that a node of a Cluster knows."""
-    lines = dict(line.split(":", 1) for line in about.split() if ":" in line)
-    return int(lines.get("cluster_current_epoch", 0))
-
-
-def _shown(address: Address) -> str:
-    return f"{address[0]}:{address[1]}"
-
 
 try:
     from redis.asyncio import Redis
     from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.crc import key_slot
     from redis.exceptions import (
         AskError,
         AuthenticationError,
@@ -286,21 +36,29 @@ try:
 except ImportError as _error:
     raise ImportError("a RedisBroker needs redis-py: pip install 'aiohttp-interceptors[redis]'") from _error
 
-__all__ = ["Connect", "Redis", "RedisSession", "Reply", "checked_connect", "client_at", "slot_of"]
+__all__ = ["Argument", "Connect", "Redis", "RedisConnection", "Reply", "Script", "check_connect", "make_client"]
 
+
+CLOSE_TIMEOUT = 1.0  # seconds until a connection that does not close is abandoned
+
+# Errors of a server that starts, of a replica, and of a Cluster that is being changed. A retry may succeed.
+_TRANSIENT = (BusyLoadingError, ReadOnlyError, TryAgainError, ClusterDownError, MovedError, AskError)
+_TRANSIENT_CODES = ("NOREPLICAS", "BUSY", "-READONLY", "UNBLOCKED")
+# Timeouts are ours, and a request is its own health check. Every server supports RESP 2.
+_CLIENT_OPTIONS: Mapping[str, object] = {"protocol": 2, "socket_timeout": None, "health_check_interval": 0}
+_USE_CLUSTER_NODE = (
+    "this node of a Cluster does not have the slot of the stream; connect with"
+    " aiohttp_interceptors.brokers.redis.cluster_node, which finds the node that has it"
+)
+
+Argument: TypeAlias = str | bytes | int
 Reply: TypeAlias = "bytes | int | list[Reply] | dict[bytes, Reply] | None"
 Connect: TypeAlias = str | Callable[[], Awaitable[Redis]]
-# What the server says that will be otherwise soon: it starts, or is none to write to any more, or not yet.
-PASSING = (BusyLoadingError, ReadOnlyError, TryAgainError, ClusterDownError, MovedError, AskError)
-PASSING_CODES = ("NOREPLICAS", "BUSY", "-READONLY", "UNBLOCKED")
-QUIET: Mapping[str, object] = {"protocol": 2, "socket_timeout": None, "health_check_interval": 0}
-MOVED = (
-    "this node of a Cluster does not have the slot of the stream: connect by"
-    " aiohttp_interceptors.brokers.redis.cluster_node, which asks the nodes who has it"
-)
 
 
 class _Connection(Protocol):
+    """The part of a connection of redis-py that is used here."""
+
     async def send_command(self, *command: Argument, check_health: bool) -> None: ...
 
     async def read_response(self, disable_decoding: bool, timeout: float) -> Reply: ...  # noqa: FBT001, ASYNC109
@@ -311,125 +69,141 @@ class _Connection(Protocol):
 
 
 class _Pool(Protocol):
+    """The part of a connection pool of redis-py that is used here."""
+
     async def get_connection(self) -> _Connection: ...
 
     async def release(self, connection: _Connection) -> None: ...
 
 
-def checked_connect(connect: Connect) -> Connect:
-    """Return a URL or a factory as it is. Raises ``TypeError`` or ``ValueError``."""
+class Script:
+    """A Lua script, and the SHA-1 digest that names it in ``EVALSHA``."""
+
+    def __init__(self, text: str) -> None:
+        self.text: str = text
+        self.sha1: str = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  # Redis takes no other digest
+
+
+class RedisConnection:
+    """A connection to a server, opened at the first request. All methods raise ``BrokerError`` alone.
+
+    Args:
+        client: The client to use. It is closed with this connection.
+        connect_timeout: Seconds until an attempt to connect fails.
+        read_timeout: Seconds until a request without a response fails.
+        fixed_address: Whether the client connects to the same address after a failover too.
+    """
+
+    def __init__(self, client: Redis, connect_timeout: float, read_timeout: float, *, fixed_address: bool) -> None:
+        self._client = client
+        self._pool = cast("_Pool", client.connection_pool)
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._fixed_address = fixed_address
+
+    @classmethod
+    async def open(cls, connect: Connect, connect_timeout: float, read_timeout: float) -> RedisConnection:
+        """Make a client from a URL or by a factory, which has ``connect_timeout`` seconds. Cancelling is safe."""
+        if isinstance(connect, str):
+            return cls(_client_from_url(connect, connect_timeout), connect_timeout, read_timeout, fixed_address=True)
+        try:
+            async with asyncio.timeout(connect_timeout):
+                client = await cancellable(connect(), undo=_close_client)
+        except Exception as error:
+            raise _translate(error, f"connect() did not return for {connect_timeout} s", sent=False) from error
+        if not isinstance(client, Redis):
+            raise BrokerRefused(f"connect() returned {client!r}, which is not a redis.asyncio.Redis")
+        return cls(client, connect_timeout, read_timeout, fixed_address=False)
+
+    async def request(self, *command: Argument) -> Reply:
+        """Send a command once and return the reply. Cancelling is safe, and disconnects.
+
+        Raises:
+            BrokerDown: The command was not executed. A retry may succeed.
+            BrokerRefused: The command was not executed, and a retry will fail too.
+            OutcomeUnknown: The command may have been executed.
+        """
+        connection = await self._acquire()
+        try:
+            async with asyncio.timeout(self._read_timeout):
+                await cancellable(connection.send_command(*command, check_health=False))
+                # After a timeout of its own it returns None, which looks like a reply. Therefore ours is shorter.
+                timeout = self._read_timeout + self._connect_timeout
+                return await connection.read_response(disable_decoding=True, timeout=timeout)
+        except Exception as error:
+            if not isinstance(error, ResponseError):
+                await connection.disconnect(nowait=True)
+            if self._fixed_address and isinstance(error, MovedError):
+                raise BrokerRefused(f"{_USE_CLUSTER_NODE}: {type(error).__name__}: {error}") from error
+            raise _translate(error, f"no reply from the server for {self._read_timeout} s", sent=True) from error
+        finally:
+            await self._pool.release(connection)
+
+    async def run_script(self, script: Script, *arguments: Argument) -> Reply:
+        """Run a script, as ``request`` does. Its text is sent only to a server that has not loaded it."""
+        try:
+            return await self.request("EVALSHA", script.sha1, *arguments)
+        except BrokerError as error:
+            if not isinstance(error.__cause__, NoScriptError):
+                raise
+        return await self.request("EVAL", script.text, *arguments)
+
+    async def close(self) -> None:
+        """Close the client. Idempotent."""
+        with suppress(Exception):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._client.aclose()
+                await self._client.connection_pool.disconnect()
+
+    async def _acquire(self) -> _Connection:
+        """Take a connection from the pool, and reconnect it if the server has closed it."""
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                connection = await cancellable(self._pool.get_connection())
+                can_read = getattr(connection, "can_read", None)  # of redis-py 8, whose pool does not check by default
+                if can_read is not None and await can_read():  # the end, or data that was not requested
+                    await connection.disconnect(nowait=True)
+                    await cancellable(connection.connect())
+                return connection
+        except Exception as error:
+            text = f"no connection to the server for {self._connect_timeout} s"
+            raise _translate(error, text, sent=False) from error
+
+
+def check_connect(connect: Connect) -> None:
+    """Raise ``TypeError`` or ``ValueError`` for what is neither a URL nor a factory."""
     if isinstance(connect, str):
         parse_url(connect)
     elif not callable(connect):
         raise TypeError(f"connect is a URL like redis://localhost:6379/0, or an async function, not {connect!r}")
-    return connect
 
 
-class RedisSession:
-    """Ask a server. Raises ``BrokerError`` alone."""
-
-    def __init__(self, client: Redis, patience: float, *, fixed: bool) -> None:
-        self._client = client
-        self._fixed = fixed  # it leads to this address, whatever happens
-        self._pool = cast("_Pool", client.connection_pool)
-        self._patience = patience
-
-    @classmethod
-    async def open(cls, connect: Connect, patience: float) -> RedisSession:
-        """Make the client. ``patience`` is the seconds that connecting may take."""
-        if isinstance(connect, str):
-            return cls(_client(connect, patience), patience, fixed=True)
-        try:
-            async with asyncio.timeout(patience):
-                client = await heeding(connect(), undo=_close)
-        except Exception as error:
-            raise _translated(error, f"connect() did not return for {patience} s", sent=False) from error
-        if not isinstance(client, Redis):
-            raise BrokerRefused(f"connect() returned {client!r}, which is no redis.asyncio.Redis")
-        return cls(client, patience, fixed=False)
-
-    async def run(self, script: str, *arguments: Argument, limit: float) -> Reply:
-        """Run a script as ``ask`` does, and send its text only to a server that does not know it."""
-        name = hashlib.sha1(script.encode()).hexdigest()  # noqa: S324  # what the server calls it
-        try:
-            return await self.ask("EVALSHA", name, *arguments, limit=limit)
-        except BrokerError as error:
-            if not isinstance(error.__cause__, NoScriptError):
-                raise
-        return await self.ask("EVAL", script, *arguments, limit=limit)
-
-    async def ask(self, *command: Argument, limit: float) -> Reply:
-        """Send a command, once, and return what the server answers within ``limit`` seconds.
-
-        Raises ``BrokerDown`` when it was surely not done, ``BrokerRefused`` when the server will not do it, and
-        ``OutcomeUnknown``. Cancelling closes the connection.
-        """
-        connection = await self._connection()
-        try:
-            async with asyncio.timeout(limit):
-                await heeding(connection.send_command(*command, check_health=False))
-                # Its own time-out looks like an answer, so ours comes first.
-                return await connection.read_response(disable_decoding=True, timeout=limit + self._patience)
-        except Exception as error:
-            if not isinstance(error, ResponseError):
-                await connection.disconnect(nowait=True)
-            if self._fixed and isinstance(error, MovedError):
-                raise BrokerRefused(f"{MOVED}: {type(error).__name__}: {error}") from error
-            raise _translated(error, f"no answer of the server for {limit} s", sent=True) from error
-        finally:
-            await self._pool.release(connection)
-
-    async def _connection(self) -> _Connection:
-        """Return a connection that was alive just now."""
-        try:
-            async with asyncio.timeout(self._patience):
-                connection = await heeding(self._pool.get_connection())
-                look = getattr(connection, "can_read", None)  # the pool of redis-py 8 does not, by default
-                if look is not None and await look():  # data that nobody asked for, or the end
-                    await connection.disconnect(nowait=True)
-                    await heeding(connection.connect())
-                return connection
-        except Exception as error:
-            raise _translated(error, f"no connection to the server for {self._patience} s", sent=False) from error
-
-    async def close(self) -> None:
-        """Give back the connections. Twice is once."""
-        with suppress(Exception):
-            async with asyncio.timeout(CLOSING):
-                await self._client.aclose()
-                await self._client.connection_pool.disconnect()
+def make_client(host: str, port: int, options: Mapping[str, object]) -> Redis:
+    """Return a client of a host and a port, with further arguments of ``redis.asyncio.Redis``."""
+    arguments = {**_CLIENT_OPTIONS, "retry": Retry(NoBackoff(), 0), **options, "host": host, "port": port}
+    return cast("Callable[..., Redis]", Redis)(**arguments)
 
 
-async def _close(client: object) -> None:
-    if isinstance(client, Redis):
-        await client.aclose()
-
-
-def _client(url: str, patience: float) -> Redis:
-    """Return a client that does nothing by itself: redis-py's own repeats what may have been done."""
+def _client_from_url(url: str, connect_timeout: float) -> Redis:
     client: Redis = cast("Callable[..., Redis]", Redis.from_url)(
-        url, **QUIET, retry=Retry(NoBackoff(), 0), socket_connect_timeout=patience
+        url, **_CLIENT_OPTIONS, retry=Retry(NoBackoff(), 0), socket_connect_timeout=connect_timeout
     )
     return client
 
 
-def client_at(host: str, port: int, options: Mapping[str, object]) -> Redis:
-    """Return such a client of a host and a port, with more arguments of redis-py's."""
-    arguments = {**QUIET, "retry": Retry(NoBackoff(), 0), **options, "host": host, "port": port}
-    return cast("Callable[..., Redis]", Redis)(**arguments)
+async def _close_client(client: object) -> None:
+    if isinstance(client, Redis):
+        await client.aclose()
 
 
-def slot_of(key: str) -> int:
-    """Return the slot of a key in a Cluster."""
-    return int(key_slot(key.encode()))
-
-
-def _translated(error: Exception, silence: str, *, sent: bool) -> BrokerError:
-    """Return what an error means for who publishes."""
+def _translate(error: Exception, timeout_text: str, *, sent: bool) -> BrokerError:
+    """Return the ``BrokerError`` for an error. ``sent`` tells whether the server may have executed a command."""
     if isinstance(error, BrokerError):
         return error
-    text = silence if type(error) is TimeoutError else f"{type(error).__name__}: {error}"
-    if isinstance(error, PASSING) or (isinstance(error, ResponseError) and any(code in text for code in PASSING_CODES)):
+    text = timeout_text if type(error) is TimeoutError else f"{type(error).__name__}: {error}"
+    if isinstance(error, _TRANSIENT) or (
+        isinstance(error, ResponseError) and any(code in text for code in _TRANSIENT_CODES)
+    ):
         return BrokerDown(f"the server cannot do it now: {text}")
     if isinstance(error, AuthenticationError | AuthorizationError | ResponseError | DataError | UnicodeError):
         return BrokerRefused(f"the server refused: {text}")

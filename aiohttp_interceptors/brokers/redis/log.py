@@ -1,388 +1,267 @@
-"""The script by which brokers read and write the log of a Hub in Redis: one run is atomic, and replicated wholly."""
+"""The log of a Hub in a Redis stream: append, read, and find out whether entries were lost.
+
+The decisions are in the script ``append.lua``, which also describes the stored format.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from importlib import resources
+from typing import NamedTuple, TypeAlias, cast
 
 from ...exceptions import BrokerRefused
 from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, LogPosition
 from ...hub.epochs import new_epoch
-from ..base import Draft, Retention
+from ..base import AppendRequest, LogRetention
+from .connection import Argument, RedisConnection, Reply, Script
 
 __all__ = [
-    "ELSEWHERE",
-    "SCRIPT",
-    "Answer",
-    "Argument",
-    "Break",
-    "Call",
-    "Claim",
-    "Elsewhere",
+    "Checkpoint",
+    "Discontinuity",
+    "LogState",
     "RawEntry",
     "RedisLog",
-    "key_of",
-    "offset",
-    "stream_id",
+    "WrongServer",
+    "entry_id",
+    "offset_of",
+    "stream_key",
 ]
 
 
-ELSEWHERE = b""  # the first of a reply that says no more than which server this is
+SEQUENCE_BITS = 20  # of an offset; append.lua assigns no larger sequence number within a millisecond
+KEY_TTL = int(IDEMPOTENCY_WINDOW * 1.25 * 1000)  # milliseconds that an idempotency key is stored
+MAX_RUNS = 8  # runs whose ancestry is remembered: those that the two connections are in, and a few more
 
-# Each entry has the id of the one before it ("l"), so that every hole shows. A *life* of the log is what one server
-# has written in one go: it ends when a server was started again or promoted, and whenever a loss was found. The first
-# entry of a life says so in its link, which is "epoch life id".
-#
-# The meta hash has the epoch, the life, the latest id, the server and the lineage of its data, where the life began,
-# when a loss was told latest, and for the lives and epochs that are over where they ended ("life:x", "epoch:x"); a
-# "fork:x" is an epoch that another server has begun, and where its log and this one part.
-#
-# Who calls claims what the log had in a life, and where the lives before that ended. Two logs have in common what they
-# have of a life that both know: the least of the two ends, and of all such lives the greatest. (When this server was
-# set back to an older copy of itself, within a life, that shows in what the entry after the claimed one follows. Then
-# nothing of that life counts.) What was claimed beyond is lost, or was told in another epoch that is not known here.
-# Then a new epoch begins at the end, by which every process hears of it, and the one that claimed goes back to what is
-# common. A loss of what had come to the claimant before the latest loss was told is told by that. The times are
-# durations of the claimant's, and moments of one server between two starts; in ids the server's, unless that went back.
-SCRIPT = """
-local stream, meta = KEYS[1], KEYS[2]
-local fresh, expected, known_life, asked, at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local most, age, remember = ARGV[6], tonumber(ARGV[7]), ARGV[8]
-local CLAIMS, DRAFTS, KEPT = 9, 19, 32
+_SCRIPT = Script(resources.files(__package__).joinpath("append.lua").read_text("utf-8"))
+_WRONG_SERVER = b""  # first element of the reply if the script has done nothing, because the server is another one
 
-local function parts(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-local function later(a, b)
-  local ams, aseq = parts(a)
-  local bms, bseq = parts(b)
-  return ams > bms or (ams == bms and aseq > bseq)
-end
-local function ends(kind)
-  local found, fields = {}, redis.call('HGETALL', meta)
-  for i = 1, #fields, 2 do
-    local name = string.match(fields[i], '^' .. kind .. ':(.*)$')
-    if name then found[name] = fields[i + 1] end
-  end
-  return found
-end
-local function note(kind, name, id)
-  redis.call('HSET', meta, kind .. ':' .. name, id)
-  local found, count, first = ends(kind), 0, nil
-  for other, its in pairs(found) do
-    count = count + 1
-    if other ~= name and (not first or later(found[first], its)) then first = other end
-  end
-  if count > KEPT then redis.call('HDEL', meta, kind .. ':' .. first) end
-end
-
-local server = redis.pcall('INFO', 'server')
-if type(server) == 'table' then return redis.error_reply('NOPERM the right to INFO is missing: ' .. server.err) end
-local replication = redis.call('INFO', 'replication')
-if string.find(replication, 'role:slave', 1, true) then
-  return redis.error_reply('READONLY this server is a replica')
-end
-local here = string.match(server, 'run_id:(%w+)') or ''
-local lineage = string.match(replication, 'master_replid:(%w+)') or ''
-if expected ~= '' and expected ~= here then return {'', here} end
-
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local found = redis.call('HMGET', meta, 'epoch', 'life', 'last', 'server', 'lineage', 'since', 'told')
-local epoch, life, last, since, told = found[1], found[2], found[3], found[6], tonumber(found[7] or '')
-local function begin_life()
-  if life == fresh then return end
-  note('life', life, last)
-  life, since = fresh, last
-  redis.call('HSET', meta, 'life', life, 'since', since)
-end
-if not epoch then
-  local latest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  if not latest then redis.call('DEL', stream) end
-  epoch, life, last, told = fresh, fresh, latest and latest[1] or '0-0', now
-  since = last
-  redis.call('HSET', meta, 'epoch', epoch, 'life', life, 'last', last, 'since', since, 'told', told,
-    'server', here, 'lineage', lineage)
-elseif found[4] ~= here or found[5] ~= lineage then
-  begin_life()
-  told = nil
-  redis.call('HDEL', meta, 'told')
-  redis.call('HSET', meta, 'server', here, 'lineage', lineage)
-end
-
-local lives = nil
-local function common(history, except)
-  local best = '0-0'
-  lives = lives or ends('life')
-  for name, till in string.gmatch(history, '(%S+) (%S+)') do
-    local ours = name == life and last or lives[name]
-    if ours and name ~= except then
-      if later(ours, till) then ours = till end
-      if later(ours, best) then best = ours end
-    end
-  end
-  return best
-end
-local function is_there(id)
-  local ms, seq = parts(id)
-  local following = redis.call('XRANGE', stream, string.format('%d-%d', ms, seq + 1), '+', 'COUNT', 1)[1]
-  local link = following and string.match(following[2][2], '(%d+%-%d+)$')
-  return not link or not later(id, link)
-end
-local function is_known(name)
-  return name == epoch or redis.call('HEXISTS', meta, 'epoch:' .. name) == 1
-    or redis.call('HEXISTS', meta, 'fork:' .. name) == 1
-end
-
-local lost, slept, gone = asked == epoch and later(at, last), false, ''
-if lost then at, slept = last, true end
-for i = CLAIMS, DRAFTS - 1, 5 do
-  local claimed, lived, id, passed, history = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 4]
-  if claimed ~= '' then
-    local kept = id
-    if lived ~= life or later(id, last) then kept = common(history) end
-    if not later(id, kept) and not is_there(id) then kept = common(history, lived) end
-    local known = is_known(claimed)
-    if later(id, kept) or not known then
-      if not (told and told <= now and now - passed <= told) then lost = true end
-      if not known then note('fork', claimed, kept) end
-      if i > CLAIMS then  -- what was acknowledged is no place of a tail's
-        gone = '1'
-      elseif claimed == asked then
-        slept = true
-        if asked == epoch then lost = true end
-        if later(at, kept) then at = kept end
-      end
-    end
-  end
-end
-if lost then
-  note('epoch', epoch, last)
-  begin_life()
-  epoch, told = fresh, now
-  redis.call('HSET', meta, 'epoch', epoch, 'told', told)
-end
-
-local era, through = epoch, ''
-if #ARGV < DRAFTS and asked ~= epoch and not slept then
-  local over = ends('epoch')
-  local border = over[asked] or redis.call('HGET', meta, 'fork:' .. asked)
-  if border then
-    if later(at, border) then at = border end
-  elseif asked == '' then
-    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-    at = first and string.match(first[2][2], '(%S+)$') or last
-  else
-    at = '0-0'
-  end
-  for name, id in pairs(over) do
-    if later(id, at) and (through == '' or later(through, id)) then era, through = name, id end
-  end
-end
-
-local past = ''
-if life ~= known_life then
-  for name, id in pairs(ends('life')) do past = past .. ' ' .. name .. ' ' .. id end
-end
-local reply = {epoch, life, last, string.format('%d', now), era, at, through, here, past, gone}
-local ms, seq = parts(last)
-local before = last
-for i = DRAFTS, #ARGV, 3 do
-  local key = ARGV[i] ~= '0' and KEYS[tonumber(ARGV[i])]
-  local repeated = key and redis.call('GET', key)
-  if repeated then
-    reply[#reply + 1] = repeated
-  else
-    if now > ms then ms, seq = now, 0 else seq = seq + 1 end
-    if seq >= 1048576 then ms, seq = ms + 1, 0 end
-    local id = string.format('%d-%d', ms, seq)
-    local link = last == since and epoch .. ' ' .. life .. ' ' .. last or last
-    redis.call('XADD', stream, id, 'l', link, 't', ARGV[i + 1], 'p', ARGV[i + 2])
-    if key then redis.call('SET', key, epoch .. ' ' .. id, 'PX', remember) end
-    last = id
-    reply[#reply + 1] = id
-  end
-end
-if last ~= before then
-  redis.call('HSET', meta, 'last', last)
-  redis.call('XTRIM', stream, 'MAXLEN', '~', most)
-  if age then redis.call('XTRIM', stream, 'MINID', '~', string.format('%d', now - age)) end
-  reply[3] = last
-end
-return reply
-"""
-
-
-SEQUENCE = 20  # bits of a position; the script lets no more than these be numbered in a millisecond
-WINDOW = int(IDEMPOTENCY_WINDOW * 1.25 * 1000)  # milliseconds that a key is remembered
-LIVES = 8  # whose past is remembered: those that connections are in, and a few more
-
-Argument: TypeAlias = str | bytes | int
 RawEntry: TypeAlias = tuple[bytes, list[bytes]]
+"""The ID and the fields of an entry, as ``XREAD`` returns them."""
 
 
-class Elsewhere(Exception):  # never leaves the broker
-    """The script has done nothing, for this is another server than the one that was expected."""
+class WrongServer(Exception):  # does not leave the broker
+    """The script has done nothing, because the server is not the expected one. The argument is its run ID."""
 
 
-class Claim(NamedTuple):
-    """What the log had in one of its lives: all up to a position."""
+class Checkpoint(NamedTuple):
+    """What a process knows that the log contained: all entries up to a position, in one of its runs."""
 
-    epoch: str
-    life: str
-    offset: int
-    past: str = ""
-    """The lives before, each with the id where it ended."""
-    since: float = 0.0
-    """When the latest of it had come, by this process's clock."""
+    position: LogPosition
+    run_id: str
+    ancestry: str
+    """The runs before, each with the ID of its last entry."""
+    time: float
+    """When the position was received, by the monotonic clock of this process."""
 
     def arguments(self, now: float) -> list[Argument]:
-        """Return it as the script takes it."""
-        till = stream_id(self.offset)
-        history = b"%b %b %b" % (self.life.encode(), till, self.past.encode())
-        return [self.epoch, self.life, till, int((now - self.since) * 1000), history]
+        """Return the checkpoint as arguments of the script."""
+        end = entry_id(self.position.offset)
+        history = b"%b %b %b" % (self.run_id.encode(), end, self.ancestry.encode())
+        return [self.position.epoch, self.run_id, end, int((now - self.time) * 1000), history]
 
 
-NO_CLAIM = Claim("", "", 0)
+NO_CHECKPOINT = Checkpoint(LogPosition("", 0), "", "", 0.0)
 
 
-class Call(NamedTuple):
-    """A run of the script."""
+class LogState(NamedTuple):
+    """The state of the log, and whether a position in it is still valid."""
 
-    arguments: list[Argument]
-    acknowledged: Claim
-    """What it claims of publishes."""
-
-
-class Answer(NamedTuple):
-    """What the script returns."""
-
-    latest: Claim
-    """What there is now."""
-    now: int
-    """The time of the server, in milliseconds."""
+    end: Checkpoint
+    """The newest entry."""
+    server_time: int
+    """Unix time of the server, in milliseconds."""
+    server_run_id: str
+    """The server's run ID, which changes when the server is restarted."""
     start: LogPosition
-    """Where to go on: the place that was asked for, unless that is void."""
-    through: int | None
-    """The position where the epoch of that place ended, if it is over."""
-    server: str
-    """The run id of the server, which it has until it is started again."""
-    positions: list[LogPosition]
-    """Of the drafts."""
+    """Where to resume: the position that was asked for, unless the log was truncated."""
+    epoch_end: int | None
+    """Offset of the last entry in the epoch of ``start``, or ``None`` for the current epoch."""
 
 
-class Break(NamedTuple):
-    """The next entry does not simply follow the one before it here."""
+class Discontinuity(NamedTuple):
+    """The next entry does not follow the previous one: a run begins with it, or entries are missing."""
 
-    before: int
-    """The position that it follows."""
-    mark: str
-    """The epoch and the life that begin with it, if they do."""
-
-
-def key_of(stream: str) -> str:
-    """Return the key of a stream, which every other key begins with. Raises ``ValueError`` for what can be none."""
-    if not isinstance(stream, str) or not stream or set(stream) & set("{}"):
-        raise ValueError(f"stream is the name of a stream, without braces, not {stream!r}")
-    return f"{{{stream}}}"
+    previous: int
+    """Offset of the entry that it follows."""
+    run: str
+    """Epoch and run ID from the link of the first entry of a run, otherwise ``""``."""
 
 
-def offset(raw: bytes) -> int:
-    """Return the position that an id of Redis stands for."""
-    milliseconds, _, sequence = raw.partition(b"-")
-    return int(milliseconds) << SEQUENCE | int(sequence)
+def stream_key(name: str) -> str:
+    """Return the key of a stream, with which all its other keys begin. Raises ``ValueError`` for an invalid name."""
+    if not isinstance(name, str) or not name or set(name) & set("{}"):
+        raise ValueError(f"stream is the name of a stream, without braces, not {name!r}")
+    return f"{{{name}}}"
 
 
-def stream_id(offset: int) -> bytes:
-    """Return the id of Redis that a position stands for."""
-    return b"%d-%d" % (offset >> SEQUENCE, offset & ((1 << SEQUENCE) - 1))
+def offset_of(raw_id: bytes) -> int:
+    """Return the offset of an entry ID."""
+    milliseconds, _, sequence = raw_id.partition(b"-")
+    return int(milliseconds) << SEQUENCE_BITS | int(sequence)
+
+
+def entry_id(offset: int) -> bytes:
+    """Return the entry ID of an offset."""
+    return b"%d-%d" % (offset >> SEQUENCE_BITS, offset & ((1 << SEQUENCE_BITS) - 1))
 
 
 class RedisLog:
-    """Say what is sent to the server, and read what it answers."""
+    """The log in a stream. It remembers the latest entries of this process, and passes them with each call.
 
-    def __init__(self, name: str, retention: Retention) -> None:
-        self.stream: str = key_of(name)
-        self.given: Claim = NO_CLAIM
-        """What came in tails."""
-        self.acknowledged: Claim = NO_CLAIM
-        """What came after publishes."""
+    Args:
+        stream: Name of the stream.
+        retention: When entries are trimmed.
+    """
+
+    def __init__(self, stream: str, retention: LogRetention) -> None:
+        self.key: str = stream_key(stream)
+        """The key of the stream."""
+        self.received: Checkpoint = NO_CHECKPOINT
+        """The latest entry that a tail has received."""
+        self.acknowledged: Checkpoint = NO_CHECKPOINT
+        """The latest entry that a server has acknowledged."""
         self._retention = retention
-        self._pasts: OrderedDict[str, str] = OrderedDict()  # what was before each life
+        self._ancestries: OrderedDict[str, str] = OrderedDict()  # by run ID
 
-    def call(self, after: LogPosition | None, drafts: Sequence[Draft] = (), server: str = "") -> Call:
-        """Return a run of the script: to find out about a place, or to store drafts, on that server if it has to be."""
-        keys: list[Argument] = [self.stream, f"{self.stream}:log"]
-        most, age = self._retention
-        epoch, at = after or LogPosition("", 0)
-        known = next(reversed(self._pasts), "")
-        values: list[Argument] = [new_epoch(), server, known, epoch, stream_id(at)]
-        values += [most, "" if age is None else int(age * 1000), WINDOW]
-        now = time.monotonic()
-        for claim in self.given, self.acknowledged:
-            values += claim.arguments(now)
-        for topic, payload, key in drafts:
-            if key is not None:
-                keys.append(f"{self.stream}:key:{key}")
-            values += ["0" if key is None else len(keys), topic, payload]
-        return Call([len(keys), *keys, *values], self.acknowledged)
+    async def append(
+        self, connection: RedisConnection, requests: Sequence[AppendRequest], server_run_id: str
+    ) -> list[LogPosition]:
+        """Append entries, and return their positions.
 
-    def answer(self, reply: Sequence[bytes], call: Call) -> Answer:
-        """Read what the script returned, which knows now of all that was claimed. Raises ``Elsewhere``."""
-        if reply[0] == ELSEWHERE:
-            raise Elsewhere(reply[1].decode())
-        epoch, life, last, now, era, at, through, server, past, gone, *raws = reply
-        latest = self.claim(epoch.decode(), life.decode(), offset(last), past.decode())
-        positions = []
-        for raw in raws:
-            its_own, _, where = raw.rpartition(b" ")
-            positions.append(LogPosition(its_own.decode() or latest.epoch, offset(where)))
-        if positions:
-            self.acknowledged = latest
-        elif self.acknowledged is call.acknowledged is not NO_CLAIM:
-            old = call.acknowledged  # of which all is there still, or else it was told
-            self.acknowledged = NO_CLAIM if gone else latest._replace(offset=old.offset, since=old.since)
-        start = LogPosition(era.decode(), offset(at))
-        return Answer(latest, int(now), start, offset(through) if through else None, server.decode(), positions)
-
-    def claim(self, epoch: str, life: str, offset: int, past: str = "") -> Claim:
-        """Make a claim about now. The ``past`` of a life has to be given once."""
-        if past or life not in self._pasts:
-            self._pasts[life] = past
-            while len(self._pasts) > LIVES:
-                self._pasts.popitem(last=False)
-        self._pasts.move_to_end(life)
-        return Claim(epoch, life, offset, self._pasts[life], time.monotonic())
-
-    def entries(
-        self, raws: Sequence[RawEntry], at: int, now: int, marks: Sequence[str]
-    ) -> tuple[list[Entry], Break | None]:
-        """Read entries, up to the first that does not follow the one before, which for the first is that ``at``.
-
-        One that begins a life follows if that is one of ``marks``. ``now`` is the time of the server, in milliseconds.
-        Raises ``BrokerRefused`` for what no broker wrote.
+        Raises:
+            WrongServer: The server has another run ID than this one, which is not ``""``. Nothing was appended.
+            BrokerError: As ``RedisConnection.request`` raises it.
         """
-        made: list[Entry] = []
-        make = tuple.__new__  # what an Entry's own does, less a call for each
-        expected = stream_id(at)
-        raw = b""
+        _, positions = await self._call(connection, None, requests, server_run_id)
+        return positions
+
+    async def locate(self, connection: RedisConnection, position: LogPosition | None) -> LogState:
+        """Find out whether the log still has the entries up to a position. ``None`` is before the first entry."""
+        state, _ = await self._call(connection, position)
+        return state
+
+    async def read(
+        self, connection: RedisConnection, after: int, count: int, block: float | None
+    ) -> Sequence[RawEntry]:
+        """Return at most ``count`` entries after an offset.
+
+        If there are none, the server waits up to ``block`` seconds for the first one, or not at all for ``None``.
+        """
+        options = () if block is None else ("BLOCK", int(block * 1000) or 1)
+        reply = await connection.request("XREAD", "COUNT", count, *options, "STREAMS", self.key, entry_id(after))
+        return _raw_entries(reply)
+
+    def decode(
+        self, raw_entries: Sequence[RawEntry], after: int, server_time: int, runs: Sequence[str]
+    ) -> tuple[list[Entry], Discontinuity | None]:
+        """Decode entries, up to the first that does not follow the previous one.
+
+        Args:
+            raw_entries: The entries after an offset.
+            after: That offset.
+            server_time: Unix time of the server, in milliseconds.
+            runs: Epochs and run IDs, as in the links of first entries. These runs may begin without a discontinuity.
+
+        Raises:
+            BrokerRefused: The stream has an entry that was not appended by a broker.
+        """
+        entries: list[Entry] = []
+        expected = entry_id(after)
+        raw_id = b""
         try:
-            for raw, (link, before, _, topic, _, payload) in raws:
-                if before != expected:
-                    mark, _, previous = before.rpartition(b" ")
-                    broken = Break(offset(previous if link == b"l" else b""), mark.decode())  # b"" is no id
-                    if previous != expected or broken.mark not in marks:
-                        return made, broken
-                milliseconds, _, sequence = raw.partition(b"-")
-                stamp = int(milliseconds)
-                age = (now - stamp) / 1000 if now > stamp else 0.0
-                made.append(make(Entry, (stamp << SEQUENCE | int(sequence), topic.decode(), payload, age)))
-                expected = raw
+            for raw_id, (field, link, _, topic, _, payload) in raw_entries:
+                if link != expected:
+                    run, _, previous = link.rpartition(b" ")
+                    # b"" is not an ID, and raises ValueError.
+                    discontinuity = Discontinuity(offset_of(previous if field == b"l" else b""), run.decode())
+                    if previous != expected or discontinuity.run not in runs:
+                        return entries, discontinuity
+                milliseconds, _, sequence = raw_id.partition(b"-")
+                timestamp = int(milliseconds)
+                age = (server_time - timestamp) / 1000 if server_time > timestamp else 0.0
+                entries.append(Entry(timestamp << SEQUENCE_BITS | int(sequence), topic.decode(), payload, age))
+                expected = raw_id
         except ValueError as error:
             raise BrokerRefused(
-                f"{self.stream} has an entry that no broker wrote, {raw.decode()}: a Hub needs a stream of its own"
+                f"{self.key} has an entry that no broker appended, {raw_id.decode()}: use a stream that nothing but the"
+                " Hub writes to"
             ) from error
-        return made, None
+        return entries, None
+
+    def checkpoint(self, position: LogPosition, run_id: str, ancestry: str = "") -> Checkpoint:
+        """Return a checkpoint with the current time. The ancestry of a run is remembered, and needed only once."""
+        if ancestry or run_id not in self._ancestries:
+            self._ancestries[run_id] = ancestry
+            while len(self._ancestries) > MAX_RUNS:
+                self._ancestries.popitem(last=False)
+        self._ancestries.move_to_end(run_id)
+        return Checkpoint(position, run_id, self._ancestries[run_id], time.monotonic())
+
+    async def _call(
+        self,
+        connection: RedisConnection,
+        position: LogPosition | None,
+        requests: Sequence[AppendRequest] = (),
+        server_run_id: str = "",
+    ) -> tuple[LogState, list[LogPosition]]:
+        """Run the script, and return the state of the log and the positions of the entries."""
+        acknowledged = self.acknowledged
+        arguments = self._arguments(position, requests, server_run_id)
+        reply = cast("list[bytes]", await connection.run_script(_SCRIPT, *arguments))
+        if reply[0] == _WRONG_SERVER:
+            raise WrongServer(reply[1].decode())
+        epoch, run_id, last, now, start_epoch, start, epoch_end, server, ancestry, is_lost, *raw_positions = reply
+        end = self.checkpoint(LogPosition(epoch.decode(), offset_of(last)), run_id.decode(), ancestry.decode())
+        positions = [_position(raw, end.position.epoch) for raw in raw_positions]
+        if positions:
+            self.acknowledged = end
+        elif self.acknowledged is acknowledged is not NO_CHECKPOINT:
+            self.acknowledged = NO_CHECKPOINT if is_lost else _moved(acknowledged, end)
+        state = LogState(
+            end=end,
+            server_time=int(now),
+            server_run_id=server.decode(),
+            start=LogPosition(start_epoch.decode(), offset_of(start)),
+            epoch_end=offset_of(epoch_end) if epoch_end else None,
+        )
+        return state, positions
+
+    def _arguments(
+        self, position: LogPosition | None, requests: Sequence[AppendRequest], server_run_id: str
+    ) -> list[Argument]:
+        """Return the arguments of the script: the number of keys, the keys, and the values."""
+        keys: list[Argument] = [self.key, f"{self.key}:log"]
+        max_records, max_age = self._retention
+        epoch, offset = position or LogPosition("", 0)
+        known_run = next(reversed(self._ancestries), "")
+        values: list[Argument] = [new_epoch(), server_run_id, known_run, epoch, entry_id(offset)]
+        values += [max_records, "" if max_age is None else int(max_age * 1000), KEY_TTL]
+        now = time.monotonic()
+        for checkpoint in self.received, self.acknowledged:
+            values += checkpoint.arguments(now)
+        for topic, payload, key in requests:
+            if key is not None:
+                keys.append(f"{self.key}:key:{key}")
+            values += ["0" if key is None else len(keys), topic, payload]
+        return [len(keys), *keys, *values]
+
+
+def _moved(checkpoint: Checkpoint, end: Checkpoint) -> Checkpoint:
+    """Return a checkpoint of which nothing was lost, as one in the run and the epoch at the end of the log."""
+    return end._replace(position=end.position._replace(offset=checkpoint.position.offset), time=checkpoint.time)
+
+
+def _position(raw: bytes, epoch: str) -> LogPosition:
+    """Return the position of an appended entry. One that was appended before comes with its epoch."""
+    its_epoch, _, raw_id = raw.rpartition(b" ")
+    return LogPosition(its_epoch.decode() or epoch, offset_of(raw_id))
+
+
+def _raw_entries(reply: Reply) -> Sequence[RawEntry]:
+    if not reply:
+        return []
+    if isinstance(reply, dict):  # RESP 3
+        return cast("list[RawEntry]", next(iter(reply.values())))
+    return cast("list[tuple[bytes, list[RawEntry]]]", reply)[0][1]

@@ -1,4 +1,8 @@
-"""A file of SQLite in WAL mode that may be taken away or replaced under us: opening it, and what its errors mean."""
+"""The connection to the database file of a ``SqliteBroker``.
+
+The file may be deleted, moved, replaced or truncated while it is open. ``SqliteFile`` notices that before each use,
+opens the file that is at the path now, and translates the errors of SQLite and of the operating system.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,19 @@ from ...exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["SqliteFile", "transaction"]
+__all__ = ["FileOptions", "SqliteFile", "transaction"]
 
 
-APPLICATION = 0x61695365  # what we, and file(1), know our files by
-VERSION = 1
-WAL_LIMIT = 2**24  # bytes that what is beside the file keeps of the disk when it begins anew
-WAL_PAGES = 256  # of 4 KiB, after which it is taken into the file: four times as many fill a small disk before that
-MOVING = 1.0  # seconds in which what is beside a file may be moved after it: it would be taken for the new one's
-NAP = 0.01  # seconds after which SQLite is asked again for a lock; by itself it comes to sleep ten times as long
-FILES = ("", "-wal", "-shm")  # it, and what SQLite makes beside it
+APPLICATION_ID = 0x61695365  # "aiSe": marks our files, for us and for file(1)
+VERSION = 1  # of the tables
+JOURNAL_SIZE_LIMIT = 2**24  # bytes to which SQLite truncates the -wal when it starts again from its beginning
+AUTOCHECKPOINT = 256  # pages of 4 KiB in the -wal until a checkpoint; SQLite's default, 1000, fills a small disk
+ORPHAN_DELAY = 1.0  # seconds until a -wal or -shm without its database file is deleted: it may be about to be moved too
+RETRY_INTERVAL = 0.01  # seconds between two attempts to get a lock; SQLite's own busy handler sleeps up to 0.1
+SUFFIXES = ("", "-wal", "-shm")  # the database file, and those that SQLite keeps beside it
 
-# After these, the same may be done again: it is locked, or full, or the disk does not answer.
-_PASSING = {
+# A retry may succeed: the file is locked, the disk is full or does not answer.
+_TRANSIENT = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
@@ -39,192 +43,201 @@ _PASSING = {
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PROTOCOL,
 }
-# What the operating system says that is one of them, when it opens a file.
-_CODES = {
+# Errors of the operating system that mean the same.
+_ERRNO_CODES = {
     errno.EDQUOT: sqlite3.SQLITE_FULL,
     errno.EIO: sqlite3.SQLITE_IOERR,
     errno.EMFILE: sqlite3.SQLITE_NOMEM,
     errno.ENFILE: sqlite3.SQLITE_NOMEM,
     errno.ENOSPC: sqlite3.SQLITE_FULL,
 }
-# What damage looks like; what SQLite has in its cache may hide it from a connection for long.
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
-# When a commit fails by these, its last bytes, which make it one, were not written.
-_SURE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
-_MOVE = "move it away with what is beside it, and a new one is made"
+# Signs of corruption, which another connection may not see for long because of its page cache.
+_CORRUPTION = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
+# A COMMIT with one of these did not write its commit record, so the transaction is not stored.
+_NOT_COMMITTED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+_MOVE_AWAY = "move it away with its -wal and -shm, and a new one is created"
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process is writing, or was stopped while it did",
-    sqlite3.SQLITE_CANTOPEN: "its folder has to be there, and this process has to be allowed to write in it",
-    sqlite3.SQLITE_READONLY: "this process has to be allowed to write it, and to make files beside it",
-    sqlite3.SQLITE_CORRUPT: _MOVE,
-    sqlite3.SQLITE_FULL: "beside it has to be room for some MiB more",
-    sqlite3.SQLITE_NOTADB: f"give another path, or {_MOVE}",
+    sqlite3.SQLITE_BUSY: "another process is writing, or was stopped while it was",
+    sqlite3.SQLITE_CANTOPEN: "its folder must exist, and this process must be allowed to write to it",
+    sqlite3.SQLITE_READONLY: "this process must be allowed to write to it, and to create files beside it",
+    sqlite3.SQLITE_CORRUPT: _MOVE_AWAY,
+    sqlite3.SQLITE_FULL: "the disk needs some MiB more for the files beside it",
+    sqlite3.SQLITE_NOTADB: f"give another path, or {_MOVE_AWAY}",
 }
 
 T = TypeVar("T")
 
 
-class _Found(NamedTuple):
-    """What is at a path."""
-
+class _FileStat(NamedTuple):
     identity: tuple[int, int]
+    """Device and inode."""
     extent: tuple[int, int]
-    """Its bytes and its blocks: what is cut and grows again has holes, and fewer of these."""
+    """Bytes and blocks. A file that was truncated and grew again is sparse, and has fewer blocks."""
 
 
-class Opening(NamedTuple):
-    """How to open a file."""
+class FileOptions(NamedTuple):
+    """How to open a database file."""
 
     path: Path
-    patience: float
-    """Seconds to wait for the lock of another process."""
+    lock_timeout: float
+    """Seconds to wait for a lock that another process holds."""
     synchronous: str
-    create: Callable[[sqlite3.Connection], None]
-    """Make the tables, in a transaction."""
-    claim: Callable[[sqlite3.Connection, int], None]
-    """Take note of its inode."""
-    tear: Callable[[sqlite3.Connection], None]
-    """Take note that something may be lost which was in it."""
+    """The value of ``PRAGMA synchronous``."""
+    create_tables: Callable[[sqlite3.Connection], None]
+    """Called within a transaction, for a new file."""
+    verify_identity: Callable[[sqlite3.Connection, int], None]
+    """Called with the inode of each file that is opened."""
+    on_wal_lost: Callable[[sqlite3.Connection], None]
+    """Called when the ``-wal`` or ``-shm`` was deleted while the file was open, so that transactions may be lost."""
 
 
 class SqliteFile:
-    """A connection to whatever file is at a path. For one thread; opened when it is first used.
+    """A connection to the database file at a path, opened at the first use. For one thread.
 
-    It is left when the file at the path, or one of those beside it, is another one. While ``doubt`` is set, which all
-    connections of a process share, the file is read as a whole before it is used, and refused if it is damaged. One of
-    them sets it that meets damage, or a file that became smaller: ours never do.
+    The connection is replaced when the file, its ``-wal`` or its ``-shm`` is another one than before.
+
+    Args:
+        options: How to open the file.
+        corruption_suspected: Shared by the connections of a process. A connection sets it when it finds corruption, or
+            a file that became smaller, which the broker never does. While it is set, the file is opened again and read
+            as a whole before it is used, and refused if it is corrupt.
+
     """
 
-    def __init__(self, opening: Opening, doubt: threading.Event) -> None:
-        self._opening = opening
-        self._doubt = doubt
+    def __init__(self, options: FileOptions, corruption_suspected: threading.Event) -> None:
+        self._options = options
+        self._corruption_suspected = corruption_suspected
         self._connection: sqlite3.Connection | None = None
-        self._path = opening.path  # without symbolic links: SQLite has its files beside what they lead to
-        self._files: list[_Found | None] = [None] * len(FILES)  # as they were when they were used last
-        self._torn = False  # whether what was beside the file is no longer there, and with it what was stored
-        self._missed: float | None = None  # since when it is not there, though what was beside it is
-        self._full = False  # whether there was no room, and all that is beside the file is still there
+        self._path = options.path  # with symbolic links resolved, as SQLite does for the -wal and -shm
+        self._files: list[_FileStat | None] = [None] * len(SUFFIXES)  # at the last use
+        self._wal_lost = False  # the -wal or -shm was deleted under the last connection
+        self._missing_since: float | None = None  # when the file was missing first while its -wal or -shm was there
+        self._disk_full = False  # and the -wal has not been checkpointed since
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do something with a connection, and again from its beginning while that meets the lock of another process.
+        """Call a function with a connection, and again while it meets a lock, up to the lock timeout.
 
-        Raises what SQLite raises as a ``BrokerError``.
+        Raises:
+            BrokerError: For any error of SQLite or of the operating system.
+
         """
-        deadline = time.monotonic() + self._opening.patience
-        if self._full:
-            self._clear()
+        deadline = time.monotonic() + self._options.lock_timeout
+        if self._disk_full:
+            self._checkpoint()
         while True:
             try:
                 return work(self._open())
             except (sqlite3.Error, OSError) as error:
                 busy = _is_busy(error)
                 if busy and time.monotonic() < deadline:
+                    # Another process may have to open or close the file first.
                     if self._connection is None or isinstance(error, BlockingIOError):
-                        time.sleep(NAP)  # those may be let in who have to open or close it first
+                        time.sleep(RETRY_INTERVAL)
                     continue
                 if not busy:
-                    self.close()  # what it knows of the file may be wrong
-                if _is_damage(error):
-                    self._doubt.set()
-                if _is_full(error) and not self._full:
-                    self._full = True
-                    self._clear()
+                    self.close()  # its page cache may be wrong
+                if _is_corruption(error):
+                    self._corruption_suspected.set()
+                if _is_disk_full(error) and not self._disk_full:
+                    self._disk_full = True
+                    self._checkpoint()
                     continue
-                raise _explained(error, self._opening.path) from error
+                raise _translate(error, self._options.path) from error
 
     def close(self) -> None:
-        """Give the connection back. The last one takes what is beside the file into it. Twice is once."""
+        """Close the connection. The last one of all processes checkpoints the ``-wal`` and deletes it. Idempotent."""
         if self._connection is None:
             return
-        with suppress(OSError), _alone(self._path, self._opening.patience):  # of two at once neither would be the last
-            self._drop()
-        self._drop()  # if the lock could not be had
+        # Under the lock, because of two that close at the same time neither may be the last.
+        with suppress(OSError), _exclusive(self._path, self._options.lock_timeout):
+            self._close_connection()
+        self._close_connection()  # if the lock was not available
 
     def _open(self) -> sqlite3.Connection:
         """Return a connection to the file that is at the path now."""
-        files = self._find()
-        if _is_same(files[0], self._files[0]) and _is_smaller(files[0], self._files[0]):
-            self._doubt.set()
-        if self._connection is not None and not self._doubt.is_set() and all(map(_is_same, files, self._files)):
+        files = self._stat_files()
+        if _is_same(files[0], self._files[0]) and _has_shrunk(files[0], self._files[0]):
+            self._corruption_suspected.set()
+        is_current = all(map(_is_same, files, self._files))
+        if self._connection is not None and not self._corruption_suspected.is_set() and is_current:
             self._files = files
             return self._connection
-        path = Path(os.path.realpath(self._opening.path))
-        with _alone(path, 0):
-            self._leave()
+        path = Path(os.path.realpath(self._options.path))
+        with _exclusive(path, 0):
+            self._close_replaced()
             self._path = path
             connection, self._files = self._connect()
         try:
-            if self._doubt.is_set():
-                _check_whole(connection, path)
-                self._doubt.clear()
+            if self._corruption_suspected.is_set():
+                _quick_check(connection, path)
+                self._corruption_suspected.clear()
         except BaseException:
             connection.close()
             raise
         self._connection = connection
         return connection
 
-    def _leave(self) -> None:
-        """Close what was open. Of a file that is no longer at the path what is beside that is taken away.
+    def _close_replaced(self) -> None:
+        """Close a database file that was replaced, and delete its stale ``-wal`` and ``-shm``.
 
-        It would be taken for the new file's.
+        SQLite would apply them to the new file.
         """
         if self._connection is not None:
-            files = self._find()
+            files = self._stat_files()
             if _is_same(files[0], self._files[0]):
-                self._torn |= not all(map(_is_same, files, self._files))
+                self._wal_lost |= not all(map(_is_same, files, self._files))
             else:
-                together = zip(FILES, files, self._files, strict=True)
-                self._remove(end for end, now, then in together if end and _is_same(now, then))
-        self._drop()
+                stats = zip(SUFFIXES, files, self._files, strict=True)
+                self._delete(suffix for suffix, now, before in stats if suffix and _is_same(now, before))
+        self._close_connection()
 
-    def _connect(self) -> tuple[sqlite3.Connection, list[_Found | None]]:
-        """Return a connection to the file at the path, which is made if there is none, and what was found there."""
-        path, before = self._path, self._find()
+    def _connect(self) -> tuple[sqlite3.Connection, list[_FileStat | None]]:
+        """Open the file at the path, or create it. Return the connection and the files that it uses."""
+        path, before = self._path, self._stat_files()
         file, wal, _ = before
         if file is None:
-            before = self._before_new(before)
+            before = self._delete_orphans(before)
         elif wal is not None and wal.extent[0] and not file.extent[0]:
-            # SQLite would begin anew, among others who go on.
-            raise BrokerRefused(f"{path} is damaged, cut to nothing; {_MOVE}")
-        connection = sqlite3.connect(path, timeout=NAP, isolation_level=None)
+            # SQLite would create a new database while other processes still use the old one.
+            raise BrokerRefused(f"{path} is damaged: it was truncated to nothing; {_MOVE_AWAY}")
+        connection = sqlite3.connect(path, timeout=RETRY_INTERVAL, isolation_level=None)
         try:
-            _prepare(connection, self._opening)
-            (file,) = _checked(before[:1], self._find()[:1])
-            self._opening.claim(connection, file.identity[1])
-            if self._torn:
-                self._opening.tear(connection)
-            files = _checked(before, self._find())
+            _initialize(connection, self._options)
+            (file,) = _verify_unchanged(before[:1], self._stat_files()[:1])
+            self._options.verify_identity(connection, file.identity[1])
+            if self._wal_lost:
+                self._options.on_wal_lost(connection)
+            files = _verify_unchanged(before, self._stat_files())
         except BaseException:
             connection.close()
             raise
-        self._torn, self._missed = False, None
+        self._wal_lost, self._missing_since = False, None
         return connection, [*files]
 
-    def _before_new(self, files: list[_Found | None]) -> list[_Found | None]:
-        """Take away what is beside a file that was moved away, unless somebody may be about to move that too."""
-        if files == [None] * len(FILES):
+    def _delete_orphans(self, files: list[_FileStat | None]) -> list[_FileStat | None]:
+        """Delete the ``-wal`` and ``-shm`` of a file that was moved away, unless they may be about to be moved too."""
+        if files == [None] * len(SUFFIXES):
             return files
-        self._missed = self._missed or time.monotonic()
-        if time.monotonic() < self._missed + MOVING:
-            raise BlockingIOError("it is not there, and what is beside it is")
-        self._remove(FILES[1:])
-        return [None] * len(FILES)
+        self._missing_since = self._missing_since or time.monotonic()
+        if time.monotonic() < self._missing_since + ORPHAN_DELAY:
+            raise BlockingIOError("the file is missing, but its -wal or -shm is still there")
+        self._delete(SUFFIXES[1:])
+        return [None] * len(SUFFIXES)
 
-    def _clear(self) -> None:
-        """Take what is beside the file into it, which may be most of what fills the disk, before more comes there."""
+    def _checkpoint(self) -> None:
+        """Move the content of the ``-wal`` into the file and truncate it: it may be most of what fills the disk."""
         with suppress(sqlite3.Error, OSError, BrokerError):
             (busy, _, _) = self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._full = bool(busy)
+            self._disk_full = bool(busy)
 
-    def _find(self) -> list[_Found | None]:
-        """Return what is at the path, and beside it."""
-        return [_found(self._opening.path), *(_found(f"{self._path}{end}") for end in FILES[1:])]
+    def _stat_files(self) -> list[_FileStat | None]:
+        return [_stat(self._options.path), *(_stat(f"{self._path}{suffix}") for suffix in SUFFIXES[1:])]
 
-    def _remove(self, ends: Iterable[str]) -> None:
-        for end in ends:
-            Path(f"{self._path}{end}").unlink(missing_ok=True)
+    def _delete(self, suffixes: Iterable[str]) -> None:
+        for suffix in suffixes:
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
-    def _drop(self) -> None:
+    def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sqlite3.Error):
@@ -232,50 +245,15 @@ class SqliteFile:
 
 
 @contextmanager
-def _alone(path: Path, patience: float) -> Iterator[None]:
-    """Open or close a file while no other connection does. Raises ``BlockingIOError`` if one does for long."""
-    deadline = time.monotonic() + patience
-    lock = Path(f"{path}-lock")
-    while (file := _locked(lock)) is None:
-        if time.monotonic() >= deadline:
-            raise BlockingIOError("another process opens it")
-        time.sleep(NAP)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            lock.unlink()
-        if sys.platform != "win32":
-            fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile has it open too
-        os.close(file)
-
-
-def _locked(lock: Path) -> int | None:
-    """Return a file that is locked, or ``None`` if somebody has it. Where open files cannot be moved none is needed."""
-    file = os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    held = False
-    try:
-        if sys.platform != "win32":
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = os.path.samestat(os.fstat(file), lock.stat())  # else somebody had it, and has taken it away
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    finally:
-        if not held:
-            os.close(file)
-    return file if held else None
-
-
-@contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Do all of a block or nothing, alone. Raises ``OutcomeUnknown`` if nobody knows which."""
+    """Run a block in a write transaction. Raises ``OutcomeUnknown`` if it is unknown whether it was committed."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
         _commit(connection)
     except BaseException:
         if connection.in_transaction:
-            with suppress(sqlite3.Error):  # after which the connection is closed, which undoes it too
+            with suppress(sqlite3.Error):  # then the connection is closed, which rolls back too
                 connection.execute("ROLLBACK")
         raise
 
@@ -284,103 +262,142 @@ def _commit(connection: sqlite3.Connection) -> None:
     try:
         connection.execute("COMMIT")
     except sqlite3.Error as error:
-        if {_code(error), _code(error) & 0xFF} & _SURE:
+        if {_error_code(error), _error_code(error) & 0xFF} & _NOT_COMMITTED:
             raise
         raise OutcomeUnknown(f"a transaction may have been stored or not: {error}") from error
 
 
-def _prepare(connection: sqlite3.Connection, opening: Opening) -> None:
-    """Make the file ours if it is new, and refuse one that is somebody else's."""
-    if not _is_ours(connection, opening.path):
+def _initialize(connection: sqlite3.Connection, options: FileOptions) -> None:
+    """Create the tables in a new file, refuse the database of another application, and set the pragmas."""
+    if not _has_tables(connection, options.path):
         with transaction(connection):
-            if not _is_ours(connection, opening.path):
-                opening.create(connection)
-                connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            if not _has_tables(connection, options.path):
+                options.create_tables(connection)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise BrokerRefused(
-            f"{opening.path} is where SQLite has no shared memory, so that its journal mode is {mode} and not wal: "
+            f"{options.path} is where SQLite has no shared memory, so that its journal mode is {mode} and not wal: "
             "give a path on a local file system"
         )
-    connection.execute(f"PRAGMA synchronous = {opening.synchronous}")
-    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+    connection.execute(f"PRAGMA synchronous = {options.synchronous}")
+    connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
 
 
-def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
-    """Tell whether a file has our tables; one that has none can be given them. Raises ``BrokerRefused`` for others."""
-    tables, application, version = connection.execute(
+def _has_tables(connection: sqlite3.Connection, path: Path) -> bool:
+    """Return whether a file has our tables or is empty. Raises ``BrokerRefused`` for any other database."""
+    tables, application_id, version = connection.execute(
         "SELECT (SELECT count(*) FROM sqlite_master), application_id, user_version "
         "FROM pragma_application_id, pragma_user_version"
     ).fetchone()
-    if application == APPLICATION and version == VERSION:
+    if application_id == APPLICATION_ID and version == VERSION:
         return True
-    if application == APPLICATION:
+    if application_id == APPLICATION_ID:
         raise BrokerRefused(
-            f"{path} has tables of version {version}, and this release knows {VERSION}: have all processes use one "
-            "release, or move the file away, and a new one is made"
+            f"{path} has tables of version {version}, and this release supports {VERSION}: run all processes with the "
+            "same release, or move the file away, and a new one is created"
         )
-    if tables or application:
-        raise BrokerRefused(f"{path} is a database of something else: give a path of its own")
+    if tables or application_id:
+        raise BrokerRefused(f"{path} is the database of another application: give another path")
     return False
 
 
-def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise ``BrokerRefused`` for a file that is damaged. Reads all of it."""
+def _quick_check(connection: sqlite3.Connection, path: Path) -> None:
+    """Read the whole file. Raises ``BrokerRefused`` if it is corrupt."""
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise BrokerRefused(f"{path} is damaged, perhaps cut short: {' '.join(found.split())}; {_MOVE}")
+        raise BrokerRefused(f"{path} is damaged, perhaps truncated: {' '.join(found.split())}; {_MOVE_AWAY}")
 
 
-def _found(path: Path | str) -> _Found | None:
+@contextmanager
+def _exclusive(path: Path, lock_timeout: float) -> Iterator[None]:
+    """Keep other processes from opening or closing a file. Raises ``BlockingIOError`` after the timeout."""
+    deadline = time.monotonic() + lock_timeout
+    lock = Path(f"{path}-lock")
+    while (file := _try_lock(lock)) is None:
+        if time.monotonic() >= deadline:
+            raise BlockingIOError("another process is opening it")
+        time.sleep(RETRY_INTERVAL)
     try:
-        found = os.stat(path)  # noqa: PTH116  # with each use
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file open too
+        os.close(file)
+
+
+def _try_lock(lock: Path) -> int | None:
+    """Return a locked file descriptor, or ``None`` if another process has the lock.
+
+    Windows needs no lock, because open files cannot be moved there.
+    """
+    file = os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    locked = False
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = os.path.samestat(os.fstat(file), lock.stat())  # otherwise its former owner has deleted it
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if not locked:
+            os.close(file)
+    return file if locked else None
+
+
+def _stat(path: Path | str) -> _FileStat | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116  # at each use
     except FileNotFoundError:
         return None
-    return _Found((found.st_dev, found.st_ino), (found.st_size, getattr(found, "st_blocks", 0)))
+    return _FileStat((found.st_dev, found.st_ino), (found.st_size, getattr(found, "st_blocks", 0)))
 
 
-def _is_same(now: _Found | None, then: _Found | None) -> bool:
-    return now is not None and then is not None and now.identity == then.identity
+def _is_same(now: _FileStat | None, before: _FileStat | None) -> bool:
+    return now is not None and before is not None and now.identity == before.identity
 
 
-def _is_smaller(now: _Found | None, then: _Found | None) -> bool:
-    return now is not None and then is not None and any(map(operator.lt, now.extent, then.extent))
+def _has_shrunk(now: _FileStat | None, before: _FileStat | None) -> bool:
+    return now is not None and before is not None and any(map(operator.lt, now.extent, before.extent))
 
 
-def _checked(before: Sequence[_Found | None], after: Sequence[_Found | None]) -> list[_Found]:
-    """Return files that were, or were not, there before they were opened."""
+def _verify_unchanged(before: Sequence[_FileStat | None], after: Sequence[_FileStat | None]) -> list[_FileStat]:
+    """Return the files after opening. Raises ``BlockingIOError`` if one is missing, or another one than before."""
     found = [now for now in after if now is not None]
-    others = [then for then, now in zip(before, after, strict=True) if then is not None and not _is_same(now, then)]
-    if len(found) < len(after) or others:
+    replaced = [then for then, now in zip(before, after, strict=True) if then is not None and not _is_same(now, then)]
+    if len(found) < len(after) or replaced:
         raise BlockingIOError("it was replaced while it was opened")
     return found
 
 
 def _is_busy(error: Exception) -> bool:
-    return isinstance(error, BlockingIOError) or _code(error) & 0xFF == sqlite3.SQLITE_BUSY
+    return isinstance(error, BlockingIOError) or _error_code(error) & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _is_damage(error: Exception) -> bool:
-    return bool({_code(error), _code(error) & 0xFF} & _DAMAGE)
+def _is_corruption(error: Exception) -> bool:
+    return bool({_error_code(error), _error_code(error) & 0xFF} & _CORRUPTION)
 
 
-def _is_full(error: Exception) -> bool:
-    """Tell whether there was no room, or a limit of the file's size: surely nothing was stored."""
-    return _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+def _is_disk_full(error: Exception) -> bool:
+    """Return whether a write failed for lack of space, or at a limit of the file size: nothing was stored."""
+    return _error_code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 
 
-def _code(error: Exception) -> int:
-    """Return SQLite's code for an error, with what it says in particular in the upper bits."""
+def _error_code(error: Exception) -> int:
+    """Return SQLite's extended result code: the primary code is its lower 8 bits."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
 
 
-def _explained(error: sqlite3.Error | OSError, path: Path) -> BrokerError:
-    """Return what an error means for a publisher, and for who looks after the file."""
-    code = sqlite3.SQLITE_CORRUPT if _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ else _code(error) & 0xFF
+def _translate(error: sqlite3.Error | OSError, path: Path) -> BrokerError:
+    """Return the ``BrokerError`` for an error, with advice for the administrator."""
+    extended = _error_code(error)
+    code = sqlite3.SQLITE_CORRUPT if extended == sqlite3.SQLITE_IOERR_SHORT_READ else extended & 0xFF
     if isinstance(error, OSError):
-        code = sqlite3.SQLITE_BUSY if _is_busy(error) else _CODES.get(error.errno or 0, sqlite3.SQLITE_CANTOPEN)
-    passing = code in _PASSING or _code(error) == sqlite3.SQLITE_READONLY_DBMOVED
+        code = sqlite3.SQLITE_BUSY if _is_busy(error) else _ERRNO_CODES.get(error.errno or 0, sqlite3.SQLITE_CANTOPEN)
+    transient = code in _TRANSIENT or extended == sqlite3.SQLITE_READONLY_DBMOVED
     advice = _ADVICE.get(code)
-    return (BrokerDown if passing else BrokerRefused)(f"{path}: {error}" + (f"; {advice}" if advice else ""))
+    return (BrokerDown if transient else BrokerRefused)(f"{path}: {error}" + (f"; {advice}" if advice else ""))

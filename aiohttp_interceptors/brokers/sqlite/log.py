@@ -1,4 +1,4 @@
-"""A log in tables of SQLite, as one thread uses it: all that waits for a disk or for a lock."""
+"""The log in the tables of ``schema.sql``: append, read, delete old entries. Blocking, for one thread."""
 
 from __future__ import annotations
 
@@ -7,201 +7,242 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, LogPosition
 from ...hub.epochs import new_epoch
-from ..base import Draft, Retention
-from .connection import Opening, SqliteFile, transaction
+from ..base import AppendRequest, LogRetention
+from .connection import FileOptions, SqliteFile, transaction
 
-__all__ = ["Page", "SqliteLog"]
+__all__ = ["HighWaterMark", "SqliteLog", "SqlitePage"]
 
 
-MOST = 1000  # entries in a page, and
-MOST_BYTES = 2**20  # of their payloads, unless there is but one
-STEP = 100  # a write deletes twice as much as it stores, and this: so that none takes long, and all catch up
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-# Of an entry, what is long comes last: to read what is before that takes one page of the file. An era is one that is
-# over, and has the last position that was of it.
-_TABLES = """
-CREATE TABLE log (epoch TEXT NOT NULL, last INTEGER NOT NULL, trimmed INTEGER NOT NULL, home TEXT NOT NULL);
-CREATE TABLE era (number INTEGER PRIMARY KEY, epoch TEXT NOT NULL, last INTEGER NOT NULL);
-CREATE TABLE entry (position INTEGER PRIMARY KEY, time REAL NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL);
-CREATE TABLE repeat (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, time REAL NOT NULL, position INTEGER)
+MAX_PAGE_ENTRIES = 1000
+MAX_PAGE_BYTES = 2**20  # of payload; a page with one entry may have more
+# A write deletes twice as many rows as it inserts and this many more: no write takes long, and deleting catches up.
+DELETE_STEP = 100
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_SCHEMA = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+_SELECT_PAGE = """
+SELECT offset, topic, payload, max(0.0, ? - published_at) FROM entry WHERE offset > ? ORDER BY offset LIMIT ?
 """
-_PAGE = "SELECT position, topic, payload, max(0.0, ? - time) FROM entry WHERE position > ? ORDER BY position LIMIT ?"
-_COMMON = "SELECT min(last) FROM era WHERE number >= (SELECT number FROM era WHERE epoch = ?)"
-_OLD = "SELECT max(position) FROM (SELECT position, time FROM entry ORDER BY position LIMIT ?) WHERE time < ?"
-_FORGET = "DELETE FROM repeat WHERE time < ? AND number < (SELECT min(number) FROM repeat) + ?"
+_SELECT_COMMON_OFFSET = """
+SELECT min(last_offset) FROM past_epoch WHERE number >= (SELECT number FROM past_epoch WHERE epoch = ?)
+"""
+_SELECT_EXPIRED = """
+SELECT max(offset) FROM (SELECT offset, published_at FROM entry ORDER BY offset LIMIT ?) WHERE published_at < ?
+"""
+_DELETE_KEYS = """
+DELETE FROM idempotency_key WHERE used_at < ? AND number < (SELECT min(number) FROM idempotency_key) + ?
+"""
 
 
-class Page(NamedTuple):
-    """What follows a place."""
+class HighWaterMark:
+    """The newest position that this process has read or had acknowledged: a log that ends before it lost entries."""
+
+    def __init__(self) -> None:
+        self.position: LogPosition | None = None
+
+    def advance(self, position: LogPosition) -> None:
+        """Note a position that was read or acknowledged."""
+        known = self.position
+        if known is None or known.epoch != position.epoch or known.offset < position.offset:
+            self.position = position
+
+
+class SqlitePage(NamedTuple):
+    """What follows a position in the log."""
 
     start: LogPosition
-    """After which the entries come: the place that was asked for, unless that is void, or followed by a loss."""
-    rewound: LogPosition | None
-    lost: bool
+    """The position before the entries: the one that was asked for, unless the log was truncated or trimmed."""
+    truncated: LogPosition | None
+    """The last position that is still valid, if the one that was asked for is not."""
+    trimmed: bool
+    """Whether entries before ``start`` were deleted."""
     entries: list[Entry]
-    more: bool
-    """Whether there may be more."""
+    has_more: bool
+    """Whether there may be more entries."""
 
 
 class SqliteLog:
-    """Append to a log, and read it. Raises ``BrokerError`` alone.
+    """The log in a database file. All methods raise ``BrokerError`` alone.
 
-    A log goes on in another epoch when it has lost something: when it no longer has ``known``, the latest place that
-    was given or acknowledged, and when its file is a copy, or went through a crash of the machine that it need not
-    have survived whole.
+    The log starts a new epoch when it may have lost entries: when it ends before the high-water mark, when its file is
+    a copy, when its ``-wal`` was deleted, and with ``synchronous=NORMAL`` after a crash of the machine.
+
+    Args:
+        path: The database file.
+        lock_timeout: Seconds to wait for a lock that another process holds.
+        synchronous: ``"FULL"`` or ``"NORMAL"``.
+        retention: When entries are deleted.
+        corruption_suspected: Shared by the logs of a process; see ``SqliteFile``.
+        high_water_mark: Shared by the logs of a process.
+
     """
 
     def __init__(
-        self, path: Path, patience: float, synchronous: str, retention: Retention, doubt: threading.Event
+        self,
+        path: Path,
+        lock_timeout: float,
+        synchronous: str,
+        retention: LogRetention,
+        corruption_suspected: threading.Event,
+        high_water_mark: HighWaterMark,
     ) -> None:
         self._synchronous = synchronous
         self._retention = retention
-        self._file = SqliteFile(Opening(path, patience, synchronous, self._create, self._claim, self._tear), doubt)
+        self._high_water_mark = high_water_mark
+        options = FileOptions(
+            path, lock_timeout, synchronous, _create_tables, self._verify_identity, self._begin_unrelated_epoch
+        )
+        self._file = SqliteFile(options, corruption_suspected)
 
-    def append(self, drafts: Sequence[Draft], known: LogPosition | None) -> list[LogPosition]:
-        """Store drafts, all or none, and return their places."""
+    def append(self, requests: Sequence[AppendRequest]) -> list[LogPosition]:
+        """Store all requests or none, and return their positions."""
+        high_water_mark = self._high_water_mark.position
 
         def work(connection: sqlite3.Connection) -> list[LogPosition]:
             with transaction(connection):
-                _check(connection, known)
-                return _append(connection, drafts, self._retention)
+                if _ends_before(connection, high_water_mark):
+                    _begin_epoch(connection)
+                return _append(connection, requests, self._retention)
 
         return self._file.run(work)
 
-    def read(self, after: LogPosition | None, known: LogPosition | None) -> Page:
-        """Return what follows a place; after ``None``, from the first entry that is left."""
+    def read(self, after: LogPosition | None) -> SqlitePage:
+        """Return what follows a position, or the beginning of the log for ``None``."""
+        high_water_mark = self._high_water_mark.position
 
-        def work(connection: sqlite3.Connection) -> Page:
-            if _is_behind(connection, known):
+        def work(connection: sqlite3.Connection) -> SqlitePage:
+            if _ends_before(connection, high_water_mark):
                 with transaction(connection):
-                    _check(connection, known)
+                    if _ends_before(connection, high_water_mark):
+                        _begin_epoch(connection)
             connection.execute("BEGIN")
             try:
-                return _page(connection, after)
+                return _read_page(connection, after)
             finally:
-                if connection.in_transaction:  # some errors end it
+                if connection.in_transaction:  # some errors roll back
                     connection.execute("COMMIT")
 
         return self._file.run(work)
 
     def close(self) -> None:
-        """Give back the connection. Twice is once."""
+        """Close the connection. Idempotent."""
         self._file.close()
 
-    @staticmethod
-    def _create(connection: sqlite3.Connection) -> None:
-        for table in _TABLES.split(";"):
-            connection.execute(table)
-        connection.execute("INSERT INTO log VALUES (?, 0, 0, '')", (new_epoch(),))
-
-    def _claim(self, connection: sqlite3.Connection, inode: int) -> None:
-        """Go on in another epoch unless this is the file, and in its own life, that was written last."""
-        home = f"{inode}"
-        if self._synchronous != "FULL":  # what the machine's crash takes is given again then
+    def _verify_identity(self, connection: sqlite3.Connection, inode: int) -> None:
+        """Begin an epoch unless this is the file that was written last, and since the same start of the machine."""
+        identity = f"{inode}"
+        if self._synchronous != "FULL":  # a crash of the machine can lose transactions
             with suppress(OSError):
-                home += f" {BOOT.read_text().strip()}"
-        if _home(connection) != home:
+                identity += f" {BOOT_ID.read_text().strip()}"
+        if _identity(connection) != identity:
             with transaction(connection):
-                found = _home(connection)
-                if found not in {"", home}:
-                    _begin_era(connection)
-                connection.execute("UPDATE log SET home = ?", (home,))
+                if _identity(connection) not in {"", identity}:
+                    _begin_epoch(connection)
+                connection.execute("UPDATE log SET identity = ?", (identity,))
 
     @staticmethod
-    def _tear(connection: sqlite3.Connection) -> None:
-        """Go on in another epoch: others may have given the positions a second time that are lost."""
+    def _begin_unrelated_epoch(connection: sqlite3.Connection) -> None:
+        """Begin an epoch that shares nothing with the last one: its lost offsets may be in use again."""
         with transaction(connection):
-            _begin_era(connection, common=0)
+            _begin_epoch(connection, shared_through=0)
 
 
-def _home(connection: sqlite3.Connection) -> str:
-    (home,) = connection.execute("SELECT home FROM log").fetchone()
-    return str(home)
+def _create_tables(connection: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):  # executescript() would commit the transaction
+        connection.execute(statement)
+    connection.execute("INSERT INTO log VALUES (?, 0, 0, '')", (new_epoch(),))
 
 
-def _begin_era(connection: sqlite3.Connection, common: float = float("inf")) -> None:
-    """Go on in another epoch, with what came up to a position in common with the one before."""
-    connection.execute("INSERT INTO era (epoch, last) SELECT epoch, min(last, ?) FROM log", (common,))
+def _identity(connection: sqlite3.Connection) -> str:
+    (identity,) = connection.execute("SELECT identity FROM log").fetchone()
+    return str(identity)
+
+
+def _begin_epoch(connection: sqlite3.Connection, shared_through: float = float("inf")) -> None:
+    """Begin an epoch, which shares entries up to an offset with the last one."""
+    connection.execute(
+        "INSERT INTO past_epoch (epoch, last_offset) SELECT epoch, min(last_offset, ?) FROM log", (shared_through,)
+    )
     connection.execute("UPDATE log SET epoch = ?", (new_epoch(),))
 
 
-def _is_behind(connection: sqlite3.Connection, known: LogPosition | None) -> bool:
-    if known is None:
+def _ends_before(connection: sqlite3.Connection, position: LogPosition | None) -> bool:
+    if position is None:
         return False
-    epoch, last = connection.execute("SELECT epoch, last FROM log").fetchone()
-    return bool(epoch == known.epoch and last < known.offset)
+    epoch, last = connection.execute("SELECT epoch, last_offset FROM log").fetchone()
+    return bool(epoch == position.epoch and last < position.offset)
 
 
-def _check(connection: sqlite3.Connection, known: LogPosition | None) -> None:
-    if _is_behind(connection, known):
-        _begin_era(connection)
-
-
-def _append(connection: sqlite3.Connection, drafts: Sequence[Draft], retention: Retention) -> list[LogPosition]:
-    epoch, last, trimmed = connection.execute("SELECT epoch, last, trimmed FROM log").fetchone()
+def _append(
+    connection: sqlite3.Connection, requests: Sequence[AppendRequest], retention: LogRetention
+) -> list[LogPosition]:
+    epoch, last, trimmed = connection.execute("SELECT epoch, last_offset, trimmed_through FROM log").fetchone()
     now = time.time()
     positions: list[LogPosition] = []
     rows: list[tuple[int, float, str, bytes]] = []
-    for topic, payload, key in drafts:
-        repeated = None if key is None else _repeated(connection, key, last + 1, now)
+    for topic, payload, key in requests:
+        repeated = None if key is None else _find_or_add_key(connection, key, last + 1, now)
         if repeated is None:
             last += 1
             rows.append((last, now, topic, payload))
         positions.append(LogPosition(epoch, last if repeated is None else repeated))
     connection.executemany("INSERT INTO entry VALUES (?, ?, ?, ?)", rows)
-    step = STEP + 2 * len(rows)
-    if any(draft.idempotency_key is not None for draft in drafts):
-        connection.execute(_FORGET, (now - IDEMPOTENCY_WINDOW, step))
-    trimmed = _trim(connection, last, trimmed, retention, step)
-    connection.execute("UPDATE log SET last = ?, trimmed = ?", (last, trimmed))
+    limit = DELETE_STEP + 2 * len(rows)
+    if any(request.idempotency_key is not None for request in requests):
+        connection.execute(_DELETE_KEYS, (now - IDEMPOTENCY_WINDOW, limit))
+    trimmed = _trim(connection, last, trimmed, retention, limit)
+    connection.execute("UPDATE log SET last_offset = ?, trimmed_through = ?", (last, trimmed))
     return positions
 
 
-def _repeated(connection: sqlite3.Connection, key: str, offset: int, now: float) -> int | None:
-    """Return the position of the entry that has come with a key; if there was none, note this one."""
+def _find_or_add_key(connection: sqlite3.Connection, key: str, offset: int, now: float) -> int | None:
+    """Return the offset that was stored with a key, or store this one and return ``None``."""
     found = connection.execute(
-        "SELECT position FROM repeat WHERE key = ? AND time >= ?", (key, now - IDEMPOTENCY_WINDOW)
+        "SELECT offset FROM idempotency_key WHERE key = ? AND used_at >= ?", (key, now - IDEMPOTENCY_WINDOW)
     ).fetchone()
     if found is not None:
         return int(found[0])
-    connection.execute("INSERT OR REPLACE INTO repeat (key, time, position) VALUES (?, ?, ?)", (key, now, offset))
+    connection.execute(
+        "INSERT OR REPLACE INTO idempotency_key (key, used_at, offset) VALUES (?, ?, ?)", (key, now, offset)
+    )
     return None
 
 
-def _trim(connection: sqlite3.Connection, last: int, trimmed: int, retention: Retention, step: int) -> int:
-    """Delete entries that are too many or too old, and return the position of the latest one that is gone."""
+def _trim(connection: sqlite3.Connection, last: int, trimmed: int, retention: LogRetention, limit: int) -> int:
+    """Delete entries that exceed the retention, up to a limit, and return the offset of the last deleted one."""
     end = last - retention.max_records
     if retention.max_age is not None:
-        (old,) = connection.execute(_OLD, (step, time.time() - retention.max_age)).fetchone()
-        end = max(end, old or 0)
-    end = min(end, trimmed + step)
+        (expired,) = connection.execute(_SELECT_EXPIRED, (limit, time.time() - retention.max_age)).fetchone()
+        end = max(end, expired or 0)
+    end = min(end, trimmed + limit)
     if end <= trimmed:
         return trimmed
-    connection.execute("DELETE FROM entry WHERE position <= ?", (end,))
+    connection.execute("DELETE FROM entry WHERE offset <= ?", (end,))
     return end
 
 
-def _page(connection: sqlite3.Connection, after: LogPosition | None) -> Page:
-    epoch, trimmed = connection.execute("SELECT epoch, trimmed FROM log").fetchone()
-    start = LogPosition(epoch, trimmed) if after is None else after
-    rewound = None
+def _read_page(connection: sqlite3.Connection, after: LogPosition | None) -> SqlitePage:
+    epoch, trimmed_through = connection.execute("SELECT epoch, trimmed_through FROM log").fetchone()
+    start = LogPosition(epoch, trimmed_through) if after is None else after
+    truncated = None
     if start.epoch != epoch:
-        (common,) = connection.execute(_COMMON, (start.epoch,)).fetchone()
-        start = rewound = LogPosition(epoch, min(start.offset, common or 0))
-    lost = start.offset < trimmed
-    if lost:
-        start = LogPosition(epoch, trimmed)
+        (common,) = connection.execute(_SELECT_COMMON_OFFSET, (start.epoch,)).fetchone()
+        start = truncated = LogPosition(epoch, min(start.offset, common or 0))
+    trimmed = start.offset < trimmed_through
+    if trimmed:
+        start = LogPosition(epoch, trimmed_through)
     entries: list[Entry] = []
     size = 0
-    make = tuple.__new__  # what an Entry's own does, less a call for each
-    for row in connection.execute(_PAGE, (time.time(), start.offset, MOST)):
-        entries.append(make(Entry, row))
+    for row in connection.execute(_SELECT_PAGE, (time.time(), start.offset, MAX_PAGE_ENTRIES)):
+        entries.append(Entry(*row))
         size += len(row[2])
-        if size >= MOST_BYTES:
+        if size >= MAX_PAGE_BYTES:
             break
-    return Page(start, rewound, lost, entries, len(entries) == MOST or size >= MOST_BYTES)
+    has_more = len(entries) == MAX_PAGE_ENTRIES or size >= MAX_PAGE_BYTES
+    return SqlitePage(start, truncated, trimmed, entries, has_more)

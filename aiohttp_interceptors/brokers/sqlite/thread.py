@@ -1,4 +1,4 @@
-"""The thread in which a log in SQLite is used, which a hanging disk may hold for ever."""
+"""The threads in which a broker uses its logs: a disk that hangs blocks such a thread, and not the event loop."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ from .log import SqliteLog
 __all__ = ["SqliteThread"]
 
 
-GIVE_WAY = 0.02  # seconds after which a job that runs is given the interpreter, and each time as much later, for
-GIVEN = 0.002  # seconds at most: an event loop that never rests takes it back before a thread has woken
+# An event loop that is never idle takes the GIL back before another thread has woken up. Therefore the event loop
+# sleeps for YIELD_SECONDS while a job has run for YIELD_AFTER seconds, and then after increasing intervals.
+YIELD_AFTER = 0.02
+YIELD_SECONDS = 0.002
 
 T = TypeVar("T")
 _Jobs: TypeAlias = SimpleQueue[Callable[[], None] | None]
 
 
 class SqliteThread:
-    """Do things with a log in one thread, in the order of the calls.
+    """One thread that calls functions with a log, in the order of the calls. It starts with the first one.
 
-    It is a daemon, unlike those of a ``ThreadPoolExecutor``: a process that has ended does not wait for a disk.
+    It is a daemon, unlike the threads of a ``ThreadPoolExecutor``, so that the process can exit while a disk hangs.
+
+    Args:
+        log: The log, which is used in this thread alone.
+        name: A suffix for the name of the thread.
+
     """
 
     def __init__(self, log: SqliteLog, name: str) -> None:
@@ -36,79 +43,81 @@ class SqliteThread:
         self._name = f"sqlite-{name}"
         self._closed = False
         self._jobs: _Jobs = SimpleQueue()
-        self._begun = False
-        weakref.finalize(self, self._jobs.put, None)  # the thread of a broker that was not closed ends with it
+        self._started = False
+        weakref.finalize(self, self._jobs.put, None)  # ends the thread of a broker that was not closed
 
     async def run(self, work: Callable[[SqliteLog], T]) -> T:
-        """Have something done. Cancelling it leaves it going on, or not begun."""
+        """Call a function with the log and return its result. If cancelled, a call that has started is completed."""
         if self._closed:
-            raise BrokerDown("this broker was closed")
-        return await self._hand_over(work)
+            raise BrokerDown("the broker is closed")
+        return await self._submit(work)
 
-    async def close(self, limit: float) -> None:
-        """Close the log, and end the thread; one that a disk holds for ``limit`` seconds is left to itself. Idempotent.
+    async def close(self, close_timeout: float) -> None:
+        """Close the log and end the thread. Idempotent.
 
-        Then a line ``did_not_end`` in the log names it.
+        A thread that has not ended after ``close_timeout`` seconds is abandoned, with a ``did_not_end`` line in the
+        log.
         """
         if self._closed:
             return
         self._closed = True
-        if not self._begun:
+        if not self._started:
             return
-        closing = self._hand_over(SqliteLog.close)
+        closing = self._submit(SqliteLog.close)
         self._jobs.put(None)
-        await asyncio.wait([closing], timeout=limit)
+        await asyncio.wait([closing], timeout=close_timeout)
         if not closing.done():
             closing.cancel()
-            logger.warning("did_not_end", what=f"the thread {self._name!r}, which the disk holds", seconds=limit)
+            what = f"the thread {self._name!r}, which waits for the disk"
+            logger.warning("did_not_end", what=what, seconds=close_timeout)
 
-    def _hand_over(self, work: Callable[[SqliteLog], T]) -> asyncio.Future[T]:
+    def _submit(self, work: Callable[[SqliteLog], T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         log = self._log
         running = threading.Lock()
-        running.acquire()  # by the job, until it is over
+        running.acquire()  # until the job is done
 
         def job() -> None:
             if future.cancelled():
                 return
-            settle: Callable[[], None]
+            deliver: Callable[[], None]
             try:
-                settle = partial(_succeed, future, work(log))
-            except BaseException as error:  # noqa: BLE001  # it is raised where the work was asked for
-                settle = partial(_fail, future, error)
+                deliver = partial(_set_result, future, work(log))
+            except BaseException as error:  # noqa: BLE001  # it is raised by run()
+                deliver = partial(_set_exception, future, error)
             finally:
                 running.release()
-            with suppress(RuntimeError):  # the event loop is closed, and nothing waits in it
-                loop.call_soon_threadsafe(settle)
+            with suppress(RuntimeError):  # the event loop is closed, and nothing waits for the result
+                loop.call_soon_threadsafe(deliver)
 
-        if not self._begun:
-            self._begun = True
-            threading.Thread(target=_work, args=[self._jobs], name=self._name, daemon=True).start()
+        if not self._started:
+            self._started = True
+            threading.Thread(target=_run_jobs, args=[self._jobs], name=self._name, daemon=True).start()
         self._jobs.put(job)
-        loop.call_later(GIVE_WAY, _give_way, loop, future, running, GIVE_WAY)
+        loop.call_later(YIELD_AFTER, _yield_gil, loop, future, running, YIELD_AFTER)
         return future
 
 
-def _give_way(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], running: threading.Lock, after: float
+def _yield_gil(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], running: threading.Lock, interval: float
 ) -> None:
-    """Let go of the interpreter for a moment, so that a thread has it though the event loop never rests."""
-    if not future.done() and not running.acquire(timeout=GIVEN):
-        loop.call_later(after + GIVE_WAY, _give_way, loop, future, running, after + GIVE_WAY)
+    """Release the GIL until the job is done, for a short time, and again later."""
+    if not future.done() and not running.acquire(timeout=YIELD_SECONDS):
+        loop.call_later(interval + YIELD_AFTER, _yield_gil, loop, future, running, interval + YIELD_AFTER)
 
 
-def _work(jobs: _Jobs) -> None:
+def _run_jobs(jobs: _Jobs) -> None:
     while (job := jobs.get()) is not None:
         job()
-        del job  # or it would hold its broker until the next one
+        del job  # it would keep its broker alive until the next job
 
 
-def _succeed(future: asyncio.Future[T], result: T) -> None:
+def _set_result(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
         future.set_result(result)
 
 
-def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+def _set_exception(future: asyncio.Future[T], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)

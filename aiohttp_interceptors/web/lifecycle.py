@@ -1,0 +1,441 @@
+"""The lifecycle of an event stream, the same for each kind: open, wait for the end, finish the body, close.
+
+``run_stream`` is what the ``enter`` of a stream interceptor returns. ``StreamLifecycle`` is the base of both kinds of
+streams: ``ChannelStream`` and ``TopicStream``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import random
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
+
+from aiohttp import hdrs, web
+
+from .._logging import log
+from ..channel import CloseReason
+from ..exceptions import EXIT_EXCEPTIONS
+from ..facts import StreamClosed, StreamOpened
+from ..sse import Event, encode
+from .app import Drain, Streams
+from .commit import log_dropped_change
+from .context import RequestContext
+from .limits import Slot
+from .producer import Producer
+from .request import accepts_event_stream, not_acceptable, read_body
+from .response import ChannelResponse, TopicResponse
+from .settings import StreamSettings
+from .stream import Stream
+from .timers import Timer, timer_queue
+from .transport import Connection
+
+__all__ = ["Prepare", "StreamFactory", "StreamLifecycle", "run_stream"]
+
+
+# A stream's lifetime is a random part of max_age, and at least this fraction of it. Otherwise streams that were opened
+# together would expire together, and their clients would all reconnect at once.
+MIN_AGE_FRACTION = 0.8
+
+
+class StreamLifecycle(Stream):
+    """The connection, the producer and the state of one open stream.
+
+    Its methods are called by ``run_stream``, by the connection, and by the application's registry of streams.
+    """
+
+    __slots__ = (
+        "_closed_at",
+        "_connection",
+        "_context",
+        "_final_frame",
+        "_opened_at",
+        "_producer",
+        "_response",
+        "_settings",
+        "_slot",
+        "_streams",
+        "_timer",
+        "ended",
+    )  # fmt: skip
+
+    _settings: StreamSettings
+
+    def __init__(
+        self,
+        context: RequestContext,
+        response: ChannelResponse,
+        connection: Connection,
+        streams: Streams,
+        settings: StreamSettings,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._context = context
+        self._response = response
+        self._connection = connection
+        self._settings = settings
+        self._streams = streams
+        self._producer: Producer | None = None
+        self._slot: Slot | None = None  # held until the stream ends
+        self._timer: Timer | None = None  # of max_age
+        self._final_frame = b""  # written after all events
+        self._opened_at = loop.time()
+        self._closed_at: float | None = None
+        self.ended: asyncio.Future[None] = loop.create_future()
+        """Done when the stream has ended, for any reason."""
+
+    # What the two kinds of streams implement.
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether the stream takes no more events."""
+
+    @property
+    @abstractmethod
+    def end_observed(self) -> bool:
+        """Whether the producer has observed that the stream ended."""
+
+    @abstractmethod
+    def producer_failed(self) -> None:
+        """End the stream because the producer raised."""
+
+    @abstractmethod
+    def connection_changed(self) -> None:
+        """Handle a disconnect, or the end of a pause."""
+
+    def connection_paused(self) -> None:
+        """Handle a write buffer above the high-water mark."""
+
+    @abstractmethod
+    def _start_producer(self) -> None:
+        """Call the application's function, or subscribe to the topics."""
+
+    def _initial_frames(self) -> bytes:
+        """Return the frames to send together with deferred headers."""
+        return b""
+
+    def _write_remaining(self) -> bool:
+        """Write remaining events until the connection is paused, and return whether some are left."""
+        return False
+
+    # Opening
+
+    async def open(self) -> None:
+        """Register the stream, send deferred headers, and start the producer."""
+        self._streams.report(StreamOpened(self._context.execution_id, self._context.request.path))
+        self._streams.add(self)
+        if self._slot is not None:
+            self._slot.attach(self)
+        self._connection.listener = self
+        if isinstance(self._response, TopicResponse):
+            await self._response.send_headers(self._initial_frames())
+        if self._settings.max_age is not None:
+            age = self._settings.max_age * random.uniform(MIN_AGE_FRACTION, 1)  # noqa: S311  # not for security
+            self._timer = timer_queue().add(self, asyncio.get_running_loop().time() + age)
+        self._start_producer()
+        self.connection_changed()  # the client may have disconnected before
+        self._context._unbind_log_context()
+
+    def on_timer(self, now: float) -> None:  # noqa: ARG002  # the timer has only one use
+        """End a stream that has reached its maximum age."""
+        self.end(CloseReason.EXPIRED)
+
+    # Ending the body
+
+    async def finish_body(self) -> None:
+        """Write the remaining events and the final event, and end the body.
+
+        A kicked client that does not read is disconnected at once. For other clients the stall timeout applies, and
+        while the server stops the drain's timeout.
+        """
+        self._context._bind_log_context()
+        connection, error_sent = self._connection, False
+        error = self._producer_error
+        if error is not None:
+            self._final_frame = self._encode_error_event(error)
+            error_sent = bool(self._final_frame)
+        while not connection.disconnected:
+            if not (self._write_remaining() or connection.paused or self._final_frame):
+                if self._is_complete(error_sent=error_sent):
+                    with suppress(ConnectionError):  # a write failed, and connection_lost() is yet to be called
+                        await self._response.write_eof()
+                else:
+                    self._response._mark_incomplete()
+                return
+            if connection.paused and (self.reason is CloseReason.KICKED or not await connection.wait_writable()):
+                connection.abort()
+                return
+            if self._final_frame and not self._write_remaining() and not connection.paused:
+                connection.write_frames(self._final_frame)
+                self._final_frame = b""
+
+    def _is_complete(self, *, error_sent: bool) -> bool:
+        """Return whether the body may end as complete; ``error_sent``: whether the client got an error event."""
+        if self.reason is CloseReason.ERROR:
+            return error_sent
+        return self.reason is CloseReason.CLOSED or not self._is_finite()
+
+    def _encode_error_event(self, error: BaseException) -> bytes:
+        event = self._settings.error_event
+        if event is None:
+            return b""
+        try:
+            return encode(event if isinstance(event, Event) else event(error))
+        except EXIT_EXCEPTIONS:
+            raise
+        except BaseException as failure:  # noqa: BLE001  # the stream ends without the event
+            log.exception("stream_error_event_failed", execution_id=self._context.execution_id, exc_info=failure)
+            return b""
+
+    def response_ended(self) -> None:
+        """Handle a body that was ended before its stream: the stage returned while the stream was open."""
+        if self.reason is None:
+            log.exception(
+                "stream_left_open",
+                execution_id=self._context.execution_id,
+                path=self._context.request.path,
+                exc_info=RuntimeError("the stage returned while its stream was open; await what its enter returns"),
+            )
+            self._response._mark_incomplete()
+            self._connection.mark_disconnected(CloseReason.ERROR)  # the response detaches the connection next
+
+    # Closing
+
+    async def close(self, *, allow_grace: bool) -> None:
+        """Release everything that the stream holds, wait for the producer, and report the close.
+
+        Completes even while being cancelled, and raises the cancellation afterwards.
+
+        Args:
+            allow_grace: Whether the producer has its grace period to observe the end of the stream.
+        """
+        try:
+            try:
+                self.end(CloseReason.SHUTDOWN)  # has an effect only if the chain is being cancelled
+            finally:
+                self._mark_ended()
+                self._closed_at = asyncio.get_running_loop().time()
+                if self._producer is not None:
+                    grace = self._settings.grace if allow_grace and self._streams.allow_grace else 0
+                    await self._producer.finish(self._settings.on_close, grace)
+        finally:
+            self._streams.discard(self)
+            self._report_closed()
+
+    def _mark_ended(self) -> None:
+        """Release the slot, cancel the timer, and wake ``run_stream``. Idempotent."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _report_closed(self) -> None:
+        statistics = self.statistics()
+        self._streams.report(
+            StreamClosed(
+                self._context.execution_id,
+                self._context.request.path,
+                reason=str(statistics.reason),
+                events=statistics.events,
+                bytes=statistics.bytes,
+                dropped=statistics.dropped,
+                seconds=round(statistics.seconds, 3),
+            )
+        )
+
+    @property
+    def _duration(self) -> float:
+        """Seconds from the response head to the close of the stream, or to now."""
+        return (self._closed_at or asyncio.get_running_loop().time()) - self._opened_at
+
+    # What the producer raised
+
+    @property
+    def _producer_error(self) -> BaseException | None:
+        return None if self._producer is None else self._producer.error
+
+    def raise_producer_error(self) -> None:
+        """Raise what the producer raised. An ``HTTPException`` is too late, and is dropped."""
+        failure = None if self._producer is None else self._producer.failure
+        if isinstance(failure, web.HTTPException):
+            log_dropped_change(f"raise {failure!r}", self._context, failure)
+        elif failure is not None:
+            raise failure
+
+    def interrupted(self) -> None:
+        """Handle an exception, mostly a cancellation, that is raised instead of what the producer raised."""
+        self._log_producer_error()
+        if not self._is_complete(error_sent=False):  # if the chain continues, aiohttp would end the body as complete
+            self._response._mark_incomplete()
+
+    def _log_producer_error(self) -> None:
+        if self._producer is not None and self._producer.error is not None:
+            self._producer.log(self._producer.error)
+
+    def _is_producer_error(self, exception: BaseException) -> bool:
+        error = self._producer_error
+        return error is not None and (error is exception or error is exception.__cause__)
+
+    # What the application's registry and its limits call
+
+    @property
+    def finite(self) -> bool:
+        """Whether the stream is open and ends by itself, so that a stopping server waits for it."""
+        return self.reason is None and self._is_finite()
+
+    def _is_finite(self) -> bool:
+        finite = self._settings.finite
+        return self._context.request.method != hdrs.METH_GET if finite is None else finite
+
+    def shut_down(self, drain: Drain) -> None:
+        """End the stream because the server stops, with a final event and a delayed reconnection."""
+        if self.reason is None:
+            retry = self._settings.retry
+            if retry is not None:
+                retry += int(random.uniform(0, drain.spread) * 1000)  # noqa: S311  # not for security
+            if drain.farewell is not None:
+                self._final_frame = encode(drain.farewell, retry)
+            elif retry is not None:  # such clients are browsers, which ignore a frame without data
+                self._final_frame = encode(Event(retry=retry))
+            self.end(CloseReason.SHUTDOWN)
+
+    def kick(self, kick_event: Event | None) -> None:
+        """End the stream in favour of a newer one of its key, with this final event."""
+        if self.reason is None:
+            if kick_event is not None:
+                self._final_frame = encode(kick_event)
+            self.end(CloseReason.KICKED)
+
+    def cancel_producer(self) -> None:
+        """End the producer's grace period."""
+        if self._producer is not None:
+            self._producer.cancel()
+
+    def abort(self) -> None:
+        """End the stream without waiting for its client or its producer."""
+        self.end(CloseReason.SHUTDOWN)
+        self._connection.abort()
+        if self._producer is not None:
+            self._producer.abort()
+
+
+StreamFactory: TypeAlias = Callable[[RequestContext, ChannelResponse, Connection, Streams, Any], StreamLifecycle]
+"""Makes the stream once the headers are sent. The last argument is what ``Prepare`` returned."""
+Prepare: TypeAlias = Callable[[RequestContext], Awaitable[object] | object]
+"""Called before the headers are sent, also for HEAD, so that it can still refuse the request."""
+
+T = TypeVar("T")
+_Stage: TypeAlias = tuple[object, str, str] | None
+
+
+def run_stream(
+    context: RequestContext, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None = None
+) -> Coroutine[None, None, None]:
+    """Return the coroutine that opens a stream and completes when it has closed.
+
+    The coroutine raises what the stream's producer raised. The stage that runs now must await it: a stage that returns
+    earlier is detected, which is why this is not a coroutine function itself.
+    """
+    return _run(context, settings, make, prepare, _current_stage(context))
+
+
+async def _run(
+    context: RequestContext, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None, stage: _Stage
+) -> None:
+    stream = await _open(context, settings, make, prepare, stage)
+    if stream is None:
+        return
+    try:
+        try:
+            await stream.open()
+            await stream.ended  # awaited here, because each further coroutine costs every open stream 200 bytes
+            await stream.finish_body()
+        finally:
+            await stream.close(allow_grace=stream.reason is not None)
+    except BaseException:
+        stream.interrupted()
+        raise
+    stream.raise_producer_error()
+
+
+async def _open(
+    context: RequestContext, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None, stage: _Stage
+) -> StreamLifecycle | None:
+    """Check the request, take a slot, send the headers and make the stream; ``None`` if there is no stream."""
+    _check_stage(context, stage)
+    if context._drop_if_committed("open an event stream"):
+        context.response = context.response  # attaches the committed response, which ends the way in
+        return None
+    request = context.request
+    if settings.strict and not accepts_event_stream(_combined_header(request, hdrs.ACCEPT)):
+        raise not_acceptable()
+    streams = Streams.of(request)
+    if request.method != hdrs.METH_HEAD and request.can_read_body:
+        body = functools.partial(read_body, request, settings.stall_timeout)
+        await streams.run_unless_shutdown(request, context.execution_id, body)
+    prepared = None if prepare is None else prepare(context)
+    if inspect.isawaitable(prepared):
+        prepared = await streams.run_unless_shutdown(request, context.execution_id, functools.partial(_await, prepared))
+    defer_headers = settings.defers_headers and request.method != hdrs.METH_HEAD
+    response = (TopicResponse if defer_headers else ChannelResponse)(
+        allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
+    )
+    if request.method == hdrs.METH_HEAD:
+        await _commit(context, response)
+        return None
+    _check_stage(context, stage)
+    slot = None if _client_disconnected(request) else streams.admit(request, context.execution_id)
+    stream: StreamLifecycle | None = None
+    try:
+        await _commit(context, response)
+        if response.connection is not None:
+            stream = context.stream = make(context, response, response.connection, streams, prepared)
+            stream._slot = slot  # from now on the stream releases it
+    finally:
+        if stream is None and slot is not None:
+            slot.release()
+    return stream
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _client_disconnected(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _current_stage(context: RequestContext) -> _Stage:
+    execution = context._execution
+    return None if execution is None or not execution.started else (execution, *execution.current_stage())
+
+
+def _check_stage(context: RequestContext, stage: _Stage) -> None:
+    """Raise ``RuntimeError`` if the stage that opens a stream has returned in the meantime."""
+    if _current_stage(context) != stage:
+        raise RuntimeError("the stage returned before its stream was open; await what the stream's enter returns")
+
+
+async def _commit(context: RequestContext, response: ChannelResponse) -> None:
+    """Prepare the response, and attach it even if the client has disconnected, which aiohttp logs."""
+    try:
+        await response.prepare(context.request)
+    except ConnectionError:
+        if not _client_disconnected(context.request):
+            raise  # raised by an on_response_prepare handler: the client waits for an answer
+    context.response = response
+
+
+def _combined_header(request: web.Request, name: str) -> str | None:
+    """Return the value of a header, whose lines are joined (RFC 9110, 5.3)."""
+    lines = request.headers.getall(name, [])
+    return ",".join(lines) if lines else None

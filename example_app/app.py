@@ -52,7 +52,10 @@ def make_app(
     app[SEED_INTERVAL] = seed_interval
 
     async def background_tasks(app: web.Application) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(app[MACHINE].take_samples(sample_interval)), asyncio.create_task(announce_counts(app))]
+        tasks = [
+            asyncio.create_task(app[MACHINE].take_samples(sample_interval)),
+            asyncio.create_task(announce_counts(app)),
+        ]
         yield
         for task in tasks:
             task.cancel()

@@ -128,7 +128,7 @@ class Checker:
         return failed_producers
 
     def _check_log(self, run: ServerRun, failed_producers: int) -> None:
-        """Find unexpected lines: all but warnings, invalid requests, and the errors of producers that fail on purpose."""
+        """Find unexpected lines: not warnings, invalid requests, or the errors of producers that fail on purpose."""
         for line in run.log.read_text(errors="replace").splitlines():
             if line.startswith("{"):
                 entry = json.loads(line)

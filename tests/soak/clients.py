@@ -90,9 +90,7 @@ class Client:
         query: str = "",
         version: str = "1.1",
     ) -> None:
-        connection.request(
-            "GET", stream.path + query, version, X_User=self._user, Last_Event_ID=position.last_event_id
-        )
+        connection.request("GET", stream.path + query, version, X_User=self._user, Last_Event_ID=position.last_event_id)
 
     async def _opened(self, connection: Connection, stream: ClientStream) -> bool:
         """Read the head of a response, and the body if it is not a stream. Return whether it is one."""

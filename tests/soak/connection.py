@@ -43,7 +43,7 @@ class Connection:
 
     @classmethod
     async def open(cls, port: int, *, receive_buffer: int = 0) -> Connection:
-        """Connect. With a small ``receive_buffer``, in bytes, the server soon notices a slow client; 0 is the default."""
+        """Connect. With a small ``receive_buffer``, in bytes, the server soon notices a slow client. 0: the default."""
         sock = socket.socket()
         sock.setblocking(False)
         try:

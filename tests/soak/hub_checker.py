@@ -1,4 +1,4 @@
-"""What must be true of a Hub's clients: all that came, against the ledger of who published it."""
+"""Checks of the soak test of a Hub: what clients received is compared with the ledgers of the servers."""
 
 from __future__ import annotations
 
@@ -6,85 +6,85 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hub_case import Case, Wrong
-from hub_ledger import Change, Published, read
-from hub_reading import Opening
-from judge import Judge
-from reading import Receipt
+from tests.soak.checker import Checker
+from tests.soak.client_stream import ClientStream
+from tests.soak.hub_client_stream import HubClientStream
+from tests.soak.hub_ledger import HubLedger, TopicChange, read_ledger
+from tests.soak.hub_stream_check import CheckFailed, StreamCheck
 
 
-class HubJudge(Judge):
-    """Compare each stream with the ledger, as soon as that is complete."""
+class HubChecker(Checker):
+    """Compares each stream with the ledger when that is complete."""
 
-    def __init__(self, openings: list[Opening], receipts: dict[str, Receipt]) -> None:
-        super().__init__(receipts, 2**62)
-        self._openings = openings
-        self._published: dict[str, Published] = {}
-        self.changes: dict[str, list[Change]] = {}  # of a stream's topics
-        self._silent: list[Opening] = []
-        self.told: Counter[str] = Counter()  # gaps, by reason
-        self.seen: Counter[str] = Counter()  # what was checked
+    def __init__(self, unchecked: list[HubClientStream], streams: dict[str, ClientStream]) -> None:
+        super().__init__(streams, 2**62)
+        self._unchecked = unchecked
+        self._ledgers: dict[str, HubLedger] = {}  # by epoch
+        self.changes: dict[str, list[TopicChange]] = {}  # by token
+        self._timed_out: list[HubClientStream] = []
+        self.gaps: Counter[str] = Counter()  # by reason
+        self.checked: Counter[str] = Counter()
 
-    def read(self, path: Path) -> None:
+    def read_ledger(self, path: Path) -> None:
         """Read the ledger of a server that has ended."""
-        published, changes = read(path)
-        self._published.update(published)
+        ledgers, changes = read_ledger(path)
+        self._ledgers.update(ledgers)
         self.changes.update(changes)
-        for epoch, hub in published.items():
-            self.seen["published"] += len(hub.lines) + len(hub.passing)
-            if hub.holes:
-                self._whose = path.name
-                self._wrong(f"{hub.holes} positions of {epoch} belong to nothing that was published")
+        for epoch, ledger in ledgers.items():
+            self.checked["published"] += len(ledger.records) + len(ledger.ephemeral)
+            if ledger.unused_offsets:
+                self._subject = path.name
+                self._problem(f"{ledger.unused_offsets} offsets of {epoch} belong to no published event")
 
-    def weigh(self) -> None:
-        """Judge the streams that are over, and forget what came in them."""
-        self._whose = "streams"
-        for opening in [opening for opening in self._openings if opening.over]:
+    def check_finished_streams(self) -> None:
+        """Check the streams that have finished, and discard their items."""
+        self._subject = "streams"
+        for stream in [stream for stream in self._unchecked if stream.finished]:
             try:
-                Case(self, opening).judge()
-            except Wrong as wrong:
-                opening.problems.append(f"{wrong}; asked to go on after {opening.asked}")
-            if opening.silent:
-                self._silent.append(opening)
-            opening.items = []
-            self._receipts[opening.path] = opening
-        self._openings[:] = [opening for opening in self._openings if not opening.over]
+                StreamCheck(self, stream).run()
+            except CheckFailed as problem:
+                stream.problems.append(f"{problem}; the request had the ID {stream.last_event_id}")
+            if stream.timed_out:
+                self._timed_out.append(stream)
+            stream.items = []
+            self._streams[stream.path] = stream
+        self._unchecked[:] = [stream for stream in self._unchecked if not stream.finished]
 
-    def published(self, event_id: str) -> tuple[Published, int]:
-        """Return the Hub that gave an id, and the position it stands for."""
+    def resolve(self, event_id: str) -> tuple[HubLedger, int]:
+        """Return the Hub that assigned an ID, and the offset."""
         epoch, _, offset = event_id.rpartition("-")
-        if epoch not in self._published:
-            raise Wrong(f"no Hub has given the id {event_id}")
-        return self._published[epoch], int(offset)
+        if epoch not in self._ledgers:
+            raise CheckFailed(f"no Hub has assigned the ID {event_id}")
+        return self._ledgers[epoch], int(offset)
 
-    def compare(self) -> None:
-        """Compare each stream with what the servers say of it, and none may have kept silent."""
-        super().compare()
-        for opening in self._silent:
+    def check_streams(self) -> None:
+        """Compare each stream with what the servers report. None may have timed out."""
+        super().check_streams()
+        for stream in self._timed_out:
             # A stopping aiohttp reads nothing from a connection that it has just accepted, until shutdown_timeout.
-            fact = self._closed.get(opening.path)
-            if fact is not None and fact["reason"] == "stalled":  # it did not read when it was cut off, so may not know
-                self.seen["silent, after the server gave up"] += 1
-            elif fact is not None or opening.status:
-                self._wrong(f"{opening.path} ({opening.manner}): the server said nothing for too long; it has {fact}")
+            fact = self._closed.get(stream.path)
+            if fact is not None and fact["reason"] == "stalled":  # the client did not read when it was disconnected
+                self.checked["timed out, after the server disconnected"] += 1
+            elif fact is not None or stream.status:
+                self._problem(f"{stream.path} ({stream.behavior}): the server sent nothing for too long; {fact}")
             else:
-                self.seen["silent, as the server stopped and had not read the request"] += 1
+                self.checked["timed out, while the server stopped and had not read the request"] += 1
 
-    def tell(self) -> None:
-        """Print the counts of what was checked."""
-        for what, counts in ("gaps told: ", self.told), ("checked: ", self.seen):
-            print(what + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())), flush=True)
+    def print_counts(self) -> None:
+        """Print how often each kind of gap and item was checked."""
+        for title, counts in ("gaps: ", self.gaps), ("checked: ", self.checked):
+            print(title + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())), flush=True)
 
-    def _stream(self, name: str, receipt: Receipt, fact: dict[str, Any]) -> None:
-        assert isinstance(receipt, Opening)
-        if receipt.events > fact["events"]:
-            self._wrong(f"{name} received {receipt.events} events, and {fact['events']} were sent")
-        if receipt.clean:
-            self.counted += 1
-            if (receipt.events, receipt.bytes) != (fact["events"], fact["bytes"]):
-                self._wrong(
-                    f"{name} ended as {fact['reason']} with {receipt.events} events of {receipt.bytes} bytes received, "
+    def _compare(self, name: str, stream: ClientStream, fact: dict[str, Any]) -> None:
+        assert isinstance(stream, HubClientStream)
+        if stream.events > fact["events"]:
+            self._problem(f"{name} received {stream.events} events, and {fact['events']} were sent")
+        if stream.complete:
+            self.compared += 1
+            if (stream.events, stream.bytes) != (fact["events"], fact["bytes"]):
+                self._problem(
+                    f"{name} ended as {fact['reason']} with {stream.events} events of {stream.bytes} bytes received, "
                     f"and {fact['events']} of {fact['bytes']} sent"
                 )
-        elif receipt.manner == "stays" and not (receipt.left or receipt.closed):
-            self._wrong(f"{name} was read until it ended, as {fact['reason']}, and has no end")
+        elif stream.behavior == "reads all" and not (stream.disconnected or stream.ended):
+            self._problem(f"{name} was read until it ended, as {fact['reason']}, and its body has no end")

@@ -1,4 +1,4 @@
-"""Random clients of the Hub: each one goes on where it was, however its streams end, several times."""
+"""Clients of a Hub that open streams several times and resume, whatever way their streams ended."""
 
 from __future__ import annotations
 
@@ -9,152 +9,150 @@ import time
 from collections import Counter
 from urllib.parse import quote
 
-from hub_feed import HISTORY, TOPICS
-from hub_reading import Frames, Opening
-from hub_routes import PARTS
-from wire import Cut, Silent, Wire
+from tests.soak.connection import Connection, ConnectionLost, ReadTimedOut
+from tests.soak.hub_client_stream import FrameParser, HubClientStream
+from tests.soak.hub_publisher import HISTORY, TOPICS
+from tests.soak.hub_routes import PARTS
 
-KINDS = ("plain", "plain", "unprimed", "select", "snapshot", "close", "conflate", "conflate", "replay", "change",
-         "change", "aged", "stall")  # fmt: skip
-MANNERS = ("stays", "stays", "stays", "leaves", "leaves", "resets", "half-closes", "reads slowly", "stops reading",
-           "stops reading", "cuts")  # fmt: skip
+ROUTES = ("plain", "plain", "unprimed", "select", "snapshot", "close", "conflate", "conflate", "replay", "change",
+          "change", "aged", "stall")  # fmt: skip
+BEHAVIORS = ("reads all", "reads all", "reads all", "disconnects", "disconnects", "resets", "half-closes",
+             "reads slowly", "stops reading", "stops reading", "resets within a frame")  # fmt: skip
 WILDCARDS = ("a.*", "b.>", "*.x", "*.*.1", "c.y.*", "*.z.>", ">", "c.>", "s.*")
-NONSENSE = ("garbage", "-", "0-5", "x" * 300, "1-99999999999999999999", "ffff-\u00fc".encode().decode("latin-1"))
-LITTLE_ROOM = 4096  # bytes that the kernel keeps for who does not read: the server feels it soon
-AWAY = 10.0  # seconds, at most
+INVALID_IDS = ("garbage", "-", "0-5", "x" * 300, "1-99999999999999999999", "ffff-\u00fc".encode().decode("latin-1"))
+SMALL_BUFFER = 4096  # bytes; with this receive buffer the server soon notices a client that does not read
+MAX_ABSENCE = 10.0  # seconds
 
 
-class Ledger:
-    """What all clients saw."""
+class HubClientResults:
+    """What all clients observed."""
 
     def __init__(self) -> None:
-        self.openings: list[Opening] = []
+        self.streams: list[HubClientStream] = []
         self.problems: list[str] = []
-        self.did: Counter[str] = Counter()
-        self.unread = 0  # requests that nobody has read
+        self.behaviors: Counter[str] = Counter()
 
 
 class HubClient:
-    """One client, for as long as its task runs."""
+    """One client. It runs until its task is cancelled."""
 
-    def __init__(self, number: int, seed: int, port: int, ledger: Ledger, epoch: int) -> None:
-        self._chance = random.Random(f"{seed} {number}")
+    def __init__(self, number: int, seed: int, port: int, results: HubClientResults, epoch: int) -> None:
+        self._rng = random.Random(f"{seed} {number}")
         self._name = f"h{number}e{epoch}"
         self._port = port
-        self._ledger = ledger
+        self._results = results
         self._streams = 0
 
     async def run(self) -> None:
-        """Go on until cancelled. What breaks this client is a finding too."""
+        """Run until cancelled. Unexpected exceptions are recorded as problems."""
         while True:
             try:
-                await self._life()
+                await self._resume_several_times()
             except Exception as error:  # noqa: BLE001  # as the docstring says
                 self._problem(repr(error))
-            await asyncio.sleep(self._chance.uniform(0, 0.3))
+            await asyncio.sleep(self._rng.uniform(0, 0.3))
 
-    async def _life(self) -> None:
-        """Ask for some topics, and come back for the same several times."""
-        chance = self._chance
-        kind, hub = chance.choice(KINDS), chance.randrange(len(HISTORY))
-        topics = set(chance.sample(TOPICS, chance.randint(1, 5)))
-        if kind != "change":  # or it cannot be told from which name a record came
-            topics.update(chance.sample(WILDCARDS, chance.choice((0, 0, 1, 1, 2))))
-        part = chance.randrange(PARTS) if kind == "select" else None
-        last: str | None = chance.choice(NONSENSE) if chance.random() < 0.05 else None
-        for _ in range(chance.randint(1, 8)):
+    async def _resume_several_times(self) -> None:
+        """Subscribe to some topics, and reconnect several times with the same ones."""
+        rng = self._rng
+        route, hub = rng.choice(ROUTES), rng.randrange(len(HISTORY))
+        topics = set(rng.sample(TOPICS, rng.randint(1, 5)))
+        if route != "change":  # with wildcards it would be unknown which pattern a record matched
+            topics.update(rng.sample(WILDCARDS, rng.choice((0, 0, 1, 1, 2))))
+        part = rng.randrange(PARTS) if route == "select" else None
+        last: str | None = rng.choice(INVALID_IDS) if rng.random() < 0.05 else None
+        for _ in range(rng.randint(1, 8)):
             if last is not None:
-                self._ledger.did["returns"] += 1
-            last = await self._once(Opening(
-                kind, f"/{kind}/{hub}/{self._name}-{self._new()}", chance.choice(MANNERS), hub=hub,
-                topics=tuple(sorted(topics)), part=part, asked=last,
+                self._results.behaviors["resumes"] += 1
+            last = await self._open_and_read(HubClientStream(
+                route, f"/{route}/{hub}/{self._name}-{self._next_stream()}", rng.choice(BEHAVIORS), hub=hub,
+                topics=tuple(sorted(topics)), part=part, last_event_id=last,
             ))  # fmt: skip
-            if last is not None and chance.random() < 0.02:
-                self._ledger.did["comes from the future"] += 1
+            if last is not None and rng.random() < 0.02:
+                self._results.behaviors["resumes with an ID of the future"] += 1
                 last = f"{last.rsplit('-', 1)[0]}-{10**9}"
-            await asyncio.sleep(chance.uniform(0, AWAY if chance.random() < 0.15 else 0.3))
+            await asyncio.sleep(rng.uniform(0, MAX_ABSENCE if rng.random() < 0.15 else 0.3))
 
-    def _new(self) -> int:
+    def _next_stream(self) -> int:
         self._streams += 1
         return self._streams
 
-    async def _once(self, opening: Opening) -> str | None:
-        """Have one stream, and return the id to come back with."""
-        self._ledger.did[opening.manner] += 1
-        self._ledger.openings.append(opening)
-        frames = Frames(opening)
+    async def _open_and_read(self, stream: HubClientStream) -> str | None:
+        """Read one stream, and return the ID to resume with."""
+        self._results.behaviors[stream.behavior] += 1
+        self._results.streams.append(stream)
+        parser = FrameParser(stream)
         try:
-            await self._stream(opening, frames)
+            await self._request(stream, parser)
         except asyncio.CancelledError:
-            opening.left = True
+            stream.disconnected = True
             raise
-        except (Cut, ConnectionError):
-            opening.end = time.monotonic()
-            await asyncio.sleep(self._chance.uniform(0, 0.5))  # the server restarts
-        except Silent:
-            opening.silent = True
+        except (ConnectionLost, ConnectionError):
+            stream.end = time.monotonic()
+            await asyncio.sleep(self._rng.uniform(0, 0.5))  # the server restarts
+        except ReadTimedOut:
+            stream.timed_out = True
         finally:
-            opening.over = True
-            opening.end = opening.end or time.monotonic()
-        return frames.last
+            stream.finished = True
+            stream.end = stream.end or time.monotonic()
+        return parser.last_event_id
 
-    async def _stream(self, opening: Opening, frames: Frames) -> None:
-        chance, manner = self._chance, opening.manner
-        slow = manner in {"reads slowly", "stops reading"}
-        wire = await Wire.open(self._port, room=LITTLE_ROOM if slow else 0)
+    async def _request(self, stream: HubClientStream, parser: FrameParser) -> None:
+        rng = self._rng
+        slow = stream.behavior in {"reads slowly", "stops reading"}
+        connection = await Connection.open(self._port, receive_buffer=SMALL_BUFFER if slow else 0)
         try:
-            query = [("topic", topic) for topic in opening.topics]
-            if opening.part is not None:
-                query.append(("part", str(opening.part)))
+            query = [("topic", topic) for topic in stream.topics]
+            if stream.part is not None:
+                query.append(("part", str(stream.part)))
             header = None
-            if opening.asked is not None and chance.random() < 0.5:
-                query.append(("last_event_id", opening.asked))
-            elif opening.asked is not None:
-                header = opening.asked
-            version = "1.0" if chance.random() < 0.1 else "1.1"
-            path = opening.path + "?" + "&".join(f"{name}={quote(value)}" for name, value in query)
-            wire.request("GET", path, version, Last_Event_ID=header)
-            opening.status = (await wire.read_head()).status
-            if opening.status == 200:
-                await self._read(wire, opening, frames)
-            elif opening.status != 503:  # which it says when it is about to stop
-                self._problem(f"{opening.path}: status {opening.status}")
+            if stream.last_event_id is not None and rng.random() < 0.5:
+                query.append(("last_event_id", stream.last_event_id))
+            elif stream.last_event_id is not None:
+                header = stream.last_event_id
+            version = "1.0" if rng.random() < 0.1 else "1.1"
+            path = stream.path + "?" + "&".join(f"{name}={quote(value)}" for name, value in query)
+            connection.request("GET", path, version, Last_Event_ID=header)
+            stream.status = (await connection.read_head()).status
+            if stream.status == 200:
+                await self._read(connection, stream, parser)
+            elif stream.status != 503:  # the response of a server that stops
+                self._problem(f"{stream.path}: status {stream.status}")
         finally:
-            wire.close(chance)
+            connection.close(rng)
 
-    async def _read(self, wire: Wire, opening: Opening, frames: Frames) -> None:
-        """Read in the manner of the stream, until that or the stream is over."""
-        chance, manner = self._chance, opening.manner
-        opening.reading_since = time.monotonic()
-        seconds = (
-            chance.uniform(1, 16) if manner in {"stays", "reads slowly", "stops reading"} else chance.uniform(0, 3)
-        )
-        end = opening.reading_since + seconds
-        stops = chance.uniform(0, 2) if manner == "stops reading" else seconds
+    async def _read(self, connection: Connection, stream: HubClientStream, parser: FrameParser) -> None:
+        """Read as the behavior says, until the client disconnects or the stream ends."""
+        rng, behavior = self._rng, stream.behavior
+        stream.reading_since = time.monotonic()
+        long = behavior in {"reads all", "reads slowly", "stops reading"}
+        seconds = rng.uniform(1, 16) if long else rng.uniform(0, 3)
+        end = stream.reading_since + seconds
+        stop_after = rng.uniform(0, 2) if behavior == "stops reading" else seconds
         while (now := time.monotonic()) < end:
-            if now > opening.reading_since + stops:
-                opening.reading_since = math.inf
-                await asyncio.sleep(chance.uniform(1, 7))
-                stops, opening.reading_since = 2 * AWAY, time.monotonic()
-                end = max(end, opening.reading_since + chance.uniform(0, 12))
-            if not (piece := await wire.piece()):
-                opening.closed = True
-                if wire.head.chunked:
-                    frames.finish()
+            if now > stream.reading_since + stop_after:
+                stream.reading_since = math.inf
+                await asyncio.sleep(rng.uniform(1, 7))
+                stop_after, stream.reading_since = 2 * MAX_ABSENCE, time.monotonic()
+                end = max(end, stream.reading_since + rng.uniform(0, 12))
+            if not (chunk := await connection.read_chunk()):
+                stream.ended = True
+                if connection.head.chunked:
+                    parser.end()
                 return
-            if manner == "cuts" and chance.random() < 0.1:
-                frames.feed(piece[: chance.randrange(len(piece) + 1)])
+            if behavior == "resets within a frame" and rng.random() < 0.1:
+                parser.feed(chunk[: rng.randrange(len(chunk) + 1)])
                 break
-            frames.feed(piece)
-            if manner == "reads slowly":
-                await asyncio.sleep(chance.uniform(0, 0.5))
-                opening.reading_since = time.monotonic()
-        opening.end, opening.left = time.monotonic(), True
-        if manner == "half-closes":
-            wire.half_close()
-            await wire.until_closed()
-        elif manner in {"resets", "cuts"}:
-            wire.reset()
+            parser.feed(chunk)
+            if behavior == "reads slowly":
+                await asyncio.sleep(rng.uniform(0, 0.5))
+                stream.reading_since = time.monotonic()
+        stream.end, stream.disconnected = time.monotonic(), True
+        if behavior == "half-closes":
+            connection.half_close()
+            await connection.wait_closed_by_server()
+        elif behavior in {"resets", "resets within a frame"}:
+            connection.reset()
 
-    def _problem(self, what: str) -> None:
-        self._ledger.problems.append(f"{self._name}: {what}")
+    def _problem(self, message: str) -> None:
+        self._results.problems.append(f"{self._name}: {message}")

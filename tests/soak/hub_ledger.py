@@ -1,4 +1,4 @@
-"""The ledger of a server, complete: what one Hub has published, and what of it could be gone when."""
+"""The complete ledger of a server: what each Hub published, and which records it may have evicted at which time."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hub_feed import AGE, HISTORY
+from tests.soak.hub_publisher import HISTORY, HISTORY_AGE
 
-ALLOWANCE = 0.1  # seconds; an event is written down a moment after it got its time
+TIME_TOLERANCE = 0.1  # seconds; an event is written to the ledger a moment after it got its time
+FIRST, NEVER = (0, 0), (2**62, 2**62)
 
 
-class Line(NamedTuple):
+class PublishedEvent(NamedTuple):
     """An event that was published."""
 
-    offset: int  # of an ephemeral one, that of the record before it; 0 if nobody knows
+    offset: int  # of an ephemeral event: that of the record before it, or 0 if unknown
     number: int
     time: float
     topic: str
     key: str
 
 
-class Change(NamedTuple):
-    """A name that an open stream took, or gave back, at one of these positions."""
+class TopicChange(NamedTuple):
+    """A topic that an open stream added or removed, at an offset from ``earliest`` to ``latest``."""
 
     verb: str
     topic: str
@@ -32,8 +33,8 @@ class Change(NamedTuple):
     latest: int
 
 
-class Excuse(NamedTuple):
-    """A gap that a client was told of at this time: some are missing after one position, up to another."""
+class ReportedGap(NamedTuple):
+    """A gap that a client received at a time: records after one offset up to another are missing."""
 
     after: int
     first: int | None
@@ -41,115 +42,121 @@ class Excuse(NamedTuple):
     time: float
 
 
-class Published:
-    """What one Hub has published in one server's life."""
+class HubLedger:
+    """What one Hub published in one run of a server."""
 
     def __init__(self, hub: int) -> None:
         self.hub = hub
-        self.lines: dict[int, Line] = {}
-        self.passing: dict[int, Line] = {}  # by number
-        self.topics: dict[str, list[int]] = defaultdict(list)
-        self._keys: dict[tuple[str, str], list[int]] = defaultdict(list)
-        self._under: dict[tuple[str, ...], list[int]] = {}
+        self.records: dict[int, PublishedEvent] = {}  # by offset
+        self.ephemeral: dict[int, PublishedEvent] = {}  # by number
+        self.topics: dict[str, list[int]] = defaultdict(list)  # offsets
+        self._keys: dict[tuple[str, str], list[int]] = defaultdict(list)  # offsets
+        self._matching: dict[tuple[str, ...], list[int]] = {}
 
-    def order(self) -> None:
-        """Take the lines as complete: what threads have published is not in order."""
-        for offset in sorted(self.lines):
-            line = self.lines[offset]
-            self.topics[line.topic].append(offset)
-            self._keys[line.topic, line.key].append(offset)
+    def build_index(self) -> None:
+        """Index the complete ledger. Events of threads are not in the order of their offsets."""
+        for offset in sorted(self.records):
+            record = self.records[offset]
+            self.topics[record.topic].append(offset)
+            self._keys[record.topic, record.key].append(offset)
 
     @property
-    def holes(self) -> int:
-        """How many positions nobody has published."""
-        return max(self.lines, default=0) - len(self.lines)
+    def unused_offsets(self) -> int:
+        """The number of offsets without a record."""
+        return max(self.records, default=0) - len(self.records)
 
-    def under(self, patterns: tuple[str, ...]) -> list[int]:
-        """Return the positions of all records under some names and wildcards."""
-        if patterns not in self._under:
-            some = [where for topic, where in self.topics.items() if any(matches(name, topic) for name in patterns)]
-            self._under[patterns] = sorted(offset for where in some for offset in where)
-        return self._under[patterns]
+    def matching(self, patterns: tuple[str, ...]) -> list[int]:
+        """Return the offsets of all records whose topic matches a pattern."""
+        if patterns not in self._matching:
+            matching = [
+                offsets
+                for topic, offsets in self.topics.items()
+                if any(matches(pattern, topic) for pattern in patterns)
+            ]
+            self._matching[patterns] = sorted(offset for offsets in matching for offset in offsets)
+        return self._matching[patterns]
 
-    def gone(self, offset: int, when: float) -> bool:
-        """Tell whether a record could be evicted then: too old, or there were enough later ones of its topic."""
-        line, age = self.lines[offset], AGE[self.hub]
-        later = self.topics[line.topic]
-        enough = bisect_right(later, offset) + HISTORY[self.hub] - 1
-        if enough < len(later) and self.lines[later[enough]].time <= when:
+    def may_be_evicted(self, offset: int, when: float) -> bool:
+        """Whether a record was too old at a time, or had enough successors in its topic."""
+        record, age = self.records[offset], HISTORY_AGE[self.hub]
+        offsets = self.topics[record.topic]
+        index = bisect_right(offsets, offset) + HISTORY[self.hub] - 1
+        if index < len(offsets) and self.records[offsets[index]].time <= when:
             return True
-        return age is not None and line.time + age <= when + ALLOWANCE
+        return age is not None and record.time + age <= when + TIME_TOLERANCE
 
     def superseded(self, offset: int, when: float) -> bool:
-        """Tell whether there was a later record of the same topic and key then."""
-        line = self.lines[offset]
-        later = self._keys[line.topic, line.key]
-        following = bisect_right(later, offset)
-        return line.key != "-" and following < len(later) and self.lines[later[following]].time <= when
+        """Whether there was a later record of the same topic and key at a time."""
+        record = self.records[offset]
+        offsets = self._keys[record.topic, record.key]
+        index = bisect_right(offsets, offset)
+        return record.key != "-" and index < len(offsets) and self.records[offsets[index]].time <= when
 
-    def oldest_gone(self, patterns: tuple[str, ...], offset: int, when: float) -> bool:
-        """Tell whether any record under these names after a position could be evicted then."""
-        for topic, where in self.topics.items():
-            following = bisect_right(where, offset)
-            asked = following < len(where) and any(matches(name, topic) for name in patterns)
-            if asked and self.gone(where[following], when):
+    def any_may_be_evicted(self, patterns: tuple[str, ...], after: int, when: float) -> bool:
+        """Whether any matching record after an offset may have been evicted at a time."""
+        for topic, offsets in self.topics.items():
+            index = bisect_right(offsets, after)
+            relevant = index < len(offsets) and any(matches(pattern, topic) for pattern in patterns)
+            if relevant and self.may_be_evicted(offsets[index], when):
                 return True
         return False
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Tell whether a name or wildcard stands for a topic."""
-    asked, given = pattern.split("."), topic.split(".")
-    if asked[-1] == ">":
-        asked, given, enough = asked[:-1], given[: len(asked) - 1], len(given) >= len(asked)
+    """Whether a pattern matches a topic."""
+    wanted, given = pattern.split("."), topic.split(".")
+    if wanted[-1] == ">":
+        wanted, given, enough = wanted[:-1], given[: len(wanted) - 1], len(given) >= len(wanted)
     else:
-        enough = len(given) == len(asked)
-    return enough and all(one in {"*", other} for one, other in zip(asked, given, strict=True))
+        enough = len(given) == len(wanted)
+    return enough and all(one in {"*", other} for one, other in zip(wanted, given, strict=True))
 
 
-def read(path: Path) -> tuple[dict[str, Published], dict[str, list[Change]]]:
-    """Return what each Hub has published, by epoch, and how the topics of streams have changed, by token."""
-    hubs: dict[str, Published] = {}
-    changes: dict[str, list[Change]] = defaultdict(list)
-    for text in path.read_text().splitlines():
-        verb, *words = text.split(" ")
+def read_ledger(path: Path) -> tuple[dict[str, HubLedger], dict[str, list[TopicChange]]]:
+    """Return what each Hub published, by epoch, and how the topics of streams changed, by token."""
+    hubs: dict[str, HubLedger] = {}
+    changes: dict[str, list[TopicChange]] = defaultdict(list)
+    for line in path.read_text().splitlines():
+        verb, *words = line.split(" ")
         if verb == "published":
             epoch, hub, offset, ephemeral, number, time, topic, key = words
-            published = hubs.setdefault(epoch, Published(int(hub)))
-            line = Line(int(offset), int(number), float(time), topic, key)
+            ledger = hubs.setdefault(epoch, HubLedger(int(hub)))
+            event = PublishedEvent(int(offset), int(number), float(time), topic, key)
             if ephemeral == "1":
-                published.passing[line.number] = line
+                ledger.ephemeral[event.number] = event
             else:
-                published.lines[line.offset] = line
+                ledger.records[event.offset] = event
         else:
             token, topic, earliest, latest = words
-            changes[token].append(Change(verb, topic, int(earliest), int(latest)))
-    for published in hubs.values():
-        published.order()
+            changes[token].append(TopicChange(verb, topic, int(earliest), int(latest)))
+    for ledger in hubs.values():
+        ledger.build_index()
     return hubs, changes
 
 
-class Spans:
-    """The positions between which a stream heard of each of its names."""
+class TopicIntervals:
+    """The intervals of offsets in which a stream was subscribed to each of its patterns.
 
-    def __init__(self, names: Iterable[str], changes: Iterable[Change]) -> None:
-        start, never = (0, 0), (2**62, 2**62)
-        self._spans: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {
-            name: [(start, never)] for name in names
+    An interval has a start and an end, each as the earliest and the latest offset where the change may have happened.
+    """
+
+    def __init__(self, patterns: Iterable[str], changes: Iterable[TopicChange]) -> None:
+        self._intervals: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {
+            pattern: [(FIRST, NEVER)] for pattern in patterns
         }
         for change in changes:
-            spans, at = self._spans.setdefault(change.topic, []), (change.earliest, change.latest)
+            intervals, offsets = self._intervals.setdefault(change.topic, []), (change.earliest, change.latest)
             if change.verb == "add":
-                spans.append((at, never))
-            elif spans:
-                spans[-1] = (spans[-1][0], at)
+                intervals.append((offsets, NEVER))
+            elif intervals:
+                intervals[-1] = (intervals[-1][0], offsets)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self._spans))
+    def patterns(self) -> tuple[str, ...]:
+        return tuple(sorted(self._intervals))
 
-    def of(self, topic: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """Give the spans of all names that stand for a topic."""
-        for name, spans in self._spans.items():
-            if matches(name, topic):
-                yield from spans
+    def matching(self, topic: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Yield the intervals of all patterns that match a topic."""
+        for pattern, intervals in self._intervals.items():
+            if matches(pattern, topic):
+                yield from intervals

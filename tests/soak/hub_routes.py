@@ -1,4 +1,4 @@
-"""The streams of the Hub's soak: each way to begin, to choose, and to be behind."""
+"""The streams of the Hub's soak test: each way to start, to select records, and to be too slow."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Callable
 from functools import partial
 
 from aiohttp import web
-from hub_feed import CHANGING, TICK, Publisher
-from routes import FAREWELL, Book
 
 from aiohttp_interceptors import (
     Drain,
@@ -23,12 +21,14 @@ from aiohttp_interceptors import (
     setup,
     start_topic_stream,
 )
+from tests.soak.hub_publisher import CHANGING, INTERVAL, Publisher
+from tests.soak.routes import FAREWELL, FactLog
 
-PARTS = 3  # of which a stream with a select function has one
+PARTS = 3  # a stream with a select function receives one of these parts
 SNAPSHOT = 3  # events
-REPLAY = 20
-STALL_TIMEOUT = 4.0
-MAX_AGE = 4.0
+REPLAY = 20  # records
+STALL_TIMEOUT = 4.0  # seconds
+MAX_AGE = 4.0  # seconds
 
 
 def topics(context: RequestContext) -> list[str]:
@@ -40,59 +40,59 @@ async def topics_later(context: RequestContext) -> list[str]:
     return topics(context)
 
 
-def part(context: RequestContext, record: Record) -> bool:
+def select_part(context: RequestContext, record: Record) -> bool:
     return int(record.event.data.split(" ", 1)[0]) % PARTS == int(context.request.query["part"])
 
 
-def application(hubs: list[Hub], publisher: Publisher, book: Book) -> web.Application:
-    """Make the application whose streams are broken."""
+def application(hubs: list[Hub], publisher: Publisher, log: FactLog) -> web.Application:
+    """Create the application whose streams are tested."""
 
-    async def state(hub: Hub, context: RequestContext) -> Snapshot:
-        """Give a state that is older than the moment when it is sent."""
+    async def snapshot(hub: Hub, context: RequestContext) -> Snapshot:
+        """Return a state that is older than the time when it is sent."""
         end = hub.history.end
-        await asyncio.sleep(random.uniform(0, TICK))
+        await asyncio.sleep(random.uniform(0, INTERVAL))
         events = [Event(f"{end} {number}", name="state") for number in range(SNAPSHOT)]
         return Snapshot(events, id=hub.history.id_of(end))
 
-    async def change(hub: Hub, subscriber: Subscriber, context: RequestContext) -> None:
-        """Take topics and give them back, in the event loop and from threads."""
+    async def change_topics(hub: Hub, subscriber: Subscriber, context: RequestContext) -> None:
+        """Add and remove topics, in the event loop and from threads."""
         token = context.request.match_info["token"]
-        chance, loop = random.Random(token), asyncio.get_running_loop()
+        rng, loop = random.Random(token), asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(chance.uniform(0, 1))
-            topic = chance.choice(CHANGING)
+            await asyncio.sleep(rng.uniform(0, 1))
+            topic = rng.choice(CHANGING)
             verb = "remove" if topic in subscriber.topics else "add"
-            call: Callable[[str], None] = getattr(subscriber, verb)
+            method: Callable[[str], None] = getattr(subscriber, verb)
             before = hub.history.end
-            if chance.random() < 0.5:
-                call(topic)
+            if rng.random() < 0.5:
+                method(topic)
             else:
-                await loop.run_in_executor(None, call, topic)
-                await asyncio.sleep(0)  # what the thread left for the event loop was there before this
-            publisher.change(token, verb, topic, before, hub.history.end)
+                await loop.run_in_executor(None, method, topic)
+                await asyncio.sleep(0)  # the event loop runs what the thread has scheduled
+            publisher.write_topic_change(token, verb, topic, before, hub.history.end)
 
     app = web.Application()
-    setup(app, *hubs, drain=Drain(FAREWELL, spread=0.5, grace=0.5, timeout=3.0), observer=book.observe)
+    setup(app, *hubs, drain=Drain(FAREWELL, spread=0.5, grace=0.5, timeout=3.0), observer=log.observe)
     for number, hub in enumerate(hubs):
-        start = partial(start_topic_stream, hub, heartbeat=0.5, on_close=book.on_close, prime=True)
-        kinds = {
+        start = partial(start_topic_stream, hub, heartbeat=0.5, on_close=log.on_close, prime=True)
+        routes = {
             "plain": start(topics, retry=500),
             "unprimed": start(topics_later, prime=False, retry=500),
-            "select": start(topics, select=part),
-            "snapshot": start(topics_later, snapshot=partial(state, hub)),
+            "select": start(topics, select=select_part),
+            "snapshot": start(topics_later, snapshot=partial(snapshot, hub)),
             "close": start(topics, on_gap="close"),
             "conflate": start(topics, on_gap="conflate"),
             "replay": start(topics, replay=REPLAY),
-            "change": start(topics, stream_ready=partial(change, hub)),
+            "change": start(topics, stream_ready=partial(change_topics, hub)),
             "aged": start(topics, max_age=MAX_AGE),
             "stall": start(topics, stall_timeout=STALL_TIMEOUT),
         }
-        for kind, interceptor in kinds.items():
-            app.router.add_get(f"/{kind}/{number}/{{token}}", as_handler(interceptor))
+        for route, interceptor in routes.items():
+            app.router.add_get(f"/{route}/{number}/{{token}}", as_handler(interceptor))
     app.router.add_get("/options", options)
     return app
 
 
 async def options(request: web.Request) -> web.Response:
-    """Answer as the other server does to who asks whether it is there."""
+    """Respond like the other server when the test waits for the start."""
     return web.json_response({"epoch": 0})

@@ -1,8 +1,8 @@
-"""One life of the server in the Hub's soak: from its start to SIGTERM.
+"""The server process of the Hub's soak test. It runs until SIGTERM.
 
-    python tests/soak/hub_server.py PORT EPOCH asyncio|uvloop FACTS
+    python -m tests.soak.hub_server PORT EPOCH asyncio|uvloop FACTS
 
-As ``server.py``; what is published is written into the file FACTS-ledger.
+Like ``server.py``. The events that are published are written to the file FACTS-ledger.
 """
 
 from __future__ import annotations
@@ -11,36 +11,35 @@ import asyncio
 import sys
 from pathlib import Path
 
-from hub_feed import AGE, HISTORY, Publisher
-from hub_routes import application
-from routes import Book
-from server import run, serve
-
 from aiohttp_interceptors import Hub
+from tests.soak.hub_publisher import HISTORY, HISTORY_AGE, Publisher
+from tests.soak.hub_routes import application
+from tests.soak.routes import FactLog
+from tests.soak.server import run, serve
 
 
-async def live(port: int, epoch: int, facts: Path) -> None:
-    hubs = [Hub(history=history, history_age=age) for history, age in zip(HISTORY, AGE, strict=True)]
+async def serve_hubs(port: int, epoch: int, facts: Path) -> None:
+    hubs = [Hub(history=history, history_age=age) for history, age in zip(HISTORY, HISTORY_AGE, strict=True)]
     with facts.open("w") as file, facts.with_name(f"{facts.name}-ledger").open("w") as ledger:
-        publisher, book = Publisher(hubs, epoch, ledger), Book(file)
-        app = application(hubs, publisher, book)
+        publisher, log = Publisher(hubs, epoch, ledger), FactLog(file)
+        app = application(hubs, publisher, log)
         for hub in hubs:
             hub.open()
-        await publisher.begin()
-        inside = asyncio.create_task(publisher.run())
+        await publisher.start()
+        publishing = asyncio.create_task(publisher.run())
         try:
-            await serve(app, port, book, *hubs)
+            await serve(app, port, log, *hubs)
         finally:
             publisher.stop()
-            while not publisher.stopped:  # it may wait for an answer of this event loop
+            while not publisher.stopped:  # the thread may wait for a result of this event loop
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0)
-            inside.cancel()
+            publishing.cancel()
 
 
 def main() -> None:
-    port, epoch, name, facts, *_ = sys.argv[1:]
-    run(name, live(int(port), int(epoch), Path(facts)))
+    port, epoch, loop_name, facts, *_ = sys.argv[1:]
+    run(loop_name, serve_hubs(int(port), int(epoch), Path(facts)))
 
 
 if __name__ == "__main__":

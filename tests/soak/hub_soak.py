@@ -1,10 +1,10 @@
-"""Have a Hub's clients come and go at random, and see that each has had every event of its topics or knows of the gap.
+"""Soak test of a Hub: each client must receive every event of its topics, or a gap that covers it.
 
-    python tests/soak/hub_soak.py [--seconds 180] [--clients 500] [--seed N]
+    python -m tests.soak.hub_soak [--seconds 180] [--clients 500] [--seed N]
 
-As ``soak.py``, which this shares its servers' lives with: clients with bare connections read, stop, are cut anywhere,
-and come back with the last id, at once or much later, also to another server. Each server publishes under many topics
-of several Hubs, in its event loop and from a thread, and writes a ledger, with which all that came is compared.
+Servers are started and stopped as in ``soak.py``. Clients read, stop reading, disconnect at any point, and reconnect
+with the last ID, at once or much later, also to another server. Each server publishes under many topics of several
+Hubs, in its event loop and from a thread, and writes a ledger, which is compared with what the clients received.
 """
 
 from __future__ import annotations
@@ -15,53 +15,51 @@ import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 
-from hub_clients import HubClient, Ledger
-from hub_judge import HubJudge
-from soak import Soak, options, say, table, verdict
+from tests.soak.hub_checker import HubChecker
+from tests.soak.hub_clients import HubClient, HubClientResults
+from tests.soak.soak import Soak, parse_options, print_table, report, say
 
-REASONS = ("client_left", "expired", "shutdown")  # for which streams must have ended
-LATER = ("lagged", "stalled")  # and for these, if there was time enough
+REASONS = ("client_left", "expired", "shutdown")  # each must occur
+LATER_REASONS = ("lagged", "stalled")  # and these, if the servers ran long enough
 
 
 class HubSoak(Soak):
-    """One run."""
+    """One run of the soak test."""
 
-    program = "hub_server.py"
+    program = "tests.soak.hub_server"
 
     def __init__(self, seconds: float, clients: int, seed: int, folder: Path) -> None:
         super().__init__(seconds, clients, seed, folder)
         self.max_streams = sys.maxsize
-        self.heard = Ledger()
-        self.judge = HubJudge(self.heard.openings, self.ledger.receipts)
+        self.hub_results = HubClientResults()
+        self.checker = HubChecker(self.hub_results.streams, self.results.streams)
 
     def _client(self, number: int, epoch: int) -> Coroutine[None, None, None]:
-        return HubClient(number, self._seed + epoch, self._port, self.heard, epoch).run()
+        return HubClient(number, self._seed + epoch, self._port, self.hub_results, epoch).run()
 
-    async def _live(self, epoch: int, *, quiet: bool) -> None:
-        await super()._live(epoch, quiet=quiet)
-        self.judge.read(self._folder / f"facts-{epoch}-ledger")
-        self.judge.weigh()  # now, because all that has come takes much memory
-        if problems := self.heard.problems + self.judge.problems:
+    async def _run_server(self, epoch: int, *, check_leaks: bool) -> None:
+        await super()._run_server(epoch, check_leaks=check_leaks)
+        self.checker.read_ledger(self._folder / f"facts-{epoch}-ledger")
+        self.checker.check_finished_streams()  # after each server, since the received items take much memory
+        if problems := self.hub_results.problems + self.checker.problems:
             say(f"{len(problems)} problems so far; the latest: {problems[-1]}")
 
 
 def main() -> int:
-    seconds, clients, seed = options("Have a Hub's clients come and go, and see that nothing is lost.", clients=500)
+    seconds, clients, seed = parse_options("Run clients of a Hub, and check for lost events and leaks.", clients=500)
     with tempfile.TemporaryDirectory() as folder:
         soak = HubSoak(seconds, clients, seed, Path(folder))
         asyncio.run(soak.run())
-        judge = soak.judge
-        judge.weigh()
-        for life in soak.lives:
-            judge.look_at(life)
-        judge.compare()
-        judge.expect(REASONS + LATER * all(life.long_enough for life in soak.lives), soak.lives)
-    if soak.heard.unread > len(soak.lives):  # one of a stop is aiohttp's
-        soak.heard.problems.append(f"{soak.heard.unread} requests had no answer at all")
-    soak.ledger.did = soak.heard.did
-    table(soak, judge)
-    judge.tell()
-    return verdict(soak.heard.problems + soak.ledger.problems + judge.problems, seed)
+        checker = soak.checker
+        checker.check_finished_streams()
+        for run in soak.runs:
+            checker.check_server(run)
+        checker.check_streams()
+        checker.check_coverage(REASONS + LATER_REASONS * all(run.long_enough for run in soak.runs), soak.runs)
+    soak.results.behaviors = soak.hub_results.behaviors
+    print_table(soak, checker)
+    checker.print_counts()
+    return report(soak.hub_results.problems + soak.results.problems + checker.problems, seed)
 
 
 if __name__ == "__main__":

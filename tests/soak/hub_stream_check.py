@@ -1,4 +1,4 @@
-"""One stream of a Hub before the judge: each item that came, and each that did not."""
+"""Checks of one stream of a Hub: each item that the client received, and each record that it did not receive."""
 
 from __future__ import annotations
 
@@ -7,233 +7,247 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from typing import Protocol
 
-from hub_ledger import Change, Excuse, Published, Spans
-from hub_reading import GAP, PASSING, PRIME, RECORD, STATE, Item, Opening
-from hub_routes import PARTS, SNAPSHOT
-from wire import PATIENCE
+from tests.soak.connection import READ_TIMEOUT
+from tests.soak.hub_client_stream import EPHEMERAL, GAP, INITIAL_ID, RECORD, STATE, HubClientStream, Item
+from tests.soak.hub_ledger import NEVER, HubLedger, ReportedGap, TopicChange, TopicIntervals
+from tests.soak.hub_routes import PARTS, SNAPSHOT
 
-TURN = 1.0  # seconds that a turn of the server's event loop may take, on a busy machine
-
-
-class Court(Protocol):
-    """What all cases have in common."""
-
-    changes: dict[str, list[Change]]
-    told: Counter[str]
-    seen: Counter[str]
-
-    def published(self, event_id: str) -> tuple[Published, int]:
-        """Return the Hub that gave an id, and the position it stands for. Raises ``Wrong`` if none has."""
+ITERATION = 1.0  # seconds that one iteration of the server's event loop may take on a busy machine
 
 
-class Wrong(Exception):
-    """Something is not as it must be."""
+class Context(Protocol):
+    """What the checks of all streams share."""
+
+    changes: dict[str, list[TopicChange]]
+    gaps: Counter[str]
+    checked: Counter[str]
+
+    def resolve(self, event_id: str) -> tuple[HubLedger, int]:
+        """Return the Hub that assigned an ID, and the offset. Raises ``CheckFailed`` if no Hub did."""
 
 
-class Case:
-    """One stream before the judge."""
+class CheckFailed(Exception):
+    """A stream is not as it must be."""
 
-    def __init__(self, court: Court, opening: Opening) -> None:
-        self._court = court
-        self._opening = opening
-        self._spans = Spans(opening.topics, court.changes.get(opening.path.rsplit("/", 1)[1], ()))
-        self._hub = Published(opening.hub)
-        self._at: int | None = None  # from where all is owed
-        self._known = 0  # the latest position that its client knows as an id
-        self._last = 0  # nothing may come that is not after this
-        self._reach = 0  # up to here all is owed
-        self._received: dict[int, float] = {}
-        self._passed: set[int] = set()
-        self._excuses: list[Excuse] = []
-        self._first: str | None = ""  # the id that a gap says comes next; "" if none has said so
+
+class StreamCheck:
+    """The check of one stream."""
+
+    def __init__(self, context: Context, stream: HubClientStream) -> None:
+        self._context = context
+        self._stream = stream
+        token = stream.path.rsplit("/", 1)[1]
+        self._intervals = TopicIntervals(stream.topics, context.changes.get(token, ()))
+        self._ledger = HubLedger(stream.hub)
+        self._start: int | None = None  # all records after this offset are due
+        self._acknowledged = 0  # the latest offset that the client knows from an ID
+        self._last = 0  # no record up to this offset may follow
+        self._due_through = 0  # all records up to this offset are due
+        self._received: dict[int, float] = {}  # time by offset
+        self._ephemeral: set[int] = set()  # numbers
+        self._gaps: list[ReportedGap] = []
+        self._announced: str | None = ""  # the ID that the latest gap says comes next; "" if none is announced
         self._states = 0
 
-    def judge(self) -> None:
-        """Raise ``Wrong`` if it is."""
-        items = self._opening.items
+    def run(self) -> None:
+        """Raise ``CheckFailed`` for the first problem."""
+        items = self._stream.items
         ids = [item.id for item in items if item.id is not None]
-        gaps = [item for item in items if item.kind == GAP]  # of which one without an id goes on where it was
-        known = ids[0] if ids else self._opening.asked if gaps else None
-        if known is None or (not ids and not self._is_ours(known)):
-            return  # ephemeral events, or a snapshot that was cut
-        self._hub = self._court.published(known)[0]
-        self._ways_to_begin(items[0])
+        gaps = [item for item in items if item.kind == GAP]  # a gap without an ID refers to the requested one
+        known_id = ids[0] if ids else self._stream.last_event_id if gaps else None
+        if known_id is None or (not ids and not self._is_of_this_hub(known_id)):
+            return  # only ephemeral events, or a snapshot that was interrupted
+        self._ledger = self._context.resolve(known_id)[0]
+        self._check_start(items[0])
         for item in items:
-            if item.id is not None and self._court.published(item.id)[0] is not self._hub:
-                raise Wrong(f"{item.id} is of another Hub than {known}")
-            getattr(self, f"_{item.kind}")(item)
-            self._court.seen[item.kind] += 1
-        self._nothing_is_missing()
+            if item.id is not None and self._context.resolve(item.id)[0] is not self._ledger:
+                raise CheckFailed(f"{item.id} is of another Hub than {known_id}")
+            getattr(self, f"_check_{item.kind}")(item)
+            self._context.checked[item.kind] += 1
+        self._check_missing()
 
-    def _is_ours(self, event_id: str) -> bool:
+    def _is_of_this_hub(self, event_id: str) -> bool:
         try:
-            hub, offset = self._court.published(event_id)
-        except (Wrong, ValueError):
+            ledger, offset = self._context.resolve(event_id)
+        except (CheckFailed, ValueError):
             return False
-        return hub.hub == self._opening.hub and offset <= max(hub.lines)
+        return ledger.hub == self._stream.hub and offset <= max(ledger.records)
 
-    def _ways_to_begin(self, item: Item) -> None:
-        """Check that who returns goes on where it was, or is told why not."""
-        asked, kind = self._opening.asked, self._opening.route
-        if asked is None:
-            if item.kind not in (
-                {RECORD, PASSING, GAP} if kind == "unprimed" else {STATE} if kind == "snapshot" else {PRIME}
-            ):
-                raise Wrong(f"began with {item}")
+    def _check_start(self, item: Item) -> None:
+        """Check that a client that reconnected resumes, or receives the reason why it does not."""
+        last_event_id, route = self._stream.last_event_id, self._stream.route
+        if last_event_id is None:
+            # Records that were published after the request may be evicted before a busy server writes them.
+            late = route != "snapshot" and item.kind == GAP and json.loads(item.data)["reason"] == "evicted"
+            expected = {RECORD, EPHEMERAL} if route == "unprimed" else {STATE} if route == "snapshot" else {INITIAL_ID}
+            if item.kind not in expected and not late:
+                raise CheckFailed(f"started with {item}")
             return
-        ours = self._is_ours(asked) and self._court.published(asked)[0] is self._hub
-        if not ours:
-            if item.kind != GAP or json.loads(item.said)["reason"] == "evicted":
-                raise Wrong(f"{asked} is no id of this Hub, and it went on with {item}")
-        elif kind == "unprimed":
-            self._at = self._known = self._last = self._reach = self._court.published(asked)[1]
-        elif item.kind not in {PRIME, GAP} or (item.kind == PRIME and item.id != asked):
-            raise Wrong(f"went on with {item}")
+        same_hub = self._is_of_this_hub(last_event_id) and self._context.resolve(last_event_id)[0] is self._ledger
+        if not same_hub:
+            if item.kind != GAP or json.loads(item.data)["reason"] == "evicted":
+                raise CheckFailed(f"{last_event_id} is not an ID of this Hub, and the stream started with {item}")
+        elif route == "unprimed":
+            self._move_to(self._context.resolve(last_event_id)[1])
+        elif item.kind not in {INITIAL_ID, GAP} or (item.kind == INITIAL_ID and item.id != last_event_id):
+            raise CheckFailed(f"resumed with {item}")
 
-    # What came.
+    def _move_to(self, offset: int) -> None:
+        self._start = self._acknowledged = self._last = self._due_through = offset
 
-    def _prime(self, item: Item) -> None:
-        if self._at is not None:
-            raise Wrong(f"began again with {item}")
-        self._at = self._known = self._last = self._reach = self._court.published(str(item.id))[1]
+    # What the client received.
 
-    def _record(self, item: Item) -> None:
-        _, offset = self._court.published(str(item.id))
-        line = self._hub.lines.get(offset)
-        if line is None or (line.number, line.topic) != (item.number, item.topic):
-            raise Wrong(f"{item} came, and {line} was published")
-        if self._at is None:
-            self._at = self._last = offset - 1
+    def _check_initial_id(self, item: Item) -> None:
+        if self._start is not None:
+            raise CheckFailed(f"started again with {item}")
+        self._move_to(self._context.resolve(str(item.id))[1])
+
+    def _check_record(self, item: Item) -> None:
+        _, offset = self._context.resolve(str(item.id))
+        record = self._ledger.records.get(offset)
+        if record is None or (record.number, record.topic) != (item.number, item.topic):
+            raise CheckFailed(f"received {item}, and {record} was published")
+        if self._start is None:
+            self._start = self._last = offset - 1
         if offset <= self._last:
-            raise Wrong(f"repeated, or out of order: {item} came after {self._last}")
-        if not any(start[0] < offset <= end[1] for start, end in self._spans.of(item.topic)):
-            raise Wrong(f"{item} is of a topic that it had not asked for then")
-        if self._opening.part is not None:
-            if item.number % PARTS != self._opening.part:
-                raise Wrong(f"{item} was not selected")
-        elif self._first not in {"", item.id} and not (self._first and self._opening.route == "conflate"):
-            raise Wrong(f"a gap said that {self._first} comes first, and it was {item}")
-        self._first = ""
-        self._last = self._known = self._reach = offset
+            raise CheckFailed(f"repeated, or out of order: {item} was received after {self._last}")
+        if not any(start[0] < offset <= end[1] for start, end in self._intervals.matching(item.topic)):
+            raise CheckFailed(f"{item} is of a topic without a subscription at that offset")
+        if self._stream.part is not None:
+            if item.number % PARTS != self._stream.part:
+                raise CheckFailed(f"{item} was not selected")
+        elif self._announced not in {"", item.id} and not (self._announced and self._stream.route == "conflate"):
+            raise CheckFailed(f"a gap said that {self._announced} is next, and it was {item}")
+        self._announced = ""
+        self._last = self._acknowledged = self._due_through = offset
         self._received[offset] = item.time
 
-    def _passing(self, item: Item) -> None:
-        line = self._hub.passing.get(item.number)
-        if line is None or line.topic != item.topic or item.number in self._passed:
-            raise Wrong(f"{item} came, or came twice, and {line} was published")
-        self._passed.add(item.number)
-        if not line.offset:  # written down too late to say where it belongs
+    def _check_ephemeral(self, item: Item) -> None:
+        event = self._ledger.ephemeral.get(item.number)
+        if event is None or event.topic != item.topic or item.number in self._ephemeral:
+            raise CheckFailed(f"received {item}, perhaps twice, and {event} was published")
+        self._ephemeral.add(item.number)
+        if not event.offset:  # the ledger does not know its offset
             return
-        later = self._hub.lines.get(self._last)
-        if line.offset < self._last and later is not None and later.time < line.time + TURN:
-            self._court.seen["passing, after later records of its turn"] += 1  # who catches up has those first
-        elif line.offset < self._last:
-            raise Wrong(f"{item} came after {self._last}, and was published after {line.offset}")
-        if not any(start[0] <= line.offset <= end[1] for start, end in self._spans.of(item.topic)):
-            raise Wrong(f"{item} is of a topic that it had not asked for then")
-        self._at = line.offset if self._at is None else self._at
-        self._last = self._reach = max(self._last, line.offset)
+        last = self._ledger.records.get(self._last)
+        if event.offset < self._last and last is not None and last.time < event.time + ITERATION:
+            # A stream that is catching up receives the records of the same iteration first.
+            self._context.checked["ephemeral, after later records of its iteration"] += 1
+        elif event.offset < self._last:
+            raise CheckFailed(f"{item} was received after {self._last}, and was published after {event.offset}")
+        if not any(start[0] <= event.offset <= end[1] for start, end in self._intervals.matching(item.topic)):
+            raise CheckFailed(f"{item} is of a topic without a subscription at that offset")
+        self._start = event.offset if self._start is None else self._start
+        self._last = self._due_through = max(self._last, event.offset)
 
-    def _gap(self, item: Item) -> None:
-        said = json.loads(item.said)
-        reason, after, first = said["reason"], said["after"], said["first"]
-        self._court.told[reason] += 1
-        self._first = "" if first is None else first
-        offset = None if item.id is None else self._court.published(item.id)[1]
-        following = None if first is None else self._court.published(first)[1]
-        last = following - 1 if following else max(self._hub.lines) if offset is None else offset
-        if said.get("last") is not None:
-            last = self._court.published(said["last"])[1]
-        begun, asked = self._at is not None, self._opening.asked
+    def _check_gap(self, item: Item) -> None:
+        data = json.loads(item.data)
+        reason, after, first = data["reason"], data["after"], data["first"]
+        self._context.gaps[reason] += 1
+        self._announced = "" if first is None else first
+        offset = None if item.id is None else self._context.resolve(item.id)[1]
+        first_offset = None if first is None else self._context.resolve(first)[1]
+        last = first_offset - 1 if first_offset else max(self._ledger.records) if offset is None else offset
+        if data.get("last") is not None:
+            last = self._context.resolve(data["last"])[1]
+        started, last_event_id = self._start is not None, self._stream.last_event_id
         if reason == "evicted":
-            hub, since = self._court.published(after)
-            if hub is not self._hub or since < self._known or (not begun and asked is not None and after != asked):
-                raise Wrong(f"{item} came after {self._known}")
-            if not self._hub.oldest_gone(self._spans.names, since, item.time):
-                raise Wrong(f"{item} came, and nothing can have been gone")
-            self._at = since if self._at is None else self._at
-            self._last = self._reach = max(self._last, since)
-            self._excuses.append(Excuse(since, following, last, item.time))
-        elif begun and self._received:
-            raise Wrong(f"{item} came amid the stream")
+            ledger, since = self._context.resolve(after)
+            wrong_start = not started and last_event_id is not None and after != last_event_id
+            if ledger is not self._ledger or since < self._acknowledged or wrong_start:
+                raise CheckFailed(f"received {item} after {self._acknowledged}")
+            if not self._ledger.any_may_be_evicted(self._intervals.patterns, since, item.time):
+                raise CheckFailed(f"received {item}, and no record can have been evicted")
+            self._start = since if self._start is None else self._start
+            self._last = self._due_through = max(self._last, since)
+            self._gaps.append(ReportedGap(since, first_offset, last, item.time))
+        elif started and self._received:
+            raise CheckFailed(f"received {item} after records")
         elif reason == "foreign":
-            self._at = 0
-            self._excuses.append(Excuse(0, following, last, item.time))
-        elif reason in {"unknown", "future"} and (offset is not None or self._opening.route == "snapshot"):
-            self._at = offset
+            self._start = 0
+            self._gaps.append(ReportedGap(0, first_offset, last, item.time))
+        elif reason in {"unknown", "future"} and (offset is not None or self._stream.route == "snapshot"):
+            self._start = offset
         else:
-            raise Wrong(f"{item} came")
-        if asked is not None and not begun and after != asked[:128] and reason != "unknown":
-            raise Wrong(f"{item} is not about {asked}")
+            raise CheckFailed(f"received {item}")
+        if last_event_id is not None and not started and after != last_event_id[:128] and reason != "unknown":
+            raise CheckFailed(f"{item} is not about {last_event_id}")
         if offset is not None:
-            self._known = self._last = self._reach = max(self._last, offset)
+            self._acknowledged = self._last = self._due_through = max(self._last, offset)
 
-    def _state(self, item: Item) -> None:
-        if self._received or item.said.split(" ")[1] != str(self._states):
-            raise Wrong(f"{item} came amid the stream")
+    def _check_state(self, item: Item) -> None:
+        if self._received or item.data.split(" ")[1] != str(self._states):
+            raise CheckFailed(f"received {item} after records or out of order")
         self._states += 1
         if (item.id is None) == (self._states == SNAPSHOT):
-            raise Wrong(f"the id is at {item}")
+            raise CheckFailed(f"only the last event of a snapshot has an ID: {item}")
         if item.id is not None:
-            self._at = self._known = self._last = self._reach = self._court.published(item.id)[1]
-            self._first = ""
-            if item.said.split(" ")[0] != str(self._at):
-                raise Wrong(f"{item} has another id than its state")
+            self._move_to(offset := self._context.resolve(item.id)[1])
+            self._announced = ""
+            if item.data.split(" ")[0] != str(offset):
+                raise CheckFailed(f"the ID of {item} is not that of its state")
 
-    # What did not come.
+    # What the client did not receive.
 
-    def _nothing_is_missing(self) -> None:
-        """Find what is owed and did not come, without a gap that says so."""
-        opening, hub = self._opening, self._hub
-        if self._at is None:
+    def _check_missing(self) -> None:
+        """Find records that are due, were not received, and are not covered by a gap."""
+        stream, ledger = self._stream, self._ledger
+        if self._start is None:
             return
-        due = hub.under(self._spans.names)
-        reach = self._reach
-        if opening.end - opening.reading_since > PATIENCE and opening.left:  # so it had the time to get these
-            late = [
-                place for place in due[bisect_right(due, reach) :] if hub.lines[place].time < opening.end - PATIENCE
+        matching = ledger.matching(self._intervals.patterns)
+        due_through = self._due_through
+        # A client that has read for long must have these too, unless items arrived until the end: with a small receive
+        # buffer it falls behind.
+        quiet_since = max(stream.reading_since, stream.items[-1].time)
+        if stream.end - quiet_since > READ_TIMEOUT and stream.disconnected:
+            overdue = [
+                offset
+                for offset in matching[bisect_right(matching, due_through) :]
+                if ledger.records[offset].time < stream.end - READ_TIMEOUT
             ]
-            reach = max(late, default=reach)
-        places = sorted(self._received)
-        for offset in due[bisect_right(due, self._at) : bisect_right(due, reach)]:
+            due_through = max(overdue, default=due_through)
+        received = sorted(self._received)
+        for offset in matching[bisect_right(matching, self._start) : bisect_right(matching, due_through)]:
             if offset in self._received:
                 continue
-            line = hub.lines[offset]
-            if opening.part is not None and line.number % PARTS != opening.part:
+            record = ledger.records[offset]
+            if stream.part is not None and record.number % PARTS != stream.part:
                 continue
-            following = bisect_right(places, offset)
-            when = self._received[places[following]] if following < len(places) else opening.end
-            if not (self._excused(offset, when) or self._given_back(offset)):
-                if opening.route == "conflate" and hub.superseded(offset, when):
-                    self._court.seen["superseded, and left out"] += 1
-                    continue
-                before, later = places[max(0, following - 3) : following], places[following : following + 3]
-                raise Wrong(
-                    f"missing: {line}; owed after {self._at}, up to {reach}; {before} came before it, {later} after; "
-                    f"gaps {self._excuses}"
-                )
+            index = bisect_right(received, offset)
+            when = self._received[received[index]] if index < len(received) else stream.end
+            if self._reported(offset, when) or self._unsubscribed(offset):
+                continue
+            if stream.route == "conflate" and ledger.superseded(offset, when):
+                self._context.checked["superseded, and omitted"] += 1
+                continue
+            before, later = received[max(0, index - 3) : index], received[index : index + 3]
+            raise CheckFailed(
+                f"missing: {record}; due after {self._start}, up to {due_through}; received {before} before it and "
+                f"{later} after it; gaps {self._gaps}"
+            )
 
-    def _came(self, topic: str, after: int, before: int) -> bool:
-        """Tell whether a record of a topic came from between these positions."""
-        where = self._hub.topics[topic]
-        between = where[bisect_right(where, after) : bisect_left(where, before)]
+    def _received_between(self, topic: str, after: int, before: int) -> bool:
+        """Whether the client received a record of a topic between two offsets."""
+        offsets = self._ledger.topics[topic]
+        between = offsets[bisect_right(offsets, after) : bisect_left(offsets, before)]
         return any(offset in self._received for offset in between)
 
-    def _excused(self, offset: int, when: float) -> bool:
-        """Tell whether a gap says that it is missing: it was there before that was told, and could be gone since."""
-        line, seen = self._hub.lines[offset], self._court.seen
-        for excuse in self._excuses:
-            if excuse.after < offset <= excuse.last and line.time <= excuse.time and self._hub.gone(offset, when):
-                seen["missing, as a gap said"] += 1
-                seen["... and later than its first"] += bool(excuse.first and excuse.first < offset)
-                seen["... and gone after it was told"] += not self._hub.gone(offset, excuse.time)
+    def _reported(self, offset: int, when: float) -> bool:
+        """Whether a gap covers a missing record that was published before the gap and may be evicted."""
+        record, ledger, checked = self._ledger.records[offset], self._ledger, self._context.checked
+        for gap in self._gaps:
+            if gap.after < offset <= gap.last and record.time <= gap.time and ledger.may_be_evicted(offset, when):
+                checked["missing, and reported"] += 1
+                checked["... after the first ID of the gap"] += bool(gap.first and gap.first < offset)
+                checked["... and evicted after the gap was sent"] += not ledger.may_be_evicted(offset, gap.time)
                 return True
         return False
 
-    def _given_back(self, offset: int) -> bool:
-        """Tell whether its topic was not asked for then, or given back before the stream had come so far."""
-        topic = self._hub.lines[offset].topic
-        for start, end in self._spans.of(topic):
-            if start[1] < offset <= end[1] and (end[0] >= 2**62 or self._came(topic, offset, end[1] + 1)):
+    def _unsubscribed(self, offset: int) -> bool:
+        """Whether the record's topic had no subscription at its offset, or lost it before the stream got that far."""
+        topic = self._ledger.records[offset].topic
+        for start, end in self._intervals.matching(topic):
+            subscribed = start[1] < offset <= end[1]
+            if subscribed and (end == NEVER or self._received_between(topic, offset, end[1] + 1)):
                 return False
         return True

@@ -63,10 +63,10 @@ def growth(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
     return {name: number - before.get(name, 0) for name, number in now.items() if number > before.get(name, 0)}
 
 
-async def wait_released(streams: Streams, before: dict[str, int], timeout: float, *hubs: Hub) -> dict[str, int]:
-    """Wait until all counts are as before or ``timeout`` seconds passed. Return the counts that grew."""
+async def wait_released(streams: Streams, before: dict[str, int], max_seconds: float, *hubs: Hub) -> dict[str, int]:
+    """Wait until all counts are as before or ``max_seconds`` passed. Return the counts that grew."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + timeout
+    end = loop.time() + max_seconds
     while True:
         more = growth(before, count_resources(streams, *hubs))
         if not more or loop.time() > end:

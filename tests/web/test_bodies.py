@@ -319,7 +319,7 @@ class TestClientErrors:
         raw = await server.connect(f"POST {path} HTTP/1.1\nHost: x\n{request}")
         raw.writer.write(then)
         assert (await raw.until(b"\r\n\r\n")).startswith(f"HTTP/1.1 {status} ".encode())
-        assert reads.opened == reads.app[STREAMS]._limits.taken == 0
+        assert reads.opened == reads.app[STREAMS]._limits.in_use == 0
         return raw
 
     @pytest.mark.parametrize("chunked", [False, True])
@@ -390,7 +390,7 @@ class TestClientErrors:
         else:
             await raw.close()
         await until(lambda: len(asyncio.all_tasks()) <= len(tasks))
-        assert reads.opened == reads.app[STREAMS]._limits.taken == 0
+        assert reads.opened == reads.app[STREAMS]._limits.in_use == 0
         assert errors(logged, caplog) == []
 
 

@@ -77,7 +77,7 @@ class Edge:
 
     @property
     def taken(self):
-        return self.app[STREAMS]._limits.taken
+        return self.app[STREAMS]._limits.in_use
 
 
 async def serves_the_next(raw):
@@ -462,8 +462,8 @@ class TestCancelled:
             await until(lambda: app[STREAMS] and all(s.channel.closed for s in app[STREAMS]))
         handler[0].cancel()
         release.set()
-        await until(lambda: handler[0].done() or app[STREAMS]._limits.taken == 0)
-        await until(lambda: app[STREAMS]._limits.taken == 0 and len(app[STREAMS]) == 0)
+        await until(lambda: handler[0].done() or app[STREAMS]._limits.in_use == 0)
+        await until(lambda: app[STREAMS]._limits.in_use == 0 and len(app[STREAMS]) == 0)
         opened = where in ("open", "full", "on_close")
         assert len(closes) == opened
         assert [type(fact).__name__ for fact in facts] == ["StreamOpened", "StreamClosed"] * opened

@@ -926,7 +926,7 @@ class TestArguments:
                 TypeError,
                 r"on_close is called as on_close\(context, reason\), which .* does not take",
             ),
-            ({"name": ""}, ValueError, "an interceptor's name is not blank"),
+            ({"name": ""}, ValueError, "an interceptor's name must not be blank"),
             ({"name": 1}, TypeError, "an interceptor's name is a str, not 1"),
         ],
     )

@@ -494,7 +494,7 @@ class TestKick:
 
         site = Site(limits=KICK, stream_ready=ready, max_event_size=None, grace=1000.0)
         server = await serve(site.app)
-        old = await listen(server, room=4096)
+        old = await listen(server, receive_buffer=4096)
         await until(lambda: streams and streams[0]._connection.paused)
         new = await listen(server)
         assert new.status == 200

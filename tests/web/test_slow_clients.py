@@ -75,7 +75,7 @@ class TestClientStopsReading:
     async def test_it_delays_no_other_client_and_gets_everything_when_it_reads_again(self, serve):
         flood = Flood(Hub(history=10_000, history_bytes=None))
         server = await serve(flood.app)
-        stopped = await listen(server, room=SMALL)
+        stopped = await listen(server, receive_buffer=SMALL)
         await flood.until_paused()
         start = len(flood.published)
         others = [await listen(server) for _ in range(10)]
@@ -99,7 +99,7 @@ class TestClientStopsReading:
     async def test_it_has_no_queue(self, serve):
         """Twenty megabytes are published, and only the history keeps any of it."""
         flood = Flood(Hub(history=10, history_bytes=None))
-        listener = await listen(await serve(flood.app), room=SMALL)
+        listener = await listen(await serve(flood.app), receive_buffer=SMALL)
         await flood.until_paused()
         event = Event("y" * 10_000)
         tracemalloc.start()
@@ -122,7 +122,7 @@ class TestClientStopsReading:
     async def test_it_gets_a_gap_for_trimmed_records(self, serve):
         """It gets all records before, one gap event, and all records after."""
         flood = Flood(Hub(history=20))
-        listener = await listen(await serve(flood.app), room=SMALL)
+        listener = await listen(await serve(flood.app), receive_buffer=SMALL)
         for _ in range(2):  # the second gap covers only what was trimmed since the first
             await flood.until_paused()
             await flood.publish(100)
@@ -142,7 +142,7 @@ class TestClientStopsReading:
     async def test_on_gap_close_ends_it_as_lagged_and_the_gap_follows_on_resume(self, serve):
         flood = Flood(Hub(history=20), on_gap="close")
         server = await serve(flood.app)
-        listener = await listen(server, room=SMALL)
+        listener = await listen(server, receive_buffer=SMALL)
         await flood.until_paused()
         await flood.publish(100)
         assert flood.reasons == []  # the stream ends only when the client reads again
@@ -160,7 +160,7 @@ class TestClientStopsReading:
 
     async def test_conflate_sends_the_latest_record_of_each_key_and_no_gap(self, serve):
         flood = Flood(Hub(history=20), on_gap="conflate")
-        listener = await listen(await serve(flood.app), room=SMALL)
+        listener = await listen(await serve(flood.app), receive_buffer=SMALL)
         await until(lambda: flood.hub.statistics().subscribers == 1 and flood.hub.statistics().catching_up == 0)
         while flood.hub.statistics().catching_up == 0:
             await flood.publish(1, key="0")
@@ -183,7 +183,7 @@ class TestClientStopsReading:
 
     async def test_conflate_sends_a_gap_for_records_that_no_later_one_supersedes(self, serve):
         flood = Flood(Hub(history=20), on_gap="conflate")
-        listener = await listen(await serve(flood.app), room=SMALL)
+        listener = await listen(await serve(flood.app), receive_buffer=SMALL)
         await flood.until_paused()
         await flood.publish(50)
         await flood.publish(50, key="0")
@@ -197,7 +197,7 @@ class TestClientStopsReading:
     async def test_only_the_stalled_client_is_disconnected(self, serve):
         flood = Flood(Hub(history=10), stall_timeout=2.5)
         server = await serve(flood.app)
-        other, stopped = await listen(server), await listen(server, room=SMALL)
+        other, stopped = await listen(server), await listen(server, receive_buffer=SMALL)
         reading = asyncio.create_task(other.rest())
         await until(lambda: len(flood.streams) == 2)
         while not flood.reasons:
@@ -212,7 +212,7 @@ class TestClientStopsReading:
     async def test_it_gets_all_of_a_burst_that_exceeds_its_buffers(self, serve):
         """It is paused in the middle of one flush."""
         flood = Flood(Hub())
-        listener = await listen(await serve(flood.app), room=SMALL)
+        listener = await listen(await serve(flood.app), receive_buffer=SMALL)
         await until(lambda: flood.hub.statistics().subscribers == 1 and flood.hub.statistics().catching_up == 0)
         for _ in range(3):
             start = len(flood.published)
@@ -224,7 +224,7 @@ class TestClientStopsReading:
 
     async def test_a_topic_added_meanwhile_is_received_from_then_on(self, serve):
         flood = Flood(Hub())
-        listener = await listen(await serve(flood.app), room=SMALL)
+        listener = await listen(await serve(flood.app), receive_buffer=SMALL)
         await flood.until_paused()
         subscriber = flood.streams[0].subscriber
         for topic in "b", "c":
@@ -242,7 +242,7 @@ class TestClientStopsReading:
 
     async def test_it_may_disconnect_without_reading(self, serve, handler_cancellation):
         flood = Flood(Hub(history=10))
-        listener = await listen(await serve(flood.app, handler_cancellation=handler_cancellation), room=SMALL)
+        listener = await listen(await serve(flood.app, handler_cancellation=handler_cancellation), receive_buffer=SMALL)
         await flood.until_paused()
         listener.raw.reset()
         await until(lambda: flood.reasons == [CloseReason.CLIENT_LEFT])
@@ -266,7 +266,7 @@ async def test_clients_that_pause_get_everything_in_order_or_a_gap(serve, tls):
         server.port = server.runner.addresses[-1][1]
 
     async def follow(number: int) -> None:
-        listener = await listen(server, room=SMALL, trust=trust)
+        listener = await listen(server, receive_buffer=SMALL, ssl_context=trust)
         before, missed = -1, False
         while before < 1999:
             for _ in range((before * 7 + number * 13) % 40):

@@ -154,7 +154,7 @@ class TestSnapshot:
             snapshot=generate if form == "generator" else generate_later,
             stream_ready=lambda subscriber, context: streams.append(context.stream),
         )
-        listener = await listen(await serve(app), room=4096)
+        listener = await listen(await serve(app), receive_buffer=4096)
         await until(lambda: streams and streams[0].statistics().unsent)
         before = -1
         while before != len(produced):

@@ -324,7 +324,7 @@ async def test_a_client_that_is_catching_up_gets_exactly_the_records_published_b
     """Both for a stream that the application ends and for a server that stops."""
     hub, contexts = Hub(), []
     app = application(hub, "a", stream_ready=lambda subscriber, context: contexts.append(context))
-    listener = await listen(await serve(app), room=4096)
+    listener = await listen(await serve(app), receive_buffer=4096)
     ids = []
     while not hub.statistics().catching_up:
         ids.append(await hub.publish("a", "x" * 1000))

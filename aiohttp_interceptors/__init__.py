@@ -1,28 +1,34 @@
-"""Interceptors for aiohttp, and Server-Sent Events done right.
+"""Server-Sent Events, interceptors and a broadcast hub for aiohttp.
 
-The map:
+The public names, by use:
 
-* **The chain**: an ``Interceptor`` has ``enter``, ``leave`` and ``error`` stages; ``before``, ``after``, ``around``
-  and ``on_error`` make one of a function. ``execute`` runs a ``Context`` through some; ``ContextKey`` names a typed
-  value in it; ``debug_observer`` logs what each stage changed.
-* **In aiohttp**: ``interceptor_middleware`` for an application, ``intercept`` for a handler, ``as_handler`` for a
-  route; a ``RequestContext`` has the request and the response; ``setup`` prepares an application;
-  ``uncaught_exception`` answers what nobody handled.
-* **Streams**: ``start_event_stream`` and ``event_stream`` give a producer an ``EventChannel`` to put an ``Event`` into;
-  a ``CloseReason`` says why a stream ended. ``EventStreamResponse`` does it for aiohttp-sse's interface.
-  ``SlidingQueue``, ``DroppingQueue`` and ``ConflatingQueue`` are for producers that never wait; ``StopReconnecting``
-  tells a browser to stay away.
-* **The Hub**: ``publish`` an event under a topic of a ``Hub``, and ``start_topic_stream`` has it on every stream that
-  asked for it, as a ``Record`` with an id; a client that was away goes on where it was, after a ``Snapshot`` of the
-  state or told of the ``Gap`` and its ``GapReason``. ``HubStatistics`` is what it holds and has done; a ``Subscriber``
-  is what it knows of one stream.
-* **Between processes**: a Hub with a broker of ``aiohttp_interceptors.brokers`` (``sqlite``, ``redis``, ``postgres``,
-  ``nats``) publishes to all processes that have the same, and outlives each. ``HubUp``, ``HubDown`` and ``HubResumed``
-  tell how that is; publishing raises a ``BrokerError``: ``BrokerDown``, ``OutcomeUnknown`` or ``BrokerRefused``.
-* **All streams of an application**: ``setup`` limits them and ends them as a ``Drain`` says; ``STREAMS`` is where an
-  application has its ``Streams``, and ``context.stream`` is a request's ``Stream`` with its ``StreamStatistics``. What
-  happens to them is told as ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` and ``EventsDropped``.
-* **Testing** your own: ``aiohttp_interceptors.testing``.
+**Daily.** ``setup`` prepares an application. ``event_stream`` and ``start_event_stream`` run a producer, which yields
+``Event`` objects or puts them into an ``EventChannel``; a ``CloseReason`` says why a stream ended. ``before``,
+``after``, ``around`` and ``on_error`` create an ``Interceptor`` from a function. ``interceptor_middleware`` runs
+interceptors for an application, ``intercept`` for a handler, and ``as_handler`` for a route. All of them receive a
+``RequestContext``, in which a ``ContextKey`` identifies a typed value.
+
+**Hub.** A ``Hub`` keeps each published event as a ``Record`` of its topic, and ``start_topic_stream`` sends the records
+of some topics to a client. A client that resumes receives what it missed, a ``Snapshot``, or a ``Gap`` with its
+``GapReason``. A ``Subscriber`` changes the topics of an open stream.
+
+**Operating.** ``Drain`` says how the open streams end when the server stops. ``STREAMS`` is the key of an application's
+``Streams``, which contains each open ``Stream`` with its ``StreamStatistics``; ``HubStatistics`` are those of a Hub.
+Observers receive ``StreamOpened``, ``StreamClosed``, ``StreamRefused``, ``EventsDropped``, ``StageRan``, ``HubUp``,
+``HubDown`` and ``HubResumed``. ``debug_observer`` logs what each stage changed. ``uncaught_exception`` is an
+interceptor that responds to unhandled exceptions, and ``StopReconnecting`` makes browsers stop reconnecting. The
+exceptions are ``ChannelFull``, ``EventTooLarge``, ``NoResponse``, ``QueueClosed``, ``ResponseCommitted``, and
+``BrokerError`` with its subclasses ``BrokerDown``, ``BrokerRefused`` and ``OutcomeUnknown``.
+
+**Advanced.** ``execute`` runs interceptors with a ``Context`` without a request; a ``Failure`` is an exception of a
+stage, and where it was raised. ``encode`` and ``Decoder`` convert events to bytes and back. ``SlidingQueue``,
+``DroppingQueue`` and ``ConflatingQueue`` drop events instead of waiting for a slow client; they are ``LossyQueue``
+classes, and report drops with ``dropped_comment`` or ``dropped_event``. ``EventStreamResponse`` replaces the response
+class of aiohttp-sse.
+
+Modules: ``aiohttp_interceptors.brokers`` has the brokers ``sqlite``, ``redis``, ``postgres`` and ``nats``,
+``aiohttp_interceptors.hub.broker`` the protocol for other brokers, and ``aiohttp_interceptors.testing`` helpers for
+tests.
 """
 
 from __future__ import annotations
@@ -95,8 +101,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names are imported when first used, so that the chain alone (a worker's, a test's) needs no aiohttp.
-_HOMES = {
+# Names are imported when first used, so that the modules left of ``web`` work without aiohttp.
+_NAMES_BY_MODULE = {
     "chain": "Context ContextKey Failure execute",
     "channel": "CloseReason EventChannel",
     "debug": "debug_observer",
@@ -118,16 +124,16 @@ _HOMES = {
     "web.stream": "Stream StreamStatistics",
     "web.topic_stream": "Snapshot start_topic_stream",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
-__all__ = sorted(_HOME)  # noqa: PLE0605  # a type checker reads the imports above
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605  # a type checker reads the imports above
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULE_OF})

@@ -18,7 +18,7 @@ from functools import lru_cache
 from inspect import isawaitable
 from time import perf_counter
 from types import CoroutineType
-from typing import Any, ClassVar, Generic, NoReturn, Self, TypeAlias, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeAlias, TypeVar, cast, overload
 
 from ._checks import check_synchronous
 from ._logging import log
@@ -32,6 +32,7 @@ __all__ = [
     "ContextKey",
     "Execution",
     "Failure",
+    "compile_chain",
     "enter_generator",
     "execute",
     "leave_generator",
@@ -39,7 +40,28 @@ __all__ = [
     "throw_into_generator",
 ]
 
-Chain: TypeAlias = tuple[Interceptor[Any], ...]
+Stages: TypeAlias = tuple[tuple[int, Callable[[Any], Any]], ...]
+"""Functions of one stage, with the positions of their interceptors, which count from 1."""
+
+
+class Chain(NamedTuple):
+    """Interceptors in order, and the stages that they have: a request pays nothing for those that are absent."""
+
+    interceptors: tuple[Interceptor[Any], ...]
+    enters: Stages
+    leaves: Stages
+    """Innermost first."""
+
+
+def compile_chain(interceptors: tuple[Interceptor[Any], ...]) -> Chain:
+    """Return the chain of some interceptors."""
+    numbered = [*enumerate(interceptors, 1)]
+    enters = tuple([(position, each.enter) for position, each in numbered if each.enter is not None])
+    leaves = tuple([(position, each.leave) for position, each in reversed(numbered) if each.leave is not None])
+    return Chain(interceptors, enters, leaves)
+
+
+_EMPTY = compile_chain(())
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -416,6 +438,22 @@ class Execution:
     The attributes that every run reads are set in ``__init__``; the others have their defaults on the class.
     """
 
+    __slots__ = (
+        "__dict__",
+        "abandoned",
+        "bindings",
+        "chain",
+        "context",
+        "failure",
+        "handler",
+        "needs_attention",
+        "outer",
+        "position",
+        "stage",
+        "started",
+        "terminated",
+    )  # fmt: skip
+
     initial_result: object = None  # the result that the context had when this execution started
     has_new_result: bool = False  # a stage has set a result, perhaps the same one again
     predicates: tuple[Callable[[Any], object], ...] = ()
@@ -433,9 +471,9 @@ class Execution:
     stage_started_at: float = 0.0  # perf_counter() seconds, while there are observers
     values_before: dict[object, object] | None = None  # the context's values at that moment
 
-    def __init__(self, context: Context, interceptors: Chain = ()) -> None:
+    def __init__(self, context: Context, chain: Chain = _EMPTY) -> None:
         self.context: Context = context
-        self.interceptors: Chain = interceptors
+        self.chain: Chain = chain
         self.position: int = 0
         self.stage: Stage = "enter"
         self.handler: Any = None  # while it runs
@@ -448,9 +486,31 @@ class Execution:
         self.bindings: tuple[tuple[int, ContextVar[Any], Token[Any]], ...] = ()  # with the binder's position
 
     @property
-    def queue(self) -> Chain:
+    def interceptors(self) -> tuple[Interceptor[Any], ...]:
+        """The interceptors that were entered, followed by the queue."""
+        return self.chain.interceptors
+
+    @interceptors.setter
+    def interceptors(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
+        self.chain = compile_chain(interceptors)
+
+    @property
+    def queue(self) -> tuple[Interceptor[Any], ...]:
         """The interceptors that are still to be entered."""
         return self.interceptors[self.position :] if self.stage == "enter" else ()
+
+    @property
+    def pending_enters(self) -> Stages:
+        """The ``enter`` stages of the queue."""
+        position, enters = self.position, self.chain.enters
+        return enters if not position else tuple([each for each in enters if each[0] > position])
+
+    @property
+    def pending_leaves(self) -> Stages:
+        """The ``leave`` stages of the interceptors before the position, innermost first."""
+        position, leaves = self.position, self.chain.leaves
+        whole = position > len(self.chain.interceptors)
+        return leaves if whole else tuple([each for each in leaves if each[0] < position])
 
     def current_stage(self) -> tuple[str, Stage]:
         """Return the name of the interceptor (or handler) that runs, and its stage."""
@@ -470,14 +530,14 @@ class Execution:
             )
         return self
 
-    def enqueue(self, interceptors: Chain) -> None:
+    def enqueue(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
         """Append to the queue."""
         self._record("enqueue", interceptors)
         if not self.terminated:
             self.interceptors += interceptors
             self.needs_attention = True
 
-    def inject(self, interceptors: Chain) -> None:
+    def inject(self, interceptors: tuple[Interceptor[Any], ...]) -> None:
         """Insert at the front of the queue."""
         self._record("inject", interceptors)
         if not self.terminated:
@@ -530,7 +590,7 @@ class Execution:
         copy = Execution(context)
         copy.is_copy = self.is_copy or self.started
         if not self.started:
-            copy.interceptors, copy.terminated = self.interceptors, self.terminated
+            copy.chain, copy.terminated = self.chain, self.terminated
             copy.recorded_calls, copy.has_new_result = self.recorded_calls, self.has_new_result
             copy.predicates, copy.needs_attention = self.predicates, self.needs_attention
             copy.requested_error, copy.requested_bindings = self.requested_error, self.requested_bindings
@@ -884,7 +944,7 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     return cast("C", await run_execution(execution))
 
 
-async def run_execution(  # noqa: C901, PLR0912, PLR0915  # each coroutine more costs every request and open stream
+async def run_execution(  # noqa: C901, PLR0912  # each coroutine more costs every request and open stream
     execution: Execution, handler: Any = None, finalize: Callable[[Any], Any] | None = None
 ) -> Any:
     """Run an execution and return its context, or what ``finalize`` makes of it.
@@ -900,12 +960,8 @@ async def run_execution(  # noqa: C901, PLR0912, PLR0915  # each coroutine more 
         while True:
             try:
                 if execution.stage == "enter":
-                    while execution.position < len(execution.interceptors):
-                        for interceptor in execution.interceptors[execution.position :]:
-                            execution.position += 1
-                            enter = interceptor.enter
-                            if enter is None:
-                                continue
+                    while enters := execution.pending_enters:
+                        for execution.position, enter in enters:
                             returned: Any = enter(context)
                             if returned is not None:
                                 if type(returned) is CoroutineType or isawaitable(returned):
@@ -914,20 +970,20 @@ async def run_execution(  # noqa: C901, PLR0912, PLR0915  # each coroutine more 
                             if execution.needs_attention:
                                 execution.after_stage()
                                 break  # the queue may be another one now
+                        else:
+                            break
+                    execution.position = len(execution.chain.interceptors)
                     if handler is not None and not execution.terminated:
                         execution.handler = handler
                         returned = await context._call_handler(handler)
                         context = execution.handler_returned(returned)
                     if execution.needs_attention:
                         execution.after_handler()
-                    execution.start_leaving(len(execution.interceptors) + 1)
-                for interceptor in reversed(execution.interceptors[: execution.position - 1]):
-                    execution.position -= 1
+                    execution.start_leaving(execution.position + 1)
+                leaves = execution.pending_leaves
+                for execution.position, leave in leaves:
                     if execution.bindings:
                         execution.unbind(execution.position + 1)
-                    leave = interceptor.leave
-                    if leave is None:
-                        continue
                     returned = leave(context)
                     if returned is not None:
                         if type(returned) is CoroutineType or isawaitable(returned):

@@ -1,7 +1,7 @@
-"""What ten interceptors add to a request, against what ten nested aiohttp middlewares doing the same add.
+"""CPU that ten interceptors add to a request, compared with ten nested aiohttp middlewares that do the same.
 
-Each has a part before the handler and a part after it that count. One process, no socket, the three ways interleaved
-in small rounds, CPU time, the median of the rounds' ratios: a disturbance meets all three alike.
+Each of them increments a counter before and after the handler. One process, no socket. The variants are measured in
+short interleaved rounds, so that a busy machine affects all of them; the result is the median of the rounds' ratios.
 
     python benchmarks/chain.py [--quick] [--json]
 """
@@ -24,7 +24,8 @@ from aiohttp_interceptors import Context, Interceptor, interceptor_middleware
 
 LINKS = 10
 ROUNDS = 300
-REQUESTS = 500  # a round is a few milliseconds, so that some rounds are disturbed by nobody
+REQUESTS = 500  # a round takes a few milliseconds, so that some rounds are not interrupted
+GOAL = 1.35  # ratio
 
 Call = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RESPONSE = web.Response()
@@ -32,7 +33,7 @@ tally = [0, 0]
 
 
 class Writer:
-    """As much of aiohttp's writer as a request without a connection has."""
+    """The attributes of aiohttp's writer that a request without a connection needs."""
 
     output_size = 0
 
@@ -42,7 +43,7 @@ class Writer:
 
 
 async def handler(request: web.Request) -> web.StreamResponse:
-    """Answer."""
+    """Return a response."""
     return RESPONSE
 
 
@@ -71,7 +72,7 @@ def wrapped(outer: Middleware, inner: Call) -> Call:
 
 
 def ten_middlewares() -> Call:
-    """Ten middlewares, one in the other."""
+    """Return a handler with ten nested middlewares."""
     call: Call = handler
     for _ in range(LINKS):
         call = wrapped(middleware, call)
@@ -79,35 +80,35 @@ def ten_middlewares() -> Call:
 
 
 def ten_interceptors() -> Call:
-    """Ten interceptors in one middleware."""
+    """Return a handler with ten interceptors in one middleware."""
     return wrapped(interceptor_middleware(*(Interceptor(f"link-{n}", enter, leave) for n in range(LINKS))), handler)
 
 
 async def measure(count: int) -> list[dict[str, float]]:
-    """Return the CPU seconds per request of each way, round by round."""
+    """Return the CPU seconds per request of each variant, round by round."""
     request = make_mocked_request("GET", "/", writer=Writer())
-    ways = {"handler": handler, "middlewares": ten_middlewares(), "interceptors": ten_interceptors()}
+    variants = {"handler": handler, "middlewares": ten_middlewares(), "interceptors": ten_interceptors()}
     rounds: list[dict[str, float]] = []
     for _ in range(count):
-        rounds.append(took := {})
-        for name, call in ways.items():
-            began = time.process_time()
+        rounds.append(seconds := {})
+        for name, call in variants.items():
+            started = time.process_time()
             for _ in range(REQUESTS):
                 await call(request)
-            took[name] = (time.process_time() - began) / REQUESTS
+            seconds[name] = (time.process_time() - started) / REQUESTS
     return rounds
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure what ten interceptors add to a request.")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
+    """Measure and print the figures."""
+    parser = argparse.ArgumentParser(description="Measure the CPU that ten interceptors add to a request.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: less exact")
     parser.add_argument("--json", action="store_true", help="print ours as one line for compare.py")
     options = parser.parse_args()
     rounds = asyncio.run(measure(ROUNDS // 5 if options.quick else ROUNDS))
-    theirs = [took["middlewares"] - took["handler"] for took in rounds]
-    ours = [took["interceptors"] - took["handler"] for took in rounds]
-    ratio = median(mine / yours for mine, yours in zip(ours, theirs, strict=True))
+    theirs = [seconds["middlewares"] - seconds["handler"] for seconds in rounds]
+    ours = [seconds["interceptors"] - seconds["handler"] for seconds in rounds]
+    ratio = median(our / their for our, their in zip(ours, theirs, strict=True))
     if options.json:
         print_rows(
             [
@@ -118,7 +119,7 @@ def main() -> None:
         return
     print(f"{LINKS} middlewares add   {median(theirs) * 1e6:6.2f} µs of CPU to a request")
     print(f"{LINKS} interceptors add  {median(ours) * 1e6:6.2f} µs")
-    print(f"ratio                {ratio:6.2f}   (goal: at most 1.35)")
+    print(f"ratio                {ratio:6.2f}   (goal: at most {GOAL})")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Every row of the benchmarks at an older revision and in the working tree, in interleaved rounds, and what got worse.
+"""Compare the benchmarks of an older revision with those of the working tree, in interleaved rounds.
 
-REV is checked out into a temporary git worktree. A round runs each program for both packages, one right after the
-other, and every other round in the other order: a disturbance meets both alike. Both run with this Python and with the
-working tree's programs, so a benchmark that REV does not have is run against its package all the same. A program that
-does not run with the older package (it imports what is new) is run as REV has it, if that knows ``--json``; otherwise,
-and for rows that only one of them has, the row is printed and not judged.
+REV is checked out into a temporary git worktree. A round runs each program with both packages, one after the other, and
+the order alternates, so that a busy machine affects both. Both use this Python and the programs of the working tree, so
+a new benchmark also measures the older package. A program that does not run with the older package is run as it is in
+REV, if that version supports ``--json``. A row that only one package has is printed without a comparison.
 
     python benchmarks/compare.py REV [--rounds 10] [--quick] [NAME …]
 
-NAME is a program, ``fanout``, or one case of it, ``fanout:open``; without, it is all but ``brokers``. ``--quick`` runs
-less of each, and the short ones only. Of servers, only ours on asyncio are run.
+NAME is a program such as ``fanout``, or one of its cases such as ``fanout:open``. The default is all but ``brokers``.
+``--quick`` runs fewer and shorter cases. Only this library's servers on asyncio are run.
 
-A row is worse if the newer median is more than 3 % off, and outside the range of the older one's rounds. Exits with 1
-if a row is worse, and with 2 if a program failed in the working tree.
+A row is worse if the newer median differs by more than 3 % and is outside the range of the older rounds. The exit
+status is 1 if a row is worse, and 2 if a program failed in the working tree.
 """
 
 from __future__ import annotations
@@ -27,40 +26,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from comparing.comparison import RowComparison, compare
 from comparing.rows import Row, read_rows
-from comparing.verdict import Verdict, judge
 
 ROOT = Path(__file__).parents[1]
 ALL = ("chain", "wire", "streams", "fanout")
 SHORT = ("chain", "wire", "streams:idle", "fanout:one", "fanout:open", "fanout:memory")
-LIMIT = 900.0  # seconds that one program may take for one round
+TIMEOUT = 900.0  # seconds for one round of a program
 
 
 class Failed(Exception):
-    """A program did not measure; the message is the last line that it printed."""
+    """A program failed. The message is the last line that it printed."""
 
 
 class Side(NamedTuple):
-    """A revision: its name, and the folder that holds its package."""
+    """A revision: its name, and the folder with its package."""
 
     name: str
     root: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which Python imports this package, and no other of its name."""
+        """The environment variables with which Python imports this package."""
         return {**os.environ, "PYTHONPATH": str(self.root)}
 
     def check(self) -> None:
-        """Raise ``Failed`` if another package than this side's would be measured."""
+        """Raise ``Failed`` if another package would be imported."""
         code = "import aiohttp_interceptors; print(aiohttp_interceptors.__file__)"
         found = self._run([sys.executable, "-c", code])
         if not Path(found.strip()).is_relative_to(self.root):
             raise Failed(f"{self.name} would measure {found.strip()}")
 
-    def measure(self, program: str, case: str, *, quick: bool, of: Path = ROOT) -> list[Row]:
-        """Run one round of a program, which may be another revision's."""
-        command = [sys.executable, str(of / "benchmarks" / f"{program}.py"), "--json"]
+    def measure(self, program: str, case: str, *, quick: bool, root: Path = ROOT) -> list[Row]:
+        """Run one round of a program of the revision at ``root``."""
+        command = [sys.executable, str(root / "benchmarks" / f"{program}.py"), "--json"]
         command += ["--only", case] if case else []
         command += ["--quick"] if quick else []
         return read_rows(self._run(command).splitlines()[-1])
@@ -68,31 +67,32 @@ class Side(NamedTuple):
     def _run(self, command: list[str]) -> str:
         try:
             done = subprocess.run(
-                command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False, timeout=LIMIT
-            )
-        except subprocess.TimeoutExpired as late:
-            raise Failed(f"no result after {late.timeout:.0f} s") from late
+                command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False,
+                timeout=TIMEOUT,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"no result after {error.timeout:.0f} s") from error
         if done.returncode:
             raise Failed(next(reversed(done.stderr.strip().splitlines()), f"status {done.returncode}"))
         return done.stdout
 
 
 class Comparison:
-    """What was measured: of each row a value per round and side."""
+    """The values of all rows, one per round and side."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], tuple[Row, dict[str, list[float]]]] = {}
         self.failed: dict[tuple[str, str], str] = {}
-        """Why a program gave no rows, by program and side."""
+        """Why a program printed no rows, by program and side."""
 
     def add(self, program: str, side: str, rows: Sequence[Row]) -> None:
-        """Note the rows of a round."""
+        """Add the rows of a round."""
         for row in rows:
             _, values = self.rows.setdefault((program, row.title), (row, {"older": [], "newer": []}))
             values[side].append(row.value)
 
     def run(self, name: str, side: Side, *, quick: bool) -> None:
-        """Measure a round of a program with one side's package."""
+        """Run a round of a program with the package of one side."""
         program, _, case = name.partition(":")
         if (program, side.name) in self.failed:
             return
@@ -104,35 +104,37 @@ class Comparison:
                 self.failed[program, side.name] = str(failed)
                 return
             try:
-                rows = side.measure(program, case, quick=quick, of=side.root)
+                rows = side.measure(program, case, quick=quick, root=side.root)
             except Failed as again:
                 self.failed[program, side.name] = str(again)
                 return
         self.add(program, side.name, rows)
 
-    def lines(self) -> Iterator[tuple[str, Verdict | None]]:
-        """Return a line for each row, with what is to be thought of it."""
+    def lines(self) -> Iterator[tuple[str, RowComparison | None]]:
+        """Yield a line of Markdown for each row, and its comparison."""
         for (program, title), (row, values) in self.rows.items():
-            what = f"{program}: {title}" + (f", {row.unit}" if row.unit else "")
+            name = f"{program}: {title}" + (f", {row.unit}" if row.unit else "")
             older, newer = values["older"], values["newer"]
             if not older or not newer:
-                yield f"| {what} | | | | | only in the {'newer' if newer else 'older'} |", None
+                yield f"| {name} | | | | | only in the {'newer' if newer else 'older'} |", None
                 continue
-            found = judge(older, newer, row.better)
-            spread = f"{shown(found.least)} to {shown(found.most)}"
+            found = compare(older, newer, row.better)
+            spread = f"{format_value(found.minimum)} to {format_value(found.maximum)}"
             word = f"**{found.word}**" if found.word == "worse" else found.word
-            cells = (what, shown(found.older), spread, shown(found.newer), f"{found.change:+.1%}", word)
+            cells = (
+                name, format_value(found.older), spread, format_value(found.newer), f"{found.change:+.1%}", word,
+            )  # fmt: skip
             yield f"| {' | '.join(cells)} |", found
 
 
-def shown(value: float) -> str:
-    """Write a figure."""
+def format_value(value: float) -> str:
+    """Format a figure."""
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 @contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """Have a revision in a folder of its own for the length of the block."""
+    """Check out a revision into a temporary folder."""
     git = ["git", "-C", str(ROOT)]
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         root = Path(folder).resolve() / "older"
@@ -143,16 +145,16 @@ def checked_out(revision: str) -> Iterator[Path]:
             subprocess.run([*git, "worktree", "remove", "--force", str(root)], check=True)
 
 
-def options_of(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read what is asked for."""
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare the benchmarks of an older revision with the working tree's.")
-    parser.add_argument("revision", metavar="REV", help="what the working tree is compared with")
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"programs, or cases of them; else {' '.join(ALL)}")
-    parser.add_argument("--rounds", type=int, default=10, help="of each, for each revision (10)")
-    parser.add_argument("--quick", action="store_true", help=f"less of each, and only {' '.join(SHORT)}")
+    parser.add_argument("revision", metavar="REV", help="the revision to compare the working tree with")
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"programs or cases (default: {' '.join(ALL)})")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds for each revision (default: 10)")
+    parser.add_argument("--quick", action="store_true", help=f"fewer events, and only {' '.join(SHORT)}")
     options = parser.parse_intermixed_args(arguments)
     if options.rounds < 1:
-        parser.error("--rounds is 1 or more")
+        parser.error("--rounds must be 1 or more")
     options.names = options.names or (SHORT if options.quick else ALL)
     for name in options.names:
         program = name.partition(":")[0]
@@ -162,8 +164,8 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure and print."""
-    options = options_of(sys.argv[1:])
+    """Measure and print the comparison."""
+    options = parse_options(sys.argv[1:])
     comparison = Comparison()
     with checked_out(options.revision) as folder:
         sides = [Side("older", folder), Side("newer", ROOT)]
@@ -176,16 +178,16 @@ def main() -> None:
                     comparison.run(name, side, quick=options.quick)
     print(f"{options.revision} against the working tree, medians of {options.rounds} rounds\n")
     print("| row | older | its spread | newer | change | |", "|---|---|---|---|---|---|", sep="\n")
-    verdicts = []
+    rows = []
     for line, found in comparison.lines():
         print(line)
-        verdicts.append(found)
-    for (program, which), why in comparison.failed.items():
-        print(f"\n{program} does not run with the {which} package: {why}")
-    if any(which == "newer" for _, which in comparison.failed):
+        rows.append(found)
+    for (program, side_name), reason in comparison.failed.items():
+        print(f"\n{program} does not run with the {side_name} package: {reason}")
+    if any(side_name == "newer" for _, side_name in comparison.failed):
         raise SystemExit(2)
-    worse = sum(found is not None and found.word == "worse" for found in verdicts)
-    print(f"\n{worse} of {len(verdicts)} rows worse")
+    worse = sum(found is not None and found.word == "worse" for found in rows)
+    print(f"\n{worse} of {len(rows)} rows worse")
     if worse:
         raise SystemExit(1)
 

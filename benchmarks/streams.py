@@ -1,17 +1,17 @@
-"""Streams on real connections: CPU per event, memory per open stream, time to notice a client that left; and peers'.
+"""Streams on real connections: CPU per event, memory per open stream, and time to detect a disconnect, with peers.
 
-Every server is a process of its own, pinned to one core; the client is this process, on another one. The servers'
-CPU is counted by the kernel (user and system time of the process) between the first event and the last one. All
-events are counted and compared, in order. Servers take turns, round by round: a disturbance meets all alike, and a
-ratio is the median of the rounds' ratios. Times are of CPU per unit; they mean something beside each other only.
+Every server is a process pinned to one core; the client is this process, on another core. CPU is the user and system
+time of the server's process between the first and the last event. All events are counted and compared. The servers
+alternate in rounds, so that a busy machine affects all of them, and a ratio is the median of the rounds' ratios.
+Compare figures only within one run.
 
-Memory is the growth of the server's resident set (``Rss`` in ``/proc/self/smaps_rollup``, after ``gc.collect()``)
-from the first half of its open streams to the second, per stream, in a fresh process each time; the kernel's socket
-buffers are not in it. Linux only: others do not pin.
+Memory is the growth of the server's resident set (``Rss`` in ``/proc/self/smaps_rollup``, after ``gc.collect()``) from
+the first half of its open streams to the second, per stream, in a new process each time. It does not include the
+kernel's socket buffers. Linux only, since processes are pinned.
 
     python benchmarks/streams.py [--quick] [--only CASE] [--write] [--json]
 
-CASE is ``one``, ``many``, ``paced``, ``idle`` or ``leaving``. ``--write`` keeps the table in ``results/streams.md``.
+CASE is ``one``, ``many``, ``paced``, ``idle`` or ``leaving``. ``--write`` writes the table to ``results/streams.md``.
 """
 
 from __future__ import annotations
@@ -27,19 +27,16 @@ from typing import NamedTuple
 
 from comparing.rows import Row as Figure
 from comparing.rows import print_rows
-from streaming.client import Cost, Delivery, Latency, Server, deliver, hold, leave
+from streaming.client import Cost, Delivery, Latency, Server, deliver, disconnect, hold
 
 CASES = ("one", "many", "paced", "idle", "leaving")
 SERVER_CORE, CLIENT_CORE = 0, 1
 OURS, THEIRS = ("ours", "asyncio"), ("aiohttp-sse", "asyncio")
-BARE = (
-    "bare",
-    "asyncio",
-)  # aiohttp's own StreamResponse.write of finished bytes: nobody who writes each event is below
+BARE = ("bare", "asyncio")  # aiohttp's StreamResponse.write of encoded events: the floor of one write per event
 DELIVERING = (OURS, THEIRS, BARE, ("ours", "uvloop"), ("aiohttp-sse", "uvloop"), ("sse-starlette", "uvloop"))
 HOLDING = (("bare", "/idle"), ("ours", "/plain"), ("ours", "/idle"), ("aiohttp-sse", "/idle"))
 LEAVING = (OURS, ("ours", "uvloop"), ("sse-starlette", "uvloop"), THEIRS)
-BOUND = 5.0  # seconds after which nobody waits any more to see whether a server notices
+TIMEOUT = 5.0  # seconds in which a server must detect a disconnect
 RESULTS = Path(__file__).with_name("results") / "streams.md"
 
 
@@ -59,35 +56,35 @@ class Shape(NamedTuple):
     path: str
     streams: int
     events: int
-    goal: float | None  # times as many as aiohttp-sse
+    goal: float | None  # ratio to aiohttp-sse
     title: str
 
 
 class Size(NamedTuple):
-    """How much is measured."""
+    """The size of the measurement."""
 
     rounds: int
-    events: int  # of the one stream
+    events: int  # of the case with one stream
     streams: int
-    each: int  # events of each of the many
-    leaving: int
+    events_per_stream: int  # of the cases with many streams
+    leaving: int  # streams whose clients disconnect
 
 
-FULL = Size(rounds=3, events=100_000, streams=1_000, each=100, leaving=200)
-QUICK = Size(rounds=1, events=20_000, streams=200, each=100, leaving=100)
+FULL = Size(rounds=3, events=100_000, streams=1_000, events_per_stream=100, leaving=200)
+QUICK = Size(rounds=1, events=20_000, streams=200, events_per_stream=100, leaving=100)
 
 Row = tuple[str, ...]
-"""A line of the result: what, measured, goal, verdict."""
+"""A row of the table: title, measured, goal, and whether it was reached."""
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Write a median and the range that it is from."""
+    """Format a median and the range of the values."""
     middle = f"{median(values):,.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
-def verdict(reached: bool) -> str:  # noqa: FBT001  # it is the whole question
-    """Say whether a goal was reached."""
+def outcome(reached: bool) -> str:  # noqa: FBT001  # the only argument
+    """Format whether a goal was reached."""
     return "ok" if reached else "MISSED"
 
 
@@ -95,119 +92,131 @@ def shapes_of(size: Size) -> dict[str, Shape]:
     """Return how the events of each case are sent."""
     return {
         "one": Shape("burst", 1, size.events, 3.0, f"1 stream, {size.events:,} events"),
-        "many": Shape("burst", size.streams, size.each, 2.0, f"{size.streams:,} streams, {size.each} events each"),
-        "paced": Shape("paced", size.streams, size.each, None, f"{size.streams:,} streams, {size.each} in rounds"),
+        "many": Shape(
+            "burst",
+            size.streams,
+            size.events_per_stream,
+            2.0,
+            f"{size.streams:,} streams, {size.events_per_stream} events each",
+        ),
+        "paced": Shape(
+            "paced",
+            size.streams,
+            size.events_per_stream,
+            None,
+            f"{size.streams:,} streams, {size.events_per_stream} in rounds",
+        ),
     }
 
 
-def of_deliveries(size: Size, cases: Sequence[str]) -> Iterator[Row]:
-    """Measure the CPU of events: one stream, many, and many whose events come one by one."""
+def measure_deliveries(size: Size, cases: Sequence[str]) -> Iterator[Row]:
+    """Measure the CPU per event: one stream, many streams, and many streams with one event at a time."""
     shapes = shapes_of(size)
-    wanted = [case for case in cases if case in shapes]
-    if not wanted:
+    selected = [case for case in cases if case in shapes]
+    if not selected:
         return
-    got: dict[tuple[str, Kind], list[Delivery]] = {}
+    measured: dict[tuple[str, Kind], list[Delivery]] = {}
     with ExitStack() as stack:
         servers = {kind: stack.enter_context(Server(*kind, SERVER_CORE)) for kind in DELIVERING}
-        for server in servers.values():  # imports, caches and the interpreter's own specialisation
+        for server in servers.values():  # warms up imports, caches and the specialising interpreter
             for path in ("burst", "paced"):
                 deliver(server, path, 10, 500)
         for _ in range(size.rounds):
-            for case in wanted:
+            for case in selected:
                 path, streams, events, *_ = shapes[case]
                 for kind, server in servers.items():
-                    got.setdefault((case, kind), []).append(deliver(server, path, streams, events))
-    for case in wanted:
-        yield from rows_of(shapes[case], {kind: got[case, kind] for kind in DELIVERING})
+                    measured.setdefault((case, kind), []).append(deliver(server, path, streams, events))
+    for case in selected:
+        yield from delivery_rows(shapes[case], {kind: measured[case, kind] for kind in DELIVERING})
 
 
-def rows_of(shape: Shape, got: dict[Kind, list[Delivery]]) -> Iterator[Row]:
-    """Write what was measured of one shape."""
+def delivery_rows(shape: Shape, measured: dict[Kind, list[Delivery]]) -> Iterator[Row]:
+    """Yield the rows of one shape."""
     title, goal = shape.title, shape.goal
-    for kind, rounds in got.items():
-        cpu, chunk = spread([one.cpu * 1e6 for one in rounds]), median(one.chunk for one in rounds)
+    for kind, rounds in measured.items():
+        cpu = spread([delivery.cpu * 1e6 for delivery in rounds])
+        chunk = median(delivery.chunk for delivery in rounds)
         yield f"{title}: {' on '.join(kind)}", f"{cpu} µs of CPU per event, {chunk:,.1f} in a chunk", "", ""
-    for mine, peer in AGAINST:
-        ratios = [his.cpu / one.cpu for one, his in zip(got[mine], got[peer], strict=True)]
+    for ours, peer in AGAINST:
+        ratios = [their.cpu / our.cpu for our, their in zip(measured[ours], measured[peer], strict=True)]
         reached = ("", "")
-        if goal is not None and mine == OURS:
-            reached = f"at least {goal} x", verdict(median(ratios) >= goal)
-        yield f"{title}: {' on '.join(mine)} against {' on '.join(peer)}", f"**{spread(ratios)} x**", *reached
-    everybody = [one for rounds in got.values() for one in rounds]
-    busiest, laziest = max(one.client for one in everybody), min(one.server for one in everybody)
-    yield f"{title}: at work", f"client at most {busiest:.0%} of the time, servers at least {laziest:.0%}", "", ""
+        if goal is not None and ours == OURS:
+            reached = f"at least {goal} x", outcome(median(ratios) >= goal)
+        yield f"{title}: {' on '.join(ours)} against {' on '.join(peer)}", f"**{spread(ratios)} x**", *reached
+    deliveries = [delivery for rounds in measured.values() for delivery in rounds]
+    client, servers = max(each.client for each in deliveries), min(each.server for each in deliveries)
+    yield f"{title}: CPU utilisation", f"client at most {client:.0%}, servers at least {servers:.0%}", "", ""
 
 
-def of_idle(size: Size) -> Iterator[Row]:
-    """Measure what an open stream costs that has nothing to send."""
-    got: dict[tuple[str, str], list[Cost]] = {}
+def measure_idle(size: Size) -> Iterator[Row]:
+    """Measure the cost of an open stream without events."""
+    measured: dict[tuple[str, str], list[Cost]] = {}
     for _ in range(size.rounds):
         for name, path in HOLDING:
             with Server(name, "asyncio", SERVER_CORE) as server:
-                got.setdefault((name, path), []).append(hold(server, path, size.streams))
-    floor = Cost(*map(median, zip(*got["bare", "/idle"], strict=True)))
+                measured.setdefault((name, path), []).append(hold(server, path, size.streams))
+    floor = Cost(*map(median, zip(*measured["bare", "/idle"], strict=True)))
     titles = {("ours", "/plain"): "ours, a plain function", ("ours", "/idle"): "ours, an async function that waits"}
-    for kind, costs in got.items():
-        what = f"idle stream: {titles.get(kind, kind[0])}"
+    for kind, costs in measured.items():
+        title = f"idle stream: {titles.get(kind, kind[0])}"
         memory = [cost.memory / 1024 for cost in costs]
-        mine = kind[0] == "ours"
-        goal = "at most bare + 4 KiB" if mine else ""
-        said = f"{spread(memory, 1)} KiB" + (
-            "" if kind[0] == "bare" else f", bare {median(memory) - floor.memory / 1024:+.1f} KiB"
-        )
-        yield what, said, goal, verdict(median(memory) <= floor.memory / 1024 + 4) if mine else ""
+        is_ours = kind[0] == "ours"
+        goal = "at most bare + 4 KiB" if is_ours else ""
+        difference = "" if kind[0] == "bare" else f", bare {median(memory) - floor.memory / 1024:+.1f} KiB"
+        reached = outcome(median(memory) <= floor.memory / 1024 + 4) if is_ours else ""
+        yield title, f"{spread(memory, 1)} KiB{difference}", goal, reached
         tasks, timers = max(cost.tasks for cost in costs), max(cost.timers for cost in costs)
-        allowed = 3 if kind == ("ours", "/idle") else 2  # an async function has a task, be it the library's or not
-        goal = f"{allowed} tasks, timers as bare" if mine else ""
-        met = verdict(round(tasks, 2) <= allowed and round(timers, 2) <= round(floor.timers, 2)) if mine else ""
-        yield what, f"{tasks:.2f} tasks, {timers:.2f} timers", goal, met
+        allowed = 3 if kind == ("ours", "/idle") else 2  # an async function needs a task, with any library
+        goal = f"{allowed} tasks, timers as bare" if is_ours else ""
+        met = round(tasks, 2) <= allowed and round(timers, 2) <= round(floor.timers, 2)
+        yield title, f"{tasks:.2f} tasks, {timers:.2f} timers", goal, outcome(met) if is_ours else ""
 
 
-def of_leaving(size: Size) -> Iterator[Row]:
-    """Measure the time until a server knows that a client has left."""
-    got: dict[Kind, list[Latency]] = {}
+def measure_disconnects(size: Size) -> Iterator[Row]:
+    """Measure the time until a server detects that a client disconnected."""
+    measured: dict[Kind, list[Latency]] = {}
     for number in range(size.rounds):
         for kind in LEAVING:
-            if kind != THEIRS or number == 0:  # it takes the whole bound
+            if kind != THEIRS or number == 0:  # it takes the whole timeout
                 with Server(*kind, SERVER_CORE) as server:
-                    got.setdefault(kind, []).append(leave(server, size.streams, size.leaving, BOUND))
-    for kind, rounds in got.items():
-        what, mine = f"{size.leaving} of {size.streams:,} leave: {' on '.join(kind)}", kind[0] == "ours"
-        if mine:
-            yield f"{what}, put returns False", *in_milliseconds([one.refused for one in rounds], goal=True)
+                    measured.setdefault(kind, []).append(disconnect(server, size.streams, size.leaving, TIMEOUT))
+    for kind, rounds in measured.items():
+        title, is_ours = f"{size.leaving} of {size.streams:,} leave: {' on '.join(kind)}", kind[0] == "ours"
+        if is_ours:
+            yield f"{title}, put returns False", *latency_cells([latency.refused for latency in rounds], goal=True)
         yield (
-            f"{what}, {'on_close' if mine else 'it knows'}",
-            *in_milliseconds([one.closed for one in rounds], goal=mine),
+            f"{title}, {'on_close' if is_ours else 'detected'}",
+            *latency_cells([latency.closed for latency in rounds], goal=is_ours),
         )
 
 
-def in_milliseconds(rounds: Sequence[Sequence[float]], *, goal: bool) -> Row:
-    """Write the latencies of some rounds: the medians of what each round had."""
+def latency_cells(rounds: Sequence[Sequence[float]], *, goal: bool) -> Row:
+    """Format the latencies of some rounds, as medians over the rounds."""
 
-    def written(of: Callable[[Sequence[float]], float]) -> str:
-        value = median(map(of, rounds)) * 1000
-        return f"> {BOUND:.0f} s" if value == inf else f"{value:.2f} ms"
+    def formatted(function: Callable[[Sequence[float]], float]) -> str:
+        value = median(map(function, rounds)) * 1000
+        return f"> {TIMEOUT:.0f} s" if value == inf else f"{value:.2f} ms"
 
-    known, everybody = sum(value < inf for one in rounds for value in one), sum(map(len, rounds))
-    said = f"p50 {written(median)}, p99 {written(p99)}, max {written(max)}"
-    said += "" if known == everybody else f"; {known} of {everybody} within {BOUND:.0f} s"
-    return said, "p99 under 20 ms" if goal else "", verdict(median(map(p99, rounds)) < 0.020) if goal else ""
+    detected, total = sum(value < inf for values in rounds for value in values), sum(map(len, rounds))
+    text = f"p50 {formatted(median)}, p99 {formatted(p99)}, max {formatted(max)}"
+    text += "" if detected == total else f"; {detected} of {total} within {TIMEOUT:.0f} s"
+    return text, "p99 under 20 ms" if goal else "", outcome(median(map(p99, rounds)) < 0.020) if goal else ""
 
 
 def p99(values: Sequence[float]) -> float:
-    """Return what one value in a hundred exceeds."""
+    """Return the 99th percentile."""
     return inf if max(values) == inf else quantiles(values, n=100, method="inclusive")[98]
 
 
 def figures(size: Size, cases: Sequence[str]) -> Iterator[Figure]:
-    """Measure one round of ours on asyncio."""
+    """Measure one round of this library on asyncio."""
     shapes = shapes_of(size)
     for case in cases:
         if case in shapes:
             path, streams, events, *_, title = shapes[case]
             with Server(*OURS, SERVER_CORE) as server:
-                for warm in ("burst", "paced"):
-                    deliver(server, warm, 10, 500)
+                for warm_up in ("burst", "paced"):
+                    deliver(server, warm_up, 10, 500)
                 yield Figure(f"{title}: CPU per event", deliver(server, path, streams, events).cpu * 1e6, "µs")
         elif case == "idle":
             for name, path in HOLDING:
@@ -219,14 +228,14 @@ def figures(size: Size, cases: Sequence[str]) -> Iterator[Figure]:
                     yield Figure(f"idle stream, {path[1:]}: timers", cost.timers, "")
         else:
             with Server(*OURS, SERVER_CORE) as server:
-                left = leave(server, size.streams, size.leaving, BOUND)
-            yield Figure(f"{size.leaving} of {size.streams:,} leave: on_close p50", median(left.closed) * 1e3, "ms")
+                latency = disconnect(server, size.streams, size.leaving, TIMEOUT)
+            yield Figure(f"{size.leaving} of {size.streams:,} leave: on_close p50", median(latency.closed) * 1e3, "ms")
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure streams, ours and those of peers.")
-    parser.add_argument("--quick", action="store_true", help="less of everything: a look, not a measurement")
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description="Measure streams, with this library and peers.")
+    parser.add_argument("--quick", action="store_true", help="fewer events and streams: less exact")
     parser.add_argument("--only", choices=CASES, help="one case")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULTS.parent.name}/{RESULTS.name}")
     parser.add_argument("--json", action="store_true", help="one round of ours on asyncio as one line for compare.py")
@@ -240,10 +249,10 @@ def main() -> None:
         return
     lines = ["| what | measured | goal | |", "|---|---|---|---|"]
     print(*lines, sep="\n")
-    measured = [of_deliveries(size, cases)]
-    measured += [of_idle(size)] if "idle" in cases else []
-    measured += [of_leaving(size)] if "leaving" in cases else []
-    for rows in measured:
+    measurements = [measure_deliveries(size, cases)]
+    measurements += [measure_idle(size)] if "idle" in cases else []
+    measurements += [measure_disconnects(size)] if "leaving" in cases else []
+    for rows in measurements:
         for row in rows:
             lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)

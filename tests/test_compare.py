@@ -16,9 +16,9 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def judge(monkeypatch):
+def compare(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    found = importlib.import_module("comparing.verdict").judge
+    found = importlib.import_module("comparing.comparison").compare
     yield found
     for name in [name for name in sys.modules if name.split(".")[0] == "comparing"]:
         del sys.modules[name]
@@ -40,9 +40,9 @@ def judge(monkeypatch):
     ],
 )
 def test_a_row_changed_if_its_median_differs_by_three_percent_and_is_outside_the_older_range(
-    judge, older, newer, better, word
+    compare, older, newer, better, word
 ):
-    assert judge(older, newer, better).word == word
+    assert compare(older, newer, better).word == word
 
 
 @pytest.mark.parametrize("program", ["chain", "wire"])

@@ -62,7 +62,7 @@ class RequestContext(Context):
     request: web.Request
 
     def __init__(self, request: web.Request, /, *, execution_id: int | str | None = None) -> None:
-        super().__init__(execution_id=execution_id)
+        super().__init__(None, execution_id)
         self.request = request
         self._writer: StreamWriter = request.writer  # type: ignore[assignment]  # aiohttp names the abstract class
         self._response: web.StreamResponse | None = None

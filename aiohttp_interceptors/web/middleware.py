@@ -21,7 +21,7 @@ from aiohttp.typedefs import Middleware
 
 from .._checks import unwrap_partial
 from .._logging import log
-from ..chain import Chain, Execution, run_execution
+from ..chain import Chain, Execution, compile_chain, run_execution
 from ..interceptor import STAGES, Interceptor, InterceptorLike, interceptors_of
 from .context import RequestContext, contexts
 
@@ -47,7 +47,7 @@ def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Mi
     Raises:
         TypeError: If an argument is not an interceptor.
     """
-    return web.middleware(functools.partial(_run, interceptors_of(interceptors)))
+    return web.middleware(functools.partial(_run, compile_chain(interceptors_of(interceptors))))
 
 
 def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:
@@ -69,7 +69,7 @@ def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H
     for candidate in interceptors:
         if inspect.isroutine(candidate) or inspect.isclass(candidate):
             raise TypeError(f"@intercept(…) takes interceptors and then decorates a handler; it got {candidate!r}")
-    chain = interceptors_of(interceptors)
+    chain = compile_chain(interceptors_of(interceptors))
 
     def decorate(decorated: H) -> H:
         if isinstance(decorated, staticmethod | classmethod):
@@ -182,14 +182,14 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler | type[A
     """
     *links, last = interceptors or (None,)
     handler = None if _has_stages(last) else _handler_of(last)
-    chain = interceptors_of(links if handler is not None else interceptors)
-    if not chain and handler is None:
+    chain = compile_chain(interceptors_of(links if handler is not None else interceptors))
+    if not chain.interceptors and handler is None:
         raise TypeError("as_handler takes at least one interceptor")
 
     async def chain_handler(request: web.Request) -> web.StreamResponse:
         return await _run(chain, request, handler)
 
-    name = chain[-1].name if handler is None else _name_of(last)
+    name = chain.interceptors[-1].name if handler is None else _name_of(last)
     chain_handler.__name__ = chain_handler.__qualname__ = name
     return chain_handler
 

@@ -1,1 +1,1 @@
-"""The parts of benchmarks/brokers.py."""
+"""The measurements of the broker benchmark."""

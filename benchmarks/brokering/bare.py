@@ -1,4 +1,4 @@
-"""What the client libraries do by themselves: they store, read and wait as somebody would who needs nothing else."""
+"""The client libraries alone: they store, read and wait in the most direct way."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from redis.asyncio import Redis
 
 __all__ = ["BARE", "Bare"]
 
-PAGE = 1000  # entries in one read, as ours has
-POLL = 0.001  # seconds between two looks of who has no bell
+PAGE = 1000  # entries per read, as in the brokers
+POLL_INTERVAL = 0.001  # seconds; for a library without notifications
 
 
 class Bare(ABC):
-    """One connection to a server, and a log of its own there."""
+    """One connection to a server, with its own log there."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect, and make what is needed."""
+        """Connect, and create the log."""
 
     @abstractmethod
     async def append(self, payloads: Sequence[bytes]) -> None:
-        """Store some, in one round trip if the server can, and wait until it has them."""
+        """Store payloads, in one round trip if possible, and wait for the acknowledgement."""
 
     @abstractmethod
     async def read(self, count: int) -> None:
-        """Read so many from the beginning, into the library's own objects."""
+        """Read ``count`` entries from the start, as objects of the library."""
 
     @abstractmethod
     def receive(self) -> AsyncIterator[bytes]:
-        """Wait for what is new."""
+        """Yield new payloads."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -55,7 +55,7 @@ class BareRedis(Bare):
     async def append(self, payloads: Sequence[bytes]) -> None:
         pipeline = self._client.pipeline(transaction=False)
         for payload in payloads:
-            pipeline.xadd("bare", {"t": "topic", "p": payload})  # type: ignore[unused-awaitable]  # a pipeline's is none
+            pipeline.xadd("bare", {"t": "topic", "p": payload})  # type: ignore[unused-awaitable]  # a pipeline does not return a coroutine
         await pipeline.execute()
 
     async def read(self, count: int) -> None:
@@ -116,9 +116,9 @@ class BarePostgres(Bare):
     async def receive(self) -> AsyncIterator[bytes]:
         cursor = await self._connection.execute("SELECT coalesce(max(id), 0) FROM bare")
         ((last,),) = await cursor.fetchall()
-        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as bell:
-            await bell.execute("LISTEN bare")
-            async for _ in bell.notifies():
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as listening:
+            await listening.execute("LISTEN bare")
+            async for _ in listening.notifies():
                 rows = await self._page(last)
                 for _, _, payload in rows:
                     yield payload
@@ -129,7 +129,7 @@ class BarePostgres(Bare):
 
 
 class BareNats(Bare):
-    """Publishes whose acknowledgements are awaited together, and an ordered consumer."""
+    """Concurrent publishes, and an ordered consumer."""
 
     async def open(self) -> None:
         self._client = await nats.connect(self.url)
@@ -155,7 +155,7 @@ class BareNats(Bare):
 
 
 class BareSqlite(Bare):
-    """INSERT in one transaction, and a look at data_version each millisecond."""
+    """INSERT in one transaction, and polling of data_version every millisecond."""
 
     async def open(self) -> None:
         self._connection = sqlite3.connect(self.url + ".bare", isolation_level=None, timeout=10)
@@ -186,7 +186,7 @@ class BareSqlite(Bare):
         while True:
             ((version,),) = self._connection.execute("PRAGMA data_version").fetchall()
             if version == seen:
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(POLL_INTERVAL)
                 continue
             seen = version
             rows = self._page(last)

@@ -1,8 +1,8 @@
-"""One measurement in a process of its own: ``worker.py WHAT ENGINE WHO URL COUNT``; it prints one line of JSON.
+"""A process that runs one measurement: ``worker.py ACTION ENGINE SIDE URL COUNT``. It prints one line of JSON.
 
-WHO is ``ours``, a Hub with a broker, or ``bare``, the client library alone; ``tail`` reads a broker without a Hub.
-``receive`` prints ``ready`` first, and then waits for COUNT events whose data is when they were published, in
-nanoseconds of the machine's clock.
+SIDE is ``ours``, a Hub with a broker, or ``bare``, the client library alone. The action ``tail`` reads a broker without
+a Hub. The action ``receive`` prints ``ready`` first, and then waits for COUNT events whose data is the time when they
+were published, in nanoseconds of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -32,117 +32,132 @@ BROKERS: dict[str, Callable[[str], Broker]] = {
     "postgres": PostgresBroker,
     "nats": NatsBroker,
 }
-TOGETHER = 200  # publishes that are on their way at the same time
-PAUSE = 0.003  # seconds between two events whose way is timed: nobody is to wait for the one before
+CONCURRENT = 200  # concurrent publishes
+INTERVAL = 0.003  # seconds between two timed events, longer than their latency
 DATA = b"x" * 100
 
 
-class Outlet:
-    """A stream of the Hub without a network, which notes when it is told."""
+class Receiver:
+    """A sink of the Hub that measures latencies."""
 
     paused = False
 
-    def __init__(self, took: list[float], count: int) -> None:
-        self.began = asyncio.Event()
+    def __init__(self, latencies: list[float], count: int) -> None:
+        self.started = asyncio.Event()
         self.done = asyncio.Event()
-        self._took = took
+        self._latencies = latencies
         self._count = count
 
     @property
     def wrap(self) -> Callable[[bytes], bytes]:
-        """As a client of HTTP/1.0 has it."""
+        """Return the framing of payloads: none."""
         return bytes
 
-    def write(self, payload: bytes, now: float) -> None:  # noqa: ARG002  # what a Hub calls
-        """Take what came."""
-        self.began.set()
+    def write(self, payload: bytes, now: float) -> None:  # noqa: ARG002  # the signature of a Sink
+        """Measure the latency of each event."""
+        self.started.set()
         for line in payload.split(b"\n"):
             if line.startswith(b"data: "):
-                note(self._took, line[6:])
-        if len(self._took) >= self._count:
+                add_latency(self._latencies, line[6:])
+        if len(self._latencies) >= self._count:
             self.done.set()
 
 
-def ended(reason: CloseReason, error: BaseException | None) -> None:
-    """Stop: a stream that ends before its Hub measures nothing."""
+def on_end(reason: CloseReason, error: BaseException | None) -> None:
+    """Fail if the stream ends before the Hub is closed."""
     assert reason is CloseReason.SHUTDOWN, (reason, error)
 
 
-async def hub_of(engine: str, url: str) -> Hub:
+class Stopwatch:
+    """The time and the CPU time since its creation."""
+
+    def __init__(self) -> None:
+        self._started, self._cpu = time.perf_counter(), time.process_time()
+        self._seconds = self._cpu_seconds = 0.0
+
+    def stop(self) -> None:
+        """Stop the measurement."""
+        self._seconds, self._cpu_seconds = time.perf_counter() - self._started, time.process_time() - self._cpu
+
+    def per(self, count: int) -> dict[str, float]:
+        """Return the operations per second, and the CPU microseconds per operation."""
+        return {"rate": count / self._seconds, "cpu": self._cpu_seconds / count * 1e6}
+
+
+async def open_hub(engine: str, url: str) -> Hub:
     """Return a Hub that has read its history."""
     hub = Hub(BROKERS[engine](url))
     hub.open()
-    while not hub.ready:  # noqa: ASYNC110  # as a health route does
+    while not hub.ready:  # noqa: ASYNC110  # polled, as by a readiness route
         await asyncio.sleep(0.0005)
     return hub
 
 
-async def bare_of(engine: str, url: str) -> Bare:
-    """Return a client that is connected."""
+async def open_bare(engine: str, url: str) -> Bare:
+    """Return a connected client."""
     bare = BARE[engine](url)
     await bare.open()
     return bare
 
 
-async def publish(engine: str, who: str, url: str, count: int) -> dict[str, float]:
-    """Publish so many as fast as they are taken."""
-    if who == "ours":
-        hub = await hub_of(engine, url)
-        began, cpu = time.perf_counter(), time.process_time()
-        for start in range(0, count, TOGETHER):
+async def publish(engine: str, side: str, url: str, count: int) -> dict[str, float]:
+    """Publish ``count`` events as fast as possible."""
+    if side == "ours":
+        hub = await open_hub(engine, url)
+        stopwatch = Stopwatch()
+        for start in range(0, count, CONCURRENT):
             await asyncio.gather(
-                *[hub.publish(f"rooms.{n % 10}", DATA.decode()) for n in range(start, start + TOGETHER)]
+                *[hub.publish(f"rooms.{n % 10}", DATA.decode()) for n in range(start, start + CONCURRENT)]
             )
-        spent = time.perf_counter() - began, time.process_time() - cpu
+        stopwatch.stop()
         await hub.close()
     else:
-        bare = await bare_of(engine, url)
-        began, cpu = time.perf_counter(), time.process_time()
-        for _ in range(0, count, TOGETHER):
-            await bare.append([DATA] * TOGETHER)
-        spent = time.perf_counter() - began, time.process_time() - cpu
+        bare = await open_bare(engine, url)
+        stopwatch = Stopwatch()
+        for _ in range(0, count, CONCURRENT):
+            await bare.append([DATA] * CONCURRENT)
+        stopwatch.stop()
         await bare.close()
-    return {"rate": count / spent[0], "cpu": spent[1] / count * 1e6}
+    return stopwatch.per(count)
 
 
-async def read(engine: str, who: str, url: str, count: int) -> dict[str, float]:
-    """Read so many that are there, from the beginning."""
-    if who == "ours":
-        began, cpu = time.perf_counter(), time.process_time()
-        hub = await hub_of(engine, url)
-        spent = time.perf_counter() - began, time.process_time() - cpu
-        assert hub.history.records == min(count, 10_000), hub.history.records  # ten topics, of each the latest thousand
+async def read(engine: str, side: str, url: str, count: int) -> dict[str, float]:
+    """Read ``count`` stored events from the start."""
+    stopwatch = Stopwatch()
+    if side == "ours":
+        hub = await open_hub(engine, url)
+        stopwatch.stop()
+        assert hub.history.records == min(count, 10_000), hub.history.records  # the latest 1,000 of ten topics
         await hub.close()
     else:
-        began, cpu = time.perf_counter(), time.process_time()
-        bare = await bare_of(engine, url)
+        bare = await open_bare(engine, url)
         await bare.read(count)
-        spent = time.perf_counter() - began, time.process_time() - cpu
+        stopwatch.stop()
         await bare.close()
-    return {"rate": count / spent[0], "cpu": spent[1] / count * 1e6}
+    return stopwatch.per(count)
 
 
-async def tail(engine: str, who: str, url: str, count: int) -> dict[str, float]:  # as the others
-    """Read so many by a broker, and do nothing with them."""
-    began, cpu = time.perf_counter(), time.process_time()
-    broker, got = BROKERS[engine](url), 0
+async def tail(engine: str, side: str, url: str, count: int) -> dict[str, float]:
+    """Read ``count`` stored events from a broker without a Hub."""
+    stopwatch = Stopwatch()
+    broker, received = BROKERS[engine](url), 0
     async with aclosing(broker.tail(None)) as items:
         async for item in items:
             if isinstance(item, CaughtUp):
                 break
-            got += 0 if isinstance(item, Subscribed | Trimmed | Truncated) else len(item)
-    spent = time.perf_counter() - began, time.process_time() - cpu
-    assert got == count, got
+            received += 0 if isinstance(item, Subscribed | Trimmed | Truncated) else len(item)
+    stopwatch.stop()
+    assert received == count, received
     await broker.close()
-    return {"rate": count / spent[0], "cpu": spent[1] / count * 1e6}
+    return stopwatch.per(count)
 
 
-async def send(engine: str, who: str, url: str, count: int) -> dict[str, float]:
-    """Publish so many, one at a time, each with the time of its publishing."""
-    hub = await hub_of(engine, url) if who == "ours" else None
-    bare = await bare_of(engine, url) if who == "bare" else None
+async def send(engine: str, side: str, url: str, count: int) -> dict[str, float]:
+    """Publish ``count`` events one at a time. Their data is the current time."""
+    hub = await open_hub(engine, url) if side == "ours" else None
+    bare = await open_bare(engine, url) if side == "bare" else None
     for _ in range(count):
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(INTERVAL)
         now = str(time.monotonic_ns())
         if hub is not None:
             await hub.publish("rooms.1", now)
@@ -153,46 +168,46 @@ async def send(engine: str, who: str, url: str, count: int) -> dict[str, float]:
     return {}
 
 
-async def receive(engine: str, who: str, url: str, count: int) -> dict[str, float]:
-    """Wait for so many, and tell how long they took."""
-    took: list[float] = []
+async def receive(engine: str, side: str, url: str, count: int) -> dict[str, float]:
+    """Receive ``count`` events, and return the quantiles of their latencies in milliseconds."""
+    latencies: list[float] = []
     async with asyncio.timeout(60):
-        await (heard if who == "ours" else told)(engine, url, took, count)
-    cuts = statistics.quantiles(took[:count], n=100)
+        await (receive_with_hub if side == "ours" else receive_bare)(engine, url, latencies, count)
+    cuts = statistics.quantiles(latencies[:count], n=100)
     return {"p50": cuts[49], "p99": cuts[98]}
 
 
-async def heard(engine: str, url: str, took: list[float], count: int) -> None:
-    """Note when a stream of a Hub is told."""
-    hub, outlet = await hub_of(engine, url), Outlet(took, count)
-    hub.subscribe(["rooms.>"], outlet, ended).start()
-    await outlet.began.wait()
+async def receive_with_hub(engine: str, url: str, latencies: list[float], count: int) -> None:
+    """Measure when a stream of a Hub is written to."""
+    hub, receiver = await open_hub(engine, url), Receiver(latencies, count)
+    hub.subscribe(["rooms.>"], receiver, on_end).start()
+    await receiver.started.wait()
     print("ready", flush=True)
-    await outlet.done.wait()
+    await receiver.done.wait()
     await hub.close()
 
 
-async def told(engine: str, url: str, took: list[float], count: int) -> None:
-    """Note when a client is told."""
-    bare = await bare_of(engine, url)
+async def receive_bare(engine: str, url: str, latencies: list[float], count: int) -> None:
+    """Measure when a client library returns a payload."""
+    bare = await open_bare(engine, url)
     receiving = bare.receive()
     first = asyncio.ensure_future(anext(receiving))
-    await asyncio.sleep(0.3)  # a library does not say when it has begun to wait
+    await asyncio.sleep(0.3)  # a library does not tell when it has subscribed
     print("ready", flush=True)
     payload = await first
-    note(took, payload)
+    add_latency(latencies, payload)
     async for payload in receiving:
-        note(took, payload)
-        if len(took) >= count:
+        add_latency(latencies, payload)
+        if len(latencies) >= count:
             break
 
 
-def note(took: list[float], data: bytes) -> None:
-    """Note how long an event took, in milliseconds."""
-    took.append((time.monotonic_ns() - int(data)) / 1e6)
+def add_latency(latencies: list[float], data: bytes) -> None:
+    """Append the latency of an event, in milliseconds."""
+    latencies.append((time.monotonic_ns() - int(data)) / 1e6)
 
 
-WHAT: dict[str, Callable[[str, str, str, int], Coroutine[None, None, dict[str, float]]]] = {
+ACTIONS: dict[str, Callable[[str, str, str, int], Coroutine[None, None, dict[str, float]]]] = {
     "publish": publish,
     "read": read,
     "tail": tail,
@@ -201,5 +216,5 @@ WHAT: dict[str, Callable[[str, str, str, int], Coroutine[None, None, dict[str, f
 }
 
 if __name__ == "__main__":
-    what, engine, who, url, count = sys.argv[1:]
-    print(json.dumps(asyncio.run(WHAT[what](engine, who, url, int(count)))), flush=True)
+    action, engine, side, url, count = sys.argv[1:]
+    print(json.dumps(asyncio.run(ACTIONS[action](engine, side, url, int(count)))), flush=True)

@@ -1,1 +1,1 @@
-"""What ``compare.py`` reads from the other programs."""
+"""The rows that benchmarks print with ``--json``, and their comparison."""

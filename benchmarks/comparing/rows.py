@@ -1,4 +1,4 @@
-"""The figures of one round as a program prints them with ``--json``: a line that ``compare.py`` reads."""
+"""The figures of one round, which a program prints with ``--json`` for ``compare.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Better = Literal["lower", "higher"]
 
 
 class Row(NamedTuple):
-    """One figure of ours."""
+    """One figure of this library."""
 
     title: str
     value: float
@@ -19,10 +19,10 @@ class Row(NamedTuple):
 
 
 def print_rows(rows: Iterable[Row]) -> None:
-    """Print them on one line."""
+    """Print rows on one line."""
     print(json.dumps(list(rows)), flush=True)
 
 
 def read_rows(line: str) -> list[Row]:
-    """Return the rows of such a line."""
+    """Parse a line of ``print_rows``."""
     return [Row(*row) for row in json.loads(line)]

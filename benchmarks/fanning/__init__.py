@@ -1,1 +1,1 @@
-"""The fan-out benchmark: the servers that publish, the load that opens streams and checks them, and the figures."""
+"""The fan-out benchmark: its servers, its load, its cases and its tables."""

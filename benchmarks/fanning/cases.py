@@ -1,4 +1,4 @@
-"""The cases: each takes a peer through one round, and adds what it measured to the figures."""
+"""The cases. Each runs one round with a peer, and adds the results to the figures."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .process import Running
 
 COUNTS = (100, 1_000, 8_000)
 BURST = 50
-MISSED = 100  # events that a client gets when it comes back
-STOPPED, LARGE = 100, 8_192  # streams that do not read, and bytes of the events that they do not read
-HERTZ = 10
+MISSED = 100  # events that a client receives when it reconnects
+STOPPED, LARGE = 100, 8_192  # streams that stop reading, and the size of their events in bytes
+RATE = 10  # events per second
 
 
 class Size(NamedTuple):
-    """How much is measured in a round."""
+    """The size of a round."""
 
     deliveries: int
     counts: tuple[int, ...]
     bursts: int
     opens: int
-    fill: int  # events until the buffers of who does not read are full
+    fill: int  # events that fill the buffers of streams that stopped reading
     paced: int  # events at a fixed rate
     idle: int
 
@@ -33,18 +33,18 @@ QUICK = Size(deliveries=15_000, counts=COUNTS[:2], bursts=4, opens=500, fill=640
 
 
 def one(peer: Peer, size: Size, figures: Figures) -> None:
-    """Publish one event at a time: the next when every stream has it."""
+    """Publish one event at a time, the next one when every stream has received it."""
     with Running(peer, figures) as server:
         opened = 0
         for count in size.counts:
             server.open(count - opened)
             opened = count
-            server.publish(max(2, 20_000 // count))  # imports, caches and the interpreter's own specialisation
+            server.publish(max(2, 20_000 // count))  # warms up imports, caches and the specialising interpreter
             figures.add(f"one {count}", peer.name, server.publish(max(5, size.deliveries // count)) * 1e6)
 
 
 def burst(peer: Peer, size: Size, figures: Figures) -> None:
-    """Publish events back to back, to 1,000 streams."""
+    """Publish events back to back to 1,000 streams."""
     with Running(peer, figures) as server:
         server.open(1_000)
         server.publish(10)
@@ -53,7 +53,7 @@ def burst(peer: Peer, size: Size, figures: Figures) -> None:
 
 
 def opens(peer: Peer, size: Size, figures: Figures) -> None:
-    """Have clients come, and others come back that have missed some events."""
+    """Open streams without an ID, and streams that resume after some missed events."""
     with Running(peer, figures) as server:
         server.open(300)
         before = server.cpu()
@@ -64,41 +64,41 @@ def opens(peer: Peer, size: Size, figures: Figures) -> None:
             server.open(1)
             server.publish(3 * MISSED)
             first = 2 * MISSED
-            last = server.tell("id", first - 1)["id"]
+            last = server.command("id", first - 1)["id"]
             server.open(300, first=first, events=MISSED, after=last)
             before = server.cpu()
             server.open(size.opens, first=first, events=MISSED, after=last)
             figures.add("reconnect", peer.name, (server.cpu() - before) / size.opens * 1e6)
-            server.publish(1)  # nobody had one too many
+            server.publish(1)  # fails if a stream received too many events
 
 
 def stopped(peer: Peer, size: Size, figures: Figures) -> None:
-    """Time 900 streams that read, beside 100 that do as well, and beside 100 that stopped."""
+    """Measure the latency of 900 streams beside 100 that read, and beside 100 that stopped reading."""
     for column, number in (("reading", 0), ("stopped", STOPPED)):
         with Running(peer, figures) as server:
             server.open(STOPPED)
             server.publish(20)
-            server.tell("stop", number)
+            server.command("stop", number)
             server.publish(size.fill, size=LARGE)
             server.open(1_000 - STOPPED)
             server.publish(5, size=LARGE)
-            answer = server.tell("rate", HERTZ, size.paced, LARGE, STOPPED)
-            for what in ("p50", "p99"):
-                figures.add(f"{column} {what}", peer.name, answer[what] / 1e3)
+            result = server.command("rate", RATE, size.paced, LARGE, STOPPED)
+            for quantile in ("p50", "p99"):
+                figures.add(f"{column} {quantile}", peer.name, result[quantile] / 1e3)
 
 
 def latency(peer: Peer, size: Size, figures: Figures) -> None:
-    """Time events from publish to receive, at a fixed rate, for 1,000 streams."""
+    """Measure the latency from publish to receive, at a fixed rate, with 1,000 streams."""
     with Running(peer, figures) as server:
         server.open(1_000)
         server.publish(20)
-        answer = server.tell("rate", HERTZ, size.paced, 100, 0)
-        for what in ("p50", "p99"):
-            figures.add(f"latency {what}", peer.name, answer[what] / 1e3)
+        result = server.command("rate", RATE, size.paced, 100, 0)
+        for quantile in ("p50", "p99"):
+            figures.add(f"latency {quantile}", peer.name, result[quantile] / 1e3)
 
 
 def memory(peer: Peer, size: Size, figures: Figures) -> None:
-    """Open streams that stay idle, and see by how much the processes grow for each."""
+    """Measure how much the memory of the processes grows per idle stream."""
     with Running(peer, figures) as server:
         server.open(1_000)
         before = server.memory()
@@ -114,4 +114,4 @@ CASES: dict[str, Callable[[Peer, Size, Figures], None]] = {
     "latency": latency,
     "memory": memory,
 }
-SILENT = ("open", "memory")  # the cases of a peer that publishes nothing
+SILENT = ("open", "memory")  # the cases for a peer that does not publish

@@ -1,4 +1,4 @@
-"""What was measured: of each column, for each peer, a value per round."""
+"""The measured values: one per column, peer and round."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ Values = dict[str, list[float]]
 
 
 class Figures:
-    """All values, and those peers that have none, with the reason."""
+    """All values, and the peers that were skipped."""
 
     def __init__(self) -> None:
         self._values: dict[str, Values] = {}
-        self.without: dict[str, str] = {}
-        self.busiest: float = (
-            0.0  # share of the time that the load was at work at a fixed rate; near 1 it adds to latencies
-        )
+        self.skipped: dict[str, str] = {}
+        """The reason, by peer or by peer and case."""
+        self.max_load: float = 0.0
+        """Maximum CPU utilisation of the load at a fixed rate. Near 1 it increases the latencies."""
 
     def add(self, column: str, peer: str, value: float) -> None:
-        """Note the value of a round."""
+        """Add the value of a round."""
         self._values.setdefault(column, {}).setdefault(peer, []).append(value)
 
     def rounds(self, column: str, peer: str) -> list[float]:
-        """Return the values of all rounds; none if it was not measured."""
+        """Return the values of all rounds."""
         return self._values.get(column, {}).get(peer, [])
 
     def columns(self) -> list[str]:
-        """Name the columns that were measured, in their order."""
+        """Return the names of the columns that were measured."""
         return list(self._values)
 
     def median(self, column: str, peer: str) -> float | None:
-        """Return the median of the rounds."""
+        """Return the median of the rounds, or None without values."""
         values = self.rounds(column, peer)
         return median(values) if values else None
 
-    def each(self, of: Callable[..., float], *which: tuple[str, str]) -> list[float]:
-        """Apply a function to some columns of peers, round by round; empty if one of them was not measured."""
-        return [of(*values) for values in zip(*(self.rounds(*one) for one in which), strict=False)]
+    def map_rounds(self, function: Callable[..., float], *columns: tuple[str, str]) -> list[float]:
+        """Apply a function to the values of columns and peers, round by round. Empty if one of them has no values."""
+        return [function(*values) for values in zip(*(self.rounds(*column) for column in columns), strict=False)]

@@ -1,8 +1,8 @@
-/* The floor of the fan-out benchmark: what is published goes to each socket by one call of send, and that is all.
+/* The floor of the fan-out benchmark: each event is sent to each socket with one call of send.
  *
  *     floor
  *
- * Prints its port. GET opens a stream; the lines of a POST to /publish are events, sent joined, in one chunk.
+ * Prints its port. GET opens a stream. The lines of a POST to /publish are events, which are sent in one chunk.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -21,15 +21,15 @@ enum { FDS = 65536, BUFFER = 1 << 22, FRAMES = 2 * BUFFER };
 static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 static const char done[] = "HTTP/1.1 204 No Content\r\n\r\n";
 static char buffer[BUFFER + 1], frames[FRAMES];
-static size_t filled; /* of the one connection that publishes */
-static int streams[FDS], place[FDS], count, epoll;
+static size_t filled; /* bytes in the buffer of the publishing connection */
+static int streams[FDS], slot[FDS], count, epoll;
 
-static void forget(int fd) {
-    if (place[fd]) {
-        int at = place[fd] - 1;
-        streams[at] = streams[--count];
-        place[streams[at]] = at + 1;
-        place[fd] = 0;
+static void remove_stream(int fd) {
+    if (slot[fd]) {
+        int index = slot[fd] - 1;
+        streams[index] = streams[--count];
+        slot[streams[index]] = index + 1;
+        slot[fd] = 0;
     }
     close(fd);
 }
@@ -54,12 +54,12 @@ static void serve(int fd) {
     ssize_t got = recv(fd, buffer + filled, BUFFER - filled, MSG_DONTWAIT);
     if (got <= 0) {
         if (got == 0 || errno != EAGAIN)
-            forget(fd);
+            remove_stream(fd);
         return;
     }
-    if (filled == 0 && !memcmp(buffer, "GET", 3)) { /* a request that comes in pieces is none that the load sends */
+    if (filled == 0 && !memcmp(buffer, "GET", 3)) { /* the load sends each GET in one segment */
         streams[count++] = fd;
-        place[fd] = count;
+        slot[fd] = count;
         send(fd, head, sizeof head - 1, MSG_NOSIGNAL);
         return;
     }

@@ -1,20 +1,20 @@
-/* The load of the fan-out benchmark: one process that opens streams, has events published, and checks what arrives.
+/* The load of the fan-out benchmark: it opens streams, publishes events, and checks what it receives.
  *
  *     load PORT
  *
- * A command is a line on stdin, its answer one line of JSON on stdout; what goes wrong is {"error": ...} and the end.
+ * A command is a line on stdin, its result one line of JSON on stdout. After {"error": ...} the process ends.
  *
- *     open N PATH WINDOW FIRST EVENTS ID   open N streams, at most WINDOW of them on their way; each has to get EVENTS
- *                                          events from number FIRST on; ID is sent as Last-Event-ID, "-" is none
- *     publish ROUNDS N SIZE POSTS          N events of SIZE bytes in POSTS (1 or N) requests; the next round when
- *                                          every stream that is read has them all
- *     rate HERTZ COUNT SIZE SKIP           one event at a time on schedule, whoever has what; the times from publish
- *                                          to receive of all streams but the first SKIP
- *     stop N                               read the first N streams no more
- *     id NUMBER                            the id with which the first stream got an event
- *     collect                              POST /collect, whatever is answered
+ *     open N PATH WINDOW FIRST EVENTS ID   open N streams, at most WINDOW at a time; each must receive EVENTS events
+ *                                          from number FIRST; ID is sent as Last-Event-ID, "-" for none
+ *     publish ROUNDS N SIZE POSTS          publish N events of SIZE bytes in POSTS (1 or N) requests; a round ends
+ *                                          when every stream that is read has received them
+ *     rate HERTZ COUNT SIZE SKIP           publish one event at a time at a fixed rate; measures the latencies of all
+ *                                          streams but the first SKIP
+ *     stop N                               stop reading the first N streams
+ *     id NUMBER                            the ID of an event on the first stream
+ *     collect                              POST /collect, and ignore the status
  *
- * The data of an event is "number stamp size xxx...": every stream must get every number once, in order, complete.
+ * The data of an event is "number stamp size xxx...". Every stream must receive every number once, in order, complete.
  */
 #define _GNU_SOURCE
 #include "stream.h"
@@ -32,11 +32,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PIECE = 1 << 18, PATIENCE = 60, CONTROL = -1, TIMER = -2 };
+enum { READ_SIZE = 1 << 18, TIMEOUT = 60, CONTROL = -1, TIMER = -2 };
 
-static char piece[PIECE];
+static char chunk[READ_SIZE];
 static int port, epoll, control, timer, opened;
-static uint64_t published, answers_due;
+static uint64_t published, pending_responses;
 
 static uint64_t now(void) {
     struct timespec at;
@@ -50,7 +50,7 @@ static uint64_t own_cpu(void) {
     return (uint64_t)at.tv_sec * 1000000000u + at.tv_nsec;
 }
 
-static int connected(void) {
+static int connect_to_server(void) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -75,8 +75,8 @@ static void write_all(const char *data, size_t size) {
     }
 }
 
-/* Answers to what was posted: counted, and their bodies skipped. */
-static void take_answers(void) {
+/* Count the responses to POST requests, and skip their bodies. */
+static void read_responses(void) {
     static char buffer[1 << 16];
     static size_t filled, body;
     ssize_t got = recv(control, buffer + filled, sizeof buffer - 1 - filled, MSG_DONTWAIT);
@@ -96,31 +96,31 @@ static void take_answers(void) {
             return;
         *end = 0;
         if (strncmp(buffer, "HTTP/1.1 2", 10) && strncmp(buffer, "HTTP/1.1 404", 12))
-            fail("a publish was answered %.12s", buffer);
+            fail("the response to a publish was %.12s", buffer);
         char *length = strcasestr(buffer, "\r\ncontent-length:");
         body = length ? strtoul(length + 17, NULL, 10) : 0;
         size_t head = end + 4 - buffer;
         memmove(buffer, buffer + head, filled -= head);
-        answers_due--;
+        pending_responses--;
     }
 }
 
-/* Take what comes, once; returns whether the timer went off. */
-static int turn(int milliseconds) {
+/* Handle the events of one epoll_wait. Returns whether the timer expired. */
+static int poll_once(int milliseconds) {
     struct epoll_event ready[512];
     int ticked = 0, count = epoll_wait(epoll, ready, 512, milliseconds);
     for (int i = 0; i < count; i++) {
         int index = (int)(int64_t)ready[i].data.u64;
         if (index == CONTROL) {
-            take_answers();
+            read_responses();
         } else if (index == TIMER) {
             uint64_t times;
             ticked = read(timer, &times, sizeof times) > 0;
         } else {
             struct stream *s = &streams[index];
-            ssize_t got = recv(s->fd, piece, PIECE, MSG_DONTWAIT);
+            ssize_t got = recv(s->fd, chunk, READ_SIZE, MSG_DONTWAIT);
             if (got > 0)
-                take(s, piece, got, now());
+                feed(s, chunk, got, now());
             else if (got == 0 || (errno != EAGAIN && errno != EINTR))
                 fail("the server closed stream %d", index);
         }
@@ -133,7 +133,7 @@ static void open_streams(int count, const char *path, int window, uint64_t first
     int size = snprintf(request, sizeof request,
                         "GET %s HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n%s%s%s\r\n", path,
                         *id == '-' ? "" : "Last-Event-ID: ", *id == '-' ? "" : id, *id == '-' ? "" : "\r\n");
-    uint64_t began = now(), cpu = own_cpu(), end = began + PATIENCE * 1000000000ull;
+    uint64_t started = now(), cpu = own_cpu(), end = started + TIMEOUT * 1000000000ull;
     int last = opened + count;
     if (last > STREAMS)
         fail("more than %d streams", STREAMS);
@@ -141,17 +141,17 @@ static void open_streams(int count, const char *path, int window, uint64_t first
     while (opened < last || opening) {
         while (opened < last && opening < window) {
             struct stream *s = &streams[opened];
-            *s = (struct stream){.fd = connected(), .read = 1, .opening = 1, .next = events ? first : published};
+            *s = (struct stream){.fd = connect_to_server(), .read = 1, .opening = 1, .next = events ? first : published};
             watch(s->fd, opened++);
             opening++;
             if (send(s->fd, request, size, MSG_NOSIGNAL) != size)
                 fail("request: %s", strerror(errno));
         }
-        turn(1000);
+        poll_once(1000);
         if (now() > end)
             fail("%d streams did not open", opening);
     }
-    printf("{\"ns\": %lu, \"cpu\": %lu}\n", now() - began, own_cpu() - cpu);
+    printf("{\"ns\": %lu, \"cpu\": %lu}\n", now() - started, own_cpu() - cpu);
 }
 
 static void post(int events, int size, int posts) {
@@ -174,7 +174,7 @@ static void post(int events, int size, int posts) {
                 buffer[filled++] = '\n';
         }
     }
-    answers_due += posts;
+    pending_responses += posts;
     write_all(buffer, filled);
 }
 
@@ -186,22 +186,22 @@ static void expect(uint64_t more) {
 }
 
 static void wait_for_all(void) {
-    uint64_t end = now() + PATIENCE * 1000000000ull;
-    while (waiting || answers_due) {
-        turn(1000);
+    uint64_t end = now() + TIMEOUT * 1000000000ull;
+    while (waiting || pending_responses) {
+        poll_once(1000);
         if (now() > end)
-            fail("%lu streams did not get their events, %lu posts no answer", waiting, answers_due);
+            fail("%lu streams did not receive their events, %lu requests got no response", waiting, pending_responses);
     }
 }
 
 static void publish(int rounds, int events, int size, int posts) {
-    uint64_t began = now(), cpu = own_cpu(), before = deliveries;
+    uint64_t started = now(), cpu = own_cpu(), before = deliveries;
     for (int i = 0; i < rounds; i++) {
         expect(events);
         post(events, size, posts);
         wait_for_all();
     }
-    printf("{\"deliveries\": %lu, \"ns\": %lu, \"cpu\": %lu}\n", deliveries - before, now() - began, own_cpu() - cpu);
+    printf("{\"deliveries\": %lu, \"ns\": %lu, \"cpu\": %lu}\n", deliveries - before, now() - started, own_cpu() - cpu);
 }
 
 static int ascending(const void *a, const void *b) {
@@ -210,23 +210,23 @@ static int ascending(const void *a, const void *b) {
 }
 
 static void rate(int hertz, int count, int size, int skipped) {
-    uint64_t began = now(), cpu = own_cpu(), before = deliveries, every = 1000000000u / hertz;
+    uint64_t started = now(), cpu = own_cpu(), before = deliveries, every = 1000000000u / hertz;
     struct itimerspec spec = {.it_value = {.tv_nsec = 1}, .it_interval = {every / 1000000000u, every % 1000000000u}};
     latencies = realloc(latencies, (latency_room = (uint64_t)count * opened) * sizeof *latencies);
     latency_count = 0, skip = skipped;
     expect(count);
     timerfd_settime(timer, 0, &spec, NULL);
     for (int sent = 0; sent < count;)
-        if (turn(1000))
+        if (poll_once(1000))
             post(1, size, 1), sent++;
     timerfd_settime(timer, 0, &(struct itimerspec){0}, NULL);
     wait_for_all();
     latency_room = 0;
     if (!latency_count)
-        fail("nobody received anything");
+        fail("no stream received an event");
     qsort(latencies, latency_count, sizeof *latencies, ascending);
     printf("{\"deliveries\": %lu, \"ns\": %lu, \"cpu\": %lu, \"p50\": %u, \"p99\": %u, \"max\": %u}\n",
-           deliveries - before, now() - began, own_cpu() - cpu, latencies[latency_count / 2],
+           deliveries - before, now() - started, own_cpu() - cpu, latencies[latency_count / 2],
            latencies[latency_count * 99 / 100], latencies[latency_count - 1]);
 }
 
@@ -247,7 +247,7 @@ int main(int argc, char **argv) {
     port = atoi(argv[1]);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    control = connected();
+    control = connect_to_server();
     watch(control, CONTROL);
     watch(timer, TIMER);
     while (fgets(line, sizeof line, stdin)) {
@@ -263,7 +263,7 @@ int main(int argc, char **argv) {
             printf("{\"id\": \"%s\"}\n", ids[a % IDS]);
         } else if (!strncmp(line, "collect", 7)) {
             static const char request[] = "POST /collect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
-            answers_due++;
+            pending_responses++;
             write_all(request, sizeof request - 1);
             wait_for_all();
             printf("{}\n");

@@ -1,4 +1,4 @@
-"""Who takes part: how each is started, which version it is, and what is missing where it cannot be."""
+"""The peers: how each is started, its version, and what to install if it is missing."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ MODULE = BUILT / "node_modules" / "better-sse"
 
 
 class Missing(Exception):
-    """A peer cannot take part; the message says what to install."""
+    """A peer is not installed. The message says what to install."""
 
 
 class Start(NamedTuple):
-    """A command to run, and the port if it does not print one."""
+    """A command that starts a server."""
 
     command: list[str]
-    port: int | None = None
-    folder: Path | None = None  # made for this run, and removed after it
+    port: int | None = None  # None: the server prints it
+    folder: Path | None = None  # a temporary folder, removed after the run
 
 
 class Peer(NamedTuple):
-    """A server that takes part."""
+    """A server that is measured."""
 
     name: str
     start: Callable[[], Start]
     version: Callable[[], str]
     publishes: bool = True
-    pipelines: bool = False  # takes an event per request, not lines
+    pipelines: bool = False  # needs one request per event, instead of one with several lines
     replays: bool = False
 
 
 def compiled(name: str) -> Path:
-    """Compile a program of this folder, if one of its sources has changed."""
+    """Compile a program of this folder if a source file has changed. Return its path."""
     program, files = BUILT / name, [HERE / file for file in SOURCES[name]]
     if not program.exists() or program.stat().st_mtime < max(file.stat().st_mtime for file in files):
         compiler = shutil.which("cc")
@@ -52,12 +52,12 @@ def compiled(name: str) -> Path:
             raise Missing("needs a C compiler in PATH, as cc")
         BUILT.mkdir(parents=True, exist_ok=True)
         sources = [file for file in files if file.suffix == ".c"]
-        subprocess.run([compiler, "-O2", "-o", program, *sources], check=True)  # our own source
+        subprocess.run([compiler, "-O2", "-o", program, *sources], check=True)
     return program
 
 
-def in_python(name: str, loop: str, *modules: str) -> Callable[[], Start]:
-    """Return how a server of ``server.py`` is started."""
+def python_server(name: str, loop: str, *modules: str) -> Callable[[], Start]:
+    """Return a function that starts a server of ``server.py``, which needs some modules."""
 
     def start() -> Start:
         missing = [module for module in modules if find_spec(module) is None]
@@ -68,8 +68,8 @@ def in_python(name: str, loop: str, *modules: str) -> Callable[[], Start]:
     return start
 
 
-def of_packages(*names: str) -> Callable[[], str]:
-    """Return what tells the versions of packages."""
+def package_versions(*names: str) -> Callable[[], str]:
+    """Return a function that returns the versions of packages."""
 
     def versions() -> str:
         try:
@@ -81,12 +81,12 @@ def of_packages(*names: str) -> Callable[[], str]:
 
 
 def floor() -> Start:
-    """Start the program in C."""
+    """Start the C program."""
     return Start([str(compiled("floor"))])
 
 
 def better_sse() -> Start:
-    """Start Node."""
+    """Start better-sse on Node."""
     node = shutil.which("node")
     if node is None or not MODULE.exists():
         raise Missing("needs Node 20 and better-sse: scripts/fanout-peers")
@@ -94,7 +94,7 @@ def better_sse() -> Start:
 
 
 def nginx() -> str:
-    """Return where nginx is."""
+    """Return the path of nginx."""
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if found is None:
         raise Missing("needs nginx and its module nchan: apt install nginx libnginx-mod-nchan")
@@ -102,10 +102,9 @@ def nginx() -> str:
 
 
 def nchan() -> Start:
-    """Start nginx with nchan, in a folder of its own."""
+    """Start nginx with nchan in a temporary folder."""
     program = nginx()
-    said = output([program, "-V"])
-    found = re.search(r"--modules-path=(\S+)", said)
+    found = re.search(r"--modules-path=(\S+)", output([program, "-V"]))
     modules = Path(found[1] if found else "/usr/lib/nginx/modules")
     if not (modules / "ngx_nchan_module.so").exists():
         raise Missing("needs the module nchan of nginx: apt install libnginx-mod-nchan")
@@ -120,19 +119,19 @@ def nchan() -> Start:
 
 
 def output(command: list[str]) -> str:
-    """Return what a program prints."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # names of ours
+    """Return what a program prints to stdout and stderr."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (done.stdout + done.stderr).strip()
 
 
 def nchan_version() -> str:
-    """Return the versions of nginx and of Debian's package."""
-    said = output([nginx(), "-v"]).removeprefix("nginx version: ").replace("/", " ")
-    return f"{said}, nchan {output(['dpkg-query', '-Wf', '${Version}', 'libnginx-mod-nchan'])}"
+    """Return the versions of nginx and of Debian's package of nchan."""
+    nginx_version = output([nginx(), "-v"]).removeprefix("nginx version: ").replace("/", " ")
+    return f"{nginx_version}, nchan {output(['dpkg-query', '-Wf', '${Version}', 'libnginx-mod-nchan'])}"
 
 
 def better_sse_version() -> str:
-    """Return the versions of Node and of the package."""
+    """Return the versions of better-sse and Node."""
     text = (MODULE / "package.json").read_text(encoding="utf-8")
     found = re.search(r'"version": "([^"]+)"', text)
     assert found is not None
@@ -145,17 +144,22 @@ def floor_version() -> str:
 
 
 OURS = Peer(
-    "ours on asyncio", in_python("ours", "asyncio"), of_packages("aiohttp-interceptors", "aiohttp"), replays=True
+    "ours on asyncio",
+    python_server("ours", "asyncio"),
+    package_versions("aiohttp-interceptors", "aiohttp"),
+    replays=True,
 )
-OURS_UVLOOP = Peer("ours on uvloop", in_python("ours", "uvloop", "uvloop"), of_packages("uvloop"), replays=True)
+OURS_UVLOOP = Peer(
+    "ours on uvloop", python_server("ours", "uvloop", "uvloop"), package_versions("uvloop"), replays=True
+)
 FLOOR = Peer("C", floor, floor_version)
 NCHAN = Peer("nchan", nchan, nchan_version, pipelines=True, replays=True)
 BETTER_SSE = Peer("better-sse", better_sse, better_sse_version)
-AIOHTTP_SSE = Peer("aiohttp-sse", in_python("aiohttp-sse", "asyncio"), of_packages("aiohttp-sse", "aiohttp"))
+AIOHTTP_SSE = Peer("aiohttp-sse", python_server("aiohttp-sse", "asyncio"), package_versions("aiohttp-sse", "aiohttp"))
 SSE_STARLETTE = Peer(
     "sse-starlette",
-    in_python("sse-starlette", "uvloop", "uvicorn", "sse_starlette", "uvloop"),
-    of_packages("sse-starlette", "uvicorn", "uvloop"),
+    python_server("sse-starlette", "uvloop", "uvicorn", "sse_starlette", "uvloop"),
+    package_versions("sse-starlette", "uvicorn", "uvloop"),
 )
-BARE = Peer("bare", in_python("bare", "asyncio"), of_packages("aiohttp"), publishes=False)
+BARE = Peer("bare", python_server("bare", "asyncio"), package_versions("aiohttp"), publishes=False)
 PEERS = (FLOOR, OURS, OURS_UVLOOP, NCHAN, BETTER_SSE, AIOHTTP_SSE, SSE_STARLETTE, BARE)

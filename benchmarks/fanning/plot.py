@@ -1,4 +1,4 @@
-"""The cost of a delivery over the number of streams, as SVG that is legible on light and on dark."""
+"""A plot of the cost of a delivery over the number of streams, as SVG for light and dark colour schemes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 60, 190, 60, 52
-LABEL = 17  # from one label to the next, at least
+LABEL = 17  # minimum distance of two labels
 STYLE = """
 svg { --paper: #ffffff; --ink: #1f2328; --faint: #d1d9e0; font: 13px system-ui, sans-serif }
 .c0 { --line: #57606a } .c1 { --line: #0969da } .c2 { --line: #0550ae } .c3 { --line: #1a7f37 }
@@ -26,14 +26,14 @@ circle { fill: var(--line) } .name { fill: var(--line) } .ours .name { font-weig
 
 
 class Curve(NamedTuple):
-    """A peer's microseconds by number of streams."""
+    """The microseconds per delivery of a peer, by number of streams."""
 
     name: str
     points: Sequence[tuple[int, float]]
 
 
 def plot(curves: Sequence[Curve]) -> str:
-    """Draw the curves, the number of streams on a logarithmic axis."""
+    """Return an SVG of the curves, with a logarithmic axis for the number of streams."""
     counts = sorted({count for curve in curves for count, _ in curve.points})
     top = max(value for curve in curves for _, value in curve.points)
     step = 10 if top > 25 else 5
@@ -60,20 +60,20 @@ def plot(curves: Sequence[Curve]) -> str:
         f'<text x="{x(count):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{count:,}</text>' for count in counts
     ]
     labels = spaced([y(curve.points[-1][1]) for curve in curves])
-    for number, (curve, at) in enumerate(zip(curves, labels, strict=True)):
+    for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):
         points = [f"{x(count):.1f},{y(value):.1f}" for count, value in curve.points]
         kind = f"c{number % 7}" + (" ours" if curve.name.startswith("ours") else "")
-        dots = "".join(f'<circle cx="{one.split(",")[0]}" cy="{one.split(",")[1]}" r="3.5"/>' for one in points)
+        dots = "".join(f'<circle cx="{point.split(",")[0]}" cy="{point.split(",")[1]}" r="3.5"/>' for point in points)
         name = f"{escape(curve.name)} {curve.points[-1][1]:.1f}"
         parts.append(f'<g class="{kind}"><polyline points="{" ".join(points)}"/>{dots}')
-        parts.append(f'<text class="name" x="{WIDTH - RIGHT + 14}" y="{at + 4:.1f}">{name}</text></g>')
+        parts.append(f'<text class="name" x="{WIDTH - RIGHT + 14}" y="{label + 4:.1f}">{name}</text></g>')
     return "\n".join([*parts, "</svg>", ""])
 
 
 def spaced(heights: Sequence[float]) -> list[float]:
-    """Move labels up, as far as they must so that none covers another."""
+    """Move labels up where they would overlap."""
     moved = [0.0] * len(heights)
     last = float("inf")
-    for index in sorted(range(len(heights)), key=lambda one: -heights[one]):
+    for index in sorted(range(len(heights)), key=lambda index: -heights[index]):
         last = moved[index] = min(heights[index], last - LABEL)
     return moved

@@ -1,4 +1,4 @@
-"""The figures as tables: each peer's, and the ratios with their goals."""
+"""Tables of the figures of each peer, and of the ratios with their goals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 class Goal(NamedTuple):
-    """A ratio or a difference that is to be reached."""
+    """A goal for a ratio or a difference."""
 
     title: str
     bound: float
@@ -37,14 +37,14 @@ class Goal(NamedTuple):
 
 
 def goals(figures: Figures) -> Iterator[Goal]:
-    """Compare, round by round."""
+    """Yield the goals, with the values of all rounds."""
 
     def ratio(column: str, mine: Peer, peer: Peer) -> list[float]:
-        return figures.each(operator.truediv, (column, mine.name), (column, peer.name))
+        return figures.map_rounds(operator.truediv, (column, mine.name), (column, peer.name))
 
     def growth(mine: Peer) -> list[float]:
         columns = [(column, peer.name) for peer in (mine, FLOOR) for column in ("one 100", "one 8000")]
-        return figures.each(lambda few, many, c_few, c_many: many / few / (c_many / c_few), *columns)
+        return figures.map_rounds(lambda few, many, c_few, c_many: many / few / (c_many / c_few), *columns)
 
     both = (OURS, OURS_UVLOOP)
     yield Goal("one at a time: ours on asyncio against aiohttp-sse", 0.38, " x", ratio("one 1000", OURS, AIOHTTP_SSE))
@@ -54,34 +54,34 @@ def goals(figures: Figures) -> Iterator[Goal]:
     for mine in both:
         yield Goal(f"growth from 100 to 8,000 streams: {mine.name} against C's own", 1.3, " x", growth(mine))
     yield Goal("burst of 50: ours on asyncio against aiohttp-sse", 0.06, " x", ratio("burst", OURS, AIOHTTP_SSE))
-    more = figures.each(operator.sub, ("memory", OURS.name), ("memory", BARE.name))
+    more = figures.map_rounds(operator.sub, ("memory", OURS.name), ("memory", BARE.name))
     yield Goal("memory of an open stream: ours on asyncio over a bare StreamResponse", 1.5, " KiB", more)
-    again = figures.each(operator.truediv, ("reconnect", OURS.name), ("open", BARE.name))
+    again = figures.map_rounds(operator.truediv, ("reconnect", OURS.name), ("open", BARE.name))
     yield Goal("reconnect with 100 events: ours on asyncio against opening a bare StreamResponse", 1.6, " x", again)
     for mine in both:
-        slower = figures.each(operator.truediv, ("stopped p99", mine.name), ("reading p99", mine.name))
+        slower = figures.map_rounds(operator.truediv, ("stopped p99", mine.name), ("reading p99", mine.name))
         yield Goal(f"p99 of 900 with 100 stopped against none stopped: {mine.name}", 1.2, " x", slower)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Write a median and the range that it is from."""
+    """Format a median and the range of the values."""
     return f"{median(values):.2f}" + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
 
 
 def figure(value: float | None) -> str:
-    """Write a value with three digits, or that there is none."""
+    """Format a value with three digits, or a hyphen for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write a table."""
+    """Return the lines of a table in Markdown."""
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def tables(figures: Figures, peers: Sequence[Peer]) -> list[str]:
-    """Write both tables, of what was measured."""
+    """Return the lines of both tables."""
     columns = [column for column in COLUMNS if any(figures.rounds(column, peer.name) for peer in peers)]
     rows = [
         [peer.name, *(figure(figures.median(column, peer.name)) for column in columns)]
@@ -89,9 +89,9 @@ def tables(figures: Figures, peers: Sequence[Peer]) -> list[str]:
         if any(figures.rounds(column, peer.name) for column in columns)
     ]
     lines = table(["", *(COLUMNS[column] for column in columns)], rows)
-    lines += ["", *(f"Without {name}: {why}." for name, why in figures.without.items())]
-    if figures.busiest:
-        lines.append(f"At the fixed rate the load was at work for at most {figures.busiest:.0%} of the time.")
+    lines += ["", *(f"Without {name}: {reason}." for name, reason in figures.skipped.items())]
+    if figures.max_load:
+        lines.append(f"At the fixed rate the load used at most {figures.max_load:.0%} of its core.")
     lines.append("")
     compared = [
         [title, f"{bound}{unit}", spread(reached), "ok" if median(reached) <= bound else "MISSED"]
@@ -101,8 +101,8 @@ def tables(figures: Figures, peers: Sequence[Peer]) -> list[str]:
     return lines + (table(["case", "at most", "reached", ""], compared) if compared else [])
 
 
-def setting(peers: Sequence[Peer], rounds: int) -> list[str]:
-    """Write when this was, and with what."""
+def environment(peers: Sequence[Peer], rounds: int) -> list[str]:
+    """Return lines with the date, the system and the versions."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
     system = f"{platform.system()} {platform.release()}"
     lines = [f"{datetime.now(UTC):%Y-%m-%d}, {system}, {python}; medians of {rounds} rounds.", ""]

@@ -1,9 +1,9 @@
-"""The servers in Python: for each library the usual program that sends an event to everybody.
+"""The Python servers: for each library the usual program that sends an event to all streams.
 
     python -m fanning.server ours|aiohttp-sse|sse-starlette|bare asyncio|uvloop
 
-Prints its port. ``GET /stream`` opens a stream, the lines of the body of ``POST /publish`` are events, published back
-to back, and ``POST /collect`` collects garbage.
+Prints its port. ``GET /stream`` opens a stream, ``POST /publish`` publishes each line of its body as an event, and
+``POST /collect`` runs the garbage collector.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 from aiohttp import web
 
-NEVER = 3600.0  # seconds; no heartbeat falls into a measurement
+NEVER = 3600.0  # seconds; no heartbeat is sent during a measurement
 HISTORY = 1000
 
 
 class Queues:
-    """A queue per stream, as one writes it by hand."""
+    """One queue per stream, the usual broadcast without a library."""
 
     def __init__(self) -> None:
         self.all: set[asyncio.Queue[str]] = set()
 
     def add(self) -> asyncio.Queue[str]:
-        """Return a queue for one more stream."""
+        """Create a queue for a stream."""
         queue = asyncio.Queue[str]()
         self.all.add(queue)
         return queue
 
     def publish(self, lines: list[str]) -> None:
-        """Put all events in all queues."""
+        """Put the events into all queues."""
         for line in lines:
             for queue in self.all:
                 queue.put_nowait(line)
@@ -43,7 +43,8 @@ class Queues:
 
 def ours() -> web.Application:
     """Serve with this library."""
-    from aiohttp_interceptors import Hub, as_handler, setup, start_topic_stream  # noqa: PLC0415  # not in other servers
+    # A server imports only what it needs, since its memory is measured.
+    from aiohttp_interceptors import Hub, as_handler, setup, start_topic_stream  # noqa: PLC0415
 
     hub = Hub(history=HISTORY)
 
@@ -61,7 +62,7 @@ def ours() -> web.Application:
 
 def aiohttp_sse() -> web.Application:
     """Serve with aiohttp-sse."""
-    from aiohttp_sse import sse_response  # noqa: PLC0415  # as above
+    from aiohttp_sse import sse_response  # noqa: PLC0415  # only in this server
 
     queues = Queues()
 
@@ -86,7 +87,7 @@ def aiohttp_sse() -> web.Application:
 
 
 def bare() -> web.Application:
-    """Serve streams that are opened and stay silent, with aiohttp alone."""
+    """Serve idle streams with aiohttp alone."""
 
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -115,12 +116,12 @@ async def serve_aiohttp(app: web.Application, listening: socket.socket) -> None:
 
 async def serve_starlette(listening: socket.socket) -> None:
     """Serve with sse-starlette on uvicorn until killed."""
-    import uvicorn  # noqa: PLC0415  # as above
-    from sse_starlette import EventSourceResponse  # noqa: PLC0415  # as above
-    from starlette.applications import Starlette  # noqa: PLC0415  # as above
-    from starlette.requests import Request  # noqa: PLC0415  # as above
-    from starlette.responses import Response  # noqa: PLC0415  # as above
-    from starlette.routing import Route  # noqa: PLC0415  # as above
+    import uvicorn  # noqa: PLC0415  # only in this server
+    from sse_starlette import EventSourceResponse  # noqa: PLC0415  # only in this server
+    from starlette.applications import Starlette  # noqa: PLC0415  # only in this server
+    from starlette.requests import Request  # noqa: PLC0415  # only in this server
+    from starlette.responses import Response  # noqa: PLC0415  # only in this server
+    from starlette.routing import Route  # noqa: PLC0415  # only in this server
 
     queues = Queues()
 
@@ -161,12 +162,12 @@ async def serve(name: str, listening: socket.socket) -> None:
 
 
 def main() -> None:
-    """Serve what the command line says."""
+    """Serve with the library and the event loop of the command line."""
     name, loop = sys.argv[1:]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
-        import uvloop  # noqa: PLC0415  # as above
+        import uvloop  # noqa: PLC0415  # only in this server
 
         factory = uvloop.new_event_loop
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)

@@ -24,12 +24,12 @@ void fail(const char *format, ...) {
     exit(1);
 }
 
-/* An event is complete. */
+/* Check a complete event. */
 static void received(struct stream *s, uint64_t at) {
     int index = s - streams;
     s->has_data = 0;
     if (s->number != s->next)
-        fail("stream %d got event %lu in the place of %lu", index, s->number, s->next);
+        fail("stream %d received event %lu instead of %lu", index, s->number, s->next);
     s->next++;
     deliveries++;
     if (index == 0)
@@ -43,7 +43,7 @@ static void received(struct stream *s, uint64_t at) {
         waiting--;
 }
 
-static void line_ends(struct stream *s, uint64_t at) {
+static void end_line(struct stream *s, uint64_t at) {
     int size = s->line_size;
     unsigned length;
     if (size && s->last == '\r')
@@ -59,7 +59,7 @@ static void line_ends(struct stream *s, uint64_t at) {
     if (!memcmp(s->line, "data:", 5)) {
         char *value = s->line + 5 + (s->line[5] == ' ');
         if (sscanf(value, "%lu %lu %u", &s->number, &s->stamp, &length) != 3)
-            fail("strange data: %.40s", s->line);
+            fail("invalid data: %.40s", s->line);
         if ((unsigned)(size - (value - s->line)) != length)
             fail("event %lu has %d bytes and not %u", s->number, size - (int)(value - s->line), length);
         s->has_data = 1;
@@ -67,7 +67,7 @@ static void line_ends(struct stream *s, uint64_t at) {
         strcpy(s->id, s->line + 3 + (s->line[3] == ' '));
 }
 
-static void take_lines(struct stream *s, const char *data, size_t size, uint64_t at) {
+static void feed_lines(struct stream *s, const char *data, size_t size, uint64_t at) {
     while (size) {
         const char *end = memchr(data, '\n', size);
         size_t part = end ? (size_t)(end - data) : size;
@@ -80,12 +80,12 @@ static void take_lines(struct stream *s, const char *data, size_t size, uint64_t
         s->line_size += part;
         if (!end)
             return;
-        line_ends(s, at);
+        end_line(s, at);
         data += part + 1, size -= part + 1;
     }
 }
 
-static size_t take_head(struct stream *s, const char *data, size_t size) {
+static size_t feed_head(struct stream *s, const char *data, size_t size) {
     if (!s->head)
         s->head = calloc(1, HEAD + 1);
     size_t room = HEAD - s->head_size, part = size < room ? size : room;
@@ -95,13 +95,13 @@ static size_t take_head(struct stream *s, const char *data, size_t size) {
     char *end = strstr(s->head, "\r\n\r\n");
     if (!end) {
         if (s->head_size == HEAD)
-            fail("a head of more than %d bytes", HEAD);
+            fail("a response head of more than %d bytes", HEAD);
         return part;
     }
     end[2] = 0;
     if (strncmp(s->head, "HTTP/1.1 200", 12))
-        fail("a stream was answered %.12s", s->head);
-    s->place = strcasestr(s->head, "\r\ntransfer-encoding: chunked") ? IN_SIZE : RAW;
+        fail("the response to a stream was %.12s", s->head);
+    s->state = strcasestr(s->head, "\r\ntransfer-encoding: chunked") ? IN_SIZE : RAW;
     size_t whole = end + 4 - s->head;
     free(s->head);
     s->head = NULL;
@@ -110,34 +110,34 @@ static size_t take_head(struct stream *s, const char *data, size_t size) {
     return whole - before;
 }
 
-void take(struct stream *s, const char *data, size_t size, uint64_t at) {
+void feed(struct stream *s, const char *data, size_t size, uint64_t at) {
     while (size) {
         size_t part = 1;
-        switch (s->place) {
+        switch (s->state) {
         case IN_HEAD:
-            part = take_head(s, data, size);
+            part = feed_head(s, data, size);
             break;
         case IN_SIZE:
             if (*data == '\n') {
                 if (!s->chunk)
                     fail("the server ended stream %d", (int)(s - streams));
-                s->place = IN_CHUNK;
+                s->state = IN_CHUNK;
             } else if (*data != '\r')
                 s->chunk = s->chunk * 16 + (*data <= '9' ? *data - '0' : (*data | 32) - 'a' + 10);
             break;
         case IN_CHUNK:
             part = size < s->chunk ? size : s->chunk;
-            take_lines(s, data, part, at);
+            feed_lines(s, data, part, at);
             if (!(s->chunk -= part))
-                s->place = AFTER_CHUNK;
+                s->state = AFTER_CHUNK;
             break;
         case AFTER_CHUNK:
             if (*data == '\n')
-                s->place = IN_SIZE;
+                s->state = IN_SIZE;
             break;
         case RAW:
             part = size;
-            take_lines(s, data, size, at);
+            feed_lines(s, data, size, at);
         }
         data += part, size -= part;
     }

@@ -1,13 +1,13 @@
-/* A stream of the load: where it is in what it reads, and which event comes next. */
+/* A stream of the load: the state of its parser, and the next event. */
 #include <stddef.h>
 #include <stdint.h>
 
 enum { STREAMS = 20000, LINE = 80, IDS = 4096 };
-enum place { IN_HEAD, IN_SIZE, IN_CHUNK, AFTER_CHUNK, RAW };
+enum state { IN_HEAD, IN_SIZE, IN_CHUNK, AFTER_CHUNK, RAW };
 
 struct stream {
     int fd;
-    enum place place;
+    enum state state;
     int read, has_data, opening, line_size, head_size;
     char last;                    /* byte of the line */
     uint64_t chunk, next, number, stamp;
@@ -15,18 +15,18 @@ struct stream {
     char *head;
 };
 
-/* What all streams share. */
+/* Shared by all streams. */
 extern struct stream streams[STREAMS];
-extern char ids[IDS][LINE];                  /* of the first stream's events */
-extern int opening;                          /* streams on their way */
-extern uint64_t goal, target;                /* the next number at which a stream is open, and at which it has all */
-extern uint64_t waiting, deliveries;         /* streams that have not all; events of all streams */
-extern uint32_t *latencies;                  /* microseconds; nobody notes them if there is no room */
+extern char ids[IDS][LINE];                  /* of the events of the first stream */
+extern int opening;                          /* streams that are not open yet */
+extern uint64_t goal, target;                /* next numbers at which a stream is open, and complete */
+extern uint64_t waiting, deliveries;         /* streams that are not complete; events of all streams */
+extern uint32_t *latencies;                  /* microseconds; not recorded without room */
 extern uint64_t latency_count, latency_room;
-extern int skip;                             /* streams whose latencies are not noted */
+extern int skip;                             /* streams whose latencies are not recorded */
 
-/* Say what went wrong, and end. */
+/* Print an error and exit. */
 void fail(const char *format, ...);
 
-/* Take bytes as they came at some time: the head of the response, chunks, lines, events. */
-void take(struct stream *s, const char *data, size_t size, uint64_t at);
+/* Parse received bytes: the response head, chunks, lines, events. */
+void feed(struct stream *s, const char *data, size_t size, uint64_t at);

@@ -1,9 +1,9 @@
-"""The servers that are measured: the natural program of each library for the same jobs, with its stock settings.
+"""The servers: for each library the usual program for the same tasks, with default settings.
 
     python -m streaming.server ours|aiohttp-sse|sse-starlette|bare asyncio|uvloop CORE
 
-Prints its port. ``/burst`` and ``/paced`` send ``?events=`` events when they are told, ``/idle`` and ``/plain`` none,
-and ``/watched?number=`` notes when it knows that its client has left. ``/control`` tells, and asks, all of them.
+Prints its port. ``/burst`` and ``/paced`` send ``?events=`` events after a command, ``/idle`` and ``/plain`` send none,
+and ``/watched?number=`` records when a disconnect is detected. ``/control`` executes commands.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EVENT_STREAM = {"Content-Type": "text/event-stream"}
 
 def ours(control: Control) -> web.Application:
     """Serve with this library."""
-    from aiohttp_interceptors import (  # noqa: PLC0415  # what one server needs must not be in another's memory
+    from aiohttp_interceptors import (  # noqa: PLC0415  # a server imports only what it needs: memory is measured
         CloseReason,
         Event,
         EventChannel,
@@ -39,15 +39,15 @@ def ours(control: Control) -> web.Application:
         start_event_stream,
     )
 
-    class NoRoom(asyncio.Queue[Event]):
-        """A queue in which every put waits, so that it is seen how long until it is told."""
+    class FullQueue(asyncio.Queue[Event]):
+        """A queue that is always full, to measure when a waiting put returns."""
 
         def full(self) -> bool:
             return True
 
     async def burst(channel: EventChannel, context: RequestContext) -> None:
         load, events = control.load, int(context.request.query["events"])
-        await load.go.wait()
+        await load.start.wait()
         for text in texts(events):
             await channel.put(text)
         await load.done.wait()
@@ -66,7 +66,7 @@ def ours(control: Control) -> web.Application:
         pass
 
     async def watched(channel: EventChannel, context: RequestContext) -> None:
-        assert not await channel.put("there is no room"), "the put did not wait"
+        assert not await channel.put("never sent"), "the put did not wait"
         control.refused[int(context.request.query["number"])] = time.monotonic()
 
     def on_close(context: RequestContext, reason: CloseReason) -> None:
@@ -76,18 +76,18 @@ def ours(control: Control) -> web.Application:
     setup(app)
     for ready in (burst, paced, idle, plain):
         app.router.add_get(f"/{ready.__name__}", as_handler(start_event_stream(ready)))
-    app.router.add_get("/watched", as_handler(start_event_stream(watched, buffer=NoRoom, on_close=on_close)))
+    app.router.add_get("/watched", as_handler(start_event_stream(watched, buffer=FullQueue, on_close=on_close)))
     return app
 
 
 def aiohttp_sse(control: Control) -> web.Application:
     """Serve with aiohttp-sse."""
-    from aiohttp_sse import sse_response  # noqa: PLC0415  # as above
+    from aiohttp_sse import sse_response  # noqa: PLC0415  # only in this server
 
     async def burst(request: web.Request) -> web.StreamResponse:
         load, events = control.load, int(request.query["events"])
         async with sse_response(request) as response:
-            await load.go.wait()
+            await load.start.wait()
             for text in texts(events):
                 await response.send(text)
             await load.done.wait()
@@ -115,12 +115,12 @@ def aiohttp_sse(control: Control) -> web.Application:
 
 
 def bare(control: Control) -> web.Application:
-    """Serve with aiohttp alone: frames that are there already are written, or a handler waits."""
+    """Serve with aiohttp alone: handlers write encoded frames, or wait."""
 
     async def burst(request: web.Request) -> web.StreamResponse:
         load, response = control.load, web.StreamResponse(headers=EVENT_STREAM)
         await response.prepare(request)
-        await load.go.wait()
+        await load.start.wait()
         for frame in frames(int(request.query["events"])):
             await response.write(frame)
         await load.done.wait()
@@ -144,7 +144,7 @@ def bare(control: Control) -> web.Application:
 
 
 def routed(*handlers: Handler) -> web.Application:
-    """Make an application of handlers, under their names."""
+    """Create an application with a route for each handler, under its name."""
     app = web.Application()
     for handler in handlers:
         app.router.add_get(f"/{handler.__name__}", handler)
@@ -154,10 +154,10 @@ def routed(*handlers: Handler) -> web.Application:
 async def serve_aiohttp(app: web.Application, control: Control, listening: socket.socket) -> None:
     """Serve until killed."""
 
-    async def obey(request: web.Request) -> web.Response:
-        return web.json_response(control.obey(request.query["verb"], int(request.query["events"])))
+    async def execute(request: web.Request) -> web.Response:
+        return web.json_response(control.execute(request.query["verb"], int(request.query["events"])))
 
-    app.router.add_get("/control", obey)
+    app.router.add_get("/control", execute)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.SockSite(runner, listening).start()
@@ -166,18 +166,18 @@ async def serve_aiohttp(app: web.Application, control: Control, listening: socke
 
 async def serve_starlette(control: Control, listening: socket.socket) -> None:
     """Serve with sse-starlette on uvicorn until killed."""
-    import uvicorn  # noqa: PLC0415  # as above
-    from sse_starlette import EventSourceResponse  # noqa: PLC0415  # as above
-    from starlette.applications import Starlette  # noqa: PLC0415  # as above
-    from starlette.requests import Request  # noqa: PLC0415  # as above
-    from starlette.responses import Response  # noqa: PLC0415  # as above
-    from starlette.routing import Route  # noqa: PLC0415  # as above
+    import uvicorn  # noqa: PLC0415  # only in this server
+    from sse_starlette import EventSourceResponse  # noqa: PLC0415  # only in this server
+    from starlette.applications import Starlette  # noqa: PLC0415  # only in this server
+    from starlette.requests import Request  # noqa: PLC0415  # only in this server
+    from starlette.responses import Response  # noqa: PLC0415  # only in this server
+    from starlette.routing import Route  # noqa: PLC0415  # only in this server
 
     async def burst(request: Request) -> Response:
         load, events = control.load, int(request.query_params["events"])
 
         async def generate() -> AsyncIterator[str]:
-            await load.go.wait()
+            await load.start.wait()
             for text in texts(events):
                 yield text
             await load.done.wait()
@@ -205,12 +205,12 @@ async def serve_starlette(control: Control, listening: socket.socket) -> None:
 
         return EventSourceResponse(generate())
 
-    async def obey(request: Request) -> Response:
+    async def execute(request: Request) -> Response:
         query = request.query_params
-        return Response(json.dumps(control.obey(query["verb"], int(query["events"]))))
+        return Response(json.dumps(control.execute(query["verb"], int(query["events"]))))
 
     routes = [Route(f"/{handler.__name__}", handler) for handler in (burst, paced, watched)]
-    app = Starlette(routes=[*routes, Route("/control", obey)])
+    app = Starlette(routes=[*routes, Route("/control", execute)])
     await uvicorn.Server(uvicorn.Config(app, log_level="warning")).serve([listening])
 
 
@@ -225,13 +225,13 @@ async def serve(name: str, listening: socket.socket) -> None:
 
 
 def main() -> None:
-    """Serve what the command line says."""
+    """Serve with the library, the event loop and the core of the command line."""
     name, loop, core = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
-        import uvloop  # noqa: PLC0415  # as above
+        import uvloop  # noqa: PLC0415  # only in this server
 
         factory = uvloop.new_event_loop
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)

@@ -346,6 +346,14 @@ async def test_a_missing_table_is_refused_with_the_command_that_creates_it(broke
     assert (await broker.publish("t", b"x")).offset == 1
 
 
+async def test_a_missing_column_is_refused_with_the_command_that_creates_the_tables(brokers, site):
+    """A table of another release."""
+    site.sql(f"ALTER TABLE {site.table} RENAME COLUMN run_id TO another")
+    how = rf"another release.*python -m aiohttp_interceptors\.brokers\.postgres {site.table} prints"
+    with pytest.raises(BrokerRefused, match=how):
+        await brokers().publish("t", b"x")
+
+
 async def test_the_migration_can_be_run_again_and_keeps_the_log(broker, site):
     await broker.publish("t", b"x")
     site.sql(migration(site.table))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_interceptors.chain import Context, Execution, execute, run_execution
+from aiohttp_interceptors.chain import Context, Execution, compile_chain, execute, run_execution
 from aiohttp_interceptors.decorators import around
 from aiohttp_interceptors.exceptions import QueueClosed
 from aiohttp_interceptors.interceptor import Interceptor
@@ -368,10 +368,10 @@ class TestTerminators:
         async def handler(context: Context) -> None:
             handled.append(context)
 
-        await run_execution(Execution(Context(), (trail.link("a", enter=Context.terminate),)), handler)
+        await run_execution(Execution(Context(), compile_chain((trail.link("a", enter=Context.terminate),))), handler)
         assert handled == []
         context = Context()
-        await run_execution(Execution(context, (trail.link("a"),)), handler)
+        await run_execution(Execution(context, compile_chain((trail.link("a"),))), handler)
         assert len(handled) == 1
         assert handled[0] is context
 

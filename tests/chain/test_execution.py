@@ -12,7 +12,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from aiohttp_interceptors.chain import Context, Execution, execute, run_execution
+from aiohttp_interceptors.chain import Context, Execution, compile_chain, execute, run_execution
 from aiohttp_interceptors.decorators import after, around, before
 from aiohttp_interceptors.exceptions import QueueClosed
 from aiohttp_interceptors.facts import StageRan
@@ -545,10 +545,10 @@ class TestHandler:
         boom, readings = KeyError(), Readings()
         chain = (after(readings.stage("leave a")), Interceptor("b", binding(1), raising(boom)), after(nothing))
         with pytest.raises(KeyError):
-            await run_execution(Execution(Context(), chain), page)
+            await run_execution(Execution(Context(), compile_chain(chain)), page)
         assert boom.__notes__ == ["raised in interceptor 'b', stage leave"]
         chain = (after(readings.stage("leave a")), before(binding(1)), after(readings.stage("leave c")))
-        await run_execution(Execution(Context(), chain), page)
+        await run_execution(Execution(Context(), compile_chain(chain)), page)
         assert readings == [("leave c", 1), ("leave a", 0)]
 
     async def test_the_chain_leaves_with_the_context_that_the_handler_continued_with(self) -> None:

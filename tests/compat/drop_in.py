@@ -1,7 +1,7 @@
-"""A pytest plugin that has aiohttp-sse's own tests run on our class, as an application that exchanges the class would.
+"""A pytest plugin that runs the tests of aiohttp-sse with our class, like an application that replaces the class.
 
-``EventSourceResponse`` is ours when the tests import it, and the default of ``sse_response`` too. Nothing else is
-touched. A test that stands for a difference we want must fail, and must show that difference and no other.
+``EventSourceResponse`` is ``EventStreamResponse`` when the tests import it, and the default of ``sse_response``.
+Nothing else changes. A test of an intended difference must fail, with the expected message.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from aiohttp_interceptors import EventStreamResponse
 
 @dataclass(frozen=True)
 class Difference:
-    """What we do otherwise on purpose."""
+    """An intended difference."""
 
     tests: tuple[str, ...]
-    shows: str
-    """A regular expression for what these tests fail with."""
+    message: str
+    """A regular expression for the failures of these tests."""
     reason: str
 
 
@@ -32,20 +32,20 @@ DIFFERENCES = (
     Difference(
         ("test_func",),
         r"assert 'no-cache, no-transform' == 'no-cache'",
-        "the head says no-transform, or a proxy may compress the stream and hold events back; and Connection is "
-        "left to aiohttp, which knows whether it will be kept",
+        "Cache-Control has no-transform, because a proxy might compress the stream and delay events; Connection is "
+        "set by aiohttp, which knows whether the connection is kept alive",
     ),
     Difference(
         ("test_ping_reset", "test_ping_auto_close"),
         r"assert None( is not None)?\n.*_ping_task",
-        "there is no ping task: one timer serves all streams, and what is sent goes to the transport and not through "
-        "write(); is_connected() and wait() tell what the task's state told",
+        "there is no ping task: one timer serves all streams and writes heartbeats to the transport, not with write(); "
+        "use is_connected() and wait() instead of the state of the task",
     ),
     Difference(
         ("test_connection_is_not_alive",),
         r"ClientConnectionResetError: the client has disconnected",
-        "a second prepare() for a lost client raises ConnectionResetError, as send() does: a CancelledError that "
-        "nobody asked for ends task groups and timeouts in silence",
+        "a second prepare() after a disconnect raises ConnectionResetError, as send() does: a CancelledError without "
+        "a call of cancel() silently ends task groups and timeouts",
     ),
 )
 
@@ -59,17 +59,17 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.module.EventSourceResponse is not EventStreamResponse:
-            raise pytest.UsageError(f"{item.nodeid} would run on {item.module.EventSourceResponse}")
+            raise pytest.UsageError(f"{item.nodeid} would run with {item.module.EventSourceResponse}")
     for name, difference in _expected.items():
-        concerned = [item for item in items if item.originalname == name]
-        if not concerned:
-            raise pytest.UsageError(f"there is no test {name}, which shows a difference: {difference.reason}")
-        for item in concerned:
+        affected = [item for item in items if item.originalname == name]
+        if not affected:
+            raise pytest.UsageError(f"there is no test {name}, which shows the difference: {difference.reason}")
+        for item in affected:
             item.add_marker(pytest.mark.xfail(reason=difference.reason, strict=True))
 
 
-class _Raised(logging.Handler):
-    """Keeps what handlers raised: aiohttp logs it, and a test whose client has its answer already would not see it."""
+class _ErrorHandler(logging.Handler):
+    """Keeps the exceptions of request handlers, which aiohttp only logs if the response was already sent."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -84,14 +84,14 @@ class _Raised(logging.Handler):
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if item.originalname not in _expected:
         return (yield)
-    raised, logger = _Raised(), logging.getLogger("aiohttp.server")
-    logger.addHandler(raised)
+    handler, logger = _ErrorHandler(), logging.getLogger("aiohttp.server")
+    logger.addHandler(handler)
     try:
         result = yield
     finally:
-        logger.removeHandler(raised)
-    if raised.errors:
-        raise raised.errors[0]
+        logger.removeHandler(handler)
+    if handler.errors:
+        raise handler.errors[0]
     return result
 
 
@@ -100,11 +100,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call" and report.skipped and hasattr(report, "wasxfail"):
-        shown = str(report.longrepr)
-        if re.search(_expected[item.originalname].shows, shown) is None:
-            report.outcome = "failed"
-            del report.wasxfail
+    expected_failure = report.when == "call" and report.skipped and hasattr(report, "wasxfail")
+    if expected_failure and re.search(_expected[item.originalname].message, str(report.longrepr)) is None:
+        report.outcome = "failed"
+        del report.wasxfail
     return report
 
 

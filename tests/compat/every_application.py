@@ -1,8 +1,8 @@
-"""A pytest plugin that has aiohttp's own tests run with our middleware in front of everything.
+"""A pytest plugin that runs the tests of aiohttp with our middleware in each application.
 
-With ``--passed=FILE`` it notes which tests pass as they are. With ``--passing=FILE`` each application has an
-``interceptor_middleware()`` without interceptors as its first middleware, and those tests run that are noted there: all
-of them must pass again.
+``--passed=FILE`` writes the names of the tests that pass. ``--passing=FILE`` runs the tests that are listed in the file
+with an ``interceptor_middleware()`` without interceptors as the first middleware of each application. All of them must
+pass again.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from aiohttp_interceptors import interceptor_middleware
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--passed", type=Path, help="note here what passes")
-    parser.addoption("--passing", type=Path, help="run what is noted here, with our middleware in each application")
+    parser.addoption("--passed", type=Path, help="write the names of the tests that pass to this file")
+    parser.addoption("--passing", type=Path, help="run the tests of this file with our middleware in each application")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.passed is not None:
         config.option.passed.write_text("")
     if config.option.passing is not None:
-        _put_in_front()
+        _add_middleware()
         config.stash[_passing] = config.option.passing.read_text().splitlines()
 
 
-def _put_in_front() -> None:
+def _add_middleware() -> None:
     initialize = web.Application.__init__
 
-    def __init__(self: web.Application, *args: Any, **options: Any) -> None:  # noqa: N807  # it takes that one's place
+    def __init__(self: web.Application, *args: Any, **options: Any) -> None:  # noqa: N807  # replaces the constructor
         initialize(self, *args, **options)
         self.middlewares.insert(0, interceptor_middleware())
 
@@ -44,15 +44,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     passing = config.stash.get(_passing, None)
     if passing is None:
         return
-    noted, wanted = set(passing), list(items)
-    items[:] = [item for item in wanted if item.nodeid in noted]
+    selected, collected = set(passing), list(items)
+    items[:] = [item for item in collected if item.nodeid in selected]
     if len(items) != len(passing):
-        raise pytest.UsageError(f"{len(passing)} tests passed, and {len(items)} of them are found again")
-    config.hook.pytest_deselected(items=[item for item in wanted if item.nodeid not in noted])
+        raise pytest.UsageError(f"{len(passing)} tests passed, and only {len(items)} of them were collected")
+    config.hook.pytest_deselected(items=[item for item in collected if item.nodeid not in selected])
 
 
 class _Outcomes:
-    """Notes what passes from its setup to its teardown."""
+    """Records the tests that pass in setup, call and teardown."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

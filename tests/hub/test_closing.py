@@ -16,7 +16,7 @@ from tests.waiting import until, within
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(ending, "AGAIN", 60.0)
+    monkeypatch.setattr(ending, "CANCEL_TIMEOUT", 60.0)
     monkeypatch.setattr(hub_module, "TAIL_CLOSE_TIMEOUT", 0.05)
     monkeypatch.setattr(replication, "MIN_RECONNECT_DELAY", 0.001)
 
@@ -84,7 +84,7 @@ async def test_a_hub_can_be_closed_at_every_moment(where, turns):
 
 
 async def test_a_tail_that_ignores_cancellation_is_logged_and_the_broker_is_closed(logged, monkeypatch):
-    monkeypatch.setattr(ending, "AGAIN", 0.05)
+    monkeypatch.setattr(ending, "CANCEL_TIMEOUT", 0.05)
     let_go = asyncio.Event()
 
     class Stubborn(MemoryBroker):

@@ -1,12 +1,12 @@
-"""Fail brokers over under load, and compare what was acknowledged with what each client received or was told.
+"""Fail-over test: brokers fail under load, and what was acknowledged is compared with what each client received.
 
     python -m tests.soak.failover [--engine NAME]... [--fault NAME]... [--seconds 8] [--seed N] [--logs FOLDER]
 
-For each engine and fault: two application processes with a Hub each on the same broker, publishing by HTTP with
-retries under idempotency keys, and four clients, two of which also change the process. A run holds if each acknowledged
-event came to each client or lies under a gap that the client was told of, each repeat follows a gap, all was
-acknowledged in the end, both processes are ready again, and end when they are told to. Prints a table in Markdown, and
-exits with 1 if a run does not hold. Chance is seeded: the same seed makes the same delays, but not the same times.
+For each engine and fault there are two application processes with a Hub on the same broker, publishers that retry over
+HTTP with idempotency keys, and four subscribers, two of which change the process. A run passes if each subscriber
+received each acknowledged event or a gap that covers it, each repeat follows a gap, all events are acknowledged in the
+end, and both processes become ready again and end after SIGTERM. Prints a table in Markdown, and exits with 1 if a run
+fails. The same seed results in the same delays, but not in the same times.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import pytest
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
 from tests.servers.process import free_port
-from tests.soak.failover_clients import LOST, Listener, Publishers, eventually, watch
-from tests.soak.failover_ledger import SHOWN, Item, Verdict, judge, longest_pause
+from tests.soak.failover_clients import CONNECTION_ERRORS, Publishers, Subscriber, eventually, probe_readiness
+from tests.soak.failover_ledger import MAX_SHOWN, Item, Result, compare, longest_pause
 from tests.soak.failover_sites import (
     BareSentinel,
     NatsThree,
@@ -49,21 +49,21 @@ SITES: tuple[type[Site], ...] = (
     SqliteFile, ValkeySentinel, BareSentinel, ValkeyCluster, PostgresStandby, PostgresAsynchronous, NatsThree,
 )  # fmt: skip
 PROCESSES = 2
-STARTS = 30.0  # seconds that a process has to start and to become ready, on a busy machine
-ENDS = 15.0  # seconds that a process has to end after SIGTERM
+START_TIMEOUT = 30.0  # seconds that a process has to start and to become ready, on a busy machine
+STOP_TIMEOUT = 15.0  # seconds that a process has to end after SIGTERM
 CALM = 3.0  # seconds of load before a fault and after it
-TOLD = 3.0  # seconds that a loss which was told has to come after all
-ANSWERS = 45.0  # seconds after the fault in which all must be acknowledged
-ARRIVES = 20.0  # seconds after that in which all must have come
-LATE = 6.0  # seconds that an event may be late, on a busy machine, in a process that says that it is ready
-LIMIT = 240.0  # seconds that one run may take
-# By name: the process where a client begins, and the seconds, at least and at most, after which it changes to another.
-CLIENTS = (("stays", 0, None), ("stays too", 1, None), ("wanders", 0, (1.0, 4.0)), ("changes", 1, (4.0, 12.0)))
+REPORTED_DELAY = 3.0  # seconds in which an event that a gap covers may still be received
+ACKNOWLEDGE_TIMEOUT = 45.0  # seconds after the fault in which all events must be acknowledged
+DELIVERY_TIMEOUT = 20.0  # seconds after that in which all events must be received
+MAX_LATE = 6.0  # seconds that an event may be late in a process that is ready, on a busy machine
+RUN_TIMEOUT = 240.0  # seconds that one run may take
+# By name: the first process of a subscriber, and the range of seconds after which it changes to another.
+SUBSCRIBERS = (("first", 0, None), ("second", 1, None), ("changes often", 0, (1.0, 4.0)), ("changes", 1, (4.0, 12.0)))
 say = partial(print, flush=True)
 
 
 class ApplicationProcess:
-    """A process with a Hub, which is started several times on the same port."""
+    """A process with a Hub. It can be restarted on the same port."""
 
     def __init__(self, number: int, broker: dict[str, object], folder: Path, session: ClientSession) -> None:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
@@ -75,29 +75,29 @@ class ApplicationProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start it, and wait until it serves. Raises ``RuntimeError`` if it does not."""
+        """Start the process, and wait until it serves. Raises ``RuntimeError`` if it does not."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        if not await eventually(lambda: self._answers({200, 503}), STARTS):
+        if not await eventually(lambda: self._responds({200, 503}), START_TIMEOUT):
             raise RuntimeError(f"process {self._number} does not serve: {self.log.read_text()[-2000:]}")
 
     async def ready(self) -> bool:
-        return await self._answers({200})
+        return await self._responds({200})
 
     async def stop(self) -> None:
-        """End it as a deployment does."""
+        """Send SIGTERM, and wait for the end."""
         process = self._process
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(ENDS):
+            async with asyncio.timeout(STOP_TIMEOUT):
                 status = await process.wait()
         except TimeoutError:
-            self.problems.append(f"process {self._number} did not end within {ENDS:.0f} s of SIGTERM")
+            self.problems.append(f"process {self._number} did not end within {STOP_TIMEOUT:.0f} s of SIGTERM")
             await self.kill()
         else:
             if status:
@@ -108,11 +108,11 @@ class ApplicationProcess:
             self._process.kill()
             await self._process.wait()
 
-    def complaints(self) -> list[str]:
-        """Return what was logged as an error, or in another way than the library's own lines."""
+    def logged_errors(self) -> list[str]:
+        """Return the lines with level ``error``, and those that are not JSON."""
         lines = self.log.read_text().splitlines()
         found = [line for line in lines if not line.startswith("{") or '"level": "error"' in line]
-        return [f"process {self._number} logged: {line[:300]}" for line in found[:SHOWN]]
+        return [f"process {self._number} logged: {line[:300]}" for line in found[:MAX_SHOWN]]
 
     def freeze(self) -> None:
         assert self._process is not None
@@ -123,30 +123,30 @@ class ApplicationProcess:
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGCONT)
 
-    async def _answers(self, statuses: set[int]) -> bool:
+    async def _responds(self, statuses: set[int]) -> bool:
         try:
             async with self._session.get(f"{self.url}/ready", timeout=ClientTimeout(2)) as response:
                 return response.status in statuses
-        except LOST:
+        except CONNECTION_ERRORS:
             return False
 
 
 @dataclass
 class Run:
-    """What one fault did to one engine."""
+    """One fault of one engine, and its result."""
 
     engine: str
     fault: str
-    verdict: Verdict = field(default_factory=Verdict)
-    pause: float = 0.0  # seconds in which nothing was acknowledged
-    longest: float = 0.0  # seconds that an attempt to publish took
-    answers: Counter[str] = field(default_factory=Counter)
+    result: Result = field(default_factory=Result)
+    pause: float = 0.0  # longest time without an acknowledgement, in seconds
+    longest: float = 0.0  # longest attempt to publish, in seconds
+    outcomes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
-    def holds(self) -> bool:
-        return self.verdict.holds and not self.problems
+    def passed(self) -> bool:
+        return self.result.passed and not self.problems
 
 
 async def run_fault(
@@ -157,22 +157,22 @@ async def run_fault(
     seconds: float = 8.0,
     calm: float = CALM,
     seed: int = 0,
-    limit: float = LIMIT,
+    limit: float = RUN_TIMEOUT,
 ) -> Run:
-    """Run one fault under load, with a server away for ``seconds``, and leave nothing that runs.
+    """Run one fault under load, and stop everything that was started.
 
     Args:
-        site: The engine, which was not started.
+        site: The engine, not started.
         fault: One of its faults.
-        folder: Where the logs of the processes and the ledger go.
+        folder: Folder for the logs of the processes and the ledger.
         seconds: How long a server is dead or frozen.
         calm: Seconds of load before the fault and after it.
-        seed: What the delays are made of.
-        limit: Seconds that all of it may take.
+        seed: Seed of the random delays.
+        limit: Seconds that the whole run may take.
 
     """
-    run, began = Run(site.engine, fault), time.monotonic()
-    site.chance = chance = random.Random(f"{seed} {site.engine} {fault}")
+    run, started = Run(site.engine, fault), time.monotonic()
+    site.rng = rng = random.Random(f"{seed} {site.engine} {fault}")
     try:
         async with asyncio.timeout(limit), AsyncExitStack() as stack:
             session = await stack.enter_async_context(ClientSession(connector=TCPConnector(limit=0, force_close=True)))
@@ -182,115 +182,116 @@ async def run_fault(
             for process in processes:
                 stack.push_async_callback(process.kill)
             await asyncio.gather(*(process.start() for process in processes))
-            if not await eventually(lambda: _ready(processes), STARTS):
-                raise RuntimeError(f"the processes are not ready after {STARTS:.0f} s")
-            load = Load(session, [process.url for process in processes], chance)
-            stack.push_async_callback(load.end)
+            if not await eventually(lambda: _ready(processes), START_TIMEOUT):
+                raise RuntimeError(f"the processes are not ready after {START_TIMEOUT:.0f} s")
+            load = Load(session, [process.url for process in processes], rng)
+            stack.push_async_callback(load.stop)
             await load.start()
             await asyncio.sleep(calm)
             await site.inflict(fault, processes, seconds)
             await asyncio.sleep(calm)
             await load.finish(run)
-            if not await eventually(lambda: _ready(processes), ARRIVES):
+            if not await eventually(lambda: _ready(processes), DELIVERY_TIMEOUT):
                 run.problems.append("a process is not ready at the end")
-            await load.end()
-            load.account(run, folder)
+            await load.stop()
+            load.compare(run, folder)
             await asyncio.gather(*(process.stop() for process in processes))
-            run.problems += [problem for process in processes for problem in process.problems + process.complaints()]
-    except Exception as error:  # noqa: BLE001  # the other runs are worth having
+            run.problems += [problem for process in processes for problem in process.problems + process.logged_errors()]
+    except Exception as error:  # noqa: BLE001  # the other runs continue
         run.problems.append(f"the run ended early: {error!r}")
-    run.seconds = time.monotonic() - began
+    run.seconds = time.monotonic() - started
     return run
 
 
 class Load:
-    """The publishers and the clients of one run."""
+    """The publishers and the subscribers of one run."""
 
-    def __init__(self, session: ClientSession, urls: Sequence[str], chance: random.Random) -> None:
+    def __init__(self, session: ClientSession, urls: Sequence[str], rng: random.Random) -> None:
         self._session = session
         self._urls = urls
         self._publishers = Publishers(session, urls)
         self._readiness: dict[int, list[tuple[float, bool]]] = {number: [] for number, _ in enumerate(urls)}
-        self._listeners = {
-            name: Listener(session, urls, process, stay, random.Random(chance.random()))
-            for name, process, stay in CLIENTS
+        self._subscribers = {
+            name: Subscriber(session, urls, process, stay, random.Random(rng.random()))
+            for name, process, stay in SUBSCRIBERS
         }
         self._tasks: list[asyncio.Task[None]] = []
         self._publishing: asyncio.Task[None] | None = None
-        self._began = 0.0
+        self._started = 0.0
         self._finished = 0.0
 
     @property
     def _items(self) -> dict[str, list[Item]]:
-        return {name: listener.items for name, listener in self._listeners.items()}
+        return {name: subscriber.items for name, subscriber in self._subscribers.items()}
 
     async def start(self) -> None:
-        """Connect all clients, and begin to publish once each has an id to return with."""
+        """Connect all subscribers, and start to publish when each has an ID to resume with."""
         for number, url in enumerate(self._urls):
-            self._tasks.append(asyncio.create_task(watch(self._session, url, self._readiness[number])))
-        self._tasks += [asyncio.create_task(listener.run()) for listener in self._listeners.values()]
-        async with asyncio.timeout(STARTS):
-            for listener in self._listeners.values():
-                await listener.connected.wait()
-        self._began = time.monotonic()
+            self._tasks.append(asyncio.create_task(probe_readiness(self._session, url, self._readiness[number])))
+        self._tasks += [asyncio.create_task(subscriber.run()) for subscriber in self._subscribers.values()]
+        async with asyncio.timeout(START_TIMEOUT):
+            for subscriber in self._subscribers.values():
+                await subscriber.connected.wait()
+        self._started = time.monotonic()
         self._publishing = asyncio.create_task(self._publishers.run())
         self._tasks.append(self._publishing)
 
     async def finish(self, run: Run) -> None:
-        """Publish nothing new, and wait until all is acknowledged and has come, or was told to be missing."""
+        """Stop publishing, and wait until all events are acknowledged, and received or reported as missing."""
         assert self._publishing is not None
         self._publishers.stopped = True
-        await asyncio.wait([self._publishing], timeout=ANSWERS)
+        await asyncio.wait([self._publishing], timeout=ACKNOWLEDGE_TIMEOUT)
         self._finished = time.monotonic()
         if self._publishers.pending:
             run.problems.append(
-                f"{len(self._publishers.pending)} events were not acknowledged {ANSWERS:.0f} s after the load ended"
+                f"{len(self._publishers.pending)} events were not acknowledged {ACKNOWLEDGE_TIMEOUT:.0f} s after the "
+                "load ended"
             )
-        settled = _Settled()
-        await eventually(lambda: settled.look(judge(self._publishers.acknowledged, self._items)), ARRIVES)
+        delivery = _Delivery()
+        await eventually(
+            lambda: delivery.complete(compare(self._publishers.acknowledged, self._items)), DELIVERY_TIMEOUT
+        )
 
-    async def end(self) -> None:
-        """End all of it. Idempotent."""
+    async def stop(self) -> None:
+        """Cancel all tasks. Idempotent."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=ENDS)
+            await asyncio.wait(self._tasks, timeout=STOP_TIMEOUT)
 
-    def account(self, run: Run, folder: Path) -> None:
-        """Judge what came, and write it down for who looks for the reason of a violation."""
+    def compare(self, run: Run, folder: Path) -> None:
+        """Compare what was received with what was acknowledged, and write both to ``ledger.txt``."""
         acknowledged = self._publishers.acknowledged
-        run.verdict = judge(acknowledged, self._items, self._readiness)
-        run.answers, run.longest = self._publishers.answers, self._publishers.longest
-        if run.verdict.late > LATE:
-            run.problems.append(
-                f"a process said that it was ready, and an event was {run.verdict.late:.1f} s late there"
-            )
-        run.pause = longest_pause(acknowledged, self._began, self._finished)
-        run.problems += [problem for listener in self._listeners.values() for problem in listener.problems[:3]]
+        run.result = compare(acknowledged, self._items, self._readiness)
+        run.outcomes, run.longest = self._publishers.outcomes, self._publishers.longest
+        if run.result.late > MAX_LATE:
+            run.problems.append(f"an event was {run.result.late:.1f} s late in a process that was ready")
+        run.pause = longest_pause(acknowledged, self._started, self._finished)
+        run.problems += [problem for subscriber in self._subscribers.values() for problem in subscriber.problems[:3]]
         run.problems += [
-            f"a part of the rig failed: {task.exception()!r}"
+            f"a task of the test failed: {task.exception()!r}"
             for task in self._tasks
             if task.done() and not task.cancelled() and task.exception() is not None
         ]
         with (folder / "ledger.txt").open("w") as file:
-            for name, came in {"acknowledged": acknowledged, **self._items}.items():
-                file.writelines(f"{name}: {item}\n" for item in came)
+            for name, items in {"acknowledged": acknowledged, **self._items}.items():
+                file.writelines(f"{name}: {item}\n" for item in items)
 
 
-class _Settled:
-    """Whether all has come, or all that did not was told some seconds ago."""
+class _Delivery:
+    """Whether all events were received, or all missing ones were reported some seconds ago."""
 
     def __init__(self) -> None:
-        self._told_since: float | None = None
+        self._reported_since: float | None = None
 
-    def look(self, verdict: Verdict) -> bool:
-        if not verdict.missing:
+    def complete(self, result: Result) -> bool:
+        if not result.missing:
             return True
-        if verdict.untold_losses:
-            self._told_since = None
+        if result.unreported_losses:
+            self._reported_since = None
             return False
-        self._told_since = self._told_since or time.monotonic()
-        return time.monotonic() > self._told_since + TOLD
+        self._reported_since = self._reported_since or time.monotonic()
+        return time.monotonic() > self._reported_since + REPORTED_DELAY
 
 
 async def _ready(processes: Sequence[ApplicationProcess]) -> bool:
@@ -298,55 +299,54 @@ async def _ready(processes: Sequence[ApplicationProcess]) -> bool:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Return the table of all runs, in Markdown."""
-    heads = ("engine", "fault", "acknowledged", "delivered", "missing (untold)", "repeated (untold)", "gaps", "pause",
-             "late", "holds")  # fmt: skip
+    """Return a table of all runs in Markdown."""
+    heads = ("engine", "fault", "acknowledged", "delivered", "missing (unreported)", "repeated (unreported)", "gaps",
+             "pause", "late", "passed")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---|---|--:|--:|--:|--:|---|--:|--:|---|"]
     for run in runs:
-        verdict = run.verdict
-        told = ", ".join(f"{count} {reason}" for reason, count in sorted(verdict.told.items())) or "–"
+        result = run.result
+        gaps = ", ".join(f"{count} {reason}" for reason, count in sorted(result.gaps.items())) or "–"
         lines.append(
-            f"| {run.engine} | {run.fault} | {verdict.acknowledged} | {verdict.delivered} | "
-            f"{verdict.missing} ({verdict.untold_losses}) | {verdict.repeated} ({verdict.untold_repeats}) | {told} | "
-            f"{run.pause:.1f} | {verdict.late:.1f} | {'yes' if run.holds else '**no**'} |"
+            f"| {run.engine} | {run.fault} | {result.acknowledged} | {result.delivered} | "
+            f"{result.missing} ({result.unreported_losses}) | {result.repeated} ({result.unreported_repeats}) | "
+            f"{gaps} | {run.pause:.1f} | {result.late:.1f} | {'yes' if run.passed else '**no**'} |"
         )
     return "\n".join(lines)
 
 
 def details(run: Run) -> str:
-    """Return what is worth knowing of one run."""
-    answers = ", ".join(f"{count} {answer}" for answer, count in run.answers.most_common())
-    what = "holds" if run.holds else "DOES NOT HOLD"
+    """Return the outcomes, the delays and the problems of one run."""
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in run.outcomes.most_common())
     return "\n".join([
-        f"{run.engine}, {run.fault}: {what}, in {run.seconds:.0f} s",
-        f"  attempts: {answers}; the longest took {run.longest:.1f} s",
-        f"  a loss was told {run.verdict.told_after:.1f} s after its acknowledgement, at most",
-        *(f"  * {problem}" for problem in [*run.problems, *run.verdict.violations]),
+        f"{run.engine}, {run.fault}: {'passed' if run.passed else 'FAILED'}, in {run.seconds:.0f} s",
+        f"  attempts: {outcomes}; the longest took {run.longest:.1f} s",
+        f"  losses were reported at most {run.result.max_report_delay:.1f} s after their acknowledgement",
+        *(f"  * {problem}" for problem in [*run.problems, *run.result.violations]),
     ])  # fmt: skip
 
 
-async def run_all(asked: argparse.Namespace, runs: list[Run]) -> None:
-    """Run what is asked for. At Ctrl-C or SIGTERM it ends what runs; a second one does not disturb that."""
+async def run_all(options: argparse.Namespace, runs: list[Run]) -> None:
+    """Run the selected engines and faults. Ctrl-C or SIGTERM stops the current run; a second one is ignored."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
     for number in signal.SIGINT, signal.SIGTERM:
         loop.add_signal_handler(number, lambda: task.cancelling() or task.cancel())
     with tempfile.TemporaryDirectory() as temporary:
-        for site_of in SITES:
-            if asked.engine and site_of.engine.lower() not in asked.engine:
+        for site_class in SITES:
+            if options.engine and site_class.engine.lower() not in options.engine:
                 continue
-            for fault in site_of.faults:
-                if asked.fault and fault not in asked.fault:
+            for fault in site_class.faults:
+                if options.fault and fault not in options.fault:
                     continue
-                folder = (asked.logs or Path(temporary)) / f"{site_of.engine}-{fault}".replace(" ", "-")
+                folder = (options.logs or Path(temporary)) / f"{site_class.engine}-{fault}".replace(" ", "-")
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 try:
-                    site = site_of(folder / "site")
+                    site = site_class(folder / "site")
                 except pytest.skip.Exception as missing:
-                    say(f"{site_of.engine} was not run: {missing}")
+                    say(f"{site_class.engine} was not run: {missing}")
                     break
-                runs.append(await run_fault(site, fault, folder, seconds=asked.seconds, seed=asked.seed))
+                runs.append(await run_fault(site, fault, folder, seconds=options.seconds, seed=options.seed))
                 say(details(runs[-1]))
 
 
@@ -355,21 +355,21 @@ def main() -> int:
     names = [site.engine.lower() for site in SITES]
     parser.add_argument("--engine", action="append", type=str.lower, choices=names)
     parser.add_argument("--fault", action="append", choices=("kill", "freeze", "rolling", "quick", "apps", "fence"))
-    parser.add_argument("--seconds", type=float, default=8, help="that a server is dead or frozen")
+    parser.add_argument("--seconds", type=float, default=8, help="how long a server is dead or frozen")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--logs", type=Path, help="a folder for all logs and ledgers, which are thrown away otherwise")
-    asked = parser.parse_args()
+    parser.add_argument("--logs", type=Path, help="keep the logs and ledgers in this folder")
+    options = parser.parse_args()
     runs: list[Run] = []
-    early = False
-    say(f"seed {asked.seed}")
+    interrupted = False
+    say(f"seed {options.seed}")
     try:
-        asyncio.run(run_all(asked, runs))
+        asyncio.run(run_all(options, runs))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        early = True
+        interrupted = True
     say("\n" + table(runs))
-    failed = [run for run in runs if not run.holds]
-    say(f"\n{len(runs) - len(failed)} of {len(runs)} runs hold{', and it was ended early' * early}; seed {asked.seed}")
-    return 1 if failed or early or not runs else 0
+    failed = [run for run in runs if not run.passed]
+    say(f"\n{len(runs) - len(failed)} of {len(runs)} runs passed{' (interrupted)' * interrupted}; seed {options.seed}")
+    return 1 if failed or interrupted or not runs else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""One application process of the fail-over rig: a Hub on a broker, until SIGTERM.
+"""An application process of the fail-over test: a Hub on a broker. It runs until SIGTERM.
 
     python -m tests.soak.failover_server PORT BROKER
 
-``BROKER`` is the JSON of what ``broker_of`` takes. What is logged goes to the standard error, a JSON object a line. It
-ends when its standard input does, so that it does not outlive who started it.
+``BROKER`` is a JSON object with the arguments of ``broker_of``. Log lines are written to standard error as JSON. The
+process exits when its standard input is closed, so that it does not outlive its parent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, OutcomeUnknown
 from tests.soak.failover_ledger import text
 
-HISTORY = 20_000  # records of each topic: none is evicted, so that no such gap excuses a loss
+HISTORY = 20_000  # records of each topic: none is evicted, so that no such gap hides a loss
 HEARTBEAT = 1.0  # seconds
 RETRY = 200  # milliseconds
 
@@ -59,21 +59,21 @@ BROKERS: dict[str, Callable[..., object]] = {
 
 
 def broker_of(kind: str, **options: object):
-    """Make the broker of a kind: each is configured as the documentation says."""
+    """Create a broker, configured as the documentation says."""
     return BROKERS[kind](**options)
 
 
 def application(hub: Hub) -> web.Application:
-    """Make the application: events, publishing, and the route of a load balancer."""
+    """Create the application: events, publishing, and readiness."""
 
     async def publish(request: web.Request) -> web.Response:
         number = int(request.query["number"])
         try:
-            given = await hub.publish(request.query["topic"], text(number), idempotency_key=str(number))
+            event_id = await hub.publish(request.query["topic"], text(number), idempotency_key=str(number))
         except BrokerError as error:
             status = 503 if isinstance(error, BrokerDown) else 504 if isinstance(error, OutcomeUnknown) else 500
             return web.json_response({"error": type(error).__name__, "text": str(error)}, status=status)
-        return web.json_response({"id": given})
+        return web.json_response({"id": event_id})
 
     async def ready(request: web.Request) -> web.Response:
         return web.Response(status=200 if hub.ready else 503)
@@ -86,14 +86,14 @@ def application(hub: Hub) -> web.Application:
     return app
 
 
-def end_with_standard_input() -> None:
+def exit_with_standard_input() -> None:
     os.read(sys.stdin.fileno(), 1)
     os._exit(3)
 
 
 def main() -> None:
     port, broker = sys.argv[1:]
-    threading.Thread(target=end_with_standard_input, daemon=True).start()
+    threading.Thread(target=exit_with_standard_input, daemon=True).start()
     logging.basicConfig(level=logging.WARNING)
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(),
@@ -101,10 +101,10 @@ def main() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )  # fmt: skip
 
-    async def made() -> web.Application:
+    async def create() -> web.Application:
         return application(Hub(broker_of(**json.loads(broker)), history=HISTORY, history_bytes=None))
 
-    web.run_app(made(), host="127.0.0.1", port=int(port), access_log=None, print=None, loop=asyncio.new_event_loop())
+    web.run_app(create(), host="127.0.0.1", port=int(port), access_log=None, print=None, loop=asyncio.new_event_loop())
 
 
 if __name__ == "__main__":

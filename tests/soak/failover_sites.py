@@ -1,4 +1,4 @@
-"""The engines of the fail-over rig, as they are run in production, and what happens to them."""
+"""The engines of the fail-over test, configured as in production, and their faults."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ class Process(Protocol):
 
 
 async def in_thread(function: Callable[..., R], *arguments: object) -> R:
-    """Call a function that blocks for a bounded time. A cancellation waits for its end, so that it leaves nothing."""
-    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    """Call a blocking function in a thread. If cancelled, wait for its end first."""
+    call = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
-        return await asyncio.shield(running)
+        return await asyncio.shield(call)
     except asyncio.CancelledError:
         with suppress(Exception):
-            await running
+            await call
         raise
 
 
 class Site(ABC):
-    """An engine in a folder of its own, with a method for each of its ``faults``."""
+    """An engine and its servers, with a method for each of its ``faults``."""
 
     engine: str
     configuration: str
-    """What is run, in a few words."""
+    """A short description for the documentation."""
     faults: tuple[str, ...] = ("kill", "freeze", "rolling", "quick", "apps")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.servers: list[ServerProcess] = []
-        self.chance = random.Random(0)
+        self.rng = random.Random(0)
 
     @property
     @abstractmethod
     def broker(self) -> dict[str, object]:
-        """What an application process makes its broker of."""
+        """The arguments of ``failover_server.broker_of``."""
 
     async def start(self) -> None:
-        """Start the servers, one after the other, and wait until they answer."""
+        """Start the servers one after the other, and wait until they respond."""
         for server in self.servers:
             await in_thread(server.start)
 
@@ -74,11 +74,11 @@ class Site(ABC):
             await in_thread(server.kill)
 
     async def primary(self) -> ServerProcess:
-        """Return the server that is written to now."""
+        """Return the current primary."""
         return self.servers[0]
 
     async def inflict(self, fault: str, processes: Sequence[Process], seconds: float) -> None:
-        """Have a fault happen to the engine or to the processes that use it. A server is away for so many seconds."""
+        """Run a fault of the engine, or of the processes that use it. A server is dead or frozen for ``seconds``."""
         await getattr(self, fault)(processes, seconds)
 
     async def kill(self, processes: Sequence[Process], seconds: float) -> None:
@@ -98,38 +98,38 @@ class Site(ABC):
             victim.thaw()
 
     async def rolling(self, processes: Sequence[Process], seconds: float) -> None:
-        """Restart one server after the other, each in order."""
+        """Restart one server after the other with SIGTERM."""
         for server in self.servers:
             await in_thread(server.stop)
             await in_thread(server.start)
-            await self.settled()
+            await self.wait_replicating()
 
     async def lose(self, processes: Sequence[Process], seconds: float) -> None:
-        """Kill the primary for good, and wait until another one has taken over."""
+        """Kill the primary without a restart, and wait until another server is promoted."""
         victim = await self.primary()
         await in_thread(victim.kill)
-        await self.promoted(victim)
+        await self.wait_promoted(victim)
 
     async def quick(self, processes: Sequence[Process], seconds: float) -> None:
-        """Kill the primary, and start it again at once."""
+        """Kill the primary, and start it again immediately."""
         victim = await self.primary()
         await in_thread(victim.kill)
         await in_thread(victim.start)
 
     async def apps(self, processes: Sequence[Process], seconds: float) -> None:
-        """Restart all application processes at once: the first one is killed, and the others are told to stop."""
+        """Restart all application processes: the first one with SIGKILL, the others with SIGTERM."""
         await asyncio.gather(processes[0].kill(), *(process.stop() for process in processes[1:]))
         await asyncio.gather(*(process.start() for process in processes))
 
-    async def promoted(self, old: ServerProcess) -> None:  # noqa: B027  # not each engine has others
-        """Wait until another server than this one is the primary."""
+    async def wait_promoted(self, old: ServerProcess) -> None:  # noqa: B027  # some engines have only one server
+        """Wait until a server other than ``old`` is the primary."""
 
-    async def settled(self) -> None:  # noqa: B027  # of most, one that answers is one
-        """Wait until a server that was restarted is a full member again."""
+    async def wait_replicating(self) -> None:  # noqa: B027  # some engines have nothing to wait for
+        """Wait until all servers that were restarted replicate again."""
 
 
 class SqliteFile(Site):
-    """A file that the application processes share. It has no server: the faults are those of a process that writes."""
+    """A file that the application processes share. Without a server, the faults are those of an application process."""
 
     engine = "SQLite"
     configuration = "a file on a local disk, `SqliteBroker(path)`, several processes"
@@ -144,13 +144,13 @@ class SqliteFile(Site):
         return {"kind": "sqlite", "path": str(self.folder / "events.sqlite3")}
 
     async def kill(self, processes: Sequence[Process], seconds: float) -> None:
-        """Kill a process amid what it writes, and start it again later."""
+        """Kill a process while it writes, and start it again later."""
         await processes[0].kill()
         await asyncio.sleep(seconds)
         await processes[0].start()
 
     async def freeze(self, processes: Sequence[Process], seconds: float) -> None:
-        """Freeze a process, which may have the lock of who writes, and thaw it later."""
+        """Freeze a process, which may hold the write lock, and thaw it later."""
         processes[0].freeze()
         try:
             await asyncio.sleep(seconds)
@@ -158,7 +158,7 @@ class SqliteFile(Site):
             processes[0].thaw()
 
     async def rolling(self, processes: Sequence[Process], seconds: float) -> None:
-        """Restart one process after the other, as a deployment does."""
+        """Restart one process after the other with SIGTERM."""
         for process in processes:
             await process.stop()
             await process.start()
@@ -209,15 +209,15 @@ class PostgresStandby(Site):
         await asyncio.sleep(seconds * 3 / 4)
         await in_thread(self._site.join)
 
-    async def promoted(self, old: ServerProcess) -> None:
+    async def wait_promoted(self, old: ServerProcess) -> None:
         await in_thread(self._site.promote)
 
-    async def settled(self) -> None:
+    async def wait_replicating(self) -> None:
         await in_thread(self._site.follows)
 
 
 class PostgresAsynchronous(PostgresStandby):
-    """The same with a commit that does not wait for the standby: what that has not received goes, and is told."""
+    """The same with asynchronous replication: a fail-over loses events, which clients learn from a gap."""
 
     engine = "PostgreSQL-async"
     configuration = "the same without `synchronous_standby_names`"
@@ -226,7 +226,7 @@ class PostgresAsynchronous(PostgresStandby):
 
 
 class ValkeySentinel(Site):
-    """A primary with two replicas, and three Sentinels, the first one of which is on the primary's machine."""
+    """A primary with two replicas, and three Sentinels. The first Sentinel fails together with the primary."""
 
     engine = "Sentinel"
     configuration = (
@@ -254,78 +254,78 @@ class ValkeySentinel(Site):
         return await in_thread(self._site.primary)
 
     async def kill(self, processes: Sequence[Process], seconds: float) -> None:
-        """Kill the primary, and start it again after another one has been promoted: it comes back as a primary."""
+        """Kill the primary, and start it again, still as a primary, after another one was promoted."""
         await super().kill(processes, seconds)
-        await self.settled()
+        await self.wait_replicating()
 
     async def freeze(self, processes: Sequence[Process], seconds: float) -> None:
-        """Freeze the primary until after another one has been promoted."""
+        """Freeze the primary until another one was promoted."""
         await super().freeze(processes, seconds)
-        await self.settled()
+        await self.wait_replicating()
 
     async def quick(self, processes: Sequence[Process], seconds: float) -> None:
-        """Restart the primary and the Sentinel of its machine, about when the other Sentinels elect a new primary.
+        """Restart the primary and its Sentinel at about the time when the other Sentinels elect a new primary.
 
-        It comes back as the primary that it was, and its Sentinel knows no other, until they hear of the election.
+        It restarts as a primary, and its Sentinel considers it the primary, until they learn of the election.
         """
         old = await in_thread(self._site.primary)
         sentinel = self._site.sentinels[self._site.servers.index(old)]
         await in_thread(old.kill)
         await in_thread(sentinel.kill)
-        await in_thread(wait_for, "an election", partial(self._elects, old, sentinel))
-        await asyncio.sleep(self.chance.uniform(0, 0.8))
+        await in_thread(wait_for, "an election", partial(self._election_started, old, sentinel))
+        await asyncio.sleep(self.rng.uniform(0, 0.8))
         await in_thread(old.start)
         await in_thread(sentinel.start)
-        await asyncio.sleep(2)  # an election that has begun is over
-        await self.settled()
+        await asyncio.sleep(2)  # an election that has started is over
+        await self.wait_replicating()
 
     async def rolling(self, processes: Sequence[Process], seconds: float) -> None:
-        """Restart the replicas, then the primary after another one has been promoted in order, then the Sentinels."""
+        """Restart the replicas, then the primary after a planned promotion of another one, then the Sentinels."""
         old = self._site.servers[0]
         for server in self._site.servers[1:]:
             await in_thread(server.stop)
             await in_thread(server.start)
-            await self.settled()
-        remember(old, await in_thread(self._site.promote))
-        await self.settled()
+            await self.wait_replicating()
+        set_primary(old, await in_thread(self._site.promote))
+        await self.wait_replicating()
         await in_thread(old.stop)
         await in_thread(old.start)
-        await self.settled()
+        await self.wait_replicating()
         for sentinel in self._site.sentinels:
             await in_thread(sentinel.stop)
             await in_thread(sentinel.start)
 
-    async def promoted(self, old: ServerProcess) -> None:
+    async def wait_promoted(self, old: ServerProcess) -> None:
         await in_thread(self._site.promoted, old)
 
-    async def settled(self) -> None:
-        await in_thread(wait_for, "one primary, which all others follow", self._is_settled)
+    async def wait_replicating(self) -> None:
+        await in_thread(wait_for, "one primary, which all others follow", self._replicates)
 
-    def _elects(self, old: ServerProcess, dead: SentinelNode) -> bool:
-        """Tell whether a Sentinel that runs takes the primary for dead, or knows another one already."""
+    def _election_started(self, old: ServerProcess, dead: SentinelNode) -> bool:
+        """Whether a running Sentinel considers the primary down, or already knows another one."""
         other = next(sentinel for sentinel in self._site.sentinels if sentinel is not dead)
         flat = ask(other.port, "SENTINEL", "MASTER", self._site.name)
         state = dict(zip(flat[::2], flat[1::2], strict=True))
         return b"_down" in state[b"flags"] or int(state[b"port"]) != old.port
 
-    def _is_settled(self) -> bool:
+    def _replicates(self) -> bool:
         states = {server: info(server.port, "replication") for server in self._site.servers}
         primaries = [server for server, state in states.items() if state["role"] == "master"]
         links = [state["master_link_status"] for state in states.values() if state["role"] == "slave"]
         return primaries == [self._site.primary()] and set(links) == {"up"}
 
 
-def remember(server: Valkey, primary: Valkey | None) -> None:
-    """Have a server start again as what it is now, as one with a configuration file does, which it writes to."""
+def set_primary(server: Valkey, primary: Valkey | None) -> None:
+    """Change the role that a server restarts with. A server with a configuration file writes its role to that file."""
     options = list(server._options)
     if "--replicaof" in options:
-        at = options.index("--replicaof")
-        del options[at : at + 2]
+        index = options.index("--replicaof")
+        del options[index : index + 2]
     server._options = (*options, *(("--replicaof", f"127.0.0.1 {primary.port}") if primary else ()))
 
 
 class BareSentinel(ValkeySentinel):
-    """The same without a replica that must have what is acknowledged: what goes is told."""
+    """The same without a replica that must acknowledge: a fail-over loses events, which clients learn from a gap."""
 
     engine = "Sentinel-bare"
     configuration = "the same without `min-replicas-to-write`"
@@ -333,7 +333,7 @@ class BareSentinel(ValkeySentinel):
 
 
 class ValkeyCluster(Site):
-    """Three primaries with a replica each. The faults are those of the primary that has the stream's slot."""
+    """Three primaries with a replica each. The faults are those of the primary that owns the slot of the stream."""
 
     engine = "Cluster"
     configuration = "a Valkey Cluster of three primaries and three replicas, `appendonly yes`, `appendfsync always`"
@@ -357,7 +357,7 @@ class ValkeyCluster(Site):
     async def primary(self) -> ServerProcess:
         return await in_thread(self._site.owner, self.key)
 
-    async def promoted(self, old: ServerProcess) -> None:
+    async def wait_promoted(self, old: ServerProcess) -> None:
         await in_thread(self._site.promoted, self.key, old)
 
 
@@ -382,9 +382,9 @@ class NatsThree(Site):
     async def primary(self) -> ServerProcess:
         return await in_thread(self._cluster.leader)
 
-    async def promoted(self, old: ServerProcess) -> None:
+    async def wait_promoted(self, old: ServerProcess) -> None:
         await in_thread(self._cluster.leader)
 
-    async def settled(self) -> None:
+    async def wait_replicating(self) -> None:
         await in_thread(self._cluster.ready)
         await in_thread(self._cluster.replicated)

@@ -4,9 +4,9 @@
 
 Clients read, read slowly, stop reading, disconnect, reset, half-close, resume, and send bodies and garbage. The server
 process uses the public interface. It is stopped several times under load, and a new one is started on its port, on
-asyncio's event loop and uvloop in turn. The last one on each loop is asked for leaks when all clients have disconnected.
-Only the loopback interface is used. The exit status is 1 if there were problems, which are printed. The same seed
-results in the same clients, but not in the same times.
+asyncio's event loop and uvloop in turn. The last one on each loop is asked for leaks after all clients have
+disconnected. Only the loopback interface is used. The exit status is 1 if there were problems, which are printed. The
+same seed results in the same clients, but not in the same times.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ REFUSALS = ("authentication failed", "no pg_hba.conf entry", "does not exist", "
 TRANSIENT = ("25006", "40", "53", "55", "57014", "58")
 CONNECTION_LOST = ("08", "57P")  # the server ends the connection, perhaps after it has committed
 INSUFFICIENT_PRIVILEGE = "42501"
-UNDEFINED = ("42P01", "42704", "42883", "3F000")  # a table, an object, a function or a schema
+UNDEFINED = ("42P01", "42703", "42704", "42883", "3F000")  # a table, a column, an object, a function or a schema
 
 _INSERT_INTO_OUTBOX = "INSERT INTO {table}_outbox (topic, payload, key) VALUES (%s, %s, %s)"
 

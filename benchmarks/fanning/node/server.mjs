@@ -1,4 +1,4 @@
-// better-sse on Node: a channel, as its documentation shows it. The first argument is where the module is.
+// better-sse on Node: a channel, as in its documentation. The first argument is the path of the module.
 import { createServer } from "node:http";
 
 const { createChannel, createSession } = await import(process.argv[2]);

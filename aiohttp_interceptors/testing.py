@@ -154,6 +154,10 @@ class OpenStream:
 
     Iterating it yields the events until the end of the stream. Cancelling ``next`` is safe: no event is lost.
 
+    Args:
+        response: The response, whose body is not read yet.
+        timeout: Seconds that each method waits for the server.
+
     Attributes:
         response: The response, with its status and headers.
         raw: The bytes of the body received so far.

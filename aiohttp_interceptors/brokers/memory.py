@@ -75,7 +75,17 @@ class MemoryLog:
         return LogPosition(self._epochs[number].epoch, self.trimmed)
 
     def append(self, topic: str, payload: bytes, idempotency_key: str | None) -> LogPosition:
-        """Append an entry and return its position, or that of the earlier entry with the same key."""
+        """Append an entry.
+
+        Args:
+            topic: The topic of the entry.
+            payload: The bytes that every tail receives.
+            idempotency_key: Calls with the same key within two minutes append one entry.
+
+        Returns:
+            The position of the entry, or of the earlier one with the same key.
+
+        """
         now = asyncio.get_running_loop().time()
         repeated = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
         if repeated is not None:
@@ -115,7 +125,12 @@ class MemoryLog:
         self._notify()
 
     def after(self, position: LogPosition) -> Trimmed | Truncated | list[Entry]:
-        """Return the entries that follow a position in its epoch, or why they do not follow."""
+        """Return the entries that follow a position in its epoch, or why they do not follow.
+
+        Args:
+            position: The position of the last entry that was received.
+
+        """
         number = next((number for number, begin in enumerate(self._epochs) if begin.epoch == position.epoch), None)
         if number is None:
             return Truncated(self.start)
@@ -134,7 +149,12 @@ class MemoryLog:
         ]
 
     async def wait(self, seconds: float) -> None:
-        """Wait for a change of the log, at most that many seconds."""
+        """Wait for a change of the log. Cancelling is safe.
+
+        Args:
+            seconds: How long to wait at most.
+
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()

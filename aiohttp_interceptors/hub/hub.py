@@ -61,6 +61,9 @@ class Subscriber:
 
     All methods are thread-safe, and do nothing when the stream has ended. Two subscribers are equal if they belong to
     the same stream.
+
+    Args:
+        subscription: The stream's subscription. The Hub makes both.
     """
 
     __slots__ = ("_subscription",)
@@ -234,7 +237,14 @@ class Hub:
         ephemeral: bool = False,
         idempotency_key: str | None = None,
     ) -> Future[str | None]:
-        """Publish from any thread. The arguments are those of ``publish``.
+        """Publish from any thread, as ``publish`` does in the event loop's.
+
+        Args:
+            topic: The topic, without wildcards.
+            event: The event, or its data.
+            key: What the event is about: a later event of the same topic and key supersedes it.
+            ephemeral: Send the event to the streams that are caught up, without an ID, and do not keep it.
+            idempotency_key: Of the calls with one key within two minutes only the first one publishes.
 
         Returns:
             A future of what ``publish`` returns or of what the broker raises. It may be ignored. In the event loop's
@@ -358,7 +368,11 @@ class Hub:
     # Inspection.
 
     def subscribers(self, topic: str) -> int:
-        """Return the number of open streams of this process that match a topic."""
+        """Return the number of open streams of this process that match a topic.
+
+        Args:
+            topic: The topic, without wildcards.
+        """
         return self._dispatcher.count_subscribers(topic)
 
     @property

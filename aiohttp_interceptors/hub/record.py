@@ -13,7 +13,17 @@ MAX_ECHOED_ID = 128  # characters of an invalid ID that a gap event repeats; the
 
 
 class Record:
-    """A published event with its topic, offset and ID. The Hub makes it; treat it as immutable."""
+    """A published event with its topic, offset and ID. The Hub makes it; treat it as immutable.
+
+    Args:
+        offset: The offset in the history, greater than that of every earlier record; 0 for an ephemeral event.
+        id: The event ID that clients receive; ``None`` for an ephemeral event.
+        topic: The topic under which the event was published.
+        event: The event; ``None`` if it is to be decoded from the frame on first use.
+        frame: The frame as it is sent to every client, with the ID.
+        key: What the event is about.
+        time: When the event was published, in seconds of the history's clock.
+    """
 
     __slots__ = ("_event", "frame", "id", "key", "offset", "time", "topic")
 

@@ -125,7 +125,11 @@ class Streams:
 
     @staticmethod
     def of(request: web.Request) -> Streams:
-        """Return the registry of the innermost application with ``setup``, or the one that all others share."""
+        """Return the registry of the innermost application with ``setup``, or the one that all others share.
+
+        Args:
+            request: A request of the application.
+        """
         registries = _registries(request.match_info.apps)
         return registries[-1] if registries else _SHARED
 
@@ -189,19 +193,31 @@ class Streams:
             raise
 
     def add(self, stream: Drainable) -> None:
-        """Add an open stream."""
+        """Add an open stream.
+
+        Args:
+            stream: The stream. It is shut down at once if the application is stopping.
+        """
         self._open.add(stream)
         if self.closing:  # the stream was admitted before, and sending its head took until now
             self._shut_down(stream)
 
     def discard(self, stream: Drainable) -> None:
-        """Remove a closed stream. Idempotent."""
+        """Remove a closed stream. Idempotent.
+
+        Args:
+            stream: The stream.
+        """
         self._open.discard(stream)
         if self._discarded is not None and not self._discarded.done():
             self._discarded.set_result(None)
 
     def report(self, fact: StreamFact) -> None:
-        """Log a fact and call the observer. An observer that raises is removed, and its exception is logged."""
+        """Log a fact and call the observer. An observer that raises is removed, and its exception is logged.
+
+        Args:
+            fact: What happened to a stream.
+        """
         log_fact(fact)
         if self._observer is not None:
             try:

@@ -385,7 +385,11 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         return self._req is not None and self._req.method != hdrs.METH_GET
 
     def shut_down(self, drain: Drain) -> None:
-        """End the stream because the server stops, and cancel its handler if it does not return in time."""
+        """End the stream because the server stops, and cancel its handler if it does not return in time.
+
+        Args:
+            drain: How the application ends its streams.
+        """
         if self._handler is None or self._cancel_handle is not None or self.connection is None:
             return
         if drain.farewell is not None and self.is_connected():

@@ -560,7 +560,7 @@ class TestHandler:
             assert context._execution is not None
             context._execution.replace_context(copies[0])
 
-        came_out = await run_execution(Execution(Context(), (after(seen.append, name="a"),)), page)
+        came_out = await run_execution(Execution(Context(), compile_chain((after(seen.append, name="a"),))), page)
         assert came_out is seen[0] is copies[0]
 
     async def test_the_handler_s_response_is_attached_to_a_request_context(self) -> None:

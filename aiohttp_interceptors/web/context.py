@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Token
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -303,7 +303,8 @@ class RequestContext(Context):
             contexts[self._writer] = self
 
     def _start_execution(self) -> None:
-        self.error, self._suppressed = None, ()
+        self.error: Failure | None = None
+        self._suppressed = ()
         own = self._execution
         if own is not None and own.is_copy:
             return  # it may outlast the request's chain, and must not be found by a second attempt
@@ -370,7 +371,7 @@ class RequestContext(Context):
 
 RequestContext._kind = RequestContext
 
-contexts = cast("dict[AbstractStreamWriter, RequestContext]", active_contexts)
+contexts: dict[AbstractStreamWriter, RequestContext] = cast("Any", active_contexts)
 """The context of each request whose chain is running, by the writer that a request and its clones share."""
 
 

@@ -93,7 +93,7 @@ class Lag:
 
 @contextmanager
 def measuring() -> Iterator[Lag]:
-    """Return a ``Lag`` that is told of garbage collections in the block."""
+    """Measure garbage collections while the block runs, and yield the ``Lag``."""
     lag = Lag()
     gc.callbacks.append(lag.on_collection)
     try:

@@ -35,11 +35,11 @@ def request_log(context: RequestContext) -> None:
 @around
 async def timing(context: RequestContext) -> AsyncIterator[None]:
     """Measure the duration of the request, and send it as ``Server-Timing`` for the browser's network panel."""
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
         yield
     finally:
-        seconds = context[SECONDS] = time.perf_counter() - began
+        seconds = context[SECONDS] = time.perf_counter() - started
         if not context.committed:  # the headers of a stream were already sent
             context.response_headers["Server-Timing"] = f"app;dur={seconds * 1000:.1f}"
 

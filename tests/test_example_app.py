@@ -65,9 +65,9 @@ async def test_the_history_is_one_minute_long(client):
     async with open_stream(client, "/events/load") as first:
         last = (await numbers(first, HISTORY + 20))[-1]
     async with open_stream(client, "/events/load") as second:
-        began, *others = await numbers(second, HISTORY + 5)
-    assert began > last - HISTORY
-    assert others == list(range(began + 1, began + HISTORY + 5))
+        oldest, *others = await numbers(second, HISTORY + 5)
+    assert oldest > last - HISTORY
+    assert others == list(range(oldest + 1, oldest + HISTORY + 5))
 
 
 async def test_a_page_that_reconnects_receives_only_newer_samples(client):
@@ -290,13 +290,13 @@ async def test_a_signal_stops_the_server_soon_with_open_streams(number):
             await load.next()
             await seed.next()
             await room.next()
-            began = asyncio.get_running_loop().time()
+            started = asyncio.get_running_loop().time()
             process.send_signal(number)
             await load.rest()  # raises if the stream does not end cleanly
             await seed.rest()
             await room.rest()
             status, out, err = await outcome(process)
-            seconds = asyncio.get_running_loop().time() - began
+            seconds = asyncio.get_running_loop().time() - started
     assert (status, err) == (0, "")
     assert seconds < 10  # less than aiohttp's timeouts for open connections
     assert "Traceback" not in out

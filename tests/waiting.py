@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from types import coroutine
 
 TIMEOUT = 30.0  # seconds that a test waits for something that must happen
-PATIENCE = TIMEOUT
 SPINS = 100  # iterations of the event loop, after which a waiting test also sleeps
 
 

@@ -15,7 +15,7 @@ from aiohttp_interceptors.brokers import base
 from aiohttp_interceptors.brokers.base import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, AppendRequest, BatchWriter
 from aiohttp_interceptors.exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from aiohttp_interceptors.hub.broker import LogPosition
-from tests.waiting import PATIENCE, until, within
+from tests.waiting import TIMEOUT, until, within
 
 
 class Server:
@@ -88,14 +88,14 @@ async def nothing_is_left():
 class TestOrder:
     async def test_a_single_request_is_written_at_once(self):
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         for number in 1, 2, 3:
             assert await within(writer.append(request(number))) == LogPosition("e", number)
         assert server.writes == [[b"1"], [b"2"], [b"3"]]
 
     async def test_requests_during_a_write_are_written_together_in_their_order(self):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         tasks = await started(writer.append(request(1)))
         tasks += await started(*[writer.append(request(number)) for number in (2, 3, 4)])
         tasks += await started(writer.append(request(5)))
@@ -112,13 +112,13 @@ class TestOrder:
             written.extend(requests)
             return [LogPosition("e", number) for number, _ in enumerate(requests, 1)]
 
-        writer = BatchWriter(write, PATIENCE)
+        writer = BatchWriter(write, TIMEOUT)
         assert await results(*map(writer.append, requests)) == [LogPosition("e", 1), LogPosition("e", 2)]
         assert written == requests
 
     async def test_a_batch_has_a_limited_number_of_requests(self):
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         numbers = range(2 * MAX_BATCH_REQUESTS + 1)
         assert await results(*[writer.append(request(number)) for number in numbers]) == [
             LogPosition("e", n) for n in numbers
@@ -128,7 +128,7 @@ class TestOrder:
 
     async def test_a_batch_has_a_limited_number_of_bytes_except_for_a_single_request(self):
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         half = MAX_BATCH_BYTES // 2
         sizes = [half, half, half, half - 1, 9, 9, MAX_BATCH_BYTES, 2 * MAX_BATCH_BYTES, 9]
         await results(*[writer.append(large(number, size)) for number, size in enumerate(sizes)])
@@ -149,7 +149,7 @@ class TestOrder:
                 return bytes.__eq__(self, other)
 
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         await results(*[writer.append(AppendRequest("a", Payload(b"1"), None)) for _ in range(3 * MAX_BATCH_REQUESTS)])
         assert len(server.writes) == 3
         assert compared == 0
@@ -158,7 +158,7 @@ class TestOrder:
 class TestResults:
     async def test_each_request_gets_its_own_position_or_error(self):
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         topics = ["a", "refused", "a", "refused"]
         found = await results(*[writer.append(request(number, topic)) for number, topic in enumerate(topics)])
         assert found[::2] == [LogPosition("e", 0), LogPosition("e", 2)]
@@ -171,7 +171,7 @@ class TestResults:
     @pytest.mark.parametrize("kind", [BrokerDown, BrokerRefused, OutcomeUnknown])
     async def test_each_request_of_a_failed_write_gets_its_own_copy_of_the_error(self, kind):
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         server.error, cause = kind("no, for a reason"), OSError("the reason")
         server.error.__cause__ = cause
         found = await results(*[writer.append(request(number)) for number in range(3)])
@@ -189,7 +189,7 @@ class TestResults:
     async def test_any_other_exception_is_outcome_unknown(self, defect):
         """A client that closes its connection may cancel its own requests."""
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         server.error = defect
         found = await results(writer.append(request(1)), writer.append(request(2)))
         for error in found:
@@ -201,7 +201,7 @@ class TestResults:
 
     async def test_requests_that_waited_during_a_failed_write_are_written(self):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         server.error = BrokerDown("away")
         (first,) = await started(writer.append(request(1)))
         (second,) = await started(writer.append(request(2)))
@@ -238,7 +238,7 @@ class TestTimeout:
     async def test_a_timeout_of_the_client_is_outcome_unknown(self):
         server = Server()
         server.error = TimeoutError("the client's own")
-        (error,) = await results(BatchWriter(server.write, PATIENCE).append(request(1)))
+        (error,) = await results(BatchWriter(server.write, TIMEOUT).append(request(1)))
         assert type(error) is OutcomeUnknown
 
     async def test_after_a_timeout_the_next_request_is_written(self):
@@ -253,7 +253,7 @@ class TestTimeout:
 class TestCancelling:
     async def test_a_cancelled_request_that_was_not_sent_is_not_written(self):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         (first,) = await started(writer.append(request(1)))
         waiting = await started(*[writer.append(request(number)) for number in (2, 3, 4)])
         waiting[1].cancel()
@@ -266,7 +266,7 @@ class TestCancelling:
     @pytest.mark.parametrize("number", [0, 1])
     async def test_cancelling_a_request_that_was_sent_does_not_cancel_the_write(self, number):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         tasks = await started(writer.append(request(0)), writer.append(request(1)))
         tasks[number].cancel()
         await until(tasks[number].done)
@@ -279,7 +279,7 @@ class TestCancelling:
     @pytest.mark.parametrize("topic", ["a", "refused"])
     async def test_cancelling_a_request_that_has_its_result_leaves_no_unretrieved_exception(self, topic):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         (task,) = await started(writer.append(request(1, topic)))
         server.gate.set()
         await asyncio.sleep(0)  # the write has answered, and the publisher has not run since
@@ -290,7 +290,7 @@ class TestCancelling:
 
     async def test_all_requests_of_a_write_may_be_cancelled(self):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         tasks = await started(*[writer.append(request(number)) for number in range(3)])
         tasks += await started(*[writer.append(request(number)) for number in range(3, 6)])
         for task in tasks:
@@ -304,7 +304,7 @@ class TestCancelling:
 class TestClose:
     async def test_close_finishes_the_requests_in_progress_and_refuses_others(self):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         tasks = await started(writer.append(request(1)))
         tasks += await started(writer.append(request(2)))
         closing = await started(writer.close(), writer.close())
@@ -326,7 +326,7 @@ class TestClose:
 
     async def test_cancelling_close_does_not_cancel_a_write(self):
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         (task,) = await started(writer.append(request(1)))
         (closing,) = await started(writer.close())
         closing.cancel()
@@ -336,10 +336,10 @@ class TestClose:
 
     async def test_close_without_requests_is_idempotent(self):
         server = Server()
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         await writer.close()
         await writer.close()
-        used = BatchWriter(server.write, PATIENCE)
+        used = BatchWriter(server.write, TIMEOUT)
         await used.append(request(1))
         await used.close()
         with pytest.raises(BrokerDown):
@@ -355,7 +355,7 @@ def test_when_the_event_loop_is_closed_requests_are_cancelled():
         server = Server(is_open=False)
         unretrieved = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: unretrieved.append(context))
-        return await started(BatchWriter(server.write, PATIENCE).append(request(1))), unretrieved
+        return await started(BatchWriter(server.write, TIMEOUT).append(request(1))), unretrieved
 
     tasks, unretrieved = asyncio.run(leave())
     assert [task.cancelled() for task in tasks] == [True]
@@ -387,7 +387,7 @@ actions = st.lists(
 def test_any_sequence_of_actions_gives_each_request_the_right_result_in_order(actions):
     async def run():
         server = Server(is_open=False)
-        writer = BatchWriter(server.write, PATIENCE)
+        writer = BatchWriter(server.write, TIMEOUT)
         tasks = []
         for number, action in enumerate(actions):
             if action in ("append", "refused"):

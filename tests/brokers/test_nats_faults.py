@@ -31,7 +31,7 @@ from tests.brokers.nodes import (  # noqa: F401  # fixtures
 )
 from tests.hub.sink import live, start
 from tests.servers.nats import Nats
-from tests.waiting import until, within
+from tests.waiting import run_other_tasks, until, within
 
 SHORT_TIMEOUTS = {"read_timeout": 3.0, "publish_timeout": 2.0}
 
@@ -80,6 +80,8 @@ async def test_records_that_a_killed_server_acknowledged_are_delivered_once(node
 
     publishing = [asyncio.create_task(publish(which)) for which in range(4)]
     await until(lambda: len(ids) > 100)
+    server.freeze()  # so that there is a publish in progress when it is killed
+    await run_other_tasks(20)
     server.kill()
     server.restart()
     await within(asyncio.gather(*publishing), 30)

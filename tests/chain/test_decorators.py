@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,12 +11,7 @@ import pytest
 from aiohttp_interceptors.chain import Context, execute
 from aiohttp_interceptors.decorators import after, around, before, on_error
 from aiohttp_interceptors.interceptor import Interceptor
-
-
-@types.coroutine
-def task_switch() -> Iterator[None]:
-    """Suspend the task once."""
-    yield
+from tests.waiting import task_switch
 
 
 def failing(exception: BaseException, name: str = "failing", stage: str = "enter") -> Interceptor[Any]:

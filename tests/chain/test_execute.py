@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +15,8 @@ from aiohttp_interceptors.decorators import around
 from aiohttp_interceptors.exceptions import QueueClosed
 from aiohttp_interceptors.interceptor import Interceptor
 from aiohttp_interceptors.testing import request_context, run_chain
+from tests.stages import raising, returning
+from tests.waiting import task_switch
 
 Function = Callable[..., Any]
 
@@ -24,28 +25,8 @@ def suppressed(context: Context) -> tuple[Exception, ...]:
     return tuple(failure.exception for failure in context.suppressed)
 
 
-@types.coroutine
-def task_switch() -> Iterator[None]:
-    """Suspend the task once."""
-    yield
-
-
 def nothing(*_: object) -> None:
     """A stage that does nothing."""
-
-
-def raising(exception: BaseException) -> Function:
-    """Make a stage that raises."""
-
-    def stage(*_: object) -> None:
-        raise exception
-
-    return stage
-
-
-def returning(value: object) -> Function:
-    """Make a stage that returns a value."""
-    return lambda *_: value
 
 
 def declines(_: Context, exception: Exception) -> None:

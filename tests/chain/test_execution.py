@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,24 +17,11 @@ from aiohttp_interceptors.exceptions import QueueClosed
 from aiohttp_interceptors.facts import StageRan
 from aiohttp_interceptors.interceptor import Interceptor
 from aiohttp_interceptors.testing import captured_logs, request_context
+from tests.stages import raising
+from tests.waiting import task_switch
 
 VARIABLE: ContextVar[int] = ContextVar("VARIABLE", default=0)
 UNSET: ContextVar[int] = ContextVar("UNSET")
-
-
-@types.coroutine
-def task_switch() -> Iterator[None]:
-    """Suspend the task once."""
-    yield
-
-
-def raising(exception: BaseException) -> Callable[..., None]:
-    """Make a stage that raises."""
-
-    def stage(*_: object) -> None:
-        raise exception
-
-    return stage
 
 
 def nothing(*_: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import types
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from aiohttp_interceptors.chain import Context, execute
 from aiohttp_interceptors.decorators import around
 from aiohttp_interceptors.exceptions import QueueClosed
 from aiohttp_interceptors.interceptor import Interceptor
+from tests.waiting import task_switch
 
 many = settings(deadline=None, max_examples=300)
 
@@ -164,12 +165,6 @@ class World:
 
 
 # The library.
-
-
-@types.coroutine
-def task_switch() -> Iterator[None]:
-    """Suspend the task once."""
-    yield
 
 
 def real(world: World, plan: Plan) -> Interceptor[Any]:

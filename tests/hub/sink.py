@@ -10,7 +10,7 @@ from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
 from aiohttp_interceptors.hub.dispatcher import Subscription
 from aiohttp_interceptors.hub.hub import Hub, Subscriber
 from aiohttp_interceptors.sse import Decoder, Event
-from tests.waiting import TIMEOUT
+from tests.waiting import TIMEOUT, run_other_tasks
 
 
 def sized(frames: bytes) -> bytes:
@@ -112,15 +112,9 @@ def start(hub: Hub, *topics: str, **options) -> Sink:
 async def live(hub: Hub, *topics: str, **options) -> Sink:
     """Subscribe a sink and wait until it is live."""
     sink = start(hub, *topics, **options)
-    await turn()
+    await run_other_tasks(1)
     assert sink.subscription.live
     return sink
-
-
-async def turn(count: int = 1) -> None:
-    """Wait for one turn of the event loop, or for several."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def drain(*sinks: Sink) -> None:
@@ -129,7 +123,7 @@ async def drain(*sinks: Sink) -> None:
         while any(sink.paused for sink in sinks):
             for sink in sinks:
                 sink.resume()
-            await turn()
+            await run_other_tasks(1)
 
 
 def at_once(awaitable) -> object:

@@ -13,8 +13,8 @@ from aiohttp_interceptors import BrokerDown, Event, GapReason, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import pending, replication
 from tests.hub.reference import matches
-from tests.hub.sink import Sink, start, turn
-from tests.waiting import until
+from tests.hub.sink import Sink, start
+from tests.waiting import run_other_tasks, until
 
 TOPICS = ["a", "b", "b.c"]
 SUBSCRIPTIONS = [("a",), ("b",), (">",), ("a", "b.>"), ("*",)]
@@ -82,7 +82,7 @@ class Cluster:
         await self.synchronize()
         self.clients.append(Client(topics, self.published))
         self.clients[-1].connect(hub)
-        await turn(3)
+        await run_other_tasks(3)
 
     def client(self, which: int) -> Client | None:
         return self.clients[which % len(self.clients)] if self.clients else None
@@ -119,7 +119,7 @@ class Cluster:
             self.log.trimmed = self.log._entries.popleft().offset
 
     async def wait(self, turns: int) -> None:
-        await turn(turns)
+        await run_other_tasks(turns)
 
     async def replace_process(self, which: int) -> None:
         old = self.hubs[which]
@@ -137,7 +137,7 @@ class Cluster:
             await until(
                 lambda hub=hub: hub.ready and (hub.history.epoch, hub.history.end) == (self.log.epoch, self.log.end)
             )
-        await turn(3)
+        await run_other_tasks(3)
 
     async def check(self) -> None:
         await self.synchronize()
@@ -147,7 +147,7 @@ class Cluster:
             client.sink.resume()
         for hub in self.hubs:
             await until(lambda hub=hub: not hub._pending._waiting)
-        await turn(5)
+        await run_other_tasks(5)
         for client in self.clients:
             self.check_client(client)
 

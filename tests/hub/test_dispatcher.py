@@ -15,8 +15,8 @@ from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.sse import Event, encode
 from tests.hub.reference import matches
-from tests.hub.sink import Sink, live, plain, sized, subscribe, turn
-from tests.waiting import TIMEOUT
+from tests.hub.sink import Sink, live, plain, sized, subscribe
+from tests.waiting import TIMEOUT, run_other_tasks
 
 HISTORY, HISTORY_BYTES = 4, 60_000
 TOPICS = ["a.x", "a.y", "a.x.z", "b", "c"]
@@ -296,7 +296,7 @@ class Delivery(RuleBasedStateMachine):
         for action in actions:
             await action()
         for _ in range(count):
-            await turn()
+            await run_other_tasks(1)
             for client in list(self.clients):
                 if client.ends:
                     assert client.ends == [(CloseReason.LAGGED, None)]
@@ -370,6 +370,6 @@ async def test_a_group_that_cannot_be_flushed_ends_and_the_others_are_flushed() 
     hub = Hub()
     bad, good = await live(hub, "a", sink=Sink(wrap=broken)), await live(hub, "a")
     await hub.publish("a", "x")
-    await turn(3)
+    await run_other_tasks(3)
     assert good.texts == ["x"]
     assert [reason for reason, _ in bad.ends] == [CloseReason.ERROR]

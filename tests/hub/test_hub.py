@@ -16,8 +16,8 @@ from aiohttp_interceptors.hub.history import MAX_EMPTY_TOPICS
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.hub.topic_history import TopicHistory
 from aiohttp_interceptors.sse import Event
-from tests.hub.sink import Sink, live, start, subscribe, turn
-from tests.waiting import until, within
+from tests.hub.sink import Sink, live, start, subscribe
+from tests.waiting import run_other_tasks, until, within
 
 
 class FailingSink(Sink):
@@ -43,11 +43,11 @@ class TestPublish:
         stream = await live(hub, "a")
         before = await hub.publish("a", "1")
         assert await hub.publish("a", "fleeting", ephemeral=True) is None
-        await turn()
+        await run_other_tasks(1)
         assert [(frame.data, frame.id) for frame in stream.frames] == [("1", before), ("fleeting", None)]
         assert stream.last_event_id == before
         late = start(hub, "a", after=before)
-        await turn()
+        await run_other_tasks(1)
         assert late.frames == []
         assert hub.statistics().records == 1
         assert hub.statistics().published == 2
@@ -57,7 +57,7 @@ class TestPublish:
         stream = await live(hub, "a")
         for number in range(6):
             await hub.publish("a", f"{number}", ephemeral=number % 2 == 0)
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == list("012345")
 
     async def test_an_ephemeral_event_creates_no_topic(self):
@@ -70,7 +70,7 @@ class TestPublish:
         stream = await live(hub, "a")
         event = Event("two\nlines", "name", retry=7, comment="a comment")
         event_id = await hub.publish("a", event)
-        await turn()
+        await run_other_tasks(1)
         assert stream.frames == [Event("two\nlines", "name", event_id, 7, "a comment")]
 
     async def test_changing_a_value_after_publishing_has_no_effect(self):
@@ -80,16 +80,16 @@ class TestPublish:
         await hub.publish("a", Event.json(value))
         value["list"].append(2)
         late.subscription.start()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == late.texts == ['{"list":[1]}']
 
     async def test_cancelling_the_publisher_neither_repeats_nor_loses_the_event(self):
         hub = Hub()
         stream = await live(hub, "a")
         task = asyncio.create_task(hub.publish("a", "1"))
-        await turn()
+        await run_other_tasks(1)
         task.cancel()
-        await turn()
+        await run_other_tasks(1)
         assert task.done()
         assert not task.cancelled()
         assert stream.texts == ["1"]
@@ -126,10 +126,10 @@ class TestValidation:
             await hub.publish(topic, event, ephemeral=ephemeral)
         with pytest.raises(error, match=message):
             hub.publish_threadsafe(topic, event, ephemeral=ephemeral)
-        await turn(2)
+        await run_other_tasks(2)
         assert hub.statistics() == before
         await hub.publish("a", "good")
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["good"]
         assert stream.ends == []
 
@@ -188,7 +188,7 @@ class TestThreads:
         stream = await live(hub, "a")
         event_id = await in_thread(lambda: hub.publish_threadsafe("a", "x").result())
         assert event_id == hub.history.id_of(1)
-        await turn()
+        await run_other_tasks(1)
         assert stream.frames[0].id == event_id
         assert await in_thread(lambda: hub.publish_threadsafe("a", "x", ephemeral=True, key="k").result()) is None
 
@@ -222,7 +222,7 @@ class TestThreads:
             hub.publish_threadsafe("a", text) for text in "123"
         ]  # in the event loop's thread: published in its next turn
         assert futures[1].cancel()
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.texts == ["1", "3"]
         assert not futures[0].cancel()
         with pytest.raises(CancelledError):
@@ -260,7 +260,7 @@ class TestEventLoops:
         async def first():
             stream = await live(hub, "a")
             await hub.publish("a", "1")
-            await turn()
+            await run_other_tasks(1)
             await hub.publish("a", "2")
             stream.subscription.close()
             return stream.frames[0].id
@@ -268,7 +268,7 @@ class TestEventLoops:
         async def second(after):
             stream = start(hub, "a", after=after)
             assert await in_thread(lambda: hub.publish_threadsafe("a", "3").result()) == hub.history.id_of(3)
-            await turn()
+            await run_other_tasks(1)
             return stream.texts
 
         last = asyncio.run(first())
@@ -286,11 +286,11 @@ class TestEventLoops:
 
         async def second():
             hub.open()
-            await turn()
+            await run_other_tasks(1)
             assert task.result().texts == ["1"]
             stream = await live(hub, "a")
             await hub.publish("a", "2")
-            await turn()
+            await run_other_tasks(1)
             return stream.texts
 
         task = loop.create_task(first())
@@ -332,10 +332,10 @@ class TestResources:
         never_started = subscribe(hub, "a", "c.*")
         assert hub.statistics().subscribers == hub.subscribers("a") == 6
         assert hub.statistics().catching_up == 6
-        await turn()
+        await run_other_tasks(1)
         for _ in range(3):
             await hub.publish("a", "x")
-            await turn()
+            await run_other_tasks(1)
         assert [stream.ends[0][0] for stream in streams if stream.ends] == [CloseReason.ERROR] * 2
         statistics = hub.statistics()
         assert (statistics.subscribers, statistics.groups, statistics.catching_up) == (4, 4, 2)
@@ -343,7 +343,7 @@ class TestResources:
         for stream in (*streams, never_started):
             stream.subscription.close()
             stream.resume()
-        await turn()
+        await run_other_tasks(1)
         await until(lambda: hub.statistics().records == 0)
         statistics = hub.statistics()
         assert (statistics.subscribers, statistics.groups, statistics.catching_up) == (0, 0, 0)
@@ -357,7 +357,7 @@ class TestResources:
         for _ in range(4):
             await hub.publish("a", "x")
         await hub.publish("b", "x")
-        await turn()
+        await run_other_tasks(1)
         assert hub.statistics().delivered == sum(len(stream.texts) for stream in (*streams, catching_up)) == 16
 
     async def test_an_idle_hub_frees_expired_records(self):
@@ -395,7 +395,7 @@ class TestResources:
             await hub.publish(f"user.{number}", "x")
         for stream in streams:
             stream.subscription.close()
-        await turn()
+        await run_other_tasks(1)
         assert hub.statistics().topics == hub.statistics().records == hub.statistics().groups == 0
         assert topic_histories() - at_first <= MAX_EMPTY_TOPICS
 
@@ -433,5 +433,5 @@ class TestResources:
         hub.open()
         assert isinstance(hub.publish_threadsafe("a", "x"), Future)
         gc.collect()
-        await turn()
+        await run_other_tasks(1)
         assert hub.statistics().published == 1

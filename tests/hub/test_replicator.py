@@ -10,7 +10,8 @@ from aiohttp_interceptors.hub.dispatcher import BATCH_SIZE
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.hub.record import GapReason
 from aiohttp_interceptors.hub.replication import Replicator
-from tests.hub.sink import Sink, drain, live, start, subscribe, turn
+from tests.hub.sink import Sink, drain, live, start, subscribe
+from tests.waiting import run_other_tasks
 
 
 class Process:
@@ -61,9 +62,9 @@ async def test_a_stream_that_pauses_between_publish_and_flush_keeps_its_position
     process.publish(1, 2, 3, 4, 5)
     sink = await live(process.hub, "a")
     process.publish(6)
-    await turn()
+    await run_other_tasks(1)
     process.apply(Truncated(LogPosition("f", 1)))
-    await turn()
+    await run_other_tasks(1)
     assert sink.subscription.live
     process.publish(2)
     sink.pause()
@@ -76,12 +77,12 @@ async def test_the_gap_of_a_truncation_has_an_id_that_does_not_repeat_it(process
     process.publish(1, 2)
     sink = await live(process.hub, "a")
     process.apply(Truncated(LogPosition("f", 1)))
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["gap"]
     assert sink.last_event_id == "f-1"
     again = start(process.hub, "a", after="f-1")
     process.publish(2)
-    await turn()
+    await run_other_tasks(1)
     assert again.texts == ["2"]
 
 
@@ -94,7 +95,7 @@ async def test_a_truncation_is_reported_once_although_several_batches_follow(pro
     process.apply(Truncated(LogPosition("f", 5)))
     process.publish(6, 7, 8, payload=large)
     await drain(sink)
-    await turn(3)
+    await run_other_tasks(3)
     assert [text[:3] for text in sink.texts] == ["gap", *["xxx"] * 4]
 
 
@@ -113,14 +114,14 @@ async def test_a_truncation_does_not_replace_an_earlier_gap(process):
     gap = sink.subscription.find_gap()
     assert (gap.reason, gap.after) == (GapReason.UNKNOWN, "strange")
     sink.subscription.start()
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["gap"]
 
 
 async def test_a_topic_that_was_added_before_a_truncation_counts_from_the_truncated_offset(process):
     sink = await live(process.hub, "a")
     process.publish(1, 2, 3, 4)
-    await turn()
+    await run_other_tasks(1)
     sink.pause()
     sink.subscriber.add("b")
     process.apply(Truncated(LogPosition("f", 2)))
@@ -139,12 +140,12 @@ async def test_an_eviction_after_a_truncation_is_reported_although_a_later_offse
     large = b"\x10data: " + b"x" * BATCH_SIZE + b"\n\n"
     process.publish(*range(1, 9), payload=large)
     sink.resume()
-    await turn()
+    await run_other_tasks(1)
     assert [text[:3] for text in sink.texts] == ["gap", "xxx"]
     process.apply(Truncated(LogPosition("f", 1)))
     process.publish(2, payload=large)
     sink.resume()
-    await turn()
+    await run_other_tasks(1)
     assert [text[:3] for text in sink.texts] == ["gap", "xxx", "gap", "xxx"]
     process.publish(3, 4, 5, 6)
     await drain(sink)
@@ -154,13 +155,13 @@ async def test_an_eviction_after_a_truncation_is_reported_although_a_later_offse
 async def test_a_cached_read_from_before_a_truncation_is_not_used(process):
     process.publish(1, 2, 3)
     before = start(process.hub, "a", after="e-1")
-    await turn()
+    await run_other_tasks(1)
     assert before.texts == ["2", "3"]
     before.subscription.close()
     process.apply(Truncated(LogPosition("f", 2)))
     process.publish(3, payload=b"\x10data: new\n\n")
     after = start(process.hub, "a", after="e-1")
-    await turn()
+    await run_other_tasks(1)
     assert after.texts == ["gap", "2", "new"]
 
 
@@ -177,10 +178,10 @@ async def test_trimmed_records_are_a_gap_for_all_live_streams(process):
     process.publish(1)
     process.apply(Trimmed(7))
     process.publish(8)
-    await turn()
+    await run_other_tasks(1)
     assert [sink.texts for sink in sinks] == [["1", "gap", "8"], ["1", "gap", "8"], ["gap"]]
     process.publish(9)
-    await turn()
+    await run_other_tasks(1)
     assert sinks[0].texts[-1] == "9"
 
 
@@ -192,10 +193,10 @@ async def test_a_stream_that_ends_while_the_history_changes_affects_no_other(pro
 
     ends = start(process.hub, "a", sink=Ends())
     other = start(process.hub, "a")
-    await turn()
+    await run_other_tasks(1)
     process.publish(1)
     process.apply(Trimmed(3))
     process.publish(4)
-    await turn()
+    await run_other_tasks(1)
     assert ends.texts == ["1"]
     assert other.texts == ["1", "gap", "4"]

@@ -11,8 +11,8 @@ from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub.broker import CaughtUp, Entry, LogPosition, Subscribed
 from aiohttp_interceptors.hub.message import FLAG_EPHEMERAL, FLAG_KEY, VERSION_1
 from aiohttp_interceptors.hub.replication import Replicator
-from tests.hub.sink import drain, live, start, turn
-from tests.waiting import until
+from tests.hub.sink import drain, live, start
+from tests.waiting import run_other_tasks, until
 
 NEW_FLAG, VERSION_2 = 0x04, 0x20  # what a later release may write
 UNREADABLE = [
@@ -65,12 +65,12 @@ async def test_an_unreadable_entry_is_a_gap_for_the_streams_of_its_topic_only(pr
     process.deliver_unreadable(2, topic="a.b", flags=flags)
     process.deliver(3, topic="a.b")
     process.deliver(4, topic="c")
-    await turn()
+    await run_other_tasks(1)
     assert exact.texts == below.texts == ["1", "gap", "3"]
     assert gaps(exact) == [{"reason": "evicted", "after": "e-1", "first": "e-3"}]
     assert other.texts == ["4"]
     process.deliver(5, topic="a.b")
-    await turn()
+    await run_other_tasks(1)
     assert exact.texts == ["1", "gap", "3", "5"]
     assert exact.subscription.live
 
@@ -78,7 +78,7 @@ async def test_an_unreadable_entry_is_a_gap_for_the_streams_of_its_topic_only(pr
 async def test_the_gap_is_reported_at_once_and_only_once(process):
     sink = await live(process.hub, "a")
     process.deliver_unreadable(1)
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["gap"]
     assert sink.last_event_id == "e-1"
     process.deliver(2)
@@ -90,7 +90,7 @@ async def test_the_gap_is_reported_at_once_and_only_once(process):
 async def test_many_unreadable_entries_of_one_batch_are_one_gap(process):
     sink = await live(process.hub, "a")
     process.feed([Entry(n, "a", unreadable(VERSION_2) if n % 2 else b"\x10data: %d\n\n" % n) for n in range(1, 100)])
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts.count("gap") == 1
     assert [text for text in sink.texts if text != "gap"] == [str(n) for n in range(2, 100, 2)]
 
@@ -102,7 +102,7 @@ async def test_an_unreadable_ephemeral_entry_is_not_a_gap(process, flags):
     sink = await live(process.hub, "a")
     process.deliver_unreadable(1, flags=flags)
     process.deliver(2)
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["2"]
 
 
@@ -112,7 +112,7 @@ async def test_a_client_that_reconnects_with_an_earlier_id_has_a_gap_and_one_wit
     process.deliver(3, 4)
     process.deliver_unreadable(5, topic="b")
     before, after, at = [start(process.hub, "a", after=f"e-{n}") for n in (1, 3, 2)]
-    await turn()
+    await run_other_tasks(1)
     assert before.texts == ["gap", "3", "4"]
     assert after.texts == ["4"]
     assert at.texts == ["3", "4"]
@@ -125,7 +125,7 @@ async def test_a_paused_stream_gets_the_gap_when_it_resumes(process):
     process.deliver_unreadable(2)
     process.deliver(3)
     sink.resume()
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["gap", "1", "3"]
     assert gaps(sink) == [{"reason": "evicted", "after": "e-0", "first": "e-1", "last": "e-2"}]
 
@@ -133,7 +133,7 @@ async def test_a_paused_stream_gets_the_gap_when_it_resumes(process):
 async def test_a_stream_with_on_gap_close_ends(process):
     sink = await live(process.hub, "a", on_gap="close")
     process.deliver_unreadable(1)
-    await turn()
+    await run_other_tasks(1)
     assert sink.ends == [("lagged", None)]
 
 
@@ -153,10 +153,10 @@ async def test_a_topic_without_a_readable_record_has_a_gap(process):
     process.deliver_unreadable(1, topic="only.later")
     assert process.hub.history.topics == process.hub.history.records == 0
     sink = start(process.hub, "only.*", after="e-0")
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["gap"]
     process.deliver(2, topic="only.later")
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["gap", "2"]
     assert process.hub.history.topics == 1
 
@@ -165,7 +165,7 @@ async def test_no_key_supersedes_an_unreadable_entry(process):
     sink = await live(process.hub, "a", on_gap="conflate")
     process.deliver_unreadable(1)
     process.deliver(2)
-    await turn()
+    await run_other_tasks(1)
     assert sink.texts == ["gap", "2"]
 
 

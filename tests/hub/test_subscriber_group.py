@@ -10,7 +10,8 @@ import pytest
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub.dispatcher import BATCH_SIZE, SubscriberGroup
 from aiohttp_interceptors.hub.hub import Hub
-from tests.hub.sink import Sink, at_once, drain, live, plain, start, subscribe, turn
+from tests.hub.sink import Sink, at_once, drain, live, plain, start, subscribe
+from tests.waiting import run_other_tasks
 
 
 class Broken(Sink):
@@ -44,11 +45,11 @@ class TestFlush:
         for text in texts:
             await hub.publish("a", text)
             assert not streams[0].payloads
-        await turn()
+        await run_other_tasks(1)
         for stream in streams:
             assert len(stream.payloads) == 1
             assert stream.texts == texts
-        await turn(3)
+        await run_other_tasks(3)
         assert all(len(stream.payloads) == 1 for stream in streams)
 
     async def test_a_burst_schedules_one_flush(self, monkeypatch):
@@ -66,7 +67,7 @@ class TestFlush:
         stream = await live(hub, "a")
         for text in ("1", "2", "3"):
             await hub.publish("a", text)
-            await turn()
+            await run_other_tasks(1)
             assert stream.texts[-1] == text
         assert len(stream.payloads) == 3
 
@@ -78,7 +79,7 @@ class TestFlush:
         assert hub.statistics().groups == 2
         for burst in (1, 1, 40):
             await publish(hub, numbered(burst, 10))
-            await turn()
+            await run_other_tasks(1)
             for alike in (streams, sized):
                 assert all(stream.payloads[-1] is alike[0].payloads[-1] for stream in alike)
         assert streams[0].payloads[-1] is not sized[0].payloads[-1]
@@ -88,7 +89,7 @@ class TestFlush:
         hub = Hub()
         streams = [await live(hub, *topics, sink=Sink(wrap=plain)) for topics in (["a"], [">"])]
         await hub.publish("a", "text")
-        await turn()
+        await run_other_tasks(1)
         assert streams[0].payloads[0] is streams[1].payloads[0]
 
     async def test_an_event_that_matches_several_topics_of_a_stream_is_written_once(self):
@@ -97,7 +98,7 @@ class TestFlush:
         catching_up = start(hub, "a.b", "a.*", "*.b", "a.>", ">")
         await hub.publish("a.b", "once")
         await hub.publish("a.b", "fleeting", ephemeral=True)
-        await turn(2)
+        await run_other_tasks(2)
         assert [stream.texts for stream in (*streams, catching_up)] == [["once", "fleeting"]] * 4
 
 
@@ -106,10 +107,10 @@ class TestBatches:
         hub = Hub(history_bytes=None)
         stream = await live(hub, "a")
         await publish(hub, numbered(3, BATCH_SIZE // 4))
-        await turn()
+        await run_other_tasks(1)
         assert len(stream.payloads) == 1
         await publish(hub, texts := numbered(20, BATCH_SIZE // 4))
-        await turn()
+        await run_other_tasks(1)
         assert len(stream.payloads) == 1 + 5
         assert max(map(len, stream.payloads)) < BATCH_SIZE + BATCH_SIZE // 4 + 100
         assert stream.texts[3:] == texts
@@ -124,7 +125,7 @@ class TestBatches:
             full.pause()
         texts = numbered(512, 2048)
         await publish(hub, texts)
-        await turn()
+        await run_other_tasks(1)
         assert fast.texts == texts
         held = []
         full.resume = lambda: (held.append(full.unread), Sink.resume(full))
@@ -140,7 +141,7 @@ class TestBatches:
         ]
         texts = numbered(40, BATCH_SIZE // 4)
         await publish(hub, texts)
-        await turn()
+        await run_other_tasks(1)
         assert [len(stream.payloads) for stream in streams] == [1, 1, 2, 5]
         await drain(*streams)
         assert all(stream.texts == texts for stream in streams)
@@ -157,7 +158,7 @@ class TestBatches:
         stream = await live(hub, "a", sink=Flickering())
         await publish(hub, ["fleeting"], ephemeral=True)
         await publish(hub, ["1", "2"])
-        await turn(3)
+        await run_other_tasks(3)
         assert stream.texts == ["fleeting", "1", "2"]
 
     async def test_a_stream_that_pauses_within_a_flush_loses_no_selected_record(self):
@@ -165,7 +166,7 @@ class TestBatches:
         stream = await live(hub, "a", sink=Sink(0), select=lambda record: int(record.event.data.split()[0]) % 2)
         texts = numbered(40, BATCH_SIZE // 4)
         await publish(hub, texts)
-        await turn()
+        await run_other_tasks(1)
         assert stream.paused
         assert len(stream.payloads) == 1
         await drain(stream)
@@ -192,7 +193,7 @@ class TestASelectFunctionThatReturnsAnAwaitable:
         hub = Hub()
         stream, other = await live(hub, "a", select=select.__func__), await live(hub, "a")
         await publish(hub, ["1"], ephemeral=ephemeral)
-        await turn()
+        await run_other_tasks(1)
         assert (stream.payloads, other.texts) == ([], ["1"])
         ((reason, error),) = stream.ends
         assert (reason, type(error)) == (CloseReason.ERROR, TypeError)
@@ -204,7 +205,7 @@ class TestASelectFunctionThatReturnsAnAwaitable:
         hub = Hub()
         await publish(hub, ["1"])
         stream = start(hub, "a", after=hub.history.id_of(0), select=select.__func__)
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.payloads == []
         assert [reason for reason, _ in stream.ends] == [CloseReason.ERROR]
 
@@ -212,7 +213,7 @@ class TestASelectFunctionThatReturnsAnAwaitable:
         hub = Hub()
         stream = start(hub, "a", select=self.lazy)
         await publish(hub, ["fleeting"], ephemeral=True)
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.payloads == []
         assert [reason for reason, _ in stream.ends] == [CloseReason.ERROR]
 
@@ -236,12 +237,12 @@ async def test_a_select_function_that_raises_a_base_exception_ends_only_its_own_
     hub = Hub()
     before, failing, after = await live(hub, "a"), await live(hub, "a", select=select), await live(hub, "a", "b")
     await publish(hub, ["1"])
-    await turn()
+    await run_other_tasks(1)
     assert before.texts == after.texts == ["1"]
     assert [reason for reason, _ in failing.ends] == [CloseReason.ERROR]
     catching_up = start(hub, "a", after=hub.history.id_of(0), select=select)
     last = start(hub, "a", after=hub.history.id_of(0))
-    await turn(2)
+    await run_other_tasks(2)
     assert [reason for reason, _ in catching_up.ends] == [CloseReason.ERROR]
     assert last.texts == ["1"]
 
@@ -251,9 +252,9 @@ class TestFailures:
         hub = Hub()
         streams = [await live(hub, "a", sink=sink) for sink in (Sink(), Broken(), Sink(), Broken(), Sink())]
         await publish(hub, ["1", "2"])
-        await turn()
+        await run_other_tasks(1)
         await publish(hub, ["3"])
-        await turn()
+        await run_other_tasks(1)
         for stream in streams[::2]:
             assert stream.texts == ["1", "2", "3"]
             assert not stream.ends
@@ -266,9 +267,9 @@ class TestFailures:
         hub = Hub()
         streams = [start(hub, "a", sink=sink) for sink in (Broken(), Sink(), Broken(1), Sink())]
         await hub.publish("a", "1")
-        await turn()
+        await run_other_tasks(1)
         await hub.publish("a", "2")
-        await turn(2)
+        await run_other_tasks(2)
         assert [stream.texts for stream in streams] == [[], ["1", "2"], ["1"], ["1", "2"]]
         assert [stream.ends for stream in streams[::2]] == [
             [(CloseReason.ERROR, stream.error)] for stream in streams[::2]
@@ -285,7 +286,7 @@ class TestFailures:
             await live(hub, "a", sink=sink)
         start(hub, "a", sink=catching_up)
         await hub.publish("a", "1")
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.texts == catching_up.texts == ["1"]
         assert hub.statistics().subscribers == 2
         assert "stream_end_failed" in [line["event"] for line in logged]
@@ -305,7 +306,7 @@ class TestFailures:
 
         streams = [await opened(select) for select in (None, fails, lambda record: record.event.data != "1")]
         await publish(hub, ["1", "2", "3"])
-        await turn(2)
+        await run_other_tasks(2)
         assert [stream.texts for stream in streams] == [["1", "2", "3"], [], ["2", "3"]]
         assert [stream.ends for stream in streams] == [[], [(CloseReason.ERROR, error)], []]
         assert hub.statistics().subscribers == hub.statistics().groups == 2
@@ -315,7 +316,7 @@ class TestFailures:
         streams = [await live(hub, "a", select=fails) for fails in [lambda record: 1 / 0] * 3]
         other = await live(hub, "a")
         await hub.publish("a", "1")
-        await turn()
+        await run_other_tasks(1)
         assert [stream.ends[0][0] for stream in streams] == [CloseReason.ERROR] * 3
         assert other.texts == ["1"]
         assert hub.statistics().subscribers == hub.statistics().groups == 1
@@ -326,7 +327,7 @@ class TestFailures:
         for name in ("ann", "bob", "eve"):
             await hub.publish("a", f"from {name}", key=name)
         await hub.publish("a", "typing", key="ann", ephemeral=True)
-        await turn()
+        await run_other_tasks(1)
         everything = ["from ann", "from bob", "from eve", "typing"]
         assert streams[0].texts == everything[1:3]
         assert streams[1].texts == [everything[0], *everything[2:]]
@@ -337,7 +338,7 @@ class TestFailures:
         asked = []
         streams = [await live(hub, "a", select=asked.append) for _ in range(3)]
         await publish(hub, ["1", "2"])
-        await turn()
+        await run_other_tasks(1)
         assert [record.event.data for record in asked] == ["1", "2"]
         assert [stream.payloads for stream in streams] == [[], [], []]
         assert hub.statistics().catching_up == 0
@@ -356,7 +357,7 @@ class TestReentrancy:
 
         echoing, other = await live(hub, "a", select=echo), await live(hub, "a")
         await publish(hub, ["1", "2"])
-        await turn(3)
+        await run_other_tasks(3)
         assert echoing.texts == other.texts == ["1", "2", "echo 1", "echo 2"]
 
     async def test_events_published_by_on_end_follow_the_flush(self):
@@ -368,7 +369,7 @@ class TestReentrancy:
         for sink in breaking:
             sink.ended = lambda *_: at_once(hub.publish("a", "left"))
         await publish(hub, ["1", "2"])
-        await turn(3)
+        await run_other_tasks(3)
         for stream in (before, between, last):
             assert stream.texts == ["1", "2", "left", "left"]
 
@@ -389,15 +390,15 @@ class TestReentrancy:
         broken.ended = lambda *_: does[what]()
         texts = numbered(8, BATCH_SIZE // 2)  # four batches
         await publish(hub, texts)
-        await turn()
+        await run_other_tasks(1)
         stream.resume()
-        await turn(4)  # one batch in each
+        await run_other_tasks(4)  # one batch in each
         assert stream.texts == (texts[:2] if what in ("close", "remove") else texts)
         other = last if whose == "before" else first
         assert other.texts == texts
         await publish(hub, ["to a"])
         await publish(hub, ["to b"], "b")
-        await turn()
+        await run_other_tasks(1)
         assert other.texts[8:] == ["to a"]
         left = {"add": ["to a", "to b"], "remove": ["to b"], "close": [], "pause": ["to a"]}[what]
         assert stream.texts[len(texts) if what not in ("close", "remove") else 2 :] == left
@@ -415,7 +416,7 @@ class TestReentrancy:
 
         broken.ended = ended
         await publish(hub, ["1", "2"])
-        await turn(3)
+        await run_other_tasks(3)
         everything = ["1", "2", "left"]
         assert after.texts == everything
         assert before.texts == (everything if what == "add" else everything[:2])
@@ -429,9 +430,9 @@ class TestReentrancy:
         broken.ended = lambda *_: stream.subscriber.add("b")
         texts = numbered(8, BATCH_SIZE // 2)
         await publish(hub, texts, "b")
-        await turn(2)
+        await run_other_tasks(2)
         await publish(hub, ["later"], "b")
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["later"]
         assert other.texts == [*texts, "later"]
 
@@ -449,18 +450,18 @@ class TestReentrancy:
 
         stream = await live(hub, "a", sink=sink, select=follow)
         await publish(hub, ["1", "add b", "2"])
-        await turn(2)
+        await run_other_tasks(2)
         await publish(hub, ["3"], "b")
         await publish(hub, ["4"])
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.texts == ["1", "add b", "2", "3", "4"]
         assert stream.subscription.live
         await publish(hub, ["5", "remove a", "6"])
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.subscription.topics == {"b"}
         await publish(hub, ["close"], "b")
         await publish(hub, ["7"], "b")
-        await turn(2)
+        await run_other_tasks(2)
         assert "7" not in stream.texts
         assert hub.statistics().subscribers == hub.statistics().groups == 0
 
@@ -475,13 +476,13 @@ class TestReentrancy:
 
         stream = await live(hub, "a", sink=sink, select=fails) if is_live else start(hub, "a", sink=sink, select=fails)
         await publish(hub, ["1", "2"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.ends == []  # the owner closed it
         broken = await live(hub, "a", sink=Broken())
         await hub.publish("a", "3")
         broken.subscription.close()  # flushes what was published before, which fails
         assert broken.ends == [(CloseReason.ERROR, broken.error)]
-        await turn()
+        await run_other_tasks(1)
         assert hub.statistics().subscribers == 0
 
 
@@ -494,7 +495,7 @@ async def test_an_empty_group_is_freed():
     streams = [start(hub, "a", f"b.{number}.*", select=lambda record: True) for number in range(10)]
     await hub.publish("a", "1")
     streams += [subscribe(hub, "c") for _ in range(3)]
-    await turn()
+    await run_other_tasks(1)
     assert hub.statistics().groups == 11
     assert groups() == at_first + 11
     for stream in streams[:5]:
@@ -503,6 +504,6 @@ async def test_an_empty_group_is_freed():
     for stream in streams:
         stream.subscription.close()
     assert hub.statistics().groups == 0
-    await turn()
+    await run_other_tasks(1)
     assert groups() == at_first
     assert hub.subscribers("a") == hub.subscribers("b.1.x") == 0

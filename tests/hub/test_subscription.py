@@ -13,8 +13,8 @@ from aiohttp_interceptors.hub.dispatcher import BATCH_SIZE, State
 from aiohttp_interceptors.hub.history import MAX_EMPTY_TOPICS
 from aiohttp_interceptors.hub.hub import Hub
 from aiohttp_interceptors.sse import Event
-from tests.hub.sink import Sink, drain, live, start, subscribe, turn
-from tests.waiting import until, within
+from tests.hub.sink import Sink, drain, live, start, subscribe
+from tests.waiting import run_other_tasks, until, within
 
 
 async def publish(hub, texts, topic="a", **options):
@@ -31,7 +31,7 @@ class TestState:
         assert stream.subscription.state is State.PENDING
         stream.subscription.start()
         assert stream.subscription.state is State.CATCHING_UP
-        await turn()
+        await run_other_tasks(1)
         assert stream.subscription.state is State.LIVE
 
     async def test_a_subscription_is_paused_from_the_start_if_its_sink_is(self):
@@ -50,13 +50,13 @@ class TestState:
         assert stream.subscription.state is State.PAUSED
         stream.resume()
         assert stream.subscription.state is State.CATCHING_UP
-        await turn()
+        await run_other_tasks(1)
         await publish(hub, ["1"], "c")
         await live(hub, "a", "b", "c")
         await publish(hub, ["2"], "c")
         stream.subscriber.add("c")  # whose group has a pending record
         assert stream.subscription.state is State.CATCHING_UP
-        await turn()
+        await run_other_tasks(1)
         assert stream.subscription.state is State.LIVE
 
     @pytest.mark.parametrize("started", [False, True])
@@ -69,7 +69,7 @@ class TestState:
         stream.resume()
         stream.subscription.start()
         stream.subscriber.add("b")
-        await turn()
+        await run_other_tasks(1)
         assert stream.subscription.state is State.CLOSED
 
 
@@ -79,13 +79,13 @@ class TestStart:
         await publish(hub, ["before"])
         stream = subscribe(hub, "a")
         await publish(hub, ["1"])
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.payloads == []
         assert not stream.subscription.live
         stream.subscription.start()
         stream.subscription.start()
         await publish(hub, ["2"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1", "2"]
         assert stream.subscription.live
 
@@ -106,9 +106,9 @@ class TestStart:
         stream = start(hub, "a")
         await publish(hub, ["typing"], ephemeral=True)
         await publish(hub, ["1"])
-        await turn()
+        await run_other_tasks(1)
         await publish(hub, ["typing again"], ephemeral=True)
-        await turn()
+        await run_other_tasks(1)
         assert sorted(stream.texts) == ["1", "typing", "typing again"]
         assert stream.subscription.events_written == 3
         assert other.texts == ["too early", "typing", "1", "typing again"]
@@ -116,12 +116,12 @@ class TestStart:
     async def test_without_an_initial_frame_only_the_first_event_has_the_reconnection_time(self):
         hub = Hub()
         stream = start(hub, "a", prime=False, retry=1234)
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.frames == []
         ids = await publish(hub, ["1", "2"])
-        await turn()
+        await run_other_tasks(1)
         await publish(hub, ["3"])
-        await turn()
+        await run_other_tasks(1)
         assert [(frame.data, frame.id, frame.retry) for frame in stream.frames[:2]] == [
             ("1", ids[0], 1234),
             ("2", ids[1], None),
@@ -137,7 +137,7 @@ class TestStart:
         await publish(hub, ["other"], "b")
         stream = start(hub, "a", replay=replay)
         await publish(hub, ["6"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == texts
 
     async def test_a_paused_sink_is_written_when_it_resumes(self):
@@ -146,10 +146,10 @@ class TestStart:
         stream.pause()
         stream.subscription.start()
         await publish(hub, ["1"])
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.payloads == []
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1"]
 
     async def test_resume_before_the_start_writes_nothing(self):
@@ -158,7 +158,7 @@ class TestStart:
         stream.pause()
         stream.resume()
         await publish(hub, ["1"])
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.payloads == []
 
     async def test_start_and_read_returns_the_first_frames_and_the_records_that_follow_are_written(self):
@@ -170,7 +170,7 @@ class TestStart:
         stream.write(stream.wrap(stream.subscription.start_and_read()), 0)
         assert stream.subscription.start_and_read() == b""
         await publish(hub, ["3"])
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.texts == ["2", "3"]
         assert stream.subscription.live
         assert [other.texts for other in others] == [["1", "2", "3"]] * 2
@@ -183,7 +183,7 @@ class TestStart:
         stream.subscription.start()
         stream.resume()
         await publish(hub, ["1"])
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.payloads == []
         assert stream.ends == []
         assert stream.subscription.topics == frozenset()
@@ -196,15 +196,15 @@ class TestPause:
         await publish(hub, ["before"])
         stream = start(hub, "a")
         await publish(hub, ["caught up with"])
-        await turn()
+        await run_other_tasks(1)
         await publish(hub, ["1"])
         stream.pause()
         await publish(hub, ["2"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["caught up with"]
         assert not stream.subscription.live
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["caught up with", "1", "2"]
 
     async def test_a_pause_does_not_replay_events_from_before_the_group(self):
@@ -214,7 +214,7 @@ class TestPause:
         await publish(hub, ["1"])
         stream.pause()
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1"]
 
     async def test_a_stream_that_pauses_after_another_has_subscribed_loses_nothing(self):
@@ -225,7 +225,7 @@ class TestPause:
         stream.pause()
         stream.resume()
         await publish(hub, ["2"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1", "2"]
         assert other.texts == ["2"]
 
@@ -235,7 +235,7 @@ class TestPause:
         stream.subscription.resume()
         await publish(hub, ["1"])
         stream.subscription.resume()
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.texts == ["1"]
         assert hub.statistics().catching_up == 0
         stream.subscription.close()
@@ -248,7 +248,7 @@ class TestPause:
         stream.pause()
         stream.resume()
         await publish(hub, ["2"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1", "2"]
 
 
@@ -265,7 +265,7 @@ class TestTopics:
         stream.subscriber.remove("a", "never")
         await publish(hub, ["a3"])
         await publish(hub, ["b3"], "b")
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["a1", "b2", "c1", "a2", "b3"]
         assert stream.subscription.topics == {"b", "c.>"}
         assert [hub.subscribers(topic) for topic in ("a", "b", "c.x.y")] == [0, 1, 1]
@@ -284,9 +284,9 @@ class TestTopics:
         await publish(hub, ["b2"], "b")
         await publish(hub, ["z1"], "z")
         await publish(hub, ["a2"])
-        await turn()
+        await run_other_tasks(1)
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["a1", "b2", "a2"]
 
     async def test_topics_added_before_the_start_count_from_the_start_position(self):
@@ -297,7 +297,7 @@ class TestTopics:
         stream.subscriber.add("b")
         await publish(hub, ["b2"], "b")
         stream.subscription.start()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["b1", "b2"]
 
     async def test_adding_a_topic_that_a_wildcard_matches_already_loses_nothing(self):
@@ -308,7 +308,7 @@ class TestTopics:
         stream.subscriber.add("a.x")
         await publish(hub, ["2"], "a.x")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1", "2"]
 
     async def test_a_live_stream_gets_ephemeral_events_of_an_added_topic_at_once(self):
@@ -318,11 +318,11 @@ class TestTopics:
         stream.subscriber.add("room")
         assert stream.subscription.live
         await hub.publish("room", "ann is here", ephemeral=True)
-        await turn()
+        await run_other_tasks(1)
         assert [each.texts for each in (stream, *others)] == [["ann is here"]] * 3
         stream.subscriber.remove("room")
         await hub.publish("room", "ann is gone", ephemeral=True)
-        await turn()
+        await run_other_tasks(1)
         assert len(stream.texts) == 1
 
     async def test_events_that_were_published_before_a_topic_was_added_are_not_written(self):
@@ -331,7 +331,7 @@ class TestTopics:
         await publish(hub, ["before"], "b")
         stream.subscriber.add("b")
         await publish(hub, ["after"], "b")
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["after"]
         assert other.texts == ["before", "after"]
 
@@ -343,7 +343,7 @@ class TestTopics:
         await publish(hub, ["2"])
         stream.subscriber.remove("a")
         await publish(hub, ["3"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["2"]
 
     async def test_adding_or_removing_no_topic_has_no_effect(self):
@@ -372,7 +372,7 @@ class TestTopics:
             pool.submit(stream.subscriber.add, "b").result()
         assert stream.payloads == []
         assert stream.subscription.topics == {"a"}
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1"]
         assert stream.subscription.topics == {"a", "b"}
 
@@ -382,11 +382,11 @@ class TestTopics:
         stream = await live(hub, "a")
         await within(asyncio.to_thread(stream.subscriber.add, "b"))
         await within(asyncio.to_thread(stream.subscriber.remove, "a"))
-        await turn()
+        await run_other_tasks(1)
         assert stream.subscription.topics == {"b"}
         stream.subscription.close()
         await within(asyncio.to_thread(stream.subscriber.add, "c"))
-        await turn()
+        await run_other_tasks(1)
         assert hub.statistics().groups == 0
 
     async def test_a_closed_subscription_takes_no_topics(self):
@@ -405,7 +405,7 @@ class TestTopics:
         stream.write = lambda payload, now: stream.subscription.close()
         await publish(hub, ["1"])
         stream.subscriber.add("b")
-        await turn()
+        await run_other_tasks(1)
         statistics = hub.statistics()
         assert (statistics.subscribers, statistics.catching_up, statistics.groups) == (0, 0, 0)
         assert hub.subscribers("a") == hub.subscribers("b") == 0
@@ -418,7 +418,7 @@ class TestClose:
         await publish(hub, ["1", "2"])
         stream.subscription.close()
         await publish(hub, ["3"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1", "2"]
         assert other.texts == ["1", "2", "3"]
         assert len(other.payloads) == 2
@@ -428,11 +428,11 @@ class TestClose:
         streams = [await live(hub, "a", sink=Sink(room)) for room in (float("inf"), 100, 0)]
         for burst in (1, 3, 1, 9, 2):
             await publish(hub, ["x"] * burst)
-            await turn()
+            await run_other_tasks(1)
             streams[1].resume()
         await drain(*streams)
         late = start(hub, "a", replay=9)
-        await turn()
+        await run_other_tasks(1)
         for stream in (*streams, late):
             written = sum(len(stream._unwrapped(payload)) for payload in stream.payloads)
             events = sum(stream._unwrapped(payload).count(b"data: ") for payload in stream.payloads)
@@ -451,7 +451,7 @@ class TestCatchingUp:
         for text in "56":
             await hub.publish("a", text)
         stream.subscription.start()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["3", "4", "5", "6"]
 
     async def test_records_that_are_evicted_during_a_replay_are_announced_as_a_gap(self):
@@ -460,7 +460,7 @@ class TestCatchingUp:
             await hub.publish(topic, text + " " * BATCH_SIZE)
         stream = subscribe(hub, "a", "b", sink=Sink(room=1), replay=3)
         stream.subscription.start()
-        await turn()
+        await run_other_tasks(1)
         for text in "456":
             await hub.publish("b", text)
         stream.resume()
@@ -473,7 +473,7 @@ class TestCatchingUp:
         returned = start(hub, "a", after=ids[0])
         turns = 0
         while not returned.subscription.live:
-            await turn()
+            await run_other_tasks(1)
             turns += 1
             assert len(returned.payloads) <= turns
             assert max(map(len, returned.payloads)) < BATCH_SIZE + 2_000
@@ -490,7 +490,7 @@ class TestCatchingUp:
         turns = 0
         while not all(stream.subscription.live for stream in returned):
             await publish(hub, ["now"], "b")
-            await turn()
+            await run_other_tasks(1)
             turns += 1
             assert len(other.texts) == turns
             assert turns < 2_000
@@ -504,7 +504,7 @@ class TestCatchingUp:
         stream = subscribe(hub, "a", replay=3)
         await publish(hub, ["4"])
         stream.subscription.start()
-        await turn(2)
+        await run_other_tasks(2)
         assert stream.texts == ["2", "3", "4"]
 
 
@@ -513,14 +513,14 @@ class TestGaps:
         hub = Hub(history=2)
         stream = await live(hub, "a", "b")
         ids = await publish(hub, ["1"])
-        await turn()
+        await run_other_tasks(1)
         stream.pause()
         await publish(hub, ["quiet"], "b")
         ids += await publish(hub, ["2", "3", "4", "5"])
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         await publish(hub, ["6"])
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1", "gap", "quiet", "4", "5", "6"]
         expected = {"reason": "evicted", "after": ids[0], "first": stream.frames[2].id, "last": ids[2]}
         assert gaps(stream) == [expected]
@@ -535,7 +535,7 @@ class TestGaps:
         await publish(hub, ["1", "2", "3", "4"])
         paused.resume()
         foreign = start(hub, "a", "b", after="0123456789-1", sink=Sink(0))
-        await turn(4)  # one batch in each
+        await run_other_tasks(4)  # one batch in each
         await drain(foreign)
         for stream in (paused, foreign):
             assert [text.split()[0] for text in stream.texts] == ["gap", "quiet", "quieter", "3", "4"]
@@ -550,7 +550,7 @@ class TestGaps:
         await publish(hub, "123456")
         await publish(hub, ["2"], "b")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["1", "2"]
 
     async def test_a_forgotten_topic_is_no_gap_for_a_stream_that_was_paused_at_the_end(self):
@@ -560,7 +560,7 @@ class TestGaps:
             await hub.publish(f"busy.{number}", "x")
         stream.pause()
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == []
 
     async def test_a_gap_without_following_records_has_the_id_of_the_newest_one(self):
@@ -569,7 +569,7 @@ class TestGaps:
         stream.pause()
         ids = await publish(hub, ["1", "2"])
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert [(frame.name, frame.id) for frame in stream.frames] == [("gap", ids[1])]
         assert gaps(stream)[0]["first"] is None
         again = await live(hub, "a", after=stream.last_event_id)
@@ -581,7 +581,7 @@ class TestGaps:
         stream.pause()
         await publish(hub, "1234")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.ends == [(CloseReason.LAGGED, None)]
         assert stream.texts == []
         assert other.texts == list("1234")
@@ -600,7 +600,7 @@ class TestGaps:
             await publish(hub, [f"k{number}"], key="k")
             await publish(hub, [f"l{number}"], key="l")
         streams[0].resume()
-        await turn()
+        await run_other_tasks(1)
         assert streams[0].texts == ["k5", "l5"]
         assert len(streams[1].texts) == 12
         streams[0].pause()
@@ -608,7 +608,7 @@ class TestGaps:
         for number in range(4):
             await publish(hub, [f"m{number}"], key="m")
         streams[0].resume()
-        await turn()
+        await run_other_tasks(1)
         assert streams[0].texts[2:] == ["gap", "m3"]
 
     async def test_conflate_omits_nothing_while_nothing_is_missing(self):
@@ -617,16 +617,16 @@ class TestGaps:
         stream.pause()
         await publish(hub, "1234", key="k")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == list("1234")
         stream.pause()
         await publish(hub, "567890", key="k")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         stream.pause()
         await publish(hub, "abcd", key="k")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts[4:] == ["0", *"abcd"]
 
     async def test_conflate_reports_a_record_that_was_evicted_while_catching_up(self):
@@ -639,7 +639,7 @@ class TestGaps:
         for number in range(5):
             await publish(hub, [f"b{number}"], "busy", key="k")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert [text[:2] for text in stream.texts] == ["q1"]
         assert stream.paused
         await publish(hub, ["q4", "q5"], "quiet")
@@ -652,7 +652,7 @@ class TestGaps:
         stream.pause()
         await publish(hub, [f"{number} {'x' * 20_000}" for number in range(9)], key="k")
         stream.resume()
-        await turn(4)  # one batch of the kept records in each
+        await run_other_tasks(4)  # one batch of the kept records in each
         assert [text[0] for text in stream.texts] == ["8"]
 
     async def test_conflate_applies_to_later_batches(self):
@@ -663,7 +663,7 @@ class TestGaps:
         await publish(hub, ["alone " + "x" * 40_000])
         await publish(hub, [f"k{number} {'x' * 20_000}" for number in range(3)], key="k")
         stream.resume()
-        await turn(4)  # one batch of the kept records in each
+        await run_other_tasks(4)  # one batch of the kept records in each
         assert [text.split()[0] for text in stream.texts] == ["alone", "k2"]
 
     async def test_equal_keys_of_different_topics_are_independent(self):
@@ -673,5 +673,5 @@ class TestGaps:
         await publish(hub, "123", "a", key="k")
         await publish(hub, "456", "b", key="k")
         stream.resume()
-        await turn()
+        await run_other_tasks(1)
         assert stream.texts == ["3", "6"]

@@ -15,7 +15,7 @@ from tests.soak.hub_routes import PARTS, SNAPSHOT
 ITERATION = 1.0  # seconds that one iteration of the server's event loop may take on a busy machine
 
 
-class Context(Protocol):
+class CheckContext(Protocol):
     """What the checks of all streams share."""
 
     changes: dict[str, list[TopicChange]]
@@ -33,7 +33,7 @@ class CheckFailed(Exception):
 class StreamCheck:
     """The check of one stream."""
 
-    def __init__(self, context: Context, stream: HubClientStream) -> None:
+    def __init__(self, context: CheckContext, stream: HubClientStream) -> None:
         self._context = context
         self._stream = stream
         token = stream.path.rsplit("/", 1)[1]

@@ -28,7 +28,7 @@ from aiohttp_interceptors.queues import dropped_comment, dropped_event
 from aiohttp_interceptors.sse import Decoder
 from aiohttp_interceptors.web.app import STREAMS
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
-from tests.waiting import PATIENCE, until
+from tests.waiting import TIMEOUT, until
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 EVENT = "x" * (1024 - len("data: \n\n"))  # 1 KiB in the stream
@@ -64,7 +64,7 @@ async def connect(serve, tls, authority):
             authority.configure_trust(trust)
 
         def dial() -> socket.socket:
-            sock = socket.create_connection(address[:2], timeout=PATIENCE)
+            sock = socket.create_connection(address[:2], timeout=TIMEOUT)
             if trust is not None:
                 sock = trust.wrap_socket(sock, server_hostname="localhost")
             sock.sendall(KEEP)
@@ -80,7 +80,7 @@ async def connect(serve, tls, authority):
 
 async def until_stable(value) -> None:
     """Wait until a value has not changed for a thousand iterations of the event loop."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         last, same = value(), 0
         while same < 1000:
             await asyncio.sleep(0)
@@ -133,7 +133,7 @@ class TestWaitingPut:
         """With default options. The stream holds the events of its channel and 64 KiB of them."""
         stream = ProducedStream()
         await connect(stream.app)
-        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await asyncio.wait_for(stream.opened.wait(), TIMEOUT)
         await until(lambda: stream.channel._putters)
         await until_stable(lambda: stream.put)
         assert 10 <= stream.put <= MAX_PUT / 1024
@@ -146,7 +146,7 @@ class TestWaitingPut:
     async def test_it_continues_when_the_client_reads_and_no_event_is_lost(self, connect):
         stream = ProducedStream()
         sock = await connect(stream.app)
-        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await asyncio.wait_for(stream.opened.wait(), TIMEOUT)
         await until(lambda: stream.channel._putters and stream.connection.paused)
         put = stream.put
 
@@ -156,7 +156,7 @@ class TestWaitingPut:
                 body += sock.recv(65536)
             return body
 
-        body = await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)
+        body = await asyncio.wait_for(asyncio.to_thread(read), TIMEOUT)
         assert body.count(b"data: " + EVENT.encode() + b"\n\n") >= put
         assert stream.put > put
 
@@ -168,7 +168,7 @@ class TestLossyQueue:
     async def test_put_never_waits_and_dropped_events_are_counted_exactly(self, connect, queue):
         stream = ProducedStream(buffer=lambda: queue(20))
         await connect(stream.app)
-        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await asyncio.wait_for(stream.opened.wait(), TIMEOUT)
         await until(lambda: stream.channel.dropped >= 100 and stream.connection.paused)
         await until_stable(lambda: stream.statistics().events)
         done = stream.statistics()
@@ -180,13 +180,13 @@ class TestLossyQueue:
     async def test_the_observer_receives_dropped_events_in_batches_that_add_up(self, connect):
         stream = ProducedStream(feed=False, buffer=lambda: SlidingQueue(20))
         sock = await connect(stream.app)
-        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await asyncio.wait_for(stream.opened.wait(), TIMEOUT)
         while stream.channel.dropped < 500:
             assert stream.channel.put_nowait(EVENT)
             await asyncio.sleep(0)
         dropped = stream.channel.dropped
         stream.context.stream.abort()
-        await asyncio.wait_for(stream.over.wait(), PATIENCE)
+        await asyncio.wait_for(stream.over.wait(), TIMEOUT)
         await until(lambda: any(isinstance(fact, StreamClosed) for fact in stream.facts))
         facts = [fact for fact in stream.facts if isinstance(fact, EventsDropped)]
         assert sum(fact.count for fact in facts) == facts[-1].total == dropped
@@ -201,7 +201,7 @@ class TestLossyQueue:
         """The notice needs no room in the queue, and tells the client how many events are missing."""
         stream = ProducedStream(feed=False, buffer=lambda: SlidingQueue(20, notice=notice))
         sock = await connect(stream.app)
-        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await asyncio.wait_for(stream.opened.wait(), TIMEOUT)
         number = 0
         while stream.channel.dropped < 500:
             assert stream.channel.put_nowait(Event(f"{number} {EVENT}"))
@@ -215,7 +215,7 @@ class TestLossyQueue:
                 body += sock.recv(65536)
             return body
 
-        frames = Decoder().feed(_unchunked(await asyncio.wait_for(asyncio.to_thread(read), PATIENCE)))
+        frames = Decoder().feed(_unchunked(await asyncio.wait_for(asyncio.to_thread(read), TIMEOUT)))
         expected, dropped = 0, 0
         for event in frames:
             match = re.search(r"dropped\D*(\d+)", event.comment or f"{event.name} {event.data}")
@@ -232,10 +232,10 @@ class TestLossyQueue:
     async def test_a_kick_does_not_wait_for_a_full_queue(self, connect):
         stream = ProducedStream()
         await connect(stream.app)
-        await asyncio.wait_for(stream.opened.wait(), PATIENCE)
+        await asyncio.wait_for(stream.opened.wait(), TIMEOUT)
         await until(lambda: stream.channel._putters and stream.connection.paused)
         stream.channel.end(CloseReason.KICKED)
-        await asyncio.wait_for(stream.over.wait(), PATIENCE)
+        await asyncio.wait_for(stream.over.wait(), TIMEOUT)
         await until(lambda: len(stream.app[STREAMS]) == 0)
         assert stream.put_results == [False]
 

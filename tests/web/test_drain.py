@@ -31,7 +31,7 @@ from aiohttp_interceptors import (
 from aiohttp_interceptors.web.app import STREAMS
 from aiohttp_interceptors.web.timers import flush_queue, timer_queue
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
-from tests.waiting import PATIENCE, until, within
+from tests.waiting import TIMEOUT, until, within
 
 if sys.platform != "win32":
     import resource
@@ -42,7 +42,7 @@ GET = "GET / HTTP/1.1\nHost: x\n\n"
 END = b"0\r\n\r\n"
 HEARTBEAT = b"2\r\n:\n\r\n"
 FOREVER = 60.0  # seconds; longer than a test waits
-TIMEOUT = 2.0  # seconds; a fifth of it must be enough for a clean-up on a busy machine
+DRAIN_TIMEOUT = 2.0  # seconds; a fifth of it must be enough for a clean-up on a busy machine
 
 
 @pytest.fixture(autouse=True)
@@ -309,7 +309,7 @@ class TestTimeout:
                     pass
             returned.set()
 
-        opened = application(ready, Drain(farewell=Event("bye"), timeout=TIMEOUT))
+        opened = application(ready, Drain(farewell=Event("bye"), timeout=DRAIN_TIMEOUT))
         server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
         client = await connected(server)
         try:
@@ -334,7 +334,7 @@ class TestTimeout:
                 finally:
                     ends.append(channel.reason)
 
-        opened = application(ready, Drain(farewell=Event("bye"), timeout=TIMEOUT))
+        opened = application(ready, Drain(farewell=Event("bye"), timeout=DRAIN_TIMEOUT))
         server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
         client = await connected(server)
         await within(server.stop())
@@ -351,7 +351,7 @@ class TestTimeout:
             finally:
                 ends.append(reason)
 
-        opened = application(waits, Drain(timeout=TIMEOUT), on_close=on_close)
+        opened = application(waits, Drain(timeout=DRAIN_TIMEOUT), on_close=on_close)
         server = await serve(opened.app, shutdown_timeout=FOREVER, handler_cancellation=handler_cancellation)
         client = await connected(server)
         await within(server.stop())
@@ -490,7 +490,7 @@ class TestCleanUp:
 def plain_client(port: int, receive_buffer: int | None = None) -> socket.socket:
     """Request a stream with a socket that belongs to no event loop and isn't read."""
     client = socket.socket()
-    client.settimeout(PATIENCE)
+    client.settimeout(TIMEOUT)
     if receive_buffer is not None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     client.connect(("127.0.0.1", port))
@@ -582,7 +582,7 @@ def test_two_event_loops_in_two_threads_share_an_interceptor(first, second):
     one, two = (ThreadedServer(factory, handler, drain) for factory in (first, second))
     try:
         assert one.queues.isdisjoint(two.queues)
-        clients = [socket.create_connection(("127.0.0.1", each.port), PATIENCE) for each in (one, two)]
+        clients = [socket.create_connection(("127.0.0.1", each.port), TIMEOUT) for each in (one, two)]
         readers = [client.makefile("rb") for client in clients]
         for client, reader in zip(clients, readers, strict=True):
             client.sendall(GET.replace("\n", "\r\n").encode())
@@ -610,7 +610,7 @@ class ThreadedServer:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._main, args=[new_loop], daemon=True)
         self._thread.start()
-        assert self._started.wait(PATIENCE)
+        assert self._started.wait(TIMEOUT)
 
     def _main(self, new_loop) -> None:
         with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -634,7 +634,7 @@ class ThreadedServer:
         """Stop the server and join the thread. Idempotent."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join(PATIENCE)
+            self._thread.join(TIMEOUT)
             assert not self._thread.is_alive()
 
 

@@ -21,7 +21,7 @@ from aiohttp_interceptors import (
     start_topic_stream,
 )
 from aiohttp_interceptors.web.app import STREAMS
-from tests.waiting import PATIENCE, until, within
+from tests.waiting import TIMEOUT, until, within
 
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 LONG = 60.0  # seconds; longer than a test may take
@@ -224,7 +224,7 @@ class TestClientDisconnects:
 class TestServerStops:
     async def test_a_sleeping_producer_cleans_up_within_the_drain(self, serve, logged):
         events: list[object] = []
-        served = ServedStream(sleeper(events, 0.05), Drain(timeout=PATIENCE))
+        served = ServedStream(sleeper(events, 0.05), Drain(timeout=TIMEOUT))
         opened = await served.open(serve)
         await within(opened.server.stop())
         assert events == ["clean-up", "cleaned up"]

@@ -23,7 +23,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from tests.waiting import PATIENCE
+from tests.waiting import TIMEOUT
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 KEPT = "GET / HTTP/1.1\nHost: x\n\n"
@@ -120,7 +120,7 @@ class TestAStreamAfterACommittedResponse:
         app = web.Application()
         app.router.add_get("/", handler)
         raw = await (await serve(app)).connect(KEPT + GET)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             answer = await raw.reader.read()
         await raw.close()
         assert answer.startswith(b"HTTP/1.1 403")
@@ -384,7 +384,7 @@ class TestAnInformationalResponse:
         raw = await (await serve(app)).connect(request)
         assert await raw.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         raw.writer.write(b"body")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             answer = await raw.reader.read()
         await raw.close()
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -468,7 +468,7 @@ class TestAnInformationalResponse:
         request = upgrade + "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n\n"
         raw = await (await serve(application(talk, **options))).connect(request)
         assert (await raw.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert await raw.reader.read(4) in {b"", b"\x88\x02\x03\xe8"}  # the end of the connection, or a close frame
         await raw.close()
         assert attempts(logged) == ["raise <HTTPBadRequest Bad Request not prepared>"]

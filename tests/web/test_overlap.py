@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import RequestContext, around, as_handler, before, intercept, interceptor_middleware
-from tests.waiting import PATIENCE
+from tests.waiting import TIMEOUT
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 
@@ -112,7 +112,7 @@ async def test_a_middleware_can_respond_for_a_handler_that_it_left_running(serve
     server = await serve(place(kind, gate, give_up))
     assert (await server.exchange(GET)).split()[1] == b"504"
     gate.opens[0].set()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await asyncio.wait(left)
     assert gate.let_in == 0
     assert raised() == []
@@ -150,7 +150,7 @@ async def test_a_transaction_that_was_left_running_rolls_back(serve, raised) -> 
     server = await serve(app)
     assert (await server.exchange(GET)).split()[1] == b"504"
     opens.set()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await asyncio.wait(left)
     assert [left[0].exception()] == seen
     assert raised() == []

@@ -23,7 +23,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from tests.waiting import PATIENCE
+from tests.waiting import TIMEOUT
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 NEXT = "GET /next HTTP/1.1\nHost: x\nConnection: close\n\n"
@@ -97,7 +97,7 @@ def staging(name: str, value: str) -> Interceptor:
 async def both(server, first: str) -> bytes:
     """Send two requests on one connection, and return the bytes received until the server closes it."""
     raw = await server.connect(first + NEXT)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         answer = await raw.reader.read()
     await raw.close()
     return answer

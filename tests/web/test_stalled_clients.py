@@ -27,7 +27,7 @@ from aiohttp_interceptors.web.app import STREAMS
 from aiohttp_interceptors.web.timers import timer_queue
 from aiohttp_interceptors.web.transport import CHECKS_PER_TIMEOUT, socket_options
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
-from tests.waiting import PATIENCE, until, within
+from tests.waiting import TIMEOUT, until, within
 
 KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 STALL = 0.3
@@ -144,7 +144,7 @@ async def connect(serve, tls, authority):
             sock = socket.socket()
             if receive is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
-            sock.settimeout(PATIENCE)
+            sock.settimeout(TIMEOUT)
             sock.connect(address)
             if trust is not None:
                 sock = trust.wrap_socket(sock, server_hostname="localhost")
@@ -214,7 +214,7 @@ class TestStalledClient:
             outstanding = stream.connection._options.unacked_bytes()
             last, same = outstanding, same + 1 if outstanding == last else 0
         stream.shorten_timeout(detector)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not stream.over.is_set():
                 if not stream.connection.paused and not stream.connection.disconnected:
                     stream.channel.put_nowait("small")

@@ -10,7 +10,7 @@ from aiohttp_interceptors import Drain, as_handler, setup, start_event_stream
 from aiohttp_interceptors.facts import StreamClosed, StreamOpened, StreamRefused
 from aiohttp_interceptors.web.app import STREAMS, Streams
 from aiohttp_interceptors.web.limits import Limits
-from tests.waiting import PATIENCE
+from tests.waiting import TIMEOUT
 
 REQUEST = make_mocked_request("GET", "/path")
 
@@ -274,7 +274,7 @@ class TestLookup:
         failing = Failing(streams)
         streams.add(failing)
         streams.add(FakeStream(streams))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await streams.close()
         assert not list(streams)
         events = {line["event"] for line in logged if line["log_level"] == "error"}
@@ -287,7 +287,7 @@ class TestLookup:
 
         streams = Streams(Drain(timeout=0.2))
         streams.add(Failing(streams, ends=False))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await streams.close()
         assert "stream_end_failed" in {line["event"] for line in logged}
         assert not list(streams)

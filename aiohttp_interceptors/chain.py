@@ -40,12 +40,13 @@ __all__ = [
     "throw_into_generator",
 ]
 
+
 Stages: TypeAlias = tuple[tuple[int, Callable[[Any], Any]], ...]
 """Functions of one stage, with the positions of their interceptors, which count from 1."""
 
 
 class Chain(NamedTuple):
-    """Interceptors in order, and the stages that they have: a request pays nothing for those that are absent."""
+    """Interceptors in order, and the stages that they have, so that an absent stage costs a request nothing."""
 
     interceptors: tuple[Interceptor[Any], ...]
     enters: Stages
@@ -76,7 +77,7 @@ class ContextKey(Generic[T]):
         name: Shown in the ``repr``.
 
     Raises:
-        TypeError: If the name is not a ``str``.
+        TypeError: The name is not a ``str``.
     """
 
     __slots__ = ("name",)
@@ -128,7 +129,7 @@ class Context(BaseContext):
         error: What was raised, and where, until an ``error`` stage has handled it; otherwise ``None``.
 
     Raises:
-        TypeError: If the values are not a mapping, or a key is neither a ``ContextKey`` nor a ``str``.
+        TypeError: The values are not a mapping, or a key is neither a ``ContextKey`` nor a ``str``.
     """
 
     __slots__ = ("__weakref__", "_execution", "_observers", "_suppressed", "_values", "error", "execution_id")
@@ -216,9 +217,9 @@ class Context(BaseContext):
             *interceptors: Interceptors, objects with stage methods, or sequences of these.
 
         Raises:
-            QueueClosed: If the running stage is not ``enter``. A copy accepts the call; the stage that returns the copy
+            QueueClosed: The running stage is not ``enter``. A copy accepts the call; the stage that returns the copy
                 then fails with it.
-            TypeError: If an argument is not an interceptor.
+            TypeError: An argument is not an interceptor.
         """
         self._queue_owner("enqueue").enqueue(interceptors_of(interceptors, skip_none=False))
 
@@ -229,8 +230,8 @@ class Context(BaseContext):
             *interceptors: Interceptors, objects with stage methods, or sequences of these.
 
         Raises:
-            QueueClosed: If the running stage is not ``enter``, as in ``enqueue``.
-            TypeError: If an argument is not an interceptor.
+            QueueClosed: The running stage is not ``enter``, as in ``enqueue``.
+            TypeError: An argument is not an interceptor.
         """
         self._queue_owner("inject").inject(interceptors_of(interceptors, skip_none=False))
 
@@ -241,7 +242,7 @@ class Context(BaseContext):
         empties the queue, and a later ``enqueue`` fills it again.)
 
         Raises:
-            QueueClosed: If the running stage is not ``enter``, as in ``enqueue``.
+            QueueClosed: The running stage is not ``enter``, as in ``enqueue``.
         """
         self._queue_owner("terminate").terminate()
 
@@ -255,8 +256,8 @@ class Context(BaseContext):
             predicate: A plain function that takes the context.
 
         Raises:
-            QueueClosed: If the running stage is not ``enter``, as in ``enqueue``.
-            TypeError: If the predicate is not a plain function.
+            QueueClosed: The running stage is not ``enter``, as in ``enqueue``.
+            TypeError: The predicate is not a plain function.
         """
         if not callable(predicate) or inspect.iscoroutinefunction(predicate):
             raise TypeError(f"terminate_when takes a plain function of the context, not {predicate!r}")
@@ -272,8 +273,8 @@ class Context(BaseContext):
             This context.
 
         Raises:
-            RuntimeError: If no chain runs with this context.
-            TypeError: If the argument is not an ``Exception``.
+            RuntimeError: No chain runs with this context.
+            TypeError: The argument is not an ``Exception``.
         """
         if not isinstance(exception, Exception):
             raise TypeError(f"with_error takes an exception, not {exception!r}")
@@ -291,8 +292,8 @@ class Context(BaseContext):
             value: Its value.
 
         Raises:
-            RuntimeError: If no chain runs with this context.
-            TypeError: If the variable is not a ``contextvars.ContextVar``.
+            RuntimeError: No chain runs with this context.
+            TypeError: The variable is not a ``contextvars.ContextVar``.
         """
         if not isinstance(variable, ContextVar):
             raise TypeError(f"bind takes a contextvars.ContextVar, not {variable!r}")
@@ -307,7 +308,7 @@ class Context(BaseContext):
             observer: A plain function that takes a ``StageRan``.
 
         Raises:
-            TypeError: If the observer is not a plain function.
+            TypeError: The observer is not a plain function.
         """
         if not callable(observer) or inspect.iscoroutinefunction(observer):
             raise TypeError(f"an observer is a plain function of one fact, not {observer!r}")
@@ -382,11 +383,11 @@ class Context(BaseContext):
         """Accept what the handler returned."""
 
     def _accept_exception(self, exception: Exception) -> bool:  # noqa: ARG002
-        """Accept an exception as the result, and return True; return False for an error."""
+        """Accept an exception as the result, and return ``True``; return ``False`` for an error."""
         return False
 
     def _current_result(self) -> object:
-        """Return the result that the chain has by now, or None. A new one ends the way in."""
+        """Return the result that the chain has by now, or ``None``. A new one ends entering."""
         return None
 
     def _result_exception(self) -> Exception | None:
@@ -452,7 +453,7 @@ class Execution:
         "stage",
         "started",
         "terminated",
-    )  # fmt: skip
+    )
 
     initial_result: object = None  # the result that the context had when this execution started
     has_new_result: bool = False  # a stage has set a result, perhaps the same one again
@@ -645,7 +646,7 @@ class Execution:
                 outer.has_new_result = True
 
     def reclaim_context(self) -> bool:
-        """Take the context back from a nested execution that a stage left running; return False if there is none."""
+        """Take the context back from a nested execution that a stage left running. Return ``False`` without one."""
         last, nested = self, self.inner
         while nested is not None:
             nested.abandoned = True
@@ -883,7 +884,7 @@ C = TypeVar("C", bound=Context)
 
 
 async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]) -> C:
-    """Run a context through a chain of interceptors and return the context that comes out.
+    """Run a context through a chain of interceptors and return the context after the last stage.
 
     *Entering.* Interceptors are entered in order: first those that were enqueued before, then those given here. The
     chain calls ``enter(context)`` of each one that has it. A stage that is not ``async`` is called without a task
@@ -915,7 +916,7 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
     unchanged. Executing one context twice at the same time is a ``RuntimeError``: it is raised when a stage returns
     while another execution has its context, and no further interceptor is entered. A nested execution that a handler
     left running, in a task that it did not await, gets that error at its next stage. If a stage returns another
-    context, for instance a copy, that one comes out, and the context given here has the same state afterwards.
+    context, for instance a copy, that one is returned, and the context given here has the same state afterwards.
 
     Args:
         context: The context to run; a new ``Context`` if ``None``.
@@ -926,8 +927,8 @@ async def execute(context: C | None = None, /, *interceptors: InterceptorLike[C]
 
     Raises:
         Exception: What a stage raised and no ``error`` stage handled.
-        TypeError: If the first argument is not a context, or another one is not an interceptor.
-        RuntimeError: If the context is executed twice at the same time.
+        TypeError: The first argument is not a context, or another one is not an interceptor.
+        RuntimeError: The context is executed twice at the same time.
     """
     current = cast("C", Context()) if context is None else context
     if not isinstance(current, Context):
@@ -1111,7 +1112,7 @@ async def enter_generator(context: Context, generator: AsyncGenerator[None, None
 
 
 async def leave_generator(context: Context, name: str) -> None:
-    """Run a generator to its end. A result that is an exception is raised at its ``yield``; it may let that pass."""
+    """Run a generator to its end. A result that is an exception is raised at its ``yield``, and may pass."""
     generator = _running(context).pop_generator()
     if generator is None:
         return

@@ -63,19 +63,32 @@ class EventChannel:
         buffer: The capacity in events, or a factory of an ``asyncio.Queue``. ``full`` and ``put_nowait`` of that queue
             determine whether an event waits for room, is dropped, or replaces another.
         retry: The reconnection time in milliseconds. It is sent with the first event that is not only a comment.
-        max_event_size: Maximum size of the frame of an event, in bytes. None means unlimited.
+        max_event_size: Maximum size of the frame of an event, in bytes. ``None`` means unlimited.
 
     Raises:
         TypeError: ``buffer`` is neither an integer nor callable, or the factory did not return an ``asyncio.Queue``.
         ValueError: ``buffer`` is less than 1, or the factory returned the queue of another open stream.
     """
 
-    __slots__ = ("_buffer", "_close_waiters", "_closed", "_end_observed", "_idle", "_loop", "_lossy_buffer",
-                 "_max_event_size", "_on_overflow", "_on_ready", "_putters", "_retry", "_thread_id",
-                 "reason")  # fmt: skip
+    __slots__ = (
+        "_buffer",
+        "_close_waiters",
+        "_closed",
+        "_end_observed",
+        "_idle",
+        "_loop",
+        "_lossy_buffer",
+        "_max_event_size",
+        "_on_overflow",
+        "_on_ready",
+        "_putters",
+        "_retry",
+        "_thread_id",
+        "reason",
+    )
 
     reason: CloseReason | None
-    """Why the stream ended. None while it is open."""
+    """Why the stream ended. ``None`` while it is open."""
 
     def __init__(
         self,
@@ -136,8 +149,8 @@ class EventChannel:
             event: The event, or its data.
 
         Returns:
-            True, or False if the channel is closed. A ``put`` that is waiting when the channel is closed or the stream
-            ends returns False.
+            ``True``, or ``False`` if the channel is closed. A ``put`` that is waiting when the channel is closed or the
+            stream ends returns ``False``.
 
         Raises:
             TypeError: ``event`` is neither an ``Event`` nor a ``str``.
@@ -164,7 +177,7 @@ class EventChannel:
             event: The event, or its data.
 
         Returns:
-            True, or False if the channel is closed.
+            ``True``, or ``False`` if the channel is closed.
 
         Raises:
             ChannelFull: The buffer has no room.
@@ -611,7 +624,7 @@ def check_buffer(buffer: object) -> None:
     if callable(buffer):
         return
     if type(buffer) is not int:
-        raise TypeError(f"buffer is a number of events or makes an asyncio.Queue, not {buffer!r}")
+        raise TypeError(f"buffer is a number of events or a factory of asyncio.Queue, not {buffer!r}")
     if buffer < 1:
         raise ValueError(f"buffer is 1 event or more, not {buffer!r}: without a bound a slow client fills the memory")
 
@@ -622,11 +635,11 @@ def _create_buffer(buffer: int | Callable[[], EventQueue], owner: EventChannel) 
         return BoundedQueue(buffer, owner)
     queue = buffer()
     if not isinstance(queue, asyncio.Queue):
-        raise TypeError(f"buffer is a number of events or makes an asyncio.Queue; {buffer!r} made {queue!r}")
+        raise TypeError(f"buffer is a number of events or a factory of asyncio.Queue; {buffer!r} made {queue!r}")
     if isinstance(queue, ChannelQueue):
         if queue._channel_owner is not _NO_CHANNEL:
             raise ValueError(
-                f"each stream needs its own queue; {buffer!r} made {queue!r}, which another open stream has"
+                f"each stream needs its own queue; {buffer!r} made {queue!r}, which another open stream uses"
             )
     else:
         queue_class: type[object] = type(queue)

@@ -31,7 +31,7 @@ def debug_observer(*, omit: Omit = (), changes_only: bool = False) -> Observer:
         The observer, for ``context.add_observer``.
 
     Raises:
-        TypeError: If ``omit`` has an item that is not a tuple.
+        TypeError: ``omit`` has an item that is not a tuple.
     """
     if not callable(omit) and not all(isinstance(path, tuple) for path in omit):
         raise TypeError(f"omit takes paths, which are tuples of keys such as ('user', 'password'), not {omit!r}")

@@ -34,7 +34,7 @@ def before(
         The interceptor, or a decorator if no function is given.
 
     Raises:
-        TypeError: If the function has no name, or does not take one argument.
+        TypeError: The function has no name, or does not take one argument.
     """
     if function is None:
         return lambda decorated: Interceptor(name or _name_of(decorated, "before"), enter=decorated)
@@ -58,7 +58,7 @@ def after(
         The interceptor, or a decorator if no function is given.
 
     Raises:
-        TypeError: If the function has no name, or does not take one argument.
+        TypeError: The function has no name, or does not take one argument.
     """
     if function is None:
         return lambda decorated: Interceptor(name or _name_of(decorated, "after"), leave=decorated)
@@ -83,8 +83,8 @@ def on_error(
         The decorator.
 
     Raises:
-        TypeError: If there is no type, one is not a subclass of ``Exception``, or ``interceptor`` is not a ``str``.
-        ValueError: If there is no such stage.
+        TypeError: There is no type, one is not a subclass of ``Exception``, or ``interceptor`` is not a ``str``.
+        ValueError: There is no such stage.
     """
     if not types:
         raise TypeError("@on_error takes the exception types to handle, as in @on_error(KeyError)")
@@ -134,7 +134,7 @@ def around(function: Callable[[C], AsyncIterator[None]]) -> Interceptor[C]:
         The interceptor, named after the function.
 
     Raises:
-        TypeError: If the function is not an async generator function that takes one argument.
+        TypeError: The function is not an async generator function that takes one argument.
     """
     name = _name_of(function, "around")
     if not inspect.isasyncgenfunction(function):

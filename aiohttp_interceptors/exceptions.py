@@ -43,7 +43,7 @@ __all__ = [
 
 
 EXIT_EXCEPTIONS = (KeyboardInterrupt, SystemExit)
-"""The exceptions that end the process. They are always raised on, never treated as the error of one stream."""
+"""The exceptions that end the process. They are always raised again, never treated as the error of one stream."""
 
 
 class BrokerError(RuntimeError):

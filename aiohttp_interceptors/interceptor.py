@@ -46,7 +46,7 @@ StageResult: TypeAlias = BaseContext | Awaitable[BaseContext | None] | None
 class Interceptor(Generic[C]):
     """A link of a chain: a name and one to three stages, which are plain or ``async`` functions.
 
-    It has no state of a run, so one interceptor can be in any number of chains and running requests at once.
+    It has no state of an execution, so one interceptor can be in any number of chains and running requests at once.
 
     Attributes:
         name: Shown in logs and errors.
@@ -55,8 +55,8 @@ class Interceptor(Generic[C]):
         error: Called with the context and the exception if a stage further in, or this interceptor, raised one.
 
     Raises:
-        TypeError: If the name is not a ``str``, or a stage is not a function that takes these arguments.
-        ValueError: If the name is blank, or there is no stage.
+        TypeError: The name is not a ``str``, or a stage is not a function that takes these arguments.
+        ValueError: The name is blank, or there is no stage.
     """
 
     name: str

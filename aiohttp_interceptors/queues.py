@@ -86,7 +86,7 @@ class LossyQueue(asyncio.Queue[Event], ABC):
         return not self._events and not self._notices
 
     def full(self) -> bool:
-        """Return False, because a put never waits."""
+        """Return ``False``, because a put never waits."""
         return False
 
     def put_nowait(self, item: Event) -> None:
@@ -177,8 +177,8 @@ class ConflatingQueue(SlidingQueue):
 
     Args:
         maxsize: The capacity in events, 1 or more.
-        key: Returns the key of an event, or None for an event that is not conflated. By default the key is the name of
-            the event.
+        key: Returns the key of an event, or ``None`` for an event that is not conflated. By default the key is the name
+            of the event.
         notice: Creates an event from a number of dropped events, see ``LossyQueue``.
 
     Raises:

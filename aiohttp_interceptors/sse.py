@@ -38,10 +38,10 @@ class Event:
     Source: WHATWG HTML 9.2.5 and 9.2.6.
 
     Args:
-        data: The payload. CR and CRLF become LF, as they do in a browser. A number becomes text.
-        name: The event type. If it is blank or None, browsers dispatch a ``message`` event.
+        data: The data. CR and CRLF become LF, as they do in a browser. A number becomes text.
+        name: The event type. If it is blank or ``None``, browsers dispatch a ``message`` event.
         id: The last event ID of the client from this event on. An integer becomes text. ``""`` resets the ID; other
-            blank text is the same as None.
+            blank text is the same as ``None``.
         retry: The reconnection time in milliseconds, from 0 to 2⁵³-1.
         comment: Text that clients ignore. CR and CRLF become LF.
 
@@ -83,22 +83,22 @@ class Event:
 
     @property
     def data(self) -> str | None:
-        """The payload with LF line ends. Clients do not dispatch an event whose data is None."""
+        """The data, with LF line ends. Clients do not dispatch an event whose data is ``None``."""
         return self._data
 
     @property
     def name(self) -> str | None:
-        """The event type. None means ``message``."""
+        """The event type. ``None`` means ``message``."""
         return self._name
 
     @property
     def id(self) -> str | None:
-        """The last event ID that the event sets. None leaves it unchanged."""
+        """The last event ID that the event sets. ``None`` leaves it unchanged."""
         return self._id
 
     @property
     def retry(self) -> int | None:
-        """The reconnection time in milliseconds that the event sets. None leaves it unchanged."""
+        """The reconnection time in milliseconds that the event sets. ``None`` leaves it unchanged."""
         return self._retry
 
     @property
@@ -239,13 +239,13 @@ def is_larger(event: Event, size: int) -> bool:
 class Decoder:
     """An incremental parser of an event stream.
 
-    It also returns what a browser does not dispatch: comments, and events without data. ``data`` of these is None. A
-    lone ``:`` is counted as a heartbeat, unless it follows a comment and no other field: there it ends an event that is
-    only a comment, as written by ``encode``. Source: WHATWG HTML 9.2.6.
+    It also returns what a browser does not dispatch: comments, and events without data. ``data`` of these is ``None``.
+    A lone ``:`` is counted as a heartbeat, unless it follows a comment and no other field: there it ends an event that
+    is only a comment, as written by ``encode``. Source: WHATWG HTML 9.2.6.
 
     Attributes:
         last_event_id: The last event ID, which a client sends when it reconnects.
-        retry: The reconnection time in milliseconds, or None if the stream did not set one.
+        retry: The reconnection time in milliseconds, or ``None`` if the stream did not set one.
         heartbeats: Number of heartbeats received.
     """
 
@@ -322,7 +322,7 @@ class Decoder:
         return None
 
     def _dispatch(self) -> Event | None:
-        """End the current event. Returns None if it is empty."""
+        """End the current event. Returns ``None`` if it is empty."""
         data = "\n".join(self._data) if self._data else None
         name = (self._name or None) if data is not None else None
         comment = "\n".join(self._comments) if self._comments else None
@@ -342,14 +342,14 @@ def _multiline(field: str, value: object, numbers: tuple[type, ...]) -> str:
 
 
 def _single_line(field: str, value: object, numbers: tuple[type, ...]) -> str | None:
-    """Validate a field that is one line. Returns None if it is only whitespace."""
+    """Validate a field that is one line. Returns ``None`` if it is only whitespace."""
     text = value if type(value) is str and value.isascii() else _text(field, value, numbers)
     if "\n" in text or "\r" in text:
         raise ValueError(
             f"an event's {field} is one line, and {text!r} is not: the rest would be parsed as other fields"
         )
     if field == "id" and "\0" in text:
-        raise ValueError(f"an event's id holds no NUL, and {text!r} does: clients ignore such an id")
+        raise ValueError(f"an event's id must not contain NUL, and {text!r} does: clients ignore such an id")
     return None if text.isspace() else text
 
 
@@ -367,5 +367,5 @@ def _text(field: str, value: object, numbers: tuple[type, ...]) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"an event's {field} is sent as UTF-8, which cannot carry {text!r}: {error.reason}") from None
+        raise ValueError(f"an event's {field} is sent as UTF-8, which cannot encode {text!r}: {error.reason}") from None
     return text

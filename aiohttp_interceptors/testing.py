@@ -101,15 +101,15 @@ async def collect_events(
     Args:
         stream_ready: The function, plain or ``async``, of a channel and a context.
         context: The context; ``request_context()`` if ``None``.
-        limit: The number of events after which the client disconnects; ``None`` for no limit.
-        buffer: The number of events that the channel holds.
+        limit: Number of events after which the client disconnects; ``None`` for no limit.
+        buffer: Number of events that the channel holds.
         timeout: Seconds that the function may take. Then it is cancelled, and has as many seconds to clean up.
 
     Returns:
         The events, at most ``limit``.
 
     Raises:
-        TimeoutError: If the function has not closed its channel and returned in time.
+        TimeoutError: The function has not closed its channel and returned in time.
     """
     channel = EventChannel(buffer)
     current = request_context() if context is None else context  # a context without values is false
@@ -183,8 +183,8 @@ class OpenStream:
 
         Raises:
             StopAsyncIteration: At the end of the stream.
-            aiohttp.ClientPayloadError: If the body is incomplete, because a producer failed for example.
-            TimeoutError: If no event arrived in time.
+            aiohttp.ClientPayloadError: The body is incomplete, because a producer failed for example.
+            TimeoutError: No event arrived in time.
         """
         async with asyncio.timeout(self._timeout):
             while (frame := await self.next_frame()).data is None:
@@ -193,7 +193,7 @@ class OpenStream:
 
     @property
     def heartbeats(self) -> int:
-        """The number of heartbeats received so far. A heartbeat is an empty comment, and not a frame."""
+        """Number of heartbeats received so far. A heartbeat is an empty comment, and not a frame."""
         return self._decoder.heartbeats
 
     async def next_heartbeat(self) -> None:
@@ -255,7 +255,7 @@ async def open_stream(
         The stream.
 
     Raises:
-        TimeoutError: If a wait takes longer.
+        TimeoutError: A wait takes longer.
     """
     request_headers = {**EVENT_SOURCE, **(headers or {})}
     if last_event_id is not None:
@@ -269,7 +269,7 @@ async def open_stream(
 
 
 class TcpProxy:
-    """A TCP proxy on 127.0.0.1 that simulates a slow, silent or broken network.
+    """A TCP proxy on 127.0.0.1 that simulates a slow, stalled or broken network.
 
     ::
 
@@ -302,7 +302,7 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """The number of open connections."""
+        """Number of open connections."""
         return len(self._connections)
 
     def cut(self) -> None:

@@ -95,7 +95,7 @@ class BaseBroker(ABC):
             topic: The topic of the entry.
             payload: The bytes that every tail receives.
             idempotency_key: Calls with the same key within two minutes append one entry.
-            connection: Supported by ``PostgresBroker`` alone.
+            connection: Supported only by ``PostgresBroker``.
 
         Returns:
             The position of the entry. With a key that was used before, that of the first entry.
@@ -106,7 +106,6 @@ class BaseBroker(ABC):
             BrokerDown: The entry was not stored. It is safe to retry.
             OutcomeUnknown: The entry may have been stored. It is safe to retry with the same key.
             BrokerRefused: The entry was not stored, and a retry will fail too.
-
         """
         if connection is not None:
             raise TypeError(f"{type(self).__name__} does not support `connection`; only PostgresBroker does")
@@ -128,7 +127,6 @@ class BaseBroker(ABC):
         Raises:
             BrokerDown: The server cannot be reached, or was lost.
             BrokerRefused: The server answers with an error that a retry does not resolve.
-
         """
         tail = await self._open_tail()
         try:
@@ -168,7 +166,6 @@ class BatchWriter:
         write: Stores requests in their order and returns one result for each, or raises a ``BrokerError`` for all.
         timeout: Seconds until ``append`` raises and the write is cancelled. A write that ignores the cancellation is
             cancelled again two seconds later.
-
     """
 
     def __init__(self, write: WriteBatch, timeout: float) -> None:
@@ -270,7 +267,6 @@ async def connect_within(
     Raises:
         TimeoutError: The timeout is over.
         Exception: Whatever the coroutine raises.
-
     """
     task = asyncio.create_task(connecting)
     try:

@@ -46,7 +46,6 @@ class MemoryLog:
     Raises:
         TypeError: ``max_records`` is not an int.
         ValueError: ``max_records`` is less than 1.
-
     """
 
     def __init__(self, max_records: int = 100_000) -> None:
@@ -84,7 +83,6 @@ class MemoryLog:
 
         Returns:
             The position of the entry, or of the earlier one with the same key.
-
         """
         now = asyncio.get_running_loop().time()
         repeated = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
@@ -114,7 +112,6 @@ class MemoryLog:
 
         Args:
             offset: Offset of the last entry that is kept; 0 keeps none.
-
         """
         while self._entries and self._entries[-1].offset > offset:
             self._entries.pop()
@@ -129,7 +126,6 @@ class MemoryLog:
 
         Args:
             position: The position of the last entry that was received.
-
         """
         number = next((number for number, begin in enumerate(self._epochs) if begin.epoch == position.epoch), None)
         if number is None:
@@ -153,7 +149,6 @@ class MemoryLog:
 
         Args:
             seconds: How long to wait at most.
-
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -172,7 +167,6 @@ class MemoryBroker:
 
     Raises:
         TypeError: ``log`` is not a ``MemoryLog``.
-
     """
 
     confirms: float = CONFIRM_INTERVAL
@@ -201,7 +195,6 @@ class MemoryBroker:
         Raises:
             TypeError: ``connection`` was given.
             BrokerDown: The log is stopped, or this broker is closed.
-
         """
         if connection is not None:
             raise TypeError("MemoryBroker does not support `connection`; only PostgresBroker does")
@@ -224,7 +217,6 @@ class MemoryBroker:
 
         Raises:
             BrokerDown: The log is stopped.
-
         """
         log = self._log
         if not log.up:

@@ -20,6 +20,7 @@ __all__ = [
     "Truncated",
 ]
 
+
 # Seconds, at least, for which an idempotency key is remembered. It is the default of JetStream, and longer than clients
 # usually retry.
 IDEMPOTENCY_WINDOW = 120.0
@@ -44,7 +45,7 @@ class Entry(NamedTuple):
     payload: bytes
     """The bytes that were given to ``publish``."""
     age: float = 0.0
-    """Seconds since the entry was published, by the broker's clock alone. About 0 for a new entry."""
+    """Seconds since the entry was published, by the broker's clock. About 0 for a new entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Truncated:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """The broker answered just now, and every entry that it had when it was asked has been given.
+    """The broker answered just now, and every entry that it had when it was asked has been yielded.
 
     The first one of a tail ends the history, and later entries are new. A broker with ``confirms`` repeats it.
     """
@@ -98,11 +99,11 @@ class Broker(Protocol):
     arguments. The constructor does not connect, and raises ``TypeError`` or ``ValueError`` for invalid arguments. All
     other methods are called in the event loop.
 
-    **Order.** Offsets increase, and all processes see the entries in the same order. An entry is never given to a tail
+    **Order.** Offsets increase, and all processes see the entries in the same order. A tail never yields an entry
     before another one with a smaller offset that ``publish`` has acknowledged or will acknowledge. This holds when two
     processes publish at the same time, and when their clocks are wrong.
 
-    **Delivery.** A tail gives each entry once. A tail after a position gives every entry that follows, except those
+    **Delivery.** A tail yields each entry once. A tail after a position yields every entry that follows, except those
     that it reports by ``Trimmed`` or ``Truncated``. An acknowledged entry is not lost as long as the server keeps what
     it acknowledges, which is a setting of each server. If the server loses it after all, the tail reports ``Truncated``
     in every process that had received the entry or its acknowledgement.
@@ -110,8 +111,8 @@ class Broker(Protocol):
     **Confirmation.** A broker may have an attribute ``confirms``: the maximum number of seconds between two
     ``CaughtUp`` of a tail, after the first one and while the server answers. The Hub is then ``ready`` only while the
     latest one is not older than ``confirms`` and 1.5 seconds. An ID that is ahead of the process is treated as invalid
-    only after another ``CaughtUp``. Without the attribute a tail gives one ``CaughtUp``, and the records count as
-    complete as long as that tail lives.
+    only after another ``CaughtUp``. Without the attribute a tail yields one ``CaughtUp``, and the records count as
+    complete as long as that tail runs.
     """
 
     async def publish(
@@ -144,7 +145,7 @@ class Broker(Protocol):
     def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Read the entries after a position, or from the first one that the broker still has.
 
-        A tail gives ``Subscribed``, then the entries that there are, then ``CaughtUp``, then new entries as they are
+        A tail yields ``Subscribed``, then the entries that there are, then ``CaughtUp``, then new entries as they are
         published. A broker with ``confirms`` repeats ``CaughtUp``. A tail that ends has lost its server. It does not
         reconnect: the caller decides when to start the next one, after the last entry that it received.
 

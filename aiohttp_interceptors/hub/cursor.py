@@ -29,6 +29,7 @@ __all__ = [
     "select_records",
 ]
 
+
 # Bytes that are written to a stream at once. A larger batch would save few system calls, and it is the memory that a
 # transport may hold beyond its limit for each stream whose client does not read.
 BATCH_SIZE = 32 * 1024
@@ -48,7 +49,7 @@ class SubscriptionPolicy:
     on_gap: OnGap = "signal"
     """What to do when records are missing: report the gap, close the stream, or send the latest record per key."""
     gap_event: str = "gap"
-    """The name of the event that reports a gap."""
+    """Name of the event that reports a gap."""
     replay: int = 0
     """Number of latest records to send to a client without an ID."""
     prime: bool = True
@@ -251,7 +252,7 @@ class Cursor:
 
 
 class HistoryReader:
-    """Read the history for all cursors. The latest result is cached, for clients that reconnect at the same offset."""
+    """Reads the history for all cursors. The latest result is cached, for clients that reconnect at the same offset."""
 
     def __init__(self, history: History, now: Callable[[], float]) -> None:
         self.history: History = history

@@ -36,6 +36,7 @@ __all__ = [
     "TimeBudget",
 ]
 
+
 # Seconds per flush in which subscriptions read the history. It bounds how long a flush blocks the event loop.
 CATCH_UP_BUDGET = 0.005
 # Checks for expired records per ``history_age``. Records that are too old are never delivered, so this bounds only how
@@ -118,7 +119,7 @@ class Subscription:
         "has_start_position",
         "sink",
         "state",
-    )  # fmt: skip
+    )
 
     def __init__(  # made only by the Hub
         self,
@@ -141,7 +142,7 @@ class Subscription:
         # None while LIVE.
         self._cursor: Cursor | None = Cursor(dispatcher.reader, policy, start or StartPosition(dispatcher.history.end))
         self._backlog: _Backlog | None = None
-        # Written to this subscription alone. While LIVE, the group's counts at the time it became live are subtracted,
+        # Written only to this subscription. While LIVE, the group's counts at the time it became live are subtracted,
         # so that adding the current ones gives the total.
         self._events = self._bytes = 0
         group.add(self)
@@ -282,7 +283,7 @@ class Subscription:
         return records
 
     def write(self, frames: bytes, events: int, now: float) -> None:
-        """Write frames to this subscription alone."""
+        """Write frames only to this subscription."""
         self._events += events
         self._bytes += len(frames)
         self.sink.write(self.sink.wrap(frames), now)
@@ -477,7 +478,7 @@ class SubscriberGroup:
         "select",
         "topics",
         "wrap",
-    )  # fmt: skip
+    )
 
     def __init__(
         self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], offset: int
@@ -499,12 +500,12 @@ class SubscriberGroup:
 
     @property
     def live_count(self) -> int:
-        """The number of live subscriptions."""
+        """Number of live subscriptions."""
         return len(self._live)
 
     @property
     def size(self) -> int:
-        """The number of subscriptions."""
+        """Number of subscriptions."""
         return len(self._live) + len(self._not_live or ())
 
     def live_subscriptions(self) -> list[Subscription]:
@@ -696,7 +697,7 @@ class Dispatcher:
         loop, old = asyncio.get_running_loop(), self._loop
         if loop is not old:
             if old is not None and not old.is_closed() and (self.subscribers or old.is_running()):
-                raise RuntimeError("this Hub belongs to another event loop; publish_threadsafe reaches its streams")
+                raise RuntimeError("this Hub belongs to another event loop; from here, publish with publish_threadsafe")
             self.close()
             self._loop, self._thread = loop, threading.get_ident()
             self._scheduled = False
@@ -708,7 +709,7 @@ class Dispatcher:
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop, from any thread. Raises ``RuntimeError`` if there is none yet."""
         if self._loop is None:
-            raise RuntimeError("this Hub has no event loop yet: setup(app, hub) gives it the application's")
+            raise RuntimeError("this Hub has no event loop yet; setup(app, hub) binds it to that of the application")
         return self._loop
 
     def now(self) -> float:
@@ -857,7 +858,7 @@ class Dispatcher:
 
     @property
     def groups(self) -> int:
-        """The number of groups."""
+        """Number of groups."""
         return len(self._groups)
 
     def _get_group(

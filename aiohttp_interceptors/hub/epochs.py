@@ -16,6 +16,7 @@ from .record import GapReason
 
 __all__ = ["EpochHistory", "new_epoch", "successor"]
 
+
 EPOCH_BYTES = 5  # random bytes of an epoch, which make a collision of two epochs negligible
 MAX_ID_LENGTH = 64  # characters; no ID is as long
 _ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,19})", re.ASCII)  # an offset is less than 2**63: 19 digits
@@ -43,7 +44,7 @@ class EpochHistory:
         self._past: list[tuple[int, str]] = []
 
     def id_of(self, offset: int) -> str:
-        """Return the event ID of an offset. At the border of two epochs the later one counts."""
+        """Return the event ID of an offset. At the boundary of two epochs the later one counts."""
         if offset >= self._start:
             return f"{self.epoch}-{offset}"
         return f"{self._past[bisect_right(self._past, offset, key=_last_offset)][1]}-{offset}"

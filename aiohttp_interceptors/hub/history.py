@@ -23,6 +23,7 @@ from .topics import compile_patterns, is_wildcard
 
 __all__ = ["EXPIRE_BATCH", "History", "ReadResult", "conflate", "take_bytes"]
 
+
 EXPIRE_BATCH = 512  # records that one call evicts because of their age, so that no call takes long
 # Number of empty topics to remember, so that an eviction in one is not reported as a gap in others.
 MAX_EMPTY_TOPICS = 4096

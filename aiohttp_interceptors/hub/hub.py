@@ -26,6 +26,7 @@ from .topics import check_pattern, check_topic
 
 __all__ = ["Hub", "HubStatistics", "Subscriber"]
 
+
 MAX_EVENT_SIZE = 2**20  # bytes; the default of start_event_stream, too
 TAIL_CLOSE_TIMEOUT = 5.0  # seconds for the tail to end when the Hub is closed
 BROKER_CLOSE_TIMEOUT = 30.0  # seconds for the broker to finish the publishes in progress and to close its connections
@@ -119,7 +120,7 @@ class Subscriber:
 
 
 class Hub:
-    """Deliver events that are published under a topic to all streams that subscribed to it.
+    """Delivers events that are published under a topic to all streams that subscribed to it.
 
     The Hub keeps the latest records of each topic. A client that reconnects with the ID of the last event it received
     gets the records that it missed, or a gap event if some of them are no longer kept.
@@ -225,7 +226,7 @@ class Hub:
         if self._broker is not None:
             return await self._publish_to_broker(self._broker, message, connection)
         if connection is not None:
-            raise TypeError("connection is for a broker that writes in its transaction, and this Hub has no broker")
+            raise TypeError("connection needs a broker that writes in its transaction, and this Hub has no broker")
         return self._publish_locally(message)
 
     def publish_threadsafe(

@@ -18,6 +18,7 @@ from .topics import ONE, REST, compile_patterns
 
 __all__ = ["OffsetIndex", "TopicIndex"]
 
+
 CHUNK = 256  # records; removing one moves only the later records of its chunk
 SMALL_CHUNK = CHUNK // 4  # records; a chunk that shrinks to this size is merged with the next one if they fit
 MAX_CACHED_WILDCARDS = 16  # wildcards with a * before the last token, whose evictions need a search

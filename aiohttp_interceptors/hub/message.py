@@ -13,6 +13,7 @@ from ..sse import Event, encode, is_larger
 
 __all__ = ["DecodedPayload", "Message", "decode_payload", "encode_payload", "is_ephemeral"]
 
+
 VERSION_MASK = 0xF0  # the upper half of the first byte is the version, the lower half is flags
 VERSION_1 = 0x10
 FLAG_KEY = 0x01
@@ -43,11 +44,13 @@ class Message:
         if not isinstance(event, Event):
             if not isinstance(event, str):
                 raise TypeError(
-                    f"an Event or a str is published, not {event!r}; Event.json(value) makes an event of a value"
+                    f"publish takes an Event or a str, not {event!r}; Event.json(value) makes an event of a value"
                 )
             event = Event(event)
         if event.id is not None:
-            raise ValueError(f"the Hub gives events their ids, and {event!r} has one; see key")
+            raise ValueError(
+                f"the Hub assigns the ids of events, and {event!r} already has one; to supersede earlier events use key"
+            )
         if key is not None:
             _check_key(key)
         if idempotency_key is not None:
@@ -114,7 +117,7 @@ def _check_key(key: str) -> None:
     try:
         size = len(key) if key.isascii() else len(key.encode())
     except UnicodeEncodeError as error:
-        raise ValueError(f"an event's key is sent as UTF-8, which cannot carry {key!r}: {error.reason}") from None
+        raise ValueError(f"an event's key is sent as UTF-8, which cannot encode {key!r}: {error.reason}") from None
     if size > MAX_KEY_BYTES:
         raise ValueError(f"an event's key has at most {MAX_KEY_BYTES} bytes, not {size}")
 

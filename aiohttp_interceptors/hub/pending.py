@@ -13,6 +13,7 @@ from .record import GapReason
 
 __all__ = ["PendingSubscriptions", "ResolvedId"]
 
+
 # Seconds after which an ID that is ahead of this process is treated as invalid. Processes are milliseconds apart, so it
 # would have arrived.
 FUTURE_ID_TIMEOUT = 2.0
@@ -42,7 +43,7 @@ class PendingSubscriptions:
         self.loaded: bool = not remote
         """Whether the history has been read."""
         self.caught_up: bool = not remote
-        """Whether the tail has given everything that the broker had, and is still connected."""
+        """Whether the tail has yielded everything that the broker had, and is still connected."""
 
     @property
     def ready(self) -> bool:

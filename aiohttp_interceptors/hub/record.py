@@ -9,6 +9,7 @@ from ..sse import Decoder, Event
 
 __all__ = ["Gap", "GapReason", "Record"]
 
+
 MAX_ECHOED_ID = 128  # characters of an invalid ID that a gap event repeats; the IDs of a Hub are shorter
 
 
@@ -95,8 +96,7 @@ class Gap:
         """Return the event that reports the gap to the client, as JSON.
 
         Args:
-            name: The name of the event.
-
+            name: Name of the event.
         """
         after = self.after[:MAX_ECHOED_ID].encode(errors="replace").decode()
         data = {"reason": self.reason.value, "after": after, "first": self.first}

@@ -28,6 +28,7 @@ from .record import Record
 
 __all__ = ["ReplicationTask", "Replicator"]
 
+
 # Seconds between two attempts to connect: the first delay, which doubles up to the last.
 MIN_RECONNECT_DELAY = 0.1
 MAX_RECONNECT_DELAY = 5.0
@@ -36,7 +37,7 @@ RECONNECT_JITTER = 0.5
 
 
 class Replicator:
-    """Apply the items of a broker's tails to the history, and dispatch the records."""
+    """Applies the items of a broker's tails to the history, and dispatches the records."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -44,7 +45,7 @@ class Replicator:
         self._subscribed = False
         self._unreadable: set[bytes] = set()  # first bytes of payloads that could not be decoded, logged once each
         self.entries: int = 0
-        """The number of entries that were received."""
+        """Number of entries that were received."""
 
     @property
     def position(self) -> LogPosition | None:
@@ -112,7 +113,7 @@ class Replicator:
 
 
 class ReplicationTask:
-    """Read the tail of a broker, and reconnect when it ends or fails. Reports each outage to the observer."""
+    """Reads the tail of a broker, and reconnects when it ends or fails. Reports each outage to the observer."""
 
     def __init__(
         self, broker: Broker, replicator: Replicator, pending: PendingSubscriptions, observer: HubObserver | None

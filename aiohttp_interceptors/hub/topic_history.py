@@ -12,6 +12,7 @@ from .record import Record
 
 __all__ = ["RetentionPolicy", "TopicHistory"]
 
+
 # Evicted records that may stay at the front of the list. Deleting each one at once would move all others every time.
 SLACK = 32
 _EVICTED = Record(0, None, "", Event(""), b"", None, 0.0)  # replaces an evicted record, so that its memory is freed

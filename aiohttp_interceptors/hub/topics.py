@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["PatternIndex", "check_pattern", "check_topic", "compile_patterns", "is_wildcard"]
 
+
 MAX_TOPIC = 255  # characters
 ONE, REST = "*", ">"  # the wildcard tokens: any one token, one or more tokens at the end
 # Printable characters without whitespace, because topics are written to logs and to the subjects of brokers.
@@ -34,12 +35,16 @@ def check_pattern(pattern: object) -> str:
     if not isinstance(pattern, str):
         raise TypeError(f"a topic is a str, not {pattern!r}")
     if not _NAME.fullmatch(pattern):
-        raise ValueError(f"a topic is 1 to {MAX_TOPIC} characters without blanks and controls, not {pattern[:300]!r}")
+        raise ValueError(
+            f"a topic is 1 to {MAX_TOPIC} characters without whitespace and control characters, not {pattern[:300]!r}"
+        )
     tokens = pattern.split(".")
     if "" in tokens:
         raise ValueError(f"a topic is tokens separated by single dots, not {pattern!r}")
     if REST in tokens[:-1]:
-        raise ValueError(f"the wildcard > stands for the rest of a topic, so it comes last, not as in {pattern!r}")
+        raise ValueError(
+            f"the wildcard > matches the rest of a topic and must be the last token, not as in {pattern!r}"
+        )
     return pattern
 
 

@@ -1,4 +1,4 @@
-"""The open streams of an application: who may open one, and how they end when the server stops.
+"""The open streams of an application: which requests may open one, and how they end when the server stops.
 
 ``setup`` prepares an application. It stores a ``Streams`` registry under ``STREAMS``, which applies the limits of the
 application and ends its streams as a ``Drain`` configures.
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 # Fraction of Drain.timeout after which producers and handlers are cancelled. The rest is for their clean-up.
 CANCEL_FRACTION = 0.8
-# Seconds to wait for aborted streams. They wait for nothing of ours any more.
+# Seconds to wait for aborted streams. Nothing in this library delays them any more.
 ABORT_TIMEOUT = 1.0
 
 
@@ -44,8 +44,8 @@ class Drain:
     ``farewell`` event, then the end of its body.
 
     Raises:
-        TypeError: If an option has the wrong type.
-        ValueError: If a duration is negative or infinite, or if ``timeout`` is 0.
+        TypeError: An option has the wrong type.
+        ValueError: A duration is negative or infinite, or ``timeout`` is 0.
     """
 
     farewell: Event | None = None
@@ -95,7 +95,7 @@ class Streams:
     Args:
         drain: How open streams end when the server stops.
         limits: The limits of the application.
-        observer: Function that is called with each fact.
+        observer: A function that is called with each fact.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Streams:
             The slot, which the stream releases, or ``None`` if there are no limits.
 
         Raises:
-            web.HTTPException: If the server is stopping or a limit is reached.
+            web.HTTPException: The server is stopping or a limit is reached.
         """
         limit = ""
         try:
@@ -176,7 +176,7 @@ class Streams:
             function: The function to await.
 
         Raises:
-            web.HTTPException: If the server is stopping.
+            web.HTTPException: The server is stopping.
         """
         timeout = asyncio.timeout(0 if self.closing else None)
         try:
@@ -199,7 +199,7 @@ class Streams:
             stream: The stream. It is shut down at once if the application is stopping.
         """
         self._open.add(stream)
-        if self.closing:  # the stream was admitted before, and sending its head took until now
+        if self.closing:  # the stream was admitted before, and sending its headers took until now
             self._shut_down(stream)
 
     def discard(self, stream: Drainable) -> None:
@@ -308,7 +308,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     timeout. Staged ``response_headers`` are also sent with responses that a handler prepares itself, such as a
     WebSocket.
 
-    A stream counts under the limits from its response head until it ends or its connection is lost, not while its
+    A stream counts under the limits from its response headers until it ends or its connection is lost, not while its
     producer cleans up. HEAD requests are not counted. A stream of a sub-application counts under the limits of each
     application around it that was set up. Refusals have a ``Retry-After``. An ``EventSource`` does not reconnect after
     a refusal.
@@ -322,20 +322,20 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
         drain: How open streams end when the server stops. Default: ``Drain()``.
         max_streams: Number of open streams from which another one is refused with 503; ``None`` for no limit.
         max_streams_per_key: The same for the streams of one key, which are refused with 429. Requires ``key``.
-        key: Function of the request that returns what to count by, such as a user or an address.
+        key: A function of the request that returns what to count by, such as a user or an address.
         on_limit: ``"refuse"``, or ``"kick"``: a stream above ``max_streams_per_key`` opens, and the oldest stream of
             the key ends as ``CloseReason.KICKED``. For each stream that a key may have, at most 5 are kicked within 60
             seconds; then new streams are refused with 429.
-        kick_event: Final event of a kicked stream, or ``None``. The default is named ``kicked``. The page should call
-            ``EventSource.close()`` when it receives the event, or it reconnects and kicks the newer stream. A client
-            that does not read is disconnected without the event.
-        observer: Function that is called with each fact: ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` or
+        kick_event: The final event of a kicked stream, or ``None``. The default is named ``kicked``. The page should
+            call ``EventSource.close()`` when it receives the event, or it reconnects and kicks the newer stream. A
+            client that does not read is disconnected without the event.
+        observer: A function that is called with each fact: ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` or
             ``EventsDropped``. It is removed if it raises.
 
     Raises:
-        TypeError: If an argument has the wrong type, or only one of ``key`` and ``max_streams_per_key`` is given.
-        ValueError: If a limit is negative, or ``on_limit`` is invalid.
-        RuntimeError: If the application has started or was added to another one, or if a second call has options.
+        TypeError: An argument has the wrong type, or only one of ``key`` and ``max_streams_per_key`` is given.
+        ValueError: A limit is negative, or ``on_limit`` is invalid.
+        RuntimeError: The application has started or was added to another one, or a second call has options.
     """
     if not isinstance(app, web.Application):
         raise TypeError(f"setup takes a web.Application, not {app!r}")
@@ -353,7 +353,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
             raise RuntimeError("setup(app) was called before; give it all its options in one call")
         return
     if app.frozen or app.pre_frozen:
-        raise RuntimeError("setup(app) comes before the application starts, and before add_subapp")
+        raise RuntimeError("call setup(app) before the application starts, and before add_subapp")
     app[STREAMS] = Streams(drain, limits, observer)
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)

@@ -47,7 +47,7 @@ __all__ = [
 FRAMING = frozenset(
     {"content-length", "transfer-encoding", "trailer", "connection", "keep-alive", "proxy-connection", "upgrade"}
 )
-# Headers that tell a client of an event stream how to read the body.
+# Headers that define how the client of an event stream reads the body.
 CODING = frozenset({"content-encoding", "content-type"})
 # Headers of which a response may have several. Staging one adds it; staging any other header replaces it.
 ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})

@@ -141,7 +141,7 @@ class RequestContext(Context):
         """Return a copy of the values, with the response and the staged headers.
 
         Returns:
-            The values by key, and under ``"response"`` and ``"response_headers"`` what is to be sent.
+            The values by key, and under ``"response"`` and ``"response_headers"`` what will be sent.
         """
         values = super().snapshot()
         values["response"] = self._response

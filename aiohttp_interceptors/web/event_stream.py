@@ -61,11 +61,11 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
     and logged, because the headers are already sent. A ``BaseException`` is raised as the cause of a ``RuntimeError``.
 
     Args:
-        stream_ready: Plain or async function that puts the events.
+        stream_ready: A plain or async function that puts the events.
         heartbeat: Seconds of idleness after which a comment is sent; ``None`` for no heartbeats.
         buffer: Number of events that may wait in the channel, or a factory of ``asyncio.Queue``.
-        retry: Reconnection time of browsers in milliseconds, sent with the first event.
-        on_close: Plain or async function that is called once as ``on_close(context, reason)`` when the stream has
+        retry: The reconnection time of browsers in milliseconds, sent with the first event.
+        on_close: A plain or async function that is called once as ``on_close(context, reason)`` when the stream has
             ended, for any reason.
         name: Name of the interceptor. Default: made from the name of ``stream_ready``.
         stall_timeout: Seconds after which a client that acknowledges none of the sent bytes is disconnected, with the
@@ -74,8 +74,8 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         max_age: Seconds after which the stream ends with the reason ``expired``, so that the client reconnects; the
             time is shortened by a random part of up to a fifth. ``None`` for no limit.
         max_event_size: Bytes of an encoded event above which ``put`` raises ``EventTooLarge``; ``None`` for no limit.
-        error_event: Final event if ``stream_ready`` raises, or a function that makes the event from the exception. By
-            default the body ends without its last chunk, so that the client detects an incomplete response.
+        error_event: The final event if ``stream_ready`` raises, or a function that makes the event from the exception.
+            By default the body ends without its last chunk, so that the client detects an incomplete response.
         finite: Whether the response has an end, after which the client does not reconnect. Default: for each method
             but GET. A stopping server waits for a finite stream for the drain's ``grace``. If a finite stream ends
             before ``channel.close()``, the body ends without its last chunk. With HTTP/1.0 a client cannot detect this.
@@ -87,8 +87,8 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         An interceptor for a chain that runs for an aiohttp request.
 
     Raises:
-        TypeError: If an argument has the wrong type, or a function does not take the arguments described.
-        ValueError: If a number is out of range, or ``name`` is blank.
+        TypeError: An argument has the wrong type, or a function does not take the arguments described.
+        ValueError: A number is out of range, or ``name`` is blank.
     """
     if not callable(stream_ready):
         raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
@@ -145,7 +145,7 @@ def event_stream(
         A handler, or with options a decorator that makes one.
 
     Raises:
-        TypeError: As for ``start_event_stream``, or if a generator has a ``grace``.
+        TypeError: As for ``start_event_stream``, or a generator has a ``grace``.
         ValueError: As for ``start_event_stream``.
     """
     if function is None:
@@ -287,7 +287,7 @@ class ChannelStream(StreamLifecycle):
     # Writing
 
     def _schedule_flush(self) -> None:
-        """Have ``flush`` called once in this event loop iteration."""
+        """Have ``flush`` called once, in the next event loop iteration."""
         if self.channel.reason is not None:
             self._mark_ended()
         elif not self._flush_scheduled:

@@ -61,7 +61,7 @@ class StreamLifecycle(Stream):
         "_streams",
         "_timer",
         "ended",
-    )  # fmt: skip
+    )
 
     _settings: StreamSettings
 
@@ -93,7 +93,7 @@ class StreamLifecycle(Stream):
     @property
     @abstractmethod
     def closed(self) -> bool:
-        """Whether the stream takes no more events."""
+        """Whether the stream accepts no more events."""
 
     @property
     @abstractmethod
@@ -254,7 +254,7 @@ class StreamLifecycle(Stream):
 
     @property
     def _duration(self) -> float:
-        """Seconds from the response head to the close of the stream, or to now."""
+        """Seconds from the response headers to the close of the stream, or to now."""
         return (self._closed_at or asyncio.get_running_loop().time()) - self._opened_at
 
     # What the producer raised
@@ -370,7 +370,7 @@ async def _run(
 async def _open(
     context: RequestContext, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None, stage: _Stage
 ) -> StreamLifecycle | None:
-    """Check the request, take a slot, send the headers and make the stream; ``None`` if there is no stream."""
+    """Check the request, acquire a slot, send the headers and make the stream; ``None`` if there is no stream."""
     _check_stage(context, stage)
     if context._drop_if_committed("open an event stream"):
         context.response = context.response  # attaches the committed response, which ends the way in

@@ -1,7 +1,7 @@
 """Limits on the number of open streams, in total and per key.
 
 Each application that ``setup`` prepared has its ``Limits``. A stream holds one ``Slot`` under the limits of each
-application around it, from the response head to its end or the loss of its connection.
+application around it, from the response headers to its end or the loss of its connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .request import too_many_streams
 __all__ = ["DEFAULT_KICK_EVENT", "Key", "LimitReached", "Limits", "OnLimit", "Slot", "acquire_slot"]
 
 
-DEFAULT_KICK_EVENT = Event("a newer stream took the place of this one", "kicked")
+DEFAULT_KICK_EVENT = Event("a newer stream replaced this one", "kicked")
 
 # For each stream that a key may have, this number of kicks is allowed within this number of seconds. Reloads and
 # network changes stay below it. Two tabs that reconnect after each kick reach it.
@@ -64,8 +64,8 @@ class Slot:
 
     Args:
         limits: The limits of the application.
-        key: Key of the stream under these limits.
-        outer: Slot under the limits of the next outer application, or ``None``.
+        key: The key of the stream under these limits.
+        outer: The slot under the limits of the next outer application, or ``None``.
     """
 
     __slots__ = ("_kick_event", "_released", "_stream", "key", "limits", "outer")
@@ -139,7 +139,7 @@ class Limits:
         _check_max("max_streams", max_streams)
         _check_max("max_streams_per_key", max_streams_per_key)
         if (key is None) != (max_streams_per_key is None):
-            raise TypeError("max_streams_per_key and key come together: a number, and a function of the request")
+            raise TypeError("max_streams_per_key and key require each other: a number, and a function of the request")
         if key is not None and not callable(key):
             raise TypeError(f"key is a function of the request, not {key!r}")
         if on_limit not in ("refuse", "kick"):
@@ -180,7 +180,7 @@ class Limits:
         """Return the oldest slots of a key that must be evicted for a new stream, without those already ``evicted``.
 
         Raises:
-            LimitReached: If too many streams of the key were evicted recently.
+            LimitReached: Too many streams of the key were evicted recently.
         """
         if self._slots is None or self._max_streams_per_key is None:
             return []
@@ -247,7 +247,7 @@ def acquire_slot(all_limits: Sequence[Limits], request: web.Request) -> Slot | N
         The innermost slot, or ``None`` without limits.
 
     Raises:
-        LimitReached: If no slot is available under one of the limits.
+        LimitReached: No slot is available under one of the limits.
         Exception: What the ``key`` function of an application raises.
     """
     if not all_limits:

@@ -45,7 +45,7 @@ def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Mi
         The middleware. It can serve several applications.
 
     Raises:
-        TypeError: If an argument is not an interceptor.
+        TypeError: An argument is not an interceptor.
     """
     return web.middleware(functools.partial(_run, compile_chain(interceptors_of(interceptors))))
 
@@ -64,7 +64,7 @@ def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H
         The decorator. It raises ``TypeError`` if what it decorates is not a handler.
 
     Raises:
-        TypeError: If an argument is not an interceptor.
+        TypeError: An argument is not an interceptor.
     """
     for candidate in interceptors:
         if inspect.isroutine(candidate) or inspect.isclass(candidate):
@@ -178,7 +178,7 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler | type[A
         The handler, with the name of the last argument.
 
     Raises:
-        TypeError: If an argument is not an interceptor and not a handler, or if there is none.
+        TypeError: An argument is not an interceptor and not a handler, or there is none.
     """
     *links, last = interceptors or (None,)
     handler = None if _has_stages(last) else _handler_of(last)
@@ -252,7 +252,7 @@ def uncaught_exception(
         The interceptor.
 
     Raises:
-        TypeError: If ``analyze`` cannot be called.
+        TypeError: ``analyze`` cannot be called.
     """
     if analyze is not None and not callable(analyze):
         raise TypeError(f"analyze is a function of the context and the exception, not {analyze!r}")

@@ -38,7 +38,7 @@ class ProducedStream(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the stream takes no more events."""
+        """Whether the stream accepts no more events."""
 
     @property
     def end_observed(self) -> bool:
@@ -60,7 +60,7 @@ class _Interrupts:
 
 
 class Producer:
-    """Call a producing function, and let what it raises end the stream."""
+    """Calls a producing function. What that raises ends the stream."""
 
     __slots__ = ("_context", "_interrupts", "_stream", "_task", "error", "name")
 

@@ -181,7 +181,7 @@ def not_acceptable() -> web.HTTPException:
 
 
 def _body_timeout() -> web.HTTPException:
-    return web.HTTPRequestTimeout(text="The request's body did not come.\n")
+    return web.HTTPRequestTimeout(text="The request's body did not arrive in time.\n")
 
 
 def _body_too_large(size: int, limit: int) -> web.HTTPException:

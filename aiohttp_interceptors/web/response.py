@@ -73,7 +73,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         ping_interval: Seconds of idleness after which a ping is sent; ``None`` for no pings.
 
     Raises:
-        ValueError: If ``ping_interval`` is not positive.
+        ValueError: ``ping_interval`` is not positive.
     """
 
     handler_cancellation = False
@@ -126,7 +126,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
         Raises:
             web.HTTPMethodNotAllowed: For another method than GET, unless ``allow_all_methods`` is set.
-            ConnectionResetError: If it is called again after the client has disconnected.
+            ConnectionResetError: It is called again after the client has disconnected.
         """
         if self.prepared:
             if request.transport is None or request.transport.is_closing():
@@ -223,13 +223,13 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             data: The data; each line becomes a ``data`` line.
             id: The event ID, which a client sends as ``Last-Event-ID`` when it reconnects.
             event: The event's name.
-            retry: Reconnection time in milliseconds.
+            retry: The reconnection time in milliseconds.
 
         Raises:
-            ValueError: If a field cannot be encoded.
-            ConnectionResetError: If the client has disconnected.
-            TimeoutError: If the client read nothing for ``send_timeout`` seconds. The connection is closed before.
-            RuntimeError: If the response was not prepared, or its body has ended.
+            ValueError: A field cannot be encoded.
+            ConnectionResetError: The client has disconnected.
+            TimeoutError: The client read nothing for ``send_timeout`` seconds. The connection is closed before.
+            RuntimeError: The response was not prepared, or its body has ended.
         """
         frame = self._encode(data, id, event, retry)
         if self._eof_sent:
@@ -283,7 +283,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """Wait until the client has disconnected or ``stop_streaming`` was called. Cancelling is safe.
 
         Raises:
-            RuntimeError: If the response was not prepared.
+            RuntimeError: The response was not prepared.
         """
         connection = self._prepared_connection()
         if connection is not None and self._ended is None:
@@ -297,7 +297,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """Make ``wait`` return. Idempotent.
 
         Raises:
-            RuntimeError: If the response was not prepared, or the calling thread is not the one of its event loop.
+            RuntimeError: The response was not prepared, or the calling thread is not the one of its event loop.
         """
         connection = self._prepared_connection()
         if connection is not None:

@@ -25,7 +25,7 @@ class StreamStatistics:
     dropped: int
     """Events dropped by a lossy queue."""
     seconds: float
-    """Seconds from the response head to the close of the stream, or to now while it is open."""
+    """Seconds from the response headers to the close of the stream, or to now while it is open."""
     reason: CloseReason | None
     """Why the stream ended; ``None`` while it is open."""
 
@@ -33,7 +33,7 @@ class StreamStatistics:
 class Stream(ABC):
     """An open event stream: one SSE response to one client.
 
-    ``context.stream`` holds it from the moment the response head is sent.
+    ``context.stream`` holds it from the moment the response headers are sent.
     """
 
     __slots__ = ()
@@ -52,7 +52,7 @@ class Stream(ABC):
                 application's own use.
 
         Raises:
-            RuntimeError: If the calling thread is not the one of the stream's event loop.
+            RuntimeError: The calling thread is not the one of the stream's event loop.
         """
 
     @abstractmethod

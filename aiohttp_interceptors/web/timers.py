@@ -64,7 +64,7 @@ class Timer:
 
 
 class TimerQueue:
-    """Run many timers with one timer of the event loop."""
+    """Runs many timers with one timer of the event loop."""
 
     def __init__(self) -> None:
         self._heap: list[Timer] = []  # cancelled timers are removed lazily
@@ -144,7 +144,7 @@ class Flushable(Protocol):
 
 
 class FlushQueue:
-    """Flush each stream that has buffered events once per iteration of the event loop."""
+    """Flushes each stream that has buffered events once per iteration of the event loop."""
 
     __slots__ = ("_streams",)
 

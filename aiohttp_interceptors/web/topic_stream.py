@@ -87,10 +87,10 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         topics: A topic name or a wildcard, several of them, or a plain or async function of the context that returns
             them. The function may raise an ``HTTPException`` to refuse the request. It must check what it takes from
             the request, because ``>`` matches every topic.
-        select: Plain function ``select(context, record)`` that returns whether the client gets a record.
-        snapshot: Plain or async function ``snapshot(context)`` that returns the state as a list or an async iterable of
-            events, or as a ``Snapshot``. It is called once the stream has its position in the history, and its events
-            are sent before all records. It is not called for a client that resumes without a gap.
+        select: A plain function ``select(context, record)`` that returns whether the client gets a record.
+        snapshot: A plain or async function ``snapshot(context)`` that returns the state as a list or an async iterable
+            of events, or as a ``Snapshot``. It is called once the stream has its position in the history, and its
+            events are sent before all records. It is not called for a client that resumes without a gap.
         on_gap: What happens if records are missing for a client. ``"signal"`` sends the gap event and continues,
             ``"close"`` ends the stream with the reason ``lagged``, and ``"conflate"`` sends the latest record of each
             topic and ``key``, and a gap event only for records that no later one supersedes.
@@ -99,12 +99,12 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         prime: Whether the stream starts with an initial frame, which has an ID and ``retry`` but no data. A client that
             disconnects before its first event then misses no record. Many clients other than browsers report the frame
             as an empty event. Default: only for requests of an ``EventSource``, recognized by their headers.
-        stream_ready: Plain or async function ``stream_ready(subscriber, context)``, called once when the stream is
+        stream_ready: A plain or async function ``stream_ready(subscriber, context)``, called once when the stream is
             subscribed. ``subscriber.add`` and ``remove`` change the topics, now or later. An async function runs after
             the snapshot, and is cancelled when the stream ends. The stream ends if it raises.
         heartbeat: Seconds of idleness after which a comment is sent; ``None`` for no heartbeats.
-        retry: Reconnection time of browsers in milliseconds, sent with the initial frame or the first event.
-        on_close: Plain or async function that is called once as ``on_close(context, reason)`` when the stream has
+        retry: The reconnection time of browsers in milliseconds, sent with the initial frame or the first event.
+        on_close: A plain or async function that is called once as ``on_close(context, reason)`` when the stream has
             ended, for any reason.
         stall_timeout: Seconds after which a client that acknowledges none of the sent bytes is disconnected, with the
             reason ``stalled``; ``None`` for no limit.
@@ -117,8 +117,8 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         An interceptor for a chain that runs for an aiohttp request.
 
     Raises:
-        TypeError: If an argument has the wrong type, or a function does not take the arguments described.
-        ValueError: If a topic is invalid, a number is out of range, or options exclude each other.
+        TypeError: An argument has the wrong type, or a function does not take the arguments described.
+        ValueError: A topic is invalid, a number is out of range, or options exclude each other.
     """
     if not isinstance(hub, Hub):
         raise TypeError(f"hub is a Hub, not {hub!r}")
@@ -226,7 +226,7 @@ class Snapshot:
         id: An ID that ``publish`` returned, or ``None`` if it is not known.
 
     Raises:
-        TypeError: If ``events`` is not such an iterable, or ``id`` is not a string.
+        TypeError: ``events`` is not such an iterable, or ``id`` is not a string.
     """
 
     __slots__ = ("events", "id")
@@ -294,7 +294,7 @@ def _encode_event(event: object) -> bytes:
     if not isinstance(event, Event):
         raise TypeError(f"a snapshot holds events and strings, not {event!r}")
     if event.id is not None:
-        raise ValueError(f"the Hub gives events their ids, and {event!r} of a snapshot has one")
+        raise ValueError(f"the Hub assigns the ids of events, and {event!r} of a snapshot already has one")
     return encode(event)
 
 
@@ -345,7 +345,7 @@ class TopicStream(StreamLifecycle):
 
     @property
     def end_observed(self) -> bool:
-        """False: the application's functions are cancelled when the stream ends."""
+        """``False``, because the application's functions are cancelled when the stream ends."""
         return False
 
     def statistics(self) -> StreamStatistics:

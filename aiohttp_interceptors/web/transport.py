@@ -59,8 +59,8 @@ CHECKS_PER_TIMEOUT = 4
 # Seconds by which a sum of check intervals may fall short of the timeout because of rounding.
 ROUNDING = 1e-6
 
-# TCP_NOTSENT_LOWAT, in bytes. Without it the kernel buffers 3 to 4 MB before a client that doesn't read has any effect.
-# With it, the effect is delayed by the client's receive window only.
+# TCP_NOTSENT_LOWAT, in bytes. Without it the kernel buffers 3 to 4 MB before a client that does not read has any
+# effect. With it, the effect is delayed by the client's receive window only.
 NOTSENT_LOWAT = 16 * 1024
 # SO_SNDBUF on platforms without TCP_NOTSENT_LOWAT, in bytes. It is enough for 5 Mbit/s at a latency of 100 ms.
 SEND_BUFFER = 64 * 1024
@@ -92,21 +92,21 @@ class ConnectionListener(Protocol):
 
 
 class Connection:
-    """Write the frames of a response to its transport.
+    """Writes the frames of a response to its transport.
 
     The transport's callbacks are intercepted until ``detach`` is called. This makes it possible to detect a disconnect
-    without polling, and to wait for a paused transport without aiohttp's ``drain()``, which doesn't support
+    without polling, and to wait for a paused transport without aiohttp's ``drain()``, which does not support
     cancellation. ``detach`` restores the protocol, the limits of the write buffer and the socket options for the next
     request on the connection.
 
     Args:
-        request: Request whose response is prepared.
+        request: The request whose response is prepared.
         heartbeat: Seconds of idleness after which a heartbeat is sent; ``None`` disables heartbeats.
         stall_timeout: Seconds without an acknowledgment after which the client is disconnected; ``None`` disables it.
-        heartbeat_frame: Frame to send as a heartbeat.
-        high_water: High-water mark of the write buffer, in bytes.
-        early_heartbeat: Send the first heartbeat right after the response head, unless another frame is sent first.
-            Some proxies withhold the head until they receive a part of the body.
+        heartbeat_frame: The frame to send as a heartbeat.
+        high_water: The high-water mark of the write buffer, in bytes.
+        early_heartbeat: Send the first heartbeat right after the response headers, unless another frame is sent first.
+            Some proxies withhold the headers until they receive a part of the body.
     """
 
     __slots__ = (
@@ -130,7 +130,7 @@ class Connection:
         "loop",
         "paused",
         "wrap",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class Connection:
         return True
 
     async def wait_writable(self) -> bool:
-        """Wait until the connection isn't paused.
+        """Wait until the connection is not paused.
 
         Cancelling is safe.
 
@@ -273,7 +273,7 @@ class Connection:
         return not self.disconnected
 
     def count_sent_with_head(self, size: int) -> None:
-        """Count bytes of the body that aiohttp sent, and counted itself, together with the response head."""
+        """Count bytes of the body that aiohttp sent, and counted itself, together with the response headers."""
         self.bytes_sent += size
         self._reported += size
 
@@ -364,7 +364,7 @@ class Connection:
     def _needs_first_heartbeat(self) -> bool:
         """Whether a heartbeat should start the body.
 
-        This doesn't apply to HTTP/1.0: some of its clients save the body as a file.
+        This does not apply to HTTP/1.0: some of its clients save the body as a file.
         """
         return not self.bytes_sent and self._heartbeat is not None and self.wrap is _chunk
 
@@ -405,7 +405,7 @@ class Connection:
         return self._stall_detector.check(now, acked, outstanding)
 
     def _acked_and_outstanding(self) -> tuple[int, int]:
-        """Return the bytes that the client has acknowledged, and those that it hasn't."""
+        """Return the bytes that the client has acknowledged, and those that it has not."""
         outstanding = self.unsent + self._options.unacked_bytes()
         acked = self._options.acked_bytes()
         return self.bytes_sent - outstanding if acked is None else acked, outstanding
@@ -427,13 +427,13 @@ def _identity(frames: bytes) -> bytes:
 
 
 class InterposedProtocol(asyncio.Protocol):
-    """Forward the callbacks of a transport to aiohttp's protocol, and notify the connection of the stream.
+    """Forwards the callbacks of a transport to aiohttp's protocol, and notifies the connection of the stream.
 
-    aiohttp stops reading after a few pipelined requests, and a transport that doesn't read doesn't detect a disconnect.
+    aiohttp stops reading after a few pipelined requests, and a transport that does not read detects no disconnect.
 
     Args:
-        connection: Connection to notify.
-        transport: Transport whose protocol is replaced.
+        connection: The connection to notify.
+        transport: The transport whose protocol is replaced.
         wrapped: aiohttp's protocol.
         hold: Keep reading, and hold data until ``detach`` is called. Without it, data is forwarded, because it belongs
             to the body of the current request.
@@ -510,15 +510,15 @@ class InterposedProtocol(asyncio.Protocol):
 
 
 class StallDetector:
-    """Decide whether a client has stalled: whether it acknowledges none of the outstanding data.
+    """Decides whether a client has stalled: whether it acknowledges none of the outstanding data.
 
     A client counts as stalled at the latest ``timeout`` seconds after its last acknowledgment, or after the first byte
-    that it hasn't acknowledged, and at the earliest after half of that time. The exact times between two checks are
+    that it has not acknowledged, and at the earliest after half of that time. The exact times between two checks are
     unknown. There is no I/O in this class.
 
     Args:
-        timeout: Stall timeout, in seconds.
-        now: Current time, in seconds.
+        timeout: The stall timeout, in seconds.
+        now: The current time, in seconds.
         acked: Bytes that the client has acknowledged so far.
     """
 
@@ -539,9 +539,9 @@ class StallDetector:
         """Update the state of the client, and return whether it has stalled.
 
         Args:
-            now: Current time, in seconds.
+            now: The current time, in seconds.
             acked: Bytes that the client has acknowledged so far.
-            outstanding: Bytes that were sent, or wait to be sent, and aren't acknowledged.
+            outstanding: Bytes that were sent, or wait to be sent, and are not acknowledged.
         """
         if outstanding == 0 or acked > self._acked:
             self._since = now
@@ -550,12 +550,12 @@ class StallDetector:
 
 
 class SocketOptions:
-    """Set the options of a stream on the TCP socket of a transport, and restore the previous values.
+    """Sets the options of a stream on the TCP socket of a transport, and restores the previous values.
 
     Nothing is done for a transport without a socket, or with a Unix socket, whose peer is on the same machine.
 
     Args:
-        transport: Transport whose socket is configured.
+        transport: The transport whose socket is configured.
         stall_timeout: Seconds after which the kernel drops an unresponsive client; ``None`` for its default.
     """
 
@@ -580,7 +580,7 @@ class SocketOptions:
                     self._socket.setsockopt(level, name, value)
 
     def acked_bytes(self) -> int | None:
-        """Return the number of bytes that the client has acknowledged, or ``None`` if the platform doesn't report it.
+        """Return the number of bytes that the client has acknowledged, or ``None`` if the platform does not report it.
 
         With TLS these are encrypted bytes, which can be thirty times as many as were written to the transport.
         """
@@ -593,7 +593,7 @@ class SocketOptions:
         return int.from_bytes(info[_BYTES_ACKED], sys.byteorder) if len(info) == _BYTES_ACKED.stop else None
 
     def unacked_bytes(self) -> int:
-        """Return the number of bytes in the kernel that the client hasn't acknowledged, or 0 if it is unknown."""
+        """Return the number of bytes in the kernel that the client has not acknowledged, or 0 if it is unknown."""
         fd = -1 if self._socket is None else self._socket.fileno()
         if fd < 0 or not self._options:
             return 0
@@ -616,7 +616,7 @@ def socket_options(platform: str, stall_timeout: float | None) -> tuple[SocketOp
 
     Args:
         platform: A value of ``sys.platform``.
-        stall_timeout: Stall timeout, in seconds; ``None`` for no limit.
+        stall_timeout: The stall timeout, in seconds; ``None`` for no limit.
     """
     if platform == "linux":
         options = [(socket.IPPROTO_TCP, _LINUX_NOTSENT_LOWAT, NOTSENT_LOWAT)]

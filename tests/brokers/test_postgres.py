@@ -325,7 +325,7 @@ async def test_the_error_of_a_factory_that_fails_is_in_the_message(brokers):
     async def failing():
         raise ZeroDivisionError("what")
 
-    with pytest.raises(BrokerRefused, match=r"'connection', which is no psycopg\.AsyncConnection"):
+    with pytest.raises(BrokerRefused, match=r"'connection', which is not a psycopg\.AsyncConnection"):
         await brokers(connect=wrong).publish("t", b"x")
     with pytest.raises(BrokerDown, match="what"):
         await brokers(connect=failing).publish("t", b"x")

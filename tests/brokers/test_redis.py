@@ -91,7 +91,7 @@ def failing():
     [
         (lambda: asyncio.sleep(0, "a client"), BrokerRefused, "'a client', which is not a redis.asyncio.Redis"),
         (failing, BrokerDown, "no such host"),
-        (lambda: asyncio.sleep(60), BrokerDown, r"connect\(\) did not return for 0.1 s"),
+        (lambda: asyncio.sleep(60), BrokerDown, r"connect\(\) did not return within 0.1 s"),
     ],
 )
 async def test_a_factory_that_returns_no_client_is_reported(connect, error, words):

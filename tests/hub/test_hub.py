@@ -97,18 +97,18 @@ class TestPublish:
 
 class TestValidation:
     WRONG = (
-        ("a", 7, TypeError, "an Event or a str is published, not 7"),
-        ("a", b"x", TypeError, "an Event or a str is published"),
+        ("a", 7, TypeError, "publish takes an Event or a str, not 7"),
+        ("a", b"x", TypeError, "publish takes an Event or a str"),
         ("a", {"x": 1}, TypeError, r"Event.json\(value\)"),
-        ("a", None, TypeError, "an Event or a str is published"),
+        ("a", None, TypeError, "publish takes an Event or a str"),
         ("a", "\ud800", ValueError, "UTF-8"),
-        ("a", Event("x", id="7"), ValueError, "the Hub gives events their ids"),
+        ("a", Event("x", id="7"), ValueError, "the Hub assigns the ids of events"),
         ("a", "x" * 101, EventTooLarge, "more than 100 bytes was published under 'a'; see max_event_size"),
         ("a.*", "x", ValueError, "is a wildcard"),
         (">", "x", ValueError, "is a wildcard"),
         ("a..b", "x", ValueError, "tokens separated by single dots"),
         ("", "x", ValueError, "a topic is 1 to 255 characters"),
-        ("a b", "x", ValueError, "without blanks"),
+        ("a b", "x", ValueError, "without whitespace"),
         (7, "x", TypeError, "a topic is a str, not 7"),
         (None, "x", TypeError, "a topic is a str, not None"),
         (["a"], "x", TypeError, "."),
@@ -305,7 +305,7 @@ class TestEventLoops:
         hub.open()
 
         def publish():
-            with pytest.raises(RuntimeError, match="belongs to another event loop; publish_threadsafe reaches"):
+            with pytest.raises(RuntimeError, match="belongs to another event loop; from here, publish with"):
                 asyncio.run(hub.publish("a", "x"))
             return True
 

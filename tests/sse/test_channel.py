@@ -659,12 +659,12 @@ async def test_a_buffer_factory_is_called_for_each_channel():
     [
         (0, ValueError, r"buffer is 1 event or more, not 0: without a bound a slow client fills the memory"),
         (-1, ValueError, "buffer is 1 event or more, not -1"),
-        (True, TypeError, "buffer is a number of events or makes an asyncio.Queue, not True"),
+        (True, TypeError, "buffer is a number of events or a factory of asyncio.Queue, not True"),
         (2.0, TypeError, r"buffer is a number of events .* not 2\.0"),
         (None, TypeError, "buffer is a number of events .* not None"),
         ("10", TypeError, "buffer is a number of events .* not '10'"),
-        (asyncio.Queue(3), TypeError, "buffer is a number of events or makes an asyncio.Queue, not <Queue"),
-        (lambda: 10, TypeError, r"buffer is a number of events or makes an asyncio.Queue; <function .* made 10"),
+        (asyncio.Queue(3), TypeError, "buffer is a number of events or a factory of asyncio.Queue, not <Queue"),
+        (lambda: 10, TypeError, r"buffer is a number of events or a factory of asyncio.Queue; <function .* made 10"),
         (list, TypeError, r"<class 'list'> made \[\]"),
     ],
 )

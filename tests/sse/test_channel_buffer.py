@@ -340,7 +340,7 @@ async def test_get_and_join_return_when_the_stream_ends(make):
 async def test_two_open_streams_cannot_share_a_queue():
     queue = asyncio.Queue()
     first = EventChannel(lambda: queue)
-    with pytest.raises(ValueError, match="another open stream has"):
+    with pytest.raises(ValueError, match="another open stream uses"):
         EventChannel(lambda: queue)
     first.end(CloseReason.CLIENT_LEFT)
     second = Stream(lambda: queue)  # the queue is free again
@@ -373,7 +373,7 @@ async def test_a_full_default_queue_raises_channel_full():
 
 @pytest.mark.parametrize("wrong", [True, 1.5, None, "10"])
 def test_a_buffer_of_the_wrong_type_is_rejected(wrong):
-    with pytest.raises(TypeError, match=r"buffer is a number of events or makes an asyncio\.Queue, not"):
+    with pytest.raises(TypeError, match=r"buffer is a number of events or a factory of asyncio\.Queue, not"):
         check_buffer(wrong)
 
 

@@ -165,7 +165,7 @@ INVALID = [
     ({"id": "1\ndata: stolen"}, ValueError, r"an event's id is one line, and '1\\ndata: stolen' is not"),
     ({"id": "1\r"}, ValueError, r"an event's id is one line, and '1\\r' is not"),
     ({"id": "\n"}, ValueError, "an event's id is one line"),
-    ({"id": "a\0b"}, ValueError, r"an event's id holds no NUL, and 'a\\x00b' does"),
+    ({"id": "a\0b"}, ValueError, r"an event's id must not contain NUL, and 'a\\x00b' does"),
     ({"name": "tick\nid: 1"}, ValueError, r"an event's name is one line, and 'tick\\nid: 1' is not"),
     ({"name": "tick\rid: 1"}, ValueError, r"an event's name is one line"),
     ({"name": " \n "}, ValueError, r"an event's name is one line"),
@@ -202,7 +202,7 @@ def test_an_invalid_field_is_rejected_with_its_value(arguments, error, says):
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
 def test_a_lone_surrogate_is_rejected(field, text):
     with pytest.raises(
-        ValueError, match=f"an event's {field} is sent as UTF-8, which cannot carry .*surrogates not allowed"
+        ValueError, match=f"an event's {field} is sent as UTF-8, which cannot encode .*surrogates not allowed"
     ) as caught:
         Event(**{field: text})
     assert caught.value.__suppress_context__

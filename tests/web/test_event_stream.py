@@ -913,7 +913,7 @@ class TestArguments:
             ({"heartbeat": "10"}, TypeError, "heartbeat is a number of seconds or None, not '10'"),
             ({"heartbeat": True}, TypeError, "heartbeat is a number of seconds or None, not True"),
             ({"buffer": 0}, ValueError, "buffer is 1 event or more, not 0"),
-            ({"buffer": None}, TypeError, "buffer is a number of events or makes an asyncio.Queue, not None"),
+            ({"buffer": None}, TypeError, "buffer is a number of events or a factory of asyncio.Queue, not None"),
             ({"retry": -1}, ValueError, "retry is a whole number of milliseconds from 0 to 9007199254740991, not -1"),
             ({"retry": 1.5}, TypeError, "retry is a whole number of milliseconds from 0 to 9007199254740991, not 1.5"),
             (

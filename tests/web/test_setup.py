@@ -56,8 +56,8 @@ def test_setup_requires_an_application(wrong):
         ({"max_streams": -1}, ValueError, "max_streams is 0 streams or more, not -1; None means no limit"),
         ({"max_streams_per_key": 1.5, "key": str}, TypeError, "max_streams_per_key is a number of streams or None"),
         ({"max_streams_per_key": -1, "key": str}, ValueError, "max_streams_per_key is 0 streams or more, not -1"),
-        ({"max_streams_per_key": 1}, TypeError, "max_streams_per_key and key come together"),
-        ({"key": str}, TypeError, "max_streams_per_key and key come together"),
+        ({"max_streams_per_key": 1}, TypeError, "max_streams_per_key and key require each other"),
+        ({"key": str}, TypeError, "max_streams_per_key and key require each other"),
         ({"max_streams_per_key": 1, "key": "user"}, TypeError, "key is a function of the request, not 'user'"),
     ],
 )

@@ -27,7 +27,7 @@ def pending(hub: Hub) -> list[asyncio.TimerHandle]:
 async def test_other_threads_can_publish_once_the_application_has_started(serve):
     hub, app = Hub(), web.Application()
     setup(app, hub)
-    with pytest.raises(RuntimeError, match=r"no event loop yet: setup\(app, hub\) gives it"):
+    with pytest.raises(RuntimeError, match=r"no event loop yet; setup\(app, hub\) binds it"):
         hub.publish_threadsafe("a", "x")
     await serve(app)
     future = await asyncio.to_thread(hub.publish_threadsafe, "a", "x")

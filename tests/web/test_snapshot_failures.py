@@ -78,7 +78,7 @@ async def test_a_snapshot_that_raises_ends_its_stream_and_is_logged_once(serve, 
         ([b"x"], "a snapshot holds events and strings, not b'x'"),
         (
             ["x", Event("y", id=1), "z"],
-            "the Hub gives events their ids, and Event(data='y', id='1') of a snapshot has one",
+            "the Hub assigns the ids of events, and Event(data='y', id='1') of a snapshot already has one",
         ),
         (["\ud800"], "an event's data is sent as UTF-8"),
     ],

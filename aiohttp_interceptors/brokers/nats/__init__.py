@@ -46,7 +46,7 @@ class NatsBroker(BaseBroker):
             client, for example ``functools.partial(nats.connect, "tls://nats.example", user_credentials="hub.creds")``.
             The function is called for each connection with keyword arguments for ``nats.connect``, which it must pass
             on. The broker closes the client.
-        stream: The name of the stream: 1 to 64 letters, digits, ``-`` and ``_``.
+        stream: Name of the stream: 1 to 64 letters, digits, ``-`` and ``_``.
         max_records: Number of records to keep.
         max_age: Seconds to keep a record, or ``None`` for no limit. At least 120, because the stream remembers
             idempotency keys as long.
@@ -59,7 +59,6 @@ class NatsBroker(BaseBroker):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has a value that cannot work.
-
     """
 
     confirms: float = 2.0

@@ -58,11 +58,10 @@ class NoStreamResponse(BrokerDown):
 
 
 class NatsConnection:
-    """A connection to a NATS server. All methods raise ``BrokerError`` alone.
+    """A connection to a NATS server. All methods raise only ``BrokerError``.
 
     Args:
         timeout: Seconds until a request that is not answered fails.
-
     """
 
     def __init__(self, timeout: float) -> None:
@@ -282,7 +281,9 @@ def _on_close_done(closing: asyncio.Task[None]) -> None:
 def decode_response(message: Msg) -> JsonObject:
     """Decode a response of JetStream. Raises ``NoStreamResponse`` if nothing responded."""
     if not message.data:
-        raise NoStreamResponse("no response from JetStream: it is not enabled, has no leader now, or no such stream")
+        raise NoStreamResponse(
+            "no response from JetStream: it is not enabled, it has no leader now, or there is no such stream"
+        )
     return cast("JsonObject", json.loads(message.data))
 
 

@@ -1,4 +1,4 @@
-"""The log in a JetStream stream: subjects, epochs, and how to detect that the server lost messages. Pure functions.
+"""The log in a JetStream stream: subjects, epochs, and how to detect that the server lost messages. Without I/O.
 
 An offset of the log is a sequence of the stream. The first epoch is derived from the time when the stream was created,
 so that a stream that is deleted and created again is another log. Later epochs start where the log was truncated, and

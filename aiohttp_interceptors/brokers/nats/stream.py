@@ -28,13 +28,12 @@ _NO_STREAM = 10059
 
 
 class NatsStream:
-    """The stream, and what this process knows of its log. All methods raise ``BrokerError`` alone.
+    """The stream, and what this process knows of its log. All methods raise only ``BrokerError``.
 
     Args:
-        name: The name of the stream. Its subjects are ``name.>``.
+        name: Name of the stream. Its subjects are ``name.>``.
         retention: When the server deletes entries.
-        replicas: The number of replicas; ``None`` for those that the stream has, and 1 for a new one.
-
+        replicas: Number of replicas; ``None`` for those that the stream has, and 1 for a new one.
     """
 
     def __init__(self, name: str, retention: LogRetention, replicas: int | None) -> None:

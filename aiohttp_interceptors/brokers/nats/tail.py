@@ -38,9 +38,8 @@ class NatsTail:
     """Reads the log after a position.
 
     Args:
-        connection: A connection that is used by this tail alone. Its timeout is the read timeout.
+        connection: A connection that only this tail uses. Its timeout is the read timeout.
         stream: The stream.
-
     """
 
     def __init__(self, connection: NatsConnection, stream: NatsStream) -> None:
@@ -128,8 +127,7 @@ class PullConsumer:
 
     Args:
         connection: The connection to use. Its timeout is the time until a server without heartbeats is lost.
-        stream: The name of the stream.
-
+        stream: Name of the stream.
     """
 
     def __init__(self, connection: NatsConnection, stream: str) -> None:
@@ -142,11 +140,11 @@ class PullConsumer:
         self._requested = 0  # messages that the server still has to send
         self._next_is_large = False  # the next message is larger than MAX_BATCH_BYTES
         self.received: int = 0
-        """The number of messages received so far."""
+        """Number of messages received so far."""
         self.pending: int = 0
-        """The number of messages that the stream had after the last one, when the server sent that."""
+        """Number of messages that the stream had after the last one, when the server sent that."""
         self.heartbeats: int = 0
-        """The number of idle heartbeats, each of which says that there are no more messages."""
+        """Number of idle heartbeats, each of which says that there are no more messages."""
 
     async def create(self, after: int) -> None:
         """Create the consumer, for the messages after a sequence."""
@@ -239,7 +237,6 @@ class Confirmation:
     Args:
         offset: The offset after which the tail starts.
         now: The time.
-
     """
 
     def __init__(self, offset: int, now: float) -> None:
@@ -260,9 +257,8 @@ class Confirmation:
 
         Args:
             offset: The offset of the last entry that the tail received.
-            heartbeats: The number of heartbeats of the consumer.
+            heartbeats: Number of heartbeats of the consumer.
             now: The time.
-
         """
         answer = self._answer
         self._received = max(self._received, offset)

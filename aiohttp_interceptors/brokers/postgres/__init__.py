@@ -39,7 +39,7 @@ class PostgresBroker(BaseBroker):
         connect: A DSN, or an async function that returns a new ``psycopg.AsyncConnection``, which the broker closes.
             The function is called again after each lost connection. The hosts of a DSN are tried in turn, each with an
             equal share of the time; several hosts need ``target_session_attrs=read-write``.
-        table: The name of the table, optionally after a schema and a dot. Names of other objects begin with it.
+        table: Name of the table, optionally after a schema and a dot. Names of other objects begin with it.
         listen: Like ``connect``, for ``LISTEN``. Needed if ``connect`` goes through a pooler and ``notify`` is true.
         notify: Whether to announce new entries with ``NOTIFY``. Without it, other processes poll.
         migrate: Whether to create missing tables and functions at each connection. The role then needs the privilege
@@ -54,7 +54,6 @@ class PostgresBroker(BaseBroker):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has a value that cannot work.
-
     """
 
     confirms: float = 2.0
@@ -132,7 +131,6 @@ class PostgresBroker(BaseBroker):
                 the transaction is lost, and the connection was closed if the server did not answer within
                 ``publish_timeout`` seconds.
             BrokerRefused: The entry was not stored, and a retry will fail too.
-
         """
         if idempotency_key is not None and "\0" in idempotency_key:
             raise ValueError(f"idempotency_key must not contain NUL, as {idempotency_key!r} does")

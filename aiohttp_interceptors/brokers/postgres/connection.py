@@ -58,13 +58,12 @@ T = TypeVar("T")
 
 
 class PostgresConnection:
-    """A connection that commits each statement. Its methods raise ``BrokerError`` alone.
+    """A connection that commits each statement. Its methods raise only ``BrokerError``.
 
     Args:
         connection: A connection of psycopg in autocommit mode.
         table: What ``{table}`` stands for in statements.
         read_timeout: Seconds until a request without an answer fails, and the connection is closed.
-
     """
 
     def __init__(self, connection: AsyncConnection, table: str, read_timeout: float) -> None:
@@ -110,7 +109,6 @@ class PostgresConnection:
             BrokerDown: The statement was certainly not committed, and a retry may succeed.
             BrokerRefused: It was not committed, and a retry will fail too.
             OutcomeUnknown: It may have been committed.
-
         """
         task = asyncio.create_task(self._execute(statement, parameters))
         await _wait_for_statement(task, self._connection, self._read_timeout if read_timeout is None else read_timeout)
@@ -154,7 +152,7 @@ def checked_connect(connect: Connect, name: str = "connect") -> Connect:
         try:
             conninfo_to_dict(connect)
         except psycopg.Error as error:
-            raise ValueError(f"{name} is no DSN: {error}") from None
+            raise ValueError(f"{name} is not a DSN: {error}") from None
     elif not callable(connect):
         raise TypeError(
             f"{name} is a DSN like postgresql://user@host/database, or an async function that returns a "
@@ -192,7 +190,6 @@ async def _connect(connect: Connect, connect_timeout: float, prepare_threshold: 
     Raises:
         BrokerDown: No host can be reached now.
         BrokerRefused: All hosts refuse the connection.
-
     """
     try:
         if isinstance(connect, str):
@@ -235,7 +232,7 @@ async def _connect_to_hosts(dsn: str, connect_timeout: float, prepare_threshold:
 async def _call_factory(connect: Callable[[], Awaitable[AsyncConnection]]) -> AsyncConnection:
     connection = await connect()
     if not isinstance(connection, AsyncConnection):
-        raise BrokerRefused(f"connect() returned {connection!r}, which is no psycopg.AsyncConnection")
+        raise BrokerRefused(f"connect() returned {connection!r}, which is not a psycopg.AsyncConnection")
     await connection.set_autocommit(True)
     return connection
 
@@ -297,7 +294,7 @@ def _translate(error: Exception, table: str) -> BrokerError:
             f"it if its role may, and {_print_advice(table)}"
         )
     if code.startswith(TRANSIENT):
-        return BrokerDown(f"the server cannot do it now: {text}")
+        return BrokerDown(f"the server cannot execute the statement now: {text}")
     if code == INSUFFICIENT_PRIVILEGE:
         return BrokerRefused(f"the server refused: {text}; if a table is to be created, {_print_advice(table)}")
     return BrokerRefused(f"the server refused: {text}")

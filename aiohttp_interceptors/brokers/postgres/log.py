@@ -89,7 +89,6 @@ class PostgresLog:
     Args:
         retention: When entries are deleted.
         channel: The channel to notify of appended entries, or ``None``.
-
     """
 
     def __init__(self, retention: LogRetention, channel: str | None) -> None:
@@ -135,7 +134,6 @@ class PostgresLog:
         Args:
             position: That of the last entry that the tail returned.
             page: The page after it, of the same epoch.
-
         """
         if page.last_offset < position.offset:
             return position

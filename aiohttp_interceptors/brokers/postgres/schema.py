@@ -59,7 +59,6 @@ async def migrate(connection: PostgresConnection, table: str, read_timeout: floa
     Raises:
         BrokerDown: It took longer than ``read_timeout`` seconds. The server completes it or rolls it back.
         BrokerRefused: The role lacks a privilege, or the schema is missing.
-
     """
     tables = [table, *(f"{table}_{suffix}" for suffix in ("log", "keys", "outbox"))]
     functions = [f"{table}_{suffix}" for suffix in ("lock", "append", "relay", "begin_epoch", "trim")]

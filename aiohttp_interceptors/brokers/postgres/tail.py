@@ -35,7 +35,6 @@ class Notifier:
         connect: How to connect, or ``None`` if the server does not notify.
         table: The table, which is also the name of the channel.
         read_timeout: Seconds without an answer after which the connection is closed and replaced.
-
     """
 
     def __init__(self, connect: Connect | None, table: str, read_timeout: float) -> None:
@@ -107,7 +106,6 @@ class PostgresTail:
         log: The log.
         notifier: Started with the tail, and stopped with it.
         poll_interval: Seconds between two reads, or ``None`` for a default.
-
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class RedisBroker(BaseBroker):
         max_records: Approximate number of records to keep.
         max_age: Seconds to keep a record, or ``None`` for no limit. Old records are deleted with the next publish.
         publish_timeout: Seconds until ``publish`` raises.
-        read_timeout: Seconds until a server that does not respond to the tail counts as lost.
+        read_timeout: Seconds without an answer after which a tail has lost the server.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -47,7 +47,7 @@ class RedisBroker(BaseBroker):
     """
 
     confirms: float = 2.0
-    """Seconds between two ``CaughtUp`` of a tail, at most, while the server responds."""
+    """Seconds between two ``CaughtUp`` of a tail, at most, while the server answers."""
 
     def __init__(
         self,

@@ -85,7 +85,7 @@ class Script:
 
 
 class RedisConnection:
-    """A connection to a server, opened at the first request. All methods raise ``BrokerError`` alone.
+    """A connection to a server, opened at the first request. All methods raise only ``BrokerError``.
 
     Args:
         client: The client to use. It is closed with this connection.
@@ -110,7 +110,7 @@ class RedisConnection:
             async with asyncio.timeout(connect_timeout):
                 client = await cancellable(connect(), undo=_close_client)
         except Exception as error:
-            raise _translate(error, f"connect() did not return for {connect_timeout} s", sent=False) from error
+            raise _translate(error, f"connect() did not return within {connect_timeout} s", sent=False) from error
         if not isinstance(client, Redis):
             raise BrokerRefused(f"connect() returned {client!r}, which is not a redis.asyncio.Redis")
         return cls(client, connect_timeout, read_timeout, fixed_address=False)
@@ -127,7 +127,7 @@ class RedisConnection:
         try:
             async with asyncio.timeout(self._read_timeout):
                 await cancellable(connection.send_command(*command, check_health=False))
-                # After a timeout of its own it returns None, which looks like a reply. Therefore ours is shorter.
+                # After this timeout read_response returns None, which looks like a reply. Ours is shorter.
                 timeout = self._read_timeout + self._connect_timeout
                 return await connection.read_response(disable_decoding=True, timeout=timeout)
         except Exception as error:
@@ -197,14 +197,14 @@ async def _close_client(client: object) -> None:
 
 
 def _translate(error: Exception, timeout_text: str, *, sent: bool) -> BrokerError:
-    """Return the ``BrokerError`` for an error. ``sent`` tells whether the server may have executed a command."""
+    """Return the ``BrokerError`` for an error. ``sent``: whether the server may have executed a command."""
     if isinstance(error, BrokerError):
         return error
     text = timeout_text if type(error) is TimeoutError else f"{type(error).__name__}: {error}"
     if isinstance(error, _TRANSIENT) or (
         isinstance(error, ResponseError) and any(code in text for code in _TRANSIENT_CODES)
     ):
-        return BrokerDown(f"the server cannot do it now: {text}")
+        return BrokerDown(f"the server cannot execute the command now: {text}")
     if isinstance(error, AuthenticationError | AuthorizationError | ResponseError | DataError | UnicodeError):
         return BrokerRefused(f"the server refused: {text}")
     return OutcomeUnknown(text) if sent else BrokerDown(text)

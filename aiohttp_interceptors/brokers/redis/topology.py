@@ -207,19 +207,23 @@ class SettingsCheck:
         policy = memory.get("maxmemory-policy", "noeviction")
         if policy != "noeviction" and memory.get("maxmemory") != "0":
             self._warn(
-                server_run_id, "redis_may_evict", policy,
+                server_run_id,
+                "redis_may_evict",
+                policy,
                 "set maxmemory-policy to noeviction; otherwise the server deletes events or idempotency keys when its"
                 " memory is full",
-            )  # fmt: skip
+            )
         replicas = await _read_settings(connection, "min-replicas-*")
         setting = replicas.get("min-replicas-to-write")
         required = setting != "0" and replicas.get("min-replicas-max-lag") != "0"
         if setting is not None and not required and (self._has_sentinels or await _has_failover(connection)):
             self._warn(
-                server_run_id, "redis_may_lose", f"min-replicas-to-write {setting}",
+                server_run_id,
+                "redis_may_lose",
+                f"min-replicas-to-write {setting}",
                 "set min-replicas-to-write to 1 and min-replicas-max-lag to 3 on all servers; otherwise a primary that"
                 " was replaced acknowledges events until it notices, and then loses them",
-            )  # fmt: skip
+            )
 
     def _warn(self, server_run_id: str, event: str, policy: str, advice: str) -> None:
         if (server_run_id, event) not in self._warned:

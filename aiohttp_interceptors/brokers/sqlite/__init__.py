@@ -48,7 +48,6 @@ class SqliteBroker(BaseBroker):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has a value that cannot work.
-
     """
 
     confirms: float = 1.0
@@ -110,5 +109,5 @@ def _checked_path(path: object) -> Path:
     if not isinstance(name, str):
         raise TypeError(f"the path of a SqliteBroker is a str, not {name!r}")
     if not name or name == ":memory:" or name.startswith("file:"):
-        raise ValueError(f"a SqliteBroker needs the path of a file, and {name!r} is none")
+        raise ValueError(f"a SqliteBroker needs the path of a file, not {name!r}")
     return Path(os.path.abspath(name))  # the process may change its working directory  # noqa: PTH100

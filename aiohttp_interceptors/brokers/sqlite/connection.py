@@ -57,8 +57,8 @@ _CORRUPTION = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOE
 _NOT_COMMITTED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 _MOVE_AWAY = "move it away with its -wal and -shm, and a new one is created"
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process is writing, or was stopped while it was",
-    sqlite3.SQLITE_CANTOPEN: "its folder must exist, and this process must be allowed to write to it",
+    sqlite3.SQLITE_BUSY: "another process is writing, or was stopped during a write",
+    sqlite3.SQLITE_CANTOPEN: "its directory must exist, and this process must be allowed to write to it",
     sqlite3.SQLITE_READONLY: "this process must be allowed to write to it, and to create files beside it",
     sqlite3.SQLITE_CORRUPT: _MOVE_AWAY,
     sqlite3.SQLITE_FULL: "the disk needs some MiB more for the files beside it",
@@ -101,7 +101,6 @@ class SqliteFile:
         corruption_suspected: Shared by the connections of a process. A connection sets it when it finds corruption, or
             a file that became smaller, which the broker never does. While it is set, the file is opened again and read
             as a whole before it is used, and refused if it is corrupt.
-
     """
 
     def __init__(self, options: FileOptions, corruption_suspected: threading.Event) -> None:
@@ -110,7 +109,7 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._path = options.path  # with symbolic links resolved, as SQLite does for the -wal and -shm
         self._files: list[_FileStat | None] = [None] * len(SUFFIXES)  # at the last use
-        self._wal_lost = False  # the -wal or -shm was deleted under the last connection
+        self._wal_lost = False  # the -wal or -shm was deleted while the last connection was open
         self._missing_since: float | None = None  # when the file was missing first while its -wal or -shm was there
         self._disk_full = False  # and the -wal has not been checkpointed since
 
@@ -119,7 +118,6 @@ class SqliteFile:
 
         Raises:
             BrokerError: For any error of SQLite or of the operating system.
-
         """
         deadline = time.monotonic() + self._options.lock_timeout
         if self._disk_full:
@@ -278,7 +276,7 @@ def _initialize(connection: sqlite3.Connection, options: FileOptions) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise BrokerRefused(
-            f"{options.path} is where SQLite has no shared memory, so that its journal mode is {mode} and not wal: "
+            f"SQLite has no shared memory at {options.path}, so that its journal mode is {mode} and not wal: "
             "give a path on a local file system"
         )
     connection.execute(f"PRAGMA synchronous = {options.synchronous}")

@@ -68,7 +68,7 @@ class SqlitePage(NamedTuple):
 
 
 class SqliteLog:
-    """The log in a database file. All methods raise ``BrokerError`` alone.
+    """The log in a database file. All methods raise only ``BrokerError``.
 
     The log starts a new epoch when it may have lost entries: when it ends before the high-water mark, when its file is
     a copy, when its ``-wal`` was deleted, and with ``synchronous=NORMAL`` after a crash of the machine.
@@ -80,7 +80,6 @@ class SqliteLog:
         retention: When entries are deleted.
         corruption_suspected: Shared by the logs of a process; see ``SqliteFile``.
         high_water_mark: Shared by the logs of a process.
-
     """
 
     def __init__(

@@ -26,7 +26,6 @@ class Fifo:
 
     Raises:
         OSError: The file system or the operating system has no FIFOs.
-
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,7 +55,6 @@ class Notifier:
 
     Args:
         directory: The directory of all FIFOs for a database file.
-
     """
 
     def __init__(self, directory: Path) -> None:

@@ -28,7 +28,6 @@ class SqliteTail:
         thread: The thread to read in.
         notifier: Wakes the tail when something was appended.
         high_water_mark: Advanced to each position that is read.
-
     """
 
     def __init__(self, thread: SqliteThread, notifier: Notifier, high_water_mark: HighWaterMark) -> None:

@@ -33,9 +33,8 @@ class SqliteThread:
     It is a daemon, unlike the threads of a ``ThreadPoolExecutor``, so that the process can exit while a disk hangs.
 
     Args:
-        log: The log, which is used in this thread alone.
+        log: The log, which is used only in this thread.
         name: A suffix for the name of the thread.
-
     """
 
     def __init__(self, log: SqliteLog, name: str) -> None:

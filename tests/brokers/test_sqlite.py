@@ -295,7 +295,7 @@ async def test_a_file_of_a_later_version_is_refused(site, brokers):
 
 async def test_a_missing_directory_is_refused(tmp_path):
     broker = SqliteBroker(tmp_path / "missing" / "hub.db")
-    await check_refused(broker, "missing/hub.db.*folder")
+    await check_refused(broker, "missing/hub.db.*directory")
     await broker.close()
 
 

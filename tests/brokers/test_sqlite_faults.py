@@ -214,7 +214,7 @@ async def test_a_missing_directory_is_waited_for(tmp_path, logged):
     site = SqliteSite(tmp_path / "mounted" / "hub.db")
     hub = Hub(site.broker())
     sink = start(hub, "t")
-    with pytest.raises(BrokerRefused, match="folder"):
+    with pytest.raises(BrokerRefused, match="its directory"):
         await hub.publish("t", "lost")
     await until(lambda: hub._replication_task._attempts > 3)
     assert not hub.ready

@@ -230,7 +230,7 @@ class TestThreads:
 
     def test_publish_threadsafe_requires_an_event_loop(self):
         hub = Hub()
-        with pytest.raises(RuntimeError, match=r"no event loop yet: setup\(app, hub\)"):
+        with pytest.raises(RuntimeError, match=r"no event loop yet; setup\(app, hub\)"):
             hub.publish_threadsafe("a", "x")
         assert hub.statistics().published == 0
 

@@ -219,7 +219,8 @@ class Delivery(RuleBasedStateMachine):
 
     def _on(self, number, action):
         async def act():
-            clients = [client for client in self.clients if client.open]
+            # A flush that was put off runs before this one's turn, and may have ended a stream.
+            clients = [client for client in self.clients if client.open and not client.ends]
             if clients:
                 await action(clients[number % len(clients)])
 

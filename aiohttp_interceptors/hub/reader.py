@@ -90,6 +90,11 @@ class Reader:
         """
         self._follow_rewind()
         reading, begun = self._read(audience), self._begun
+        if not begun:
+            if self._gap is None and self._position < reading.missing <= self._excused:
+                self._position = reading.missing  # its client asked for no record in particular, and sees no hole
+                reading = self._read(audience)
+            self._excused = self._position  # from here on it has each record, or is told
         self._note_missing(reading)
         records, more, through = reading.records, reading.more, reading.through
         if until is not None and through >= until:

@@ -14,7 +14,7 @@ from aiohttp_interceptors.hub.log import EMPTIED
 from aiohttp_interceptors.sse.channel import CloseReason
 from aiohttp_interceptors.sse.event import Event
 from tests.hub.outlet import Outlet, drain, live, start, subscribe, turn
-from tests.waiting import within
+from tests.waiting import until, within
 
 
 async def publish(hub, texts, topic="a", **options):
@@ -93,6 +93,31 @@ class TestBeginning:
         await publish(hub, ["6"])
         await turn()
         assert stream.texts == texts
+
+    async def test_a_replay_begins_after_what_was_evicted_before_it_was_written(self):
+        """Two topics: a hole amid the latest records would be one that nothing tells of."""
+        hub = Hub(history=3)
+        for topic, text in ("b", "1"), ("a", "2"), ("b", "3"), ("a", "4"):
+            await hub.publish(topic, text)
+        stream = subscribe(hub, "a", "b", replay=4)
+        for text in "56":
+            await hub.publish("a", text)
+        stream.subscription.start()
+        await turn()
+        assert stream.texts == ["3", "4", "5", "6"]
+
+    async def test_what_is_evicted_amid_a_replay_is_told(self):
+        hub = Hub(history=3)
+        for topic, text in ("a", "1"), ("b", "2"), ("b", "3"):
+            await hub.publish(topic, text + " " * BATCH)
+        stream = subscribe(hub, "a", "b", outlet=Outlet(room=1), replay=3)
+        stream.subscription.start()
+        await turn()
+        for text in "456":
+            await hub.publish("b", text)
+        stream.resume()
+        await until(lambda: stream.texts[-1] == "6")
+        assert [text.strip() for text in stream.texts] == ["1", "gap", "4", "5", "6"]
 
     async def test_a_full_outlet_begins_when_there_is_room(self):
         hub = Hub()

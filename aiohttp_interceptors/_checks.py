@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import TypeVar
 
-__all__ = ["check_call", "check_count", "check_seconds", "check_synchronous", "unwrap_partial"]
+__all__ = ["check_call", "check_count", "check_max_event_size", "check_seconds", "check_synchronous", "unwrap_partial"]
 
 
 Result = TypeVar("Result")
@@ -49,6 +49,14 @@ def check_count(name: str, value: object, minimum: int) -> None:
         raise TypeError(f"{name} is a whole number, not {value!r}")
     if value < minimum:
         raise ValueError(f"{name} is {minimum} or more, not {value!r}")
+
+
+def check_max_event_size(size: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless the size is a positive number of bytes, or ``None``."""
+    if size is not None and (type(size) is not int or size < 1):
+        raise (ValueError if type(size) is int else TypeError)(
+            f"max_event_size is a number of bytes, 1 or more, or None, not {size!r}"
+        )
 
 
 def check_seconds(name: str, value: object, none_means: str, minimum: float | None = None) -> None:

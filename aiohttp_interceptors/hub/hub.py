@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from .._checks import check_seconds
+from .._checks import check_max_event_size, check_seconds
 from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
@@ -157,10 +157,7 @@ class Hub:
         max_event_size: int | None = MAX_EVENT_SIZE,
         observer: HubObserver | None = None,
     ) -> None:
-        if max_event_size is not None and (type(max_event_size) is not int or max_event_size < 1):
-            raise (ValueError if type(max_event_size) is int else TypeError)(
-                f"max_event_size is a number of bytes, 1 or more, or None, not {max_event_size!r}"
-            )
+        check_max_event_size(max_event_size)
         confirms = getattr(broker, "confirms", None)
         if confirms is not None:
             check_seconds("confirms of a broker", confirms, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Unpack, overload
 
@@ -15,11 +15,11 @@ from ..interceptor import Interceptor
 from ..sse import Event
 from .app import Streams
 from .context import RequestContext
-from .lifecycle import StreamLifecycle, run_stream
+from .lifecycle import StreamLifecycle, make_interceptor
 from .middleware import Handler, as_handler
 from .producer import Producer, StreamReady
 from .response import ChannelResponse
-from .settings import DEFAULT_MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions
+from .settings import DEFAULT_MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions, check_function
 from .stream import StreamStatistics
 from .timers import FlushQueue, flush_queue
 from .transport import BATCH_SIZE, Connection
@@ -90,9 +90,7 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         TypeError: An argument has the wrong type, or a function does not take the arguments described.
         ValueError: A number is out of range, or ``name`` is blank.
     """
-    if not callable(stream_ready):
-        raise TypeError(f"stream_ready is a plain or an async function, not {stream_ready!r}")
-    check_call("stream_ready", "stream_ready", stream_ready, "channel", "context")
+    check_function("stream_ready", stream_ready, "channel", "context")
     settings = ChannelSettings(
         heartbeat=heartbeat,
         buffer=buffer,
@@ -114,12 +112,7 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
     ) -> StreamLifecycle:
         return ChannelStream(context, response, connection, streams, settings, stream_ready)
 
-    def enter(context: RequestContext) -> Coroutine[None, None, None]:
-        if not isinstance(context, RequestContext):
-            raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return run_stream(context, settings, make)
-
-    return Interceptor(name, enter)
+    return make_interceptor(name, settings, make)
 
 
 @overload

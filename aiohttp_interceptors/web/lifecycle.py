@@ -1,6 +1,6 @@
 """The lifecycle of an event stream, the same for each kind: open, wait for the end, finish the body, close.
 
-``run_stream`` is what the ``enter`` of a stream interceptor returns. ``StreamLifecycle`` is the base of both kinds of
+``make_interceptor`` makes the interceptor that opens a stream. ``StreamLifecycle`` is the base of both kinds of
 streams: ``ChannelStream`` and ``TopicStream``.
 """
 
@@ -21,6 +21,7 @@ from .._logging import log
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamClosed, StreamOpened
+from ..interceptor import Interceptor
 from ..sse import Event, encode
 from .app import Drain, Streams
 from .commit import log_dropped_change
@@ -34,7 +35,7 @@ from .stream import Stream
 from .timers import Timer, timer_queue
 from .transport import Connection
 
-__all__ = ["Prepare", "StreamFactory", "StreamLifecycle", "run_stream"]
+__all__ = ["Prepare", "StreamFactory", "StreamLifecycle", "make_interceptor"]
 
 
 # A stream's lifetime is a random part of max_age, and at least this fraction of it. Otherwise streams that were opened
@@ -335,6 +336,19 @@ Prepare: TypeAlias = Callable[[RequestContext], Awaitable[object] | object]
 
 T = TypeVar("T")
 _Stage: TypeAlias = tuple[object, str, str] | None
+
+
+def make_interceptor(
+    name: str, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None = None
+) -> Interceptor[RequestContext]:
+    """Make the interceptor whose ``enter`` opens a stream and completes when it has closed."""
+
+    def enter(context: RequestContext) -> Coroutine[None, None, None]:
+        if not isinstance(context, RequestContext):
+            raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
+        return run_stream(context, settings, make, prepare)
+
+    return Interceptor(name, enter)
 
 
 def run_stream(

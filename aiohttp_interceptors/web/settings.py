@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
-from .._checks import check_call, check_seconds
+from .._checks import check_call, check_max_event_size, check_seconds
 from ..channel import CloseReason, EventQueue, check_buffer
 from ..sse import Event
 from .context import RequestContext
@@ -86,11 +86,7 @@ class ChannelSettings(StreamSettings):
     def __post_init__(self) -> None:
         StreamSettings.__post_init__(self)  # super() fails: slots=True replaces the class
         check_buffer(self.buffer)
-        size = self.max_event_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise (ValueError if type(size) is int else TypeError)(
-                f"max_event_size is a number of bytes, 1 or more, or None, not {size!r}"
-            )
+        check_max_event_size(self.max_event_size)
         if self.error_event is not None and not isinstance(self.error_event, Event):
             check_function("error_event", self.error_event, "exception")
 

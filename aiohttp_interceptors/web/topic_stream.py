@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
@@ -21,7 +21,7 @@ from ..interceptor import Interceptor
 from ..sse import Event, encode, frame_with_id
 from .app import Streams
 from .context import RequestContext
-from .lifecycle import StreamLifecycle, run_stream
+from .lifecycle import StreamLifecycle, make_interceptor
 from .producer import Producer, function_name
 from .request import is_event_source_request, last_event_id_of
 from .response import ChannelResponse
@@ -162,12 +162,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     ) -> StreamLifecycle:
         return TopicStream(context, response, connection, streams, settings, hub, names)
 
-    def enter(context: RequestContext) -> Coroutine[None, None, None]:
-        if not isinstance(context, RequestContext):
-            raise TypeError(f"{name} needs the RequestContext of an aiohttp request, not {context!r}")
-        return run_stream(context, settings, make, prepare)
-
-    return Interceptor(name, enter)
+    return make_interceptor(name, settings, make, prepare)
 
 
 def _topic_names(topics: object) -> tuple[str, ...]:

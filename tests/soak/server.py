@@ -23,7 +23,7 @@ from aiohttp import web
 
 from aiohttp_interceptors import STREAMS, Hub, Streams
 from tests.soak.feed import Feed
-from tests.soak.resources import count_resources, wait_released
+from tests.soak.resources import count_baseline, wait_released
 from tests.soak.routes import FactLog, application
 
 RELEASE_TIMEOUT = 5.0  # seconds after the end in which everything must be released
@@ -34,7 +34,7 @@ def control(streams: Streams, *hubs: Hub) -> web.Application:
     baseline: dict[str, int] = {}
 
     async def set_baseline(request: web.Request) -> web.Response:
-        baseline.update(count_resources(streams, *hubs))
+        baseline.update(await count_baseline(streams, *hubs))
         return web.json_response(baseline)
 
     async def leaks(request: web.Request) -> web.Response:
@@ -93,8 +93,7 @@ async def serve(app: web.Application, port: int, log: FactLog, *hubs: Hub) -> No
     await web.TCPSite(control_runner, "127.0.0.1", 0).start()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
     await runner.setup()
-    await asyncio.sleep(0)
-    baseline = count_resources(app[STREAMS], *hubs)
+    baseline = await count_baseline(app[STREAMS], *hubs)
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
     sys.stdout.write(f"{control_runner.addresses[0][1]}\n")
     sys.stdout.flush()

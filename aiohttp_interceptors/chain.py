@@ -27,6 +27,7 @@ from .facts import Observer, StageRan
 from .interceptor import BaseContext, Interceptor, InterceptorLike, Stage, interceptors_of
 
 __all__ = [
+    "EMPTY_CHAIN",
     "Chain",
     "Context",
     "ContextKey",
@@ -62,7 +63,7 @@ def compile_chain(interceptors: tuple[Interceptor[Any], ...]) -> Chain:
     return Chain(interceptors, enters, leaves)
 
 
-_EMPTY = compile_chain(())
+EMPTY_CHAIN = compile_chain(())
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -472,7 +473,7 @@ class Execution:
     stage_started_at: float = 0.0  # perf_counter() seconds, while there are observers
     values_before: dict[object, object] | None = None  # the context's values at that moment
 
-    def __init__(self, context: Context, chain: Chain = _EMPTY) -> None:
+    def __init__(self, context: Context, chain: Chain = EMPTY_CHAIN) -> None:
         self.context: Context = context
         self.chain: Chain = chain
         self.position: int = 0
@@ -503,15 +504,12 @@ class Execution:
     @property
     def pending_enters(self) -> Stages:
         """The ``enter`` stages of the queue."""
-        position, enters = self.position, self.chain.enters
-        return enters if not position else tuple([each for each in enters if each[0] > position])
+        return tuple([each for each in self.chain.enters if each[0] > self.position])
 
     @property
     def pending_leaves(self) -> Stages:
         """The ``leave`` stages of the interceptors before the position, innermost first."""
-        position, leaves = self.position, self.chain.leaves
-        whole = position > len(self.chain.interceptors)
-        return leaves if whole else tuple([each for each in leaves if each[0] < position])
+        return tuple([each for each in self.chain.leaves if each[0] < self.position])
 
     def current_stage(self) -> tuple[str, Stage]:
         """Return the name of the interceptor (or handler) that runs, and its stage."""
@@ -961,7 +959,8 @@ async def run_execution(  # noqa: C901, PLR0912  # each coroutine more costs eve
         while True:
             try:
                 if execution.stage == "enter":
-                    while enters := execution.pending_enters:
+                    enters = execution.chain.enters
+                    while enters:
                         for execution.position, enter in enters:
                             returned: Any = enter(context)
                             if returned is not None:
@@ -970,7 +969,8 @@ async def run_execution(  # noqa: C901, PLR0912  # each coroutine more costs eve
                                 context = execution.stage_returned(returned)
                             if execution.needs_attention:
                                 execution.after_stage()
-                                break  # the queue may be another one now
+                                enters = execution.pending_enters  # the queue may be another one now
+                                break
                         else:
                             break
                     execution.position = len(execution.chain.interceptors)
@@ -981,7 +981,9 @@ async def run_execution(  # noqa: C901, PLR0912  # each coroutine more costs eve
                     if execution.needs_attention:
                         execution.after_handler()
                     execution.start_leaving(execution.position + 1)
-                leaves = execution.pending_leaves
+                    leaves = execution.chain.leaves
+                else:
+                    leaves = execution.pending_leaves
                 for execution.position, leave in leaves:
                     if execution.bindings:
                         execution.unbind(execution.position + 1)

@@ -52,8 +52,7 @@ def check_loop(loop: asyncio.AbstractEventLoop, call: str, instead: str) -> None
     """Raise ``RuntimeError`` in any thread but that of a running event loop; ``instead`` is what to call there."""
     if loop.is_running() and _running_loop() is not loop:
         raise RuntimeError(
-            f"{call} was called in another thread than that of its event loop, which would not notice; "
-            f"call {instead} there"
+            f"{call} must be called from the thread of its event loop; from another thread, call {instead}"
         )
 
 

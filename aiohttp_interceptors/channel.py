@@ -1,8 +1,8 @@
-"""The channel between the producer of a stream and its connection.
+"""Channels that carry events from producers to an event stream.
 
-A producer puts events into an ``EventChannel``; the stream removes them in batches and writes them to its client. The
-events wait in a buffer, an ``asyncio.Queue`` that is a ``BoundedQueue`` unless the user supplies another. While a
-``BoundedQueue`` is full, ``put`` waits, so that a slow client slows its producer down.
+Producers put events into an ``EventChannel``; the stream takes them out in batches and writes them to the client. By
+default, events are buffered in a ``BoundedQueue``: when it is full, ``put`` waits, which applies backpressure to the
+producer. Applications can supply any other ``asyncio.Queue``.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["BoundedQueue", "ChannelQueue", "CloseReason", "EventChannel", "Event
 
 EventQueue = asyncio.Queue[Event]
 
-_PUT_THREADSAFE = "channel.put_threadsafe(event), which returns a future,"  # what to call from another thread
+_PUT_THREADSAFE = "channel.put_threadsafe(event)"
 
 
 class CloseReason(StrEnum):
-    """Why a stream ended."""
+    """Why a stream ended. The values appear in the log, and are passed to ``on_close``."""
 
     CLIENT_LEFT = "client_left"
     """The client disconnected."""
@@ -46,7 +46,7 @@ class CloseReason(StrEnum):
     STALLED = "stalled"
     """The client acknowledged nothing for ``stall_timeout`` seconds."""
     LAGGED = "lagged"
-    """The Hub no longer had the client's next record, and ``on_gap`` is ``"close"``."""
+    """The client fell so far behind that its next record was evicted from the history, and ``on_gap`` is "close"."""
     EXPIRED = "expired"
     """The stream reached its ``max_age``."""
     KICKED = "kicked"
@@ -56,14 +56,17 @@ class CloseReason(StrEnum):
 class EventChannel:
     """A channel of events from one or more producers to one stream.
 
-    All methods must be called from the thread of the stream's event loop, except ``put_threadsafe``. In another thread
-    they raise ``RuntimeError`` and have no effect.
+    A channel is open, then closed, then ended. A closed channel accepts no more events, but still sends those in its
+    buffer. Once it has ended, ``reason`` is set and nothing more is sent.
+
+    Not thread-safe, except for ``put_threadsafe``. While the stream's event loop is running, calling another method
+    from a different thread raises ``RuntimeError`` and has no effect. Properties are not checked.
 
     Args:
         buffer: The capacity in events, or a factory of an ``asyncio.Queue``. ``full`` and ``put_nowait`` of that queue
             determine whether an event waits for room, is dropped, or replaces another.
-        retry: The reconnection time in milliseconds. It is sent with the first event that is not only a comment.
-        max_event_size: Maximum size of the frame of an event, in bytes. ``None`` means unlimited.
+        retry: Reconnection time in milliseconds, sent with the first event that is not only a comment.
+        max_event_size: Maximum size of an encoded event, in bytes; ``None`` for no limit.
 
     Raises:
         TypeError: ``buffer`` is neither an integer nor callable, or the factory did not return an ``asyncio.Queue``.
@@ -75,10 +78,10 @@ class EventChannel:
         "_close_waiters",
         "_closed",
         "_end_observed",
-        "_idle",
         "_loop",
         "_lossy_buffer",
         "_max_event_size",
+        "_notify_stream",
         "_on_overflow",
         "_on_ready",
         "_putters",
@@ -102,32 +105,33 @@ class EventChannel:
         self._lossy_buffer = queue if isinstance(queue, LossyQueue) else None
         self._retry = retry
         self._max_event_size = max_event_size
-        # Created on first use, because in most streams no task ever waits.
+        # Created on first use: in most streams no task ever waits.
         self._putters: deque[asyncio.Future[None]] | None = None
         self._close_waiters: list[asyncio.Future[None]] | None = None
         self._on_ready: Callable[[], None] = _do_nothing
         self._on_overflow: Callable[[], None] = _do_nothing
-        self._idle = True  # whether the stream has to be notified of the next event
-        self._loop: asyncio.AbstractEventLoop | None = None  # the stream's
-        self._thread_id = 0  # of the thread in which the loop runs; 0 until there is a stream
+        self._notify_stream = True  # call _on_ready for the next event; set by each _get_frames()
+        # Event loop of the stream, and the ID of its thread; None and 0 until _attach().
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_id = 0
         self._closed = False
-        # Whether a producer knows of the end: one was waiting for room or for the end, or has tried to put since.
+        # Whether a producer knows of the end: a task was waiting in put or wait_closed, or has called put since.
         self._end_observed = False
         self.reason = None
 
     @property
     def closed(self) -> bool:
-        """Whether the channel accepts no more events. Those in the buffer are still sent."""
+        """Whether the channel accepts no more events. Those in the buffer are still sent, until ``reason`` is set."""
         return self._closed
 
     @property
     def buffer(self) -> EventQueue:
-        """The queue of the events that wait to be sent. An event that is put into it directly is sent too."""
+        """The queue of events waiting to be sent. Events put directly into it are sent too."""
         return self._buffer
 
     @property
     def buffered(self) -> int:
-        """Number of events that wait to be sent."""
+        """Number of events waiting to be sent, including the notices of a ``LossyQueue``."""
         return self._buffer.qsize()
 
     @property
@@ -143,19 +147,22 @@ class EventChannel:
     async def put(self, event: Event | str) -> bool:
         """Put an event, waiting until the buffer has room.
 
-        Tasks that wait put their events in the order of their calls. Cancelling is safe: the event is then not put.
+        Waiting tasks are served in the order of their calls. Cancelling is safe: a cancelled ``put`` leaves the channel
+        unchanged, so it can be wrapped in ``asyncio.timeout``.
 
         Args:
             event: The event, or its data.
 
         Returns:
-            ``True``, or ``False`` if the channel is closed. A ``put`` that is waiting when the channel is closed or the
-            stream ends returns ``False``.
+            ``True``, or ``False`` if the channel is closed. A pending ``put`` returns ``False`` when the channel is
+            closed or the stream ends.
 
         Raises:
             TypeError: ``event`` is neither an ``Event`` nor a ``str``.
             ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
             EventTooLarge: The event exceeds ``max_event_size``.
+            RuntimeError: Called from a thread other than the event loop's.
+            Exception: What the application's queue raises.
         """
         if type(event) is not Event or self._max_event_size is not None:
             event = self._validate(event)
@@ -163,7 +170,7 @@ class EventChannel:
             self._check_thread("await channel.put(event)", _PUT_THREADSAFE)
         if self._closed:
             self._end_observed = True
-            await asyncio.sleep(0)  # a producer that ignores False would block the event loop
+            await asyncio.sleep(0)  # a producer looping on put() after the close must not block the event loop
             return False
         if (self._putters or self._buffer.full()) and not await self._wait_for_room():
             return False
@@ -184,6 +191,8 @@ class EventChannel:
             TypeError: ``event`` is neither an ``Event`` nor a ``str``.
             ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
             EventTooLarge: The event exceeds ``max_event_size``.
+            RuntimeError: Called from a thread other than the event loop's.
+            Exception: What the application's queue raises.
         """
         event = self._validate(event)
         if get_ident() != self._thread_id:
@@ -199,15 +208,16 @@ class EventChannel:
     def put_threadsafe(self, event: Event | str) -> Future[bool]:
         """Put an event from any thread. Events from one thread keep their order.
 
-        Cancelling the future withdraws an event that waits for room. If room becomes available at the same time, the
-        event may be sent nevertheless.
+        Cancelling the future withdraws an event that is still waiting for room. This races with the event loop: a
+        cancelled future does not guarantee that the event was not sent.
 
         Args:
             event: The event, or its data.
 
         Returns:
-            A future of what ``put`` returns, which may be ignored. Its ``result`` raises ``RuntimeError`` in the thread
-            of the event loop, which it would block; there ``await asyncio.wrap_future(future)`` instead.
+            A future for the return value of ``put``, which can be ignored. In the event loop's thread, calling
+            ``result()`` on a pending future raises ``RuntimeError`` instead of deadlocking; there use
+            ``await asyncio.wrap_future(future)``.
 
         Raises:
             TypeError: ``event`` is neither an ``Event`` nor a ``str``.
@@ -217,23 +227,28 @@ class EventChannel:
         """
         event = self._validate(event)
         if self._loop is None:
-            raise RuntimeError("the channel has no stream yet, and therefore no event loop to put the event in")
+            raise RuntimeError("the channel is not attached to a stream yet, and has no event loop")
         return run_in_loop(self._loop, lambda: self.put(event))
 
     def close(self) -> None:
-        """Accept no more events, and end the stream when all events in the buffer have been sent. Idempotent."""
+        """Stop accepting events. The stream ends once the buffer has been written to the transport.
+
+        Returns immediately. Pending ``put`` calls return ``False``. Idempotent.
+        """
         if get_ident() != self._thread_id:
             self._check_thread("channel.close()", "loop.call_soon_threadsafe(channel.close)")
         if not self._closed:
             self._closed = True
-            woken = _wake_all(self._putters)
-            self._end_observed = self._buffer._channel_fail_puts() or woken
+            put_waited = _wake_all(self._putters)
+            direct_put_waited = self._buffer._channel_fail_puts()
+            self._end_observed = put_waited or direct_put_waited
             self._on_ready()
 
     def end(self, reason: CloseReason) -> None:
-        """End the stream now. Events in the buffer are sent only if the connection accepts them immediately.
+        """End the stream without waiting for the client.
 
-        Tasks that wait in ``put`` or ``wait_closed`` are woken. Idempotent: the first reason is kept.
+        Buffered events are written only while the transport accepts them without pausing. Pending ``put`` and
+        ``wait_closed`` calls return. Idempotent: the first reason is kept.
 
         Args:
             reason: The reason to report. Applications use ``CloseReason.KICKED``.
@@ -242,15 +257,18 @@ class EventChannel:
             self._check_thread("end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
         if self.reason is None:
             self.reason = reason
-            if self._closed:
-                self._on_ready()
+            was_closed = self._closed
             self.close()
+            if was_closed:
+                self._on_ready()  # close() notifies the stream only once
             self._on_ready = self._on_overflow = _do_nothing
             self._end_observed = _wake_all(self._close_waiters) or self._end_observed
             self._buffer._channel_detach()
 
     async def wait_closed(self) -> CloseReason:
-        """Wait until the stream has ended. Cancelling is safe.
+        """Wait until the stream has ended, which may be later than ``closed``: a closed channel first sends its buffer.
+
+        Cancelling is safe.
 
         Returns:
             Why the stream ended.
@@ -270,25 +288,28 @@ class EventChannel:
                 self._close_waiters.remove(waiter)
         return self.reason
 
-    # The interface for the stream.
+    # Called by the stream.
 
     def _attach(self, on_ready: Callable[[], None], on_overflow: Callable[[], None] | None = None) -> None:
         """Bind the channel to a stream and to the running event loop.
 
-        ``on_ready`` is called when an event is put after the stream found none, and when the channel is closed.
-        ``on_overflow`` is called before a ``LossyQueue`` drops an event, so that the stream can write what it can.
+        ``on_ready`` is called for the first event put after each ``_get_frames``, and when the channel is closed or
+        ended. ``on_overflow`` is called before a ``LossyQueue`` drops an event, so that the stream can write first.
         """
         self._loop = asyncio.get_running_loop()
         self._thread_id = get_ident()
         self._on_ready = on_ready
         self._on_overflow = on_overflow or _do_nothing
 
-    def _get_frames(self, max_bytes: int) -> list[bytes]:
-        """Remove events until their frames have ``max_bytes`` or more. ``_frames_written`` must be called next."""
+    def _get_frames(self, min_bytes: int) -> list[bytes]:
+        """Remove events and encode them, stopping once the frames have at least ``min_bytes`` in total.
+
+        The caller reports the frames with ``_frames_written``.
+        """
         buffer = self._buffer
         bounded = buffer if type(buffer) is BoundedQueue else None
         events: Iterable[Event]
-        if max_bytes <= 0:
+        if min_bytes <= 0:
             events = ()
         elif bounded is not None:  # removed together below, which saves a call for each event
             events = bounded._queue
@@ -297,18 +318,19 @@ class EventChannel:
         frames: list[bytes] = []
         size = 0
         for event in events:
-            if self._retry is None or is_comment(event):  # with ``retry``, a comment would end with a blank line
+            # With ``retry``, a comment would end with a blank line, at which some clients dispatch an empty event.
+            if self._retry is None or is_comment(event):
                 frame = encode(event)
             else:
                 frame, self._retry = encode(event, self._retry), None
             frames.append(frame)
             size += len(frame)
-            if size >= max_bytes:
+            if size >= min_bytes:
                 break
         count = len(frames)
         if bounded is not None and count:
             bounded._channel_remove(count)
-        self._idle = True
+        self._notify_stream = True
         if self._putters:
             self._wake_putters(count)
         return frames
@@ -317,16 +339,19 @@ class EventChannel:
         """Mark ``count`` events as done, for ``buffer.join()``."""
         self._buffer._channel_done(count)
 
-    # The interface for the buffer, when an event is put into it or removed from it directly.
+    # Called by the buffer, when the application puts events directly into it or removes them.
 
     def _check_put(self, item: Event | str) -> Event:
-        """Validate an event that is put into the buffer directly, and make room in a ``LossyQueue``."""
+        """Validate an event put directly into the buffer, and raise ``ChannelClosed`` if the channel is closed.
+
+        If a ``LossyQueue`` would drop an event otherwise, the stream writes first.
+        """
         event = self._validate(item)
         if get_ident() != self._thread_id:
-            self._check_thread("put on the channel's queue", _PUT_THREADSAFE)
+            self._check_thread("channel.buffer.put(event)", _PUT_THREADSAFE)
         if self._closed:
             self._end_observed = True
-            raise ChannelClosed(f"the channel is closed, and {str(event)[:60]!r} was not put")
+            raise ChannelClosed(f"the channel is closed and does not accept {str(event)[:60]!r}")
         lossy = self._lossy_buffer
         if lossy is not None and lossy.qsize() >= lossy.maxsize:
             self._on_overflow()
@@ -334,23 +359,26 @@ class EventChannel:
 
     def _check_get(self) -> None:
         if get_ident() != self._thread_id:
-            self._check_thread("a call on the channel's queue", "loop.call_soon_threadsafe")
+            self._check_thread("a method of channel.buffer", "loop.call_soon_threadsafe(method)")
 
     def _notify(self) -> None:
         """Notify the stream that there are events."""
-        if self._idle:
+        if self._notify_stream:
             self._on_ready()
-            self._idle = False
+            self._notify_stream = False
 
     def _event_removed(self) -> None:
-        """Note that an event was removed, and not by the stream."""
+        """Wake a waiting ``put``, because the application took an event out of the buffer."""
         if self._putters:
             self._wake_putters(1)
 
-    # Internals.
+    # Private methods.
 
     def _validate(self, event: Event | str) -> Event:
-        """Return an event or the data of one as an event. Raises what ``put`` raises."""
+        """Convert ``event`` to an ``Event`` and check its size.
+
+        Raises ``TypeError``, ``ValueError`` or ``EventTooLarge``.
+        """
         event = _as_event(event)
         limit = self._max_event_size
         if limit is not None and is_larger(event, limit):
@@ -368,46 +396,54 @@ class EventChannel:
         lossy = self._lossy_buffer
         if lossy is not None and lossy.qsize() >= lossy.maxsize:
             self._on_overflow()
-        if self._idle:
-            self._on_ready()  # first, because it may raise; a stream that finds no event writes nothing
-            self._idle = False
+        if self._notify_stream:  # as _notify, without the call: this is the hot path of put()
+            self._on_ready()  # before the put: if it raises, the event must not be in the buffer
+            self._notify_stream = False
         self._buffer._channel_put(event)
 
     async def _wait_for_room(self) -> bool:
-        """Wait in line for room. Returns whether the channel is still open."""
+        """Wait for room in the buffer, first come, first served. Return whether the channel is still open."""
         if self._putters is None:
             self._putters = deque()
         waiter = _create_waiter()
         self._putters.append(waiter)
         try:
             await waiter
-            while self._buffer.full() and not self._closed:  # an earlier put used more room than one event had freed
+            # An application's queue may measure something else, such as bytes, so one event removed may not be enough.
+            while self._buffer.full() and not self._closed:
                 index = self._putters.index(waiter)
                 self._putters[index] = waiter = _create_waiter()
                 await waiter
         except asyncio.CancelledError:
-            self._wake_putters(1)  # this put may have been woken for room that it does not use
+            self._wake_putters(1)  # this task may have been woken already: pass it on to the next one
             raise
         finally:
             self._putters.remove(waiter)
         return not self._closed
 
     def _wake_putters(self, count: int) -> None:
-        """Wake the first ``count`` puts that have not been woken. Each leaves the line by itself."""
+        """Wake up to ``count`` tasks that have not been woken yet. Each removes its own waiter."""
         for waiter in islice((waiter for waiter in self._putters or () if not waiter.done()), count):
             waiter.set_result(None)
 
 
 class _NoChannel:
-    """The owner of a queue whose stream has ended."""
+    """Replaces the channel of a queue once the stream has ended: puts fail, everything else has no effect."""
 
     def _check_put(self, item: Event | str) -> NoReturn:
-        raise ChannelClosed(f"the stream of this queue has ended, and {str(item)[:60]!r} was not put")
+        raise ChannelClosed(f"the stream of this queue has ended and does not accept {str(item)[:60]!r}")
 
     def _check_get(self) -> None:
-        """Do nothing."""
+        pass
 
-    _notify = _event_removed = close = _check_get
+    def _notify(self) -> None:
+        pass
+
+    def _event_removed(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 _NO_CHANNEL = _NoChannel()
@@ -416,16 +452,16 @@ _NO_CHANNEL = _NoChannel()
 class ChannelQueue(asyncio.Queue[Event]):
     """An ``asyncio.Queue`` that is the buffer of a channel.
 
-    ``put`` and ``put_nowait`` validate the event and notify the stream. Once the channel is closed they raise
-    ``ChannelClosed``, also in a ``put`` that is waiting. ``join`` returns when all events were written, or at the end
-    of the stream.
+    ``put`` and ``put_nowait`` validate the event and notify the stream. Once the channel is closed, they raise
+    ``ChannelClosed``, and so does a pending ``put``. ``join`` returns when all events have been written, or the stream
+    has ended.
     """
 
-    # _create_buffer() derives a class from this one and that of the user's queue. The names that asyncio.Queue does not
-    # have are prefixed, so that they do not clash with names of the user's class.
+    # _create_buffer() derives a class from this one and that of the application's queue. Names that asyncio.Queue does
+    # not have are prefixed, so that they do not clash with names of the application's class.
     __slots__ = ()
     _channel_owner: EventChannel | _NoChannel = _NO_CHANNEL
-    if TYPE_CHECKING:  # private attributes of asyncio.Queue, which has no public way to wake its waiters
+    if TYPE_CHECKING:  # private attributes of asyncio.Queue, which has no public way to wake waiting tasks
 
         @property
         def _putters(self) -> deque[asyncio.Future[None]]: ...
@@ -439,10 +475,14 @@ class ChannelQueue(asyncio.Queue[Event]):
         """Put an event. Raises ``asyncio.QueueFull``, ``ChannelClosed``, and what ``EventChannel.put`` raises."""
         owner = self._channel_owner
         super().put_nowait(owner._check_put(item))
-        owner._notify()  # the user's put_nowait may not call _put
+        owner._notify()  # an application's queue may override put_nowait without calling _put
 
     async def put(self, item: Event | str) -> None:
-        """Put an event, waiting for room. Cancelling is safe. Raises as ``put_nowait``, except ``QueueFull``."""
+        """Put an event, waiting until the queue has room. Cancelling is safe.
+
+        Raises the same exceptions as ``put_nowait``, but never ``QueueFull``.
+        """
+        # Checked here to fail before waiting, and again by put_nowait(), because the channel may be closed meanwhile.
         await super().put(self._channel_owner._check_put(item))
 
     def get_nowait(self) -> Event:
@@ -453,7 +493,10 @@ class ChannelQueue(asyncio.Queue[Event]):
         return event
 
     async def get(self) -> Event:
-        """Wait for an event and remove it. Raises ``ChannelClosed`` if there is none and the stream has ended."""
+        """Remove and return an event, waiting for one if necessary. The event is not sent. Cancelling is safe.
+
+        Raises ``ChannelClosed`` once the stream has ended and the queue is empty.
+        """
         self._channel_owner._check_get()
         if self._channel_owner is _NO_CHANNEL and self.empty():
             raise ChannelClosed("the stream of this queue has ended, and no event will be put")
@@ -468,10 +511,10 @@ class ChannelQueue(asyncio.Queue[Event]):
             self._channel_owner.close()
 
     def _put(self, item: Event) -> None:
-        self._channel_owner._notify()  # first, because it may raise
+        self._channel_owner._notify()  # before the put: if it raises, the event must not be in the queue
         super()._put(item)
 
-    # The interface for the channel.
+    # Called by the channel.
 
     def _channel_put(self, event: Event) -> None:
         """Append a validated event. The stream has been notified."""
@@ -485,15 +528,15 @@ class ChannelQueue(asyncio.Queue[Event]):
         try:
             for _ in range(count):
                 self.task_done()
-        except ValueError:  # the user's class does not count what is put
+        except ValueError:  # the application's queue does not count unfinished tasks
             pass
 
     def _channel_fail_puts(self) -> bool:
-        """Let each waiting ``put`` raise ``ChannelClosed``. Returns whether there was one."""
+        """Make pending ``put`` calls raise ``ChannelClosed``. Return whether there were any."""
         return _fail_all(self._putters)
 
     def _channel_detach(self) -> None:
-        """Separate the queue from its channel, and wake all waiters."""
+        """Detach the queue from its channel: pending ``put`` and ``get`` raise ``ChannelClosed``, ``join`` returns."""
         self._channel_owner = _NO_CHANNEL
         _fail_all(self._putters)
         _fail_all(self._getters)
@@ -503,7 +546,7 @@ class ChannelQueue(asyncio.Queue[Event]):
 class BoundedQueue(ChannelQueue):
     """The default buffer, an ``asyncio.Queue`` that allocates nothing until it is used.
 
-    An application has one for each open stream, and most of them are empty most of the time.
+    There is one per open stream, and most of them are empty most of the time.
     """
 
     __slots__ = ("_channel_owner", "_maxsize", "_queue", "_unfinished_tasks", "_waiters")
@@ -513,7 +556,7 @@ class BoundedQueue(ChannelQueue):
     def __init__(self, maxsize: int, owner: EventChannel) -> None:  # does not call super(), which would allocate
         self._channel_owner: EventChannel | _NoChannel = owner
         self._maxsize = maxsize
-        # A list is smaller and faster than a deque as long as all events are removed together.
+        # Usually all events are removed together, and then a list is smaller and faster than a deque.
         self._queue: list[Event] | deque[Event] | tuple[()] = ()
         self._unfinished_tasks = 0
         self._waiters: _Waiters | None = None
@@ -559,7 +602,7 @@ class BoundedQueue(ChannelQueue):
         return event
 
     def _channel_remove(self, count: int) -> None:
-        """Remove the first ``count`` events, and wake as many direct puts."""
+        """Remove the first ``count`` events, and wake up to ``count`` tasks waiting in the queue's own ``put``."""
         queue = self._queue
         if count == len(queue):
             self._queue = ()  # frees the memory of a burst
@@ -607,7 +650,7 @@ class BoundedQueue(ChannelQueue):
 
 
 class _Waiters:
-    """The attributes of an ``asyncio.Queue`` that only tasks that wait need."""
+    """State of an ``asyncio.Queue`` that is needed only while tasks wait."""
 
     __slots__ = ("finished", "getters", "putters")
 
@@ -635,16 +678,17 @@ def _create_buffer(buffer: int | Callable[[], EventQueue], owner: EventChannel) 
         return BoundedQueue(buffer, owner)
     queue = buffer()
     if not isinstance(queue, asyncio.Queue):
-        raise TypeError(f"buffer is a number of events or a factory of asyncio.Queue; {buffer!r} made {queue!r}")
+        raise TypeError(f"buffer is a number of events or a factory of asyncio.Queue; {buffer!r} returned {queue!r}")
     if isinstance(queue, ChannelQueue):
         if queue._channel_owner is not _NO_CHANNEL:
             raise ValueError(
-                f"each stream needs its own queue; {buffer!r} made {queue!r}, which another open stream uses"
+                f"each stream needs its own queue; {buffer!r} returned {queue!r}, which another open stream uses"
             )
     else:
         queue_class: type[object] = type(queue)
         try:
-            queue.__class__ = _derive_class(queue_class)  # type: ignore[arg-type]  # mypy takes no class for a Hashable
+            # The class is replaced in place, because the application may keep a reference to its queue and put into it.
+            queue.__class__ = _derive_class(queue_class)  # type: ignore[arg-type]  # mypy: a class is not Hashable
         except TypeError as error:
             raise TypeError(f"{queue!r} cannot be a channel's buffer: {error}") from error
         assert isinstance(queue, ChannelQueue)  # noqa: S101  # because of its new class
@@ -654,7 +698,7 @@ def _create_buffer(buffer: int | Callable[[], EventQueue], owner: EventChannel) 
 
 @lru_cache(64)
 def _derive_class(queue_class: type[object]) -> type[ChannelQueue]:
-    """Derive a class from ``ChannelQueue`` and that of a user's queue, under the name of the latter."""
+    """Derive a class from ``ChannelQueue`` and that of an application's queue, under the name of the latter."""
     names = {"__slots__": (), "__module__": queue_class.__module__, "__qualname__": queue_class.__qualname__}
     derived: type[ChannelQueue] = new_class(
         queue_class.__name__, (ChannelQueue, queue_class), {}, lambda namespace: namespace.update(names)
@@ -680,10 +724,10 @@ def _create_waiter() -> asyncio.Future[None]:
 
 
 def _wake_all(waiters: Iterable[asyncio.Future[None]] | None) -> bool:
-    """Wake all tasks that wait. Returns whether there was one."""
+    """Wake all waiting tasks. Return whether there were any."""
     woken = False
     for waiter in waiters or ():
-        if not waiter.cancelled():
+        if not waiter.cancelled():  # a waiter that is done belongs to a task that was woken, and has not run yet
             woken = True
             if not waiter.done():
                 waiter.set_result(None)
@@ -691,7 +735,7 @@ def _wake_all(waiters: Iterable[asyncio.Future[None]] | None) -> bool:
 
 
 def _fail_all(waiters: Iterable[asyncio.Future[None]]) -> bool:
-    """Let all tasks that wait raise ``ChannelClosed``. Returns whether there was one."""
+    """Make all waiting tasks raise ``ChannelClosed``. Return whether there were any."""
     failed = False
     for waiter in list(waiters):
         if not waiter.done():

@@ -38,7 +38,7 @@ class Client:
         self.events = self.gaps = 0
 
     @property
-    def wrap(self) -> Callable[[bytes], bytes]:
+    def encoder(self) -> Callable[[bytes], bytes]:
         """Return the framing of payloads: none."""
         return bytes
 

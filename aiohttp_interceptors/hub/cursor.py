@@ -1,8 +1,8 @@
 """The position of a subscription in the history, and the frames that it has to receive next.
 
-A ``Cursor`` decides which records are next, which frame opens the stream, and when to report a gap. Its caller writes
-the frames. All cursors read through one ``HistoryReader``, so that clients that reconnect at the same offset share a
-read.
+A ``Cursor`` decides which records are next, which initial frame the stream has, and when to report a gap. Its caller
+writes the frames. All cursors read through one ``HistoryReader``, so that clients that reconnect at the same offset
+share a read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 
-# Bytes that are written to a stream at once. A larger batch would save few system calls, and it is the memory that a
-# transport may hold beyond its limit for each stream whose client does not read.
+# Bytes per write while catching up. A write may overshoot the sink's high-water mark by this much, for each stream.
+# Larger batches would save few system calls.
 BATCH_SIZE = 32 * 1024
 
 OnGap: TypeAlias = Literal["signal", "close", "conflate"]
@@ -53,9 +53,9 @@ class SubscriptionPolicy:
     replay: int = 0
     """Number of latest records to send to a client without an ID."""
     prime: bool = True
-    """Whether the stream starts with a frame that has only an ID, before there is a record."""
+    """Whether to send an initial frame, with an ID and ``retry`` but no data, before the first record."""
     retry: int | None = None
-    """The reconnection time in the first frame, in milliseconds."""
+    """The reconnection time, in milliseconds, which the first frame carries."""
     prefix: bytes = field(init=False)
     """The ``retry`` line that goes into the first frame; empty without ``retry``."""
 
@@ -68,7 +68,7 @@ class SubscriptionPolicy:
             raise (ValueError if type(self.replay) is int else TypeError)(
                 f"replay is a number of records, 0 or more, not {self.replay!r}"
             )
-        Event("", retry=self.retry)  # checks it
+        Event("", retry=self.retry)  # validates retry
         object.__setattr__(self, "prefix", b"" if self.retry is None else b"retry: %d\n" % self.retry)
 
 
@@ -84,7 +84,7 @@ class StartPosition(NamedTuple):
 
 
 class CursorRead(NamedTuple):
-    """What a cursor read: frames to write, and what they contain."""
+    """Frames to write, and the numbers of records and of gap events in them."""
 
     frames: bytes
     records: int
@@ -94,7 +94,16 @@ class CursorRead(NamedTuple):
 
 
 class Cursor:
-    """The position of one subscription in the history."""
+    """Reads the history for one subscription, and renders its initial, gap and record frames.
+
+    Not reusable after an exception.
+
+    Args:
+        reader: The reader of the Hub's history.
+        policy: How the subscription starts, and what it does about gaps.
+        start: Where to start.
+        announced: Whether the client has received the ID of ``start``, and its gap.
+    """
 
     __slots__ = (
         "_announced",
@@ -116,31 +125,34 @@ class Cursor:
         self._policy = policy
         self._offset, self._gap, self._ignore_gaps_through = start
         self._epoch = reader.history.epoch
-        self._announced = announced  # the client has received the ID, or the gap, that the stream starts with
+        self._announced = announced  # the client has received the initial frame, or a gap event in place of it
         self._prefix = b"" if announced else policy.prefix
         self._conflating = False
         self._since: dict[str, int] | None = None  # topics that were added later, and the offsets to read them after
 
     @property
-    def has_pending_prefix(self) -> bool:
-        """Whether the prefix is still to be sent, so that the next frame differs from that of other streams."""
+    def prefix_unsent(self) -> bool:
+        """Whether the next frame has to carry the prefix, and therefore differs from that of other subscriptions."""
         return bool(self._prefix)
 
     def seek(self, start: StartPosition, *, announced: bool) -> None:
-        """Continue from another position, which the client knows already if ``announced``."""
+        """Continue from ``start``. With ``announced``, the client has its ID and its gap, and neither is sent."""
         self._offset, self._gap, self._ignore_gaps_through = start
         self._epoch = self._reader.history.epoch
         if announced:
             self._gap, self._prefix, self._announced = None, b"", True
 
     def change_topics(self, before: frozenset[str], topics: frozenset[str]) -> None:
-        """Read other topics from now on. Topics that are new are read after the end of the history."""
+        """Read other topics from now on. Added topics are read after the current end of the history."""
         since = {topic: offset for topic, offset in (self._since or {}).items() if topic in topics}
         since.update(dict.fromkeys(topics - before, self._reader.history.end))
         self._since = since or None
 
     def find_gap(self, topics: frozenset[str]) -> Gap | None:
-        """Return the gap that the next read would report, or ``None``."""
+        """Return the gap that the next read would report, or ``None``.
+
+        Applies a truncation of the history, and evicts a batch of expired records.
+        """
         self._follow_truncation()
         if self._gap is not None:
             return self._gap
@@ -149,9 +161,9 @@ class Cursor:
         return self._eviction_gap() if missing_through > self._ignore_gaps_through else None
 
     def read(self, topics: frozenset[str], select: Select | None, until: int | None = None) -> CursorRead:
-        """Read the next frames, about one batch, of records up to the offset ``until`` if that is given.
+        """Read about ``BATCH_SIZE`` bytes of frames, and advance. With ``until``, stop at that offset.
 
-        Raises ``Lagged`` if records are missing and the policy closes the stream, and what ``select`` raises.
+        Raises ``Lagged`` if records are missing under ``on_gap="close"``, and any exception of ``select``.
         """
         self._follow_truncation()
         result, announced = self._reader.read(self._offset, topics, BATCH_SIZE, self._since), self._announced
@@ -160,28 +172,29 @@ class Cursor:
                 self._offset = result.missing_through  # a replay starts after the records that were evicted since
                 result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
             self._ignore_gaps_through = self._offset  # from here on missing records are reported
-        self._note_missing(result)
+        self._detect_gap(result)
         records, more, read_through = result.records, result.more, result.read_through
         if until is not None and read_through >= until:
             records, more, read_through = [record for record in records if record.offset <= until], False, until
-        if more and not records:  # the opening frame waits for the first record or the end of the history
+        if more and not records:  # the ID of the initial frame is the one before the first record
             self._offset = max(self._offset, read_through)
             return CursorRead(b"", 0, 0, more)
-        opening, gaps = self._opening_frame(), 0
-        if opening is None:
-            opening, gaps = self._gap_frame(result, announced=announced), 1
+        first, gaps = self._initial_frame(), 0
+        if first is None:
+            first, gaps = self._gap_frame(result, announced=announced), 1
         if select is not None:
             records = select_records(records, select)
         if self._conflating and records:
             records = self._conflate(records, select, until)
         self._offset = max(self._offset, read_through)
-        if records and not opening:
-            opening, self._prefix = self._prefix, b""
+        if records and not first:
+            first, self._prefix = self._prefix, b""
+        # If nothing was left out, all cursors share the frames, which are joined once.
         frames = result.frames if records is result.records else b"".join([record.frame for record in records])
-        return CursorRead(opening + frames, len(records), gaps, more)
+        return CursorRead(first + frames, len(records), gaps, more)
 
     def _follow_truncation(self) -> None:
-        """Move back to the offset that the log was truncated to, and note the gap."""
+        """Move back to the offset that the log was truncated to, with a gap."""
         history, epoch = self._reader.history, self._epoch
         if epoch == history.epoch:
             return
@@ -193,19 +206,19 @@ class Cursor:
         self._ignore_gaps_through = min(self._ignore_gaps_through, self._offset)
         self._since = {topic: min(offset, self._offset) for topic, offset in (self._since or {}).items()} or None
 
-    def _note_missing(self, result: ReadResult) -> None:
-        """Note a gap if records are missing. Raises ``Lagged`` if the policy closes the stream in that case."""
+    def _detect_gap(self, result: ReadResult) -> None:
+        """Set the gap if records are missing. Raises ``Lagged`` if the policy closes the stream in that case."""
         if result.missing_through > self._ignore_gaps_through and self._policy.on_gap == "conflate":
             self._conflating = True
-        missing_through = result.lost_through if self._conflating else result.missing_through
+        missing_through = result.unsuperseded_through if self._conflating else result.missing_through
         if self._gap is None and missing_through > self._ignore_gaps_through:
             if self._announced and self._policy.on_gap == "close":
                 raise Lagged
             self._gap = self._eviction_gap()
         self._ignore_gaps_through = max(self._ignore_gaps_through, missing_through)
 
-    def _opening_frame(self) -> bytes | None:
-        """Return the frame with the ID that the stream starts with, empty if it was sent; ``None`` if a gap is due."""
+    def _initial_frame(self) -> bytes | None:
+        """Return the initial frame, or ``b""`` if the client has it; ``None`` if a gap event comes instead."""
         announced, self._announced = self._announced, True
         if self._gap is not None:
             return None
@@ -215,13 +228,13 @@ class Cursor:
         return prefix + b"id: %b\n\n" % self._reader.history.id_of(self._offset).encode()
 
     def _gap_frame(self, result: ReadResult, *, announced: bool) -> bytes:
-        """Return the frame that reports the gap.
+        """Return the frame of the gap event.
 
-        Its ID is that of the offset before the first record, so that a client that reconnects with it has no gap
-        again. If the client has that ID already the frame has none.
+        Its ID is that of the offset just before the first record, so that reconnecting with it does not report the same
+        gap again. It is omitted after an eviction if the client has that ID already.
         """
         history, gap = self._reader.history, self._gap
-        assert gap is not None  # noqa: S101  # checked by _opening_frame
+        assert gap is not None  # noqa: S101  # checked by _initial_frame
         self._gap = None
         first_id, before, last_id = None, result.read_through if result.more else history.end, None
         if result.records:
@@ -235,7 +248,7 @@ class Cursor:
         return b"%bid: %b\n%b" % (prefix, history.id_of(before).encode(), frame)
 
     def _conflate(self, records: list[Record], select: Select | None, until: int | None) -> list[Record]:
-        """Leave out the records that a later one supersedes, also if that one is read later."""
+        """Drop superseded records, including those whose successor is beyond this batch."""
         kept = []
         for record in records:
             latest = self._reader.history.latest(record)
@@ -252,7 +265,7 @@ class Cursor:
 
 
 class HistoryReader:
-    """Reads the history for all cursors. The latest result is cached, for clients that reconnect at the same offset."""
+    """Reads the history for all cursors. Caches the latest result, for clients that reconnect at the same offset."""
 
     def __init__(self, history: History, now: Callable[[], float]) -> None:
         self.history: History = history
@@ -260,11 +273,11 @@ class HistoryReader:
         self._cached: tuple[tuple[object, ...], ReadResult] | None = None  # the arguments, and the result
 
     def expire(self) -> None:
-        """Evict a batch of the records that are too old."""
+        """Evict up to ``EXPIRE_BATCH`` expired records."""
         self.history.expire(self._now(), EXPIRE_BATCH)
 
     def read(self, offset: int, topics: frozenset[str], max_bytes: int, since: Mapping[str, int] | None) -> ReadResult:
-        """Read the history, as ``History.read`` does, after evicting records that are too old."""
+        """Evict up to ``EXPIRE_BATCH`` expired records, then read as ``History.read`` does."""
         history = self.history
         self.expire()
         if since:
@@ -275,12 +288,15 @@ class HistoryReader:
         return self._cached[1]
 
     def invalidate(self) -> None:
-        """Drop the cached result. Call it after the history changed in another way than by appending and expiry."""
+        """Drop the cached result. Required after changes other than appending and expiry, such as a truncation."""
         self._cached = None
 
 
 def select_records(records: list[Record], select: Select | None) -> list[Record]:
-    """Return the records that a select function accepts. Raises what it raises, and ``TypeError`` for an awaitable."""
+    """Return the records for which ``select`` is true, or ``records`` itself if it is ``None``.
+
+    Raises what ``select`` raises, and ``TypeError`` if it returns an awaitable or an iterator.
+    """
     if select is None:
         return records
     selected = []

@@ -1,10 +1,14 @@
 """Subscriptions, and the dispatch of records to them.
 
-A ``Subscription`` is one open stream of a Hub. Subscriptions with the same topics, ``select`` function and encoding
-form a ``SubscriberGroup``: its live members are written the same bytes, and the others read the history with a cursor.
-The ``Dispatcher`` flushes each group once per turn of the event loop.
+A ``Subscription`` is one open stream of a Hub. Subscriptions with the same topics, ``select`` function and encoder form
+a ``SubscriberGroup``: its live members are written the same bytes, and the others read the history with a cursor. The
+``Dispatcher`` schedules one flush per event loop iteration for the groups that have something to write.
 
-Nothing here awaits. Everything but ``call_threadsafe`` and ``get_loop`` runs in the event loop's thread.
+All methods are synchronous. ``call_threadsafe``, ``get_loop`` and ``Subscription.topics`` may be used from any thread,
+everything else only from the event loop's.
+
+An exception of a ``select`` function or of a sink closes only the stream concerned, unless it is one of
+``EXIT_EXCEPTIONS``. That includes ``asyncio.CancelledError``: nothing here awaits, so it never cancels this code.
 """
 
 from __future__ import annotations
@@ -37,13 +41,15 @@ __all__ = [
 ]
 
 
-# Seconds per flush in which subscriptions read the history. It bounds how long a flush blocks the event loop.
+# Seconds per flush for catch-up reads; the rest is postponed. Live writes are not counted, and one read may overrun.
 CATCH_UP_BUDGET = 0.005
-# Checks for expired records per ``history_age``. Records that are too old are never delivered, so this bounds only how
-# long they stay in memory.
+# Runs of the expiry timer per ``history_age``, which bound how long expired records stay in memory. Each read also
+# evicts a batch, so it returns expired records only if more than EXPIRE_BATCH expired at once.
 EXPIRY_CHECKS = 16
 
 OnEnd: TypeAlias = Callable[[CloseReason, BaseException | None], None]
+"""Called once with the reason, and with the exception if there is one, unless the owner calls ``close`` first."""
+
 _GroupKey: TypeAlias = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
 
 
@@ -57,11 +63,18 @@ class Sink(Protocol):
     """Whether the sink's buffer is full."""
 
     @property
-    def wrap(self) -> Callable[[bytes], bytes]:
-        """The function that encodes frames into a payload for ``write``. Sinks with the same one share payloads."""
+    def encoder(self) -> Callable[[bytes], bytes]:
+        """Encodes frames for ``write``, for example as an HTTP chunk. Sinks with equal encoders share a payload."""
 
     def write(self, payload: bytes, now: float) -> None:
-        """Write a payload. ``now`` is the event loop's time. A disconnected client is not an error."""
+        """Write a payload without blocking.
+
+        It may call ``Subscription.pause``. It ignores a disconnected client; any exception closes the subscription.
+
+        Args:
+            payload: What ``encoder`` returned.
+            now: The current time of the event loop, in seconds.
+        """
 
 
 class State(Enum):
@@ -75,7 +88,7 @@ class State(Enum):
 
 
 class _Backlog(NamedTuple):
-    """What a closed subscription may still write: the records up to an offset."""
+    """What a closed subscription has still to write: the records up to an offset."""
 
     cursor: Cursor
     topics: frozenset[str]
@@ -93,17 +106,26 @@ class Subscription:
                    known. Nothing is written.                    PAUSED if the sink is paused
     CATCHING_UP    Reads the history with a cursor, one batch    end of the history: LIVE; ``pause``: PAUSED
                    per flush.
-    LIVE           Has everything that its group has, and no     ``pause``: PAUSED; the history or the topics
-                   cursor. The group writes to the sink.         change: CATCHING_UP
+    LIVE           Has every record that its group has flushed,  ``pause``: PAUSED; history changes: CATCHING_UP;
+                   and no cursor. The group writes to the sink.  topics change: CATCHING_UP or LIVE
     PAUSED         The sink is full. Only the cursor is kept.    ``resume``: CATCHING_UP
     CLOSED         Left its group. ``write_backlog`` may write   final; ``close``, ``end`` and errors lead here
                    what was published before.                    from every state
     =============  ============================================  =============================================
 
-    Two things are independent of the state. ``sink.paused`` belongs to the sink. The start position of a pending
-    subscription comes from the history and its start from its owner, in either order.
+    ``sink.paused`` may change in any state. A PENDING subscription waits for two things, in either order: its start
+    position, and ``start`` from its owner.
 
-    The owner of the sink calls ``start``, ``pause``, ``resume`` and ``close``. Applications get a ``Subscriber``.
+    ``Hub.subscribe`` makes subscriptions. The owner of the sink calls ``start``, ``pause``, ``resume`` and ``close``.
+    Applications get a ``Subscriber``.
+
+    Args:
+        dispatcher: The dispatcher of the Hub.
+        group: The group of its topics, ``select`` function and encoder.
+        sink: Where the frames are written.
+        on_end: See ``OnEnd``.
+        policy: How the subscription starts, and what it does about gaps.
+        start: Where to start reading; ``None`` until ``set_start_position`` provides it.
     """
 
     __slots__ = (
@@ -121,7 +143,7 @@ class Subscription:
         "state",
     )
 
-    def __init__(  # made only by the Hub
+    def __init__(
         self,
         dispatcher: Dispatcher,
         group: SubscriberGroup,
@@ -142,35 +164,35 @@ class Subscription:
         # None while LIVE.
         self._cursor: Cursor | None = Cursor(dispatcher.reader, policy, start or StartPosition(dispatcher.history.end))
         self._backlog: _Backlog | None = None
-        # Written only to this subscription. While LIVE, the group's counts at the time it became live are subtracted,
-        # so that adding the current ones gives the total.
+        # Written to this subscription apart from the group. While LIVE, the group's totals at the time it became live
+        # are subtracted, so that the sum with the group's current totals is what this subscription has received.
         self._events = self._bytes = 0
         group.add(self)
 
     @property
     def topics(self) -> frozenset[str]:
-        """The names and wildcards; empty when closed."""
+        """The topic names and wildcards; empty when closed."""
         return self._group.topics
 
     @property
     def live(self) -> bool:
-        """Whether the subscription has everything that was published."""
+        """Whether the group writes to this subscription directly."""
         return self.state is State.LIVE
 
     @property
     def events_written(self) -> int:
-        """Events that were written, gap events included."""
+        """Number of events written, including gap events."""
         return self._events + (self._group.events if self.live else 0)
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of those events and of the initial id frame."""
+        """Bytes of frames written, including the initial frame, before ``sink.encoder``."""
         return self._bytes + (self._group.bytes if self.live else 0)
 
-    # Start, pause, resume.
+    # Starting, pausing and resuming.
 
     def find_gap(self) -> Gap | None:
-        """Return the gap that the client would be sent now, if there is one."""
+        """Return the gap that the next read would report, or ``None``. Evicts a batch of expired records."""
         return None if self._cursor is None else self._cursor.find_gap(self.topics)
 
     def count_gap(self) -> None:
@@ -185,12 +207,12 @@ class Subscription:
             self._activate()
 
     def start(self, offset: int | None = None, gap: Gap | None = None, *, announced: bool = False) -> None:
-        """Begin to write, in the next flush. Idempotent.
+        """Start writing with the next flush. Idempotent.
 
         Args:
-            offset: Start after this offset instead, with this ``gap``.
-            gap: The records that are missing before.
-            announced: Whether the client has been sent the position and the gap already.
+            offset: Overrides the start position, which must be known by then.
+            gap: The gap to report before the first record. Ignored without ``offset``.
+            announced: Whether the caller has written the ID of ``offset``, and the gap event, itself.
         """
         if self.state is not State.PENDING or self._started:
             return
@@ -200,44 +222,49 @@ class Subscription:
         self._activate()
 
     def start_and_read(self) -> bytes:
-        """Start, and return the first frames instead of writing them: the caller sends them with the headers."""
+        """Start and return the first frames, for the caller to send together with the response headers.
+
+        Returns ``b""`` if the start position is unknown, and a later flush writes the frames. If the read fails, the
+        subscription closes and calls ``on_end`` before this returns.
+        """
         if self.state is not State.PENDING or self._started:
             return b""
         self._started = True
         if not self.has_start_position:
             return b""
         self.state = State.PAUSED if self.sink.paused else State.CATCHING_UP
-        frames, records, more = self._read()
+        frames, records, more = self._read_batch()
         self._dispatcher.delivered += records
         if more and self.state is State.CATCHING_UP:
-            self._queue()
+            self._schedule_catch_up()
         return frames
 
     def pause(self) -> None:
-        """Stop writing, because the sink is full. Only the position is kept."""
+        """Stop writing because the sink's buffer is full. ``resume`` reads on from the cursor. Idempotent."""
         if self.state is State.LIVE:
-            self._leave_live()
+            self._attach_cursor()
         if self.state is State.CATCHING_UP:
             self.state = State.PAUSED
 
     def resume(self) -> None:
-        """Catch up, from the next flush on, because the sink has room again."""
+        """Continue to read where ``pause`` stopped, with the next flush. Idempotent."""
         if self.state is State.PAUSED:
             self.state = State.CATCHING_UP
-            self._queue()
-
-    # Topics.
+            self._schedule_catch_up()
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Call a function in the event loop's thread, immediately if that is the current one.
+        """Run ``callback`` in the event loop's thread: at once if called there, else with ``call_soon_threadsafe``.
 
-        Thread-safe. Does nothing when the subscription is closed.
+        Thread-safe. Does nothing if the subscription is closed; it may still close before a scheduled callback runs.
+        Raises ``RuntimeError`` if the Hub has no event loop yet, or the loop is closed.
         """
         if self.state is not State.CLOSED:
             self._dispatcher.call_threadsafe(callback)
 
+    # Topics.
+
     def update_topics(self, update: Callable[[frozenset[str]], frozenset[str]]) -> None:
-        """Replace the topics by what a function returns for the current ones. Does nothing when closed."""
+        """Replace the topics with ``update(topics)``. Added topics are read from now on. Does nothing when closed."""
         self._flush_pending()
         if self.state is State.CLOSED:
             return
@@ -247,51 +274,52 @@ class Subscription:
             return
         has_all = self.live and not group.flushing
         if self.live:
-            self._leave_live()
-        if self._started and self._cursor is not None:  # otherwise all topics count from the start position
+            self._attach_cursor()
+        if self._started and self._cursor is not None:  # before the start, all topics are read from the start position
             self._cursor.change_topics(group.topics, topics)
         group.remove(self)
-        self._group = new = self._dispatcher.move(group, topics)
+        self._group = new = self._dispatcher.replace_group(group, topics)
         new.add(self)
-        if has_all and not new.pending and not new.flushing:
+        if has_all and not new.unflushed and not new.flushing:
             self._become_live()
         elif self.state is State.CATCHING_UP:
-            self._queue()
+            self._schedule_catch_up()
 
     # Writing.
 
     def catch_up(self, now: float) -> int:
-        """Read the next batch from the history, write it, and return the number of records.
+        """Read the next batch from the history and write it. Return the number of records.
 
-        If there may be more, the subscription is queued for the next flush, so that the event loop is not blocked.
+        If there may be more, the next batch follows in the next flush, so that the event loop is not blocked.
         """
         if self.state is not State.CATCHING_UP:
             return 0
         if self.sink.paused:
             self.pause()
             return 0
-        frames, records, more = self._read()
+        frames, records, more = self._read_batch()
         if frames:
             try:
-                self.sink.write(self.sink.wrap(frames), now)
+                self.sink.write(self.sink.encoder(frames), now)
             except EXIT_EXCEPTIONS:
                 raise
             except BaseException as error:  # noqa: BLE001  # raised by the transport: only this stream ends
                 self.fail(error)
         if more and self.state is State.CATCHING_UP:
-            self._queue()
+            self._schedule_catch_up()
         return records
 
     def write(self, frames: bytes, events: int, now: float) -> None:
-        """Write frames only to this subscription."""
+        """Write frames to this subscription alone."""
         self._events += events
         self._bytes += len(frames)
-        self.sink.write(self.sink.wrap(frames), now)
+        self.sink.write(self.sink.encoder(frames), now)
 
     def write_backlog(self) -> bool:
-        """Write a batch of what was published before ``close``, and return whether there is more.
+        """Write one batch of the records published before ``close``. Return whether to call again.
 
-        Writes nothing while the sink is paused.
+        While the sink is paused, writes nothing and returns ``True`` if records are left. If records are missing under
+        ``on_gap="close"``, or ``select`` raises, drops the rest and returns ``False``. Raises what the sink raises.
         """
         backlog = self._backlog
         if backlog is None or self.sink.paused:
@@ -315,15 +343,18 @@ class Subscription:
             self._backlog = None
         return read.more
 
-    def _read(self) -> tuple[bytes, int, bool]:
-        """Read a batch: its frames, the number of records, and whether there may be more. Become live at the end."""
+    def _read_batch(self) -> tuple[bytes, int, bool]:
+        """Read and count a batch, and become live at the end of the history.
+
+        Returns the frames, the number of records, and whether there may be more.
+        """
         cursor, group = self._cursor, self._group
         if cursor is None:
             return b"", 0, False
         try:
             read = cursor.read(group.topics, group.select)
         except Lagged:
-            self._drop(CloseReason.LAGGED)
+            self._abort(CloseReason.LAGGED)
             return b"", 0, False
         except EXIT_EXCEPTIONS:
             raise
@@ -335,42 +366,44 @@ class Subscription:
         self._dispatcher.gaps += read.gaps
         # The select function may have closed the subscription or changed its topics.
         if not read.more and self.state is State.CATCHING_UP and group is self._group:
-            if group.pending or group.flushing:
-                self._queue()
-            elif cursor.has_pending_prefix:
-                group.queue(self)  # the next record needs the prefix, so the group's bytes do not fit
+            if group.unflushed or group.flushing:
+                self._schedule_catch_up()
+            elif cursor.prefix_unsent:
+                group.schedule_catch_up(self)  # its next frame has to carry ``retry``
             else:
                 self._become_live()
         return read.frames, read.records, read.more
 
-    # End.
+    # Closing.
 
     def close(self) -> None:
-        """Leave the group, and keep what was published before for ``write_backlog``. Idempotent.
+        """Leave the group. Records published before this call can still be written with ``write_backlog``.
 
-        The owner of the sink calls this, and its ``on_end`` is not called.
+        Called by the owner of the sink. Does not call ``on_end``. Idempotent.
         """
         self._flush_pending()
         if self.state is State.CLOSED:
             return
+        if self.live and self._group.flushing:  # a callback of the flush closes it, before it has all of its records
+            self._attach_cursor()
         state, cursor, group = self.state, self._cursor, self._group
-        self._leave()
+        self._detach()
         if cursor is not None and state is not State.PENDING:
             self._backlog = _Backlog(cursor, group.topics, group.select, self._dispatcher.history.end)
 
     def end(self, reason: CloseReason) -> None:
-        """Close, and call ``on_end``. Idempotent."""
+        """Close, and report the reason with ``on_end``. Idempotent."""
         if self.state is not State.CLOSED:
             self.close()
             self._call_on_end(reason, None)
 
     def fail(self, error: BaseException) -> None:
-        """Close because of an error, without writing what is pending, and call ``on_end``. Idempotent."""
-        self._drop(CloseReason.ERROR, error)
+        """Close without a backlog, and report the error with ``on_end``. Idempotent."""
+        self._abort(CloseReason.ERROR, error)
 
-    def _drop(self, reason: CloseReason, error: BaseException | None = None) -> None:
+    def _abort(self, reason: CloseReason, error: BaseException | None = None) -> None:
         if self.state is not State.CLOSED:
-            self._leave()
+            self._detach()
             self._call_on_end(reason, error)
 
     def _call_on_end(self, reason: CloseReason, error: BaseException | None) -> None:
@@ -384,23 +417,23 @@ class Subscription:
     # Transitions.
 
     def switch_to_cursor(self) -> None:
-        """LIVE to CATCHING_UP, because the history is about to change."""
+        """Move from LIVE to CATCHING_UP, because the history is about to change."""
         if self.state is State.LIVE:
-            self._leave_live()
-            self._queue()
+            self._attach_cursor()
+            self._schedule_catch_up()
 
     def _activate(self) -> None:
-        """PENDING to CATCHING_UP or PAUSED, if the subscription was started and its start position is known."""
+        """Move from PENDING to CATCHING_UP or PAUSED, once started and once the start position is known."""
         if not (self._started and self.has_start_position):
             return
         if self.sink.paused:
             self.state = State.PAUSED
         else:
             self.state = State.CATCHING_UP
-            self._queue()
+            self._schedule_catch_up()
 
     def _become_live(self) -> None:
-        """CATCHING_UP to LIVE."""
+        """Move from CATCHING_UP to LIVE."""
         group = self._group
         group.add_live(self)
         self.state = State.LIVE
@@ -409,94 +442,94 @@ class Subscription:
         self._events -= group.events
         self._bytes -= group.bytes
 
-    def _leave_live(self) -> None:
-        """LIVE to CATCHING_UP, with a cursor at the position of the group. The caller queues it."""
+    def _attach_cursor(self) -> None:
+        """Move from LIVE to CATCHING_UP, with a cursor at the group's position. The caller schedules the catch-up."""
         group = self._group
         group.add(self)
         self.state = State.CATCHING_UP
         self._dispatcher.live -= 1
         self._events += group.events
         self._bytes += group.bytes
-        # When nothing is pending, the group is at the end of the history.
-        offset = group.offset if group.pending or group.flushing else self._dispatcher.history.end
+        # The group's offset does not count records of other topics. With nothing unflushed, the end of the history is
+        # equivalent, and leaves less to scan.
+        offset = group.offset if group.unflushed or group.flushing else self._dispatcher.history.end
         self._cursor = Cursor(self._dispatcher.reader, self._policy, StartPosition(offset), announced=True)
 
-    def _leave(self) -> None:
-        """Any state to CLOSED."""
+    def _detach(self) -> None:
+        """Move from any state to CLOSED."""
         if self.live:
-            self._leave_live()
+            self._attach_cursor()
         group, self._group = self._group, _NO_GROUP
         self.state = State.CLOSED
         group.remove(self)
-        self._dispatcher.leave(group)
+        self._dispatcher.release_group(group)
         if not self.has_start_position:
-            self._dispatcher.pending.discard(self)
+            self._dispatcher.unresolved.discard(self)
 
     def _seek(self, start: StartPosition, *, announced: bool = False) -> None:
         if self._cursor is not None:
             self._cursor.seek(start, announced=announced)
 
-    def _queue(self) -> None:
-        """Catch up in the next flush."""
-        self._group.queue(self)
+    def _schedule_catch_up(self) -> None:
+        self._group.schedule_catch_up(self)
         self._dispatcher.schedule(self._group)
 
     def _flush_pending(self) -> None:
         """Write the records that were published before a change of this subscription."""
-        if self.live and self._group.pending:
+        if self.live and self._group.unflushed:
             self._dispatcher.flush(self._group)
 
 
 class TimeBudget:
-    """The time that is left in a flush for subscriptions that catch up. The first one always gets some."""
+    """The time that is left in a flush for catch-up reads. The first read always takes place."""
 
     __slots__ = ("postponed", "seconds")
 
     def __init__(self) -> None:
         self.seconds: float = CATCH_UP_BUDGET
         self.postponed: bool = False
-        """Whether the group that was flushed last has subscriptions that got no time."""
+        """Whether the latest group to be flushed has subscriptions whose read was postponed."""
 
 
 class SubscriberGroup:
-    """Subscriptions with the same topics, ``select`` function and encoding, which therefore get the same bytes.
+    """Subscriptions with the same topics, ``select`` function and encoder, which therefore receive the same bytes.
 
     The live ones have everything up to ``offset``; the group keeps no other state of them. The others have a cursor,
-    and those that are queued read a batch with it in the next flush.
+    and those that are scheduled to catch up read a batch with it in the next flush.
     """
 
     __slots__ = (
+        "_catching_up",
         "_live",
         "_not_live",
-        "_queued",
         "_sinks",
         "bytes",
+        "encoder",
         "events",
         "flushing",
         "offset",
-        "pending",
         "select",
         "topics",
-        "wrap",
+        "unflushed",
     )
 
     def __init__(
-        self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes], offset: int
+        self, topics: frozenset[str], select: Select | None, encoder: Callable[[bytes], bytes], offset: int
     ) -> None:
         self.topics: frozenset[str] = topics
         self.select: Select | None = select
-        self.wrap: Callable[[bytes], bytes] = wrap
+        self.encoder: Callable[[bytes], bytes] = encoder
         self.offset: int = offset
-        self.pending: list[Record] = []  # published since the last flush
-        self.flushing: bool = False  # the live subscriptions have some records of this flush and not others
+        self.unflushed: list[Record] = []  # published since the last flush
+        self.flushing: bool = False  # a flush is in progress: live subscriptions may differ in what they have
         self.events: int = 0  # written to the live subscriptions since the group was made
         self.bytes: int = 0
         self._live: dict[Subscription, None] = {}
-        self._sinks: tuple[Sink, ...] | None = None  # of the live subscriptions; None after they have changed
+        self._sinks: tuple[Sink, ...] | None = None  # cache of the live subscriptions' sinks; None when stale
         self._not_live: dict[Subscription, None] | None = None  # None, to save memory, while all are live
-        # Subscriptions that read in the next flush, with the number of records that were pending when each was queued:
-        # from that index on it gets ephemeral records.
-        self._queued: dict[Subscription, int] = {}
+        # Subscriptions to catch up in the next flush. The value is the index into ``unflushed`` from which each also
+        # receives ephemeral records; sys.maxsize if scheduled while flushing: it receives none of that flush.
+        self._catching_up: dict[Subscription, int] = {}
 
     @property
     def live_count(self) -> int:
@@ -529,13 +562,13 @@ class SubscriberGroup:
         self._live[subscription] = None
         self._sinks = None
 
-    def queue(self, subscription: Subscription) -> None:
+    def schedule_catch_up(self, subscription: Subscription) -> None:
         """Call ``catch_up`` of a subscription in the next flush. Idempotent."""
-        self._queued.setdefault(subscription, sys.maxsize if self.flushing else len(self.pending))
+        self._catching_up.setdefault(subscription, sys.maxsize if self.flushing else len(self.unflushed))
 
     def remove(self, subscription: Subscription) -> None:
         """Remove a subscription. Idempotent."""
-        self._queued.pop(subscription, None)
+        self._catching_up.pop(subscription, None)
         if subscription in self._live:
             del self._live[subscription]
             self._sinks = None
@@ -545,13 +578,14 @@ class SubscriberGroup:
                 self._not_live = None
 
     def flush(self, now: float, budget: TimeBudget) -> int:
-        """Write the pending records to the live subscriptions, let the queued ones catch up, and return the deliveries.
+        """Write the new records to the live subscriptions, let others catch up, and return the number of deliveries.
 
-        Does nothing if a callback of the same flush calls it: it would write later records first.
+        A re-entrant call from a sink or ``select`` returns 0: it would write newer records before the rest of this
+        flush.
         """
         if self.flushing:
             return 0
-        records, self.pending = self.pending, []
+        records, self.unflushed = self.unflushed, []
         delivered = 0
         if records:
             self.flushing = True
@@ -559,8 +593,8 @@ class SubscriberGroup:
                 delivered = self._write_to_live(records, now)
             finally:
                 self.flushing = False
-            self._advance(records)
-        if self._queued:
+            self._advance(records)  # again: _write did not see the records that ``select`` rejected
+        if self._catching_up:
             delivered += self._catch_up(records, now, budget)
         return delivered
 
@@ -576,7 +610,7 @@ class SubscriberGroup:
         return sum(self._write(batch, b"".join([record.frame for record in batch]), now) for batch in batches(records))
 
     def _select(self, records: list[Record], select: Select) -> list[Record]:
-        """Return the records that the select function accepts. If it raises, the streams that use it end."""
+        """Return the records that ``select`` accepts. If it raises, the live subscriptions fail."""
         try:
             return select_records(records, select)
         except EXIT_EXCEPTIONS:
@@ -588,10 +622,10 @@ class SubscriberGroup:
 
     def _write(self, records: list[Record], frames: bytes, now: float) -> int:
         """Write a batch to every live subscription."""
-        self._advance(records)  # before writing: a subscription that is paused by the write has the batch
+        self._advance(records)  # first: a subscription that this write pauses has to resume after the batch
         self.events += len(records)
         self.bytes += len(frames)
-        payload = self.wrap(frames)
+        payload = self.encoder(frames)
         sinks = self._sinks
         if sinks is None:
             sinks = self._sinks = tuple([subscription.sink for subscription in self._live])
@@ -605,7 +639,7 @@ class SubscriberGroup:
         return len(sinks) * len(records)
 
     def _advance(self, records: list[Record]) -> None:
-        self.offset = max(self.offset, *(record.offset for record in records), 0)  # that of an ephemeral record is 0
+        self.offset = max(self.offset, *(record.offset for record in records), 0)  # ephemeral records have offset 0
 
     def _fail(self, sink: Sink, error: BaseException) -> None:
         for subscription in list(self._live):
@@ -613,18 +647,18 @@ class SubscriberGroup:
                 logger.exception("stream_write_failed", topics=sorted(self.topics), exc_info=error)
                 subscription.fail(error)
 
-    # Queued subscriptions.
+    # Subscriptions that catch up.
 
     def _catch_up(self, records: list[Record], now: float, budget: TimeBudget) -> int:
-        """Let each queued subscription read a batch, until the budget is used up."""
-        queued, self._queued = self._queued, {}
+        """Let each scheduled subscription read a batch, until the budget is used up."""
+        scheduled, self._catching_up = self._catching_up, {}
         has_ephemeral = any(record.id is None for record in records)
         postponed: dict[Subscription, int] = {}
         delivered = 0
         started = time.monotonic()
-        for subscription, index in queued.items():
+        for subscription, index in scheduled.items():
             if budget.seconds <= 0:
-                if self._not_live is not None and subscription in self._not_live:
+                if self._not_live is not None and subscription in self._not_live:  # it may have left in the meantime
                     postponed[subscription] = 0
                 continue
             delivered += subscription.catch_up(now)
@@ -636,7 +670,8 @@ class SubscriberGroup:
         if postponed:
             budget.postponed = True
             # First come those that got no time, then those that have read a batch and want another.
-            self._queued = postponed | {each: index for each, index in self._queued.items() if each not in postponed}
+            others = {each: index for each, index in self._catching_up.items() if each not in postponed}
+            self._catching_up = postponed | others
         return delivered
 
     def _write_ephemeral(self, subscription: Subscription, records: list[Record], now: float) -> int:
@@ -671,16 +706,26 @@ def batches(records: Iterable[Record]) -> list[list[Record]]:
 
 
 class Dispatcher:
-    """The groups of a Hub, its history, and the flush that writes new records. Belongs to one event loop."""
+    """The groups of a Hub, its history, and the flush that writes new records. Belongs to one event loop.
 
-    def __init__(self, history: History, history_age: float | None, pending: PendingSubscriptions) -> None:
+    Args:
+        history: The history of the Hub.
+        history_age: Maximum age of a record, in seconds; ``None`` for no limit.
+        unresolved: The subscriptions whose start position is not known yet.
+    """
+
+    def __init__(self, history: History, history_age: float | None, unresolved: PendingSubscriptions) -> None:
         self.history: History = history
         self.reader: HistoryReader = HistoryReader(history, self.now)
-        self.pending: PendingSubscriptions = pending
+        self.unresolved: PendingSubscriptions = unresolved
         self.subscribers: int = 0
+        """Number of open subscriptions."""
         self.live: int = 0
+        """Number of subscriptions that are live."""
         self.gaps: int = 0
+        """Gap events written since the start."""
         self.delivered: int = 0
+        """Deliveries since the start: one per record and subscription."""
         self._history_age = history_age
         self._groups: dict[_GroupKey, SubscriberGroup] = {}
         self._patterns: PatternIndex[SubscriberGroup] = PatternIndex()
@@ -713,11 +758,11 @@ class Dispatcher:
         return self._loop
 
     def now(self) -> float:
-        """Return the time of the event loop."""
+        """Bind to the running event loop and return its time, in seconds. Raises what ``bind`` raises."""
         return self.bind().time()
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Call a function in the event loop's thread, immediately if that is the current one. Thread-safe."""
+        """Run ``callback`` in the event loop's thread, at once if called there. Thread-safe."""
         if threading.get_ident() == self._thread:
             callback()
         else:
@@ -725,13 +770,13 @@ class Dispatcher:
 
     def close(self) -> None:
         """Cancel all timers. Idempotent."""
-        self.pending.close()
+        self.unresolved.close()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
 
     def end_all(self, reason: CloseReason) -> None:
-        """End all subscriptions, after what was published before."""
+        """End every subscription with ``reason``, after flushing what was already published."""
         for group in list(self._groups.values()):
             for subscription in group.subscriptions():
                 subscription.end(reason)
@@ -739,9 +784,9 @@ class Dispatcher:
     # Dispatch.
 
     def dispatch(self, record: Record) -> None:
-        """Write a record to all subscriptions of its topic, in this turn of the event loop."""
+        """Append a record to each group that matches its topic, and schedule a flush. Writes nothing itself."""
         for group in self._patterns.matching(record.topic):
-            group.pending.append(record)
+            group.unflushed.append(record)
             self._dirty[group] = None
         loop = self._loop
         assert loop is not None  # noqa: S101  # bound before anything is published
@@ -751,13 +796,13 @@ class Dispatcher:
             self._expiry = loop.call_later(self._history_age, self._expire)
 
     def schedule(self, group: SubscriberGroup) -> None:
-        """Flush a group in this turn of the event loop."""
+        """Flush a group in the next iteration of the event loop. Idempotent."""
         self._dirty[group] = None
         if not self._scheduled and self._loop is not None:
             self._schedule_flush(self._loop)
 
     def _schedule_flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_soon(self._flush_dirty)  # may raise, and then nothing is scheduled
+        loop.call_soon(self._flush_dirty)  # raises if the loop is closed; a later dispatch then schedules again
         self._scheduled = True
 
     def _flush_dirty(self) -> None:
@@ -789,7 +834,7 @@ class Dispatcher:
             self.delivered += group.flush(loop.time(), budget)
         except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # a defect; the other groups must still be flushed
+        except BaseException as error:  # noqa: BLE001  # a bug in this module; the other groups must still be flushed
             logger.exception("hub_flush_failed", topics=sorted(group.topics), exc_info=error)
             for subscription in group.subscriptions():  # it is not known what was written: the clients reconnect
                 subscription.fail(error)
@@ -810,7 +855,7 @@ class Dispatcher:
             group.offset = offset
 
     def change_history(self, change: Callable[[], None]) -> None:
-        """Apply a change to past records or offsets, and have every live subscription continue with a cursor."""
+        """Flush, switch every live subscription to a cursor, then call ``change``. Raises what ``change`` raises."""
         self._flush_dirty()
         for group in self._groups.values():
             for subscription in group.live_subscriptions():
@@ -823,7 +868,7 @@ class Dispatcher:
                 group.offset = self.history.end
 
     def _expire(self) -> None:
-        """Evict a batch of expired records, and set the timer for the next one."""
+        """Evict a batch of expired records, and schedule the next run."""
         self._expiry = None
         loop, age = self._loop, self._history_age
         if loop is not None and age is not None:
@@ -836,19 +881,21 @@ class Dispatcher:
 
     # Groups.
 
-    def join(self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]) -> SubscriberGroup:
-        """Count a new subscription, and return its group."""
+    def acquire_group(
+        self, topics: frozenset[str], select: Select | None, encoder: Callable[[bytes], bytes]
+    ) -> SubscriberGroup:
+        """Return the group for these arguments, created if needed, and count a subscriber."""
         self.subscribers += 1
-        return self._get_group(topics, select, wrap)
+        return self._get_group(topics, select, encoder)
 
-    def move(self, group: SubscriberGroup, topics: frozenset[str]) -> SubscriberGroup:
-        """Return the group of a subscription that has left another one because its topics changed."""
-        new = self._get_group(topics, group.select, group.wrap)
+    def replace_group(self, group: SubscriberGroup, topics: frozenset[str]) -> SubscriberGroup:
+        """Return the group for other topics, and discard ``group`` if it is empty."""
+        new = self._get_group(topics, group.select, group.encoder)
         self._discard_if_empty(group)
         return new
 
-    def leave(self, group: SubscriberGroup) -> None:
-        """Uncount a subscription that has left its group."""
+    def release_group(self, group: SubscriberGroup) -> None:
+        """Decrement the number of subscribers, and discard ``group`` if it is empty."""
         self.subscribers -= 1
         self._discard_if_empty(group)
 
@@ -862,18 +909,18 @@ class Dispatcher:
         return len(self._groups)
 
     def _get_group(
-        self, topics: frozenset[str], select: Select | None, wrap: Callable[[bytes], bytes]
+        self, topics: frozenset[str], select: Select | None, encoder: Callable[[bytes], bytes]
     ) -> SubscriberGroup:
-        key = topics, select, wrap
+        key = topics, select, encoder
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = SubscriberGroup(topics, select, wrap, self.history.end)
+            group = self._groups[key] = SubscriberGroup(topics, select, encoder, self.history.end)
             for name in topics:
                 self._patterns.add(name, group)
         return group
 
     def _discard_if_empty(self, group: SubscriberGroup) -> None:
         if not group.size:
-            del self._groups[group.topics, group.select, group.wrap]
+            del self._groups[group.topics, group.select, group.encoder]
             for name in group.topics:
                 self._patterns.discard(name, group)

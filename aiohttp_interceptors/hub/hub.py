@@ -11,6 +11,7 @@ from .._checks import check_max_event_size, check_seconds
 from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
+from ..encoder import Encoder, check_encoder, default_encoder, encode_value
 from ..facts import HubObserver
 from ..sse import Event, encode
 from .broker import Broker, DeduplicationWindow
@@ -141,6 +142,7 @@ class Hub:
         history_age: Maximum age of a record, in seconds. ``None`` means unlimited.
         max_event_size: Maximum size of the frame of an event, in bytes. ``None`` means unlimited.
         observer: Called with ``HubUp``, ``HubDown`` and ``HubResumed`` when the broker comes up or goes down.
+        encoder: A plain function that makes an event, or its data, of what is published, unless it is an ``Event``.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -156,8 +158,10 @@ class Hub:
         history_age: float | None = 3600.0,
         max_event_size: int | None = MAX_EVENT_SIZE,
         observer: HubObserver | None = None,
+        encoder: Encoder = default_encoder,
     ) -> None:
         check_max_event_size(max_event_size)
+        check_encoder(encoder)
         confirms = getattr(broker, "confirms", None)
         if confirms is not None:
             check_seconds("confirms of a broker", confirms, "")
@@ -166,6 +170,8 @@ class Hub:
         records = History(RetentionPolicy(history, history_bytes, history_age))
         self._pending = PendingSubscriptions(records, remote=broker is not None, confirms=confirms)
         self._dispatcher = Dispatcher(records, history_age, self._pending)
+        self.encoder: Encoder = encoder
+        """Makes an event of a value that is published."""
         self._max_event_size = max_event_size
         self._published = 0
         self._deduplication: DeduplicationWindow[str | None] = DeduplicationWindow()
@@ -182,7 +188,7 @@ class Hub:
     async def publish(
         self,
         topic: str,
-        event: Event | str,
+        event: object,
         *,
         key: str | None = None,
         ephemeral: bool = False,
@@ -197,7 +203,8 @@ class Hub:
 
         Args:
             topic: The topic, without wildcards.
-            event: The event, or its data. It must not have an ID, because the Hub assigns one.
+            event: The event, its data as a ``str``, or a value for the ``encoder``. An ``Event`` must not have an ID,
+                because the Hub assigns one.
             key: What the event is about. A later event of the same topic and key supersedes this one.
             ephemeral: Write the event only to streams that are caught up, without an ID, and do not keep it.
             idempotency_key: Of several calls with the same key within two minutes, only the first publishes, and all
@@ -211,6 +218,7 @@ class Hub:
         Raises:
             TypeError: An argument is of a wrong type, or ``connection`` is not supported.
             ValueError: An argument is invalid, or the event has an ID.
+            Exception: What the application's ``encoder`` raises.
             EventTooLarge: The event has more than ``max_event_size`` bytes.
             RuntimeError: The Hub belongs to another event loop.
             BrokerDown: The event was not published, because the broker does not answer.
@@ -229,7 +237,7 @@ class Hub:
     def publish_threadsafe(
         self,
         topic: str,
-        event: Event | str,
+        event: object,
         *,
         key: str | None = None,
         ephemeral: bool = False,
@@ -239,7 +247,7 @@ class Hub:
 
         Args:
             topic: The topic, without wildcards.
-            event: The event, or its data.
+            event: The event, its data as a ``str``, or a value for the ``encoder``.
             key: What the event is about: a later event of the same topic and key supersedes it.
             ephemeral: Send the event to the streams that are caught up, without an ID, and do not keep it.
             idempotency_key: Of the calls with one key within two minutes only the first one publishes.
@@ -264,13 +272,15 @@ class Hub:
     def _check(
         self,
         topic: str,
-        event: Event | str,
+        event: object,
         key: str | None,
         ephemeral: bool,  # noqa: FBT001
         idempotency_key: str | None,
     ) -> Message:
         if topic not in self._dispatcher.history:
             check_topic(topic)
+        if type(event) is not Event:
+            event = encode_value(self.encoder, event)
         return Message(topic, event, key, ephemeral, idempotency_key, self._max_event_size)
 
     def _publish_locally(self, message: Message) -> str | None:
@@ -343,7 +353,7 @@ class Hub:
                 offset = history.replay_start(names, policy.replay)
             return StartPosition(offset, ignore_gaps_through=history.end)
 
-        group = dispatcher.join(names, select, sink.wrap)
+        group = dispatcher.acquire_group(names, select, sink.encoder)
         resolved = self._pending.resolve(after)
         start = None if resolved is None else start_position(resolved)
         subscription = Subscription(dispatcher, group, sink, on_end, policy, start)

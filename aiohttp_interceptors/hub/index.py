@@ -73,7 +73,7 @@ class OffsetIndex:
 
 
 class TopicIndex:
-    """A trie of topic histories by token, whose nodes know their latest change and their latest eviction.
+    """A trie of topic histories by token, whose nodes have the offsets of their latest change and eviction.
 
     The children of a node are ordered by their latest change, so that a search stops at the first unchanged one. The
     offsets of evictions never decrease, even when a topic is removed.
@@ -81,10 +81,10 @@ class TopicIndex:
 
     def __init__(self) -> None:
         self._root = _Node()
-        self._cached: dict[str, tuple[int, int]] = {}  # what lost_through() returned for wildcards that need a search
+        self._cached: dict[str, tuple[int, int]] = {}  # missing_through of wildcards that need a search
 
     def update(self, history: TopicHistory) -> None:
-        """Note that a topic has a new record. Adds the topic if it is new."""
+        """Move a topic that has a new record to the front. Adds the topic if it is new."""
         node, last_offset = self._root, history.last_offset
         node.last_offset = last_offset
         for token in history.topic.split("."):
@@ -97,23 +97,24 @@ class TopicIndex:
         if node.history is not history:
             node.history = history
             if history.evicted_through:
-                self.note_eviction(history)
+                self.index_eviction(history)
 
-    def note_eviction(self, history: TopicHistory) -> None:
-        """Note that a topic, which must be in the index, has evicted records."""
-        evicted, lost = history.evicted_through, history.lost_through
+    def index_eviction(self, history: TopicHistory) -> None:
+        """Record the latest eviction of a topic, which must be in the index."""
+        evicted, lost = history.evicted_through, history.unsuperseded_through
         parent = node = self._root
         for token in history.topic.split("."):
-            node.evicted_through, node.lost_through = max(node.evicted_through, evicted), max(node.lost_through, lost)
+            node.evicted_through = max(node.evicted_through, evicted)
+            node.unsuperseded_through = max(node.unsuperseded_through, lost)
             parent, node = node, node.children[token]
         parent.child_evicted_through = max(parent.child_evicted_through, evicted)
-        parent.child_lost_through = max(parent.child_lost_through, lost)
+        parent.child_unsuperseded_through = max(parent.child_unsuperseded_through, lost)
         for wildcard, (known_evicted, known_lost) in self._cached.items():
             if compile_patterns(frozenset([wildcard]))(history.topic):
                 self._cached[wildcard] = max(known_evicted, evicted), max(known_lost, lost)
 
     def missing_through(self, wildcard: str) -> tuple[int, int]:
-        """Return the greatest ``evicted_through`` and the greatest ``lost_through`` of the matching topics."""
+        """Return the greatest ``evicted_through`` and the greatest ``unsuperseded_through`` of the matching topics."""
         tokens = wildcard.split(".")
         if ONE not in tokens[:-1]:
             return self._root.missing_through(tokens, 0, (0, 0))
@@ -144,20 +145,20 @@ class _Node:
 
     __slots__ = (
         "child_evicted_through",
-        "child_lost_through",
+        "child_unsuperseded_through",
         "children",
         "evicted_through",
         "history",
         "last_offset",
-        "lost_through",
+        "unsuperseded_through",
     )
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}  # ordered by last_offset
         self.history: TopicHistory | None = None
         self.last_offset = 0
-        self.evicted_through = self.lost_through = 0
-        self.child_evicted_through = self.child_lost_through = 0
+        self.evicted_through = self.unsuperseded_through = 0
+        self.child_evicted_through = self.child_unsuperseded_through = 0
 
     def remove(self, tokens: list[str]) -> None:
         if not tokens:
@@ -173,19 +174,19 @@ class _Node:
         token, (evicted, lost) = tokens[depth], found
         if depth == len(tokens) - 1:
             if token == ONE:
-                return max(evicted, self.child_evicted_through), max(lost, self.child_lost_through)
+                return max(evicted, self.child_evicted_through), max(lost, self.child_unsuperseded_through)
             if token == REST:
-                return max(evicted, self.evicted_through), max(lost, self.lost_through)
+                return max(evicted, self.evicted_through), max(lost, self.unsuperseded_through)
             child = self.children.get(token)
             if child is None or child.history is None:
                 return found
-            return max(evicted, child.history.evicted_through), max(lost, child.history.lost_through)
+            return max(evicted, child.history.evicted_through), max(lost, child.history.unsuperseded_through)
         if token == ONE:
             children: Iterable[_Node] = reversed(self.children.values())
         else:
             children = [self.children[token]] if token in self.children else ()
         for child in children:
-            if child.evicted_through > found[0] or child.lost_through > found[1]:
+            if child.evicted_through > found[0] or child.unsuperseded_through > found[1]:
                 found = child.missing_through(tokens, depth + 1, found)
         return found
 

@@ -35,18 +35,12 @@ class Message:
     def __init__(
         self,
         topic: str,
-        event: Event | str,
+        event: Event,
         key: str | None,
         ephemeral: bool,  # noqa: FBT001  # made only by the Hub
         idempotency_key: str | None,
         max_size: int | None,
     ) -> None:
-        if not isinstance(event, Event):
-            if not isinstance(event, str):
-                raise TypeError(
-                    f"publish takes an Event or a str, not {event!r}; Event.json(value) makes an event of a value"
-                )
-            event = Event(event)
         if event.id is not None:
             raise ValueError(
                 f"the Hub assigns the ids of events, and {event!r} already has one; to supersede earlier events use key"

@@ -41,7 +41,7 @@ class Replicator:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._pending = dispatcher.pending
+        self._pending = dispatcher.unresolved
         self._subscribed = False
         self._unreadable: set[bytes] = set()  # first bytes of payloads that could not be decoded, logged once each
         self.entries: int = 0

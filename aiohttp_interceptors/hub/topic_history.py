@@ -49,8 +49,8 @@ class TopicHistory:
         "evicted_through",
         "expiry_scheduled",
         "last_offset",
-        "lost_through",
         "topic",
+        "unsuperseded_through",
     )
 
     def __init__(self, topic: str, evicted_through: int) -> None:
@@ -62,7 +62,7 @@ class TopicHistory:
         """Offset of the newest record, even if it was evicted."""
         self.evicted_through: int = evicted_through
         """Offset of the newest evicted record."""
-        self.lost_through: int = evicted_through
+        self.unsuperseded_through: int = evicted_through
         """Offset of the newest evicted record that no later record with its key superseded."""
         self._records: list[Record] = []
         self._start = 0  # index of the oldest record
@@ -95,8 +95,8 @@ class TopicHistory:
         if offset > self.evicted_through:  # noqa: PLR1730  # max() is slower; a skipped record may be newer
             self.evicted_through = offset
         if not self._is_superseded(record):
-            if offset > self.lost_through:  # noqa: PLR1730
-                self.lost_through = offset
+            if offset > self.unsuperseded_through:  # noqa: PLR1730
+                self.unsuperseded_through = offset
             if record.key is not None and self._latest is not None:
                 del self._latest[record.key]
         start += 1
@@ -112,10 +112,10 @@ class TopicHistory:
 
     def skip(self, offset: int) -> None:
         """Count a record that cannot be read as evicted. Its offset is the greatest one."""
-        self.last_offset = self.evicted_through = self.lost_through = offset
+        self.last_offset = self.evicted_through = self.unsuperseded_through = offset
 
     def latest(self, record: Record) -> Record:
-        """Return the latest record with the key of one that is kept."""
+        """Return the latest record with the key of ``record``, which must be kept still."""
         latest = None if record.key is None or self._latest is None else self._latest[record.key]
         if latest is None or latest == record.offset:
             return record

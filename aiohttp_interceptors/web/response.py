@@ -344,7 +344,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     # Events of the connection
 
     def connection_changed(self) -> None:
-        """Handle a disconnect."""
+        """Called when the client has disconnected, or writing can resume."""
         if self.connection is not None and self.connection.disconnected:
             self._set_ended()
             if self._handler is not None and self.handler_cancellation:
@@ -457,7 +457,7 @@ class TopicResponse(ChannelResponse):
             return
         if self.connection is not None:
             if frames:
-                self.connection.count_sent_with_head(len(frames))
+                self.connection.count_sent_with_headers(len(frames))
             else:
                 self.connection.schedule_first_heartbeat()
 

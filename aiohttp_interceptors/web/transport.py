@@ -44,25 +44,26 @@ __all__ = [
 ]
 
 
-# High-water mark of the transport's write buffer, in bytes. The low-water mark is a quarter of it; uvloop's default is
-# 16 bytes. A high-water mark and a batch are half of the memory that a stalled stream may use.
+# High-water mark of the transport's write buffer, in bytes. The low-water mark is a quarter of it: uvloop's default of
+# 16 bytes would resume writing only when the buffer is almost empty. HIGH_WATER and BATCH_SIZE add up to half of the
+# 64 KiB that docs/promises.md allows a stalled stream.
 HIGH_WATER = 16 * 1024
-# Bytes to join into one write. Larger writes save no significant number of system calls.
+# Approximate size of one write, in bytes. Larger writes barely reduce the number of system calls.
 BATCH_SIZE = 16 * 1024
 
 # Bytes of pipelined requests to keep until the stream ends. Browsers send none. If a client sends more, the data is
 # discarded and the connection is closed after the stream. We keep reading to detect disconnects.
 MAX_PIPELINED_BYTES = 64 * 1024
 
-# Stall checks per timeout. More checks would measure the time of the last acknowledgment more precisely, at a cost.
+# Stall checks per timeout. More checks would date the last acknowledgment more precisely, and wake the process up more
+# often.
 CHECKS_PER_TIMEOUT = 4
-# Seconds by which a sum of check intervals may fall short of the timeout because of rounding.
-ROUNDING = 1e-6
+TIME_TOLERANCE = 1e-6  # seconds; absorbs rounding when check intervals are added up
 
-# TCP_NOTSENT_LOWAT, in bytes. Without it the kernel buffers 3 to 4 MB before a client that does not read has any
-# effect. With it, the effect is delayed by the client's receive window only.
+# TCP_NOTSENT_LOWAT, in bytes. Without it, the kernel buffers 3 to 4 MB before a slow client causes backpressure. With
+# it, little more than the client's receive window is buffered.
 NOTSENT_LOWAT = 16 * 1024
-# SO_SNDBUF on platforms without TCP_NOTSENT_LOWAT, in bytes. It is enough for 5 Mbit/s at a latency of 100 ms.
+# SO_SNDBUF on platforms without TCP_NOTSENT_LOWAT, in bytes. Enough for 5 Mbit/s at a round-trip time of 100 ms.
 SEND_BUFFER = 64 * 1024
 
 PLATFORM: str = sys.platform  # a variable, because type checkers skip branches on sys.platform itself
@@ -72,23 +73,23 @@ _LINUX_INFO, _BYTES_ACKED = 11, slice(120, 128)  # TCP_INFO and tcpi_bytes_acked
 _DARWIN_NOTSENT_LOWAT, _DARWIN_CONNDROPTIME = 0x201, 0x80  # <netinet/tcp.h>
 _DARWIN_NWRITE = 0x1024  # <sys/socket.h>
 
-_CLOSED = (OSError, ValueError)  # raised by a closed socket: asyncio's and uvloop's
+_SOCKET_ERRORS = (OSError, ValueError)  # a closed socket raises OSError with asyncio, and ValueError with uvloop
 
 SocketOption: TypeAlias = tuple[int, int, int]
 """Level, name and value, as in ``setsockopt``."""
 
 
 class ConnectionListener(Protocol):
-    """Receives the events of a ``Connection``."""
+    """Receives state changes of a ``Connection``, and the end of its response."""
 
     def connection_changed(self) -> None:
-        """Handle a disconnect, or the end of a pause."""
+        """Called when the client has disconnected, or writing can resume."""
 
     def connection_paused(self) -> None:
-        """Handle a write buffer above the high-water mark."""
+        """Called when the write buffer exceeds the high-water mark."""
 
     def response_ended(self) -> None:
-        """Handle ``write_eof`` of the response."""
+        """Called when the response body has ended."""
 
 
 class Connection:
@@ -102,19 +103,20 @@ class Connection:
     Args:
         request: The request whose response is prepared.
         heartbeat: Seconds of idleness after which a heartbeat is sent; ``None`` disables heartbeats.
-        stall_timeout: Seconds without an acknowledgment after which the client is disconnected; ``None`` disables it.
+        stall_timeout: Seconds after which a client that acknowledges none of the outstanding data is disconnected;
+            ``None`` for no limit.
         heartbeat_frame: The frame to send as a heartbeat.
         high_water: The high-water mark of the write buffer, in bytes.
-        early_heartbeat: Send the first heartbeat right after the response headers, unless another frame is sent first.
-            Some proxies withhold the headers until they receive a part of the body.
+        early_heartbeat: Whether to send a heartbeat within ``TIMER_SLACK`` seconds unless another frame is sent first.
+            Some proxies withhold the response headers until part of the body arrives.
     """
 
     __slots__ = (
+        "_bytes_reported",
         "_heartbeat",
         "_heartbeat_frame",
         "_interposed",
         "_options",
-        "_reported",
         "_stall_detector",
         "_stall_timeout",
         "_timer",
@@ -124,12 +126,12 @@ class Connection:
         "_writer",
         "bytes_sent",
         "close_reason",
+        "encoder",
         "frame_bytes",
         "last_write",
         "listener",
         "loop",
         "paused",
-        "wrap",
     )
 
     def __init__(
@@ -145,32 +147,30 @@ class Connection:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
-        self.wrap: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _identity
-        """Apply the transfer coding of the response to frames."""
+        self.encoder: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _identity
+        """Encodes frames with the transfer coding of the response: chunked, or none for HTTP/1.0."""
         self.listener: ConnectionListener | None = None
+        self._waiters: list[asyncio.Future[None]] | None = None  # of wait_writable
 
-        # Callers of wait_writable.
-        self._waiters: list[asyncio.Future[None]] | None = None
-
-        # None when the client is already disconnected.
+        # None if the client had disconnected before, and after detach(); the next two are then not set.
         self._interposed: InterposedProtocol | None = None
+        self._options: SocketOptions
+        self._write_limits: tuple[int, int]  # of the transport, before the stream
 
-        # Next heartbeat or stall check.
-        self._timer: Timer | None = None
+        self._timer: Timer | None = None  # for the next heartbeat or stall check
         self._heartbeat = heartbeat
         self._heartbeat_frame = heartbeat_frame
         self._stall_timeout = stall_timeout
-
-        # None unless there is outstanding data.
+        # Created by the first check that finds outstanding data, and dropped when all data is acknowledged.
         self._stall_detector: StallDetector | None = None
 
         self.last_write: float = self.loop.time()
         """Time of the last write, or of the creation of the connection, in seconds of the event loop's clock."""
         self.frame_bytes: int = 0
-        """Bytes of frames sent with ``write_frames``, without the transfer coding."""
+        """Bytes written with ``write_frames``, before transfer coding. Excludes ``write``."""
         self.bytes_sent: int = 0
         """Bytes of the body handed to the transport."""
-        self._reported = 0  # bytes of the body that aiohttp's writer has counted
+        self._bytes_reported = 0  # of bytes_sent, already added to aiohttp's output_size
         self.paused: bool = False
         """Whether the write buffer is above the high-water mark."""
         self.close_reason: CloseReason | None = None
@@ -188,13 +188,16 @@ class Connection:
         self._options = SocketOptions(transport, self._stall_timeout)
         self._write_limits = transport.get_write_buffer_limits()
         if transport.get_extra_info("sslcontext") is not None:
-            high_water = 1  # TLS has one more buffer below, of 64 KiB, whose limits cannot be set
+            # The TCP transport below TLS has a buffer of 64 KiB whose limits cannot be set, so use next to none here.
+            high_water = 1
         transport.set_write_buffer_limits(high=high_water, low=high_water // 4)
         self.paused = request.protocol.writing_paused
         wrapped = cast("asyncio.Protocol", transport.get_protocol())
         self._interposed = InterposedProtocol(self, transport, wrapped, hold=request.content.is_eof())
-        early = early_heartbeat and self._needs_first_heartbeat
-        due = self.last_write + TIMER_SLACK if early else self._next_due(self.last_write)
+        if early_heartbeat and self._needs_first_heartbeat:
+            due: float | None = self.last_write + TIMER_SLACK
+        else:
+            due = self._next_due(self.last_write)
         if due is not None:
             self._timer = timer_queue().add(self, due)
 
@@ -231,9 +234,13 @@ class Connection:
             self.frame_bytes += len(frames)
 
     def write(self, payload: bytes, now: float) -> None:
-        """Write bytes that ``wrap`` returned to the transport, at this time of the event loop.
+        """Write a payload that ``encoder`` has encoded. It is not counted in ``frame_bytes``.
 
-        The Hub writes the same payload to many connections: this is the cost of each delivery.
+        The Hub encodes a payload once and calls this for each connection, so it does as little as possible.
+
+        Args:
+            payload: The encoded frames.
+            now: The current time of the event loop, in seconds.
         """
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -250,45 +257,41 @@ class Connection:
         if transport.is_closing():
             self._disconnect_soon()
             return False
-        payload = self.wrap(frames)
+        payload = self.encoder(frames)
         transport.write(payload)
         self.bytes_sent += len(payload)
         self.last_write = self.loop.time()
         return True
 
     async def wait_writable(self) -> bool:
-        """Wait until the connection is not paused.
+        """Wait until the connection can be written to, or can no longer be.
 
-        Cancelling is safe.
+        Cancelling is safe: nothing is written.
 
         Returns:
-            ``False`` if the client is disconnected.
+            ``False`` if the client has disconnected, or ``detach`` was called.
         """
-        while self.paused and not self.disconnected:
+        while self.paused and not self.disconnected and self._transport is not None:
             waiter = self.loop.create_future()
             if self._waiters is None:
                 self._waiters = []
             self._waiters.append(waiter)
             await waiter
-        return not self.disconnected
+        return not self.disconnected and self._transport is not None
 
-    def count_sent_with_head(self, size: int) -> None:
-        """Count bytes of the body that aiohttp sent, and counted itself, together with the response headers."""
+    def count_sent_with_headers(self, size: int) -> None:
+        """Count body bytes that aiohttp sent along with the headers. aiohttp has already added them to its own size."""
         self.bytes_sent += size
-        self._reported += size
-
-    def _update_output_size(self) -> None:
-        """Add what was sent to the size that aiohttp's access log reports."""
-        self._writer.output_size += self.bytes_sent - self._reported
-        self._reported = self.bytes_sent
+        self._bytes_reported += size
 
     # Closing
 
     def detach(self) -> None:
-        """Stop using the transport, and restore it to the state before the stream. Idempotent."""
+        """Stop using the transport and restore its protocol, buffer limits and socket options. Idempotent."""
         transport, interposed = self._transport, self._interposed
         self._transport = self._interposed = self.listener = None
         self._update_output_size()
+        self._wake_waiters()
         if transport is None or interposed is None:
             return
         self._cancel_timer()
@@ -303,6 +306,11 @@ class Connection:
         if self._transport is not None:
             self._transport.abort()
 
+    def _update_output_size(self) -> None:
+        """Add what was sent to the size that aiohttp's access log reports."""
+        self._writer.output_size += self.bytes_sent - self._bytes_reported
+        self._bytes_reported = self.bytes_sent
+
     def mark_disconnected(self, reason: CloseReason) -> None:
         """Set the close reason and notify the listener. Idempotent: the first reason is kept."""
         if self.close_reason is None:
@@ -312,32 +320,38 @@ class Connection:
             self._notify()
 
     def _disconnect_soon(self) -> None:
-        """Pause the connection, and mark it as disconnected unless ``connection_lost`` does that first.
+        """Stop writing, and mark the client as disconnected after two iterations of the event loop.
 
-        ``connection_lost`` knows the reason. It is called in the next iteration of the event loop after a failed write,
-        and with TLS in the iteration after that.
+        This lets ``connection_lost``, which knows the reason, run first. After a failed write it runs in the next
+        iteration, or with TLS in the one after that.
         """
         if self._transport is None:
             return
         self.paused = True
+        # Nested to skip one iteration.
         self.loop.call_soon(self.loop.call_soon, self.mark_disconnected, CloseReason.CLIENT_LEFT)
 
-    # Flow control callbacks, called by InterposedProtocol
+    # Flow control, called by InterposedProtocol
 
     def pause_writing(self) -> None:
-        """Handle a write buffer above the high-water mark."""
+        """Called when the write buffer exceeds the high-water mark."""
         self.paused = True
         if self.listener is not None:
             self.listener.connection_paused()
 
     def resume_writing(self) -> None:
-        """Handle a write buffer below the low-water mark."""
+        """Called when the write buffer has drained to the low-water mark."""
         self.paused = False
         self._notify()
+
+    # Notifying
 
     def _notify(self) -> None:
         if self.listener is not None:
             self.listener.connection_changed()
+        self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
             if not waiter.done():
@@ -346,7 +360,7 @@ class Connection:
     # Heartbeats and stall checks
 
     def send_heartbeat(self) -> None:
-        """Send a heartbeat, unless the connection is paused and has data to send anyway."""
+        """Send a heartbeat. Does nothing while the connection is paused, because it has unsent data anyway."""
         if not self.paused:
             self._send(self._heartbeat_frame)
 
@@ -362,40 +376,43 @@ class Connection:
 
     @property
     def _needs_first_heartbeat(self) -> bool:
-        """Whether a heartbeat should start the body.
+        """Whether the body should begin with a heartbeat.
 
-        This does not apply to HTTP/1.0: some of its clients save the body as a file.
+        Never with HTTP/1.0, so that a short response that a client saves to a file does not begin with a comment.
         """
-        return not self.bytes_sent and self._heartbeat is not None and self.wrap is _chunk
+        return not self.bytes_sent and self._heartbeat is not None and self.encoder is _chunk
 
     def on_timer(self, now: float) -> float | None:
         """Send a heartbeat if the connection is idle, and abort it if the client has stalled."""
         if self._heartbeat is not None and (
             now - self.last_write >= self._heartbeat - TIMER_SLACK
+            # aiohttp-sse's ping, which is another frame, is not sent before its interval.
             or (self._heartbeat_frame is HEARTBEAT and self._needs_first_heartbeat)
         ):
             self.send_heartbeat()
-        if self._transport is None or self._transport.is_closing():  # its socket may be closed
+        if self._transport is None or self._transport.is_closing():  # the stall check would read a closed socket
             self._disconnect_soon()
             return None
-        if self._stall_timeout is not None and self._is_stalled(now, self._stall_timeout):
+        if self._stall_timeout is not None and self._check_stall(now, self._stall_timeout):
             self.mark_disconnected(CloseReason.STALLED)
             self.abort()
             return None
         return self._next_due(now)
 
     def _next_due(self, now: float) -> float | None:
-        heartbeat = None if self._heartbeat is None else self.last_write + self._heartbeat
-        if heartbeat is not None and heartbeat <= now:  # the connection is paused
-            heartbeat = now + cast("float", self._heartbeat)
-        check: float | None = None
+        due: list[float] = []
+        if self._heartbeat is not None:
+            heartbeat_due = self.last_write + self._heartbeat
+            # It is overdue while the connection is paused.
+            due.append(heartbeat_due if heartbeat_due > now else now + self._heartbeat)
         if self._stall_detector is not None:
-            check = self._stall_detector.next_check(now)
+            due.append(self._stall_detector.next_check(now))
         elif self._stall_timeout is not None:
-            check = now + self._stall_timeout / CHECKS_PER_TIMEOUT
-        return min((due for due in (heartbeat, check) if due is not None), default=None)
+            due.append(now + self._stall_timeout / CHECKS_PER_TIMEOUT)
+        return min(due, default=None)
 
-    def _is_stalled(self, now: float, timeout: float) -> bool:
+    def _check_stall(self, now: float, timeout: float) -> bool:
+        """Update the stall detector, which exists only while data is outstanding. Return whether the client stalled."""
         acked, outstanding = self._acked_and_outstanding()
         if not outstanding:
             self._stall_detector = None
@@ -405,10 +422,15 @@ class Connection:
         return self._stall_detector.check(now, acked, outstanding)
 
     def _acked_and_outstanding(self) -> tuple[int, int]:
-        """Return the bytes that the client has acknowledged, and those that it has not."""
+        """Return the numbers of acknowledged and of outstanding bytes.
+
+        With TLS only their changes are meaningful: the first counts ciphertext, the second includes plaintext.
+        """
         outstanding = self.unsent + self._options.unacked_bytes()
         acked = self._options.acked_bytes()
-        return self.bytes_sent - outstanding if acked is None else acked, outstanding
+        if acked is None:
+            acked = self.bytes_sent - outstanding
+        return acked, outstanding
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -427,16 +449,17 @@ def _identity(frames: bytes) -> bytes:
 
 
 class InterposedProtocol(asyncio.Protocol):
-    """Forwards the callbacks of a transport to aiohttp's protocol, and notifies the connection of the stream.
+    """Forwards transport callbacks to aiohttp's protocol, and reports them to the stream's connection.
 
-    aiohttp stops reading after a few pipelined requests, and a transport that does not read detects no disconnect.
+    aiohttp stops reading after a few pipelined requests, and a transport that is not reading does not detect
+    disconnects. This protocol therefore keeps reading, and holds the data for aiohttp.
 
     Args:
         connection: The connection to notify.
         transport: The transport whose protocol is replaced.
         wrapped: aiohttp's protocol.
-        hold: Keep reading, and hold data until ``detach`` is called. Without it, data is forwarded, because it belongs
-            to the body of the current request.
+        hold: Whether to hold data until ``detach`` is called. If not, data is forwarded, because it belongs to the body
+            of the current request.
     """
 
     __slots__ = ("_connection", "_held", "_hold", "_transport", "_was_reading", "overflowed", "wrapped")
@@ -448,7 +471,7 @@ class InterposedProtocol(asyncio.Protocol):
         self._transport = transport
         self.wrapped: asyncio.Protocol = wrapped
         self._hold = hold
-        self._held: bytearray | None = None  # created on demand, as most clients send nothing
+        self._held: bytearray | None = None  # created on first use: most clients send nothing
         self.overflowed: bool = False
         """Whether data was discarded because it exceeded ``MAX_PIPELINED_BYTES``."""
         self._was_reading = transport.is_reading()
@@ -457,7 +480,10 @@ class InterposedProtocol(asyncio.Protocol):
             transport.resume_reading()
 
     def detach(self) -> None:
-        """Restore aiohttp's protocol and whether the transport reads, then forward the held data."""
+        """Reinstall aiohttp's protocol, restore the reading state, and forward the held data.
+
+        Does nothing if the transport is closing.
+        """
         transport = self._transport
         if transport.is_closing() or transport.get_protocol() is not self:
             return
@@ -490,12 +516,12 @@ class InterposedProtocol(asyncio.Protocol):
         # aiohttp closes the connection on EOF, even if the client only shut down writing.
         self._connection.mark_disconnected(CloseReason.CLIENT_LEFT)
         keep_open = self.wrapped.eof_received()
-        # A graceful close would wait until the client has read the write buffer.
+        # close() would first flush the write buffer, which a stalled client may never let it do.
         self._transport.abort()
         return keep_open
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # The kernel raises TimeoutError when its own stall timeout expires first.
+        # ETIMEDOUT: the kernel's own timeout, set by SocketOptions, expired first.
         stalled = isinstance(exc, TimeoutError)
         self._connection.mark_disconnected(CloseReason.STALLED if stalled else CloseReason.CLIENT_LEFT)
         self.wrapped.connection_lost(exc)
@@ -510,11 +536,11 @@ class InterposedProtocol(asyncio.Protocol):
 
 
 class StallDetector:
-    """Decides whether a client has stalled: whether it acknowledges none of the outstanding data.
+    """Detects a client that has stopped acknowledging data. Performs no I/O.
 
-    A client counts as stalled at the latest ``timeout`` seconds after its last acknowledgment, or after the first byte
-    that it has not acknowledged, and at the earliest after half of that time. The exact times between two checks are
-    unknown. There is no I/O in this class.
+    Checks are a quarter of ``timeout`` apart, and the exact time of an acknowledgment between two checks is unknown. A
+    stall is therefore reported at least three quarters of ``timeout``, and at most ``timeout``, after the last
+    acknowledgment, or after the first byte was sent that is not acknowledged. A late timer delays the report.
 
     Args:
         timeout: The stall timeout, in seconds.
@@ -541,22 +567,23 @@ class StallDetector:
         Args:
             now: The current time, in seconds.
             acked: Bytes that the client has acknowledged so far.
-            outstanding: Bytes that were sent, or wait to be sent, and are not acknowledged.
+            outstanding: Bytes that were sent or are waiting to be sent, and are not acknowledged.
         """
         if outstanding == 0 or acked > self._acked:
             self._since = now
         self._acked = acked
-        return now - self._since >= self.timeout * (1 - 1 / CHECKS_PER_TIMEOUT) - ROUNDING
+        return now - self._since >= self.timeout * (1 - 1 / CHECKS_PER_TIMEOUT) - TIME_TOLERANCE
 
 
 class SocketOptions:
-    """Sets the options of a stream on the TCP socket of a transport, and restores the previous values.
+    """Configures the TCP socket of a transport, and reports how much of its data has been acknowledged.
 
-    Nothing is done for a transport without a socket, or with a Unix socket, whose peer is on the same machine.
+    The options are set when it is made, and ``restore`` resets them. It has no effect on other sockets.
 
     Args:
         transport: The transport whose socket is configured.
-        stall_timeout: Seconds after which the kernel drops an unresponsive client; ``None`` for its default.
+        stall_timeout: Seconds after which the kernel closes the connection of an unresponsive client; ``None`` for the
+            system's default.
     """
 
     __slots__ = ("_options", "_previous", "_socket")
@@ -566,40 +593,40 @@ class SocketOptions:
         self._options: tuple[SocketOption, ...] = ()
         self._previous: tuple[int, ...] = ()
         if self._socket is not None:
-            options = socket_options(PLATFORM, stall_timeout)
-            with suppress(*_CLOSED):  # not a TCP socket, or closed; the transport reports the latter
-                self._previous = tuple([self._replace(*option) for option in options])
-                self._options = options
+            with suppress(*_SOCKET_ERRORS):  # not a TCP socket, or closed; the transport reports the latter
+                for option in socket_options(PLATFORM, stall_timeout):
+                    self._previous += (self._replace(*option),)
+                    self._options += (option,)
 
     def restore(self) -> None:
         """Restore the options to their previous values. Idempotent."""
         previous, self._previous = self._previous, ()
         if self._socket is not None:
-            with suppress(*_CLOSED):
+            with suppress(*_SOCKET_ERRORS):
                 for (level, name, _), value in zip(self._options, previous, strict=False):
                     self._socket.setsockopt(level, name, value)
 
     def acked_bytes(self) -> int | None:
         """Return the number of bytes that the client has acknowledged, or ``None`` if the platform does not report it.
 
-        With TLS these are encrypted bytes, which can be thirty times as many as were written to the transport.
+        With TLS this counts ciphertext, up to thirty times the bytes written. Compare it only with earlier values.
         """
         if PLATFORM != "linux" or self._socket is None or not self._options:
             return None
         try:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, _LINUX_INFO, _BYTES_ACKED.stop)
-        except _CLOSED:
+        except _SOCKET_ERRORS:
             return None
         return int.from_bytes(info[_BYTES_ACKED], sys.byteorder) if len(info) == _BYTES_ACKED.stop else None
 
     def unacked_bytes(self) -> int:
-        """Return the number of bytes in the kernel that the client has not acknowledged, or 0 if it is unknown."""
+        """Return the number of bytes in the kernel that the client has not acknowledged, or 0 if that is unknown."""
         fd = -1 if self._socket is None else self._socket.fileno()
         if fd < 0 or not self._options:
             return 0
         try:
             return _unacked_bytes(self._socket, fd)
-        except _CLOSED:
+        except _SOCKET_ERRORS:
             return 0
 
     def _replace(self, level: int, name: int, value: int) -> int:

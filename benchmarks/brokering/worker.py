@@ -49,7 +49,7 @@ class Receiver:
         self._count = count
 
     @property
-    def wrap(self) -> Callable[[bytes], bytes]:
+    def encoder(self) -> Callable[[bytes], bytes]:
         """Return the framing of payloads: none."""
         return bytes
 

@@ -28,9 +28,9 @@ class Sink:
 
     subscription: Subscription
 
-    def __init__(self, room: float = float("inf"), wrap: Callable[[bytes], bytes] = sized) -> None:
+    def __init__(self, room: float = float("inf"), encoder: Callable[[bytes], bytes] = sized) -> None:
         self.room = room
-        self.wrap = wrap
+        self.encoder = encoder
         self.paused = False
         self.unread = 0
         self.payloads: list[bytes] = []
@@ -47,7 +47,7 @@ class Sink:
             self.pause()
 
     def _unwrapped(self, payload: bytes) -> bytes:
-        if self.wrap is plain:
+        if self.encoder is plain:
             return payload
         size, _, frames = payload.partition(b":")
         assert len(frames) == int(size)

@@ -68,8 +68,8 @@ class History:
 class Client(Sink):
     """A stream with the records that it must still receive. Errors are collected: raising here would end the stream."""
 
-    def __init__(self, history: History, topics, on_gap, select, room, wrap, after=0) -> None:
-        super().__init__(room, wrap)
+    def __init__(self, history: History, topics, on_gap, select, room, encoder, after=0) -> None:
+        super().__init__(room, encoder)
         self.history = history
         self.topics = dict.fromkeys(topics, after)  # and the offset after which each counts
         self.on_gap, self.select = on_gap, select
@@ -199,17 +199,17 @@ class Delivery(RuleBasedStateMachine):
         on_gap=st.sampled_from(["signal", "conflate", "close"]),
         selects=st.sampled_from([False, False, True]),
         room=st.sampled_from([float("inf"), float("inf"), 80, 300, 20_000]),
-        wrap=st.sampled_from([sized, sized, plain]),
+        encoder=st.sampled_from([sized, sized, plain]),
         turns=turns,
     )
-    def subscribe(self, topics, on_gap, selects, room, wrap, turns):
+    def subscribe(self, topics, on_gap, selects, room, encoder, turns):
         select = even if selects else None
-        self.actions.append(partial(self._subscribe, topics, on_gap, select, room, wrap, None))
+        self.actions.append(partial(self._subscribe, topics, on_gap, select, room, encoder, None))
         self._then(turns)
 
-    async def _subscribe(self, topics, on_gap, select, room, wrap, after):
+    async def _subscribe(self, topics, on_gap, select, room, encoder, after):
         offset = self.history.end if after is None else int(after.rpartition("-")[2])
-        client = Client(self.history, topics, on_gap, select, room, wrap, offset)
+        client = Client(self.history, topics, on_gap, select, room, encoder, offset)
         subscribe(self.hub, *topics, sink=client, after=after, select=select, on_gap=on_gap, prime=True)
         client.subscription.start()
         self.clients.append(client)
@@ -284,7 +284,7 @@ class Delivery(RuleBasedStateMachine):
         self._then(turns)
 
     async def _reconnect(self, client):
-        options = client.on_gap, client.select, client.room, client.wrap, client.last_event_id
+        options = client.on_gap, client.select, client.room, client.encoder, client.last_event_id
         await self._subscribe(list(client.topics), *options)
 
     def _then(self, turns):
@@ -321,7 +321,7 @@ class Delivery(RuleBasedStateMachine):
         assert statistics.records == len(kept)
         assert statistics.bytes == sum(record.size for record in kept)
         assert statistics.topics == len({record.topic for record in kept})
-        assert statistics.groups == len({(frozenset(c.topics), c.select, c.wrap) for c in self.clients})
+        assert statistics.groups == len({(frozenset(c.topics), c.select, c.encoder) for c in self.clients})
         for topic in TOPICS:
             assert self.hub.subscribers(topic) == sum(any(matches(p, topic) for p in c.topics) for c in self.clients)
 
@@ -368,7 +368,7 @@ async def test_a_group_that_cannot_be_flushed_ends_and_the_others_are_flushed() 
         raise RuntimeError("cannot encode")
 
     hub = Hub()
-    bad, good = await live(hub, "a", sink=Sink(wrap=broken)), await live(hub, "a")
+    bad, good = await live(hub, "a", sink=Sink(encoder=broken)), await live(hub, "a")
     await hub.publish("a", "x")
     await run_other_tasks(3)
     assert good.texts == ["x"]

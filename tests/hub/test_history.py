@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from aiohttp_interceptors.hub import history as history_module
-from aiohttp_interceptors.hub.history import MAX_RECORDS_SCANNED, History, conflate, take_bytes
+from aiohttp_interceptors.hub.history import MAX_RECORDS_SCANNED, History, conflate, limit_bytes
 from aiohttp_interceptors.hub.record import GapReason
 from aiohttp_interceptors.hub.topic_history import RetentionPolicy
 from aiohttp_interceptors.sse import Decoder, Event
@@ -181,8 +181,8 @@ class HistoryAgainstAList(RuleBasedStateMachine):
         assert result.frames == b"".join(record.frame for record in result.records)
         self.check_missing(result.missing_through, missing, offset, topics)
         lost = [record for record in missing if record.offset not in self.superseded]
-        self.check_missing(result.lost_through, lost, offset, topics)
-        assert result.lost_through <= result.missing_through
+        self.check_missing(result.unsuperseded_through, lost, offset, topics)
+        assert result.unsuperseded_through <= result.missing_through
 
     @rule(topics=pattern_lists, back=st.integers(0, 30), max_bytes=st.integers(1, 200))
     def read_in_batches(self, topics, back, max_bytes):
@@ -200,7 +200,7 @@ class HistoryAgainstAList(RuleBasedStateMachine):
         self.patch.setattr(history_module, "WIDENING", widening)
         offset = self.history.replay_start(topics, count)
         result = self.history.read(offset, topics)
-        assert result.missing_through == result.lost_through == 0
+        assert result.missing_through == result.unsuperseded_through == 0
         evicted = [record for record in self.everything if record not in self.kept]
         last_gap = max(offsets_of(self.matching(evicted, 0, topics, {})), default=0)
         possible = self.matching(self.kept, last_gap, topics, {})
@@ -287,22 +287,22 @@ class TestReading:
         for key in "k", "l", "k", "k":
             history.append("a", Event("x"), key, 0.0)
         result = history.read(0, ["a"])
-        assert (offsets_of(result.records), result.missing_through, result.lost_through) == ([3, 4], 2, 2)
-        assert (history.read(2, ["a"]).missing_through, history.read(2, ["a"]).lost_through) == (0, 0)
+        assert (offsets_of(result.records), result.missing_through, result.unsuperseded_through) == ([3, 4], 2, 2)
+        assert (history.read(2, ["a"]).missing_through, history.read(2, ["a"]).unsuperseded_through) == (0, 0)
         history.append("a", Event("x"), None, 0.0)
-        assert (history.read(2, ["a"]).missing_through, history.read(2, ["a"]).lost_through) == (3, 0)
+        assert (history.read(2, ["a"]).missing_through, history.read(2, ["a"]).unsuperseded_through) == (3, 0)
 
     def test_a_key_is_scoped_to_its_topic(self):
         history = History(RetentionPolicy(1, None, None))
         for topic in "a", "b", "a":
             history.append(topic, Event("x"), "k", 0.0)
         history.append("a", Event("x"), "l", 0.0)
-        assert history.read(0, ["a"]).lost_through == 3
-        assert history.read(0, ["b"]).lost_through == 0
+        assert history.read(0, ["a"]).unsuperseded_through == 3
+        assert history.read(0, ["b"]).unsuperseded_through == 0
 
     def test_a_read_of_no_topics_is_empty_and_has_no_gap(self):
         result = filled("a").read(0, [])
-        assert (result.records, result.missing_through, result.lost_through) == ([], 0, 0)
+        assert (result.records, result.missing_through, result.unsuperseded_through) == ([], 0, 0)
 
     def test_a_record_that_several_patterns_match_is_returned_once(self):
         assert offsets_of(filled("a.b", "a.c").read(0, ["a.b", "a.*", ">"]).records) == [1, 2]
@@ -324,7 +324,7 @@ class TestReading:
         records = filled("a", "a", "a").read(0, ["a"]).records
         size = len(records[0].frame)
         limits = [None, 0, 1, size, size + 1, 2 * size, 10**9]
-        counts = [(len(some), more) for some, more in (take_bytes(records, limit) for limit in limits)]
+        counts = [(len(some), more) for some, more in (limit_bytes(records, limit) for limit in limits)]
         assert counts == [(3, False), (1, True), (1, True), (1, True), (2, True), (2, True), (3, False)]
 
     @pytest.mark.parametrize("topics", [["a"], ["a", "b"], ["*"]])
@@ -471,7 +471,7 @@ class TestEmptyTopics:
         for topic in "first", "second":
             history.append(topic, Event("x" * 200), None, 0.0)
         assert "first" not in history
-        assert history.read(3, ["first"]).missing_through == history.read(3, ["first"]).lost_through == 4
+        assert history.read(3, ["first"]).missing_through == history.read(3, ["first"]).unsuperseded_through == 4
         assert history.read(4, ["first"]).missing_through == 0
         assert history.read(0, ["quiet"]).missing_through == 0
         assert history.read(3, ["quiet", "second"]).missing_through == 5
@@ -490,7 +490,7 @@ class TestEmptyTopics:
         history.append("late", Event("x" * 200), None, 1.0)
         history.expire(60.0)
         assert history.records == 0
-        assert history.read(1, topics).missing_through == history.read(1, topics).lost_through == 2
+        assert history.read(1, topics).missing_through == history.read(1, topics).unsuperseded_through == 2
         assert history.read(2, topics).missing_through == 0
 
     def test_short_lived_topics_leave_no_memory(self, monkeypatch):

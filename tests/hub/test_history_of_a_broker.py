@@ -182,13 +182,13 @@ class HistoryOfABrokerAgainstAList(RuleBasedStateMachine):
         missing = self.expected_missing(offset, topics, since)
         assert result.records == self.expected_records(offset, topics, since)
         self.check_missing(result.missing_through, missing, offset, topics)
-        self.check_missing(result.lost_through, missing - self.superseded, offset, topics)
-        assert result.lost_through <= result.missing_through
+        self.check_missing(result.unsuperseded_through, missing - self.superseded, offset, topics)
+        assert result.unsuperseded_through <= result.missing_through
 
     @rule(topics=pattern_lists, count=st.integers(0, 6))
     def replay(self, topics, count):
         result = self.history.read(self.history.replay_start(topics, count), topics)
-        assert result.missing_through == result.lost_through == 0
+        assert result.missing_through == result.unsuperseded_through == 0
         last_gap = max(self.expected_missing(0, topics, {}), default=0)
         possible = self.expected_records(last_gap, topics, {})
         newest = possible[len(possible) - min(count, len(possible)) :]
@@ -288,7 +288,7 @@ class TestTrim:
         history = history_of(1, key="k")
         history.trim(2)
         history.add(replicated(history, 3, key="k"))
-        assert history.read(1, ["a"]).lost_through == 2
+        assert history.read(1, ["a"]).unsuperseded_through == 2
 
 
 class TestTruncate:
@@ -335,9 +335,9 @@ class TestTruncate:
 
     def test_a_record_that_a_removed_one_superseded_is_lost(self):
         history = history_of(1, 2, retention=RetentionPolicy(1, None, None), key="k")
-        assert (history.read(0, ["a"]).missing_through, history.read(0, ["a"]).lost_through) == (1, 0)
+        assert (history.read(0, ["a"]).missing_through, history.read(0, ["a"]).unsuperseded_through) == (1, 0)
         history.truncate("f", 1)
-        assert (history.read(0, ["a"]).missing_through, history.read(0, ["a"]).lost_through) == (1, 1)
+        assert (history.read(0, ["a"]).missing_through, history.read(0, ["a"]).unsuperseded_through) == (1, 1)
 
     def test_the_kept_records_still_expire_and_are_still_evicted(self):
         history = History(RetentionPolicy(2, None, 60.0))

@@ -15,8 +15,10 @@ from aiohttp_interceptors.hub.message import (
 )
 from aiohttp_interceptors.sse import Event, encode
 
+X = Event("x")
 
-def make_message(event="x", key=None, *, ephemeral=False, idempotency_key=None, max_size=None):
+
+def make_message(event=X, key=None, *, ephemeral=False, idempotency_key=None, max_size=None):
     return Message("orders", event, key, ephemeral, idempotency_key, max_size)
 
 
@@ -27,23 +29,15 @@ def test_a_message_has_the_arguments_as_attributes():
     assert (message.topic, message.key, message.ephemeral, message.idempotency_key) == ("orders", "k", True, "order 7")
 
 
-def test_a_str_becomes_the_data_of_an_event():
-    assert make_message("two\nlines").event == Event("two\nlines")
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"event": 7}, TypeError, r"publish takes an Event or a str, not 7; Event\.json\(value\) makes an event"),
-        ({"event": None}, TypeError, "publish takes an Event or a str, not None"),
-        ({"event": b"x"}, TypeError, "publish takes an Event or a str, not b'x'"),
         (
             {"event": Event("x", id="7")},
             ValueError,
             r"assigns the ids of events, and Event\(.*id='7'\) already has one",
         ),
         ({"event": Event("x", id="")}, ValueError, "the Hub assigns the ids of events"),
-        ({"event": "\ud800"}, ValueError, "UTF-8"),
         ({"key": 7}, TypeError, "an event's key is a str or None, not 7"),
         ({"key": 0}, TypeError, "an event's key is a str or None, not 0"),
         ({"key": b"k"}, TypeError, "an event's key is a str or None, not b'k'"),
@@ -76,16 +70,16 @@ def test_an_idempotency_key_is_a_short_printable_text(key):
     assert make_message(idempotency_key=key).idempotency_key == key
 
 
-@pytest.mark.parametrize("event", ["x" * 90, "é" * 45, Event("x" * 70, name="n" * 12, comment="c")])
+@pytest.mark.parametrize("event", [Event("x" * 90), Event("é" * 45), Event("x" * 70, name="n" * 12, comment="c")])
 def test_an_event_may_have_the_maximum_size_and_not_one_byte_more(event):
-    size = len(encode(event if isinstance(event, Event) else Event(event)))
+    size = len(encode(event))
     assert make_message(event, max_size=size)
     with pytest.raises(EventTooLarge, match=rf"an event of more than {size - 1} bytes was published under 'orders'"):
         make_message(event, max_size=size - 1)
 
 
 def test_without_a_maximum_any_size_is_accepted():
-    assert make_message("x" * 3_000_000, max_size=None)
+    assert make_message(Event("x" * 3_000_000), max_size=None)
 
 
 @given(
@@ -96,7 +90,7 @@ def test_without_a_maximum_any_size_is_accepted():
 )
 def test_every_accepted_message_can_be_encoded(text, key, ephemeral, idempotency_key):
     try:
-        message = make_message(text, key, ephemeral=ephemeral, idempotency_key=idempotency_key)
+        message = make_message(Event(text), key, ephemeral=ephemeral, idempotency_key=idempotency_key)
     except ValueError:
         return
     assert decode_payload(message.payload()) == (encode(Event(text)), key, ephemeral)

@@ -74,7 +74,7 @@ class TestFlush:
     async def test_all_streams_of_a_group_get_the_same_bytes_object(self):
         hub = Hub()
         topics = ["a", "b"], ["b", "a"], ["a", "b", "a"]
-        streams = [await live(hub, *names, sink=Sink(wrap=plain)) for names in topics]
+        streams = [await live(hub, *names, sink=Sink(encoder=plain)) for names in topics]
         sized = [await live(hub, *names) for names in topics]
         assert hub.statistics().groups == 2
         for burst in (1, 1, 40):
@@ -87,7 +87,7 @@ class TestFlush:
 
     async def test_a_single_event_is_not_copied_for_sinks_that_do_not_encode(self):
         hub = Hub()
-        streams = [await live(hub, *topics, sink=Sink(wrap=plain)) for topics in (["a"], [">"])]
+        streams = [await live(hub, *topics, sink=Sink(encoder=plain)) for topics in (["a"], [">"])]
         await hub.publish("a", "text")
         await run_other_tasks(1)
         assert streams[0].payloads[0] is streams[1].payloads[0]

@@ -167,7 +167,7 @@ class TestStart:
         last = (await publish(hub, ["1"]))[0]
         await publish(hub, ["2"])
         stream = subscribe(hub, "a", after=last)
-        stream.write(stream.wrap(stream.subscription.start_and_read()), 0)
+        stream.write(stream.encoder(stream.subscription.start_and_read()), 0)
         assert stream.subscription.start_and_read() == b""
         await publish(hub, ["3"])
         await run_other_tasks(2)

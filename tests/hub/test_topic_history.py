@@ -100,7 +100,7 @@ class TopicHistoryAgainstAList(RuleBasedStateMachine):
         assert self.history.last_offset == self.end
         lost = [offset for offset, superseded in self.evicted if not superseded]
         assert self.history.evicted_through == max([offset for offset, _ in self.evicted], default=self.start)
-        assert self.history.lost_through == max(lost, default=self.start)
+        assert self.history.unsuperseded_through == max(lost, default=self.start)
 
 
 def test_a_topic_history_has_what_a_list_has():

@@ -56,9 +56,9 @@ class TopicIndexAgainstAList(RuleBasedStateMachine):
         if histories:
             history = data.draw(st.sampled_from(histories))
             history.evict()
-            self.index.note_eviction(history)
+            self.index.index_eviction(history)
             before = self.missing_through.get(history.topic, (0, 0))
-            self.missing_through[history.topic] = max(before, (history.evicted_through, history.lost_through))
+            self.missing_through[history.topic] = max(before, (history.evicted_through, history.unsuperseded_through))
 
     @rule(wildcard=patterns().filter(is_wildcard))
     def find_evictions(self, wildcard):
@@ -134,7 +134,7 @@ def test_evictions_are_found_without_visiting_the_topics(operations, wildcard):
         index, histories = index_of([f"a.{number}" for number in range(quiet)])
         for history in histories.values():
             history.evict()
-            index.note_eviction(history)
+            index.index_eviction(history)
         assert index.missing_through("a.*") == index.missing_through(">") == (quiet, quiet)
         return operations(index.missing_through, wildcard)
 

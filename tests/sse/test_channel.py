@@ -664,8 +664,12 @@ async def test_a_buffer_factory_is_called_for_each_channel():
         (None, TypeError, "buffer is a number of events .* not None"),
         ("10", TypeError, "buffer is a number of events .* not '10'"),
         (asyncio.Queue(3), TypeError, "buffer is a number of events or a factory of asyncio.Queue, not <Queue"),
-        (lambda: 10, TypeError, r"buffer is a number of events or a factory of asyncio.Queue; <function .* made 10"),
-        (list, TypeError, r"<class 'list'> made \[\]"),
+        (
+            lambda: 10,
+            TypeError,
+            r"buffer is a number of events or a factory of asyncio.Queue; <function .* returned 10",
+        ),
+        (list, TypeError, r"<class 'list'> returned \[\]"),
     ],
 )
 def test_an_invalid_buffer_is_rejected(buffer, error, says):

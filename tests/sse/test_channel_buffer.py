@@ -384,5 +384,5 @@ def test_a_buffer_without_capacity_is_rejected():
 
 def test_the_factory_is_called_for_each_channel():
     assert EventChannel(asyncio.Queue).buffer is not EventChannel(asyncio.Queue).buffer
-    with pytest.raises(TypeError, match="made \\[\\]"):
+    with pytest.raises(TypeError, match="returned \\[\\]"):
         EventChannel(list)

@@ -43,7 +43,7 @@ class NullSink:
     """A sink that discards what is written to it."""
 
     paused = False
-    wrap = staticmethod(lambda frames: frames)
+    encoder = staticmethod(lambda frames: frames)
 
     def write(self, payload: bytes, now: float) -> None:
         pass

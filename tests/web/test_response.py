@@ -10,6 +10,7 @@ from aiohttp_sse import EventSourceResponse, sse_response
 
 from aiohttp_interceptors import EventStreamResponse, before, interceptor_middleware
 from aiohttp_interceptors.testing import open_stream
+from tests.waiting import until
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
 
@@ -197,3 +198,22 @@ async def test_data_none_raises_type_error_as_in_aiohttp_sse(serve, caplog):
 
     assert b"data" not in await (await serve(application(handler))).exchange(GET)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_send_in_another_task_ends_when_the_handler_returns(serve):
+    """It waited for a client that reads slowly, and would wait for ever after the body has ended."""
+    sending = []
+
+    async def handler(stream, request):
+        async def flood():
+            while True:
+                await stream.send("x" * 1_000_000)
+
+        sending.append(asyncio.create_task(flood()))
+        await until(lambda: stream.connection.paused)
+
+    server = await serve(application(handler, send_timeout=None))
+    raw = await server.connect(GET)
+    await until(lambda: sending and sending[0].done())
+    assert isinstance(sending[0].exception(), ConnectionResetError)
+    raw.reset()

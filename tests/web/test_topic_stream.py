@@ -337,3 +337,28 @@ async def test_a_client_that_is_catching_up_gets_exactly_the_records_published_b
     assert listener.complete
     assert contexts[0].stream.statistics().events == len(ids)
     await listener.close()
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with others in its group"])
+async def test_a_stream_that_select_closes_amid_a_flush_gets_what_was_published_before(serve, others):
+    hub, opened = Hub(), []
+
+    def select(context: RequestContext, record) -> bool:
+        if record.event.data == "done":
+            for subscriber, of in opened:
+                if of is context:
+                    subscriber.close()
+        return True
+
+    def ready(subscriber: Subscriber, context: RequestContext) -> None:
+        opened.append((subscriber, context))
+
+    server = await serve(application(hub, "a", select=select, stream_ready=ready))
+    listeners = [await listen(server) for _ in range(2 if others else 1)]
+    await until(lambda: hub.statistics().subscribers == len(listeners) and not hub.statistics().catching_up)
+    for data in ("one", "two", "done", "too late"):  # all in one flush
+        hub.publish_threadsafe("a", data)
+    for listener in listeners:
+        assert [event.data for event in await listener.rest() if event.data] == ["one", "two", "done", "too late"]
+        assert listener.complete
+        await listener.close()

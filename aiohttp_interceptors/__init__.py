@@ -8,9 +8,10 @@ The public names, by use:
 interceptors for an application, ``intercept`` for a handler, and ``as_handler`` for a route. All of them receive a
 ``RequestContext``, in which a ``ContextKey`` identifies a typed value.
 
-**Hub.** A ``Hub`` keeps each published event as a ``Record`` of its topic, and ``start_topic_stream`` sends the records
-of some topics to a client. A client that resumes receives what it missed, a ``Snapshot``, or a ``Gap`` with its
-``GapReason``. A ``Subscriber`` changes the topics of an open stream.
+**Hub.** A ``Hub`` keeps each published event as a ``Record`` of its topic, and ``topic_stream`` is a handler that sends
+the records of some topics to a client; ``start_topic_stream`` is the interceptor in it. A client that resumes receives
+what it missed, a ``Snapshot``, or a ``Gap`` with its ``GapReason``. A ``Subscriber`` changes the topics of an open
+stream.
 
 **Operating.** ``Drain`` says how the open streams end when the server stops. ``STREAMS`` is the key of an application's
 ``Streams``, which contains each open ``Stream`` with its ``StreamStatistics``; ``HubStatistics`` are those of a Hub.
@@ -20,11 +21,12 @@ interceptor that responds to unhandled exceptions, and ``StopReconnecting`` make
 exceptions are ``ChannelFull``, ``EventTooLarge``, ``NoResponse``, ``QueueClosed``, ``ResponseCommitted``, and
 ``BrokerError`` with its subclasses ``BrokerDown``, ``BrokerRefused`` and ``OutcomeUnknown``.
 
-**Advanced.** ``execute`` runs interceptors with a ``Context`` without a request; a ``Failure`` is an exception of a
-stage, and where it was raised. ``encode`` and ``Decoder`` convert events to bytes and back. ``SlidingQueue``,
-``DroppingQueue`` and ``ConflatingQueue`` drop events instead of waiting for a slow client; they are ``LossyQueue``
-classes, and report drops with ``dropped_comment`` or ``dropped_event``. ``EventStreamResponse`` replaces the response
-class of aiohttp-sse.
+**Advanced.** ``default_encoder`` makes events of values, and ``wants_event_stream`` says whether a client asks for a
+stream or for JSON. ``openapi`` describes a stream as an ``OpenAPIFragment``. ``execute`` runs interceptors with a
+``Context`` without a request; a ``Failure`` is an exception of a stage, and where it was raised. ``encode`` and
+``Decoder`` convert events to bytes and back. ``SlidingQueue``, ``DroppingQueue`` and ``ConflatingQueue`` drop events
+instead of waiting for a slow client; they are ``LossyQueue`` classes, and report drops with ``dropped_comment`` or
+``dropped_event``. ``EventStreamResponse`` replaces the response class of aiohttp-sse.
 
 Modules: ``aiohttp_interceptors.brokers`` has the brokers ``sqlite``, ``redis``, ``postgres`` and ``nats``,
 ``aiohttp_interceptors.hub.broker`` the protocol for other brokers, and ``aiohttp_interceptors.testing`` helpers for
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from .decorators import around as around
     from .decorators import before as before
     from .decorators import on_error as on_error
+    from .encoder import default_encoder as default_encoder
     from .exceptions import BrokerDown as BrokerDown
     from .exceptions import BrokerError as BrokerError
     from .exceptions import BrokerRefused as BrokerRefused
@@ -78,6 +81,8 @@ if TYPE_CHECKING:
     from .queues import SlidingQueue as SlidingQueue
     from .queues import dropped_comment as dropped_comment
     from .queues import dropped_event as dropped_event
+    from .schema import OpenAPIFragment as OpenAPIFragment
+    from .schema import openapi as openapi
     from .sse import Decoder as Decoder
     from .sse import Event as Event
     from .sse import encode as encode
@@ -93,11 +98,13 @@ if TYPE_CHECKING:
     from .web.middleware import interceptor_middleware as interceptor_middleware
     from .web.middleware import uncaught_exception as uncaught_exception
     from .web.request import StopReconnecting as StopReconnecting
+    from .web.request import wants_event_stream as wants_event_stream
     from .web.response import EventStreamResponse as EventStreamResponse
     from .web.stream import Stream as Stream
     from .web.stream import StreamStatistics as StreamStatistics
     from .web.topic_stream import Snapshot as Snapshot
     from .web.topic_stream import start_topic_stream as start_topic_stream
+    from .web.topic_stream import topic_stream as topic_stream
 
 __version__ = "0.1.0"
 
@@ -107,6 +114,7 @@ _NAMES_BY_MODULE = {
     "channel": "CloseReason EventChannel",
     "debug": "debug_observer",
     "decorators": "after around before on_error",
+    "encoder": "default_encoder",
     "exceptions": "BrokerDown BrokerError BrokerRefused ChannelFull EventTooLarge NoResponse OutcomeUnknown "
     "QueueClosed ResponseCommitted",
     "facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
@@ -114,15 +122,16 @@ _NAMES_BY_MODULE = {
     "hub.record": "Gap GapReason Record",
     "interceptor": "Interceptor",
     "queues": "ConflatingQueue DroppingQueue LossyQueue SlidingQueue dropped_comment dropped_event",
+    "schema": "OpenAPIFragment openapi",
     "sse": "Decoder Event encode",
     "web.app": "Drain STREAMS Streams setup",
     "web.context": "RequestContext",
     "web.event_stream": "event_stream start_event_stream",
     "web.middleware": "as_handler intercept interceptor_middleware uncaught_exception",
-    "web.request": "StopReconnecting",
+    "web.request": "StopReconnecting wants_event_stream",
     "web.response": "EventStreamResponse",
     "web.stream": "Stream StreamStatistics",
-    "web.topic_stream": "Snapshot start_topic_stream",
+    "web.topic_stream": "Snapshot start_topic_stream topic_stream",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605  # a type checker reads the imports above

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "aiohttp_interceptors"
 ORDER = (
     *("exceptions", "facts", "_logging", "_checks", "_tasks", "_threads"),
     *("interceptor", "chain", "decorators", "debug"),
-    *("sse", "queues", "channel", "hub", "brokers", "web", "testing"),
+    *("sse", "encoder", "schema", "queues", "channel", "hub", "brokers", "web", "testing"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -22,7 +22,7 @@ from ..facts import StreamFact, StreamObserver, StreamRefused
 from ..hub.hub import Hub
 from ..sse import Event
 from .context import before_commit
-from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot
+from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
 from .request import server_stopping
 
 __all__ = ["CANCEL_FRACTION", "STREAMS", "Drain", "Drainable", "Streams", "setup"]
@@ -148,12 +148,29 @@ class Streams:
         Raises:
             web.HTTPException: The server is stopping or a limit is reached.
         """
+        return self._admit(request, execution_id, acquire_slot)
+
+    def check_admission(self, request: web.Request, execution_id: int | str) -> None:
+        """Refuse a request that ``admit`` would refuse, before the application does any work for it.
+
+        Args:
+            request: The request for a stream.
+            execution_id: Identifies the request in facts.
+
+        Raises:
+            web.HTTPException: The server is stopping or a limit is reached.
+        """
+        self._admit(request, execution_id, check_slot)
+
+    def _admit(
+        self, request: web.Request, execution_id: int | str, acquire: Callable[[Sequence[Limits], web.Request], T]
+    ) -> T:
         limit = ""
         try:
             for streams in [self, *_registries(request.match_info.apps)]:
                 if streams.closing:  # an application stops before its sub-applications do
                     raise server_stopping(streams._drain.spread)
-            return acquire_slot(_limits_of(request.match_info.apps), request)
+            return acquire(_limits_of(request.match_info.apps), request)
         except LimitReached as reached:
             refusal = reached.response
             limit = reached.limit + _location_of(reached.limits, request.match_info.apps)

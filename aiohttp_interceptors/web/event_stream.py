@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import Unpack, overload
+import functools
+from collections.abc import Callable
+from typing import Any, Unpack, cast, overload
 
-from .._checks import check_call
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractView
+
+from .._checks import check_seconds, unwrap_partial
+from ..chain import EMPTY_CHAIN, compile_chain
 from ..channel import CloseReason, EventChannel, EventQueue
+from ..encoder import Encoder, check_encoder, default_encoder, to_json
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped
 from ..interceptor import Interceptor
-from ..sse import Event
 from .app import Streams
 from .context import RequestContext
-from .lifecycle import StreamLifecycle, make_interceptor
-from .middleware import Handler, as_handler
-from .producer import Producer, StreamReady
+from .generators import collect, is_generator_function, ready_from_generator
+from .lifecycle import Prepare, StreamFactory, StreamLifecycle, make_interceptor, run_stream
+from .middleware import Handler, run_chain
+from .producer import EarlyProducer, Producer, StreamReady, function_name
+from .request import wants_event_stream
 from .response import ChannelResponse
 from .settings import DEFAULT_MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions, check_function
+from .signature import bind_function, check_function_or_method
 from .stream import StreamStatistics
 from .timers import FlushQueue, flush_queue
 from .transport import BATCH_SIZE, Connection
@@ -106,32 +112,53 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
     )
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"
-
-    def make(
-        context: RequestContext, response: ChannelResponse, connection: Connection, streams: Streams, _: object
-    ) -> StreamLifecycle:
-        return ChannelStream(context, response, connection, streams, settings, stream_ready)
-
-    return make_interceptor(name, settings, make)
+    return make_interceptor(name, settings, _factory(settings, stream_ready))
 
 
 @overload
 def event_stream(function: Callable[..., object], /) -> Handler: ...
 @overload
-def event_stream(**options: Unpack[StreamOptions]) -> Callable[[Callable[..., object]], Handler]: ...
 def event_stream(
-    function: Callable[..., object] | None = None, /, **options: Unpack[StreamOptions]
+    *,
+    encoder: Encoder = ...,
+    open_after: float = ...,
+    as_json: Callable[[list[Any]], object] | None = ...,
+    **options: Unpack[StreamOptions],
+) -> Callable[[Callable[..., object]], Handler]: ...
+def event_stream(
+    function: Callable[..., object] | None = None,
+    /,
+    *,
+    encoder: Encoder = default_encoder,
+    open_after: float = 0.25,
+    as_json: Callable[[list[Any]], object] | None = None,
+    **options: Unpack[StreamOptions],
 ) -> Handler | Callable[[Callable[..., object]], Handler]:
     """Decorate a function that produces events, and make it the handler of a route.
 
     ``@event_stream`` and ``@event_stream(heartbeat=5)`` both work. The function is one of:
 
-    * a ``stream_ready(channel, context)``, as for ``start_event_stream``;
-    * an async generator function of the context that yields events or strings. The stream ends when the generator
-      ends. When the client disconnects, the generator is cancelled at once.
+    * an async generator function of the context or the request, which yields events. When the client disconnects, the
+      generator is cancelled at once;
+    * a plain generator function of the same, which runs in a thread of its own. When the client disconnects, it is
+      closed at its next ``yield``;
+    * a ``stream_ready(channel, context)``, as for ``start_event_stream``.
+
+    A parameter that is annotated as ``web.Request``, or named ``request``, gets the request, any other the context. The
+    function may also be a method of a class or of a ``web.View``.
+
+    The response headers are sent when a generator yields its first event, ends, or has not done so for ``open_after``
+    seconds. Until then it may raise an ``HTTPException``, or stage headers; another exception is like one of a plain
+    handler. The stream ends when the generator ends. For a ``stream_ready`` the headers are sent first.
 
     Args:
         function: The function to decorate.
+        encoder: A plain function that makes an event, or its data, of what a generator yields, unless it is an
+            ``Event``. The default is ``default_encoder``. What the encoder raises is raised at the ``yield``.
+        open_after: Seconds to wait for the first event before the headers are sent without one.
+        as_json: A plain function that makes the JSON answer from the list of what a generator yields, or returns a
+            response. It answers a client that does not ask for a stream, see ``wants_event_stream``. By default every
+            client gets a stream.
         **options: Options of ``start_event_stream``. A generator takes no ``grace``.
 
     Returns:
@@ -139,37 +166,111 @@ def event_stream(
 
     Raises:
         TypeError: As for ``start_event_stream``, or a generator has a ``grace``.
-        ValueError: As for ``start_event_stream``.
+        ValueError: As for ``start_event_stream``, or ``open_after`` is negative.
     """
+    check_encoder(encoder)
+    check_seconds("open_after", open_after, "", minimum=0)
+    if as_json is not None:
+        check_function("as_json", as_json, "values")
     if function is None:
-        return lambda decorated: _make_handler(decorated, options)
-    return _make_handler(function, options)
+        return lambda decorated: _make_handler(decorated, encoder, open_after, as_json, options)
+    return _make_handler(function, encoder, open_after, as_json, options)
 
 
-def _make_handler(function: Callable[..., object], options: StreamOptions) -> Handler:
-    options = {"name": getattr(function, "__name__", None), **options}
-    if not inspect.isasyncgenfunction(function):
-        return as_handler(start_event_stream(function, **options))
-    if options.setdefault("grace", 0.0):
-        raise TypeError(
-            f"grace is for a function that calls put; {function!r} is a generator, and is cancelled at once"
-        )
-    return as_handler(start_event_stream(_from_generator(function), **options))
+def _make_handler(
+    function: Callable[..., object],
+    encoder: Encoder,
+    open_after: float,
+    as_json: Callable[[list[Any]], object] | None,
+    options: StreamOptions,
+) -> Handler:
+    """Return the handler that opens a stream whose events the function produces."""
+    generates = is_generator_function(unwrap_partial(function))
+    chosen: dict[str, Any] = {**options}
+    name = chosen.pop("name", None)
+    if name is None:
+        name = getattr(function, "__name__", None) or function_name(function)
+    if generates:
+        chosen.setdefault("grace", 0.0)
+    _check_decorated(function, name, generates=generates, has_grace=bool(chosen.get("grace")), as_json=as_json)
+    settings = ChannelSettings(**chosen)
+
+    def opening(bound: tuple[object, ...] = (), *, is_view: bool = False) -> tuple[StreamFactory, Prepare | None]:
+        """Return the functions that prepare and make the stream of a function, or of a bound method."""
+        if not generates:
+            return _factory(settings, bind_function(function, 2, bound, is_view=is_view)), None
+        ready = ready_from_generator(function, bind_function(function, 1, bound, is_view=is_view), encoder)
+        return _factory(settings, ready), _early_start(settings, ready, open_after)
+
+    make_stream, prepare = opening()
+    unbound = compile_chain((make_interceptor(name, settings, make_stream, prepare),))
+
+    async def handler(*args: Any) -> web.StreamResponse:
+        *bound, last = args
+        is_view = isinstance(last, AbstractView)
+        if not (bound or is_view or as_json):
+            return await run_chain(unbound, last, None)
+        bound_arguments = args if is_view else tuple(bound)
+        make_bound, prepare_bound = opening(bound_arguments, is_view=is_view)
+
+        async def call(request: web.Request) -> web.StreamResponse:
+            context = cast("RequestContext", RequestContext.of(request))
+            if as_json is not None and not await wants_event_stream(request):
+                values = await collect(bind_function(function, 1, bound_arguments, is_view=is_view), context)
+                return _json_response(as_json(values))
+            await run_stream(context, settings, make_bound, prepare_bound)
+            return cast("web.StreamResponse", context.response)
+
+        call.__name__ = name
+        return await run_chain(EMPTY_CHAIN, last.request if is_view else last, call)
+
+    functools.update_wrapper(handler, unwrap_partial(function))  # type: ignore[arg-type]
+    handler.__name__ = name
+    return handler
 
 
-def _from_generator(generate: Callable[[RequestContext], AsyncGenerator[Event | str, None]]) -> StreamReady:
-    """Make a ``stream_ready`` function from an async generator function."""
-    check_call("a generator of events", generate.__name__, generate, "context")
+def _check_decorated(
+    function: Callable[..., object], name: str, *, generates: bool, has_grace: bool, as_json: object
+) -> None:
+    """Raise ``TypeError`` if a function does not take the arguments that it will get, or an option is not for it."""
+    if not generates:
+        if as_json is not None:
+            raise TypeError(f"as_json is for a generator, whose values it collects, and {function!r} is none")
+        check_function_or_method("stream_ready", "stream_ready", function, "channel", "context")
+        return
+    check_function_or_method("a generator of events", name, function, "context")
+    if has_grace:
+        raise TypeError(f"grace is for a function that calls put; {function!r} is a generator, and is ended at once")
 
-    async def ready(channel: EventChannel, context: RequestContext) -> None:
-        async with aclosing(generate(context)) as events:
-            async for event in events:
-                if not await channel.put(event):
-                    return
-        channel.close()
 
-    ready.__name__, ready.__qualname__ = generate.__name__, generate.__qualname__
-    return ready
+def _json_response(answer: object) -> web.StreamResponse:
+    if isinstance(answer, web.StreamResponse):
+        return answer
+    return web.json_response(text=to_json(answer), headers={"Vary": "Accept"})
+
+
+def _factory(settings: ChannelSettings, stream_ready: StreamReady) -> StreamFactory:
+    def make(
+        context: RequestContext, response: ChannelResponse, connection: Connection, streams: Streams, early: object
+    ) -> StreamLifecycle:
+        started = early if isinstance(early, EarlyProducer) else None
+        return ChannelStream(context, response, connection, streams, settings, stream_ready, started)
+
+    return make
+
+
+def _early_start(settings: ChannelSettings, stream_ready: StreamReady, open_after: float) -> Prepare:
+    """Return the function that starts a producer before the headers are sent."""
+
+    async def prepare(context: RequestContext) -> EarlyProducer:
+        request = context.request
+        if request.method != hdrs.METH_HEAD:
+            Streams.of(request).check_admission(request, context.execution_id)
+        early = EarlyProducer(context, settings, stream_ready)
+        await early.wait(open_after)
+        return early
+
+    return prepare
 
 
 class ChannelStream(StreamLifecycle):
@@ -193,13 +294,19 @@ class ChannelStream(StreamLifecycle):
         streams: Streams,
         settings: ChannelSettings,
         stream_ready: StreamReady,
+        early: EarlyProducer | None = None,
     ) -> None:
         super().__init__(context, response, connection, streams, settings)
-        self.channel: EventChannel = EventChannel(
-            settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
-        )
-        self._stream_ready = stream_ready
-        self._producer: Producer = Producer(self, context)  # type: ignore[mutable-override]  # assigned once
+        self._stream_ready: StreamReady | None = None  # to be called; None if it was called early
+        self._producer: Producer  # type: ignore[mutable-override]  # assigned once
+        if early is None:
+            self.channel: EventChannel = EventChannel(
+                settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
+            )
+            self._producer = Producer(self, context)
+            self._stream_ready = stream_ready
+        else:
+            self.channel, self._producer = early.channel, early.producer
         self._flush_queue: FlushQueue = flush_queue()
         self._flush_scheduled = False
         self._queue_failed = False  # a queue of the application raised, and is not used again
@@ -247,7 +354,10 @@ class ChannelStream(StreamLifecycle):
     # Opening and ending
 
     def _start_producer(self) -> None:
-        self._producer.start(self._stream_ready, self.channel, self._context)
+        if self._stream_ready is None:
+            self._producer.attach(self)
+        else:
+            self._producer.start(self._stream_ready, self.channel, self._context)
 
     def end(self, reason: CloseReason) -> None:
         self.channel.end(reason)
@@ -257,7 +367,7 @@ class ChannelStream(StreamLifecycle):
         self.channel.close()
 
     def connection_changed(self) -> None:
-        """Handle a disconnect, or the end of a pause."""
+        """Called when the client has disconnected, or writing can resume."""
         if self._connection.close_reason is not None:
             self.channel.end(self._connection.close_reason)
         self._schedule_flush()

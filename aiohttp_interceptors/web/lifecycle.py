@@ -27,7 +27,7 @@ from .app import Drain, Streams
 from .commit import log_dropped_change
 from .context import RequestContext
 from .limits import Slot
-from .producer import Producer
+from .producer import EarlyProducer, Producer
 from .request import accepts_event_stream, not_acceptable, read_body
 from .response import ChannelResponse, TopicResponse
 from .settings import StreamSettings
@@ -107,10 +107,10 @@ class StreamLifecycle(Stream):
 
     @abstractmethod
     def connection_changed(self) -> None:
-        """Handle a disconnect, or the end of a pause."""
+        """Called when the client has disconnected, or writing can resume."""
 
     def connection_paused(self) -> None:
-        """Handle a write buffer above the high-water mark."""
+        """Called when the write buffer exceeds the high-water mark."""
 
     @abstractmethod
     def _start_producer(self) -> None:
@@ -399,6 +399,25 @@ async def _open(
     prepared = None if prepare is None else prepare(context)
     if inspect.isawaitable(prepared):
         prepared = await streams.run_unless_shutdown(request, context.execution_id, functools.partial(_await, prepared))
+    stream: StreamLifecycle | None = None
+    try:
+        stream = await _commit_and_make(context, settings, make, prepared, stage, streams)
+    finally:
+        if stream is None and isinstance(prepared, EarlyProducer):
+            await prepared.discard()
+    return stream
+
+
+async def _commit_and_make(
+    context: RequestContext,
+    settings: StreamSettings,
+    make: StreamFactory,
+    prepared: object,
+    stage: _Stage,
+    streams: Streams,
+) -> StreamLifecycle | None:
+    """Acquire a slot, send the headers and make the stream; ``None`` if there is no stream."""
+    request = context.request
     defer_headers = settings.defers_headers and request.method != hdrs.METH_HEAD
     response = (TopicResponse if defer_headers else ChannelResponse)(
         allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout

@@ -19,7 +19,7 @@ from ..exceptions import EXIT_EXCEPTIONS
 from ..sse import Event
 from .request import too_many_streams
 
-__all__ = ["DEFAULT_KICK_EVENT", "Key", "LimitReached", "Limits", "OnLimit", "Slot", "acquire_slot"]
+__all__ = ["DEFAULT_KICK_EVENT", "Key", "LimitReached", "Limits", "OnLimit", "Slot", "acquire_slot", "check_slot"]
 
 
 DEFAULT_KICK_EVENT = Event("a newer stream replaced this one", "kicked")
@@ -252,12 +252,7 @@ def acquire_slot(all_limits: Sequence[Limits], request: web.Request) -> Slot | N
     """
     if not all_limits:
         return None
-    keys = [limits.key_of(request) for limits in all_limits]
-    evicted: dict[Slot, Limits] = {}
-    for limits, key in zip(all_limits, keys, strict=True):
-        evicted.update(dict.fromkeys(limits.choose_evictions(key, evicted), limits))
-    for limits, key in zip(all_limits, keys, strict=True):
-        limits.check(key, evicted)
+    keys, evicted = _choose(all_limits, request)
     innermost: Slot | None = None
     for limits, key in zip(reversed(all_limits), reversed(keys), strict=True):
         innermost = Slot(limits, key, innermost)
@@ -267,6 +262,28 @@ def acquire_slot(all_limits: Sequence[Limits], request: web.Request) -> Slot | N
         limits.record_eviction(next(slot.key for slot in old if slot.limits is limits))
         old.evict(limits.kick_event)
     return innermost
+
+
+def check_slot(all_limits: Sequence[Limits], request: web.Request) -> None:
+    """Raise what ``acquire_slot`` would raise now. Nothing is acquired or evicted.
+
+    Args:
+        all_limits: The limits of the request's applications, innermost first.
+        request: The request for a stream.
+    """
+    if all_limits:
+        _choose(all_limits, request)
+
+
+def _choose(all_limits: Sequence[Limits], request: web.Request) -> tuple[list[Hashable], dict[Slot, Limits]]:
+    """Return the key under each of the limits, and the slots to evict for a new stream. Raises ``LimitReached``."""
+    keys = [limits.key_of(request) for limits in all_limits]
+    evicted: dict[Slot, Limits] = {}
+    for limits, key in zip(all_limits, keys, strict=True):
+        evicted.update(dict.fromkeys(limits.choose_evictions(key, evicted), limits))
+    for limits, key in zip(all_limits, keys, strict=True):
+        limits.check(key, evicted)
+    return keys, evicted
 
 
 def _check_max(name: str, value: int | None) -> None:

@@ -25,7 +25,7 @@ from ..chain import Chain, Execution, compile_chain, run_execution
 from ..interceptor import STAGES, Interceptor, InterceptorLike, interceptors_of
 from .context import RequestContext, contexts
 
-__all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware", "uncaught_exception"]
+__all__ = ["Handler", "as_handler", "intercept", "interceptor_middleware", "run_chain", "uncaught_exception"]
 
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -47,7 +47,7 @@ def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Mi
     Raises:
         TypeError: An argument is not an interceptor.
     """
-    return web.middleware(functools.partial(_run, compile_chain(interceptors_of(interceptors))))
+    return web.middleware(functools.partial(run_chain, compile_chain(interceptors_of(interceptors))))
 
 
 def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:
@@ -90,7 +90,7 @@ def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H
                 return await handler(*bound, last if isinstance(last, AbstractView) else request)
 
             call.__name__ = intercepted.__name__
-            return await _run(chain, last.request if isinstance(last, AbstractView) else last, call)
+            return await run_chain(chain, last.request if isinstance(last, AbstractView) else last, call)
 
         intercepted.__name__ = _name_of(decorated)
         return cast("H", intercepted)
@@ -157,7 +157,7 @@ def _intercepted_view(chain: Chain, view: type[AbstractView]) -> type[AbstractVi
                 return response
 
             call.__name__ = view.__name__
-            return _run(chain, self.request, call).__await__()
+            return run_chain(chain, self.request, call).__await__()
 
     functools.update_wrapper(Intercepted, view, updated=())
     return Intercepted
@@ -187,7 +187,7 @@ def as_handler(*interceptors: InterceptorLike[RequestContext] | Handler | type[A
         raise TypeError("as_handler takes at least one interceptor")
 
     async def chain_handler(request: web.Request) -> web.StreamResponse:
-        return await _run(chain, request, handler)
+        return await run_chain(chain, request, handler)
 
     name = chain.interceptors[-1].name if handler is None else _name_of(last)
     chain_handler.__name__ = chain_handler.__qualname__ = name
@@ -198,7 +198,7 @@ def _has_stages(candidate: object) -> bool:
     return not inspect.isclass(candidate) and any(callable(getattr(candidate, stage, None)) for stage in STAGES)
 
 
-def _run(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitable[web.StreamResponse]:
+def run_chain(chain: Chain, request: web.Request, handler: Handler | None) -> Awaitable[web.StreamResponse]:
     """Run a chain around a handler, in the request's context if it has one, or else in a new one.
 
     The context is registered when the coroutine starts, so that one that never starts leaves nothing behind.
@@ -216,7 +216,7 @@ async def _run_nested(chain: Chain, request: web.Request, handler: Handler | Non
     """Run a chain inside the one that is running for the request, in the same context."""
     context = contexts.get(request.writer)
     if context is None:  # the outer chain ended before this one began
-        return await _run(chain, request, handler)
+        return await run_chain(chain, request, handler)
     outer_request, outer_response = context.request, context._response
     context.request = request  # a middleware in between may have cloned it
     if outer_response is not None and not context.committed:

@@ -1,6 +1,7 @@
 """The application's function that produces a stream's events.
 
-A ``Producer`` calls it once, ends the stream if it raises, and waits for it after the stream has ended.
+A ``Producer`` calls it once, ends the stream if it raises, and waits for it after the stream has ended. An
+``EarlyProducer`` calls it before the response headers are sent, so that it can still refuse the request.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from .._logging import log
 from ..channel import CloseReason, EventChannel
 from ..exceptions import EXIT_EXCEPTIONS, ChannelClosed
 from .context import RequestContext
-from .settings import OnClose
+from .settings import ChannelSettings, OnClose
 
-__all__ = ["ProducedStream", "Producer", "StreamReady", "function_name"]
+__all__ = ["EarlyProducer", "ProducedStream", "Producer", "StreamReady", "function_name"]
 
 
 StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
@@ -83,6 +84,12 @@ class Producer:
         failure = RuntimeError(f"the producer {self.name} raised {error!r}, which is not an Exception")
         failure.__cause__ = error
         return failure
+
+    def attach(self, stream: ProducedStream) -> None:
+        """Continue for another stream, which takes the place of an ``EarlyProducer``."""
+        self._stream = stream
+        if self.error is not None:  # after an event, so that the stream has opened
+            stream.producer_failed()
 
     def start(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call the function. A task is made only if the result is awaitable."""
@@ -245,6 +252,81 @@ class Producer:
 
     def _log_on_close_error(self, error: BaseException) -> None:
         log.exception("stream_on_close_failed", execution_id=self._context.execution_id, exc_info=error)
+
+
+class EarlyProducer:
+    """A producer that starts before the response headers are sent.
+
+    Until it puts its first event, it may raise an ``HTTPException``, stage headers, or fail like a plain handler. It
+    has the part of the stream for its ``Producer`` until there is one.
+
+    Args:
+        context: The context of the request.
+        settings: The options of the stream.
+        stream_ready: The function that produces the events.
+    """
+
+    __slots__ = ("_opened", "channel", "producer")
+
+    def __init__(self, context: RequestContext, settings: ChannelSettings, stream_ready: StreamReady) -> None:
+        self.channel: EventChannel = EventChannel(
+            settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
+        )
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.channel._attach(self._open)
+        self.producer: Producer = Producer(self, context)
+        self.producer.start(stream_ready, self.channel, context)
+
+    @property
+    def reason(self) -> CloseReason | None:
+        return self.channel.reason
+
+    @property
+    def closed(self) -> bool:
+        return self.channel.closed
+
+    @property
+    def end_observed(self) -> bool:
+        return self.channel._end_observed
+
+    def producer_failed(self) -> None:
+        self._open()
+
+    def _open(self) -> None:
+        if not self._opened.done():
+            self._opened.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for the first event, for the end of the producer, or until the time is over.
+
+        If it is cancelled, the producer is cancelled too.
+
+        Args:
+            seconds: The time to wait.
+
+        Raises:
+            Exception: What the producer raised before it put an event.
+        """
+        handle = asyncio.get_running_loop().call_later(seconds, self._open)
+        try:
+            await self._opened
+        except BaseException:
+            await self.discard()
+            raise
+        finally:
+            handle.cancel()
+        error = self.producer.error
+        if error is not None and not self.channel.buffered:
+            self.channel.end(CloseReason.ERROR)
+            raise self.producer.failure or error
+
+    async def discard(self) -> None:
+        """Cancel the producer, because no stream opens, and wait for its clean-up. Idempotent."""
+        self.channel.end(CloseReason.CLIENT_LEFT)
+        failed = self.producer.error is not None
+        await self.producer.finish(None, 0)
+        if self.producer.error is not None and not failed:
+            self.producer.log(self.producer.error)
 
 
 def function_name(function: Callable[..., object]) -> str:

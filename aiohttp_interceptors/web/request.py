@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Mapping
+from typing import cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpProcessingError
@@ -19,6 +20,7 @@ __all__ = [
     "read_body",
     "server_stopping",
     "too_many_streams",
+    "wants_event_stream",
 ]
 
 
@@ -58,6 +60,35 @@ def _weight(parameters: list[str]) -> float:
             except ValueError:
                 return 1.0
     return 1.0
+
+
+async def wants_event_stream(request: web.Request) -> bool:
+    """Return whether a client asks for an event stream, from a route that can also answer with JSON.
+
+    ``"stream": true`` or ``false`` in a JSON body decides, as for chat completions. Without it, the ``Accept`` header
+    decides: it must name ``text/event-stream``, and not prefer ``application/json``. Cancelling is safe, and the body
+    can be read again.
+
+    Args:
+        request: The request.
+
+    Raises:
+        web.HTTPException: The body is larger than the application's ``client_max_size``.
+    """
+    if request.can_read_body and request.content_type.endswith("json"):
+        try:
+            body = await request.json()
+        except ValueError:  # the handler refuses it
+            body = None
+        if isinstance(body, dict) and isinstance(body.get("stream"), bool):
+            return cast("bool", body["stream"])
+    weights = {"text/event-stream": 0.0, "application/json": 0.0}
+    for line in request.headers.getall("Accept", []):
+        for part in line.lower().split(","):
+            name, *parameters = (piece.strip() for piece in part.split(";"))
+            if name in weights:
+                weights[name] = _weight(parameters)
+    return weights["text/event-stream"] > 0 and weights["text/event-stream"] >= weights["application/json"]
 
 
 def is_event_source_request(headers: Mapping[str, str]) -> bool:

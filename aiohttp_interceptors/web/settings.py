@@ -49,12 +49,12 @@ class StreamOptions(TypedDict, total=False):
 class StreamSettings:
     """The options that all streams of one interceptor share. Raises ``TypeError`` or ``ValueError``."""
 
-    heartbeat: float | None
-    retry: int | None
-    on_close: OnClose | None
-    stall_timeout: float | None
-    max_age: float | None
-    strict: bool
+    heartbeat: float | None = 10.0
+    retry: int | None = None
+    on_close: OnClose | None = None
+    stall_timeout: float | None = 60.0
+    max_age: float | None = None
+    strict: bool = False
     error_event: ErrorEvent | None = None
     finite: bool | None = False
     """Whether the response has an end; ``None``: for each method but GET."""
@@ -80,8 +80,10 @@ class StreamSettings:
 class ChannelSettings(StreamSettings):
     """The options of streams with a channel."""
 
-    buffer: int | Callable[[], EventQueue]
-    max_event_size: int | None
+    buffer: int | Callable[[], EventQueue] = 10
+    max_event_size: int | None = DEFAULT_MAX_EVENT_SIZE
+    finite: bool | None = None
+    grace: float = 5.0
 
     def __post_init__(self) -> None:
         StreamSettings.__post_init__(self)  # super() fails: slots=True replaces the class

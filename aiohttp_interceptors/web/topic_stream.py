@@ -8,11 +8,12 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypedDict, Unpack, cast
 
 from .._checks import check_call
 from .._threads import check_loop
 from ..channel import CloseReason
+from ..encoder import Encoder, encode_value
 from ..hub.cursor import OnGap, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
 from ..hub.record import Gap, Record
@@ -22,6 +23,7 @@ from ..sse import Event, encode, frame_with_id
 from .app import Streams
 from .context import RequestContext
 from .lifecycle import StreamLifecycle, make_interceptor
+from .middleware import Handler, as_handler
 from .producer import Producer, function_name
 from .request import is_event_source_request, last_event_id_of
 from .response import ChannelResponse
@@ -36,8 +38,10 @@ __all__ = [
     "SubscriberReady",
     "TopicSettings",
     "TopicStream",
+    "TopicStreamOptions",
     "Topics",
     "start_topic_stream",
+    "topic_stream",
 ]
 
 
@@ -165,6 +169,47 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     return make_interceptor(name, settings, make, prepare)
 
 
+class TopicStreamOptions(TypedDict, total=False):
+    """The keyword arguments of ``start_topic_stream``."""
+
+    select: Select | None
+    snapshot: SnapshotFunction | None
+    on_gap: OnGap
+    gap_event: str
+    replay: int
+    prime: bool | None
+    stream_ready: SubscriberReady | None
+    heartbeat: float | None
+    retry: int | None
+    on_close: OnClose | None
+    stall_timeout: float | None
+    max_age: float | None
+    strict: bool
+    name: str | None
+
+
+def topic_stream(hub: Hub, topics: Topics, **options: Unpack[TopicStreamOptions]) -> Handler:
+    """Make the handler of a route that streams topics of a Hub.
+
+    ``app.router.add_get("/news", topic_stream(hub, "news"))`` is the same as with
+    ``as_handler(start_topic_stream(hub, "news"))``.
+
+    Args:
+        hub: The Hub.
+        topics: A topic name or a wildcard, several of them, or a function of the context, as for
+            ``start_topic_stream``.
+        **options: Options of ``start_topic_stream``.
+
+    Returns:
+        The handler.
+
+    Raises:
+        TypeError: As for ``start_topic_stream``.
+        ValueError: As for ``start_topic_stream``.
+    """
+    return as_handler(start_topic_stream(hub, topics, **options))
+
+
 def _topic_names(topics: object) -> tuple[str, ...]:
     """Return the validated names of one topic or of several."""
     if isinstance(topics, str):
@@ -208,7 +253,7 @@ class TopicSettings(StreamSettings):
             raise ValueError("a stream starts with a snapshot or with a replay of records, not with both")
 
 
-SnapshotEvents: TypeAlias = Iterable[Event | str] | AsyncIterable[Event | str]
+SnapshotEvents: TypeAlias = Iterable[object] | AsyncIterable[object]
 
 
 class Snapshot:
@@ -217,7 +262,8 @@ class Snapshot:
     Without an ID, records that the state already includes may be sent after it.
 
     Args:
-        events: A list or an async iterable of events and strings. The events have no ID.
+        events: A list or an async iterable of events, strings, or values for the Hub's ``encoder``. The events have no
+            ID.
         id: An ID that ``publish`` returned, or ``None`` if it is not known.
 
     Raises:
@@ -248,7 +294,7 @@ async def _take_snapshot(function: SnapshotFunction, context: RequestContext) ->
 
 
 async def _snapshot_batches(
-    events: SnapshotEvents, prefix: bytes, event_id: str
+    events: SnapshotEvents, encoder: Encoder, prefix: bytes, event_id: str
 ) -> AsyncGenerator[tuple[int, bytes], None]:
     """Encode the events in batches, each with its number of events. The first has the prefix, the last event the ID.
 
@@ -257,7 +303,7 @@ async def _snapshot_batches(
     """
     count, batch = 0, prefix
     previous: bytes | None = None
-    async with aclosing(_encode_events(events)) as frames:
+    async with aclosing(_encode_events(events, encoder)) as frames:
         async for frame, is_async in frames:
             if previous is not None:
                 count, batch = count + 1, batch + previous
@@ -269,25 +315,22 @@ async def _snapshot_batches(
         yield count + 1, batch + frame_with_id(event_id, previous)
 
 
-async def _encode_events(events: SnapshotEvents) -> AsyncGenerator[tuple[bytes, bool], None]:
+async def _encode_events(events: SnapshotEvents, encoder: Encoder) -> AsyncGenerator[tuple[bytes, bool], None]:
     """Yield the frame of each event, and whether the events come from an async iterable."""
     if isinstance(events, AsyncGenerator):
         async with aclosing(events):
-            async for event in events:
-                yield _encode_event(event), True
+            async for value in events:
+                yield _encode_event(value, encoder), True
     elif isinstance(events, AsyncIterable):
-        async for event in events:
-            yield _encode_event(event), True
+        async for value in events:
+            yield _encode_event(value, encoder), True
     else:
-        for event in events:
-            yield _encode_event(event), False
+        for value in events:
+            yield _encode_event(value, encoder), False
 
 
-def _encode_event(event: object) -> bytes:
-    if isinstance(event, str):
-        event = Event(event)
-    if not isinstance(event, Event):
-        raise TypeError(f"a snapshot holds events and strings, not {event!r}")
+def _encode_event(value: object, encoder: Encoder) -> bytes:
+    event = encode_value(encoder, value)
     if event.id is not None:
         raise ValueError(f"the Hub assigns the ids of events, and {event!r} of a snapshot already has one")
     return encode(event)
@@ -423,7 +466,7 @@ class TopicStream(StreamLifecycle):
     async def _write_snapshot(self, events: SnapshotEvents, prefix: bytes, event_id: str) -> bool:
         """Write a snapshot's events until the stream ends, and return whether there were any."""
         connection, written = self._connection, False
-        async with aclosing(_snapshot_batches(events, prefix, event_id)) as batches:
+        async with aclosing(_snapshot_batches(events, self._hub.encoder, prefix, event_id)) as batches:
             async for count, frames in batches:
                 if connection.paused:
                     await connection.wait_writable()
@@ -437,14 +480,14 @@ class TopicStream(StreamLifecycle):
     # Flow control
 
     def connection_changed(self) -> None:
-        """Handle a disconnect, or the end of a pause."""
+        """Called when the client has disconnected, or writing can resume."""
         if self._connection.close_reason is not None:
             self.end(self._connection.close_reason)
         else:
             self._subscription.resume()
 
     def connection_paused(self) -> None:
-        """Handle a write buffer above the high-water mark."""
+        """Called when the write buffer exceeds the high-water mark."""
         self._subscription.pause()
 
     # Ending and closing

@@ -1,0 +1,161 @@
+"""OpenAPI descriptions of streams, validated as OpenAPI 3.2, and against the events that the streams send."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import ClassVar, TypedDict
+
+import jsonschema
+import msgspec
+import openapi_spec_validator
+import pydantic
+import pytest
+from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
+
+from aiohttp_interceptors import Event, default_encoder, event_stream, openapi
+
+
+@dataclasses.dataclass
+class Author:
+    name: str
+
+
+@dataclasses.dataclass
+class Token:
+    text: str
+    author: Author
+
+
+class Done(pydantic.BaseModel):
+    __event_name__: ClassVar[str] = "done"
+    tokens: int
+
+
+class Usage(msgspec.Struct):
+    seconds: float
+
+
+class Plain(TypedDict):
+    a: int
+
+
+def document(fragment):
+    """Return a whole OpenAPI document with one operation."""
+    return {
+        "openapi": "3.2.0",
+        "info": {"title": "Streams", "version": "1"},
+        "paths": {"/": {"get": {"responses": fragment["responses"]}}},
+        "components": {"schemas": fragment["schemas"]},
+    }
+
+
+def branches_of(fragment):
+    item = fragment["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
+    return item.get("oneOf", [item])
+
+
+def check_document(fragment) -> None:
+    """Check that the fragment is valid OpenAPI 3.2, and its schemas valid JSON Schema, which the former leaves open."""
+    openapi_spec_validator.validate(document(fragment))
+    schemas = [*branches_of(fragment), *fragment["schemas"].values()]
+    contents = [branch["properties"]["data"].get("contentSchema", {}) for branch in branches_of(fragment)]
+    for schema in (*schemas, *contents):
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def check_event(event: Event, fragment) -> None:
+    """Check that exactly one branch of the item schema describes an event, its data included."""
+    fields = {"event": event.name, "data": event.data, "id": event.id}
+    instance = {name: value for name, value in fields.items() if value is not None}
+    matching = []
+    for branch in branches_of(fragment):
+        validator = jsonschema.Draft202012Validator({**branch, "components": {"schemas": fragment["schemas"]}})
+        if not validator.is_valid(instance):
+            continue
+        content = branch["properties"]["data"].get("contentSchema")
+        if content is not None:
+            schema = {**content, "components": {"schemas": fragment["schemas"]}}
+            jsonschema.validate(json.loads(event.data), schema, jsonschema.Draft202012Validator)
+        matching.append(branch)
+    assert len(matching) == 1, (event, matching)
+
+
+@event_stream
+async def answers(request) -> AsyncIterator[Token | Done | Usage]:
+    yield Done(tokens=1)
+
+
+def test_a_union_of_classes_is_a_union_of_events():
+    fragment = openapi(answers)
+    check_document(fragment)
+    names = [branch["properties"]["event"]["const"] for branch in branches_of(fragment)]
+    assert names == ["Token", "done", "Usage"]
+    assert "Author" in fragment["schemas"]
+    for value in (Token("a", Author("ada")), Done(tokens=2), Usage(1.5)):
+        check_event(default_encoder(value), fragment)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (Token, [Token("a", Author("ada"))]),
+        (Done, [Done(tokens=1)]),
+        (Usage, [Usage(1.0)]),
+        (Plain, [Plain(a=1)]),
+        (dict[str, int], [{"a": 1}]),
+        (list[Author], [[Author("ada")]]),
+        (int, [5]),
+        (str, ["text"]),
+        (Event, [Event("text", "name")]),
+    ],
+    ids=lambda kind: getattr(kind, "__name__", None),
+)
+def test_each_kind_of_value_is_described_as_it_is_sent(kind, values):
+    def sync(request) -> Iterator[kind]:
+        yield from values
+
+    sync.__annotations__["return"] = Iterator[kind]
+    fragment = openapi(event_stream(sync), description="Numbers.")
+    check_document(fragment)
+    assert fragment["responses"]["200"]["description"] == "Numbers."
+    for value in values:
+        check_event(default_encoder(value), fragment)
+
+
+def test_a_document_with_a_wrong_item_schema_is_invalid():
+    """The validator of these tests knows itemSchema."""
+    fragment = openapi(answers)
+    fragment["responses"]["200"]["content"]["text/event-stream"]["itemSchema"] = 5
+    with pytest.raises(OpenAPIValidationError):
+        openapi_spec_validator.validate(document(fragment))
+
+
+@pytest.mark.parametrize("annotation", [None, AsyncIterator, int], ids=repr)
+def test_a_function_without_a_return_annotation_is_refused(annotation):
+    async def untyped(request):
+        yield "x"
+
+    if annotation is not None:
+        untyped.__annotations__["return"] = annotation
+    with pytest.raises(TypeError, match=r"reads what .*untyped.* yields from its return annotation"):
+        openapi(event_stream(untyped))
+
+
+@pytest.mark.parametrize("missing", ["pydantic", "both"])
+def test_msgspec_alone_makes_the_schemas_and_without_either_it_is_said(monkeypatch, missing):
+    absent = {"pydantic"} if missing == "pydantic" else {"pydantic", "msgspec"}
+    monkeypatch.setattr("aiohttp_interceptors.schema.find_spec", lambda name: None if name in absent else name)
+
+    async def tokens(request) -> AsyncIterator[Token]:
+        yield Token("a", Author("ada"))
+
+    tokens.__annotations__["return"] = AsyncIterator[Token]
+    if missing == "both":
+        with pytest.raises(ImportError, match="needs pydantic or msgspec"):
+            openapi(tokens)
+        return
+    fragment = openapi(tokens)
+    check_document(fragment)
+    check_event(default_encoder(Token("a", Author("ada"))), fragment)

@@ -11,7 +11,8 @@ interceptors for an application, ``intercept`` for a handler, and ``as_handler``
 **Hub.** A ``Hub`` keeps each published event as a ``Record`` of its topic, and ``topic_stream`` is a handler that sends
 the records of some topics to a client; ``start_topic_stream`` is the interceptor in it. A client that resumes receives
 what it missed, a ``Snapshot``, or a ``Gap`` with its ``GapReason``. A ``Subscriber`` changes the topics of an open
-stream.
+stream. ``Hub.listen`` returns a ``Listener``, which iterates over records in the process and raises ``Lagged`` if some
+are missing, and ``publish_handler`` publishes what it is sent.
 
 **Operating.** ``Drain`` says how the open streams end when the server stops. ``STREAMS`` is the key of an application's
 ``Streams``, which contains each open ``Stream`` with its ``StreamStatistics``; ``HubStatistics`` are those of a Hub.
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from .hub.hub import Hub as Hub
     from .hub.hub import HubStatistics as HubStatistics
     from .hub.hub import Subscriber as Subscriber
+    from .hub.listener import Lagged as Lagged
+    from .hub.listener import Listener as Listener
     from .hub.record import Gap as Gap
     from .hub.record import GapReason as GapReason
     from .hub.record import Record as Record
@@ -97,6 +100,7 @@ if TYPE_CHECKING:
     from .web.middleware import intercept as intercept
     from .web.middleware import interceptor_middleware as interceptor_middleware
     from .web.middleware import uncaught_exception as uncaught_exception
+    from .web.publish import publish_handler as publish_handler
     from .web.request import StopReconnecting as StopReconnecting
     from .web.request import wants_event_stream as wants_event_stream
     from .web.response import EventStreamResponse as EventStreamResponse
@@ -119,6 +123,7 @@ _NAMES_BY_MODULE = {
     "QueueClosed ResponseCommitted",
     "facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
     "hub.hub": "Hub HubStatistics Subscriber",
+    "hub.listener": "Lagged Listener",
     "hub.record": "Gap GapReason Record",
     "interceptor": "Interceptor",
     "queues": "ConflatingQueue DroppingQueue LossyQueue SlidingQueue dropped_comment dropped_event",
@@ -128,6 +133,7 @@ _NAMES_BY_MODULE = {
     "web.context": "RequestContext",
     "web.event_stream": "event_stream start_event_stream",
     "web.middleware": "as_handler intercept interceptor_middleware uncaught_exception",
+    "web.publish": "publish_handler",
     "web.request": "StopReconnecting wants_event_stream",
     "web.response": "EventStreamResponse",
     "web.stream": "Stream StreamStatistics",

@@ -115,7 +115,7 @@ class EventChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread_id = 0
         self._closed = False
-        # Whether a producer knows of the end: a task was waiting in put or wait_closed, or has called put since.
+        # Whether a producer has observed the end: a task was waiting in put or wait_closed, or has called put since.
         self._end_observed = False
         self.reason = None
 

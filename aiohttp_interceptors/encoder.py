@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import inspect
 import json
 import sys
 import uuid
@@ -20,7 +21,15 @@ from typing import Any, TypeAlias
 
 from .sse import Event
 
-__all__ = ["Encoder", "check_encoder", "default_encoder", "encode_value", "event_name_of", "to_json"]
+__all__ = [
+    "Encoder",
+    "check_encoder",
+    "default_encoder",
+    "encode_value",
+    "event_name_of",
+    "has_named_fields",
+    "to_json",
+]
 
 
 Encoder: TypeAlias = Callable[[object], Event | str]
@@ -100,8 +109,13 @@ def event_name_of(kind: type) -> str | None:
 
 def check_encoder(encoder: object) -> None:
     """Raise ``TypeError`` if an encoder cannot be called."""
-    if not callable(encoder):
+    if not callable(encoder) or inspect.iscoroutinefunction(encoder):
         raise TypeError(f"encoder is a plain function of a value, not {encoder!r}")
+
+
+def has_named_fields(kind: type) -> bool:
+    """Return whether objects of a class are encoded as their fields, with an event name."""
+    return _dump_of(kind) is not None
 
 
 @lru_cache(256)
@@ -109,6 +123,9 @@ def _dump_of(kind: type) -> Callable[[Any], str] | None:
     """Return the function that dumps the objects of a class with named fields as JSON, or ``None``."""
     if _is_pydantic(kind):
         return lambda value: str(value.model_dump_json(by_alias=True))
+    if _is_pydantic_dataclass(kind):
+        adapter = sys.modules["pydantic"].TypeAdapter(kind)
+        return lambda value: bytes(adapter.dump_json(value, by_alias=True)).decode()
     if _is_msgspec(kind):
         encode = sys.modules["msgspec"].json.encode
         return lambda value: bytes(encode(value)).decode()
@@ -117,6 +134,10 @@ def _dump_of(kind: type) -> Callable[[Any], str] | None:
 
 def _is_pydantic(kind: type) -> bool:
     return hasattr(kind, "__pydantic_validator__") and callable(getattr(kind, "model_dump_json", None))
+
+
+def _is_pydantic_dataclass(kind: type) -> bool:
+    return "__pydantic_validator__" in vars(kind) and dataclasses.is_dataclass(kind) and "pydantic" in sys.modules
 
 
 def _is_msgspec(kind: type) -> bool:
@@ -133,6 +154,8 @@ def _to_plain(value: Any) -> object:
     kind = type(value)
     if _is_pydantic(kind):
         return value.model_dump(mode="json", by_alias=True)
+    if _is_pydantic_dataclass(kind):
+        return sys.modules["pydantic"].TypeAdapter(kind).dump_python(value, mode="json", by_alias=True)
     if _is_msgspec(kind):
         return sys.modules["msgspec"].to_builtins(value)
     if dataclasses.is_dataclass(kind):

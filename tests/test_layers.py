@@ -13,9 +13,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aiohttp_interceptors"
 ORDER = (
-    *("exceptions", "facts", "_logging", "_checks", "_tasks", "_threads"),
+    *("exceptions", "facts", "_logging", "_checks", "_signature", "_tasks", "_threads"),
     *("interceptor", "chain", "decorators", "debug"),
-    *("sse", "encoder", "schema", "queues", "channel", "hub", "brokers", "web", "testing"),
+    *("sse", "encoder", "schema", "queues", "channel", "hub", "brokers", "web", "testing", "__main__"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

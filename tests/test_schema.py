@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
+import sys
 from collections.abc import AsyncIterator, Iterator
-from typing import ClassVar, TypedDict
+from typing import Annotated, ClassVar, Generic, Literal, NewType, TypedDict, TypeVar, Union
 
 import jsonschema
 import msgspec
@@ -122,6 +124,116 @@ def test_each_kind_of_value_is_described_as_it_is_sent(kind, values):
     assert fragment["responses"]["200"]["description"] == "Numbers."
     for value in values:
         check_event(default_encoder(value), fragment)
+
+
+def described(annotation):
+    """Return the description of a generator that yields what an annotation says."""
+
+    async def generate(request):
+        yield
+
+    generate.__annotations__["return"] = annotation
+    return openapi(event_stream(generate))
+
+
+class Node(msgspec.Struct):
+    children: list[Node] = []  # msgspec copies it
+
+
+class Tree(pydantic.BaseModel):
+    children: list[Tree] = []
+
+
+class Sub(Done):
+    extra: int = 0
+
+
+class Shade(enum.StrEnum):
+    RED = "red"
+
+
+T = TypeVar("T")
+
+
+class Page(pydantic.BaseModel, Generic[T]):
+    items: list[T]
+
+
+@dataclasses.dataclass
+class Generation(Generic[T]):
+    item: T
+
+
+@dataclasses.dataclass
+class WithStruct:
+    usage: Usage
+
+
+Word = NewType("Word", str)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (Token | str, [Token("a", Author("ada")), "text"]),
+        (dict[str, int] | int, [{"a": 1}, 5]),
+        (Done | Sub, [Done(tokens=1), Sub(tokens=1)]),
+        (Union[Token, Union[Done, str]], [Token("a", Author("ada")), Done(tokens=1), "x"]),  # noqa: UP007
+        (Annotated[Token, "doc"], [Token("a", Author("ada"))]),
+        (Event | Token, [Event("x", "any"), Token("a", Author("ada"))]),
+        (Node, [Node([Node()])]),
+        (Tree, [Tree(children=[Tree()])]),
+        (Page[int], [Page[int](items=[1])]),
+        (Generation[int], [Generation(1)]),
+        (Shade, [Shade.RED]),
+        (Word, [Word("x")]),
+        (Literal["a", "b"], ["a"]),
+        (list[Usage], [[Usage(1.0)]]),
+        (WithStruct, [WithStruct(Usage(1.0))]),
+    ],
+    ids=str,
+)
+def test_kinds_of_values_and_unions_of_them(kind, values):
+    fragment = described(AsyncIterator[kind])
+    check_document(fragment)
+    for value in values:
+        check_event(default_encoder(value), fragment)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="type aliases are new in Python 3.12")
+def test_type_aliases_are_what_they_stand_for():
+    namespace = {"Token": Token, "Done": Done, "AsyncIterator": AsyncIterator}
+    exec("type Item = Token | Done\ntype Items = AsyncIterator[Item]", namespace)
+    item = namespace["Item"]
+    for annotation in AsyncIterator[item], namespace["Items"]:
+        names = [branch["properties"]["event"]["const"] for branch in branches_of(described(annotation))]
+        assert names == ["Token", "done"]
+
+
+def test_two_classes_of_one_name_are_refused():
+    def module(field):
+        author = dataclasses.make_dataclass("Writer", [(field, str)])
+        return dataclasses.make_dataclass(f"Book{field}", [("writers", list[author])])
+
+    with pytest.raises(ValueError, match="two classes are named 'Writer'"):
+        described(AsyncIterator[module("a") | module("b")])
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Token | None, "None is not an event"), (object(), "no JSON schema")])
+def test_what_cannot_be_sent_is_refused(kind, message):
+    with pytest.raises(TypeError, match=message):
+        described(AsyncIterator[kind])
+
+
+def test_only_the_return_annotation_is_evaluated():
+    """Other names may be imported for a type checker only."""
+    namespace = {"AsyncIterator": AsyncIterator, "Done": Done}
+    code = "async def generate(request: 'missing.Request') -> 'AsyncIterator[Done]':\n    yield"
+    exec(code, namespace)
+    assert len(branches_of(openapi(event_stream(namespace["generate"])))) == 1
+    exec(code.replace("[Done]", "[Missing]"), namespace)
+    with pytest.raises(TypeError, match="reads what"):
+        openapi(namespace["generate"])
 
 
 def test_a_document_with_a_wrong_item_schema_is_invalid():

@@ -84,13 +84,24 @@ class StartPosition(NamedTuple):
 
 
 class CursorRead(NamedTuple):
-    """Frames to write, and the numbers of records and of gap events in them."""
+    """Frames to write, and what they contain."""
 
     frames: bytes
-    records: int
-    gaps: int
+    records: list[Record]
+    gap: Gap | None
+    """What the gap event reports that precedes the records, if there is one."""
     more: bool
     """Whether there may be more to read now."""
+
+    @property
+    def gaps(self) -> int:
+        """Number of gap events."""
+        return 0 if self.gap is None else 1
+
+    @property
+    def events(self) -> int:
+        """Number of records and gap events."""
+        return len(self.records) + self.gaps
 
 
 class Cursor:
@@ -178,10 +189,10 @@ class Cursor:
             records, more, read_through = [record for record in records if record.offset <= until], False, until
         if more and not records:  # the ID of the initial frame is the one before the first record
             self._offset = max(self._offset, read_through)
-            return CursorRead(b"", 0, 0, more)
-        first, gaps = self._initial_frame(), 0
+            return CursorRead(b"", [], None, more)
+        first, gap = self._initial_frame(), None
         if first is None:
-            first, gaps = self._gap_frame(result, announced=announced), 1
+            first, gap = self._gap_frame(result, announced=announced)
         if select is not None:
             records = select_records(records, select)
         if self._conflating and records:
@@ -191,7 +202,7 @@ class Cursor:
             first, self._prefix = self._prefix, b""
         # If nothing was left out, all cursors share the frames, which are joined once.
         frames = result.frames if records is result.records else b"".join([record.frame for record in records])
-        return CursorRead(first + frames, len(records), gaps, more)
+        return CursorRead(first + frames, records, gap, more)
 
     def _follow_truncation(self) -> None:
         """Move back to the offset that the log was truncated to, with a gap."""
@@ -227,8 +238,8 @@ class Cursor:
         prefix, self._prefix = self._prefix, b""
         return prefix + b"id: %b\n\n" % self._reader.history.id_of(self._offset).encode()
 
-    def _gap_frame(self, result: ReadResult, *, announced: bool) -> bytes:
-        """Return the frame of the gap event.
+    def _gap_frame(self, result: ReadResult, *, announced: bool) -> tuple[bytes, Gap]:
+        """Return the frame of the gap event, and the gap that it reports.
 
         Its ID is that of the offset just before the first record, so that reconnecting with it does not report the same
         gap again. It is omitted after an eviction if the client has that ID already.
@@ -240,12 +251,13 @@ class Cursor:
         if result.records:
             first_id, before = result.records[0].id, result.records[0].offset - 1
             last_id = history.id_of(result.missing_through) if result.missing_through > before else None
-        frame = encode(Gap(gap.reason, gap.after, first_id, last_id).event(self._policy.gap_event))
+        reported = Gap(gap.reason, gap.after, first_id, last_id)
+        frame = encode(reported.event(self._policy.gap_event))
         prefix, self._prefix = self._prefix, b""
         if announced and before == self._offset and gap.reason is GapReason.EVICTED:
-            return prefix + frame
+            return prefix + frame, reported
         self._offset = before
-        return b"%bid: %b\n%b" % (prefix, history.id_of(before).encode(), frame)
+        return b"%bid: %b\n%b" % (prefix, history.id_of(before).encode(), frame), reported
 
     def _conflate(self, records: list[Record], select: Select | None, until: int | None) -> list[Record]:
         """Drop superseded records, including those whose successor is beyond this batch."""

@@ -7,8 +7,8 @@ a ``SubscriberGroup``: its live members are written the same bytes, and the othe
 All methods are synchronous. ``call_threadsafe``, ``get_loop`` and ``Subscription.topics`` may be used from any thread,
 everything else only from the event loop's.
 
-An exception of a ``select`` function or of a sink closes only the stream concerned, unless it is one of
-``EXIT_EXCEPTIONS``. That includes ``asyncio.CancelledError``: nothing here awaits, so it never cancels this code.
+An exception that a ``select`` function or a sink raises closes only the stream concerned, ``asyncio.CancelledError``
+included: nothing here awaits, so it never cancels this code. Only ``EXIT_EXCEPTIONS`` propagate.
 """
 
 from __future__ import annotations
@@ -19,12 +19,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from .._logging import log as logger
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
-from .cursor import BATCH_SIZE, Cursor, HistoryReader, Lagged, Select, StartPosition, SubscriptionPolicy, select_records
+from .cursor import (
+    BATCH_SIZE,
+    Cursor,
+    CursorRead,
+    HistoryReader,
+    Lagged,
+    Select,
+    StartPosition,
+    SubscriptionPolicy,
+    select_records,
+)
 from .history import EXPIRE_BATCH, History
 from .pending import PendingSubscriptions
 from .record import Gap, Record
@@ -33,11 +43,14 @@ from .topics import PatternIndex
 __all__ = [
     "Dispatcher",
     "OnEnd",
+    "RecordSink",
+    "RecordSubscription",
     "Sink",
     "State",
     "SubscriberGroup",
     "Subscription",
     "TimeBudget",
+    "as_records",
 ]
 
 
@@ -87,8 +100,11 @@ class State(Enum):
     CLOSED = "closed"
 
 
+_NOTHING = CursorRead(b"", [], None, more=False)
+
+
 class _Backlog(NamedTuple):
-    """What a closed subscription has still to write: the records up to an offset."""
+    """The records, up to the offset ``through``, that a closed subscription has yet to write."""
 
     cursor: Cursor
     topics: frozenset[str]
@@ -233,11 +249,11 @@ class Subscription:
         if not self.has_start_position:
             return b""
         self.state = State.PAUSED if self.sink.paused else State.CATCHING_UP
-        frames, records, more = self._read_batch()
-        self._dispatcher.delivered += records
-        if more and self.state is State.CATCHING_UP:
+        read = self._read_batch()
+        self._dispatcher.delivered += len(read.records)
+        if read.more and self.state is State.CATCHING_UP:
             self._schedule_catch_up()
-        return frames
+        return read.frames
 
     def pause(self) -> None:
         """Stop writing because the sink's buffer is full. ``resume`` reads on from the cursor. Idempotent."""
@@ -297,23 +313,27 @@ class Subscription:
         if self.sink.paused:
             self.pause()
             return 0
-        frames, records, more = self._read_batch()
-        if frames:
+        read = self._read_batch()
+        if read.frames:
             try:
-                self.sink.write(self.sink.encoder(frames), now)
+                self._deliver(read, now)
             except EXIT_EXCEPTIONS:
                 raise
             except BaseException as error:  # noqa: BLE001  # raised by the transport: only this stream ends
                 self.fail(error)
-        if more and self.state is State.CATCHING_UP:
+        if read.more and self.state is State.CATCHING_UP:
             self._schedule_catch_up()
-        return records
+        return len(read.records)
 
-    def write(self, frames: bytes, events: int, now: float) -> None:
-        """Write frames to this subscription alone."""
-        self._events += events
-        self._bytes += len(frames)
-        self.sink.write(self.sink.encoder(frames), now)
+    def write(self, read: CursorRead, now: float) -> None:
+        """Write to this subscription alone, and count what is written."""
+        self._events += read.events
+        self._bytes += len(read.frames)
+        self._deliver(read, now)
+
+    def _deliver(self, read: CursorRead, now: float) -> None:
+        """Pass to the sink what was read and counted."""
+        self.sink.write(self.sink.encoder(read.frames), now)
 
     def write_backlog(self) -> bool:
         """Write one batch of the records published before ``close``. Return whether to call again.
@@ -336,32 +356,29 @@ class Subscription:
             self._backlog = None
             return False
         if read.frames:
-            self.write(read.frames, read.records + read.gaps, self._dispatcher.now())
-        self._dispatcher.delivered += read.records
+            self.write(read, self._dispatcher.now())
+        self._dispatcher.delivered += len(read.records)
         self._dispatcher.gaps += read.gaps
         if not read.more:
             self._backlog = None
         return read.more
 
-    def _read_batch(self) -> tuple[bytes, int, bool]:
-        """Read and count a batch, and become live at the end of the history.
-
-        Returns the frames, the number of records, and whether there may be more.
-        """
+    def _read_batch(self) -> CursorRead:
+        """Read and count a batch, and become live at the end of the history. Empty if that fails."""
         cursor, group = self._cursor, self._group
         if cursor is None:
-            return b"", 0, False
+            return _NOTHING
         try:
             read = cursor.read(group.topics, group.select)
         except Lagged:
             self._abort(CloseReason.LAGGED)
-            return b"", 0, False
+            return _NOTHING
         except EXIT_EXCEPTIONS:
             raise
         except BaseException as error:  # noqa: BLE001  # raised by the select function
             self.fail(error)
-            return b"", 0, False
-        self._events += read.records + read.gaps
+            return _NOTHING
+        self._events += read.events
         self._bytes += len(read.frames)
         self._dispatcher.gaps += read.gaps
         # The select function may have closed the subscription or changed its topics.
@@ -372,7 +389,7 @@ class Subscription:
                 group.schedule_catch_up(self)  # its next frame has to carry ``retry``
             else:
                 self._become_live()
-        return read.frames, read.records, read.more
+        return read
 
     # Closing.
 
@@ -669,7 +686,7 @@ class SubscriberGroup:
             started = ended
         if postponed:
             budget.postponed = True
-            # First come those that got no time, then those that have read a batch and want another.
+            # Those that got no time go first, ahead of those that want another batch.
             others = {each: index for each, index in self._catching_up.items() if each not in postponed}
             self._catching_up = postponed | others
         return delivered
@@ -679,7 +696,8 @@ class SubscriberGroup:
         try:
             ephemeral = select_records([record for record in records if record.id is None], self.select)
             if ephemeral:
-                subscription.write(b"".join([record.frame for record in ephemeral]), len(ephemeral), now)
+                frames = b"".join([record.frame for record in ephemeral])
+                subscription.write(CursorRead(frames, ephemeral, None, more=False), now)
         except EXIT_EXCEPTIONS:
             raise
         except BaseException as error:  # noqa: BLE001  # raised by the select function or by the transport
@@ -690,6 +708,49 @@ class SubscriberGroup:
 
 _NO_GROUP = SubscriberGroup(frozenset(), None, bytes, 0)
 """The group of closed subscriptions, so that the group they have left can be freed."""
+
+
+def as_records(frames: bytes) -> bytes:
+    """The encoder of sinks that receive records, and no frames. It is never called."""
+    return frames
+
+
+class RecordSink(Protocol):
+    """Receives records in this process, instead of frames."""
+
+    paused: bool
+    """Whether the sink's buffer is full."""
+
+    def write_records(self, records: list[Record], gap: Gap | None) -> None:
+        """Receive records, and the gap before the first of them. It may call ``Subscription.pause``."""
+
+
+class RecordSubscription(Subscription):
+    """A subscription whose sink receives records."""
+
+    __slots__ = ()
+
+    def _deliver(self, read: CursorRead, now: float) -> None:  # noqa: ARG002
+        cast("RecordSink", self.sink).write_records(read.records, read.gap)
+
+
+class _RecordGroup(SubscriberGroup):
+    """A group whose sinks receive records."""
+
+    __slots__ = ()
+
+    def _write(self, records: list[Record], frames: bytes, now: float) -> int:  # noqa: ARG002
+        self._advance(records)
+        self.events += len(records)
+        self.bytes += len(frames)
+        subscriptions = self.live_subscriptions()
+        for subscription in subscriptions:
+            cast("RecordSink", subscription.sink).write_records(records, None)
+        return len(subscriptions) * len(records)
+
+
+def _group_class(encoder: Callable[[bytes], bytes]) -> type[SubscriberGroup]:
+    return _RecordGroup if encoder is as_records else SubscriberGroup
 
 
 def batches(records: Iterable[Record]) -> list[list[Record]]:
@@ -706,7 +767,7 @@ def batches(records: Iterable[Record]) -> list[list[Record]]:
 
 
 class Dispatcher:
-    """The groups of a Hub, its history, and the flush that writes new records. Belongs to one event loop.
+    """Dispatches the records of a Hub to the groups of its subscriptions. Bound to one event loop.
 
     Args:
         history: The history of the Hub.
@@ -914,7 +975,7 @@ class Dispatcher:
         key = topics, select, encoder
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = SubscriberGroup(topics, select, encoder, self.history.end)
+            group = self._groups[key] = _group_class(encoder)(topics, select, encoder, self.history.end)
             for name in topics:
                 self._patterns.add(name, group)
         return group

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from .._checks import check_max_event_size, check_seconds
+from .._checks import check_count, check_max_event_size, check_seconds
 from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
@@ -15,9 +16,10 @@ from ..encoder import Encoder, check_encoder, default_encoder, encode_value
 from ..facts import HubObserver
 from ..sse import Event, encode
 from .broker import Broker, DeduplicationWindow
-from .cursor import Select, StartPosition, SubscriptionPolicy
-from .dispatcher import Dispatcher, OnEnd, Sink, Subscription
+from .cursor import OnGap, Select, StartPosition, SubscriptionPolicy
+from .dispatcher import Dispatcher, OnEnd, RecordSubscription, Sink, Subscription
 from .history import EXPIRE_BATCH, History
+from .listener import Listener
 from .message import Message
 from .pending import PendingSubscriptions, ResolvedId
 from .record import Gap, Record
@@ -33,6 +35,8 @@ TAIL_CLOSE_TIMEOUT = 5.0  # seconds for the tail to end when the Hub is closed
 BROKER_CLOSE_TIMEOUT = 30.0  # seconds for the broker to finish the publishes in progress and to close its connections
 _DEFAULT_POLICY = SubscriptionPolicy()
 
+S = TypeVar("S", bound=Subscription)
+
 
 @dataclass(frozen=True, slots=True)
 class HubStatistics:
@@ -45,7 +49,7 @@ class HubStatistics:
     bytes: int
     """Size of those records, in bytes as they are sent."""
     subscribers: int
-    """Open streams."""
+    """Open streams and listeners."""
     catching_up: int
     """Open streams that do not have every record yet: catching up, paused, or not started."""
     groups: int
@@ -340,6 +344,66 @@ class Hub:
             ValueError: A topic is invalid.
             RuntimeError: The Hub belongs to another event loop, or its broker was closed.
         """
+        return self._subscribe(Subscription, topics, sink, on_end, after, select, policy)
+
+    def listen(
+        self,
+        topics: str | Iterable[str],
+        *,
+        after: str | None = None,
+        replay: int = 0,
+        select: Select | None = None,
+        on_gap: OnGap = "close",
+        buffer: int = 256,
+    ) -> Listener:
+        """Iterate over the records of some topics in this process: ``async for record in hub.listen("orders.>")``.
+
+        It has the guarantees of a stream: each record that is published from this call on arrives once, in order, and
+        what is missing is announced. A slow consumer does not delay streams, and catches up from the history.
+
+        Args:
+            topics: A topic name or a wildcard, or several of them.
+            after: An ID; the records after it come first.
+            replay: Number of the latest records that come first. Not together with ``after``.
+            select: A plain function of a record; the records for which it returns true are yielded.
+            on_gap: What happens if records are missing. ``"close"`` raises ``Lagged`` after the records before it,
+                ``"signal"`` yields a ``Gap``, and ``"conflate"`` yields the latest record of each topic and key, and a
+                ``Gap`` only for records that no later one supersedes.
+            buffer: Number of records to hold for the consumer. More are read from the history when it has consumed
+                half of them.
+
+        Returns:
+            The iterator, which is also an async context manager that ends the subscription.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: A topic is invalid, a number is out of range, or options exclude each other.
+            RuntimeError: The Hub belongs to another event loop, or its broker was closed.
+        """
+        check_count("buffer", buffer, 1)
+        if after is not None and replay:
+            raise ValueError("a listener starts after an ID or with a replay of records, not with both")
+        # The listener itself decides what a gap at the start is, too.
+        in_cursor: OnGap = "conflate" if on_gap == "conflate" else "signal"
+        policy = SubscriptionPolicy(on_gap=on_gap, replay=replay, prime=False)
+        listener = Listener(buffer, on_gap)
+        sink = listener._sink
+        sink.subscription = self._subscribe(
+            RecordSubscription, topics, sink, sink.ended, after, select, replace(policy, on_gap=in_cursor)
+        )
+        sink.subscription.start()
+        return listener
+
+    def _subscribe(
+        self,
+        make: type[S],
+        topics: Iterable[str],
+        sink: Sink,
+        on_end: OnEnd,
+        after: str | None,
+        select: Select | None,
+        policy: SubscriptionPolicy,
+    ) -> S:
         self.open()
         dispatcher, history = self._dispatcher, self._dispatcher.history
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
@@ -356,7 +420,7 @@ class Hub:
         group = dispatcher.acquire_group(names, select, sink.encoder)
         resolved = self._pending.resolve(after)
         start = None if resolved is None else start_position(resolved)
-        subscription = Subscription(dispatcher, group, sink, on_end, policy, start)
+        subscription = make(dispatcher, group, sink, on_end, policy, start)
         if resolved is None:
             self._pending.add(subscription, after, lambda it: subscription.set_start_position(start_position(it)))
         return subscription

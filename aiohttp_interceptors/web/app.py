@@ -209,6 +209,10 @@ class Streams:
                 self.admit(request, execution_id)  # raises the refusal
             raise
 
+    def stop_timeout(self) -> float | None:
+        """Return the seconds that a stream may take to end if the server is stopping, or else ``None``."""
+        return self._drain.timeout if self.closing else None
+
     def add(self, stream: Drainable) -> None:
         """Add an open stream.
 

@@ -62,12 +62,7 @@ class RequestContext(Context):
     request: web.Request
 
     def __init__(self, request: web.Request, /, *, execution_id: int | str | None = None) -> None:
-        # As Context.__init__ without values: the call costs each request of an application 3 % of its chain.
-        self._values = {}
-        self._observers = self._suppressed = ()
-        self._execution = None
-        self.error = None
-        self.execution_id = next(Context._serial) if execution_id is None else execution_id
+        super().__init__(None, execution_id)
         self.request = request
         self._writer: StreamWriter = request.writer  # type: ignore[assignment]  # aiohttp names the abstract class
         self._response: web.StreamResponse | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Unpack, cast, overload
+from typing import Any, TypeAlias, Unpack, cast, overload
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractView
@@ -22,7 +23,7 @@ from .generators import collect, is_generator_function, ready_from_generator
 from .lifecycle import Prepare, StreamFactory, StreamLifecycle, make_interceptor, run_stream
 from .middleware import Handler, run_chain
 from .producer import EarlyProducer, Producer, StreamReady, function_name
-from .request import wants_event_stream
+from .request import has_json_body, read_body, wants_event_stream
 from .response import ChannelResponse
 from .settings import DEFAULT_MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions, check_function
 from .signature import bind_function, check_function_or_method
@@ -31,6 +32,9 @@ from .timers import FlushQueue, flush_queue
 from .transport import BATCH_SIZE, Connection
 
 __all__ = ["ChannelStream", "event_stream", "start_event_stream"]
+
+
+AsJson: TypeAlias = Callable[[list[Any]], object]
 
 
 def start_event_stream(  # noqa: PLR0913  # each option is independent and has a default
@@ -122,7 +126,7 @@ def event_stream(
     *,
     encoder: Encoder = ...,
     open_after: float = ...,
-    as_json: Callable[[list[Any]], object] | None = ...,
+    as_json: AsJson | None = ...,
     **options: Unpack[StreamOptions],
 ) -> Callable[[Callable[..., object]], Handler]: ...
 def event_stream(
@@ -131,15 +135,15 @@ def event_stream(
     *,
     encoder: Encoder = default_encoder,
     open_after: float = 0.25,
-    as_json: Callable[[list[Any]], object] | None = None,
+    as_json: AsJson | None = None,
     **options: Unpack[StreamOptions],
 ) -> Handler | Callable[[Callable[..., object]], Handler]:
     """Decorate a function that produces events, and make it the handler of a route.
 
     ``@event_stream`` and ``@event_stream(heartbeat=5)`` both work. The function is one of:
 
-    * an async generator function of the context or the request, which yields events. When the client disconnects, the
-      generator is cancelled at once;
+    * an async generator function of the context or the request, which yields events. When the client of an open
+      stream disconnects, the generator is cancelled at once;
     * a plain generator function of the same, which runs in a thread of its own. When the client disconnects, it is
       closed at its next ``yield``;
     * a ``stream_ready(channel, context)``, as for ``start_event_stream``.
@@ -156,9 +160,9 @@ def event_stream(
         encoder: A plain function that makes an event, or its data, of what a generator yields, unless it is an
             ``Event``. The default is ``default_encoder``. What the encoder raises is raised at the ``yield``.
         open_after: Seconds to wait for the first event before the headers are sent without one.
-        as_json: A plain function that makes the JSON answer from the list of what a generator yields, or returns a
-            response. It answers a client that does not ask for a stream, see ``wants_event_stream``. By default every
-            client gets a stream.
+        as_json: A plain or async function that makes the JSON answer from the list of what a generator yields, or
+            returns a response. It answers a client that does not ask for a stream, see ``wants_event_stream``, once
+            the generator has ended. By default every client gets a stream.
         **options: Options of ``start_event_stream``. A generator takes no ``grace``.
 
     Returns:
@@ -181,50 +185,34 @@ def _make_handler(
     function: Callable[..., object],
     encoder: Encoder,
     open_after: float,
-    as_json: Callable[[list[Any]], object] | None,
+    as_json: AsJson | None,
     options: StreamOptions,
 ) -> Handler:
     """Return the handler that opens a stream whose events the function produces."""
-    generates = is_generator_function(unwrap_partial(function))
+    if isinstance(function, staticmethod | classmethod):
+        method: Any = type(function)
+        return cast("Handler", method(_make_handler(function.__func__, encoder, open_after, as_json, options)))
     chosen: dict[str, Any] = {**options}
     name = chosen.pop("name", None)
     if name is None:
         name = getattr(function, "__name__", None) or function_name(function)
+    generates = is_generator_function(function)
     if generates:
         chosen.setdefault("grace", 0.0)
     _check_decorated(function, name, generates=generates, has_grace=bool(chosen.get("grace")), as_json=as_json)
-    settings = ChannelSettings(**chosen)
-
-    def opening(bound: tuple[object, ...] = (), *, is_view: bool = False) -> tuple[StreamFactory, Prepare | None]:
-        """Return the functions that prepare and make the stream of a function, or of a bound method."""
-        if not generates:
-            return _factory(settings, bind_function(function, 2, bound, is_view=is_view)), None
-        ready = ready_from_generator(function, bind_function(function, 1, bound, is_view=is_view), encoder)
-        return _factory(settings, ready), _early_start(settings, ready, open_after)
-
-    make_stream, prepare = opening()
-    unbound = compile_chain((make_interceptor(name, settings, make_stream, prepare),))
+    opener = _Opener(function, encoder if generates else None, open_after, as_json, ChannelSettings(**chosen))
+    unbound = compile_chain((make_interceptor(name, opener.settings, *opener.bind()),))
 
     async def handler(*args: Any) -> web.StreamResponse:
         *bound, last = args
         is_view = isinstance(last, AbstractView)
         if not (bound or is_view or as_json):
             return await run_chain(unbound, last, None)
-        bound_arguments = args if is_view else tuple(bound)
-        make_bound, prepare_bound = opening(bound_arguments, is_view=is_view)
-
-        async def call(request: web.Request) -> web.StreamResponse:
-            context = cast("RequestContext", RequestContext.of(request))
-            if as_json is not None and not await wants_event_stream(request):
-                values = await collect(bind_function(function, 1, bound_arguments, is_view=is_view), context)
-                return _json_response(as_json(values))
-            await run_stream(context, settings, make_bound, prepare_bound)
-            return cast("web.StreamResponse", context.response)
-
-        call.__name__ = name
+        call = functools.partial(opener.respond, args if is_view else tuple(bound), is_view=is_view)
+        call.__name__ = name  # type: ignore[attr-defined]  # for logs and errors
         return await run_chain(EMPTY_CHAIN, last.request if is_view else last, call)
 
-    functools.update_wrapper(handler, unwrap_partial(function))  # type: ignore[arg-type]
+    functools.update_wrapper(handler, cast("Callable[..., Any]", unwrap_partial(function)))
     handler.__name__ = name
     return handler
 
@@ -243,34 +231,76 @@ def _check_decorated(
         raise TypeError(f"grace is for a function that calls put; {function!r} is a generator, and is ended at once")
 
 
-def _json_response(answer: object) -> web.StreamResponse:
-    if isinstance(answer, web.StreamResponse):
-        return answer
-    return web.json_response(text=to_json(answer), headers={"Vary": "Accept"})
+class _Opener:
+    """Opens the streams of one decorated function. Without an encoder, it is a ``stream_ready`` function."""
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        encoder: Encoder | None,
+        open_after: float,
+        as_json: AsJson | None,
+        settings: ChannelSettings,
+    ) -> None:
+        self.settings: ChannelSettings = settings
+        self._function = function
+        self._encoder = encoder
+        self._open_after = open_after
+        self._as_json = as_json
+
+    def bind(self, bound: tuple[object, ...] = (), *, is_view: bool = False) -> tuple[StreamFactory, Prepare | None]:
+        """Return what ``run_stream`` takes for the function, or for the method that is bound to these arguments."""
+        if self._encoder is None:
+            return _factory(self.settings, bind_function(self._function, 2, bound, is_view=is_view)), None
+        generate = bind_function(self._function, 1, bound, is_view=is_view)
+        ready = ready_from_generator(self._function, generate, self._encoder)
+
+        async def prepare(context: RequestContext) -> EarlyProducer:
+            streams = Streams.of(context.request)
+            streams.check_admission(context.request, context.execution_id)
+            early = EarlyProducer(context, self.settings, ready, streams.stop_timeout)
+            if not await early.start():
+                waiting = functools.partial(early.wait, self._open_after)
+                await streams.run_unless_shutdown(context.request, context.execution_id, waiting)
+            early.check()
+            return early
+
+        return _factory(self.settings, None), prepare
+
+    async def respond(self, bound: tuple[object, ...], request: web.Request, *, is_view: bool) -> web.StreamResponse:
+        """Respond to a request with a stream, or with JSON."""
+        context = cast("RequestContext", RequestContext.of(request))
+        if self._as_json is not None:
+            context.response_headers.add(hdrs.VARY, hdrs.ACCEPT)
+            streams = Streams.of(request)
+            if has_json_body(request):
+                body = functools.partial(read_body, request, self.settings.stall_timeout)
+                await streams.run_unless_shutdown(request, context.execution_id, body)
+            if not await wants_event_stream(request):
+                generate = bind_function(self._function, 1, bound, is_view=is_view)
+                collecting = functools.partial(collect, self._function, generate, context)
+                values = await streams.run_unless_shutdown(request, context.execution_id, collecting)
+                return await _json_response(self._as_json(values))
+        await run_stream(context, self.settings, *self.bind(bound, is_view=is_view))
+        return cast("web.StreamResponse", context.response)
 
 
-def _factory(settings: ChannelSettings, stream_ready: StreamReady) -> StreamFactory:
+async def _json_response(answer: object) -> web.StreamResponse:
+    if inspect.isawaitable(answer):
+        answer = await answer
+    return answer if isinstance(answer, web.StreamResponse) else web.json_response(text=to_json(answer))
+
+
+def _factory(settings: ChannelSettings, stream_ready: StreamReady | None) -> StreamFactory:
+    """Return the function that makes a stream, of an ``EarlyProducer`` if there is one."""
+
     def make(
         context: RequestContext, response: ChannelResponse, connection: Connection, streams: Streams, early: object
     ) -> StreamLifecycle:
-        started = early if isinstance(early, EarlyProducer) else None
-        return ChannelStream(context, response, connection, streams, settings, stream_ready, started)
+        producing = early if isinstance(early, EarlyProducer) else cast("StreamReady", stream_ready)
+        return ChannelStream(context, response, connection, streams, settings, producing)
 
     return make
-
-
-def _early_start(settings: ChannelSettings, stream_ready: StreamReady, open_after: float) -> Prepare:
-    """Return the function that starts a producer before the headers are sent."""
-
-    async def prepare(context: RequestContext) -> EarlyProducer:
-        request = context.request
-        if request.method != hdrs.METH_HEAD:
-            Streams.of(request).check_admission(request, context.execution_id)
-        early = EarlyProducer(context, settings, stream_ready)
-        await early.wait(open_after)
-        return early
-
-    return prepare
 
 
 class ChannelStream(StreamLifecycle):
@@ -280,9 +310,9 @@ class ChannelStream(StreamLifecycle):
         "_events_sent",
         "_flush_queue",
         "_flush_scheduled",
+        "_producing",
         "_queue_failed",
         "_reported_dropped",
-        "_stream_ready",
         "channel",
     )
 
@@ -293,20 +323,17 @@ class ChannelStream(StreamLifecycle):
         connection: Connection,
         streams: Streams,
         settings: ChannelSettings,
-        stream_ready: StreamReady,
-        early: EarlyProducer | None = None,
+        producing: StreamReady | EarlyProducer,
     ) -> None:
         super().__init__(context, response, connection, streams, settings)
-        self._stream_ready: StreamReady | None = None  # to be called; None if it was called early
-        self._producer: Producer  # type: ignore[mutable-override]  # assigned once
-        if early is None:
-            self.channel: EventChannel = EventChannel(
-                settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
-            )
-            self._producer = Producer(self, context)
-            self._stream_ready = stream_ready
+        self._producing: StreamReady | EarlyProducer | None = producing  # until it was started
+        if isinstance(producing, EarlyProducer):
+            self.channel: EventChannel = producing.channel
+            producer = producing.producer
         else:
-            self.channel, self._producer = early.channel, early.producer
+            self.channel = EventChannel(settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size)
+            producer = Producer(self, context)
+        self._producer: Producer = producer  # type: ignore[mutable-override]  # assigned once
         self._flush_queue: FlushQueue = flush_queue()
         self._flush_scheduled = False
         self._queue_failed = False  # a queue of the application raised, and is not used again
@@ -354,10 +381,11 @@ class ChannelStream(StreamLifecycle):
     # Opening and ending
 
     def _start_producer(self) -> None:
-        if self._stream_ready is None:
-            self._producer.attach(self)
-        else:
-            self._producer.start(self._stream_ready, self.channel, self._context)
+        producing, self._producing = self._producing, None
+        if isinstance(producing, EarlyProducer):
+            producing.attach(self)
+        elif producing is not None:
+            self._producer.start(producing, self.channel, self._context)
 
     def end(self, reason: CloseReason) -> None:
         self.channel.end(reason)

@@ -13,128 +13,185 @@ import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
-from contextlib import aclosing, closing
-from typing import cast
+from contextlib import aclosing, closing, suppress
+from functools import partial
+from typing import TypeVar
 
+from .._checks import unwrap_partial
+from .._logging import log
+from .._signature import innermost
+from .._threads import run_in_loop
 from ..channel import EventChannel
 from ..encoder import Encoder, encode_value
 from ..exceptions import EXIT_EXCEPTIONS
 from .context import RequestContext
-from .producer import StreamReady, function_name
+from .producer import EarlyProducer, EarlyReady, function_name
 
 __all__ = ["collect", "is_generator_function", "ready_from_generator"]
 
 
+T = TypeVar("T")
+
+
 def is_generator_function(function: object) -> bool:
-    """Return whether a function is a plain or an async generator function."""
-    return inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+    """Return whether a function is a generator function, plain or async, or wraps one with ``functools.wraps``."""
+    outer = unwrap_partial(function)
+    if inspect.iscoroutinefunction(outer):
+        return False
+    form = innermost(outer)
+    return inspect.isasyncgenfunction(form) or inspect.isgeneratorfunction(form)
 
 
 def ready_from_generator(
     function: Callable[..., object], generate: Callable[..., object], encoder: Encoder
-) -> StreamReady:
-    """Make a ``stream_ready`` function that puts what a generator yields, and closes the channel at its end.
+) -> EarlyReady:
+    """Make the function of an ``EarlyProducer`` that puts what a generator yields, and closes the channel at its end.
 
     Args:
         function: The generator function.
         generate: Calls it with the context.
         encoder: Makes an event of each value.
     """
-    if inspect.isasyncgenfunction(function):
 
-        async def ready(channel: EventChannel, context: RequestContext) -> None:
-            await _put_all(cast("AsyncGenerator[object, None]", generate(context)), channel, encoder)
-
-    else:
-
-        async def ready(channel: EventChannel, context: RequestContext) -> None:
-            events = cast("Generator[object, None, None]", generate(context))
-            await _run_in_thread(events, channel, encoder, function_name(function))
+    async def ready(early: EarlyProducer, context: RequestContext) -> None:
+        events = _generator(function, generate(context))
+        if isinstance(events, AsyncGenerator):
+            ended = await _put_all(events, early, encoder)
+        else:
+            loop = asyncio.get_running_loop()
+            ended = await _run_in_thread(
+                function_name(function), lambda _: _put_all_threadsafe(events, early, encoder, loop)
+            )
+        if ended:
+            early.end()
 
     ready.__name__, ready.__qualname__ = getattr(function, "__name__", "generator"), function_name(function)
     return ready
 
 
-async def collect(generate: Callable[..., object], context: RequestContext) -> list[object]:
-    """Return what a generator yields, for an answer that is no stream. Cancelling closes an async generator."""
-    events = generate(context)
+async def collect(
+    function: Callable[..., object], generate: Callable[..., object], context: RequestContext
+) -> list[object]:
+    """Return everything that a generator yields, for an answer that is no stream. Cancelling closes the generator."""
+    events = _generator(function, generate(context))
     if isinstance(events, AsyncGenerator):
         async with aclosing(events):
             return [value async for value in events]
-    return await asyncio.to_thread(list, cast("Generator[object, None, None]", events))
+
+    def collect_in_thread(stop: threading.Event) -> list[object]:
+        values = []
+        with closing(events):
+            for value in events:
+                if stop.is_set():
+                    break
+                values.append(value)
+        return values
+
+    return await _run_in_thread(function_name(function), collect_in_thread)
 
 
-async def _put_all(events: AsyncGenerator[object, None], channel: EventChannel, encoder: Encoder) -> None:
-    """Put what an async generator yields until it ends or the stream does, and close the generator."""
+def _generator(
+    function: Callable[..., object], result: object
+) -> AsyncGenerator[object, None] | Generator[object, None, None]:
+    if isinstance(result, AsyncGenerator | Generator):
+        return result
+    raise TypeError(f"{function!r} returned {result!r}, and a generator of events was expected")
+
+
+async def _put_all(events: AsyncGenerator[object, None], early: EarlyProducer, encoder: Encoder) -> bool:
+    """Put what an async generator yields. Return ``False`` if the stream ended before the generator.
+
+    Whatever is raised at a ``put``, a cancellation included, is raised at the generator's ``yield``, as it would be in
+    a coroutine.
+    """
+    put = early.put
     async with aclosing(events):
         step = anext(events)
         while True:
             try:
                 value = await step
             except StopAsyncIteration:
-                break
+                return True
             try:
-                is_open = await channel.put(encode_value(encoder, value))
-            except Exception as error:  # noqa: BLE001  # what was yielded is wrong: the traceback shows where
+                is_open = await put(encode_value(encoder, value))
+            except asyncio.CancelledError as error:
                 step = events.athrow(error)
-            else:
-                if not is_open:
-                    return
-                step = anext(events)
-    channel.close()
+                continue
+            except Exception as error:  # noqa: BLE001  # what was yielded is wrong: the traceback shows where
+                await asyncio.sleep(0)  # a generator that handles it and goes on must not block the event loop
+                if early.channel.closed:
+                    return False
+                step = events.athrow(error)
+                continue
+            if not is_open:
+                with suppress(asyncio.CancelledError, StopAsyncIteration):
+                    await events.athrow(asyncio.CancelledError())
+                return False
+            put = early.channel.put
+            step = anext(events)
 
 
-async def _run_in_thread(
-    events: Generator[object, None, None], channel: EventChannel, encoder: Encoder, name: str
-) -> None:
-    """Iterate over a generator in a thread, and close the channel at its end.
+def _put_all_threadsafe(
+    events: Generator[object, None, None], early: EarlyProducer, encoder: Encoder, loop: asyncio.AbstractEventLoop
+) -> bool:
+    """Put what a generator yields, in its thread. Return ``False`` if the stream ended before the generator."""
+    channel: EventChannel = early.channel
+    is_first = True
+    with closing(events):
+        value = next(events, _END)
+        while value is not _END:
+            try:
+                event = encode_value(encoder, value)
+                future = run_in_loop(loop, partial(early.put, event)) if is_first else channel.put_threadsafe(event)
+                is_open = future.result()
+            except Exception as error:  # noqa: BLE001  # as in _put_all
+                if channel.closed or loop.is_closed():
+                    return False
+                try:
+                    value = events.throw(error)
+                except StopIteration:
+                    return True
+                continue
+            if not is_open:
+                return False
+            is_first = False
+            value = next(events, _END)
+    return True
 
-    If the task is cancelled because the stream has ended, the generator is closed at its next ``yield``, and the first
-    cancellation waits for that. A second one abandons the thread.
+
+_END = object()
+
+
+async def _run_in_thread(name: str, function: Callable[[threading.Event], T]) -> T:
+    """Call a function in a daemon thread, with an event that is set when it should stop, and return its result.
+
+    The first cancellation sets the event and waits for the function. A second one abandons the thread.
     """
-    finished: Future[bool] = Future()
+    finished: Future[T] = Future()
+    stop = threading.Event()
 
     def run() -> None:
         try:
-            ended = _put_all_threadsafe(events, channel, encoder)
+            result = function(stop)
         except BaseException as error:
             finished.set_exception(error)
             if isinstance(error, EXIT_EXCEPTIONS):
                 raise
         else:
-            finished.set_result(ended)
+            finished.set_result(result)
 
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(run,), name=f"events of {name}", daemon=True).start()
     waiter = asyncio.wrap_future(finished)
     try:
-        ended = await asyncio.shield(waiter)
+        return await asyncio.shield(waiter)
     except asyncio.CancelledError:
-        if waiter.done():  # the generator raised it
-            raise
-        await asyncio.shield(waiter)
-        raise
-    if ended:
-        channel.close()
-
-
-def _put_all_threadsafe(events: Generator[object, None, None], channel: EventChannel, encoder: Encoder) -> bool:
-    """Put what a generator yields, in its thread. Return ``False`` if the stream ended before the generator."""
-    with closing(events):
-        value = next(events, _END)
-        while value is not _END:
+        stop.set()
+        if not waiter.done():  # otherwise the function raised it
             try:
-                is_open = channel.put_threadsafe(encode_value(encoder, value)).result()
-            except Exception as error:  # noqa: BLE001  # as in _put_all
-                try:
-                    value = events.throw(error)
-                except StopIteration:
-                    return True
-            else:
-                if not is_open:
-                    return False
-                value = next(events, _END)
-    return True
-
-
-_END = object()
+                await asyncio.shield(waiter)
+            except asyncio.CancelledError:
+                log.warning("stream_thread_abandoned", producer=name)
+                waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+                raise
+        raise

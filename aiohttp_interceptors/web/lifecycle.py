@@ -13,7 +13,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
 
@@ -332,9 +332,11 @@ class StreamLifecycle(Stream):
 StreamFactory: TypeAlias = Callable[[RequestContext, ChannelResponse, Connection, Streams, Any], StreamLifecycle]
 """Makes the stream once the headers are sent. The last argument is what ``Prepare`` returned."""
 Prepare: TypeAlias = Callable[[RequestContext], Awaitable[object] | object]
-"""Called before the headers are sent, also for HEAD, so that it can still refuse the request."""
+"""Called before the headers are sent, also for HEAD, so that it can still refuse the request.
 
-T = TypeVar("T")
+What it awaits must end when the server stops: ``Streams.run_unless_shutdown``.
+"""
+
 _Stage: TypeAlias = tuple[object, str, str] | None
 
 
@@ -396,11 +398,14 @@ async def _open(
     if request.method != hdrs.METH_HEAD and request.can_read_body:
         body = functools.partial(read_body, request, settings.stall_timeout)
         await streams.run_unless_shutdown(request, context.execution_id, body)
+    attached = context._response
     prepared = None if prepare is None else prepare(context)
     if inspect.isawaitable(prepared):
-        prepared = await streams.run_unless_shutdown(request, context.execution_id, functools.partial(_await, prepared))
+        prepared = await prepared
     stream: StreamLifecycle | None = None
     try:
+        if context._response is not attached and context._response is not None and not context.committed:
+            return None  # an early producer has attached another response instead
         stream = await _commit_and_make(context, settings, make, prepared, stage, streams)
     finally:
         if stream is None and isinstance(prepared, EarlyProducer):
@@ -437,10 +442,6 @@ async def _commit_and_make(
         if stream is None and slot is not None:
             slot.release()
     return stream
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
 
 
 def _client_disconnected(request: web.Request) -> bool:

@@ -47,7 +47,12 @@ def interceptor_middleware(*interceptors: InterceptorLike[RequestContext]) -> Mi
     Raises:
         TypeError: An argument is not an interceptor.
     """
-    return web.middleware(functools.partial(run_chain, compile_chain(interceptors_of(interceptors))))
+    chain = compile_chain(interceptors_of(interceptors))
+
+    def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        return run_chain(chain, request, handler)
+
+    return web.middleware(middleware)
 
 
 def intercept(*interceptors: InterceptorLike[RequestContext]) -> Callable[[H], H]:

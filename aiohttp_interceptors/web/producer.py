@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
 from .._checks import unwrap_partial
 from .._logging import log
 from ..channel import CloseReason, EventChannel
 from ..exceptions import EXIT_EXCEPTIONS, ChannelClosed
+from ..sse import Event
 from .context import RequestContext
 from .settings import ChannelSettings, OnClose
 
-__all__ = ["EarlyProducer", "ProducedStream", "Producer", "StreamReady", "function_name"]
+__all__ = ["EarlyProducer", "EarlyReady", "ProducedStream", "Producer", "StreamReady", "function_name"]
 
 
 StreamReady: TypeAlias = Callable[[EventChannel, RequestContext], object]
@@ -88,8 +89,13 @@ class Producer:
     def attach(self, stream: ProducedStream) -> None:
         """Continue for another stream, which takes the place of an ``EarlyProducer``."""
         self._stream = stream
-        if self.error is not None:  # after an event, so that the stream has opened
+        if self.error is not None:  # it failed while the headers were sent
             stream.producer_failed()
+
+    def settle(self) -> None:
+        """Handle the result of a function that has ended, without waiting for the event loop to report it."""
+        if self._task is not None and self._task.done() and self._task.remove_done_callback(self._on_done):
+            self._on_done(self._task)
 
     def start(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call the function. A task is made only if the result is awaitable."""
@@ -107,6 +113,8 @@ class Producer:
         if inspect.isawaitable(result):
             self._task = asyncio.ensure_future(result)
             self._task.add_done_callback(self._on_done)
+        elif isinstance(result, AsyncGenerator | Generator):
+            self.fail(TypeError(f"{self.name} returned {result!r}; decorate a generator function with @event_stream"))
 
     def fail(self, error: BaseException) -> None:
         """End the stream because of an exception. Only the first one is kept; others are logged."""
@@ -257,25 +265,38 @@ class Producer:
 class EarlyProducer:
     """A producer that starts before the response headers are sent.
 
-    Until it puts its first event, it may raise an ``HTTPException``, stage headers, or fail like a plain handler. It
-    has the part of the stream for its ``Producer`` until there is one.
+    Until it puts its first event, it may raise an ``HTTPException``, stage headers, or fail like a plain handler. It is
+    the ``ProducedStream`` of its ``Producer`` until there is a stream.
 
     Args:
         context: The context of the request.
         settings: The options of the stream.
-        stream_ready: The function that produces the events.
+        ready: The function that produces the events.
+        stop_timeout: Returns the seconds that the producer may take to clean up if the server is stopping, or else
+            ``None``.
     """
 
-    __slots__ = ("_opened", "channel", "producer")
+    __slots__ = ("_attached", "_decided", "_gate", "_raised", "_stop_timeout", "_waiter", "channel", "producer")
 
-    def __init__(self, context: RequestContext, settings: ChannelSettings, stream_ready: StreamReady) -> None:
+    def __init__(
+        self,
+        context: RequestContext,
+        settings: ChannelSettings,
+        ready: EarlyReady,
+        stop_timeout: Callable[[], float | None],
+    ) -> None:
         self.channel: EventChannel = EventChannel(
             settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
         )
-        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.channel._attach(self._open)
+        self.channel._attach(lambda: None)
+        self._decided = False  # at the first event, at the end of the producer, or when the time is over
+        self._waiter: asyncio.Future[None] | None = None  # of wait()
+        self._attached = False  # there is a stream, or will be none
+        self._gate: asyncio.Future[None] | None = None  # of put()
+        self._raised = False  # wait() has raised what the producer raised
+        self._stop_timeout = stop_timeout
         self.producer: Producer = Producer(self, context)
-        self.producer.start(stream_ready, self.channel, context)
+        self.producer.start(ready, self, context)
 
     @property
     def reason(self) -> CloseReason | None:
@@ -290,11 +311,49 @@ class EarlyProducer:
         return self.channel._end_observed
 
     def producer_failed(self) -> None:
-        self._open()
+        self._decide()
 
-    def _open(self) -> None:
-        if not self._opened.done():
-            self._opened.set_result(None)
+    def _decide(self) -> None:
+        self._decided = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _open_gate(self) -> None:
+        self._attached = True
+        if self._gate is not None and not self._gate.done():
+            self._gate.set_result(None)
+
+    # Called by the producing function.
+
+    async def put(self, event: Event) -> bool:
+        """Put the first event, and wait until there is a stream. As ``EventChannel.put`` otherwise."""
+        is_open = await self.channel.put(event)
+        if is_open and not self._attached:
+            self._decide()
+            self._gate = asyncio.get_running_loop().create_future()
+            await self._gate
+            return not self.channel.closed
+        return is_open
+
+    def end(self) -> None:
+        """Close the channel, because there are no more events."""
+        self.channel.close()
+        self._decide()
+
+    # Called where the stream is opened.
+
+    async def start(self) -> bool:
+        """Let the producer run for one iteration of the event loop. Return whether ``wait`` would not wait.
+
+        Most producers have an event or an error by then, and need no timer.
+        """
+        try:
+            await asyncio.sleep(0)
+        except BaseException:
+            await self.discard()
+            raise
+        self.producer.settle()
+        return self._decided
 
     async def wait(self, seconds: float) -> None:
         """Wait for the first event, for the end of the producer, or until the time is over.
@@ -303,30 +362,54 @@ class EarlyProducer:
 
         Args:
             seconds: The time to wait.
-
-        Raises:
-            Exception: What the producer raised before it put an event.
         """
-        handle = asyncio.get_running_loop().call_later(seconds, self._open)
+        if self._decided:
+            return
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        handle = loop.call_later(seconds, self._decide)
         try:
-            await self._opened
+            await self._waiter
         except BaseException:
             await self.discard()
             raise
         finally:
             handle.cancel()
+        self.producer.settle()
+
+    def check(self) -> None:
+        """Raise what the producer raised, unless it has put an event before."""
         error = self.producer.error
         if error is not None and not self.channel.buffered:
+            self._raised = True
             self.channel.end(CloseReason.ERROR)
             raise self.producer.failure or error
+
+    def attach(self, stream: ProducedStream) -> Producer:
+        """Let the producer go on for a stream, and return it."""
+        self.producer.attach(stream)
+        self._open_gate()
+        return self.producer
 
     async def discard(self) -> None:
         """Cancel the producer, because no stream opens, and wait for its clean-up. Idempotent."""
         self.channel.end(CloseReason.CLIENT_LEFT)
-        failed = self.producer.error is not None
-        await self.producer.finish(None, 0)
-        if self.producer.error is not None and not failed:
+        stop_timeout = self._stop_timeout()
+        handle = None
+        if stop_timeout is not None:  # the stop of the server must not wait longer than for an open stream
+            handle = asyncio.get_running_loop().call_later(stop_timeout, self.producer.abort)
+        try:
+            await self.producer.finish(None, 0)
+        finally:
+            if handle is not None:
+                handle.cancel()
+        self.producer.settle()
+        if self.producer.error is not None and not self._raised:
+            self._raised = True
             self.producer.log(self.producer.error)
+
+
+EarlyReady: TypeAlias = Callable[[EarlyProducer, RequestContext], object]
 
 
 def function_name(function: Callable[..., object]) -> str:

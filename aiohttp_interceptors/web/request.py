@@ -14,6 +14,7 @@ from aiohttp.http import HttpProcessingError
 __all__ = [
     "StopReconnecting",
     "accepts_event_stream",
+    "has_json_body",
     "is_event_source_request",
     "last_event_id_of",
     "not_acceptable",
@@ -66,8 +67,10 @@ async def wants_event_stream(request: web.Request) -> bool:
     """Return whether a client asks for an event stream, from a route that can also answer with JSON.
 
     ``"stream": true`` or ``false`` in a JSON body decides, as for chat completions. Without it, the ``Accept`` header
-    decides: it must name ``text/event-stream``, and not prefer ``application/json``. Cancelling is safe, and the body
-    can be read again.
+    decides: it must name ``text/event-stream``, and not prefer ``application/json``.
+
+    The body is read, and ``read``, ``text`` and ``json`` still return it. If this is cancelled while the body arrives,
+    what was read is lost.
 
     Args:
         request: The request.
@@ -75,10 +78,10 @@ async def wants_event_stream(request: web.Request) -> bool:
     Raises:
         web.HTTPException: The body is larger than the application's ``client_max_size``.
     """
-    if request.can_read_body and request.content_type.endswith("json"):
+    if has_json_body(request):
         try:
             body = await request.json()
-        except ValueError:  # the handler refuses it
+        except (ValueError, LookupError, RecursionError):  # no JSON, or an unknown charset: the handler refuses it
             body = None
         if isinstance(body, dict) and isinstance(body.get("stream"), bool):
             return cast("bool", body["stream"])
@@ -89,6 +92,11 @@ async def wants_event_stream(request: web.Request) -> bool:
             if name in weights:
                 weights[name] = _weight(parameters)
     return weights["text/event-stream"] > 0 and weights["text/event-stream"] >= weights["application/json"]
+
+
+def has_json_body(request: web.Request) -> bool:
+    """Return whether a request has a body of JSON, even if it was read before."""
+    return request.body_exists and request.content_type.endswith("json")
 
 
 def is_event_source_request(headers: Mapping[str, str]) -> bool:

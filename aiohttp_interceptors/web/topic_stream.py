@@ -13,7 +13,7 @@ from typing import TypeAlias, TypedDict, Unpack, cast
 from .._checks import check_call
 from .._threads import check_loop
 from ..channel import CloseReason
-from ..encoder import Encoder, encode_value
+from ..encoder import Encoder, encode_value, has_named_fields
 from ..hub.cursor import OnGap, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
 from ..hub.record import Gap, Record
@@ -155,7 +155,11 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         if topics_function is None:
             return fixed_topics
         result = topics_function(context)
-        return _await_topic_names(result) if inspect.isawaitable(result) else _topic_names(result)
+        if not inspect.isawaitable(result):
+            return _topic_names(result)
+        request = context.request
+        names = functools.partial(_await_topic_names, result)
+        return Streams.of(request).run_unless_shutdown(request, context.execution_id, names)
 
     def make(
         context: RequestContext,
@@ -273,7 +277,9 @@ class Snapshot:
     __slots__ = ("events", "id")
 
     def __init__(self, events: SnapshotEvents, id: str | None = None) -> None:  # noqa: A002  # the field's name
-        if isinstance(events, (str, bytes, Event, Mapping)) or not isinstance(events, (Iterable, AsyncIterable)):
+        is_object = has_named_fields(type(events)) or hasattr(events, "_fields")  # pydantic models are iterable, too
+        is_one = is_object or isinstance(events, (str, bytes, Event, Mapping))
+        if is_one or not isinstance(events, (Iterable, AsyncIterable)):
             raise TypeError(f"a snapshot is a list or an async iterable of events, or a Snapshot, not {events!r}")
         if id is not None and not isinstance(id, str):
             raise TypeError(f"a snapshot's id is what publish returned, a str or None, not {id!r}")

@@ -165,7 +165,7 @@ class Connection:
         self._stall_detector: StallDetector | None = None
 
         self.last_write: float = self.loop.time()
-        """Time of the last write, or of the creation of the connection, in seconds of the event loop's clock."""
+        """Time of the last write, initially of the construction, in seconds of the event loop's clock."""
         self.frame_bytes: int = 0
         """Bytes written with ``write_frames``, before transfer coding. Excludes ``write``."""
         self.bytes_sent: int = 0
@@ -280,7 +280,7 @@ class Connection:
         return not self.disconnected and self._transport is not None
 
     def count_sent_with_headers(self, size: int) -> None:
-        """Count body bytes that aiohttp sent along with the headers. aiohttp has already added them to its own size."""
+        """Count body bytes that aiohttp sent along with the headers. It has counted them in ``output_size``."""
         self.bytes_sent += size
         self._bytes_reported += size
 
@@ -540,7 +540,7 @@ class StallDetector:
 
     Checks are a quarter of ``timeout`` apart, and the exact time of an acknowledgment between two checks is unknown. A
     stall is therefore reported at least three quarters of ``timeout``, and at most ``timeout``, after the last
-    acknowledgment, or after the first byte was sent that is not acknowledged. A late timer delays the report.
+    acknowledgment, or after the oldest unacknowledged byte was sent. A late timer delays the report.
 
     Args:
         timeout: The stall timeout, in seconds.
@@ -578,7 +578,7 @@ class StallDetector:
 class SocketOptions:
     """Configures the TCP socket of a transport, and reports how much of its data has been acknowledged.
 
-    The options are set when it is made, and ``restore`` resets them. It has no effect on other sockets.
+    Sets the options on construction; ``restore`` resets them. Has no effect on other sockets.
 
     Args:
         transport: The transport whose socket is configured.

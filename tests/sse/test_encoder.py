@@ -14,11 +14,18 @@ from typing import ClassVar, NamedTuple, TypedDict
 
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiohttp_interceptors import Event, default_encoder
+
+
+@pydantic.dataclasses.dataclass
+class Validated:
+    when: dt.datetime
+    size: dt.timedelta = dt.timedelta(seconds=5)
 
 
 class Color(enum.Enum):
@@ -84,6 +91,7 @@ ID = uuid.UUID(int=5)
     [
         (Outer(Inner(WHEN)), "Outer", '{"inner":{"when":"2026-01-02T03:04:05"},"tags":[]}'),
         (Model(when=WHEN), "Model", '{"when":"2026-01-02T03:04:05","s":1}'),
+        (Validated(WHEN), "Validated", '{"when":"2026-01-02T03:04:05","size":"PT5S"}'),
         (Struct(WHEN), "Struct", '{"when":"2026-01-02T03:04:05","s":1}'),
         (Renamed(), "price", '{"value":1}'),
         (RenamedStruct(), "price", '{"value":1}'),
@@ -115,6 +123,7 @@ def test_what_is_inside_a_plain_value_has_the_forms_of_pydantic():
     kinds = tuple[uuid.UUID, decimal.Decimal, PurePosixPath, Color, dt.datetime, dt.date, dt.time]
     expected = pydantic.TypeAdapter(kinds).dump_python(tuple(inside), mode="json")
     assert json.loads(default_encoder({"all": inside}).data)["all"] == expected
+    assert json.loads(default_encoder([Validated(WHEN)]).data) == [{"when": "2026-01-02T03:04:05", "size": "PT5S"}]
     assert json.loads(default_encoder([Model(when=WHEN), Struct(WHEN)]).data) == [
         {"when": "2026-01-02T03:04:05", "s": 1},
         {"when": "2026-01-02T03:04:05", "s": 1},

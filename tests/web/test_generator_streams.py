@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import threading
 import time
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import (
     CloseReason,
+    ConflatingQueue,
+    Drain,
     Event,
     Hub,
     RequestContext,
+    SlidingQueue,
     around,
+    before,
     default_encoder,
     event_stream,
     intercept,
@@ -312,6 +317,104 @@ class TestTheStatusBeforeTheFirstEvent:
         async with open_stream(session, server.url) as opened:
             assert [event.data async for event in opened] == ["first", "from the group"]
 
+    async def test_a_response_that_it_attaches_is_the_answer(self, serve, session):
+        """The library's own way to refuse, in place of raising."""
+
+        @event_stream
+        async def stream(context):
+            context.response = web.Response(status=403, text="not you")
+            return
+            yield
+
+        server = await serve(served(stream))
+        for method in ("GET", "POST"):
+            assert await status_and_body(session, method, server.url) == (403, "not you")
+
+    @pytest.mark.parametrize("form", ["async", "thread"])
+    async def test_a_head_request_runs_nothing_after_the_first_event(self, serve, session, form):
+        ran = []
+
+        @event_stream
+        async def stream(context):
+            yield "x"
+            ran.append("more")
+            yield "y"
+
+        @event_stream
+        def thread(context):
+            yield "x"
+            ran.append("more")
+            yield "y"
+
+        app = served(stream if form == "async" else thread)
+        server = await serve(app)
+        async with session.head(server.url) as response:
+            assert response.status == 200
+        await server.stop()
+        assert ran == []
+
+    @pytest.mark.parametrize("form", ["async", "thread"])
+    async def test_a_lossy_queue_loses_nothing_while_the_headers_are_sent(self, serve, session, form):
+        async def stream(context):
+            for number in range(50):
+                yield str(number)
+
+        def thread(context):
+            yield from map(str, range(50))
+
+        decorate = event_stream(buffer=lambda: SlidingQueue(10))
+        server = await serve(served(decorate(stream if form == "async" else thread)))
+        async with open_stream(session, server.url) as opened:
+            assert [event.data async for event in opened] == [str(number) for number in range(50)]
+
+    @pytest.mark.parametrize("form", ["async", "thread"])
+    async def test_a_queue_that_refuses_the_first_event_is_an_error(self, serve, session, raised, form):
+        """Its exception is raised at the yield, and nothing has opened the stream before."""
+
+        async def stream(context):
+            yield "not JSON"
+
+        def thread(context):
+            yield "not JSON"
+
+        decorate = event_stream(buffer=lambda: ConflatingQueue(10, key=lambda event: json.loads(event.data)))
+        server = await serve(served(decorate(stream if form == "async" else thread)))
+        assert (await status_and_body(session, "GET", server.url))[0] == 500
+        assert [type(error) for error in raised()] == [json.JSONDecodeError]
+
+    async def test_an_error_after_a_refused_start_is_logged(self, serve, session, logged):
+        """HEAD needs one event; what the generator's clean-up raises is told of."""
+
+        @event_stream
+        async def stream(context):
+            try:
+                yield "x"
+            finally:
+                raise LookupError
+
+        server = await serve(served(stream))
+        async with session.head(server.url) as response:
+            assert response.status == 200
+        await until(lambda: [line for line in logged if line["event"] == "stream_producer_failed"])
+
+    async def test_a_stop_does_not_wait_for_a_thread_that_blocks_before_its_first_event(self, serve):
+        started, go_on = threading.Event(), threading.Event()
+
+        @event_stream(open_after=3600)
+        def thread(context):
+            started.set()
+            go_on.wait(60)
+            yield "x"
+
+        server = await serve(served(thread, drain=Drain(timeout=0.1)), shutdown_timeout=3600)
+        raw = await server.connect(GET)
+        await until(started.is_set)
+        stopping = asyncio.create_task(server.stop())
+        assert (await raw.until(b"\r\n")).startswith(b"HTTP/1.1 503")
+        await raw.close()
+        await within(stopping, 4)
+        go_on.set()
+
     @pytest.mark.parametrize("seconds", [-1, float("inf"), "1", None, True])
     def test_open_after_is_a_number_of_seconds(self, seconds):
         with pytest.raises((TypeError, ValueError), match="open_after is"):
@@ -394,6 +497,84 @@ class TestForms:
         status, body = await status_and_body(session, "GET", f"{server.url}/intercepted")
         assert (status, body) == (200, "data: /intercepted\n\n")
 
+    async def test_other_parameters_keep_their_defaults(self, serve, session):
+        async def with_default(request: web.Request, limit=10):
+            yield f"{request.path} {limit}"
+
+        async def context_first(context, request=None):
+            yield f"{context.request.path} {request}"
+
+        async def ready(channel, request, limit=10):
+            await channel.put(f"{request.path} {limit}")
+            channel.close()
+
+        class View(web.View):
+            @event_stream
+            async def get(self, limit=10):
+                yield f"{self.request.path} {limit}"
+
+        texts = {with_default: "/ 10", context_first: "/ None", ready: "/ 10"}
+        for function, text in texts.items():
+            server = await serve(served(event_stream(function)))
+            assert await status_and_body(session, "GET", server.url) == (200, f"data: {text}\n\n"), function
+        assert await status_and_body(session, "GET", (await serve(served(View))).url) == (200, "data: / 10\n\n")
+
+    async def test_wrapped_functions_objects_and_static_methods(self, serve, session):
+        def traced(function):
+            @wraps(function)
+            def wrapper(*args):
+                return function(*args)
+
+            return wrapper
+
+        class Callable:
+            async def __call__(self, request):
+                yield request.path
+
+        class Handlers:
+            @event_stream
+            @staticmethod
+            async def static(request):
+                yield request.path
+
+            @event_stream
+            @classmethod
+            async def of_class(cls, request):
+                yield f"{cls.__name__} {request.path}"
+
+            @event_stream
+            @traced
+            async def method(self, request):
+                yield request.path
+
+        @event_stream
+        @traced
+        async def function(request):
+            yield request.path
+
+        handlers = {
+            function: "/", event_stream(Callable()): "/", Handlers.static: "/", Handlers().static: "/",
+            Handlers.of_class: "Handlers /", Handlers().method: "/",
+        }  # fmt: skip
+        for handler, text in handlers.items():
+            server = await serve(served(handler))
+            assert await status_and_body(session, "GET", server.url) == (200, f"data: {text}\n\n"), handler
+
+    @pytest.mark.parametrize("arguments", ["context, user", "channel, context", ""])
+    def test_a_function_that_takes_something_else_is_refused_at_decoration(self, arguments):
+        namespace = {}
+        exec(f"async def generate({arguments}):\n    yield", namespace)
+        with pytest.raises(TypeError, match=r"a generator of events is called as generate\(context\)"):
+            event_stream(namespace["generate"])
+
+    async def test_a_stream_ready_that_returns_a_generator_is_an_error(self, serve, raised):
+        async def generate():
+            yield "x"
+
+        server = await serve(served(event_stream(lambda channel, context: generate())))
+        assert not (await server.exchange(GET)).endswith(b"0\r\n\r\n")
+        assert "decorate a generator function with @event_stream" in str(raised()[0])
+
     async def test_a_method_that_raises_is_answered_like_a_function(self, serve, session):
         class View(web.View):
             @event_stream
@@ -464,6 +645,82 @@ class TestForms:
         del options["name"]
         assert options == settings
         assert set(TopicStreamOptions.__annotations__) == set(defaults(start_topic_stream))
+
+
+class TestTheEndOfAStream:
+    """Inside the generator it is a cancellation, as in a coroutine, whether it waits for something or for room."""
+
+    async def test_a_task_group_around_the_yields_ends_quietly(self, serve, raised):
+        ended, blocked = asyncio.Event(), []
+
+        @event_stream(buffer=1)
+        async def stream(context):
+            try:
+                async with asyncio.TaskGroup():
+                    while True:
+                        blocked.append(None)
+                        yield "x" * 1_000_000
+            finally:
+                ended.set()
+
+        server = await serve(served(stream))
+        raw = await server.connect(GET)
+        await until(lambda: len(blocked) > 2)
+        raw.reset()
+        await within(ended.wait())
+        await server.stop()
+        assert raised() == []
+
+    async def test_a_timeout_may_expire_while_a_yield_waits_for_room(self, serve):
+        caught = asyncio.Event()
+
+        @event_stream(buffer=1)
+        async def stream(context):
+            try:
+                async with asyncio.timeout(0.05):
+                    while True:
+                        yield "x" * 1_000_000
+            except TimeoutError:
+                caught.set()
+
+        server = await serve(served(stream))
+        raw = await server.connect(GET)
+        await within(caught.wait())
+        raw.reset()
+
+    @pytest.mark.parametrize("form", ["async", "thread"])
+    async def test_one_that_yields_only_wrong_values_ends_with_its_stream(self, serve, form):
+        tries, ended = [], []
+
+        async def stream(context):
+            yield "x"
+            try:
+                while True:
+                    try:
+                        yield object()
+                    except TypeError:
+                        tries.append(None)
+            finally:
+                ended.append(None)
+
+        def thread(context):
+            yield "x"
+            try:
+                while True:
+                    try:
+                        yield object()
+                    except TypeError:
+                        tries.append(None)
+                        time.sleep(0.001)
+            finally:
+                ended.append(None)
+
+        server = await serve(served(event_stream(stream if form == "async" else thread)))
+        raw = await server.connect(GET)
+        await raw.until(b"data: x\n\n")
+        await until(lambda: len(tries) > 2)
+        raw.reset()
+        await until(lambda: ended)
 
 
 class TestThreads:
@@ -749,6 +1006,81 @@ class TestJSONOrAStream:
     async def test_an_error_is_the_same_in_both(self, session, url, accept):
         status, _ = await status_and_body(session, "GET", f"{url}?x=1", headers={"Accept": accept})
         assert status == 403
+
+    async def test_a_body_that_was_read_before_decides_too(self, serve, session):
+        @before
+        async def authenticate(context):
+            await context.request.json()
+
+        @event_stream(as_json=list)
+        async def stream(request):
+            assert await wants_event_stream(request) == (await request.json())["stream"]
+            yield 1
+
+        server = await serve(served(intercept(authenticate)(stream)))
+        assert await status_and_body(session, "POST", server.url, json={"stream": True}) == (200, "data: 1\n\n")
+        assert await status_and_body(session, "POST", server.url, json={"stream": False}) == (200, "[1]")
+
+    async def test_a_client_that_sends_no_body_gets_408(self, serve):
+        @event_stream(as_json=list, stall_timeout=0.05)
+        async def stream(request):
+            yield 1
+
+        server = await serve(served(stream))
+        head = "POST / HTTP/1.1\nHost: x\nContent-Type: application/json\nContent-Length: 5\n\n"
+        assert (await server.exchange(head)).startswith(b"HTTP/1.1 408")
+
+    @pytest.mark.parametrize("content_type", ["application/json; charset=bogus", "application/json"])
+    async def test_a_strange_body_is_no_error_of_the_route(self, session, url, content_type):
+        headers = {"Accept": "text/event-stream", "Content-Type": content_type}
+        body = "[" * 100_000 if content_type == "application/json" else "{}"
+        assert await status_and_body(session, "POST", url, data=body, headers=headers) == (200, self.STREAM)
+
+    @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+    async def test_caches_are_told_that_the_accept_header_decides(self, session, url, accept):
+        async with session.get(url, headers={"Accept": accept}) as response:
+            assert response.headers["Vary"] == "Accept"
+
+    @pytest.mark.parametrize("form", ["async", "thread"])
+    async def test_an_endless_answer_ends_with_the_server(self, serve, form):
+        ran, ended = [], []
+
+        async def stream(request):
+            try:
+                while True:
+                    ran.append(None)
+                    yield 1
+                    await asyncio.sleep(0)
+            finally:
+                ended.append(None)
+
+        def thread(request):
+            try:
+                while True:
+                    ran.append(None)
+                    yield 1
+                    time.sleep(0.001)
+            finally:
+                ended.append(None)
+
+        server = await serve(served(event_stream(as_json=len)(stream if form == "async" else thread)))
+        raw = await server.connect(GET)
+        await until(lambda: len(ran) > 2)
+        stopping = asyncio.create_task(server.stop())
+        assert (await raw.until(b"\r\n")).startswith(b"HTTP/1.1 503")
+        await raw.close()
+        await within(stopping)
+        assert ended
+
+    async def test_the_function_may_be_async(self, serve, session):
+        async def answer(values):
+            return {"count": len(values)}
+
+        @event_stream(as_json=answer)
+        async def stream(request):
+            yield 1
+
+        assert await status_and_body(session, "GET", (await serve(served(stream))).url) == (200, '{"count":1}')
 
     async def test_a_body_that_is_no_json_is_the_handlers_business(self, session, url):
         headers = {"Accept": "text/event-stream", "Content-Type": "application/json"}

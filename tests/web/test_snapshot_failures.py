@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
+import pydantic
 import pytest
 
 from aiohttp_interceptors import CloseReason, Event, Hub, Snapshot
@@ -68,12 +70,25 @@ async def test_a_snapshot_that_raises_ends_its_stream_and_is_logged_once(serve, 
     await listener.close()
 
 
+class Model(pydantic.BaseModel):
+    """A model is iterable, and yields its fields."""
+
+    text: str = "x"
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (None, "a snapshot is a list or an async iterable of events, or a Snapshot, not None"),
         ("text", "a snapshot is a list or an async iterable of events, or a Snapshot, not 'text'"),
         (5, "a snapshot is a list or an async iterable of events, or a Snapshot, not 5"),
+        (Model(), "a snapshot is a list or an async iterable of events, or a Snapshot, not Model("),
+        (Pair(1, 2), "a snapshot is a list or an async iterable of events, or a Snapshot, not Pair("),
         ([None], "a plain JSON value, not of None; encoder= encodes anything else"),
         ([b"x"], "a plain JSON value, not of b'x'; encoder= encodes anything else"),
         (

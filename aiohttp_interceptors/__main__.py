@@ -1,0 +1,131 @@
+"""Publish to a broker, or follow its topics, from a shell.
+
+    python -m aiohttp_interceptors publish BROKER TOPIC [DATA]
+    python -m aiohttp_interceptors tail BROKER TOPIC ...
+
+BROKER is ``module:function``, a function of the application that makes its broker, or ``redis://…``, ``postgresql://…``,
+or the path of a file of the SQLite broker. With the latter three nothing is trimmed: how much is kept is the
+application's decision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, cast
+
+from .exceptions import BrokerError
+from .hub.broker import Broker
+from .hub.hub import Hub
+from .hub.listener import Lagged
+from .hub.record import Gap
+from .sse import Event
+
+KEEP_ALL = 2**53  # records; more than any log has
+HELP = "module:function, redis://…, postgresql://…, or the path of an SQLite file"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return asyncio.run(_publish(options) if options.command == "publish" else _tail(options))
+    except (BrokerError, Lagged, TypeError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m aiohttp_interceptors", description="Publish and follow events.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    publish = commands.add_parser("publish", help="publish an event, and print its ID")
+    publish.add_argument("broker", help=HELP)
+    publish.add_argument("topic")
+    publish.add_argument("data", nargs="?", help="the data; without it, that of standard input")
+    publish.add_argument("--name", help="the event's name")
+    publish.add_argument("--key", help="what the event is about: a later event of the same key supersedes it")
+    publish.add_argument("--ephemeral", action="store_true", help="do not keep the event")
+    publish.add_argument("--idempotency-key", help="of several calls with the same key, only the first publishes")
+    tail = commands.add_parser("tail", help="print a JSON object for each event, until interrupted")
+    tail.add_argument("broker", help=HELP)
+    tail.add_argument("topics", nargs="+", help="topic names and wildcards, such as 'orders.>'")
+    tail.add_argument("--after", help="an event ID; the events after it come first")
+    tail.add_argument("--replay", type=int, default=0, help="number of the latest events that come first")
+    tail.add_argument("--limit", type=int, help="number of events after which to stop")
+    for command in publish, tail:
+        command.add_argument("--stream", help="the stream of Redis, or the table of PostgreSQL, if not the default one")
+    return parser
+
+
+def _make_broker(name: str, stream: str | None) -> Broker:
+    """Make the broker that an argument names. Raises ``ValueError`` if it names none."""
+    scheme, separator, _ = name.partition("://")
+    if not separator:
+        module, colon, attribute = name.partition(":")
+        if not colon:
+            return cast("Broker", _broker_class("sqlite", "SqliteBroker")(name, max_records=KEEP_ALL, max_age=None))
+        sys.path.insert(0, "")  # as ``python -m`` of the module itself
+        broker: Broker = getattr(import_module(module), attribute)()
+        return broker
+    keep_all: dict[str, Any] = {"max_records": KEEP_ALL, "max_age": None}
+    if scheme in {"redis", "rediss", "unix"}:
+        options = keep_all if stream is None else {"stream": stream, **keep_all}
+        return cast("Broker", _broker_class("redis", "RedisBroker")(name, **options))
+    if scheme in {"postgres", "postgresql"}:
+        options = keep_all if stream is None else {"table": stream, **keep_all}
+        return cast("Broker", _broker_class("postgres", "PostgresBroker")(name, **options))
+    raise ValueError(
+        f"{name!r} is not redis://… or postgresql://…; for another broker, and for NATS, whose stream has the limits "
+        "of the application's broker, name a function that makes it: module:function"
+    )
+
+
+def _broker_class(module: str, name: str) -> Any:
+    return getattr(import_module(f"aiohttp_interceptors.brokers.{module}"), name)
+
+
+async def _publish(options: argparse.Namespace) -> int:
+    data = sys.stdin.read().removesuffix("\n") if options.data is None else options.data
+    hub = Hub(_make_broker(options.broker, options.stream))
+    try:
+        event_id = await hub.publish(
+            options.topic,
+            Event(data, options.name),
+            key=options.key,
+            ephemeral=options.ephemeral,
+            idempotency_key=options.idempotency_key,
+        )
+    finally:
+        await hub.close()
+    print(event_id or "")  # noqa: T201
+    return 0
+
+
+async def _tail(options: argparse.Namespace) -> int:
+    hub, count = Hub(_make_broker(options.broker, options.stream)), 0
+    try:
+        async with hub.listen(options.topics, after=options.after, replay=options.replay, on_gap="signal") as records:
+            async for record in records:
+                if isinstance(record, Gap):
+                    line: dict[str, object] = {"gap": record.reason, "after": record.after, "first": record.first}
+                else:
+                    event = record.event
+                    line = {"id": record.id, "topic": record.topic, "data": event.data}
+                    line |= {name: value for name, value in {"name": event.name, "key": record.key}.items() if value}
+                    count += 1
+                print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
+                if options.limit is not None and count >= options.limit:
+                    break
+    finally:
+        await hub.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

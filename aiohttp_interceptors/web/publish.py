@@ -1,0 +1,85 @@
+"""A request handler that publishes: for programs that have no Hub of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from ..encoder import to_json
+from ..exceptions import BrokerDown, BrokerRefused, EventTooLarge, OutcomeUnknown
+from ..hub.hub import Hub
+from ..sse import Event
+from .middleware import Handler
+
+__all__ = ["publish_handler"]
+
+
+_TEXTS = ("topic", "name", "key", "idempotency_key")
+_MEMBERS = (*_TEXTS, "data", "ephemeral")
+RETRY_AFTER = {"Retry-After": "1"}  # seconds
+
+
+def publish_handler(hub: Hub) -> Handler:
+    """Make a handler that publishes the JSON body of a POST request. Put an authorising interceptor in front of it.
+
+    ``app.router.add_post("/publish", as_handler(authorize, publish_handler(hub)))``
+
+    The body is an object with ``topic`` and ``data``, and perhaps ``name``, ``key``, ``ephemeral`` and
+    ``idempotency_key``, as for ``Hub.publish``. If ``data`` is text it is the data of the event, and anything else is
+    sent as JSON. The response is ``{"id": "…"}``, with status 201; the ID is ``null`` for an ephemeral event.
+
+    A body that is wrong is answered with 400, and an event that is too large with 413. While the broker is down the
+    answer is 503, and 504 if it is not known whether the event was published: retry with the same
+    ``idempotency_key``. An event that the broker refuses is answered with 422.
+
+    Args:
+        hub: The Hub to publish to.
+
+    Returns:
+        The handler.
+
+    Raises:
+        TypeError: ``hub`` is not a Hub.
+    """
+    if not isinstance(hub, Hub):
+        raise TypeError(f"hub is a Hub, not {hub!r}")
+
+    async def publish(request: web.Request) -> web.Response:
+        members = await _read_members(request)
+        topic, data, name = members.pop("topic"), members.pop("data"), members.pop("name", None)
+        try:
+            event = Event(data if isinstance(data, str) else to_json(data), name)
+            event_id = await hub.publish(topic, event, **members)
+        except EventTooLarge as error:
+            raise web.HTTPRequestEntityTooLarge(0, 0, text=f"{error}\n") from error
+        except (TypeError, ValueError) as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        except BrokerDown as error:
+            raise web.HTTPServiceUnavailable(headers=RETRY_AFTER, text="The broker is down.\n") from error
+        except OutcomeUnknown as error:
+            text = "It is not known whether the event was published. Retry with the same idempotency_key.\n"
+            raise web.HTTPGatewayTimeout(headers=RETRY_AFTER, text=text) from error
+        except BrokerRefused as error:
+            raise web.HTTPUnprocessableEntity(text="The broker refused the event.\n") from error
+        return web.json_response({"id": event_id}, status=201)
+
+    return publish
+
+
+async def _read_members(request: web.Request) -> dict[str, Any]:
+    """Return the members of the body. Raises the response to a wrong one."""
+    try:
+        body = await request.json()
+    except ValueError:
+        raise web.HTTPBadRequest(text="The body is not JSON.\n") from None
+    if not isinstance(body, dict) or "topic" not in body or "data" not in body:
+        raise web.HTTPBadRequest(text='The body is an object with "topic" and "data".\n')
+    for name, value in body.items():
+        if name not in _MEMBERS:
+            raise web.HTTPBadRequest(text=f"{name!r} is not known; the members are {', '.join(_MEMBERS)}.\n")
+        if name in _TEXTS and not (isinstance(value, str) or (value is None and name != "topic")):
+            raise web.HTTPBadRequest(text=f"{name} is a string.\n")
+        if name == "ephemeral" and not isinstance(value, bool):
+            raise web.HTTPBadRequest(text="ephemeral is true or false.\n")
+    return body

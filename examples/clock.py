@@ -1,0 +1,17 @@
+import asyncio
+import time
+
+from aiohttp import web
+
+from aiohttp_interceptors import event_stream
+
+
+@event_stream
+async def clock(request):
+    while True:
+        yield time.strftime("%X")
+        await asyncio.sleep(1)
+
+
+app = web.Application()
+app.router.add_get("/clock", clock)

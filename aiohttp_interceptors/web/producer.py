@@ -394,6 +394,7 @@ class EarlyProducer:
     async def discard(self) -> None:
         """Cancel the producer, because no stream opens, and wait for its clean-up. Idempotent."""
         self.channel.end(CloseReason.CLIENT_LEFT)
+        self._open_gate()  # a thread may wait there, which cannot be cancelled
         stop_timeout = self._stop_timeout()
         handle = None
         if stop_timeout is not None:  # the stop of the server must not wait longer than for an open stream

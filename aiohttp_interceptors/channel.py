@@ -1,8 +1,8 @@
 """Channels that carry events from producers to an event stream.
 
-Producers put events into an ``EventChannel``; the stream takes them out in batches and writes them to the client. By
-default, events are buffered in a ``BoundedQueue``: when it is full, ``put`` waits, which applies backpressure to the
-producer. Applications can supply any other ``asyncio.Queue``.
+Producers put events into an ``EventChannel``. The stream removes them in batches and writes them to the client. By
+default, events are buffered in a ``BoundedQueue``. When this buffer is full, ``put`` waits until it has room, which
+applies backpressure to the producer. Applications can use any other ``asyncio.Queue`` as the buffer.
 """
 
 from __future__ import annotations
@@ -33,44 +33,47 @@ _PUT_THREADSAFE = "channel.put_threadsafe(event)"
 
 
 class CloseReason(StrEnum):
-    """Why a stream ended. The values appear in the log, and are passed to ``on_close``."""
+    """The reason why a stream ended. It appears in the log and is passed to ``on_close``."""
 
     CLIENT_LEFT = "client_left"
     """The client disconnected."""
     CLOSED = "closed"
-    """The channel was closed, and everything in it was sent."""
+    """The channel was closed and all of its events were sent."""
     ERROR = "error"
     """The producer, another function of the application, or the buffer raised an exception."""
     SHUTDOWN = "shutdown"
     """The server is shutting down."""
     STALLED = "stalled"
-    """The client acknowledged nothing for ``stall_timeout`` seconds."""
+    """The client did not acknowledge any data for ``stall_timeout`` seconds."""
     LAGGED = "lagged"
-    """The client fell so far behind that its next record was evicted from the history, and ``on_gap`` is "close"."""
+    """``on_gap`` is "close" and the client fell so far behind that its next record was evicted from the history."""
     EXPIRED = "expired"
     """The stream reached its ``max_age``."""
     KICKED = "kicked"
-    """The application ended the stream, or a newer stream of the same key replaced it."""
+    """The application ended the stream, or a newer stream with the same key replaced it."""
 
 
 class EventChannel:
-    """A channel of events from one or more producers to one stream.
+    """A channel that carries events from one or more producers to a single stream.
 
-    A channel is open, then closed, then ended. A closed channel accepts no more events, but still sends those in its
-    buffer. Once it has ended, ``reason`` is set and nothing more is sent.
+    Once the channel is closed, it does not accept any more events, but the stream still sends the events in the buffer.
+    Once the stream has ended, ``reason`` is set. See ``end`` for what happens to events that are still in the buffer.
 
-    Not thread-safe, except for ``put_threadsafe``. While the stream's event loop is running, calling another method
-    from a different thread raises ``RuntimeError`` and has no effect. Properties are not checked.
+    This class is not thread-safe, except for ``put_threadsafe``. While the event loop of the stream is running, calling
+    another method from a different thread raises ``RuntimeError`` and has no effect. Properties do not check the
+    thread.
 
     Args:
-        buffer: The capacity in events, or a factory of an ``asyncio.Queue``. ``full`` and ``put_nowait`` of that queue
-            determine whether an event waits for room, is dropped, or replaces another.
-        retry: Reconnection time in milliseconds, sent with the first event that is not only a comment.
-        max_event_size: Maximum size of an encoded event, in bytes; ``None`` for no limit.
+        buffer: Maximum number of events in the buffer, or a function that creates an ``asyncio.Queue``. The ``full``
+            and ``put_nowait`` methods of that queue determine whether an event waits for room, is dropped, or replaces
+            another event.
+        retry: Reconnection time in milliseconds. It is sent with the first event that is not just a comment.
+        max_event_size: Maximum size of an encoded event, in bytes. If ``None``, the size is not limited.
 
     Raises:
-        TypeError: ``buffer`` is neither an integer nor callable, or the factory did not return an ``asyncio.Queue``.
-        ValueError: ``buffer`` is less than 1, or the factory returned the queue of another open stream.
+        TypeError: If ``buffer`` is neither an integer nor callable, or if it returns something other than an
+            ``asyncio.Queue``.
+        ValueError: If ``buffer`` is less than 1, or if it returns the queue of another open stream.
     """
 
     __slots__ = (
@@ -91,7 +94,7 @@ class EventChannel:
     )
 
     reason: CloseReason | None
-    """Why the stream ended. ``None`` while it is open."""
+    """The reason why the stream ended, or ``None`` if it has not ended yet."""
 
     def __init__(
         self,
@@ -105,64 +108,71 @@ class EventChannel:
         self._lossy_buffer = queue if isinstance(queue, LossyQueue) else None
         self._retry = retry
         self._max_event_size = max_event_size
-        # Created on first use: in most streams no task ever waits.
+        # These are created on first use because most streams never have a waiting task.
         self._putters: deque[asyncio.Future[None]] | None = None
         self._close_waiters: list[asyncio.Future[None]] | None = None
         self._on_ready: Callable[[], None] = _do_nothing
         self._on_overflow: Callable[[], None] = _do_nothing
-        self._notify_stream = True  # call _on_ready for the next event; set by each _get_frames()
-        # Event loop of the stream, and the ID of its thread; None and 0 until _attach().
+        # Whether to call _on_ready for the next event. Each call to _get_frames() sets this to True.
+        self._notify_stream = True
+        # Event loop of the stream and the ID of its thread. They are None and 0 until _attach() is called.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread_id = 0
         self._closed = False
-        # Whether a producer has observed the end: a task was waiting in put or wait_closed, or has called put since.
+        # Whether a producer has observed the end, either because it was waiting in put() or wait_closed() at that time,
+        # or because it has called put() since then.
         self._end_observed = False
         self.reason = None
 
     @property
     def closed(self) -> bool:
-        """Whether the channel accepts no more events. Those in the buffer are still sent, until ``reason`` is set."""
+        """Whether the channel has stopped accepting events.
+
+        Events in the buffer are still sent, unless the stream ends first.
+        """
         return self._closed
 
     @property
     def buffer(self) -> EventQueue:
-        """The queue of events waiting to be sent. Events put directly into it are sent too."""
+        """The queue of events that are waiting to be sent. You can also put events into it directly."""
         return self._buffer
 
     @property
     def buffered(self) -> int:
-        """Number of events waiting to be sent, including the notices of a ``LossyQueue``."""
+        """Number of events that are waiting to be sent, including the notices of a ``LossyQueue``."""
         return self._buffer.qsize()
 
     @property
     def lossy(self) -> bool:
-        """Whether the buffer is a ``LossyQueue``, which may drop events."""
+        """Whether the buffer is a ``LossyQueue`` and may drop events."""
         return self._lossy_buffer is not None
 
     @property
     def dropped(self) -> int:
-        """Number of events that the buffer has dropped, if it is a ``LossyQueue``; otherwise 0."""
+        """Number of events that the buffer has dropped. This is always 0 unless the buffer is a ``LossyQueue``."""
         return 0 if self._lossy_buffer is None else self._lossy_buffer.dropped
 
     async def put(self, event: Event | str) -> bool:
-        """Put an event, waiting until the buffer has room.
+        """Put an event into the channel, waiting until the buffer has room.
 
-        Waiting tasks are served in the order of their calls. Cancelling is safe: a cancelled ``put`` leaves the channel
-        unchanged, so it can be wrapped in ``asyncio.timeout``.
+        If several tasks are waiting, they are served in the order in which they called ``put``.
+
+        Cancelling ``put`` is safe and leaves the channel unchanged. This makes it possible to enforce a timeout by
+        wrapping ``put`` in ``asyncio.timeout``.
 
         Args:
-            event: The event, or its data.
+            event: Event to send, or its data.
 
         Returns:
-            ``True``, or ``False`` if the channel is closed. A pending ``put`` returns ``False`` when the channel is
-            closed or the stream ends.
+            ``True`` if the event was put into the channel, or ``False`` if the channel is closed. When the channel is
+            closed or the stream ends, pending calls return ``False``.
 
         Raises:
-            TypeError: ``event`` is neither an ``Event`` nor a ``str``.
-            ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
-            EventTooLarge: The event exceeds ``max_event_size``.
-            RuntimeError: Called from a thread other than the event loop's.
-            Exception: What the application's queue raises.
+            TypeError: If ``event`` is neither an ``Event`` nor a ``str``.
+            ValueError: If ``event`` is a ``str`` that cannot be encoded as UTF-8.
+            EventTooLarge: If the event exceeds ``max_event_size``.
+            RuntimeError: If this method is called outside the event loop's thread.
+            Exception: Any exception raised by the application's queue.
         """
         if type(event) is not Event or self._max_event_size is not None:
             event = self._validate(event)
@@ -170,7 +180,7 @@ class EventChannel:
             self._check_thread("await channel.put(event)", _PUT_THREADSAFE)
         if self._closed:
             self._end_observed = True
-            await asyncio.sleep(0)  # a producer looping on put() after the close must not block the event loop
+            await asyncio.sleep(0)  # prevent a producer that ignores the result from blocking the event loop
             return False
         if (self._putters or self._buffer.full()) and not await self._wait_for_room():
             return False
@@ -178,21 +188,21 @@ class EventChannel:
         return True
 
     def put_nowait(self, event: Event | str) -> bool:
-        """Put an event without waiting.
+        """Put an event into the channel without waiting.
 
         Args:
-            event: The event, or its data.
+            event: Event to send, or its data.
 
         Returns:
-            ``True``, or ``False`` if the channel is closed.
+            ``True`` if the event was put into the channel, or ``False`` if the channel is closed.
 
         Raises:
-            ChannelFull: The buffer has no room.
-            TypeError: ``event`` is neither an ``Event`` nor a ``str``.
-            ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
-            EventTooLarge: The event exceeds ``max_event_size``.
-            RuntimeError: Called from a thread other than the event loop's.
-            Exception: What the application's queue raises.
+            ChannelFull: If the buffer has no room.
+            TypeError: If ``event`` is neither an ``Event`` nor a ``str``.
+            ValueError: If ``event`` is a ``str`` that cannot be encoded as UTF-8.
+            EventTooLarge: If the event exceeds ``max_event_size``.
+            RuntimeError: If this method is called outside the event loop's thread.
+            Exception: Any exception raised by the application's queue.
         """
         event = self._validate(event)
         if get_ident() != self._thread_id:
@@ -206,24 +216,26 @@ class EventChannel:
         return True
 
     def put_threadsafe(self, event: Event | str) -> Future[bool]:
-        """Put an event from any thread. Events from one thread keep their order.
+        """Put an event into the channel from any thread.
 
-        Cancelling the future withdraws an event that is still waiting for room. This races with the event loop: a
-        cancelled future does not guarantee that the event was not sent.
+        Events that are put by the same thread keep their order.
+
+        If the event is still waiting for room, cancelling the future withdraws it. Since this races with the event
+        loop, the event may be sent even though the future was cancelled.
 
         Args:
-            event: The event, or its data.
+            event: Event to send, or its data.
 
         Returns:
-            A future for the return value of ``put``, which can be ignored. In the event loop's thread, calling
-            ``result()`` on a pending future raises ``RuntimeError`` instead of deadlocking; there use
-            ``await asyncio.wrap_future(future)``.
+            A future for the return value of ``put``. It can be ignored. In the event loop's thread, calling
+            ``result()`` before the future is done raises ``RuntimeError`` instead of deadlocking. Use
+            ``await asyncio.wrap_future(future)`` in that thread.
 
         Raises:
-            TypeError: ``event`` is neither an ``Event`` nor a ``str``.
-            ValueError: ``event`` is a ``str`` that cannot be encoded as UTF-8.
-            EventTooLarge: The event exceeds ``max_event_size``.
-            RuntimeError: The channel has no stream yet, or the event loop is closed.
+            TypeError: If ``event`` is neither an ``Event`` nor a ``str``.
+            ValueError: If ``event`` is a ``str`` that cannot be encoded as UTF-8.
+            EventTooLarge: If the event exceeds ``max_event_size``.
+            RuntimeError: If the channel has no stream yet, or if the event loop is closed.
         """
         event = self._validate(event)
         if self._loop is None:
@@ -231,9 +243,10 @@ class EventChannel:
         return run_in_loop(self._loop, lambda: self.put(event))
 
     def close(self) -> None:
-        """Stop accepting events. The stream ends once the buffer has been written to the transport.
+        """Stop accepting events. The stream ends once all events in the buffer have been written to the transport.
 
-        Returns immediately. Pending ``put`` calls return ``False``. Idempotent.
+        This method returns immediately. Pending calls to ``put`` return ``False``. Closing a channel more than once has
+        no effect.
         """
         if get_ident() != self._thread_id:
             self._check_thread("channel.close()", "loop.call_soon_threadsafe(channel.close)")
@@ -247,11 +260,11 @@ class EventChannel:
     def end(self, reason: CloseReason) -> None:
         """End the stream without waiting for the client.
 
-        Buffered events are written only while the transport accepts them without pausing. Pending ``put`` and
-        ``wait_closed`` calls return. Idempotent: the first reason is kept.
+        With ``CloseReason.KICKED``, events in the buffer are written only until the transport pauses. Pending calls to
+        ``put`` and ``wait_closed`` return. If the stream has already ended, the first reason is kept.
 
         Args:
-            reason: The reason to report. Applications use ``CloseReason.KICKED``.
+            reason: Reason to report. Applications should use ``CloseReason.KICKED``.
         """
         if get_ident() != self._thread_id:
             self._check_thread("end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")
@@ -260,18 +273,20 @@ class EventChannel:
             was_closed = self._closed
             self.close()
             if was_closed:
-                self._on_ready()  # close() notifies the stream only once
+                self._on_ready()  # in this case, close() does not notify the stream again
             self._on_ready = self._on_overflow = _do_nothing
             self._end_observed = _wake_all(self._close_waiters) or self._end_observed
             self._buffer._channel_detach()
 
     async def wait_closed(self) -> CloseReason:
-        """Wait until the stream has ended, which may be later than ``closed``: a closed channel first sends its buffer.
+        """Wait until the stream has ended.
 
-        Cancelling is safe.
+        This may take longer than closing the channel, because the events in the buffer are sent first.
+
+        Cancelling ``wait_closed`` is safe.
 
         Returns:
-            Why the stream ended.
+            The reason why the stream ended.
         """
         if get_ident() != self._thread_id:
             self._check_thread(
@@ -288,13 +303,14 @@ class EventChannel:
                 self._close_waiters.remove(waiter)
         return self.reason
 
-    # Called by the stream.
+    # Methods called by the stream
 
     def _attach(self, on_ready: Callable[[], None], on_overflow: Callable[[], None] | None = None) -> None:
         """Bind the channel to a stream and to the running event loop.
 
-        ``on_ready`` is called for the first event put after each ``_get_frames``, and when the channel is closed or
-        ended. ``on_overflow`` is called before a ``LossyQueue`` drops an event, so that the stream can write first.
+        ``on_ready`` is called for the first event that is put after each call to ``_get_frames``. It is also called
+        when the channel is closed or ended. ``on_overflow`` is called before a ``LossyQueue`` drops an event. This
+        gives the stream a chance to write events first.
         """
         self._loop = asyncio.get_running_loop()
         self._thread_id = get_ident()
@@ -302,23 +318,24 @@ class EventChannel:
         self._on_overflow = on_overflow or _do_nothing
 
     def _get_frames(self, min_bytes: int) -> list[bytes]:
-        """Remove events and encode them, stopping once the frames have at least ``min_bytes`` in total.
+        """Remove events from the buffer and encode them until the frames contain at least ``min_bytes`` bytes.
 
-        The caller reports the frames with ``_frames_written``.
+        The caller must call ``_frames_written`` once it has written the frames.
         """
         buffer = self._buffer
         bounded = buffer if type(buffer) is BoundedQueue else None
         events: Iterable[Event]
         if min_bytes <= 0:
             events = ()
-        elif bounded is not None:  # removed together below, which saves a call for each event
+        elif bounded is not None:  # the events are removed below, all at once, to save a call per event
             events = bounded._queue
         else:
             events = _drain(buffer)
         frames: list[bytes] = []
         size = 0
         for event in events:
-            # With ``retry``, a comment would end with a blank line, at which some clients dispatch an empty event.
+            # Don't send ``retry`` with a comment because the frame would then end with a blank line. Some clients
+            # dispatch an empty event when they receive a blank line.
             if self._retry is None or is_comment(event):
                 frame = encode(event)
             else:
@@ -336,15 +353,17 @@ class EventChannel:
         return frames
 
     def _frames_written(self, count: int) -> None:
-        """Mark ``count`` events as done, for ``buffer.join()``."""
+        """Mark ``count`` events as done so that ``buffer.join()`` can return."""
         self._buffer._channel_done(count)
 
-    # Called by the buffer, when the application puts events directly into it or removes them.
+    # Methods called by the buffer when the application puts events directly into it or removes events from it
 
     def _check_put(self, item: Event | str) -> Event:
-        """Validate an event put directly into the buffer, and raise ``ChannelClosed`` if the channel is closed.
+        """Validate an event that is put directly into the buffer.
 
-        If a ``LossyQueue`` would drop an event otherwise, the stream writes first.
+        If the buffer is a ``LossyQueue`` and is full, let the stream write events before one is dropped.
+
+        Raises ``ChannelClosed`` if the channel is closed, and the same exceptions as ``_validate``.
         """
         event = self._validate(item)
         if get_ident() != self._thread_id:
@@ -362,22 +381,22 @@ class EventChannel:
             self._check_thread("a method of channel.buffer", "loop.call_soon_threadsafe(method)")
 
     def _notify(self) -> None:
-        """Notify the stream that there are events."""
+        """Notify the stream that the buffer contains events."""
         if self._notify_stream:
             self._on_ready()
             self._notify_stream = False
 
     def _event_removed(self) -> None:
-        """Wake a waiting ``put``, because the application took an event out of the buffer."""
+        """Called when the application has removed an event from the buffer. Wakes a task that is waiting for room."""
         if self._putters:
             self._wake_putters(1)
 
-    # Private methods.
+    # Private methods
 
     def _validate(self, event: Event | str) -> Event:
         """Convert ``event`` to an ``Event`` and check its size.
 
-        Raises ``TypeError``, ``ValueError`` or ``EventTooLarge``.
+        Raises ``TypeError``, ``ValueError`` or ``EventTooLarge`` if the event is not valid.
         """
         event = _as_event(event)
         limit = self._max_event_size
@@ -388,7 +407,7 @@ class EventChannel:
         return event
 
     def _check_thread(self, call: str, alternative: str) -> None:
-        """Raise ``RuntimeError`` in a thread other than the stream's."""
+        """Raise ``RuntimeError`` when called from a thread other than the event loop's."""
         if self._loop is not None:
             check_loop(self._loop, call, alternative)
 
@@ -396,39 +415,43 @@ class EventChannel:
         lossy = self._lossy_buffer
         if lossy is not None and lossy.qsize() >= lossy.maxsize:
             self._on_overflow()
-        if self._notify_stream:  # as _notify, without the call: this is the hot path of put()
-            self._on_ready()  # before the put: if it raises, the event must not be in the buffer
+        if self._notify_stream:  # same as _notify(), inlined because put() is a hot path
+            self._on_ready()  # called first so that the event is not in the buffer if this raises
             self._notify_stream = False
         self._buffer._channel_put(event)
 
     async def _wait_for_room(self) -> bool:
-        """Wait for room in the buffer, first come, first served. Return whether the channel is still open."""
+        """Wait until the buffer has room, in the order of the calls. Return whether the channel is still open."""
         if self._putters is None:
             self._putters = deque()
         waiter = _create_waiter()
         self._putters.append(waiter)
         try:
             await waiter
-            # An application's queue may measure something else, such as bytes, so one event removed may not be enough.
+            # Removing one event does not always make enough room, because an application's queue may limit something
+            # other than the number of events, such as their size.
             while self._buffer.full() and not self._closed:
                 index = self._putters.index(waiter)
                 self._putters[index] = waiter = _create_waiter()
                 await waiter
         except asyncio.CancelledError:
-            self._wake_putters(1)  # this task may have been woken already: pass it on to the next one
+            self._wake_putters(1)  # this task may already have been woken, so wake the next one instead
             raise
         finally:
             self._putters.remove(waiter)
         return not self._closed
 
     def _wake_putters(self, count: int) -> None:
-        """Wake up to ``count`` tasks that have not been woken yet. Each removes its own waiter."""
+        """Wake up to ``count`` tasks that have not been woken yet. The tasks remove their waiters themselves."""
         for waiter in islice((waiter for waiter in self._putters or () if not waiter.done()), count):
             waiter.set_result(None)
 
 
 class _NoChannel:
-    """Replaces the channel of a queue once the stream has ended: puts fail, everything else has no effect."""
+    """Replaces the channel of a queue once the stream has ended.
+
+    Putting an event raises ``ChannelClosed``. All other methods do nothing.
+    """
 
     def _check_put(self, item: Event | str) -> NoReturn:
         raise ChannelClosed(f"the stream of this queue has ended and does not accept {str(item)[:60]!r}")
@@ -450,18 +473,18 @@ _NO_CHANNEL = _NoChannel()
 
 
 class ChannelQueue(asyncio.Queue[Event]):
-    """An ``asyncio.Queue`` that is the buffer of a channel.
+    """Base class for queues that a channel uses as its buffer.
 
     ``put`` and ``put_nowait`` validate the event and notify the stream. Once the channel is closed, they raise
-    ``ChannelClosed``, and so does a pending ``put``. ``join`` returns when all events have been written, or the stream
-    has ended.
+    ``ChannelClosed``. This includes calls to ``put`` that are already waiting. ``join`` returns once all events have
+    been written or the stream has ended.
     """
 
-    # _create_buffer() derives a class from this one and that of the application's queue. Names that asyncio.Queue does
-    # not have are prefixed, so that they do not clash with names of the application's class.
+    # _create_buffer() creates a class that inherits from this class and the class of the application's queue. New
+    # attributes have a prefix so that they do not clash with the attributes of the application's class.
     __slots__ = ()
     _channel_owner: EventChannel | _NoChannel = _NO_CHANNEL
-    if TYPE_CHECKING:  # private attributes of asyncio.Queue, which has no public way to wake waiting tasks
+    if TYPE_CHECKING:  # private attributes, used because asyncio.Queue has no public API for waking tasks
 
         @property
         def _putters(self) -> deque[asyncio.Future[None]]: ...
@@ -472,28 +495,38 @@ class ChannelQueue(asyncio.Queue[Event]):
         def _wakeup_next(self, waiters: deque[asyncio.Future[None]]) -> None: ...
 
     def put_nowait(self, item: Event | str) -> None:
-        """Put an event. Raises ``asyncio.QueueFull``, ``ChannelClosed``, and what ``EventChannel.put`` raises."""
+        """Put an event into the queue without waiting.
+
+        Raises ``asyncio.QueueFull`` if the queue is full, ``ChannelClosed`` if the channel is closed, and the same
+        exceptions as ``EventChannel.put``.
+        """
         owner = self._channel_owner
         super().put_nowait(owner._check_put(item))
-        owner._notify()  # an application's queue may override put_nowait without calling _put
+        owner._notify()  # in case an application's queue overrides put_nowait() without calling _put()
 
     async def put(self, item: Event | str) -> None:
-        """Put an event, waiting until the queue has room. Cancelling is safe.
+        """Put an event into the queue, waiting until it has room. Cancelling ``put`` is safe.
 
-        Raises the same exceptions as ``put_nowait``, but never ``QueueFull``.
+        Raises the same exceptions as ``put_nowait``, except for ``QueueFull``.
         """
-        # Checked here to fail before waiting, and again by put_nowait(), because the channel may be closed meanwhile.
+        # Check the event now in order to fail before waiting. put_nowait() checks it again because the channel may be
+        # closed in the meantime.
         await super().put(self._channel_owner._check_put(item))
 
     def get_nowait(self) -> Event:
-        """Remove an event, which is then not sent. Raises ``asyncio.QueueEmpty``."""
+        """Remove and return an event. The stream will not send this event.
+
+        Raises ``asyncio.QueueEmpty`` if the queue is empty.
+        """
         self._channel_owner._check_get()
         event = self._channel_get()
         self._channel_owner._event_removed()
         return event
 
     async def get(self) -> Event:
-        """Remove and return an event, waiting for one if necessary. The event is not sent. Cancelling is safe.
+        """Remove and return an event, waiting until there is one. The stream will not send this event.
+
+        Cancelling ``get`` is safe.
 
         Raises ``ChannelClosed`` once the stream has ended and the queue is empty.
         """
@@ -505,19 +538,19 @@ class ChannelQueue(asyncio.Queue[Event]):
     if sys.version_info >= (3, 13):
 
         def shutdown(self, immediate: bool = False) -> None:  # noqa: FBT001, FBT002  # asyncio's signature
-            """Close the channel. If ``immediate``, drop the events in the queue."""
+            """Close the channel. If ``immediate`` is true, drop the events in the queue."""
             self._channel_owner._check_get()
             super().shutdown(immediate)
             self._channel_owner.close()
 
     def _put(self, item: Event) -> None:
-        self._channel_owner._notify()  # before the put: if it raises, the event must not be in the queue
+        self._channel_owner._notify()  # called first so that the event is not in the queue if this raises
         super()._put(item)
 
-    # Called by the channel.
+    # Methods called by the channel
 
     def _channel_put(self, event: Event) -> None:
-        """Append a validated event. The stream has been notified."""
+        """Append an event. The caller has already validated it and notified the stream."""
         super().put_nowait(event)
 
     def _channel_get(self) -> Event:
@@ -528,15 +561,18 @@ class ChannelQueue(asyncio.Queue[Event]):
         try:
             for _ in range(count):
                 self.task_done()
-        except ValueError:  # the application's queue does not count unfinished tasks
+        except ValueError:  # raised if the application's queue does not count unfinished tasks
             pass
 
     def _channel_fail_puts(self) -> bool:
-        """Make pending ``put`` calls raise ``ChannelClosed``. Return whether there were any."""
+        """Make pending calls to ``put`` raise ``ChannelClosed``. Return whether there were any."""
         return _fail_all(self._putters)
 
     def _channel_detach(self) -> None:
-        """Detach the queue from its channel: pending ``put`` and ``get`` raise ``ChannelClosed``, ``join`` returns."""
+        """Detach the queue from its channel.
+
+        Pending calls to ``put`` and ``get`` raise ``ChannelClosed``. Pending calls to ``join`` return.
+        """
         self._channel_owner = _NO_CHANNEL
         _fail_all(self._putters)
         _fail_all(self._getters)
@@ -544,29 +580,34 @@ class ChannelQueue(asyncio.Queue[Event]):
 
 
 class BoundedQueue(ChannelQueue):
-    """The default buffer, an ``asyncio.Queue`` that allocates nothing until it is used.
+    """The default buffer of a channel.
 
-    There is one per open stream, and most of them are empty most of the time.
+    It is an ``asyncio.Queue`` that does not allocate anything until it is used. This matters because there is one
+    buffer per open stream and most buffers are empty most of the time.
     """
 
     __slots__ = ("_channel_owner", "_maxsize", "_queue", "_unfinished_tasks", "_waiters")
 
     _is_shutdown = False  # set by asyncio.Queue.__init__() from Python 3.13 on
 
-    def __init__(self, maxsize: int, owner: EventChannel) -> None:  # does not call super(), which would allocate
+    def __init__(self, maxsize: int, owner: EventChannel) -> None:  # do not call super() because it allocates
         self._channel_owner: EventChannel | _NoChannel = owner
         self._maxsize = maxsize
-        # Usually all events are removed together, and then a list is smaller and faster than a deque.
+        # All events are usually removed at once. In this case, a list is smaller and faster than a deque.
         self._queue: list[Event] | deque[Event] | tuple[()] = ()
         self._unfinished_tasks = 0
         self._waiters: _Waiters | None = None
 
     def full(self) -> bool:
-        """Return whether ``put`` would wait."""
+        """Return whether the queue is full, in which case ``put`` waits."""
         return len(self._queue) >= self._maxsize
 
     def put_nowait(self, item: Event | str) -> None:
-        """Put an event. Raises ``ChannelFull``, ``ChannelClosed``, and what ``EventChannel.put`` raises."""
+        """Put an event into the queue without waiting.
+
+        Raises ``ChannelFull`` if the queue is full, ``ChannelClosed`` if the channel is closed, and the same exceptions
+        as ``EventChannel.put``.
+        """
         event = self._channel_owner._check_put(item)
         if self.full():
             raise ChannelFull(f"the queue holds {self.qsize()} events and has no room; put() waits for room")
@@ -574,7 +615,7 @@ class BoundedQueue(ChannelQueue):
         self._channel_put(event)
 
     async def join(self) -> None:
-        """Wait until all events were written or the stream has ended. Cancelling is safe."""
+        """Wait until all events have been written or the stream has ended. Cancelling ``join`` is safe."""
         if self._channel_owner is not _NO_CHANNEL:
             await super().join()
 
@@ -602,10 +643,10 @@ class BoundedQueue(ChannelQueue):
         return event
 
     def _channel_remove(self, count: int) -> None:
-        """Remove the first ``count`` events, and wake up to ``count`` tasks waiting in the queue's own ``put``."""
+        """Remove the first ``count`` events. Wake up to ``count`` tasks that are waiting in ``put`` of this queue."""
         queue = self._queue
         if count == len(queue):
-            self._queue = ()  # frees the memory of a burst
+            self._queue = ()  # free the memory used by a burst of events
         else:
             if not isinstance(queue, deque):
                 queue = self._queue = deque(queue)
@@ -629,7 +670,7 @@ class BoundedQueue(ChannelQueue):
         else:
             super()._channel_detach()
 
-    # Attributes of asyncio.Queue, created on first use.
+    # Attributes of asyncio.Queue that are created on first use
 
     def _ensure_waiters(self) -> _Waiters:
         if self._waiters is None:
@@ -650,7 +691,7 @@ class BoundedQueue(ChannelQueue):
 
 
 class _Waiters:
-    """State of an ``asyncio.Queue`` that is needed only while tasks wait."""
+    """The state that an ``asyncio.Queue`` needs only while tasks are waiting."""
 
     __slots__ = ("finished", "getters", "putters")
 
@@ -663,7 +704,10 @@ class _Waiters:
 
 
 def check_buffer(buffer: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` if ``buffer`` is neither a number of events nor callable."""
+    """Check that ``buffer`` is callable or a valid number of events.
+
+    Raises ``TypeError`` if ``buffer`` is neither an integer nor callable, and ``ValueError`` if it is less than 1.
+    """
     if callable(buffer):
         return
     if type(buffer) is not int:
@@ -687,7 +731,8 @@ def _create_buffer(buffer: int | Callable[[], EventQueue], owner: EventChannel) 
     else:
         queue_class: type[object] = type(queue)
         try:
-            # The class is replaced in place, because the application may keep a reference to its queue and put into it.
+            # Change the class of the existing object because the application may keep a reference to its queue and put
+            # events into it.
             queue.__class__ = _derive_class(queue_class)  # type: ignore[arg-type]  # mypy: a class is not Hashable
         except TypeError as error:
             raise TypeError(f"{queue!r} cannot be a channel's buffer: {error}") from error
@@ -698,7 +743,7 @@ def _create_buffer(buffer: int | Callable[[], EventQueue], owner: EventChannel) 
 
 @lru_cache(64)
 def _derive_class(queue_class: type[object]) -> type[ChannelQueue]:
-    """Derive a class from ``ChannelQueue`` and that of an application's queue, under the name of the latter."""
+    """Create a class that inherits from ``ChannelQueue`` and ``queue_class``. It has the name of ``queue_class``."""
     names = {"__slots__": (), "__module__": queue_class.__module__, "__qualname__": queue_class.__qualname__}
     derived: type[ChannelQueue] = new_class(
         queue_class.__name__, (ChannelQueue, queue_class), {}, lambda namespace: namespace.update(names)
@@ -727,7 +772,7 @@ def _wake_all(waiters: Iterable[asyncio.Future[None]] | None) -> bool:
     """Wake all waiting tasks. Return whether there were any."""
     woken = False
     for waiter in waiters or ():
-        if not waiter.cancelled():  # a waiter that is done belongs to a task that was woken, and has not run yet
+        if not waiter.cancelled():  # if the waiter is done, its task was woken but has not run yet
             woken = True
             if not waiter.done():
                 waiter.set_result(None)

@@ -1,8 +1,8 @@
-"""The position of a subscription in the history, and the frames that it has to receive next.
+"""Cursors, which track the position of a subscription in the history and render the frames to write next.
 
-A ``Cursor`` decides which records are next, which initial frame the stream has, and when to report a gap. Its caller
-writes the frames. All cursors read through one ``HistoryReader``, so that clients that reconnect at the same offset
-share a read.
+A ``Cursor`` determines which records come next, whether to send an initial frame, and when to report a gap. The caller
+of the cursor writes the frames. All cursors of a Hub share a ``HistoryReader``. When several clients reconnect at the
+same offset, this makes it possible to read the history only once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 
-# Bytes per write while catching up. A write may overshoot the sink's high-water mark by this much, for each stream.
-# Larger batches would save few system calls.
+# Size of a write while catching up, in bytes. On each stream, a write may exceed the high-water mark of the sink by
+# this much. Increasing the size would save few system calls.
 BATCH_SIZE = 32 * 1024
 
 OnGap: TypeAlias = Literal["signal", "close", "conflate"]
@@ -39,25 +39,33 @@ Select: TypeAlias = Callable[[Record], object]
 
 
 class Lagged(Exception):  # caught by the dispatcher
-    """Records are missing, and the policy closes the stream in that case."""
+    """Raised when records are missing and the policy is to close the stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionPolicy:
-    """How a stream starts, and how it handles gaps. Raises ``TypeError`` or ``ValueError`` for invalid options."""
+    """How a stream starts and how it handles gaps.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option has an invalid value.
+    """
 
     on_gap: OnGap = "signal"
-    """What to do when records are missing: report the gap, close the stream, or send the latest record per key."""
+    """What to do when records are missing.
+
+    ``"signal"`` reports the gap, ``"close"`` closes the stream, and ``"conflate"`` sends the latest record of each key.
+    """
     gap_event: str = "gap"
-    """Name of the event that reports a gap."""
+    """The name of the event that reports a gap."""
     replay: int = 0
-    """Number of latest records to send to a client without an ID."""
+    """The number of latest records to send to a client that connects without an ID."""
     prime: bool = True
-    """Whether to send an initial frame, with an ID and ``retry`` but no data, before the first record."""
+    """Whether to send an initial frame before the first record. It contains an ID and ``retry``, but no data."""
     retry: int | None = None
-    """The reconnection time, in milliseconds, which the first frame carries."""
+    """The reconnection time to send in the first frame, in milliseconds."""
     prefix: bytes = field(init=False)
-    """The ``retry`` line that goes into the first frame; empty without ``retry``."""
+    """The ``retry`` line of the first frame. Empty if ``retry`` is ``None``."""
 
     def __post_init__(self) -> None:
         if self.on_gap not in get_args(OnGap):
@@ -73,10 +81,10 @@ class SubscriptionPolicy:
 
 
 class StartPosition(NamedTuple):
-    """Where a subscription starts to read."""
+    """Where a subscription starts reading."""
 
     offset: int
-    """The offset to read after."""
+    """Reading starts after this offset."""
     gap: Gap | None = None
     """The gap to report before the first record."""
     ignore_gaps_through: int = 0
@@ -84,36 +92,36 @@ class StartPosition(NamedTuple):
 
 
 class CursorRead(NamedTuple):
-    """Frames to write, and what they contain."""
+    """The frames to write and a description of their contents."""
 
     frames: bytes
     records: list[Record]
     gap: Gap | None
-    """What the gap event reports that precedes the records, if there is one."""
+    """The gap that is reported before the records, or ``None``."""
     more: bool
-    """Whether there may be more to read now."""
+    """Whether there may be more records to read immediately."""
 
     @property
     def gaps(self) -> int:
-        """Number of gap events."""
+        """The number of gap events."""
         return 0 if self.gap is None else 1
 
     @property
     def events(self) -> int:
-        """Number of records and gap events."""
+        """The number of records and gap events."""
         return len(self.records) + self.gaps
 
 
 class Cursor:
-    """Reads the history for one subscription, and renders its initial, gap and record frames.
+    """Reads the history for a subscription and renders the initial frame, gap events and records.
 
-    Not reusable after an exception.
+    A cursor must not be used again after it has raised an exception.
 
     Args:
         reader: The reader of the Hub's history.
-        policy: How the subscription starts, and what it does about gaps.
-        start: Where to start.
-        announced: Whether the client has received the ID of ``start``, and its gap.
+        policy: How the subscription starts and how it handles gaps.
+        start: Where to start reading.
+        announced: Whether the client has already received the ID and the gap of ``start``.
     """
 
     __slots__ = (
@@ -136,25 +144,31 @@ class Cursor:
         self._policy = policy
         self._offset, self._gap, self._ignore_gaps_through = start
         self._epoch = reader.history.epoch
-        self._announced = announced  # the client has received the initial frame, or a gap event in place of it
+        self._announced = announced  # the client has received the initial frame or a gap event instead
         self._prefix = b"" if announced else policy.prefix
         self._conflating = False
-        self._since: dict[str, int] | None = None  # topics that were added later, and the offsets to read them after
+        self._since: dict[str, int] | None = None  # start offsets of topics that were added later
 
     @property
     def prefix_unsent(self) -> bool:
-        """Whether the next frame has to carry the prefix, and therefore differs from that of other subscriptions."""
+        """Whether the next frame must contain the prefix, so that it differs from the frame of other subscriptions."""
         return bool(self._prefix)
 
     def seek(self, start: StartPosition, *, announced: bool) -> None:
-        """Continue from ``start``. With ``announced``, the client has its ID and its gap, and neither is sent."""
+        """Continue reading from ``start``.
+
+        If ``announced`` is true, the client already has the ID and the gap of ``start``, so they are not sent again.
+        """
         self._offset, self._gap, self._ignore_gaps_through = start
         self._epoch = self._reader.history.epoch
         if announced:
             self._gap, self._prefix, self._announced = None, b"", True
 
     def change_topics(self, before: frozenset[str], topics: frozenset[str]) -> None:
-        """Read other topics from now on. Added topics are read after the current end of the history."""
+        """Read ``topics`` instead of ``before`` from now on.
+
+        Added topics are read after the current end of the history.
+        """
         since = {topic: offset for topic, offset in (self._since or {}).items() if topic in topics}
         since.update(dict.fromkeys(topics - before, self._reader.history.end))
         self._since = since or None
@@ -162,7 +176,7 @@ class Cursor:
     def find_gap(self, topics: frozenset[str]) -> Gap | None:
         """Return the gap that the next read would report, or ``None``.
 
-        Applies a truncation of the history, and evicts a batch of expired records.
+        If the history was truncated, move back first. This also evicts a batch of expired records.
         """
         self._follow_truncation()
         if self._gap is not None:
@@ -172,22 +186,25 @@ class Cursor:
         return self._eviction_gap() if missing_through > self._ignore_gaps_through else None
 
     def read(self, topics: frozenset[str], select: Select | None, until: int | None = None) -> CursorRead:
-        """Read about ``BATCH_SIZE`` bytes of frames, and advance. With ``until``, stop at that offset.
+        """Read about ``BATCH_SIZE`` bytes of frames and advance.
 
-        Raises ``Lagged`` if records are missing under ``on_gap="close"``, and any exception of ``select``.
+        If ``until`` is given, stop at that offset. Exceptions raised by ``select`` propagate.
+
+        Raises:
+            Lagged: If records are missing and ``on_gap`` is ``"close"``.
         """
         self._follow_truncation()
         result, announced = self._reader.read(self._offset, topics, BATCH_SIZE, self._since), self._announced
         if not announced:
             if self._gap is None and self._offset < result.missing_through <= self._ignore_gaps_through:
-                self._offset = result.missing_through  # a replay starts after the records that were evicted since
+                self._offset = result.missing_through  # start the replay after the evicted records
                 result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
-            self._ignore_gaps_through = self._offset  # from here on missing records are reported
+            self._ignore_gaps_through = self._offset  # report missing records from here on
         self._detect_gap(result)
         records, more, read_through = result.records, result.more, result.read_through
         if until is not None and read_through >= until:
             records, more, read_through = [record for record in records if record.offset <= until], False, until
-        if more and not records:  # the ID of the initial frame is the one before the first record
+        if more and not records:  # delay the initial frame, as its ID precedes the first record
             self._offset = max(self._offset, read_through)
             return CursorRead(b"", [], None, more)
         first, gap = self._initial_frame(), None
@@ -200,12 +217,12 @@ class Cursor:
         self._offset = max(self._offset, read_through)
         if records and not first:
             first, self._prefix = self._prefix, b""
-        # If nothing was left out, all cursors share the frames, which are joined once.
+        # If no record was left out, use the frames that were joined once for all cursors.
         frames = result.frames if records is result.records else b"".join([record.frame for record in records])
         return CursorRead(first + frames, records, gap, more)
 
     def _follow_truncation(self) -> None:
-        """Move back to the offset that the log was truncated to, with a gap."""
+        """If the log was truncated, move back to where it was truncated and set a gap."""
         history, epoch = self._reader.history, self._epoch
         if epoch == history.epoch:
             return
@@ -218,7 +235,11 @@ class Cursor:
         self._since = {topic: min(offset, self._offset) for topic, offset in (self._since or {}).items()} or None
 
     def _detect_gap(self, result: ReadResult) -> None:
-        """Set the gap if records are missing. Raises ``Lagged`` if the policy closes the stream in that case."""
+        """Set the gap if records are missing.
+
+        Raises:
+            Lagged: If records are missing and the policy is to close the stream.
+        """
         if result.missing_through > self._ignore_gaps_through and self._policy.on_gap == "conflate":
             self._conflating = True
         missing_through = result.unsuperseded_through if self._conflating else result.missing_through
@@ -229,7 +250,11 @@ class Cursor:
         self._ignore_gaps_through = max(self._ignore_gaps_through, missing_through)
 
     def _initial_frame(self) -> bytes | None:
-        """Return the initial frame, or ``b""`` if the client has it; ``None`` if a gap event comes instead."""
+        """Return the initial frame.
+
+        If the client already has it or the policy disables it, return ``b""``. If a gap event must be sent instead,
+        return ``None``.
+        """
         announced, self._announced = self._announced, True
         if self._gap is not None:
             return None
@@ -239,10 +264,10 @@ class Cursor:
         return prefix + b"id: %b\n\n" % self._reader.history.id_of(self._offset).encode()
 
     def _gap_frame(self, result: ReadResult, *, announced: bool) -> tuple[bytes, Gap]:
-        """Return the frame of the gap event, and the gap that it reports.
+        """Return the frame of the gap event and the gap that it reports.
 
-        Its ID is that of the offset just before the first record, so that reconnecting with it does not report the same
-        gap again. It is omitted after an eviction if the client has that ID already.
+        The ID of the event belongs to the offset just before the first record. This prevents the same gap from being
+        reported again when the client reconnects. After an eviction, the ID is omitted if the client already has it.
         """
         history, gap = self._reader.history, self._gap
         assert gap is not None  # noqa: S101  # checked by _initial_frame
@@ -260,7 +285,7 @@ class Cursor:
         return b"%bid: %b\n%b" % (prefix, history.id_of(before).encode(), frame), reported
 
     def _conflate(self, records: list[Record], select: Select | None, until: int | None) -> list[Record]:
-        """Drop superseded records, including those whose successor is beyond this batch."""
+        """Drop superseded records, even if the record that supersedes them is not in this batch."""
         kept = []
         for record in records:
             latest = self._reader.history.latest(record)
@@ -277,19 +302,22 @@ class Cursor:
 
 
 class HistoryReader:
-    """Reads the history for all cursors. Caches the latest result, for clients that reconnect at the same offset."""
+    """Reads the history for all cursors.
+
+    The latest result is cached, so that clients that reconnect at the same offset share it.
+    """
 
     def __init__(self, history: History, now: Callable[[], float]) -> None:
         self.history: History = history
         self._now = now
-        self._cached: tuple[tuple[object, ...], ReadResult] | None = None  # the arguments, and the result
+        self._cached: tuple[tuple[object, ...], ReadResult] | None = None  # arguments and result
 
     def expire(self) -> None:
         """Evict up to ``EXPIRE_BATCH`` expired records."""
         self.history.expire(self._now(), EXPIRE_BATCH)
 
     def read(self, offset: int, topics: frozenset[str], max_bytes: int, since: Mapping[str, int] | None) -> ReadResult:
-        """Evict up to ``EXPIRE_BATCH`` expired records, then read as ``History.read`` does."""
+        """Evict up to ``EXPIRE_BATCH`` expired records, then read like ``History.read``."""
         history = self.history
         self.expire()
         if since:
@@ -300,14 +328,20 @@ class HistoryReader:
         return self._cached[1]
 
     def invalidate(self) -> None:
-        """Drop the cached result. Required after changes other than appending and expiry, such as a truncation."""
+        """Drop the cached result.
+
+        This is required after any change to the history except appending and expiry, for example after a truncation.
+        """
         self._cached = None
 
 
 def select_records(records: list[Record], select: Select | None) -> list[Record]:
-    """Return the records for which ``select`` is true, or ``records`` itself if it is ``None``.
+    """Return the records for which ``select`` returns a true value.
 
-    Raises what ``select`` raises, and ``TypeError`` if it returns an awaitable or an iterator.
+    If ``select`` is ``None``, return ``records`` itself. Exceptions raised by ``select`` propagate.
+
+    Raises:
+        TypeError: If ``select`` returns an awaitable or an iterator.
     """
     if select is None:
         return records

@@ -1,14 +1,16 @@
 """Subscriptions, and the dispatch of records to them.
 
 A ``Subscription`` is one open stream of a Hub. Subscriptions with the same topics, ``select`` function and encoder form
-a ``SubscriberGroup``: its live members are written the same bytes, and the others read the history with a cursor. The
-``Dispatcher`` schedules one flush per event loop iteration for the groups that have something to write.
+a ``SubscriberGroup``. A subscription that has caught up with its group is live. The group writes the same bytes to all
+live subscriptions, while the others read from the history with a cursor until they have caught up. The ``Dispatcher``
+schedules one flush per event loop iteration for all groups that have something to write.
 
-All methods are synchronous. ``call_threadsafe``, ``get_loop`` and ``Subscription.topics`` may be used from any thread,
-everything else only from the event loop's.
+All methods are synchronous. ``call_threadsafe``, ``get_loop`` and ``Subscription.topics`` are thread-safe. Everything
+else must be used from the thread of the event loop.
 
-An exception that a ``select`` function or a sink raises closes only the stream concerned, ``asyncio.CancelledError``
-included: nothing here awaits, so it never cancels this code. Only ``EXIT_EXCEPTIONS`` propagate.
+When a ``select`` function or a sink raises an exception, only the affected streams are closed. This also applies to
+``asyncio.CancelledError``. Since this module never awaits, that exception cannot be a cancellation of its own code.
+Only ``EXIT_EXCEPTIONS`` propagate.
 """
 
 from __future__ import annotations
@@ -54,22 +56,27 @@ __all__ = [
 ]
 
 
-# Seconds per flush for catch-up reads; the rest is postponed. Live writes are not counted, and one read may overrun.
+# Time that a flush may spend on catch-up reads, in seconds. The remaining reads are postponed to the next flush. Writes
+# to live subscriptions do not count towards this limit. It may be exceeded by the duration of a single read.
 CATCH_UP_BUDGET = 0.005
-# Runs of the expiry timer per ``history_age``, which bound how long expired records stay in memory. Each read also
-# evicts a batch, so it returns expired records only if more than EXPIRE_BATCH expired at once.
+# The expiry timer runs about this many times per ``history_age`` to limit how long expired records stay in memory.
+# Reads evict a batch of expired records first, so they return expired records only if more than EXPIRE_BATCH records
+# expired at once.
 EXPIRY_CHECKS = 16
 
 OnEnd: TypeAlias = Callable[[CloseReason, BaseException | None], None]
-"""Called once with the reason, and with the exception if there is one, unless the owner calls ``close`` first."""
+"""Called once when a subscription ends, with the reason and the exception, if any.
+
+It is not called if the owner closes the subscription with ``close`` first.
+"""
 
 _GroupKey: TypeAlias = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
 
 
 class Sink(Protocol):
-    """The transport of a subscription: it writes bytes to one client.
+    """The transport of a subscription, which writes bytes to a single client.
 
-    The owner of the sink calls ``Subscription.pause`` and ``Subscription.resume`` when ``paused`` changes.
+    When ``paused`` changes, the owner of the sink must call ``Subscription.pause`` or ``Subscription.resume``.
     """
 
     paused: bool
@@ -77,21 +84,25 @@ class Sink(Protocol):
 
     @property
     def encoder(self) -> Callable[[bytes], bytes]:
-        """Encodes frames for ``write``, for example as an HTTP chunk. Sinks with equal encoders share a payload."""
+        """The function that encodes frames for ``write``, for example as an HTTP chunk.
+
+        Subscriptions in the same group share the encoded payload if their sinks have equal encoders.
+        """
 
     def write(self, payload: bytes, now: float) -> None:
         """Write a payload without blocking.
 
-        It may call ``Subscription.pause``. It ignores a disconnected client; any exception closes the subscription.
+        This method may call ``Subscription.pause``. If the client has disconnected, it does nothing. If it raises an
+        exception, the subscription is closed.
 
         Args:
-            payload: What ``encoder`` returned.
+            payload: The bytes returned by ``encoder``.
             now: The current time of the event loop, in seconds.
         """
 
 
 class State(Enum):
-    """The states of a ``Subscription``, whose docstring has the transitions."""
+    """The states of a ``Subscription``. See ``Subscription`` for the transitions."""
 
     PENDING = "pending"
     CATCHING_UP = "catching up"
@@ -104,7 +115,7 @@ _NOTHING = CursorRead(b"", [], None, more=False)
 
 
 class _Backlog(NamedTuple):
-    """The records, up to the offset ``through``, that a closed subscription has yet to write."""
+    """The records that a closed subscription still has to write, up to and including the offset ``through``."""
 
     cursor: Cursor
     topics: frozenset[str]
@@ -113,7 +124,7 @@ class _Backlog(NamedTuple):
 
 
 class Subscription:
-    """One open stream: its topics, its sink, and how far it has read.
+    """An open stream, with its topics, its sink and its position in the history.
 
     =============  ============================================  =============================================
     State          Meaning                                       Next
@@ -122,26 +133,26 @@ class Subscription:
                    known. Nothing is written.                    PAUSED if the sink is paused
     CATCHING_UP    Reads the history with a cursor, one batch    end of the history: LIVE; ``pause``: PAUSED
                    per flush.
-    LIVE           Has every record that its group has flushed,  ``pause``: PAUSED; history changes: CATCHING_UP;
-                   and no cursor. The group writes to the sink.  topics change: CATCHING_UP or LIVE
+    LIVE           Has every record that its group has flushed.  ``pause``: PAUSED; history changes: CATCHING_UP;
+                   It has no cursor. The group writes to it.     topics change: CATCHING_UP or LIVE
     PAUSED         The sink is full. Only the cursor is kept.    ``resume``: CATCHING_UP
-    CLOSED         Left its group. ``write_backlog`` may write   final; ``close``, ``end`` and errors lead here
-                   what was published before.                    from every state
+    CLOSED         Has left its group. ``write_backlog`` may     final; ``close``, ``end`` and errors lead here
+                   write records published before.               from every state
     =============  ============================================  =============================================
 
-    ``sink.paused`` may change in any state. A PENDING subscription waits for two things, in either order: its start
-    position, and ``start`` from its owner.
+    ``sink.paused`` may change in any state. A PENDING subscription waits until its start position is known and its
+    owner has called ``start``. This may happen in either order.
 
-    ``Hub.subscribe`` makes subscriptions. The owner of the sink calls ``start``, ``pause``, ``resume`` and ``close``.
-    Applications get a ``Subscriber``.
+    Subscriptions are created by ``Hub.subscribe``. The owner of the sink calls ``start``, ``pause``, ``resume`` and
+    ``close``. Applications use a ``Subscriber`` instead.
 
     Args:
         dispatcher: The dispatcher of the Hub.
-        group: The group of its topics, ``select`` function and encoder.
-        sink: Where the frames are written.
-        on_end: See ``OnEnd``.
-        policy: How the subscription starts, and what it does about gaps.
-        start: Where to start reading; ``None`` until ``set_start_position`` provides it.
+        group: The group for the topics, ``select`` function and encoder of this subscription.
+        sink: The sink to write frames to.
+        on_end: Called when the subscription ends. See ``OnEnd``.
+        policy: How the subscription starts and how it handles gaps.
+        start: Where to start reading, or ``None`` if ``set_start_position`` will be called later.
     """
 
     __slots__ = (
@@ -171,7 +182,7 @@ class Subscription:
         self.sink: Sink = sink
         self.state: State = State.PENDING
         self.has_start_position: bool = start is not None
-        """Whether it is known after which offset to start."""
+        """Whether the start position is known."""
         self._started = False
         self._dispatcher = dispatcher
         self._group = group
@@ -180,14 +191,14 @@ class Subscription:
         # None while LIVE.
         self._cursor: Cursor | None = Cursor(dispatcher.reader, policy, start or StartPosition(dispatcher.history.end))
         self._backlog: _Backlog | None = None
-        # Written to this subscription apart from the group. While LIVE, the group's totals at the time it became live
-        # are subtracted, so that the sum with the group's current totals is what this subscription has received.
+        # Events and bytes written to this subscription alone. When it becomes live, the group's totals are subtracted,
+        # so that adding the group's current totals gives the totals of this subscription.
         self._events = self._bytes = 0
         group.add(self)
 
     @property
     def topics(self) -> frozenset[str]:
-        """The topic names and wildcards; empty when closed."""
+        """The topic names and wildcards. Empty once the subscription is closed."""
         return self._group.topics
 
     @property
@@ -197,38 +208,41 @@ class Subscription:
 
     @property
     def events_written(self) -> int:
-        """Number of events written, including gap events."""
+        """The number of events written, including gap events."""
         return self._events + (self._group.events if self.live else 0)
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of frames written, including the initial frame, before ``sink.encoder``."""
+        """The number of bytes written, including the initial frame. Frames are counted before they are encoded."""
         return self._bytes + (self._group.bytes if self.live else 0)
 
     # Starting, pausing and resuming.
 
     def find_gap(self) -> Gap | None:
-        """Return the gap that the next read would report, or ``None``. Evicts a batch of expired records."""
+        """Return the gap that the next read would report, or ``None``.
+
+        This evicts a batch of expired records.
+        """
         return None if self._cursor is None else self._cursor.find_gap(self.topics)
 
     def count_gap(self) -> None:
-        """Count a gap event that the caller has written."""
+        """Count a gap event that the caller has written itself."""
         self._dispatcher.gaps += 1
 
     def set_start_position(self, start: StartPosition) -> None:
-        """Set the start position, which could not be resolved when the subscription was made."""
+        """Set the start position if it could not be resolved when the subscription was created."""
         self.has_start_position = True
         if self.state is State.PENDING:
             self._seek(start)
             self._activate()
 
     def start(self, offset: int | None = None, gap: Gap | None = None, *, announced: bool = False) -> None:
-        """Start writing with the next flush. Idempotent.
+        """Start writing with the next flush. This method is idempotent.
 
         Args:
-            offset: Overrides the start position, which must be known by then.
-            gap: The gap to report before the first record. Ignored without ``offset``.
-            announced: Whether the caller has written the ID of ``offset``, and the gap event, itself.
+            offset: Start after this offset instead of the start position. The start position must already be known.
+            gap: The gap to report before the first record. Ignored if ``offset`` is ``None``.
+            announced: Set this flag if the caller has already written the ID of ``offset`` and the gap event.
         """
         if self.state is not State.PENDING or self._started:
             return
@@ -238,10 +252,11 @@ class Subscription:
         self._activate()
 
     def start_and_read(self) -> bytes:
-        """Start and return the first frames, for the caller to send together with the response headers.
+        """Start the subscription and return the first frames.
 
-        Returns ``b""`` if the start position is unknown, and a later flush writes the frames. If the read fails, the
-        subscription closes and calls ``on_end`` before this returns.
+        This makes it possible to send them together with the response headers. If the start position is unknown, return
+        ``b""``. In that case, a later flush writes the frames. If the read fails, close the subscription and call
+        ``on_end`` before returning.
         """
         if self.state is not State.PENDING or self._started:
             return b""
@@ -256,23 +271,31 @@ class Subscription:
         return read.frames
 
     def pause(self) -> None:
-        """Stop writing because the sink's buffer is full. ``resume`` reads on from the cursor. Idempotent."""
+        """Stop writing because the sink's buffer is full.
+
+        ``resume`` continues to read from the cursor. This method is idempotent.
+        """
         if self.state is State.LIVE:
             self._attach_cursor()
         if self.state is State.CATCHING_UP:
             self.state = State.PAUSED
 
     def resume(self) -> None:
-        """Continue to read where ``pause`` stopped, with the next flush. Idempotent."""
+        """Continue reading with the next flush, from where ``pause`` stopped. This method is idempotent."""
         if self.state is State.PAUSED:
             self.state = State.CATCHING_UP
             self._schedule_catch_up()
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Run ``callback`` in the event loop's thread: at once if called there, else with ``call_soon_threadsafe``.
+        """Run ``callback`` in the thread of the event loop.
 
-        Thread-safe. Does nothing if the subscription is closed; it may still close before a scheduled callback runs.
-        Raises ``RuntimeError`` if the Hub has no event loop yet, or the loop is closed.
+        When called from that thread, run ``callback`` immediately. Otherwise, schedule it with
+        ``call_soon_threadsafe``. This method is thread-safe.
+
+        If the subscription is closed, do nothing. It may also be closed between scheduling and running ``callback``.
+
+        Raises:
+            RuntimeError: If the Hub has no event loop yet, or if the event loop is closed.
         """
         if self.state is not State.CLOSED:
             self._dispatcher.call_threadsafe(callback)
@@ -280,7 +303,10 @@ class Subscription:
     # Topics.
 
     def update_topics(self, update: Callable[[frozenset[str]], frozenset[str]]) -> None:
-        """Replace the topics with ``update(topics)``. Added topics are read from now on. Does nothing when closed."""
+        """Replace the topics with ``update(topics)``.
+
+        Added topics are read from now on. If the subscription is closed, do nothing.
+        """
         self._flush_pending()
         if self.state is State.CLOSED:
             return
@@ -291,7 +317,7 @@ class Subscription:
         has_all = self.live and not group.flushing
         if self.live:
             self._attach_cursor()
-        if self._started and self._cursor is not None:  # before the start, all topics are read from the start position
+        if self._started and self._cursor is not None:  # otherwise, all topics are read from the start position
             self._cursor.change_topics(group.topics, topics)
         group.remove(self)
         self._group = new = self._dispatcher.replace_group(group, topics)
@@ -304,9 +330,9 @@ class Subscription:
     # Writing.
 
     def catch_up(self, now: float) -> int:
-        """Read the next batch from the history and write it. Return the number of records.
+        """Read the next batch from the history, write it and return the number of records.
 
-        If there may be more, the next batch follows in the next flush, so that the event loop is not blocked.
+        If there may be more records, the next batch is written in the next flush to avoid blocking the event loop.
         """
         if self.state is not State.CATCHING_UP:
             return 0
@@ -319,27 +345,28 @@ class Subscription:
                 self._deliver(read, now)
             except EXIT_EXCEPTIONS:
                 raise
-            except BaseException as error:  # noqa: BLE001  # raised by the transport: only this stream ends
+            except BaseException as error:  # noqa: BLE001  # the transport raised, so only this stream ends
                 self.fail(error)
         if read.more and self.state is State.CATCHING_UP:
             self._schedule_catch_up()
         return len(read.records)
 
     def write(self, read: CursorRead, now: float) -> None:
-        """Write to this subscription alone, and count what is written."""
+        """Write to this subscription only, and count the events and bytes."""
         self._events += read.events
         self._bytes += len(read.frames)
         self._deliver(read, now)
 
     def _deliver(self, read: CursorRead, now: float) -> None:
-        """Pass to the sink what was read and counted."""
+        """Write the result of a read to the sink, without counting it."""
         self.sink.write(self.sink.encoder(read.frames), now)
 
     def write_backlog(self) -> bool:
-        """Write one batch of the records published before ``close``. Return whether to call again.
+        """Write one batch of the records that were published before ``close``. Return whether to call this again.
 
-        While the sink is paused, writes nothing and returns ``True`` if records are left. If records are missing under
-        ``on_gap="close"``, or ``select`` raises, drops the rest and returns ``False``. Raises what the sink raises.
+        While the sink is paused, write nothing and return ``True`` if there are records left. If ``select`` raises, or
+        if records are missing and ``on_gap`` is ``"close"``, drop the remaining records and return ``False``.
+        Exceptions raised by the sink propagate.
         """
         backlog = self._backlog
         if backlog is None or self.sink.paused:
@@ -351,7 +378,7 @@ class Subscription:
             return False
         except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # raised by the select function
+        except BaseException as error:  # noqa: BLE001  # select may raise anything
             logger.exception("stream_rest_failed", exc_info=error)
             self._backlog = None
             return False
@@ -364,7 +391,10 @@ class Subscription:
         return read.more
 
     def _read_batch(self) -> CursorRead:
-        """Read and count a batch, and become live at the end of the history. Empty if that fails."""
+        """Read a batch, count it, and become live at the end of the history.
+
+        If the read fails, end the subscription and return an empty result.
+        """
         cursor, group = self._cursor, self._group
         if cursor is None:
             return _NOTHING
@@ -375,18 +405,18 @@ class Subscription:
             return _NOTHING
         except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # raised by the select function
+        except BaseException as error:  # noqa: BLE001  # select may raise anything
             self.fail(error)
             return _NOTHING
         self._events += read.events
         self._bytes += len(read.frames)
         self._dispatcher.gaps += read.gaps
-        # The select function may have closed the subscription or changed its topics.
+        # Check the state and the group again, because select may close the subscription or change its topics.
         if not read.more and self.state is State.CATCHING_UP and group is self._group:
             if group.unflushed or group.flushing:
                 self._schedule_catch_up()
             elif cursor.prefix_unsent:
-                group.schedule_catch_up(self)  # its next frame has to carry ``retry``
+                group.schedule_catch_up(self)  # its next frame must contain ``retry``
             else:
                 self._become_live()
         return read
@@ -394,14 +424,16 @@ class Subscription:
     # Closing.
 
     def close(self) -> None:
-        """Leave the group. Records published before this call can still be written with ``write_backlog``.
+        """Close the subscription and leave the group.
 
-        Called by the owner of the sink. Does not call ``on_end``. Idempotent.
+        Records that were published before this call can still be written with ``write_backlog``.
+
+        The owner of the sink calls this method. It does not call ``on_end``. It is idempotent.
         """
         self._flush_pending()
         if self.state is State.CLOSED:
             return
-        if self.live and self._group.flushing:  # a callback of the flush closes it, before it has all of its records
+        if self.live and self._group.flushing:  # closed during a flush, before receiving all records
             self._attach_cursor()
         state, cursor, group = self.state, self._cursor, self._group
         self._detach()
@@ -409,13 +441,13 @@ class Subscription:
             self._backlog = _Backlog(cursor, group.topics, group.select, self._dispatcher.history.end)
 
     def end(self, reason: CloseReason) -> None:
-        """Close, and report the reason with ``on_end``. Idempotent."""
+        """Close the subscription and call ``on_end`` with ``reason``. This method is idempotent."""
         if self.state is not State.CLOSED:
             self.close()
             self._call_on_end(reason, None)
 
     def fail(self, error: BaseException) -> None:
-        """Close without a backlog, and report the error with ``on_end``. Idempotent."""
+        """Close the subscription without a backlog, and call ``on_end`` with ``error``. This method is idempotent."""
         self._abort(CloseReason.ERROR, error)
 
     def _abort(self, reason: CloseReason, error: BaseException | None = None) -> None:
@@ -434,13 +466,13 @@ class Subscription:
     # Transitions.
 
     def switch_to_cursor(self) -> None:
-        """Move from LIVE to CATCHING_UP, because the history is about to change."""
+        """Move from LIVE to CATCHING_UP. Called when the history is about to change."""
         if self.state is State.LIVE:
             self._attach_cursor()
             self._schedule_catch_up()
 
     def _activate(self) -> None:
-        """Move from PENDING to CATCHING_UP or PAUSED, once started and once the start position is known."""
+        """Move from PENDING to CATCHING_UP or PAUSED if ``start`` was called and the start position is known."""
         if not (self._started and self.has_start_position):
             return
         if self.sink.paused:
@@ -460,15 +492,18 @@ class Subscription:
         self._bytes -= group.bytes
 
     def _attach_cursor(self) -> None:
-        """Move from LIVE to CATCHING_UP, with a cursor at the group's position. The caller schedules the catch-up."""
+        """Move from LIVE to CATCHING_UP, with a cursor at the offset of the group.
+
+        The caller must schedule the catch-up.
+        """
         group = self._group
         group.add(self)
         self.state = State.CATCHING_UP
         self._dispatcher.live -= 1
         self._events += group.events
         self._bytes += group.bytes
-        # The group's offset does not count records of other topics. With nothing unflushed, the end of the history is
-        # equivalent, and leaves less to scan.
+        # The group's offset does not advance when other topics receive records. If there is nothing to flush, the end
+        # of the history is equivalent, and there are fewer records to scan.
         offset = group.offset if group.unflushed or group.flushing else self._dispatcher.history.end
         self._cursor = Cursor(self._dispatcher.reader, self._policy, StartPosition(offset), announced=True)
 
@@ -492,27 +527,27 @@ class Subscription:
         self._dispatcher.schedule(self._group)
 
     def _flush_pending(self) -> None:
-        """Write the records that were published before a change of this subscription."""
+        """Write the records that are already published. Called before this subscription changes."""
         if self.live and self._group.unflushed:
             self._dispatcher.flush(self._group)
 
 
 class TimeBudget:
-    """The time that is left in a flush for catch-up reads. The first read always takes place."""
+    """The time remaining for catch-up reads in a flush. The first read is always performed."""
 
     __slots__ = ("postponed", "seconds")
 
     def __init__(self) -> None:
         self.seconds: float = CATCH_UP_BUDGET
         self.postponed: bool = False
-        """Whether the latest group to be flushed has subscriptions whose read was postponed."""
+        """Whether reads were postponed in the group that was flushed last."""
 
 
 class SubscriberGroup:
-    """Subscriptions with the same topics, ``select`` function and encoder, which therefore receive the same bytes.
+    """Subscriptions that receive the same bytes because they have the same topics, ``select`` function and encoder.
 
-    The live ones have everything up to ``offset``; the group keeps no other state of them. The others have a cursor,
-    and those that are scheduled to catch up read a batch with it in the next flush.
+    Live subscriptions have received everything up to ``offset``. The group stores no other state for them. All other
+    subscriptions have a cursor. If they are scheduled to catch up, they read a batch in the next flush.
     """
 
     __slots__ = (
@@ -538,24 +573,25 @@ class SubscriberGroup:
         self.encoder: Callable[[bytes], bytes] = encoder
         self.offset: int = offset
         self.unflushed: list[Record] = []  # published since the last flush
-        self.flushing: bool = False  # a flush is in progress: live subscriptions may differ in what they have
-        self.events: int = 0  # written to the live subscriptions since the group was made
+        self.flushing: bool = False  # during a flush, some live subscriptions may be ahead of others
+        self.events: int = 0  # total written to live subscriptions since the group was created
         self.bytes: int = 0
         self._live: dict[Subscription, None] = {}
-        self._sinks: tuple[Sink, ...] | None = None  # cache of the live subscriptions' sinks; None when stale
-        self._not_live: dict[Subscription, None] | None = None  # None, to save memory, while all are live
-        # Subscriptions to catch up in the next flush. The value is the index into ``unflushed`` from which each also
-        # receives ephemeral records; sys.maxsize if scheduled while flushing: it receives none of that flush.
+        self._sinks: tuple[Sink, ...] | None = None  # cached sinks of the live subscriptions; None when stale
+        self._not_live: dict[Subscription, None] | None = None  # None instead of empty, to save memory
+        # Subscriptions that catch up in the next flush. Once live, they also receive the ephemeral records in
+        # ``unflushed`` from this index on. The index is sys.maxsize for a subscription that was scheduled during a
+        # flush, so that it receives no ephemeral records from that flush.
         self._catching_up: dict[Subscription, int] = {}
 
     @property
     def live_count(self) -> int:
-        """Number of live subscriptions."""
+        """The number of live subscriptions."""
         return len(self._live)
 
     @property
     def size(self) -> int:
-        """Number of subscriptions."""
+        """The number of subscriptions."""
         return len(self._live) + len(self._not_live or ())
 
     def live_subscriptions(self) -> list[Subscription]:
@@ -567,24 +603,24 @@ class SubscriberGroup:
         return [*self._live, *(self._not_live or ())]
 
     def add(self, subscription: Subscription) -> None:
-        """Add a subscription that is not live, or that is no longer live."""
+        """Add a subscription that is not live. If it was live, it no longer is."""
         self.remove(subscription)
         if self._not_live is None:
             self._not_live = {}
         self._not_live[subscription] = None
 
     def add_live(self, subscription: Subscription) -> None:
-        """Make a subscription live. It must have every record that was flushed."""
+        """Make a subscription live. The subscription must have received every record that the group has flushed."""
         self.remove(subscription)
         self._live[subscription] = None
         self._sinks = None
 
     def schedule_catch_up(self, subscription: Subscription) -> None:
-        """Call ``catch_up`` of a subscription in the next flush. Idempotent."""
+        """Let a subscription catch up in the next flush. This method is idempotent."""
         self._catching_up.setdefault(subscription, sys.maxsize if self.flushing else len(self.unflushed))
 
     def remove(self, subscription: Subscription) -> None:
-        """Remove a subscription. Idempotent."""
+        """Remove a subscription. This method is idempotent."""
         self._catching_up.pop(subscription, None)
         if subscription in self._live:
             del self._live[subscription]
@@ -595,10 +631,13 @@ class SubscriberGroup:
                 self._not_live = None
 
     def flush(self, now: float, budget: TimeBudget) -> int:
-        """Write the new records to the live subscriptions, let others catch up, and return the number of deliveries.
+        """Write new records to the live subscriptions, then let other subscriptions catch up.
 
-        A re-entrant call from a sink or ``select`` returns 0: it would write newer records before the rest of this
-        flush.
+        If a sink or a ``select`` function calls this method during a flush, do nothing and return 0. Otherwise, newer
+        records would be written before the current flush is complete.
+
+        Returns:
+            The number of deliveries.
         """
         if self.flushing:
             return 0
@@ -610,7 +649,7 @@ class SubscriberGroup:
                 delivered = self._write_to_live(records, now)
             finally:
                 self.flushing = False
-            self._advance(records)  # again: _write did not see the records that ``select`` rejected
+            self._advance(records)  # include the records that select rejected, which _write did not see
         if self._catching_up:
             delivered += self._catch_up(records, now, budget)
         return delivered
@@ -627,19 +666,19 @@ class SubscriberGroup:
         return sum(self._write(batch, b"".join([record.frame for record in batch]), now) for batch in batches(records))
 
     def _select(self, records: list[Record], select: Select) -> list[Record]:
-        """Return the records that ``select`` accepts. If it raises, the live subscriptions fail."""
+        """Return the records that ``select`` accepts. If ``select`` raises, all live subscriptions fail."""
         try:
             return select_records(records, select)
         except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # raised by the select function
+        except BaseException as error:  # noqa: BLE001  # select may raise anything
             for subscription in list(self._live):
                 subscription.fail(error)
             return []
 
     def _write(self, records: list[Record], frames: bytes, now: float) -> int:
         """Write a batch to every live subscription."""
-        self._advance(records)  # first: a subscription that this write pauses has to resume after the batch
+        self._advance(records)  # before writing, so that a subscription paused by a write resumes after it
         self.events += len(records)
         self.bytes += len(frames)
         payload = self.encoder(frames)
@@ -651,7 +690,7 @@ class SubscriberGroup:
                 sink.write(payload, now)
             except EXIT_EXCEPTIONS:
                 raise
-            except BaseException as error:  # noqa: BLE001  # raised by the transport: only this stream ends
+            except BaseException as error:  # noqa: BLE001  # the transport raised, so only this stream ends
                 self._fail(sink, error)
         return len(sinks) * len(records)
 
@@ -667,7 +706,7 @@ class SubscriberGroup:
     # Subscriptions that catch up.
 
     def _catch_up(self, records: list[Record], now: float, budget: TimeBudget) -> int:
-        """Let each scheduled subscription read a batch, until the budget is used up."""
+        """Let the scheduled subscriptions read a batch each until the time budget is exhausted."""
         scheduled, self._catching_up = self._catching_up, {}
         has_ephemeral = any(record.id is None for record in records)
         postponed: dict[Subscription, int] = {}
@@ -675,7 +714,7 @@ class SubscriberGroup:
         started = time.monotonic()
         for subscription, index in scheduled.items():
             if budget.seconds <= 0:
-                if self._not_live is not None and subscription in self._not_live:  # it may have left in the meantime
+                if self._not_live is not None and subscription in self._not_live:  # it may have left the group
                     postponed[subscription] = 0
                 continue
             delivered += subscription.catch_up(now)
@@ -686,13 +725,16 @@ class SubscriberGroup:
             started = ended
         if postponed:
             budget.postponed = True
-            # Those that got no time go first, ahead of those that want another batch.
+            # Start the next flush with the postponed subscriptions. Those that need another batch come after them.
             others = {each: index for each, index in self._catching_up.items() if each not in postponed}
             self._catching_up = postponed | others
         return delivered
 
     def _write_ephemeral(self, subscription: Subscription, records: list[Record], now: float) -> int:
-        """Write the ephemeral records, which are not in the history, to a subscription that has just become live."""
+        """Write the ephemeral records to a subscription that has just become live.
+
+        Ephemeral records are not in the history, so the subscription could not read them with its cursor.
+        """
         try:
             ephemeral = select_records([record for record in records if record.id is None], self.select)
             if ephemeral:
@@ -700,33 +742,40 @@ class SubscriberGroup:
                 subscription.write(CursorRead(frames, ephemeral, None, more=False), now)
         except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # raised by the select function or by the transport
+        except BaseException as error:  # noqa: BLE001  # select or the transport may raise anything
             subscription.fail(error)
             return 0
         return len(ephemeral)
 
 
 _NO_GROUP = SubscriberGroup(frozenset(), None, bytes, 0)
-"""The group of closed subscriptions, so that the group they have left can be freed."""
+"""The group of all closed subscriptions. They refer to it so that the group they have left can be freed."""
 
 
 def as_records(frames: bytes) -> bytes:
-    """The encoder of sinks that receive records, and no frames. It is never called."""
+    """Mark a sink that receives records instead of frames. This encoder is never called."""
     return frames
 
 
 class RecordSink(Protocol):
-    """Receives records in this process, instead of frames."""
+    """A sink that receives records in this process instead of frames."""
 
     paused: bool
     """Whether the sink's buffer is full."""
 
     def write_records(self, records: list[Record], gap: Gap | None) -> None:
-        """Receive records, and the gap before the first of them. It may call ``Subscription.pause``."""
+        """Receive records.
+
+        This method may call ``Subscription.pause``.
+
+        Args:
+            records: The records, in order.
+            gap: The gap before the first record, or ``None``.
+        """
 
 
 class RecordSubscription(Subscription):
-    """A subscription whose sink receives records."""
+    """A subscription whose sink is a ``RecordSink``."""
 
     __slots__ = ()
 
@@ -735,7 +784,7 @@ class RecordSubscription(Subscription):
 
 
 class _RecordGroup(SubscriberGroup):
-    """A group whose sinks receive records."""
+    """A group whose sinks are ``RecordSink`` objects."""
 
     __slots__ = ()
 
@@ -767,11 +816,13 @@ def batches(records: Iterable[Record]) -> list[list[Record]]:
 
 
 class Dispatcher:
-    """Dispatches the records of a Hub to the groups of its subscriptions. Bound to one event loop.
+    """Dispatches the records of a Hub to its groups of subscriptions.
+
+    A dispatcher is bound to a single event loop at a time.
 
     Args:
         history: The history of the Hub.
-        history_age: Maximum age of a record, in seconds; ``None`` for no limit.
+        history_age: The maximum age of a record, in seconds. ``None`` means no limit.
         unresolved: The subscriptions whose start position is not known yet.
     """
 
@@ -780,13 +831,16 @@ class Dispatcher:
         self.reader: HistoryReader = HistoryReader(history, self.now)
         self.unresolved: PendingSubscriptions = unresolved
         self.subscribers: int = 0
-        """Number of open subscriptions."""
+        """The number of open subscriptions."""
         self.live: int = 0
-        """Number of subscriptions that are live."""
+        """The number of subscriptions that are live."""
         self.gaps: int = 0
-        """Gap events written since the start."""
+        """The number of gap events written since the dispatcher was created."""
         self.delivered: int = 0
-        """Deliveries since the start: one per record and subscription."""
+        """The number of deliveries since the dispatcher was created.
+
+        A record that is written to two subscriptions counts as two deliveries.
+        """
         self._history_age = history_age
         self._groups: dict[_GroupKey, SubscriberGroup] = {}
         self._patterns: PatternIndex[SubscriberGroup] = PatternIndex()
@@ -799,7 +853,12 @@ class Dispatcher:
     # Event loop.
 
     def bind(self) -> asyncio.AbstractEventLoop:
-        """Bind to the running event loop. Raises ``RuntimeError`` if another one is running or has open streams."""
+        """Bind to the running event loop and return it.
+
+        Raises:
+            RuntimeError: If the Hub is bound to another event loop that is not closed, and that loop is running or has
+                open streams.
+        """
         loop, old = asyncio.get_running_loop(), self._loop
         if loop is not old:
             if old is not None and not old.is_closed() and (self.subscribers or old.is_running()):
@@ -813,31 +872,41 @@ class Dispatcher:
         return loop
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop, from any thread. Raises ``RuntimeError`` if there is none yet."""
+        """Return the event loop. This method is thread-safe.
+
+        Raises:
+            RuntimeError: If the Hub has no event loop yet.
+        """
         if self._loop is None:
             raise RuntimeError("this Hub has no event loop yet; setup(app, hub) binds it to that of the application")
         return self._loop
 
     def now(self) -> float:
-        """Bind to the running event loop and return its time, in seconds. Raises what ``bind`` raises."""
+        """Bind to the running event loop and return its time, in seconds.
+
+        This method raises the same exceptions as ``bind``.
+        """
         return self.bind().time()
 
     def call_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Run ``callback`` in the event loop's thread, at once if called there. Thread-safe."""
+        """Run ``callback`` in the thread of the event loop. This method is thread-safe.
+
+        When called from that thread, run ``callback`` immediately.
+        """
         if threading.get_ident() == self._thread:
             callback()
         else:
             self.get_loop().call_soon_threadsafe(callback)
 
     def close(self) -> None:
-        """Cancel all timers. Idempotent."""
+        """Cancel all timers. This method is idempotent."""
         self.unresolved.close()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
 
     def end_all(self, reason: CloseReason) -> None:
-        """End every subscription with ``reason``, after flushing what was already published."""
+        """End every subscription with ``reason``, after flushing the records that were already published."""
         for group in list(self._groups.values()):
             for subscription in group.subscriptions():
                 subscription.end(reason)
@@ -845,29 +914,35 @@ class Dispatcher:
     # Dispatch.
 
     def dispatch(self, record: Record) -> None:
-        """Append a record to each group that matches its topic, and schedule a flush. Writes nothing itself."""
+        """Append a record to each group that matches its topic, and schedule a flush.
+
+        Nothing is written until the flush.
+        """
         for group in self._patterns.matching(record.topic):
             group.unflushed.append(record)
             self._dirty[group] = None
         loop = self._loop
-        assert loop is not None  # noqa: S101  # bound before anything is published
+        assert loop is not None  # noqa: S101  # a Hub is bound before anything is published
         if self._dirty and not self._scheduled:
             self._schedule_flush(loop)
         if self._expiry is None and self._history_age is not None:
             self._expiry = loop.call_later(self._history_age, self._expire)
 
     def schedule(self, group: SubscriberGroup) -> None:
-        """Flush a group in the next iteration of the event loop. Idempotent."""
+        """Flush a group in the next iteration of the event loop. This method is idempotent."""
         self._dirty[group] = None
         if not self._scheduled and self._loop is not None:
             self._schedule_flush(self._loop)
 
     def _schedule_flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_soon(self._flush_dirty)  # raises if the loop is closed; a later dispatch then schedules again
+        loop.call_soon(self._flush_dirty)  # if this raises because the loop is closed, dispatch tries again
         self._scheduled = True
 
     def _flush_dirty(self) -> None:
-        """Flush all groups that need it. Groups that got no time to catch up come first in the next flush."""
+        """Flush all groups that have something to write.
+
+        If there is no time left for a group to catch up, it comes first in the next flush.
+        """
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
         budget, late = TimeBudget(), []
@@ -882,7 +957,7 @@ class Dispatcher:
             self._dirty = dict.fromkeys(late) | self._dirty
 
     def flush(self, group: SubscriberGroup) -> None:
-        """Flush one group now."""
+        """Flush a group immediately."""
         budget = TimeBudget()
         self._flush(group, budget)
         if budget.postponed:
@@ -890,24 +965,24 @@ class Dispatcher:
 
     def _flush(self, group: SubscriberGroup, budget: TimeBudget) -> None:
         loop = self._loop
-        assert loop is not None  # noqa: S101  # bound before anything is published
+        assert loop is not None  # noqa: S101  # a Hub is bound before anything is published
         try:
             self.delivered += group.flush(loop.time(), budget)
         except EXIT_EXCEPTIONS:
             raise
-        except BaseException as error:  # noqa: BLE001  # a bug in this module; the other groups must still be flushed
+        except BaseException as error:  # noqa: BLE001  # other groups must be flushed despite a bug
             logger.exception("hub_flush_failed", topics=sorted(group.topics), exc_info=error)
-            for subscription in group.subscriptions():  # it is not known what was written: the clients reconnect
+            for subscription in group.subscriptions():  # make clients reconnect, as it is unknown what was written
                 subscription.fail(error)
 
     # Changes of the history.
 
     def skip(self, topic: str, offset: int) -> None:
-        """Skip a record that cannot be read, and send a gap to the subscriptions of its topic."""
+        """Skip a record that cannot be read, and report a gap to the subscriptions that match its topic."""
         live: list[Subscription] = []
         for group in self._patterns.matching(topic):
             if group.live_count:
-                self.flush(group)  # the records before
+                self.flush(group)  # write the records before the gap
                 live += group.live_subscriptions()
         for subscription in live:
             subscription.switch_to_cursor()
@@ -916,7 +991,10 @@ class Dispatcher:
             group.offset = offset
 
     def change_history(self, change: Callable[[], None]) -> None:
-        """Flush, switch every live subscription to a cursor, then call ``change``. Raises what ``change`` raises."""
+        """Call ``change`` after flushing all groups and switching every live subscription to a cursor.
+
+        Exceptions raised by ``change`` propagate.
+        """
         self._flush_dirty()
         for group in self._groups.values():
             for subscription in group.live_subscriptions():
@@ -929,7 +1007,7 @@ class Dispatcher:
                 group.offset = self.history.end
 
     def _expire(self) -> None:
-        """Evict a batch of expired records, and schedule the next run."""
+        """Evict a batch of expired records, and schedule the next run of the expiry timer."""
         self._expiry = None
         loop, age = self._loop, self._history_age
         if loop is not None and age is not None:
@@ -945,12 +1023,15 @@ class Dispatcher:
     def acquire_group(
         self, topics: frozenset[str], select: Select | None, encoder: Callable[[bytes], bytes]
     ) -> SubscriberGroup:
-        """Return the group for these arguments, created if needed, and count a subscriber."""
+        """Return the group for these arguments, creating it if needed, and increment the number of subscribers."""
         self.subscribers += 1
         return self._get_group(topics, select, encoder)
 
     def replace_group(self, group: SubscriberGroup, topics: frozenset[str]) -> SubscriberGroup:
-        """Return the group for other topics, and discard ``group`` if it is empty."""
+        """Return the group with the same ``select`` function and encoder for ``topics``, creating it if needed.
+
+        Discard ``group`` if it is empty.
+        """
         new = self._get_group(topics, group.select, group.encoder)
         self._discard_if_empty(group)
         return new
@@ -961,12 +1042,12 @@ class Dispatcher:
         self._discard_if_empty(group)
 
     def count_subscribers(self, topic: str) -> int:
-        """Return the number of subscriptions that match a topic."""
+        """Return the number of subscriptions that match ``topic``."""
         return sum(group.size for group in self._patterns.matching(topic))
 
     @property
     def groups(self) -> int:
-        """Number of groups."""
+        """The number of groups."""
         return len(self._groups)
 
     def _get_group(

@@ -1,7 +1,8 @@
-"""The history of a Hub: all records in one order, and for each topic the latest ones.
+"""The history of a Hub, which keeps the latest records of each topic and orders all records by offset.
 
-The history is in memory, and independent of any event loop. Without a broker it assigns the offsets. With one it uses
-the offsets of the broker's log, and is trimmed and truncated with it.
+The history is stored in memory and does not depend on an event loop. By default, it assigns the offsets itself. If the
+Hub has a broker, the history uses the offsets of the broker's log. When the log is trimmed or truncated, so is the
+history.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from .topics import compile_patterns, is_wildcard
 __all__ = ["EXPIRE_BATCH", "History", "ReadResult", "conflate", "limit_bytes"]
 
 
-EXPIRE_BATCH = 512  # records that one call evicts because of their age, so that no call takes long
-# Number of empty topics to keep, so that an eviction in one is not reported as a gap in others.
+EXPIRE_BATCH = 512  # maximum number of expired records to evict in one call, so that no call takes long
+# Maximum number of empty topics to keep. As long as a topic is kept, its evictions are not reported as gaps in others.
 MAX_EMPTY_TOPICS = 4096
-# Bounds of one read with ``max_bytes``: up to MAX_TOPICS_SCANNED changed topics are merged. If there are more, the
-# records of all topics are scanned in offset order, up to MAX_RECORDS_SCANNED.
+# Limits for a read with ``max_bytes``. If at most MAX_TOPICS_SCANNED topics have changed, their records are merged.
+# Otherwise, up to MAX_RECORDS_SCANNED records of all topics are scanned in offset order.
 MAX_TOPICS_SCANNED = 256
 MAX_RECORDS_SCANNED = 2048
-MIN_FRAME_SIZE = 8  # bytes; lower bound of a frame, to convert a limit in bytes into one in records
-WIDENING = 4  # factor by which replay_start widens its search window
+MIN_FRAME_SIZE = 8  # lower bound in bytes, to convert a limit in bytes to a number of records
+WIDENING = 4  # factor by which replay_start widens the search window at each step
 
 _offset = attrgetter("offset")
 _start = itemgetter(0)
@@ -40,41 +41,42 @@ _start = itemgetter(0)
 
 @dataclass(frozen=True)
 class ReadResult:
-    """What the history has after an offset."""
+    """The result of reading the history after an offset."""
 
     records: list[Record]
-    """Matching records in offset order, possibly cut off at ``max_bytes``."""
+    """The matching records in offset order. The list may be cut off at ``max_bytes``."""
     missing_through: int
-    """Offset of the newest record after the start that is missing, or may be; 0 if there is none."""
+    """The offset of the newest record after the start that is or may be missing. 0 if no record is missing."""
     unsuperseded_through: int
-    """Like ``missing_through``, but without the records that a later one with the same topic and key superseded."""
+    """Like ``missing_through``, but ignoring records superseded by a later record with the same topic and key."""
     more: bool
     """Whether there may be more records to read."""
     read_through: int
-    """Every kept record up to this offset that matches is in ``records``."""
+    """``records`` contains every matching record up to this offset that is still in the history."""
 
     @cached_property
     def frames(self) -> bytes:
-        """The frames of the records, joined once for all cursors that share the result."""
+        """The frames of the records. They are joined only once for all cursors that share the result."""
         return b"".join([record.frame for record in self.records])
 
 
 class History:
-    """The records of all topics in one order, for each topic as many as the retention policy keeps.
+    """An ordered log of the records of all topics.
 
-    Offsets are integers, starting with 1 if there is no broker. ``now`` is in seconds of any monotonic clock.
+    The retention policy determines how many records are kept for each topic. Offsets are integers. If there is no
+    broker, they start at 1. Methods that accept ``now`` expect a time in seconds. You may use any monotonic clock.
     """
 
     def __init__(self, retention: RetentionPolicy, epoch: str | None = None) -> None:
         self.end: int = 0
-        """Offset of the newest entry, including ephemeral, skipped and evicted ones; 0 before the first."""
+        """The offset of the newest entry, including ephemeral, skipped and evicted entries. 0 if there are none."""
         self.records: int
-        """Number of records kept."""
+        """The number of records in the history."""
         self.bytes: int
-        """Bytes of their frames."""
+        """The total size of the frames of these records, in bytes."""
         self._retention = retention
         self._epochs = EpochHistory(epoch or new_epoch())
-        self._unknown_through = 0  # up to this offset, records of any topic may be missing
+        self._unknown_through = 0  # records of any topic may be missing up to this offset
         self._clear()
 
     def _clear(self) -> None:
@@ -82,19 +84,19 @@ class History:
         self._topics: dict[str, TopicHistory] = {}
         self._topic_index = TopicIndex()
         self._offset_index = OffsetIndex()
-        self._unindexed: dict[TopicHistory, None] = {}  # topics whose latest eviction is not in the index yet
-        # A heap with one entry for each topic: when its oldest record expires.
+        self._unindexed: dict[TopicHistory, None] = {}  # topics whose latest eviction is not indexed yet
+        # A heap that contains, for each topic, the time when its oldest record expires.
         self._expiries: list[tuple[float, int, TopicHistory]] = []
-        self._empty: OrderedDict[str, TopicHistory] = OrderedDict()  # topics without records, longest empty first
-        self._dropped_through = 0  # offset of the newest eviction in an empty topic that was dropped
+        self._empty: OrderedDict[str, TopicHistory] = OrderedDict()  # in the order they became empty
+        self._dropped_through = 0  # offset of the newest eviction in the topics that were dropped
 
     @property
     def topics(self) -> int:
-        """Number of topics that have a record."""
+        """The number of topics that have at least one record."""
         return len(self._topics) - len(self._empty)
 
     def __contains__(self, topic: str) -> bool:
-        """Return whether state is kept for a topic, even if all of its records were evicted."""
+        """Return whether the history knows a topic, even if all records of the topic were evicted."""
         return topic in self._topics
 
     # Offsets and IDs.
@@ -109,11 +111,14 @@ class History:
         return self._epochs.id_of(offset)
 
     def resolve(self, event_id: str) -> tuple[int, GapReason | None]:
-        """Return the offset to resume after, and a reason unless that is exactly the position of ``event_id``.
+        """Return the offset to resume after.
 
-        An ID from before a truncation resolves to at most the offset that the log was truncated to. An ID from another
-        history resolves to 0, because its client has seen none of these records. For anything else it is unknown what
-        the client has seen, so it resolves to the end rather than repeat records.
+        If this is not exactly the position of ``event_id``, also return the reason.
+
+        If the log was truncated since ``event_id`` was assigned, the offset is at most the offset that the log was
+        truncated to. If ``event_id`` is from another history, the offset is 0, because the client has not seen any of
+        these records. In all other cases, it is unknown what the client has seen. Then, the offset is the end of the
+        history, so that no records are repeated.
         """
         return self._epochs.resolve(event_id, self.end)
 
@@ -124,7 +129,7 @@ class History:
     # Appending and expiry.
 
     def append(self, topic: str, event: Event, key: str | None, now: float) -> Record:
-        """Append an event as a record with the next offset, and return it. ``now`` is in seconds."""
+        """Append an event to the history and return its record, which has the next offset. ``now`` is in seconds."""
         self.expire(now, EXPIRE_BATCH)
         offset = self.end + 1
         event_id = f"{self._epochs.epoch}-{offset}"
@@ -133,7 +138,10 @@ class History:
         return record
 
     def add(self, record: Record) -> None:
-        """Add a record whose offset is greater than all others, and evict what exceeds the limits of its topic."""
+        """Add a record, then evict the oldest records of its topic until the topic is within its limits.
+
+        The offset of the record must be greater than all other offsets.
+        """
         self.end = record.offset
         topic_history = self._get_or_create_topic(record.topic)
         topic_history.append(record)
@@ -155,12 +163,12 @@ class History:
             self._schedule_expiry(topic_history, self._retention.history_age)
 
     def expire(self, now: float, max_records: int | None = None) -> None:
-        """Evict expired records, at most ``max_records``."""
+        """Evict expired records. If ``max_records`` is given, evict no more than this number of records."""
         expiries, age = self._expiries, self._retention.history_age
         while age is not None and expiries and expiries[0][0] <= now and max_records != 0:
             _, _, topic_history = heapq.heappop(expiries)
             topic_history.expiry_scheduled = False
-            if not topic_history:  # its records were evicted for another reason
+            if not topic_history:  # all records were already evicted for another reason
                 continue
             while topic_history and topic_history.oldest.time + age <= now and max_records != 0:
                 self._evict(topic_history)
@@ -172,23 +180,29 @@ class History:
                 self._keep_empty(topic_history)
 
     def next_expiry(self) -> float | None:
-        """Return when the next record may expire, or ``None`` if there is none."""
+        """Return the time when the next record may expire, or ``None`` if no record will expire."""
         return self._expiries[0][0] if self._expiries else None
 
     # Changes of a broker's log.
 
     def start_after(self, epoch: str, offset: int) -> None:
-        """Start at an offset of a broker's log. Records of any topic up to it may be missing. The history is empty."""
+        """Start after an offset of a broker's log. The history must be empty.
+
+        Records of any topic may be missing up to this offset.
+        """
         self._epochs = EpochHistory(epoch)
         self.end = self._unknown_through = offset
 
     def trim(self, through: int) -> None:
-        """Advance to an offset up to which the broker trimmed records. A smaller one has no effect."""
+        """Advance to ``through`` after the broker has trimmed the records up to this offset.
+
+        If the history is already past ``through``, this has no effect.
+        """
         if through > self.end:
             self.end = self._unknown_through = through
 
     def skip(self, topic: str, offset: int) -> None:
-        """Advance to an offset whose record cannot be read. It counts as missing in its topic."""
+        """Advance to the offset of a record that cannot be read. The record counts as missing in ``topic``."""
         topic_history = self._get_or_create_topic(topic)
         topic_history.skip(offset)
         self._topic_index.update(topic_history)
@@ -198,14 +212,14 @@ class History:
         self.end = offset
 
     def truncate(self, epoch: str, offset: int) -> None:
-        """Remove the records after an offset, and continue from there in another epoch."""
+        """Remove the records after ``offset`` and continue from there in a new epoch."""
         topics = self._topics.values()
         kept = sorted((record for topic_history in topics for record in topic_history.after(0)), key=_offset)
-        # From now on, evictions before the truncation count for all topics. A spurious gap is acceptable, because
-        # truncations are rare.
+        # From now on, evictions that happened before the truncation count for all topics. This may cause spurious gaps,
+        # which is acceptable because truncations are rare.
         evicted = [topic_history.evicted_through for topic_history in topics]
         unknown = max([self._unknown_through, self._dropped_through, *evicted])
-        if offset > self.end:  # the records in between were never read
+        if offset > self.end:  # records between the end and the offset were never read
             unknown = offset
         self._epochs.start_epoch(epoch, offset)
         self._clear()
@@ -221,14 +235,16 @@ class History:
     ) -> ReadResult:
         """Return the records after ``offset`` that match any of ``topics``, in offset order.
 
-        With ``max_bytes`` the work is bounded by ``MAX_TOPICS_SCANNED`` and ``MAX_RECORDS_SCANNED``, so the result may
-        have no records although ``more`` is true. Without it, a read of many topics scans everything after ``offset``.
+        If ``max_bytes`` is set, ``MAX_TOPICS_SCANNED`` and ``MAX_RECORDS_SCANNED`` limit the work per read. As a
+        consequence, the result may contain no records even though ``more`` is true. If ``max_bytes`` is ``None`` and
+        there are many topics, all records after ``offset`` are scanned.
 
         Args:
-            offset: Exclusive lower bound.
-            topics: Topic names and wildcards.
-            max_bytes: Stop after the record that reaches this many bytes of frames; ``None`` reads to the end.
-            since: A later lower bound for some of ``topics``.
+            offset: Read the records after this offset.
+            topics: The topic names and wildcards to read.
+            max_bytes: Stop at the record that brings the total size of the frames to this number of bytes. By default,
+                read to the end.
+            since: For some of ``topics``, a higher offset to start after.
         """
         missing_through, unsuperseded_through = self.missing_after(offset, topics, since)
         changed = self._changed_topics(offset, topics, since, MAX_TOPICS_SCANNED)
@@ -244,7 +260,10 @@ class History:
     def missing_after(
         self, offset: int, topics: Collection[str], since: Mapping[str, int] | None = None
     ) -> tuple[int, int]:
-        """Return ``missing_through`` and ``unsuperseded_through`` of a read, in time linear to the number of topics."""
+        """Return ``missing_through`` and ``unsuperseded_through`` for a read.
+
+        This takes time linear in the number of topics.
+        """
         self._index_evictions()
         missing_through = unsuperseded_through = self._unknown_after(offset, topics, since)
         for topic in topics:
@@ -260,11 +279,17 @@ class History:
         return missing_through, unsuperseded_through
 
     def latest(self, record: Record) -> Record:
-        """Return the latest record with the topic and key of ``record``, which must be kept still."""
+        """Return the latest record with the same topic and key as ``record``.
+
+        ``record`` must still be in the history.
+        """
         return self._topics[record.topic].latest(record)
 
     def replay_start(self, topics: Collection[str], count: int) -> int:
-        """Return the offset after which to replay the last ``count`` matching records, fewer if some were evicted."""
+        """Return the offset to start after in order to replay the last ``count`` matching records.
+
+        If some of them were evicted, fewer records are replayed.
+        """
         start, span = self.end, count
         changed: list[TopicHistory] = []
         offsets: list[int] = []
@@ -284,7 +309,10 @@ class History:
         since: Mapping[str, int] | None = None,
         max_steps: int | None = None,
     ) -> dict[str, tuple[TopicHistory, int]] | None:
-        """Return the changed topics, each with the offset to read it after; ``None`` beyond ``max_steps`` of them."""
+        """Return the matching topics that have changed, with the offset to start after for each topic.
+
+        If this would take more than ``max_steps`` steps, return ``None``.
+        """
         if max_steps is not None and len(topics) > max_steps:
             return None
         changed: dict[str, tuple[TopicHistory, int]] = {}
@@ -301,17 +329,21 @@ class History:
                 found = [exact] if exact is not None and exact.last_offset > start else []
             for topic_history in found:
                 previous = changed.get(topic_history.topic)
-                if previous is None or previous[1] > start:  # of several patterns, the one that starts earliest counts
+                if previous is None or previous[1] > start:  # the pattern that starts earliest wins
                     changed[topic_history.topic] = topic_history, start
         return changed
 
     def _scan(
         self, offset: int, topics: Collection[str], max_bytes: int | None, since: Mapping[str, int] | None
     ) -> tuple[list[Record], bool, int]:
-        """Scan the records of all topics. Return those that match, whether there may be more, and ``read_through``."""
+        """Scan the records of all topics.
+
+        Returns:
+            The matching records, whether there may be more of them, and ``read_through``.
+        """
         if not topics:
             return [], False, max(self.end, offset)
-        patterns: dict[int, list[str]] = {}  # by the offset to read after
+        patterns: dict[int, list[str]] = {}  # grouped by the offset to start after
         for topic in topics:
             patterns.setdefault(max(offset, since.get(topic, 0)) if since else offset, []).append(topic)
         matchers = [(start, compile_patterns(frozenset(names))) for start, names in patterns.items()]
@@ -330,20 +362,20 @@ class History:
         return found, False, max(self.end, offset)
 
     def _unknown_after(self, offset: int, topics: Collection[str], since: Mapping[str, int] | None) -> int:
-        """Return the newest offset at which a missing record of an unknown topic may have matched; 0 if none."""
+        """Return the offset up to which matching records of unknown topics may be missing, or 0 if there are none."""
         latest = max(self._dropped_through, self._unknown_through)
         if offset >= latest:
             return 0
         starts = [(topic, max(offset, since.get(topic, 0)) if since else offset) for topic in topics]
         if any(start < self._unknown_through for _, start in starts):
             return latest
-        known, dropped = self._topics, self._dropped_through  # a wildcard is never among the known topics
+        known, dropped = self._topics, self._dropped_through  # a wildcard is never a known topic
         return latest if any(topic not in known and start < dropped for topic, start in starts) else 0
 
     # Topics.
 
     def _get_or_create_topic(self, topic: str) -> TopicHistory:
-        """Return the history of a topic that is about to get a record."""
+        """Return the history of a topic, creating it if needed. Called before a record is added to the topic."""
         topic_history = self._topics.get(topic)
         if topic_history is None:
             topic_history = self._topics[topic] = TopicHistory(topic, self._dropped_through)
@@ -364,7 +396,10 @@ class History:
         topic_history.evict()
 
     def _schedule_indexing(self, topic_history: TopicHistory) -> None:
-        """Index the latest eviction of a topic before the next read, so that many in a row are indexed once."""
+        """Index the latest eviction of a topic before the next read.
+
+        Thanks to this delay, several evictions in a row are indexed only once.
+        """
         self._unindexed[topic_history] = None
         if len(self._unindexed) > MAX_TOPICS_SCANNED:
             self._index_evictions()
@@ -375,7 +410,10 @@ class History:
             self._topic_index.index_eviction(topic_history)
 
     def _keep_empty(self, topic_history: TopicHistory) -> None:
-        """Keep an emptied topic for exact gap detection. Beyond ``MAX_EMPTY_TOPICS``, drop the longest empty one."""
+        """Keep a topic that has become empty, so that gaps are detected exactly.
+
+        If there are more than ``MAX_EMPTY_TOPICS`` empty topics, drop the one that has been empty for the longest time.
+        """
         self._empty[topic_history.topic] = topic_history
         if len(self._empty) > MAX_EMPTY_TOPICS:
             self._drop_empty(*self._empty.popitem(last=False))
@@ -388,7 +426,7 @@ class History:
 
 
 def limit_bytes(records: Iterable[Record], max_bytes: int | None) -> tuple[list[Record], bool]:
-    """Return the first records, up to the one that reaches ``max_bytes``, and whether there may be more."""
+    """Return records from the start until their frames reach ``max_bytes``, and whether there may be more records."""
     if max_bytes is None:
         return list(records), False
     found, size = [], 0
@@ -401,6 +439,6 @@ def limit_bytes(records: Iterable[Record], max_bytes: int | None) -> tuple[list[
 
 
 def conflate(records: list[Record]) -> list[Record]:
-    """Return the latest record of each topic and key, and all records without a key, in order."""
+    """Return the latest record of each topic and key and all records without a key, preserving their order."""
     latest = {(record.topic, record.key): record for record in records}
     return [record for record in records if record.key is None or latest[record.topic, record.key] is record]

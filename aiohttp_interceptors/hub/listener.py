@@ -1,4 +1,4 @@
-"""Records of some topics in the process itself: ``Hub.listen`` returns a ``Listener``."""
+"""Listeners, which receive the records of some topics in the process itself. See ``Hub.listen``."""
 
 from __future__ import annotations
 
@@ -17,27 +17,32 @@ __all__ = ["Lagged", "Listener"]
 
 
 class Lagged(Exception):
-    """Records are missing for a ``Listener``: it was too slow, or the history does not have what it asked for.
+    """Raised when records are missing for a ``Listener``.
+
+    This happens when the listener was too slow, or when it asked for records that are not in the history.
 
     Args:
-        gap: What is missing.
+        gap: The records that are missing.
     """
 
     def __init__(self, gap: Gap) -> None:
         super().__init__(f"records after {gap.after} are missing: {gap.reason}")
         self.gap: Gap = gap
-        """What is missing."""
+        """The records that are missing."""
 
 
 class Listener:
-    """An async iterator over the records of some topics, with the guarantees of a stream.
+    """An asynchronous iterator over the records of some topics.
 
-    ``async with hub.listen("orders.>") as records`` ends the subscription at the end of the block. Without it, the
-    subscription ends when the iterator is deleted. Not thread-safe. ``Hub.listen`` makes listeners.
+    A listener provides the same guarantees as a stream. Listeners are created by ``Hub.listen``. They are not
+    thread-safe.
+
+    ``async with hub.listen("orders.>") as records`` ends the subscription when exiting the block. If you do not use
+    ``async with``, the subscription ends when the iterator is deleted.
 
     Args:
-        buffer: Number of records to hold for the consumer.
-        on_gap: What happens if records are missing, as for ``Hub.listen``.
+        buffer: The number of records to buffer for the consumer.
+        on_gap: What to do when records are missing. See ``Hub.listen``.
     """
 
     def __init__(self, buffer: int, on_gap: OnGap) -> None:
@@ -47,12 +52,15 @@ class Listener:
         return self
 
     async def __anext__(self) -> Record | Gap:
-        """Return the next record, or a ``Gap`` with ``on_gap="signal"``. Cancelling is safe: no record is lost.
+        """Wait for the next record and return it.
+
+        If ``on_gap`` is ``"signal"``, a ``Gap`` may be returned instead of a record. Cancellation is safe. There is no
+        risk of losing a record.
 
         Raises:
-            StopAsyncIteration: ``aclose`` was called, or the Hub was closed.
-            Lagged: Records are missing, and ``on_gap`` is ``"close"``.
-            Exception: What ``select`` raised.
+            StopAsyncIteration: If ``aclose`` was called or the Hub was closed.
+            Lagged: If records are missing and ``on_gap`` is ``"close"``.
+            Exception: If ``select`` raised an exception.
         """
         return await self._sink.next()
 
@@ -65,16 +73,19 @@ class Listener:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the subscription, and drop the records that were not read. Idempotent."""
+        """End the subscription and drop the records that were not read. This method is idempotent."""
         self._sink.close()
 
     def __del__(self) -> None:
-        with suppress(RuntimeError, AttributeError):  # the event loop is closed, or the constructor raised
+        with suppress(RuntimeError, AttributeError):  # if the loop is closed, or the constructor failed
             self._sink.subscription.call_threadsafe(self._sink.close)
 
 
 class _ListenerSink:
-    """The buffer of a listener. The Hub refers to it and not to the listener, which can therefore be deleted."""
+    """The buffer of a listener.
+
+    The Hub holds a reference to this object rather than to the listener, so that the listener can be deleted.
+    """
 
     encoder = staticmethod(as_records)
     subscription: RecordSubscription
@@ -82,14 +93,14 @@ class _ListenerSink:
     def __init__(self, buffer: int, *, raises: bool) -> None:
         self.paused: bool = False
         self._buffer = buffer
-        self._raises = raises  # for a gap
+        self._raises = raises  # whether to raise Lagged if there is a gap
         self._items: deque[Record | Gap] = deque()
         self._ended = False
-        self._error: BaseException | None = None  # raised once, after the items
+        self._error: BaseException | None = None  # raised once, after all items were read
         self._waiters: list[asyncio.Future[None]] = []
 
     def write(self, payload: bytes, now: float) -> None:
-        """Not called: the records are written by ``write_records``."""
+        """Do nothing. The Hub calls ``write_records`` instead."""
 
     def write_records(self, records: list[Record], gap: Gap | None) -> None:
         if gap is not None:

@@ -1,9 +1,9 @@
 """The connection of an event stream to its client.
 
 ``Connection`` writes frames to the transport of a request, sends heartbeats, and detects clients that disconnect or
-stall. While a stream is open, ``InterposedProtocol`` receives the callbacks of the transport instead of aiohttp's
-protocol. ``StallDetector`` decides when a client has stalled. ``SocketOptions`` limits what the kernel buffers and
-reads how much of it the client has acknowledged.
+stall. While a stream is open, ``InterposedProtocol`` replaces aiohttp's protocol and receives the callbacks of the
+transport. ``StallDetector`` decides when a client has stalled. ``SocketOptions`` limits how much data the kernel
+buffers and reports how much data the client has acknowledged.
 """
 
 from __future__ import annotations
@@ -44,46 +44,49 @@ __all__ = [
 ]
 
 
-# High-water mark of the transport's write buffer, in bytes. The low-water mark is a quarter of it: uvloop's default of
-# 16 bytes would resume writing only when the buffer is almost empty. HIGH_WATER and BATCH_SIZE add up to half of the
-# 64 KiB that docs/promises.md allows a stalled stream.
+# High-water mark of the transport's write buffer, in bytes. The low-water mark is a quarter of it because uvloop's
+# default of 16 bytes would resume writing only when the buffer is almost empty. HIGH_WATER and BATCH_SIZE add up to
+# half of the 64 KiB that docs/promises.md allows for a stalled stream.
 HIGH_WATER = 16 * 1024
 # Approximate size of one write, in bytes. Larger writes barely reduce the number of system calls.
 BATCH_SIZE = 16 * 1024
 
-# Bytes of pipelined requests to keep until the stream ends. Browsers send none. If a client sends more, the data is
-# discarded and the connection is closed after the stream. We keep reading to detect disconnects.
+# Maximum size of the pipelined requests that are kept until the stream ends, in bytes. Browsers do not send any. If a
+# client sends more, the data is discarded and the connection is closed after the stream. We keep reading the
+# connection because this is how we detect that the client disconnects.
 MAX_PIPELINED_BYTES = 64 * 1024
 
-# Stall checks per timeout. More checks would date the last acknowledgment more precisely, and wake the process up more
-# often.
+# Number of stall checks per timeout. More checks would make it possible to report a stall more precisely, but they
+# would also wake up the process more often.
 CHECKS_PER_TIMEOUT = 4
-TIME_TOLERANCE = 1e-6  # seconds; absorbs rounding when check intervals are added up
+# Tolerance for rounding errors when check intervals are added up, in seconds.
+TIME_TOLERANCE = 1e-6
 
-# TCP_NOTSENT_LOWAT, in bytes. Without it, the kernel buffers 3 to 4 MB before a slow client causes backpressure. With
-# it, little more than the client's receive window is buffered.
+# Value of TCP_NOTSENT_LOWAT, in bytes. Without this option, the kernel buffers 3 to 4 MB before a slow client causes
+# backpressure. With this option, the kernel buffers little more than the client's receive window.
 NOTSENT_LOWAT = 16 * 1024
-# SO_SNDBUF on platforms without TCP_NOTSENT_LOWAT, in bytes. Enough for 5 Mbit/s at a round-trip time of 100 ms.
+# Value of SO_SNDBUF on platforms without TCP_NOTSENT_LOWAT, in bytes. This is enough for 5 Mbit/s at a round-trip time
+# of 100 ms.
 SEND_BUFFER = 64 * 1024
 
-PLATFORM: str = sys.platform  # a variable, because type checkers skip branches on sys.platform itself
+PLATFORM: str = sys.platform  # type checkers would skip branches that test sys.platform directly
 
 _LINUX_NOTSENT_LOWAT, _LINUX_USER_TIMEOUT = 25, 18  # <linux/tcp.h>
-_LINUX_INFO, _BYTES_ACKED = 11, slice(120, 128)  # TCP_INFO and tcpi_bytes_acked, since Linux 4.1
+_LINUX_INFO, _BYTES_ACKED = 11, slice(120, 128)  # TCP_INFO and tcpi_bytes_acked, available since Linux 4.1
 _DARWIN_NOTSENT_LOWAT, _DARWIN_CONNDROPTIME = 0x201, 0x80  # <netinet/tcp.h>
 _DARWIN_NWRITE = 0x1024  # <sys/socket.h>
 
-_SOCKET_ERRORS = (OSError, ValueError)  # a closed socket raises OSError with asyncio, and ValueError with uvloop
+_SOCKET_ERRORS = (OSError, ValueError)  # a closed socket raises OSError with asyncio and ValueError with uvloop
 
 SocketOption: TypeAlias = tuple[int, int, int]
-"""Level, name and value, as in ``setsockopt``."""
+"""Level, name and value of a socket option, in the order of the arguments of ``setsockopt``."""
 
 
 class ConnectionListener(Protocol):
-    """Receives state changes of a ``Connection``, and the end of its response."""
+    """Interface for objects that are notified when the state of a ``Connection`` changes or its response ends."""
 
     def connection_changed(self) -> None:
-        """Called when the client has disconnected, or writing can resume."""
+        """Called when the client has disconnected or when writing can resume."""
 
     def connection_paused(self) -> None:
         """Called when the write buffer exceeds the high-water mark."""
@@ -93,22 +96,25 @@ class ConnectionListener(Protocol):
 
 
 class Connection:
-    """Writes the frames of a response to its transport.
+    """The connection of a response to its client.
 
-    The transport's callbacks are intercepted until ``detach`` is called. This makes it possible to detect a disconnect
-    without polling, and to wait for a paused transport without aiohttp's ``drain()``, which does not support
-    cancellation. ``detach`` restores the protocol, the limits of the write buffer and the socket options for the next
-    request on the connection.
+    It intercepts the callbacks of the transport until ``detach`` is called. This makes it possible to detect a
+    disconnect without polling. It also makes it possible to wait for a paused transport without calling aiohttp's
+    ``drain()``, because ``drain()`` does not support cancellation.
+
+    ``detach`` restores the protocol, the limits of the write buffer and the socket options for the next request on the
+    same connection.
 
     Args:
-        request: The request whose response is prepared.
-        heartbeat: Seconds of idleness after which a heartbeat is sent; ``None`` disables heartbeats.
-        stall_timeout: Seconds after which a client that acknowledges none of the outstanding data is disconnected;
-            ``None`` for no limit.
-        heartbeat_frame: The frame to send as a heartbeat.
-        high_water: The high-water mark of the write buffer, in bytes.
-        early_heartbeat: Whether to send a heartbeat within ``TIMER_SLACK`` seconds unless another frame is sent first.
-            Some proxies withhold the response headers until part of the body arrives.
+        request: Request whose response is being prepared.
+        heartbeat: Number of seconds without a write after which a heartbeat is sent. If ``None``, heartbeats are
+            disabled.
+        stall_timeout: Number of seconds after which the client is disconnected if there is outstanding data and it does
+            not acknowledge any of it. If ``None``, there is no timeout.
+        heartbeat_frame: Frame to send as a heartbeat.
+        high_water: High-water mark of the write buffer, in bytes.
+        early_heartbeat: Whether to send a heartbeat within ``TIMER_SLACK`` seconds, unless another frame is sent first.
+            This is useful because some proxies do not forward the response headers until they receive part of the body.
     """
 
     __slots__ = (
@@ -148,33 +154,40 @@ class Connection:
         self._transport = request.transport
         self._writer = request.writer
         self.encoder: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _identity
-        """Encodes frames with the transfer coding of the response: chunked, or none for HTTP/1.0."""
+        """Function that encodes frames as HTTP chunks. For HTTP/1.0, it returns them unchanged."""
         self.listener: ConnectionListener | None = None
-        self._waiters: list[asyncio.Future[None]] | None = None  # of wait_writable
+        self._waiters: list[asyncio.Future[None]] | None = None  # created by wait_writable()
 
-        # None if the client had disconnected before, and after detach(); the next two are then not set.
+        # None after detach(), or if the client had already disconnected. In the latter case, _options and _write_limits
+        # are not set.
         self._interposed: InterposedProtocol | None = None
         self._options: SocketOptions
-        self._write_limits: tuple[int, int]  # of the transport, before the stream
+        self._write_limits: tuple[int, int]  # limits of the transport before the stream
 
         self._timer: Timer | None = None  # for the next heartbeat or stall check
         self._heartbeat = heartbeat
         self._heartbeat_frame = heartbeat_frame
         self._stall_timeout = stall_timeout
-        # Created by the first check that finds outstanding data, and dropped when all data is acknowledged.
+        # The first check that finds outstanding data creates it. Once all data is acknowledged, it is dropped.
         self._stall_detector: StallDetector | None = None
 
         self.last_write: float = self.loop.time()
-        """Time of the last write, initially of the construction, in seconds of the event loop's clock."""
+        """Time of the last write according to the event loop's clock, in seconds.
+
+        Before the first write, this is the time when the connection object was created.
+        """
         self.frame_bytes: int = 0
-        """Bytes written with ``write_frames``, before transfer coding. Excludes ``write``."""
+        """Number of bytes written with ``write_frames``, before transfer coding.
+
+        This does not include the bytes written with ``write``.
+        """
         self.bytes_sent: int = 0
-        """Bytes of the body handed to the transport."""
-        self._bytes_reported = 0  # of bytes_sent, already added to aiohttp's output_size
+        """Number of bytes of the body that were passed to the transport."""
+        self._bytes_reported = 0  # part of bytes_sent that was already added to output_size
         self.paused: bool = False
         """Whether the write buffer is above the high-water mark."""
         self.close_reason: CloseReason | None = None
-        """Why the client is disconnected; ``None`` while it is connected."""
+        """The reason why the client is disconnected, or ``None`` if it is still connected."""
 
         if self._transport is None or self._transport.is_closing():
             self.close_reason = CloseReason.CLIENT_LEFT
@@ -184,11 +197,12 @@ class Connection:
     def _attach(
         self, transport: asyncio.Transport, request: web.BaseRequest, high_water: int, *, early_heartbeat: bool
     ) -> None:
-        """Configure the socket and the transport, intercept its callbacks, and start the timer."""
+        """Configure the socket and the transport, intercept the transport's callbacks, and start the timer."""
         self._options = SocketOptions(transport, self._stall_timeout)
         self._write_limits = transport.get_write_buffer_limits()
         if transport.get_extra_info("sslcontext") is not None:
-            # The TCP transport below TLS has a buffer of 64 KiB whose limits cannot be set, so use next to none here.
+            # With TLS, the underlying TCP transport has its own buffer of 64 KiB. We cannot change the limits of this
+            # buffer, so we buffer almost nothing in the TLS transport.
             high_water = 1
         transport.set_write_buffer_limits(high=high_water, low=high_water // 4)
         self.paused = request.protocol.writing_paused
@@ -210,37 +224,38 @@ class Connection:
 
     @property
     def closing(self) -> bool:
-        """Whether the client is disconnected, or is about to be because the transport is closing."""
+        """Whether the client is disconnected or is about to be, because the transport is closing."""
         return self.close_reason is not None or self._transport is None or self._transport.is_closing()
 
     @property
     def pipeline_overflowed(self) -> bool:
-        """Whether pipelined requests were discarded, so that the connection cannot be reused."""
+        """Whether pipelined requests were discarded. If so, the connection cannot be reused."""
         return self._interposed is not None and self._interposed.overflowed
 
     @property
     def unsent(self) -> int:
-        """Bytes in the transport's write buffer."""
+        """Number of bytes in the transport's write buffer."""
         transport = self._transport
-        if transport is None or transport.is_closing():  # asyncio's TLS transport raises when it is closing
+        if transport is None or transport.is_closing():  # asyncio's TLS transport raises if it is closing
             return 0
         return transport.get_write_buffer_size()
 
     # Writing
 
     def write_frames(self, frames: bytes) -> None:
-        """Write frames to the transport. Does nothing if the client is disconnected."""
+        """Write frames to the transport. If the client is disconnected, do nothing."""
         if self._send(frames):
             self.frame_bytes += len(frames)
 
     def write(self, payload: bytes, now: float) -> None:
-        """Write a payload that ``encoder`` has encoded. It is not counted in ``frame_bytes``.
+        """Write a payload that was already encoded with ``encoder``. It is not counted in ``frame_bytes``.
 
-        The Hub encodes a payload once and calls this for each connection, so it does as little as possible.
+        The Hub encodes a payload once and then calls this method for every connection. For this reason, the method does
+        as little as possible.
 
         Args:
-            payload: The encoded frames.
-            now: The current time of the event loop, in seconds.
+            payload: Encoded frames.
+            now: Current time of the event loop, in seconds.
         """
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -264,12 +279,12 @@ class Connection:
         return True
 
     async def wait_writable(self) -> bool:
-        """Wait until the connection can be written to, or can no longer be.
+        """Wait until writing can resume, the client disconnects, or ``detach`` is called.
 
-        Cancelling is safe: nothing is written.
+        Cancelling ``wait_writable`` is safe because it does not write anything.
 
         Returns:
-            ``False`` if the client has disconnected, or ``detach`` was called.
+            ``True`` if writing can resume, or ``False`` if the client has disconnected or ``detach`` was called.
         """
         while self.paused and not self.disconnected and self._transport is not None:
             waiter = self.loop.create_future()
@@ -280,14 +295,20 @@ class Connection:
         return not self.disconnected and self._transport is not None
 
     def count_sent_with_headers(self, size: int) -> None:
-        """Count body bytes that aiohttp sent along with the headers. It has counted them in ``output_size``."""
+        """Count bytes of the body that aiohttp sent together with the headers.
+
+        aiohttp has already added these bytes to ``output_size``.
+        """
         self.bytes_sent += size
         self._bytes_reported += size
 
     # Closing
 
     def detach(self) -> None:
-        """Stop using the transport and restore its protocol, buffer limits and socket options. Idempotent."""
+        """Stop using the transport and restore its protocol, buffer limits and socket options.
+
+        Calling this method more than once has no effect.
+        """
         transport, interposed = self._transport, self._interposed
         self._transport = self._interposed = self.listener = None
         self._update_output_size()
@@ -307,12 +328,12 @@ class Connection:
             self._transport.abort()
 
     def _update_output_size(self) -> None:
-        """Add what was sent to the size that aiohttp's access log reports."""
+        """Add the bytes sent since the last update to the size reported in aiohttp's access log."""
         self._writer.output_size += self.bytes_sent - self._bytes_reported
         self._bytes_reported = self.bytes_sent
 
     def mark_disconnected(self, reason: CloseReason) -> None:
-        """Set the close reason and notify the listener. Idempotent: the first reason is kept."""
+        """Set the close reason and notify the listener. If there already is a reason, it is kept."""
         if self.close_reason is None:
             self.close_reason = reason
             self._update_output_size()
@@ -320,15 +341,15 @@ class Connection:
             self._notify()
 
     def _disconnect_soon(self) -> None:
-        """Stop writing, and mark the client as disconnected after two iterations of the event loop.
+        """Stop writing and mark the client as disconnected after two iterations of the event loop.
 
-        This lets ``connection_lost``, which knows the reason, run first. After a failed write it runs in the next
-        iteration, or with TLS in the one after that.
+        This delay allows ``connection_lost`` to run first, because it knows the reason. After a failed write, the event
+        loop calls ``connection_lost`` in the next iteration. With TLS, this takes one more iteration.
         """
         if self._transport is None:
             return
         self.paused = True
-        # Nested to skip one iteration.
+        # The calls are nested in order to skip one iteration.
         self.loop.call_soon(self.loop.call_soon, self.mark_disconnected, CloseReason.CLIENT_LEFT)
 
     # Flow control, called by InterposedProtocol
@@ -360,37 +381,44 @@ class Connection:
     # Heartbeats and stall checks
 
     def send_heartbeat(self) -> None:
-        """Send a heartbeat. Does nothing while the connection is paused, because it has unsent data anyway."""
+        """Send a heartbeat, unless the connection is paused.
+
+        A paused connection does not need a heartbeat because it still has unsent data.
+        """
         if not self.paused:
             self._send(self._heartbeat_frame)
 
     def schedule_first_heartbeat(self) -> None:
-        """Send a heartbeat within ``TIMER_SLACK`` seconds unless another frame is sent first."""
+        """Send a heartbeat within ``TIMER_SLACK`` seconds, unless another frame is sent first."""
         if self._timer is not None and self._needs_first_heartbeat:
             self._timer.cancel()
             self._timer = timer_queue().add(self, self.loop.time() + TIMER_SLACK)
 
     def stop_heartbeats(self) -> None:
-        """Send no more heartbeats."""
+        """Stop sending heartbeats."""
         self._heartbeat = None
 
     @property
     def _needs_first_heartbeat(self) -> bool:
         """Whether the body should begin with a heartbeat.
 
-        Never with HTTP/1.0, so that a short response that a client saves to a file does not begin with a comment.
+        This is always false for HTTP/1.0. If an HTTP/1.0 client saves a short response to a file, the file should not
+        begin with a comment.
         """
         return not self.bytes_sent and self._heartbeat is not None and self.encoder is _chunk
 
     def on_timer(self, now: float) -> float | None:
-        """Send a heartbeat if the connection is idle, and abort it if the client has stalled."""
+        """Called when a heartbeat or a stall check is due.
+
+        Sends a heartbeat if the connection is idle, and aborts the connection if the client has stalled.
+        """
         if self._heartbeat is not None and (
             now - self.last_write >= self._heartbeat - TIMER_SLACK
-            # aiohttp-sse's ping, which is another frame, is not sent before its interval.
+            # The ping of aiohttp-sse is a different frame and must not be sent before its interval has elapsed.
             or (self._heartbeat_frame is HEARTBEAT and self._needs_first_heartbeat)
         ):
             self.send_heartbeat()
-        if self._transport is None or self._transport.is_closing():  # the stall check would read a closed socket
+        if self._transport is None or self._transport.is_closing():  # do not run the stall check on a closed socket
             self._disconnect_soon()
             return None
         if self._stall_timeout is not None and self._check_stall(now, self._stall_timeout):
@@ -403,7 +431,7 @@ class Connection:
         due: list[float] = []
         if self._heartbeat is not None:
             heartbeat_due = self.last_write + self._heartbeat
-            # It is overdue while the connection is paused.
+            # The heartbeat may be overdue because none are sent while the connection is paused.
             due.append(heartbeat_due if heartbeat_due > now else now + self._heartbeat)
         if self._stall_detector is not None:
             due.append(self._stall_detector.next_check(now))
@@ -412,7 +440,10 @@ class Connection:
         return min(due, default=None)
 
     def _check_stall(self, now: float, timeout: float) -> bool:
-        """Update the stall detector, which exists only while data is outstanding. Return whether the client stalled."""
+        """Return whether the client has stalled.
+
+        The stall detector only exists while there is outstanding data. This method creates, updates or drops it.
+        """
         acked, outstanding = self._acked_and_outstanding()
         if not outstanding:
             self._stall_detector = None
@@ -422,9 +453,10 @@ class Connection:
         return self._stall_detector.check(now, acked, outstanding)
 
     def _acked_and_outstanding(self) -> tuple[int, int]:
-        """Return the numbers of acknowledged and of outstanding bytes.
+        """Return the number of acknowledged bytes and the number of outstanding bytes.
 
-        With TLS only their changes are meaningful: the first counts ciphertext, the second includes plaintext.
+        With TLS, the first number counts ciphertext while the second number includes plaintext. In this case, only
+        changes of these numbers are meaningful.
         """
         outstanding = self.unsent + self._options.unacked_bytes()
         acked = self._options.acked_bytes()
@@ -439,27 +471,27 @@ class Connection:
 
 
 def _chunk(frames: bytes) -> bytes:
-    """Encode frames as a chunk (RFC 9112, 7.1)."""
+    """Encode frames as a single chunk, as defined in RFC 9112, section 7.1."""
     return b"%x\r\n%b\r\n" % (len(frames), frames)
 
 
 def _identity(frames: bytes) -> bytes:
-    """Return frames unchanged: HTTP/1.0 has no chunks."""
+    """Return frames unchanged because HTTP/1.0 does not support chunks."""
     return frames
 
 
 class InterposedProtocol(asyncio.Protocol):
-    """Forwards transport callbacks to aiohttp's protocol, and reports them to the stream's connection.
+    """Protocol that forwards the transport's callbacks to aiohttp's protocol and notifies the stream's connection.
 
-    aiohttp stops reading after a few pipelined requests, and a transport that is not reading does not detect
-    disconnects. This protocol therefore keeps reading, and holds the data for aiohttp.
+    aiohttp stops reading after it has received a few pipelined requests. However, a transport only detects a disconnect
+    while it is reading. For this reason, this protocol keeps reading and holds the data until aiohttp can process it.
 
     Args:
-        connection: The connection to notify.
-        transport: The transport whose protocol is replaced.
-        wrapped: aiohttp's protocol.
-        hold: Whether to hold data until ``detach`` is called. If not, data is forwarded, because it belongs to the body
-            of the current request.
+        connection: Connection to notify.
+        transport: Transport whose protocol is replaced.
+        wrapped: The protocol of aiohttp.
+        hold: Whether to hold data until ``detach`` is called. If this is false, data is forwarded immediately because
+            it belongs to the body of the current request.
     """
 
     __slots__ = ("_connection", "_held", "_hold", "_transport", "_was_reading", "overflowed", "wrapped")
@@ -471,7 +503,7 @@ class InterposedProtocol(asyncio.Protocol):
         self._transport = transport
         self.wrapped: asyncio.Protocol = wrapped
         self._hold = hold
-        self._held: bytearray | None = None  # created on first use: most clients send nothing
+        self._held: bytearray | None = None  # created on first use because most clients do not send anything
         self.overflowed: bool = False
         """Whether data was discarded because it exceeded ``MAX_PIPELINED_BYTES``."""
         self._was_reading = transport.is_reading()
@@ -480,9 +512,9 @@ class InterposedProtocol(asyncio.Protocol):
             transport.resume_reading()
 
     def detach(self) -> None:
-        """Reinstall aiohttp's protocol, restore the reading state, and forward the held data.
+        """Reinstall aiohttp's protocol, pause or resume reading as before, and forward the data that was held.
 
-        Does nothing if the transport is closing.
+        If the transport is closing, this method does nothing.
         """
         transport = self._transport
         if transport.is_closing() or transport.get_protocol() is not self:
@@ -513,15 +545,15 @@ class InterposedProtocol(asyncio.Protocol):
         self._held += data
 
     def eof_received(self) -> bool | None:
-        # aiohttp closes the connection on EOF, even if the client only shut down writing.
+        # aiohttp closes the connection on EOF, even if the client has only shut down its side for writing.
         self._connection.mark_disconnected(CloseReason.CLIENT_LEFT)
         keep_open = self.wrapped.eof_received()
-        # close() would first flush the write buffer, which a stalled client may never let it do.
+        # close() would flush the write buffer first. This may never complete if the client has stalled.
         self._transport.abort()
         return keep_open
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # ETIMEDOUT: the kernel's own timeout, set by SocketOptions, expired first.
+        # The connection fails with ETIMEDOUT if the timeout that SocketOptions sets in the kernel expires first.
         stalled = isinstance(exc, TimeoutError)
         self._connection.mark_disconnected(CloseReason.STALLED if stalled else CloseReason.CLIENT_LEFT)
         self.wrapped.connection_lost(exc)
@@ -536,16 +568,16 @@ class InterposedProtocol(asyncio.Protocol):
 
 
 class StallDetector:
-    """Detects a client that has stopped acknowledging data. Performs no I/O.
+    """Detects when a client stops acknowledging data. It does not perform any I/O.
 
-    Checks are a quarter of ``timeout`` apart, and the exact time of an acknowledgment between two checks is unknown. A
-    stall is therefore reported at least three quarters of ``timeout``, and at most ``timeout``, after the last
-    acknowledgment, or after the oldest unacknowledged byte was sent. A late timer delays the report.
+    The checks are a quarter of ``timeout`` apart, so the exact time of an acknowledgment between two checks is not
+    known. For this reason, a stall is reported between three quarters of ``timeout`` and ``timeout`` after the last
+    acknowledgment, or after the oldest unacknowledged byte was sent. If the timer runs late, the report is delayed.
 
     Args:
-        timeout: The stall timeout, in seconds.
-        now: The current time, in seconds.
-        acked: Bytes that the client has acknowledged so far.
+        timeout: Stall timeout, in seconds.
+        now: Current time, in seconds.
+        acked: Number of bytes that the client has acknowledged so far.
     """
 
     __slots__ = ("_acked", "_since", "timeout")
@@ -562,12 +594,12 @@ class StallDetector:
         return min(next_check, deadline) if deadline > now else next_check
 
     def check(self, now: float, acked: int, outstanding: int) -> bool:
-        """Update the state of the client, and return whether it has stalled.
+        """Record the progress of the client and return whether it has stalled.
 
         Args:
-            now: The current time, in seconds.
-            acked: Bytes that the client has acknowledged so far.
-            outstanding: Bytes that were sent or are waiting to be sent, and are not acknowledged.
+            now: Current time, in seconds.
+            acked: Number of bytes that the client has acknowledged so far.
+            outstanding: Number of bytes that the client has not acknowledged yet, including bytes waiting to be sent.
         """
         if outstanding == 0 or acked > self._acked:
             self._since = now
@@ -576,14 +608,14 @@ class StallDetector:
 
 
 class SocketOptions:
-    """Configures the TCP socket of a transport, and reports how much of its data has been acknowledged.
+    """Configures the TCP socket of a transport and reports how much data the client has acknowledged.
 
-    Sets the options on construction; ``restore`` resets them. Has no effect on other sockets.
+    The constructor sets the options and ``restore`` resets them. If the socket is not a TCP socket, this has no effect.
 
     Args:
-        transport: The transport whose socket is configured.
-        stall_timeout: Seconds after which the kernel closes the connection of an unresponsive client; ``None`` for the
-            system's default.
+        transport: Transport whose socket is configured.
+        stall_timeout: Number of seconds after which the kernel closes the connection of an unresponsive client. If
+            ``None``, the default of the system applies.
     """
 
     __slots__ = ("_options", "_previous", "_socket")
@@ -593,13 +625,13 @@ class SocketOptions:
         self._options: tuple[SocketOption, ...] = ()
         self._previous: tuple[int, ...] = ()
         if self._socket is not None:
-            with suppress(*_SOCKET_ERRORS):  # not a TCP socket, or closed; the transport reports the latter
+            with suppress(*_SOCKET_ERRORS):  # not TCP, or closed, which the transport reports itself
                 for option in socket_options(PLATFORM, stall_timeout):
                     self._previous += (self._replace(*option),)
                     self._options += (option,)
 
     def restore(self) -> None:
-        """Restore the options to their previous values. Idempotent."""
+        """Restore the previous values of the options. Calling this method more than once has no effect."""
         previous, self._previous = self._previous, ()
         if self._socket is not None:
             with suppress(*_SOCKET_ERRORS):
@@ -609,7 +641,8 @@ class SocketOptions:
     def acked_bytes(self) -> int | None:
         """Return the number of bytes that the client has acknowledged, or ``None`` if the platform does not report it.
 
-        With TLS this counts ciphertext, up to thirty times the bytes written. Compare it only with earlier values.
+        With TLS, this number counts ciphertext. It can be up to thirty times the number of bytes written, so you should
+        only compare it with earlier values.
         """
         if PLATFORM != "linux" or self._socket is None or not self._options:
             return None
@@ -620,7 +653,7 @@ class SocketOptions:
         return int.from_bytes(info[_BYTES_ACKED], sys.byteorder) if len(info) == _BYTES_ACKED.stop else None
 
     def unacked_bytes(self) -> int:
-        """Return the number of bytes in the kernel that the client has not acknowledged, or 0 if that is unknown."""
+        """Return the number of bytes in the kernel that the client has not acknowledged, or 0 if it is unknown."""
         fd = -1 if self._socket is None else self._socket.fileno()
         if fd < 0 or not self._options:
             return 0
@@ -630,24 +663,24 @@ class SocketOptions:
             return 0
 
     def _replace(self, level: int, name: int, value: int) -> int:
-        """Set an option and return its previous value."""
+        """Set a socket option and return its previous value."""
         assert self._socket is not None  # noqa: S101  # checked by the caller
         previous = self._socket.getsockopt(level, name)
         self._socket.setsockopt(level, name, value)
         return previous
 
 
-@lru_cache(64)  # streams use a small number of different timeouts
+@lru_cache(64)  # streams use only a few different timeouts
 def socket_options(platform: str, stall_timeout: float | None) -> tuple[SocketOption, ...]:
-    """Return the options of a TCP socket on a platform.
+    """Return the options to set on a TCP socket.
 
     Args:
-        platform: A value of ``sys.platform``.
-        stall_timeout: The stall timeout, in seconds; ``None`` for no limit.
+        platform: Name of the platform, as in ``sys.platform``.
+        stall_timeout: Stall timeout, in seconds. If ``None``, there is no timeout.
     """
     if platform == "linux":
         options = [(socket.IPPROTO_TCP, _LINUX_NOTSENT_LOWAT, NOTSENT_LOWAT)]
-        if stall_timeout is not None:  # in milliseconds; 0 would mean the system's default
+        if stall_timeout is not None:  # in milliseconds, where 0 would select the system's default
             options.append((socket.IPPROTO_TCP, _LINUX_USER_TIMEOUT, max(1, int(stall_timeout * 1000))))
     elif platform == "darwin":
         options = [(socket.IPPROTO_TCP, _DARWIN_NOTSENT_LOWAT, NOTSENT_LOWAT)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -11,38 +12,35 @@ from pathlib import Path
 import pytest
 
 from aiohttp_interceptors import Hub
+from aiohttp_interceptors.__main__ import main
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from tests.waiting import within
 
 ROOT = Path(__file__).parents[1]
 
 
-async def start(*arguments, cwd=None, data=None):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "aiohttp_interceptors", *arguments, cwd=cwd, env=environment,
-        stdin=pipe, stdout=pipe, stderr=pipe,
-    )  # fmt: skip
-    if data is not None:
-        process.stdin.write(data)
-    process.stdin.close()
-    return process
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command in a thread, and return status, output and errors."""
+
+    async def run_command(*arguments, cwd=None, data=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(data))
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        monkeypatch.setattr("sys.path", [*sys.path])  # a command adds the working folder
+        capsys.readouterr()
+        status = await within(asyncio.to_thread(main, arguments), 60)
+        return status, *capsys.readouterr()
+
+    return run_command
 
 
-async def run(*arguments, **options):
-    """Run a command to its end, and return status, output and errors."""
-    process = await start(*arguments, **options)
-    out, err = await within(process.communicate(), 60)
-    return process.returncode, out.decode(), err.decode()
-
-
-async def test_what_one_command_publishes_another_prints(tmp_path):
+async def test_what_one_command_publishes_another_prints(tmp_path, run):
     file = str(tmp_path / "events.sqlite3")
     status, out, err = await run("publish", file, "orders.eu", "x", "--name", "created", "--key", "7")
     assert (status, err) == (0, "")
     first = out.strip()
-    status, out, _ = await run("publish", file, "orders.us", data=b"two\nlines\n")
+    status, out, _ = await run("publish", file, "orders.us", data="two\nlines\n")
     second = out.strip()
     status, out, err = await run("tail", file, "orders.>", "--replay", "2", "--limit", "2")
     assert (status, err) == (0, "")
@@ -58,7 +56,9 @@ async def test_tail_follows_until_it_is_interrupted(tmp_path):
     file = tmp_path / "events.sqlite3"
     hub = Hub(SqliteBroker(file))
     await hub.publish("a", "0")
-    process = await start("tail", str(file), "a", "--replay", "1")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "aiohttp_interceptors", "tail", str(file), "a", "--replay", "1"]
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
     assert json.loads(await within(process.stdout.readline(), 60))["data"] == "0"
     await hub.publish("a", "1")
     assert json.loads(await within(process.stdout.readline(), 60))["data"] == "1"
@@ -67,7 +67,7 @@ async def test_tail_follows_until_it_is_interrupted(tmp_path):
     await hub.close()
 
 
-async def test_an_unknown_id_is_printed_as_a_gap(tmp_path):
+async def test_an_unknown_id_is_printed_as_a_gap(tmp_path, run):
     file = str(tmp_path / "events.sqlite3")
     await run("publish", file, "a", "x")
     _, out, _ = await run("tail", file, "a", "--after", "foreign-1", "--limit", "1")
@@ -75,19 +75,19 @@ async def test_an_unknown_id_is_printed_as_a_gap(tmp_path):
     assert (gap["gap"], gap["after"], record["data"]) == ("foreign", "foreign-1", "x")
 
 
-async def test_the_application_may_make_the_broker(tmp_path):
-    (tmp_path / "mine.py").write_text(
+async def test_the_application_may_make_the_broker(tmp_path, run):
+    (tmp_path / "my_events.py").write_text(
         "from aiohttp_interceptors.brokers.sqlite import SqliteBroker\n"
         "def broker():\n"
         "    return SqliteBroker('mine.sqlite3', max_records=2)\n"
     )
     for number in range(4):
-        assert (await run("publish", "mine:broker", "a", str(number), cwd=tmp_path))[0] == 0
-    _, out, _ = await run("tail", "mine:broker", "a", "--replay", "9", "--limit", "2", cwd=tmp_path)
+        assert (await run("publish", "my_events:broker", "a", str(number), cwd=tmp_path))[0] == 0
+    _, out, _ = await run("tail", "my_events:broker", "a", "--replay", "9", "--limit", "2", cwd=tmp_path)
     assert [json.loads(line)["data"] for line in out.splitlines()] == ["2", "3"]
 
 
-async def test_a_file_is_not_trimmed(tmp_path):
+async def test_a_file_is_not_trimmed(tmp_path, run):
     """How much is kept is the decision of the application, and not of a command."""
     file = tmp_path / "events.sqlite3"
     hub = Hub(SqliteBroker(file))
@@ -104,13 +104,14 @@ async def test_a_file_is_not_trimmed(tmp_path):
     [
         (["publish", "nats://x", "a", "x"], "name a function that makes it: module:function"),
         (["publish", "ftp://x", "a", "x"], "is not redis://"),
-        (["publish", "redis://127.0.0.1:1", "a", "x"], "BrokerDown"),
+        (["publish", "redis://127.0.0.1:1", "a", "x", "--stream", "mine"], "BrokerDown"),
+        (["publish", "postgresql://127.0.0.1:1/x", "a", "x", "--stream", "mine"], "BrokerDown"),
         (["publish", "events.sqlite3", "a..b", "x"], "a topic"),
         (["tail", "events.sqlite3", "a", "--replay", "-1"], "replay is"),
     ],
     ids=lambda value: value[1] if isinstance(value, list) else None,
 )
-async def test_what_is_wrong_is_said_without_a_traceback(tmp_path, arguments, message):
+async def test_what_is_wrong_is_said_without_a_traceback(tmp_path, run, arguments, message):
     status, out, err = await run(*arguments, cwd=tmp_path)
     assert (status, out) == (1, "")
     assert message in err.splitlines()[-1]

@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 from .exceptions import BrokerError
@@ -34,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return asyncio.run(_publish(options) if options.command == "publish" else _tail(options))
+    except BrokenPipeError:  # of ``tail``, as in ``tail … | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its exit
+        return 0
     except (BrokerError, Lagged, TypeError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -57,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("topics", nargs="+", help="topic names and wildcards, such as 'orders.>'")
     tail.add_argument("--after", help="an event ID; the events after it come first")
     tail.add_argument("--replay", type=int, default=0, help="number of the latest events that come first")
-    tail.add_argument("--limit", type=int, help="number of events after which to stop")
+    tail.add_argument("--limit", type=int, help="number of lines after which to stop")
     for command in publish, tail:
         command.add_argument("--stream", help="the stream of Redis, or the table of PostgreSQL, if not the default one")
     return parser
@@ -69,9 +74,17 @@ def _make_broker(name: str, stream: str | None) -> Broker:
     if not separator:
         module, colon, attribute = name.partition(":")
         if not colon:
+            if not Path(name).exists():
+                raise ValueError(f"there is no file {name!r}, which an application makes; or name module:function")
             return cast("Broker", _broker_class("sqlite", "SqliteBroker")(name, max_records=KEEP_ALL, max_age=None))
         sys.path.insert(0, "")  # as ``python -m`` of the module itself
-        broker: Broker = getattr(import_module(module), attribute)()
+        try:
+            make = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{name!r} cannot be imported: {error}") from error
+        if not callable(make):
+            raise TypeError(f"{name!r} is {make!r}; name a function that makes the broker")
+        broker: Broker = make()
         return broker
     keep_all: dict[str, Any] = {"max_records": KEEP_ALL, "max_age": None}
     if scheme in {"redis", "rediss", "unix"}:
@@ -118,7 +131,7 @@ async def _tail(options: argparse.Namespace) -> int:
                     event = record.event
                     line = {"id": record.id, "topic": record.topic, "data": event.data}
                     line |= {name: value for name, value in {"name": event.name, "key": record.key}.items() if value}
-                    count += 1
+                count += 1
                 print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
                 if options.limit is not None and count >= options.limit:
                     break

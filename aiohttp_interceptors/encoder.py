@@ -79,8 +79,8 @@ def default_encoder(value: object) -> Event:
     if isinstance(value, _PLAIN):
         return Event(to_json(value))
     raise TypeError(
-        "an event is made of an Event, a str, a dataclass, a pydantic or msgspec object, or a plain JSON value, "
-        f"not of {value!r}; encoder= encodes anything else"
+        "an event is made of an Event, a str, a dataclass, a pydantic or msgspec object, or a plain JSON value "
+        f"other than None, not of {value!r}; encoder= encodes anything else"
     )
 
 

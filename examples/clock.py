@@ -3,7 +3,7 @@ import time
 
 from aiohttp import web
 
-from aiohttp_interceptors import event_stream
+from aiohttp_interceptors import event_stream, setup
 
 
 @event_stream
@@ -13,5 +13,5 @@ async def clock(request):
         await asyncio.sleep(1)
 
 
-app = web.Application()
+setup(app := web.Application())
 app.router.add_get("/clock", clock)

@@ -1,6 +1,6 @@
 from aiohttp import web
 
-from aiohttp_interceptors import event_stream
+from aiohttp_interceptors import event_stream, setup
 
 
 @event_stream
@@ -13,5 +13,5 @@ async def chat(request):
         yield word
 
 
-app = web.Application()
+setup(app := web.Application())
 app.router.add_post("/chat", chat)

@@ -1,12 +1,11 @@
 from collections.abc import AsyncIterator
 
-import msgspec
 from aiohttp import web
+from msgspec import defstruct
 
-from aiohttp_interceptors import event_stream, openapi
+from aiohttp_interceptors import event_stream, openapi, setup
 
-Token = msgspec.defstruct("Token", [("text", str)])
-Done = msgspec.defstruct("Done", [("tokens", int)])
+Token, Done = defstruct("Token", [("text", str)]), defstruct("Done", [("tokens", int)])
 
 
 @event_stream
@@ -15,5 +14,6 @@ async def answer(request) -> AsyncIterator[Token | Done]:
     yield Done(1)
 
 
-(app := web.Application()).router.add_get("/answer", answer)
+setup(app := web.Application())
+app.router.add_get("/answer", answer)
 description = openapi(answer)  # responses and schemas for the OpenAPI 3.2 document of the application

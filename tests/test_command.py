@@ -35,8 +35,17 @@ def run(capsys, monkeypatch):
     return run_command
 
 
+async def make_file(folder):
+    """Return the path of a broker's file, as an application makes it."""
+    file = folder / "events.sqlite3"
+    hub = Hub(SqliteBroker(file))
+    await hub.publish("setup", "x")
+    await hub.close()
+    return str(file)
+
+
 async def test_what_one_command_publishes_another_prints(tmp_path, run):
-    file = str(tmp_path / "events.sqlite3")
+    file = await make_file(tmp_path)
     status, out, err = await run("publish", file, "orders.eu", "x", "--name", "created", "--key", "7")
     assert (status, err) == (0, "")
     first = out.strip()
@@ -68,9 +77,9 @@ async def test_tail_follows_until_it_is_interrupted(tmp_path):
 
 
 async def test_an_unknown_id_is_printed_as_a_gap(tmp_path, run):
-    file = str(tmp_path / "events.sqlite3")
+    file = await make_file(tmp_path)
     await run("publish", file, "a", "x")
-    _, out, _ = await run("tail", file, "a", "--after", "foreign-1", "--limit", "1")
+    _, out, _ = await run("tail", file, "a", "--after", "foreign-1", "--limit", "2")
     gap, record = map(json.loads, out.splitlines())
     assert (gap["gap"], gap["after"], record["data"]) == ("foreign", "foreign-1", "x")
 
@@ -99,6 +108,26 @@ async def test_a_file_is_not_trimmed(tmp_path, run):
     assert len(out.splitlines()) == 21
 
 
+async def test_tail_ends_quietly_when_its_reader_has_enough(tmp_path):
+    file = await make_file(tmp_path)
+    command = f"{sys.executable} -m aiohttp_interceptors tail {file} setup --replay 1 | head -1"
+    process = await asyncio.create_subprocess_shell(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=-1, stderr=-1
+    )
+    hub = Hub(SqliteBroker(file))
+
+    async def publish():
+        while True:  # tail notices at its next line
+            await hub.publish("setup", "more")
+            await asyncio.sleep(0.05)
+
+    publishing = asyncio.create_task(publish())
+    out, err = await within(process.communicate(), 60)
+    publishing.cancel()
+    await hub.close()
+    assert (len(out.splitlines()), err) == (1, b"")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,10 +137,15 @@ async def test_a_file_is_not_trimmed(tmp_path, run):
         (["publish", "postgresql://127.0.0.1:1/x", "a", "x", "--stream", "mine"], "BrokerDown"),
         (["publish", "events.sqlite3", "a..b", "x"], "a topic"),
         (["tail", "events.sqlite3", "a", "--replay", "-1"], "replay is"),
+        (["publish", "event.sqlite3", "a", "x"], "there is no file 'event.sqlite3'"),
+        (["tail", "missing:make", "a"], "'missing:make' cannot be imported: No module named 'missing'"),
+        (["tail", "json:missing", "a"], "'json:missing' cannot be imported"),
+        (["tail", "json:__name__", "a"], "'json:__name__' is 'json'; name a function that makes the broker"),
     ],
     ids=lambda value: value[1] if isinstance(value, list) else None,
 )
 async def test_what_is_wrong_is_said_without_a_traceback(tmp_path, run, arguments, message):
+    await make_file(tmp_path)
     status, out, err = await run(*arguments, cwd=tmp_path)
     assert (status, out) == (1, "")
     assert message in err.splitlines()[-1]

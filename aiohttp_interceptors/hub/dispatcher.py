@@ -911,6 +911,13 @@ class Dispatcher:
             for subscription in group.subscriptions():
                 subscription.end(reason)
 
+    def end_listeners(self, reason: CloseReason) -> None:
+        """End every subscription whose sink is a ``RecordSink``, after flushing what was already published."""
+        for group in list(self._groups.values()):
+            if isinstance(group, _RecordGroup):
+                for subscription in group.subscriptions():
+                    subscription.end(reason)
+
     # Dispatch.
 
     def dispatch(self, record: Record) -> None:

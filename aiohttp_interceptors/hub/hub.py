@@ -359,7 +359,8 @@ class Hub:
         """Iterate over the records of some topics in this process: ``async for record in hub.listen("orders.>")``.
 
         It has the guarantees of a stream: each record that is published from this call on arrives once, in order, and
-        what is missing is announced. A slow consumer does not delay streams, and catches up from the history.
+        what is missing is announced. A slow consumer does not delay streams, and catches up from the history. The
+        iteration ends when the application begins to stop, or the Hub is closed.
 
         Args:
             topics: A topic name or a wildcard, or several of them.
@@ -381,6 +382,8 @@ class Hub:
             RuntimeError: The Hub belongs to another event loop, or its broker was closed.
         """
         check_count("buffer", buffer, 1)
+        if after is not None and not isinstance(after, str):
+            raise TypeError(f"after is an event ID, a str, or None, not {after!r}")
         if after is not None and replay:
             raise ValueError("a listener starts after an ID or with a replay of records, not with both")
         # The listener itself decides what a gap at the start is, too.
@@ -393,6 +396,13 @@ class Hub:
         )
         sink.subscription.start()
         return listener
+
+    def end_listeners(self) -> None:
+        """End the iteration of every listener of this process, after the records that it has received. Idempotent.
+
+        ``setup(app, hub)`` calls this when the application begins to stop.
+        """
+        self._dispatcher.end_listeners(CloseReason.SHUTDOWN)
 
     def _subscribe(
         self,
@@ -495,7 +505,7 @@ class Hub:
             self._tail = loop.create_task(self._replication_task.run())
 
     async def close(self) -> None:
-        """Cancel all timers, end the streams of a Hub with a broker, and close the broker. Idempotent.
+        """Cancel all timers, end all listeners, and with a broker end all streams and close the broker. Idempotent.
 
         The history is kept. This takes 40 seconds at most, whatever the broker or its server does: what has not ended
         by then is logged and abandoned. Raises what the broker's ``close`` raises. If it is cancelled, the broker may
@@ -504,6 +514,7 @@ class Hub:
         self._closed = True
         self._dispatcher.close()
         self._broker_closed = self._broker is not None
+        self.end_listeners()
         if self._broker_closed:
             self._dispatcher.end_all(CloseReason.SHUTDOWN)
         tail, broker = self._tail, self._broker

@@ -378,6 +378,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     app[STREAMS] = Streams(drain, limits, observer)
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)
+    app.on_shutdown.append(partial(_end_listeners, hubs))  # first: a WebSocket that listens would delay the stop
     app.on_shutdown.append(_on_shutdown)
     if hubs:
         app.cleanup_ctx.append(partial(_hub_lifespan, hubs))
@@ -389,6 +390,11 @@ async def _on_startup(app: web.Application) -> None:
 
 async def _on_shutdown(app: web.Application) -> None:
     await app[STREAMS].close()
+
+
+async def _end_listeners(hubs: Sequence[Hub], _: web.Application) -> None:
+    for hub in hubs:
+        hub.end_listeners()
 
 
 async def _hub_lifespan(hubs: Sequence[Hub], _: web.Application) -> AsyncIterator[None]:

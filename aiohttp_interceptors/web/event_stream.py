@@ -172,6 +172,8 @@ def event_stream(
         TypeError: As for ``start_event_stream``, or a generator has a ``grace``.
         ValueError: As for ``start_event_stream``, or ``open_after`` is negative.
     """
+    if unknown := options.keys() - StreamOptions.__annotations__.keys():
+        raise TypeError(f"event_stream() has no option {min(unknown)!r}")
     check_encoder(encoder)
     check_seconds("open_after", open_after, "", minimum=0)
     if as_json is not None:
@@ -224,7 +226,11 @@ def _check_decorated(
     if not generates:
         if as_json is not None:
             raise TypeError(f"as_json is for a generator, whose values it collects, and {function!r} is none")
-        check_function_or_method("stream_ready", "stream_ready", function, "channel", "context")
+        try:
+            check_function_or_method("stream_ready", "stream_ready", function, "channel", "context")
+        except TypeError as error:
+            error.add_note("If it should be a generator of one argument, it has no yield.")
+            raise
         return
     check_function_or_method("a generator of events", name, function, "context")
     if has_grace:

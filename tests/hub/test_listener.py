@@ -6,10 +6,11 @@ import asyncio
 import gc
 
 import pytest
+from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiohttp_interceptors import Gap, GapReason, Hub, Lagged, Record
+from aiohttp_interceptors import Gap, GapReason, Hub, Lagged, Record, setup
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from tests.waiting import TIMEOUT, until, within
 
@@ -165,6 +166,40 @@ class TestEnding:
         with pytest.raises(StopAsyncIteration):
             await within(anext(records))
 
+    async def test_a_hub_without_a_broker_ends_it_too(self):
+        hub = Hub()
+        records = hub.listen("a")
+        waiting = asyncio.ensure_future(anext(records))
+        await asyncio.sleep(0)
+        await hub.close()
+        with pytest.raises(StopAsyncIteration):
+            await within(waiting)
+
+    async def test_it_ends_when_the_application_begins_to_stop(self, serve, session):
+        """A WebSocket that listens would otherwise delay the stop until aiohttp's timeout."""
+        hub = Hub()
+
+        async def handler(request):
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            async with hub.listen("a") as records:
+                async for record in records:
+                    await socket.send_str(record.event.data)
+            await socket.close()
+            return socket
+
+        app = web.Application()
+        app.router.add_get("/", handler)
+        setup(app, hub)
+        server = await serve(app, shutdown_timeout=3600)
+        async with session.ws_connect(server.url) as socket:
+            await until(lambda: hub.statistics().subscribers == 1)
+            await hub.publish("a", "x")
+            assert await socket.receive_str() == "x"
+            stopping = asyncio.create_task(server.stop())
+            assert (await within(socket.receive())).type.name == "CLOSE"
+            await within(stopping)
+
     async def test_closing_it_ends_a_waiting_consumer(self):
         hub = Hub()
         records = hub.listen("a")
@@ -224,6 +259,7 @@ async def test_with_a_broker_it_waits_for_the_history():
         ({"buffer": 1.5}, TypeError),
         ({"replay": -1}, ValueError),
         ({"after": "x", "replay": 1}, ValueError),
+        ({"after": 5}, TypeError),
         ({"on_gap": "ignore"}, ValueError),
     ],
     ids=repr,

@@ -568,6 +568,16 @@ class TestForms:
         with pytest.raises(TypeError, match=r"a generator of events is called as generate\(context\)"):
             event_stream(namespace["generate"])
 
+    def test_a_forgotten_yield_and_a_misspelt_option_are_said(self):
+        async def forgotten(request):
+            return web.Response()
+
+        with pytest.raises(TypeError, match="stream_ready is called as") as caught:
+            event_stream(forgotten)
+        assert caught.value.__notes__ == ["If it should be a generator of one argument, it has no yield."]
+        with pytest.raises(TypeError, match=r"event_stream\(\) has no option 'as_jsn'"):
+            event_stream(as_jsn=list)
+
     async def test_a_stream_ready_that_returns_a_generator_is_an_error(self, serve, raised):
         async def generate():
             yield "x"

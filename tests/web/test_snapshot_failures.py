@@ -89,8 +89,8 @@ class Pair(NamedTuple):
         (5, "a snapshot is a list or an async iterable of events, or a Snapshot, not 5"),
         (Model(), "a snapshot is a list or an async iterable of events, or a Snapshot, not Model("),
         (Pair(1, 2), "a snapshot is a list or an async iterable of events, or a Snapshot, not Pair("),
-        ([None], "a plain JSON value, not of None; encoder= encodes anything else"),
-        ([b"x"], "a plain JSON value, not of b'x'; encoder= encodes anything else"),
+        ([None], "a plain JSON value other than None, not of None; encoder= encodes anything else"),
+        ([b"x"], "a plain JSON value other than None, not of b'x'; encoder= encodes anything else"),
         (
             ["x", Event("y", id=1), "z"],
             "the Hub assigns the ids of events, and Event(data='y', id='1') of a snapshot already has one",

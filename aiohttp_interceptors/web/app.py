@@ -378,10 +378,10 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     app[STREAMS] = Streams(drain, limits, observer)
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)
-    app.on_shutdown.append(partial(_end_listeners, hubs))  # first: a WebSocket that listens would delay the stop
-    app.on_shutdown.append(_on_shutdown)
     if hubs:
         app.cleanup_ctx.append(partial(_hub_lifespan, hubs))
+        app.on_shutdown.append(partial(_end_listeners, hubs))  # first: a WebSocket that listens would delay the stop
+    app.on_shutdown.append(_on_shutdown)
 
 
 async def _on_startup(app: web.Application) -> None:

@@ -337,7 +337,7 @@ class ChannelStream(StreamLifecycle):
             self.channel: EventChannel = producing.channel
             producer = producing.producer
         else:
-            self.channel = EventChannel(settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size)
+            self.channel = settings.create_channel()
             producer = Producer(self, context)
         self._producer: Producer = producer  # type: ignore[mutable-override]  # assigned once
         self._flush_queue: FlushQueue = flush_queue()

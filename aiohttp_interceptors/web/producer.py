@@ -285,9 +285,7 @@ class EarlyProducer:
         ready: EarlyReady,
         stop_timeout: Callable[[], float | None],
     ) -> None:
-        self.channel: EventChannel = EventChannel(
-            settings.buffer, retry=settings.retry, max_event_size=settings.max_event_size
-        )
+        self.channel: EventChannel = settings.create_channel()
         self.channel._attach(lambda: None)
         self._decided = False  # at the first event, at the end of the producer, or when the time is over
         self._waiter: asyncio.Future[None] | None = None  # of wait()
@@ -385,11 +383,10 @@ class EarlyProducer:
             self.channel.end(CloseReason.ERROR)
             raise self.producer.failure or error
 
-    def attach(self, stream: ProducedStream) -> Producer:
-        """Let the producer go on for a stream, and return it."""
+    def attach(self, stream: ProducedStream) -> None:
+        """Let the producer go on for a stream."""
         self.producer.attach(stream)
         self._open_gate()
-        return self.producer
 
     async def discard(self) -> None:
         """Cancel the producer, because no stream opens, and wait for its clean-up. Idempotent."""

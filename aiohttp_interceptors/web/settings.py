@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 from .._checks import check_call, check_max_event_size, check_seconds
-from ..channel import CloseReason, EventQueue, check_buffer
+from ..channel import CloseReason, EventChannel, EventQueue, check_buffer
 from ..sse import Event
 from .context import RequestContext
 
@@ -91,6 +91,10 @@ class ChannelSettings(StreamSettings):
         check_max_event_size(self.max_event_size)
         if self.error_event is not None and not isinstance(self.error_event, Event):
             check_function("error_event", self.error_event, "exception")
+
+    def create_channel(self) -> EventChannel:
+        """Create the channel of a new stream. Raises what the application's queue factory raises."""
+        return EventChannel(self.buffer, retry=self.retry, max_event_size=self.max_event_size)
 
 
 def check_function(name: str, function: object, *arguments: str) -> None:

@@ -808,7 +808,7 @@ class TestThreads:
     async def test_context_variables_reach_it(self, serve, session):
         from contextvars import ContextVar  # noqa: PLC0415
 
-        user = ContextVar("user", default="nobody")
+        user = ContextVar("user", default="anonymous")
 
         @around
         async def bind(context):

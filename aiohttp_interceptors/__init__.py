@@ -19,8 +19,8 @@ are missing, and ``publish_handler`` publishes what it is sent.
 Observers receive ``StreamOpened``, ``StreamClosed``, ``StreamRefused``, ``EventsDropped``, ``StageRan``, ``HubUp``,
 ``HubDown`` and ``HubResumed``. ``debug_observer`` logs what each stage changed. ``uncaught_exception`` is an
 interceptor that responds to unhandled exceptions, and ``StopReconnecting`` makes browsers stop reconnecting. The
-exceptions are ``ChannelFull``, ``EventTooLarge``, ``NoResponse``, ``QueueClosed``, ``ResponseCommitted``, and
-``BrokerError`` with its subclasses ``BrokerDown``, ``BrokerRefused`` and ``OutcomeUnknown``.
+exceptions are ``ChannelFull``, ``EventTooLarge``, ``NoResponse``, ``QueueClosed``, ``ResponseCommitted``,
+``TopicFinished``, and ``BrokerError`` with its subclasses ``BrokerDown``, ``BrokerRefused`` and ``OutcomeUnknown``.
 
 **Advanced.** ``default_encoder`` makes events of values, and ``wants_event_stream`` says whether a client asks for a
 stream or for JSON. ``openapi`` describes a stream as an ``OpenAPIFragment``. ``execute`` runs interceptors with a
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .exceptions import OutcomeUnknown as OutcomeUnknown
     from .exceptions import QueueClosed as QueueClosed
     from .exceptions import ResponseCommitted as ResponseCommitted
+    from .exceptions import TopicFinished as TopicFinished
     from .facts import EventsDropped as EventsDropped
     from .facts import HubDown as HubDown
     from .facts import HubResumed as HubResumed
@@ -120,7 +121,7 @@ _NAMES_BY_MODULE = {
     "decorators": "after around before on_error",
     "encoder": "default_encoder",
     "exceptions": "BrokerDown BrokerError BrokerRefused ChannelFull EventTooLarge NoResponse OutcomeUnknown "
-    "QueueClosed ResponseCommitted",
+    "QueueClosed ResponseCommitted TopicFinished",
     "facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
     "hub.hub": "Hub HubStatistics Subscriber",
     "hub.listener": "Lagged Listener",

@@ -8,6 +8,7 @@ With the person who has to act on each::
     │   │   ├── BrokerDown           the broker does not answer, and the event was not stored
     │   │   ├── OutcomeUnknown       the event may have been stored: repeat it with the same ``idempotency_key``
     │   │   └── BrokerRefused        the operator: the broker rejects the event, and will again
+    │   ├── TopicFinished        the publisher: the topic was finished, and accepts no more events
     │   ├── QueueClosed          the author of a stage: the queue was changed while the chain was leaving
     │   ├── NoResponse           the author of a route: the chain ended without a response
     │   └── ResponseCommitted    the author of a stage: the headers were sent (logged, never raised into a stage)
@@ -39,6 +40,7 @@ __all__ = [
     "OutcomeUnknown",
     "QueueClosed",
     "ResponseCommitted",
+    "TopicFinished",
 ]
 
 
@@ -60,6 +62,10 @@ class OutcomeUnknown(BrokerError):
 
 class BrokerRefused(BrokerError):
     """The broker answered and rejected the event. It was not stored, and publishing it again does not help."""
+
+
+class TopicFinished(RuntimeError):
+    """The topic was finished with ``Hub.finish``, and accepts no more events. The event was not stored."""
 
 
 class QueueClosed(RuntimeError):

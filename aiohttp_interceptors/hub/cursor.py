@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from .._checks import check_synchronous
-from ..sse import Event, encode
+from ..sse import Event, encode, frame_with_id
 from .history import EXPIRE_BATCH, History, ReadResult, conflate
 from .record import Gap, GapReason, Record
+from .topics import compile_patterns
 
 __all__ = [
     "BATCH_SIZE",
@@ -23,6 +25,7 @@ __all__ = [
     "HistoryReader",
     "Lagged",
     "OnGap",
+    "Replay",
     "Select",
     "StartPosition",
     "SubscriptionPolicy",
@@ -34,7 +37,10 @@ __all__ = [
 # this much. Increasing the size would save few system calls.
 BATCH_SIZE = 32 * 1024
 
+_offset = attrgetter("offset")
+
 OnGap: TypeAlias = Literal["signal", "close", "conflate"]
+Replay: TypeAlias = int | Literal["latest"]
 Select: TypeAlias = Callable[[Record], object]
 
 
@@ -58,8 +64,11 @@ class SubscriptionPolicy:
     """
     gap_event: str = "gap"
     """The name of the event that reports a gap."""
-    replay: int = 0
-    """The number of latest records to send to a client that connects without an ID."""
+    replay: Replay = 0
+    """The number of latest records to send to a client that connects without an ID.
+
+    ``"latest"`` sends the latest record of each topic and key, also to a client for which records are missing.
+    """
     prime: bool = True
     """Whether to send an initial frame before the first record. It contains an ID and ``retry``, but no data."""
     retry: int | None = None
@@ -72,9 +81,9 @@ class SubscriptionPolicy:
             raise ValueError(f"on_gap is one of {', '.join(get_args(OnGap))}, not {self.on_gap!r}")
         if Event("", self.gap_event).name is None:
             raise ValueError(f"gap_event is the name of an event, not {self.gap_event!r}")
-        if type(self.replay) is not int or self.replay < 0:
-            raise (ValueError if type(self.replay) is int else TypeError)(
-                f"replay is a number of records, 0 or more, not {self.replay!r}"
+        if self.replay != "latest" and (type(self.replay) is not int or self.replay < 0):
+            raise (ValueError if isinstance(self.replay, (int, str)) and self.replay is not True else TypeError)(
+                f"replay is a number of records, 0 or more, or 'latest', not {self.replay!r}"
             )
         Event("", retry=self.retry)  # validates retry
         object.__setattr__(self, "prefix", b"" if self.retry is None else b"retry: %d\n" % self.retry)
@@ -89,6 +98,8 @@ class StartPosition(NamedTuple):
     """The gap to report before the first record."""
     ignore_gaps_through: int = 0
     """Missing records up to this offset are not reported, because the client did not ask for them."""
+    newcomer: bool = False
+    """Whether the client has no earlier state, so that it gets the initial records before those after ``offset``."""
 
 
 class CursorRead(NamedTuple):
@@ -130,6 +141,8 @@ class Cursor:
         "_epoch",
         "_gap",
         "_ignore_gaps_through",
+        "_initial",
+        "_newcomer",
         "_offset",
         "_policy",
         "_prefix",
@@ -142,12 +155,18 @@ class Cursor:
     ) -> None:
         self._reader = reader
         self._policy = policy
-        self._offset, self._gap, self._ignore_gaps_through = start
+        self._offset, self._gap, self._ignore_gaps_through, self._newcomer = start
+        self._initial: list[Record] | None = None  # records to send before those after the offset, latest first
         self._epoch = reader.history.epoch
         self._announced = announced  # the client has received the initial frame or a gap event instead
         self._prefix = b"" if announced else policy.prefix
         self._conflating = False
         self._since: dict[str, int] | None = None  # start offsets of topics that were added later
+
+    @property
+    def has_initial_records(self) -> bool:
+        """Whether there are records to send before those after the offset."""
+        return bool(self._initial)
 
     @property
     def prefix_unsent(self) -> bool:
@@ -159,7 +178,8 @@ class Cursor:
 
         If ``announced`` is true, the client already has the ID and the gap of ``start``, so they are not sent again.
         """
-        self._offset, self._gap, self._ignore_gaps_through = start
+        self._offset, self._gap, self._ignore_gaps_through, self._newcomer = start
+        self._initial = None
         self._epoch = self._reader.history.epoch
         if announced:
             self._gap, self._prefix, self._announced = None, b"", True
@@ -167,11 +187,19 @@ class Cursor:
     def change_topics(self, before: frozenset[str], topics: frozenset[str]) -> None:
         """Read ``topics`` instead of ``before`` from now on.
 
-        Added topics are read after the current end of the history.
+        Added topics are read after the current end of the history. If the policy is to send the latest records, those
+        of the added topics come first.
         """
+        history, added = self._reader.history, topics - before
         since = {topic: offset for topic, offset in (self._since or {}).items() if topic in topics}
-        since.update(dict.fromkeys(topics - before, self._reader.history.end))
+        since.update(dict.fromkeys(added, history.end))
         self._since = since or None
+        matches = compile_patterns(topics)
+        initial = [record for record in self._initial or () if matches(record.topic)]
+        if self._policy.replay == "latest" and not self._newcomer:
+            known = set(initial)
+            initial += [record for record in history.latest_records.read(added) if record not in known]
+        self._initial = sorted(initial, key=_offset, reverse=True) or None
 
     def find_gap(self, topics: frozenset[str]) -> Gap | None:
         """Return the gap that the next read would report, or ``None``.
@@ -194,6 +222,12 @@ class Cursor:
             Lagged: If records are missing and ``on_gap`` is ``"close"``.
         """
         self._follow_truncation()
+        if self._newcomer:
+            self._newcomer = False
+            if self._read_initial(topics):
+                return self._initial_batch(select, self._take_gap())
+        if self._initial:
+            return self._initial_batch(select)
         result, announced = self._reader.read(self._offset, topics, BATCH_SIZE, self._since), self._announced
         if not announced:
             if self._gap is None and self._offset < result.missing_through <= self._ignore_gaps_through:
@@ -201,6 +235,10 @@ class Cursor:
                 result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
             self._ignore_gaps_through = self._offset  # report missing records from here on
         self._detect_gap(result)
+        if self._gap is not None and self._policy.replay == "latest":
+            if self._read_initial(topics):
+                return self._initial_batch(select, self._take_gap())
+            result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
         records, more, read_through = result.records, result.more, result.read_through
         if until is not None and read_through >= until:
             records, more, read_through = [record for record in records if record.offset <= until], False, until
@@ -221,12 +259,52 @@ class Cursor:
         frames = result.frames if records is result.records else b"".join([record.frame for record in records])
         return CursorRead(first + frames, records, gap, more)
 
+    def _read_initial(self, topics: frozenset[str]) -> bool:
+        """Set the records to send before those after the offset, and return whether there are any.
+
+        Latest records are those at the end of the history, so that reading continues there.
+        """
+        history, latest = self._reader.history, self._policy.replay == "latest"
+        if latest:
+            self._offset = self._ignore_gaps_through = history.end
+        self._initial = history.initial_records(topics, self._offset, latest=latest)
+        self._initial.reverse()
+        return bool(self._initial)
+
+    def _initial_batch(self, select: Select | None, gap: Gap | None = None) -> CursorRead:
+        """Return the next initial records, without their IDs.
+
+        Only the last one has an ID, that of the offset, so that a client which disconnects before gets all of them
+        again.
+        """
+        initial = self._initial
+        assert initial  # noqa: S101  # checked by read
+        records, size = [], 0
+        while initial and size < BATCH_SIZE:
+            records.append(initial.pop())
+            size += len(records[-1].frame)
+        records = select_records(records, select)
+        frames = [record.frame.partition(b"\n")[2] for record in records]
+        if gap is not None:
+            frames.insert(0, encode(gap.event(self._policy.gap_event)))
+        if frames and not initial:
+            frames[-1] = frame_with_id(self._reader.history.id_of(self._offset), frames[-1])
+            self._announced = True
+        if frames:
+            frames[0], self._prefix = self._prefix + frames[0], b""
+        return CursorRead(b"".join(frames), records, gap, more=True)
+
+    def _take_gap(self) -> Gap | None:
+        gap, self._gap = self._gap, None
+        return gap
+
     def _follow_truncation(self) -> None:
         """If the log was truncated, move back to where it was truncated and set a gap."""
         history, epoch = self._reader.history, self._epoch
         if epoch == history.epoch:
             return
         event_id = f"{epoch}-{self._offset}"
+        self._initial = None
         self._epoch = history.epoch
         self._offset, reason = history.resolve(event_id)
         if self._gap is None:

@@ -121,6 +121,8 @@ class _Backlog(NamedTuple):
     topics: frozenset[str]
     select: Select | None
     through: int
+    last_frame: bytes = b""
+    """The frame to write after the records."""
 
 
 class Subscription:
@@ -268,6 +270,7 @@ class Subscription:
         self._dispatcher.delivered += len(read.records)
         if read.more and self.state is State.CATCHING_UP:
             self._schedule_catch_up()
+        self._dispatcher.schedule_if_finished(self._group)
         return read.frames
 
     def pause(self) -> None:
@@ -322,10 +325,12 @@ class Subscription:
         group.remove(self)
         self._group = new = self._dispatcher.replace_group(group, topics)
         new.add(self)
-        if has_all and not new.unflushed and not new.flushing:
+        has_initial = self._cursor is not None and self._cursor.has_initial_records
+        if has_all and not (new.unflushed or new.flushing or has_initial):
             self._become_live()
         elif self.state is State.CATCHING_UP:
             self._schedule_catch_up()
+        self._dispatcher.schedule_if_finished(new)
 
     # Writing.
 
@@ -382,6 +387,8 @@ class Subscription:
             logger.exception("stream_rest_failed", exc_info=error)
             self._backlog = None
             return False
+        if not read.more and backlog.last_frame:
+            read = read._replace(frames=read.frames + backlog.last_frame)
         if read.frames:
             self.write(read, self._dispatcher.now())
         self._dispatcher.delivered += len(read.records)
@@ -389,6 +396,10 @@ class Subscription:
         if not read.more:
             self._backlog = None
         return read.more
+
+    def drop_backlog(self) -> None:
+        """Drop the records that were published before ``close``."""
+        self._backlog = None
 
     def _read_batch(self) -> CursorRead:
         """Read a batch, count it, and become live at the end of the history.
@@ -446,6 +457,26 @@ class Subscription:
             self.close()
             self._call_on_end(reason, None)
 
+    def finish(self) -> None:
+        """End the subscription as closed, because all of its topics are finished. Idempotent.
+
+        If its last record is not the end of the topics, the client is sent the ID of that end, so that it is known to
+        have everything if it reconnects. A subscription that is PENDING ends when it has started.
+        """
+        if self.state in (State.PENDING, State.CLOSED):
+            return
+        group, history = self._group, self._dispatcher.history
+        end, last_record = history.finished_through(group.topics)
+        if not self._policy.prime or (group.select is None and end == last_record):
+            self.end(CloseReason.CLOSED)
+            return
+        if self.live:
+            self._attach_cursor()
+        self.end(CloseReason.CLOSED)
+        if self._backlog is not None:
+            last_frame = b"id: %b\n\n" % history.id_of(end).encode()
+            self._backlog = self._backlog._replace(last_frame=last_frame)
+
     def fail(self, error: BaseException) -> None:
         """Close the subscription without a backlog, and call ``on_end`` with ``error``. This method is idempotent."""
         self._abort(CloseReason.ERROR, error)
@@ -480,6 +511,7 @@ class Subscription:
         else:
             self.state = State.CATCHING_UP
             self._schedule_catch_up()
+        self._dispatcher.schedule_if_finished(self._group)
 
     def _become_live(self) -> None:
         """Move from CATCHING_UP to LIVE."""
@@ -935,6 +967,26 @@ class Dispatcher:
         if self._expiry is None and self._history_age is not None:
             self._expiry = loop.call_later(self._history_age, self._expire)
 
+    def finish(self, topic: str, offset: int, time: float) -> None:
+        """Mark a topic as finished at an offset. End the subscriptions whose topics are all finished in the next flush.
+
+        ``time`` is in seconds of the event loop's clock.
+        """
+        self.history.finish(topic, offset, time)
+        for group in self._patterns.matching(topic):
+            self.schedule_if_finished(group)
+        if self._expiry is None and self._history_age is not None and self._loop is not None:
+            self._expiry = self._loop.call_later(self._history_age, self._expire)
+
+    def schedule_if_finished(self, group: SubscriberGroup) -> None:
+        """Flush a group in the next iteration of the event loop if all of its topics are finished."""
+        if self._is_finished(group):
+            self.schedule(group)
+
+    def _is_finished(self, group: SubscriberGroup) -> bool:
+        history = self.history
+        return history.has_finished_topics and history.all_finished(group.topics)
+
     def schedule(self, group: SubscriberGroup) -> None:
         """Flush a group in the next iteration of the event loop. This method is idempotent."""
         self._dirty[group] = None
@@ -975,6 +1027,9 @@ class Dispatcher:
         assert loop is not None  # noqa: S101  # a Hub is bound before anything is published
         try:
             self.delivered += group.flush(loop.time(), budget)
+            if not group.flushing and self._is_finished(group):
+                for subscription in group.subscriptions():
+                    subscription.finish()
         except EXIT_EXCEPTIONS:
             raise
         except BaseException as error:  # noqa: BLE001  # other groups must be flushed despite a bug

@@ -18,6 +18,7 @@ from operator import attrgetter, itemgetter
 from ..sse import Event, encode, frame_with_id
 from .epochs import EpochHistory, new_epoch
 from .index import OffsetIndex, TopicIndex
+from .latest import LatestRecords
 from .record import GapReason, Record
 from .topic_history import RetentionPolicy, TopicHistory
 from .topics import compile_patterns, is_wildcard
@@ -67,15 +68,21 @@ class History:
     broker, they start at 1. Methods that accept ``now`` expect a time in seconds. You may use any monotonic clock.
     """
 
-    def __init__(self, retention: RetentionPolicy, epoch: str | None = None) -> None:
+    def __init__(
+        self, retention: RetentionPolicy, epoch: str | None = None, latest: LatestRecords | None = None
+    ) -> None:
         self.end: int = 0
         """The offset of the newest entry, including ephemeral, skipped and evicted entries. 0 if there are none."""
         self.records: int
         """The number of records in the history."""
         self.bytes: int
         """The total size of the frames of these records, in bytes."""
+        self.latest_records: LatestRecords = LatestRecords(0, None) if latest is None else latest
+        """The latest record of each topic and key, even if it was evicted."""
         self._retention = retention
         self._epochs = EpochHistory(epoch or new_epoch())
+        # The offset and the time at which each finished topic was finished, in the order of both.
+        self._finished: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._unknown_through = 0  # records of any topic may be missing up to this offset
         self._clear()
 
@@ -128,12 +135,12 @@ class History:
 
     # Appending and expiry.
 
-    def append(self, topic: str, event: Event, key: str | None, now: float) -> Record:
+    def append(self, topic: str, event: Event, key: str | None, now: float, kind: type[Record] = Record) -> Record:
         """Append an event to the history and return its record, which has the next offset. ``now`` is in seconds."""
         self.expire(now, EXPIRE_BATCH)
         offset = self.end + 1
         event_id = f"{self._epochs.epoch}-{offset}"
-        record = Record(offset, event_id, topic, event, frame_with_id(event_id, encode(event)), key, now)
+        record = kind(offset, event_id, topic, event, frame_with_id(event_id, encode(event)), key, now)
         self.add(record)
         return record
 
@@ -161,10 +168,17 @@ class History:
             self._keep_empty(topic_history)
         elif not topic_history.expiry_scheduled and self._retention.history_age is not None:
             self._schedule_expiry(topic_history, self._retention.history_age)
+        if self.latest_records.enabled:
+            if record.tombstone:
+                self.latest_records.remove(record.topic, record.key)
+            else:
+                self.latest_records.add(record)
 
     def expire(self, now: float, max_records: int | None = None) -> None:
         """Evict expired records. If ``max_records`` is given, evict no more than this number of records."""
         expiries, age = self._expiries, self._retention.history_age
+        if self._finished and age is not None:
+            self._expire_finished(now - age)
         while age is not None and expiries and expiries[0][0] <= now and max_records != 0:
             _, _, topic_history = heapq.heappop(expiries)
             topic_history.expiry_scheduled = False
@@ -180,8 +194,61 @@ class History:
                 self._keep_empty(topic_history)
 
     def next_expiry(self) -> float | None:
-        """Return the time when the next record may expire, or ``None`` if no record will expire."""
-        return self._expiries[0][0] if self._expiries else None
+        """Return the time when the next record or finished topic may expire, or ``None`` if none will."""
+        due = [self._expiries[0][0]] if self._expiries else []
+        if self._finished and self._retention.history_age is not None:
+            due.append(next(iter(self._finished.values()))[1] + self._retention.history_age)
+        return min(due, default=None)
+
+    # Finished topics.
+
+    def finish(self, topic: str, offset: int, time: float) -> None:
+        """Mark a topic as finished at an offset. The mark expires like a record of that time, in seconds."""
+        self.end = offset
+        self._finished[topic] = offset, time
+
+    @property
+    def has_finished_topics(self) -> bool:
+        """Whether any topic is finished."""
+        return bool(self._finished)
+
+    def is_finished(self, topic: str) -> bool:
+        """Return whether a topic is finished. A wildcard never is."""
+        return topic in self._finished
+
+    def all_finished(self, topics: Collection[str]) -> bool:
+        """Return whether there are topics, and all of them are finished."""
+        finished = self._finished
+        return bool(finished) and bool(topics) and all(topic in finished for topic in topics)
+
+    def finished_through(self, topics: Collection[str]) -> tuple[int, int]:
+        """Return the offset at which the last of some finished topics was finished, and that of their last record."""
+        known = self._topics
+        ends = [self._finished[topic][0] for topic in topics]
+        return max(ends), max(known[topic].last_offset if topic in known else 0 for topic in topics)
+
+    def newest(self, topic: str) -> Record | None:
+        """Return the newest record of a topic, or ``None`` if the history has none."""
+        topic_history = self._topics.get(topic)
+        return topic_history.newest if topic_history else None
+
+    def initial_records(self, topics: Collection[str], offset: int, *, latest: bool) -> list[Record]:
+        """Return the records that a newcomer gets before those after ``offset``, in offset order.
+
+        Args:
+            topics: Topic names and wildcards.
+            offset: Where the newcomer starts.
+            latest: Return the latest record of each key. Otherwise return that of each finished topic among ``topics``.
+        """
+        if latest:
+            return self.latest_records.read(topics)
+        newest = [self.newest(topic) for topic in topics if topic in self._finished]
+        return sorted((record for record in newest if record is not None and record.offset <= offset), key=_offset)
+
+    def _expire_finished(self, through: float) -> None:
+        """Remove the marks of topics that were finished up to this time."""
+        while self._finished and next(iter(self._finished.values()))[1] <= through:
+            self._finished.popitem(last=False)
 
     # Changes of a broker's log.
 
@@ -223,6 +290,8 @@ class History:
             unknown = offset
         self._epochs.start_epoch(epoch, offset)
         self._clear()
+        self.latest_records.truncate(offset)
+        self._finished = OrderedDict(item for item in self._finished.items() if item[1][0] <= offset)
         self._unknown_through = min(unknown, offset)
         for record in kept[: bisect_right(kept, offset, key=_offset)]:
             self.add(record)

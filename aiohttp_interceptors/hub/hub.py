@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from .._checks import check_count, check_max_event_size, check_seconds
@@ -13,16 +15,18 @@ from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
 from ..encoder import Encoder, check_encoder, default_encoder, encode_value
+from ..exceptions import TopicFinished
 from ..facts import HubObserver
 from ..sse import Event, encode
 from .broker import Broker, DeduplicationWindow
-from .cursor import OnGap, Select, StartPosition, SubscriptionPolicy
+from .cursor import OnGap, Replay, Select, StartPosition, SubscriptionPolicy
 from .dispatcher import Dispatcher, OnEnd, RecordSubscription, Sink, Subscription
 from .history import EXPIRE_BATCH, History
+from .latest import LatestRecords
 from .listener import Listener
-from .message import Message
+from .message import Kind, Message
 from .pending import PendingSubscriptions, ResolvedId
-from .record import Gap, Record
+from .record import Gap, GapReason, Record, Tombstone
 from .replication import ReplicationTask, Replicator
 from .topic_history import RetentionPolicy
 from .topics import check_pattern, check_topic
@@ -33,7 +37,9 @@ __all__ = ["Hub", "HubStatistics", "Subscriber"]
 MAX_EVENT_SIZE = 2**20  # bytes; the default of start_event_stream, too
 TAIL_CLOSE_TIMEOUT = 5.0  # seconds for the tail to end when the Hub is closed
 BROKER_CLOSE_TIMEOUT = 30.0  # seconds for the broker to finish the publishes in progress and to close its connections
+FINISH_TIMEOUT = 5.0  # seconds that finish waits until this process has received the end from the broker
 _DEFAULT_POLICY = SubscriptionPolicy()
+_CLASS_OF = {Kind.TOMBSTONE: Tombstone}
 
 S = TypeVar("S", bound=Subscription)
 
@@ -48,6 +54,8 @@ class HubStatistics:
     """Records in the history."""
     bytes: int
     """Size of those records, in bytes as they are sent."""
+    latest: int
+    """Latest records of a topic and key, see ``Hub(latest=...)``."""
     subscribers: int
     """Open streams and listeners."""
     catching_up: int
@@ -144,6 +152,10 @@ class Hub:
         history: Number of records to keep per topic.
         history_bytes: Maximum size of the records of a topic, in bytes as they are sent. ``None`` means unlimited.
         history_age: Maximum age of a record, in seconds. ``None`` means unlimited.
+        latest: Number of records to keep for ``replay="latest"``: the latest one of each topic and key, also when the
+            history has evicted it. A record without a key counts as the only key of its topic. Beyond this number the
+            record that was published first is dropped. 0 keeps none.
+        latest_bytes: Maximum size of these records, in bytes as they are sent. ``None`` means unlimited.
         max_event_size: Maximum size of the frame of an event, in bytes. ``None`` means unlimited.
         observer: Called with ``HubUp``, ``HubDown`` and ``HubResumed`` when the broker comes up or goes down.
         encoder: A plain function that makes an event, or its data, of what is published, unless it is an ``Event``.
@@ -160,10 +172,15 @@ class Hub:
         history: int = 1000,
         history_bytes: int | None = 2**20,
         history_age: float | None = 3600.0,
+        latest: int = 0,
+        latest_bytes: int | None = 2**24,
         max_event_size: int | None = MAX_EVENT_SIZE,
         observer: HubObserver | None = None,
         encoder: Encoder = default_encoder,
     ) -> None:
+        check_count("latest", latest, 0)
+        if latest_bytes is not None:
+            check_count("latest_bytes", latest_bytes, 1)
         check_max_event_size(max_event_size)
         check_encoder(encoder)
         confirms = getattr(broker, "confirms", None)
@@ -171,7 +188,8 @@ class Hub:
             check_seconds("confirms of a broker", confirms, "")
         if broker is not None and not (callable(getattr(broker, "publish", None)) and hasattr(broker, "tail")):
             raise TypeError(f"a Hub's broker is a Broker or None, not {broker!r}")
-        records = History(RetentionPolicy(history, history_bytes, history_age))
+        latest_records = LatestRecords(latest, latest_bytes)
+        records = History(RetentionPolicy(history, history_bytes, history_age), latest=latest_records)
         self._pending = PendingSubscriptions(records, remote=broker is not None, confirms=confirms)
         self._dispatcher = Dispatcher(records, history_age, self._pending)
         self.encoder: Encoder = encoder
@@ -179,6 +197,7 @@ class Hub:
         self._max_event_size = max_event_size
         self._published = 0
         self._deduplication: DeduplicationWindow[str | None] = DeduplicationWindow()
+        self._finishing: set[str] = set()  # topics that are being finished
         self._broker = broker
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
@@ -195,6 +214,7 @@ class Hub:
         event: object,
         *,
         key: str | None = None,
+        tombstone: bool = False,
         ephemeral: bool = False,
         idempotency_key: str | None = None,
         connection: object = None,
@@ -210,6 +230,7 @@ class Hub:
             event: The event, its data as a ``str``, or a value for the ``encoder``. An ``Event`` must not have an ID,
                 because the Hub assigns one.
             key: What the event is about. A later event of the same topic and key supersedes this one.
+            tombstone: The key has no value after this event, so that newcomers with ``replay="latest"`` do not get it.
             ephemeral: Write the event only to streams that are caught up, without an ID, and do not keep it.
             idempotency_key: Of several calls with the same key within two minutes, only the first publishes, and all
                 return its ID. At most 200 printable characters.
@@ -224,12 +245,14 @@ class Hub:
             ValueError: An argument is invalid, or the event has an ID.
             Exception: What the application's ``encoder`` raises.
             EventTooLarge: The event has more than ``max_event_size`` bytes.
+            TopicFinished: The topic was finished.
             RuntimeError: The Hub belongs to another event loop.
             BrokerDown: The event was not published, because the broker does not answer.
             OutcomeUnknown: The event may have been published. Retry with the same ``idempotency_key``.
             BrokerRefused: The event was not published, and a retry will fail as well.
         """
-        message = self._check(topic, event, key, ephemeral, idempotency_key)
+        kind = Kind.TOMBSTONE if tombstone else Kind.EVENT
+        message = self._check(topic, event, key, ephemeral, idempotency_key, kind)
         if not self._broker_closed:  # otherwise the broker raises
             self.open()
         if self._broker is not None:
@@ -244,6 +267,7 @@ class Hub:
         event: object,
         *,
         key: str | None = None,
+        tombstone: bool = False,
         ephemeral: bool = False,
         idempotency_key: str | None = None,
     ) -> Future[str | None]:
@@ -253,6 +277,7 @@ class Hub:
             topic: The topic, without wildcards.
             event: The event, its data as a ``str``, or a value for the ``encoder``.
             key: What the event is about: a later event of the same topic and key supersedes it.
+            tombstone: The key has no value after this event.
             ephemeral: Send the event to the streams that are caught up, without an ID, and do not keep it.
             idempotency_key: Of the calls with one key within two minutes only the first one publishes.
 
@@ -266,12 +291,91 @@ class Hub:
             EventTooLarge: The event has more than ``max_event_size`` bytes.
             RuntimeError: The Hub has no event loop yet, or the event loop is closed.
         """
-        message = self._check(topic, event, key, ephemeral, idempotency_key)
+        kind = Kind.TOMBSTONE if tombstone else Kind.EVENT
+        message = self._check(topic, event, key, ephemeral, idempotency_key, kind)
         loop = self._dispatcher.get_loop()
         broker = self._broker
         if broker is not None:
             return run_in_loop(loop, lambda: self._publish_to_broker(broker, message))
         return call_in_loop(loop, lambda: self._publish_locally(message))
+
+    async def finish(
+        self, topic: str, event: object = None, *, key: str | None = None, idempotency_key: str | None = None
+    ) -> str:
+        """Publish the last event of a topic, and end its streams as ``closed`` once they have sent it.
+
+        A stream of several topics ends when all of them are finished, and one with a wildcard goes on. A client that
+        comes back gets what it missed and the end; one without an ID (a page that was reloaded) gets the snapshot, the
+        replay or else the last event, and the end. One that has the last ID is answered with 204, which stops an
+        ``EventSource``.
+
+        The topic is forgotten ``history_age`` seconds later, like a record, and can be used again. With a broker,
+        an event that another process publishes in the same moment may follow the end in the log: it is dropped, and
+        every process logs ``hub_published_after_finish``. Cancelling is safe, but with a broker the topic may be
+        finished.
+
+        Args:
+            topic: The topic, without wildcards.
+            event: The last event, as for ``publish``; ``None`` to finish without another one.
+            key: What the event is about.
+            idempotency_key: As for ``publish``. A call with the key of an earlier one returns its ID.
+
+        Returns:
+            The ID of the end.
+
+        Raises:
+            TypeError: An argument is of a wrong type.
+            ValueError: An argument is invalid, or the event has an ID.
+            Exception: What the application's ``encoder`` raises.
+            EventTooLarge: The event has more than ``max_event_size`` bytes.
+            TopicFinished: The topic was finished before.
+            RuntimeError: The Hub belongs to another event loop.
+            BrokerDown: The topic is not finished, because the broker does not answer.
+            OutcomeUnknown: The topic may be finished. Retry with the same ``idempotency_key``.
+            BrokerRefused: The topic is not finished, and a retry will fail as well.
+        """
+        message = self._check(topic, event, key, False, idempotency_key, Kind.FINAL)  # noqa: FBT003
+        if not self._broker_closed:
+            self.open()
+        if self._broker is None:
+            return str(self._publish_locally(message))
+        if topic in self._finishing or (idempotency_key is None and self.history.is_finished(topic)):
+            raise _finished(topic)
+        self._finishing.add(topic)
+        try:
+            payload = message.payload()
+            position = await self._broker.publish(topic, payload, idempotency_key=idempotency_key)
+            assert position is not None  # noqa: S101  # None is only for a connection
+            self._published += 1
+            event_id = f"{position.epoch}-{position.offset}"
+            with suppress(TimeoutError):  # the topic is finished; only this process does not know it yet
+                async with asyncio.timeout(FINISH_TIMEOUT):
+                    await self._resolve(event_id)
+        finally:
+            self._finishing.discard(topic)
+        if self.history.is_finished(topic) and self.history.finished_through((topic,))[0] != position.offset:
+            raise _finished(topic)
+        return event_id
+
+    def finish_threadsafe(
+        self, topic: str, event: object = None, *, key: str | None = None, idempotency_key: str | None = None
+    ) -> Future[str]:
+        """Finish a topic from any thread, as ``finish`` does in the event loop's.
+
+        Args:
+            topic: The topic, without wildcards.
+            event: The last event, or ``None``.
+            key: What the event is about.
+            idempotency_key: As for ``publish``.
+
+        Returns:
+            A future of what ``finish`` returns or raises.
+
+        Raises:
+            RuntimeError: The Hub has no event loop yet, or the event loop is closed.
+        """
+        finish = partial(self.finish, topic, event, key=key, idempotency_key=idempotency_key)
+        return run_in_loop(self._dispatcher.get_loop(), finish)
 
     def _check(
         self,
@@ -280,33 +384,50 @@ class Hub:
         key: str | None,
         ephemeral: bool,  # noqa: FBT001
         idempotency_key: str | None,
+        kind: Kind,
     ) -> Message:
         if topic not in self._dispatcher.history:
             check_topic(topic)
-        if type(event) is not Event:
-            event = encode_value(self.encoder, event)
-        return Message(topic, event, key, ephemeral, idempotency_key, self._max_event_size)
+        encoded: Event | None
+        if type(event) is Event or (event is None and kind is Kind.FINAL):
+            encoded = event
+        else:
+            encoded = encode_value(self.encoder, event)
+        return Message(topic, encoded, key, ephemeral, idempotency_key, self._max_event_size, kind)
 
     def _publish_locally(self, message: Message) -> str | None:
         now = asyncio.get_running_loop().time()
-        idempotency_key = message.idempotency_key
+        history, idempotency_key = self._dispatcher.history, message.idempotency_key
         earlier = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
         if earlier is not None:
             return earlier[0]
-        if message.ephemeral:
-            record = Record(0, None, message.topic, message.event, encode(message.event), message.key, now)
-        else:
-            record = self._dispatcher.history.append(message.topic, message.event, message.key, now)
+        if history.has_finished_topics:
+            history.expire(now, EXPIRE_BATCH)
+            if history.is_finished(message.topic):
+                raise _finished(message.topic)
+        topic, event, key = message.topic, message.event, message.key
         self._published += 1
-        self._dispatcher.dispatch(record)
+        if event is None:
+            event_id: str | None = history.id_of(history.end + 1)
+        else:
+            if message.ephemeral:
+                record = Record(0, None, topic, event, encode(event), key, now)
+            else:
+                record = history.append(topic, event, key, now, _CLASS_OF.get(message.kind, Record))
+            self._dispatcher.dispatch(record)
+            event_id = record.id
+        if message.kind is Kind.FINAL:
+            self._dispatcher.finish(topic, history.end + (event is None), now)
         if idempotency_key is not None:
-            self._deduplication.add(idempotency_key, record.id, now)
-        return record.id
+            self._deduplication.add(idempotency_key, event_id, now)
+        return event_id
 
     async def _publish_to_broker(self, broker: Broker, message: Message, connection: object = None) -> str | None:
         """Store a message. It is dispatched when the tail delivers it."""
-        key = message.idempotency_key
-        position = await broker.publish(message.topic, message.payload(), idempotency_key=key, connection=connection)
+        topic, history, key = message.topic, self._dispatcher.history, message.idempotency_key
+        if topic in self._finishing or history.is_finished(topic):
+            raise _finished(topic)
+        position = await broker.publish(topic, message.payload(), idempotency_key=key, connection=connection)
         self._published += 1
         return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
 
@@ -351,7 +472,7 @@ class Hub:
         topics: str | Iterable[str],
         *,
         after: str | None = None,
-        replay: int = 0,
+        replay: Replay = 0,
         select: Select | None = None,
         on_gap: OnGap = "close",
         buffer: int = 256,
@@ -365,7 +486,8 @@ class Hub:
         Args:
             topics: A topic name or a wildcard, or several of them.
             after: An ID; the records after it come first.
-            replay: Number of the latest records that come first. Not together with ``after``.
+            replay: Number of the latest records that come first, or ``"latest"`` for the latest record of each topic
+                and key. A number is not together with ``after``.
             select: A plain function of a record; the records for which it returns true are yielded.
             on_gap: What happens if records are missing. ``"close"`` raises ``Lagged`` after the records before it,
                 ``"signal"`` yields a ``Gap``, and ``"conflate"`` yields the latest record of each topic and key, and a
@@ -384,7 +506,7 @@ class Hub:
         check_count("buffer", buffer, 1)
         if after is not None and not isinstance(after, str):
             raise TypeError(f"after is an event ID, a str, or None, not {after!r}")
-        if after is not None and replay:
+        if after is not None and replay and replay != "latest":
             raise ValueError("a listener starts after an ID or with a replay of records, not with both")
         # The listener itself decides what a gap at the start is, too.
         in_cursor: OnGap = "conflate" if on_gap == "conflate" else "signal"
@@ -415,17 +537,19 @@ class Hub:
         policy: SubscriptionPolicy,
     ) -> S:
         self.open()
+        self.check_policy(policy)
         dispatcher, history = self._dispatcher, self._dispatcher.history
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
 
         def start_position(resolved: ResolvedId) -> StartPosition:
             offset, reason = resolved
             if after is not None:
-                return StartPosition(offset, None if reason is None else Gap(reason, after))
-            if policy.replay:
+                gap = None if reason is None else Gap(reason, after)
+                return StartPosition(offset, gap, newcomer=reason in (GapReason.UNKNOWN, GapReason.FUTURE))
+            if isinstance(policy.replay, int) and policy.replay:
                 history.expire(dispatcher.now(), EXPIRE_BATCH)
                 offset = history.replay_start(names, policy.replay)
-            return StartPosition(offset, ignore_gaps_through=history.end)
+            return StartPosition(offset, ignore_gaps_through=history.end, newcomer=True)
 
         group = dispatcher.acquire_group(names, select, sink.encoder)
         resolved = self._pending.resolve(after)
@@ -434,6 +558,18 @@ class Hub:
         if resolved is None:
             self._pending.add(subscription, after, lambda it: subscription.set_start_position(start_position(it)))
         return subscription
+
+    def check_policy(self, policy: SubscriptionPolicy) -> None:
+        """Check that this Hub can serve a policy.
+
+        Args:
+            policy: How a subscription starts.
+
+        Raises:
+            ValueError: The policy is to send the latest records, and the Hub keeps none.
+        """
+        if policy.replay == "latest" and not self._dispatcher.history.latest_records.enabled:
+            raise ValueError("replay='latest' needs a Hub that keeps the latest records, such as Hub(latest=10_000)")
 
     async def _resolve(self, event_id: str | None) -> ResolvedId:
         """Resolve an event ID to an offset, and wait for it if it may still arrive. Cancelling is safe."""
@@ -457,6 +593,22 @@ class Hub:
         """
         return self._dispatcher.count_subscribers(topic)
 
+    def has_everything(self, topics: Iterable[str], event_id: str | None) -> bool:
+        """Return whether all topics are finished, and a client with this event ID has received their last event.
+
+        Args:
+            topics: Topic names and wildcards. A wildcard is never finished.
+            event_id: The ID of the last event that the client received, or ``None``.
+        """
+        names, history = frozenset(topics), self._dispatcher.history
+        if event_id is None or not history.all_finished(names):
+            return False
+        resolved = self._pending.resolve(event_id)
+        if resolved is None:
+            return False
+        offset, reason = resolved
+        return reason is None and offset >= history.finished_through(names)[1]
+
     @property
     def history(self) -> History:
         """The records that this process keeps, and their IDs. Read it only: the Hub writes to it."""
@@ -478,6 +630,7 @@ class Hub:
             topics=dispatcher.history.topics,
             records=dispatcher.history.records,
             bytes=dispatcher.history.bytes,
+            latest=len(dispatcher.history.latest_records),
             subscribers=dispatcher.subscribers,
             catching_up=dispatcher.subscribers - dispatcher.live,
             groups=dispatcher.groups,
@@ -523,3 +676,7 @@ class Hub:
             self._tail = None
         if broker is not None:
             await run_with_timeout(broker.close(), BROKER_CLOSE_TIMEOUT, f"the close of {broker!r}")
+
+
+def _finished(topic: str) -> TopicFinished:
+    return TopicFinished(f"the topic {topic!r} was finished, and accepts no more events; publish under another one")

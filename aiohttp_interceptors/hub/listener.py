@@ -58,7 +58,7 @@ class Listener:
         risk of losing a record.
 
         Raises:
-            StopAsyncIteration: If ``aclose`` was called or the Hub was closed.
+            StopAsyncIteration: If ``aclose`` was called, the Hub was closed, or all topics are finished.
             Lagged: If records are missing and ``on_gap`` is ``"close"``.
             Exception: If ``select`` raised an exception.
         """
@@ -105,8 +105,10 @@ class _ListenerSink:
     def write_records(self, records: list[Record], gap: Gap | None) -> None:
         if gap is not None:
             if self._raises:
-                self._end(Lagged(gap))
                 self.subscription.close()
+                self.subscription.drop_backlog()
+                self._ended, self._error = True, Lagged(gap)
+                self._wake()
                 return
             self._items.append(gap)
         self._items.extend(records)
@@ -118,6 +120,12 @@ class _ListenerSink:
     async def next(self) -> Record | Gap:
         while not self._items:
             if self._ended:
+                more = self.subscription.write_backlog()
+                if self._items:
+                    break
+                if more:
+                    await asyncio.sleep(0)
+                    continue
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
@@ -134,7 +142,9 @@ class _ListenerSink:
             self.subscription.resume()
         return item
 
-    def ended(self, reason: CloseReason, error: BaseException | None) -> None:  # noqa: ARG002
+    def ended(self, reason: CloseReason, error: BaseException | None) -> None:
+        if reason is not CloseReason.CLOSED:  # only a listener whose topics are finished gets the rest
+            self.subscription.drop_backlog()
         self._end(error)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from ..sse import Decoder, Event
 
-__all__ = ["Gap", "GapReason", "Record"]
+__all__ = ["Gap", "GapReason", "Record", "Tombstone"]
 
 
 MAX_ECHOED_ID = 128  # characters of an invalid ID that a gap event repeats; the IDs of a Hub are shorter
@@ -27,6 +27,9 @@ class Record:
     """
 
     __slots__ = ("_event", "frame", "id", "key", "offset", "time", "topic")
+
+    tombstone: bool = False
+    """Whether the key has no value after this record."""
 
     def __init__(
         self,
@@ -62,6 +65,14 @@ class Record:
 
     def __repr__(self) -> str:
         return f"Record(id={self.id!r}, topic={self.topic!r}, event={self.event!r}, key={self.key!r})"
+
+
+class Tombstone(Record):
+    """A record after which its key has no value any more."""
+
+    __slots__ = ()
+
+    tombstone = True
 
 
 class GapReason(StrEnum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from .._logging import log as logger
@@ -22,9 +22,9 @@ from ..sse import frame_with_id
 from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .dispatcher import Dispatcher
 from .history import EXPIRE_BATCH
-from .message import decode_payload, is_ephemeral
+from .message import Kind, decode_payload, is_ephemeral
 from .pending import PendingSubscriptions
-from .record import Record
+from .record import Record, Tombstone
 
 __all__ = ["ReplicationTask", "Replicator"]
 
@@ -37,10 +37,16 @@ RECONNECT_JITTER = 0.5
 
 
 class Replicator:
-    """Applies the items of a broker's tails to the history, and dispatches the records."""
+    """Applies the items of a broker's tails to the history, and dispatches the records.
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    Args:
+        dispatcher: The dispatcher of the Hub.
+        on_control: Called with the content of each control message, and how many seconds ago it was published.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, on_control: Callable[[bytes, float], None] | None = None) -> None:
         self._dispatcher = dispatcher
+        self._on_control = on_control
         self._pending = dispatcher.unresolved
         self._subscribed = False
         self._unreadable: set[bytes] = set()  # first bytes of payloads that could not be decoded, logged once each
@@ -76,24 +82,38 @@ class Replicator:
         id_prefix = f"{history.epoch}-"
         history.expire(now, EXPIRE_BATCH)
         self.entries += len(entries)
+        record: Record
         for offset, topic, payload, age in entries:
             if offset <= history.end:
                 continue  # delivered twice by the broker
             try:
-                frame, key, ephemeral = decode_payload(payload)
+                frame, key, ephemeral, kind = decode_payload(payload)
             except ValueError as error:
                 self._skip(topic, offset, payload, error)
+                continue
+            if kind is Kind.CONTROL:
+                history.end = offset
+                if self._on_control is not None:
+                    self._on_control(frame, age)
+                continue
+            if history.has_finished_topics and history.is_finished(topic):
+                history.end = offset
+                logger.warning("hub_published_after_finish", topic=topic, offset=offset)
                 continue
             if ephemeral:
                 history.end = offset
                 if not self._pending.caught_up:
                     continue  # published while the broker was down or this process was starting
                 record = Record(0, None, topic, None, frame, key, now)
-            else:
+            elif frame:
                 event_id = f"{id_prefix}{offset}"
-                record = Record(offset, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
+                make = Tombstone if kind is Kind.TOMBSTONE else Record
+                record = make(offset, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
                 history.add(record)
-            dispatcher.dispatch(record)
+            if frame:
+                dispatcher.dispatch(record)
+            if kind is Kind.FINAL:
+                dispatcher.finish(topic, offset, now - age)
 
     def _skip(self, topic: str, offset: int, payload: bytes, error: ValueError) -> None:
         """Skip an entry that this release cannot read: the subscribers of its topic get a gap."""

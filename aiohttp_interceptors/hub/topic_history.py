@@ -76,6 +76,11 @@ class TopicHistory:
         """The record that is evicted next. The history must not be empty."""
         return self._records[self._start]
 
+    @property
+    def newest(self) -> Record:
+        """The latest record. The history must not be empty."""
+        return self._records[-1]
+
     def append(self, record: Record) -> None:
         """Add a record with the greatest offset."""
         self._records.append(record)

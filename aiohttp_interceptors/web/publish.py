@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from ..encoder import to_json
-from ..exceptions import BrokerDown, BrokerRefused, EventTooLarge, OutcomeUnknown
+from ..exceptions import BrokerDown, BrokerRefused, EventTooLarge, OutcomeUnknown, TopicFinished
 from ..hub.hub import Hub
 from ..sse import Event
 from .middleware import Handler
@@ -31,7 +31,7 @@ def publish_handler(hub: Hub) -> Handler:
 
     A body that is wrong is answered with 400, and an event that is too large with 413. While the broker is down the
     answer is 503, and 504 if it is not known whether the event was published: retry with the same
-    ``idempotency_key``. An event that the broker refuses is answered with 422.
+    ``idempotency_key``. An event that the broker refuses is answered with 422, and one of a finished topic with 409.
 
     Args:
         hub: The Hub to publish to.
@@ -57,6 +57,8 @@ def publish_handler(hub: Hub) -> Handler:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         except BrokerDown as error:
             raise web.HTTPServiceUnavailable(headers=RETRY_AFTER, text="The broker is down.\n") from error
+        except TopicFinished as error:
+            raise web.HTTPConflict(text=f"{error}\n") from error
         except OutcomeUnknown as error:
             text = "It is not known whether the event was published. Retry with the same idempotency_key.\n"
             raise web.HTTPGatewayTimeout(headers=RETRY_AFTER, text=text) from error

@@ -14,7 +14,7 @@ from .._checks import check_call
 from .._threads import check_loop
 from ..channel import CloseReason
 from ..encoder import Encoder, encode_value, has_named_fields
-from ..hub.cursor import OnGap, SubscriptionPolicy
+from ..hub.cursor import OnGap, Replay, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
 from ..hub.record import Gap, Record
 from ..hub.topics import check_pattern
@@ -25,7 +25,7 @@ from .context import RequestContext
 from .lifecycle import StreamLifecycle, make_interceptor
 from .middleware import Handler, as_handler
 from .producer import Producer, function_name
-from .request import is_event_source_request, last_event_id_of
+from .request import StopReconnecting, is_event_source_request, last_event_id_of
 from .response import ChannelResponse
 from .settings import OnClose, StreamSettings, check_function
 from .stream import StreamStatistics
@@ -64,7 +64,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     snapshot: SnapshotFunction | None = None,
     on_gap: OnGap = "signal",
     gap_event: str = "gap",
-    replay: int = 0,
+    replay: Replay = 0,
     prime: bool | None = None,
     stream_ready: SubscriberReady | None = None,
     heartbeat: float | None = 10.0,
@@ -86,6 +86,9 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
 
     A slow client does not delay other clients, and needs no buffer: it catches up from the history.
 
+    The stream ends as ``closed`` when all of its topics are finished, see ``Hub.finish``. A client that has everything
+    is then answered with 204.
+
     Args:
         hub: The Hub.
         topics: A topic name or a wildcard, several of them, or a plain or async function of the context that returns
@@ -99,7 +102,9 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
             ``"close"`` ends the stream with the reason ``lagged``, and ``"conflate"`` sends the latest record of each
             topic and ``key``, and a gap event only for records that no later one supersedes.
         gap_event: Name of the gap event.
-        replay: Number of records that a client without an ID starts with. Not together with ``snapshot``.
+        replay: Number of records that a client without an ID starts with, or ``"latest"`` for the latest record of each
+            topic and key (see ``Hub(latest=...)``), which a client for which records are missing gets as well. Not
+            together with ``snapshot``.
         prime: Whether the stream starts with an initial frame, which has an ID and ``retry`` but no data. A client that
             disconnects before its first event then misses no record. Many clients other than browsers report the frame
             as an empty event. Default: only for requests of an ``EventSource``, recognized by their headers.
@@ -129,6 +134,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     policy = SubscriptionPolicy(
         on_gap=on_gap, gap_event=gap_event, prime=prime is not False, replay=replay, retry=retry
     )
+    hub.check_policy(policy)
     settings = TopicSettings(
         select=select,
         snapshot=snapshot,
@@ -153,12 +159,12 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     def prepare(context: RequestContext) -> Awaitable[tuple[str, ...]] | tuple[str, ...]:
         hub.open()  # raises while there can still be another response
         if topics_function is None:
-            return fixed_topics
+            return _check_unfinished(hub, fixed_topics, context)
         result = topics_function(context)
         if not inspect.isawaitable(result):
-            return _topic_names(result)
+            return _check_unfinished(hub, _topic_names(result), context)
         request = context.request
-        names = functools.partial(_await_topic_names, result)
+        names = functools.partial(_await_topic_names, hub, result, context)
         return Streams.of(request).run_unless_shutdown(request, context.execution_id, names)
 
     def make(
@@ -180,7 +186,7 @@ class TopicStreamOptions(TypedDict, total=False):
     snapshot: SnapshotFunction | None
     on_gap: OnGap
     gap_event: str
-    replay: int
+    replay: Replay
     prime: bool | None
     stream_ready: SubscriberReady | None
     heartbeat: float | None
@@ -223,8 +229,15 @@ def _topic_names(topics: object) -> tuple[str, ...]:
     return tuple(map(check_pattern, topics))
 
 
-async def _await_topic_names(topics: Awaitable[object]) -> tuple[str, ...]:
-    return _topic_names(await topics)
+async def _await_topic_names(hub: Hub, topics: Awaitable[object], context: RequestContext) -> tuple[str, ...]:
+    return _check_unfinished(hub, _topic_names(await topics), context)
+
+
+def _check_unfinished(hub: Hub, topics: tuple[str, ...], context: RequestContext) -> tuple[str, ...]:
+    """Return the topics. Raises the 204 response if they are finished and the client has everything."""
+    if hub.history.has_finished_topics and hub.has_everything(topics, last_event_id_of(context.request)):
+        raise StopReconnecting
+    return topics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

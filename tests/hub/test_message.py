@@ -9,6 +9,7 @@ from aiohttp_interceptors.hub.message import (
     MAX_IDEMPOTENCY_KEY,
     MAX_KEY_BYTES,
     DecodedPayload,
+    Kind,
     Message,
     decode_payload,
     encode_payload,
@@ -93,16 +94,16 @@ def test_every_accepted_message_can_be_encoded(text, key, ephemeral, idempotency
         message = make_message(Event(text), key, ephemeral=ephemeral, idempotency_key=idempotency_key)
     except ValueError:
         return
-    assert decode_payload(message.payload()) == (encode(Event(text)), key, ephemeral)
+    assert decode_payload(message.payload()) == (encode(Event(text)), key, ephemeral, Kind.EVENT)
 
 
 keys = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-@given(frame=st.binary(), key=keys, ephemeral=st.booleans())
-def test_decoding_inverts_encoding(frame, key, ephemeral):
-    payload = encode_payload(frame, key, ephemeral=ephemeral)
-    assert decode_payload(payload) == DecodedPayload(frame, key, ephemeral)
+@given(frame=st.binary(), key=keys, ephemeral=st.booleans(), kind=st.sampled_from(Kind))
+def test_decoding_inverts_encoding(frame, key, ephemeral, kind):
+    payload = encode_payload(frame, key, ephemeral=ephemeral, kind=kind)
+    assert decode_payload(payload) == DecodedPayload(frame, key, ephemeral, kind)
 
 
 @pytest.mark.parametrize("length", [0, 1, 255, 256, MAX_KEY_BYTES])
@@ -120,19 +121,31 @@ def test_a_key_may_be_as_long_as_its_two_length_bytes_allow(length):
         (b"\x12data: x\n\n", DecodedPayload(b"data: x\n\n", None, True)),
         (b"\x13\x00\x02\xc3\xa9data: x\n\n", DecodedPayload(b"data: x\n\n", "é", True)),
         (b"\x11\x00\x00data: x\n\n", DecodedPayload(b"data: x\n\n", "", False)),
+        (b"\x14\x01data: x\n\n", DecodedPayload(b"data: x\n\n", None, False, Kind.FINAL)),
+        (b"\x14\x01", DecodedPayload(b"", None, False, Kind.FINAL)),
+        (b"\x15\x02\x00\x01kdata: x\n\n", DecodedPayload(b"data: x\n\n", "k", False, Kind.TOMBSTONE)),
+        (b"\x16\x03{}", DecodedPayload(b"{}", None, True, Kind.CONTROL)),
     ],
 )
 def test_the_bytes_of_version_1_are_these(payload, decoded):
     """Stored payloads outlive the release that wrote them."""
-    assert encode_payload(decoded.frame, decoded.key, ephemeral=decoded.ephemeral) == payload
+    assert encode_payload(decoded.frame, decoded.key, ephemeral=decoded.ephemeral, kind=decoded.kind) == payload
     assert decode_payload(payload) == decoded
 
 
-@pytest.mark.parametrize("first", [number for number in range(256) if number not in range(0x10, 0x14)])
+@pytest.mark.parametrize("first", [number for number in range(256) if number not in range(0x10, 0x18)])
 def test_any_other_first_byte_is_refused_and_shown(first):
     with pytest.raises(ValueError, match="was not written by a Hub, or by one of a later release") as raised:
         decode_payload(bytes([first]) + b"\0\1kdata: x\n\n")
-    assert repr(bytes([first])) in str(raised.value)
+    assert repr(bytes([first]))[:-1] in str(raised.value)
+
+
+@pytest.mark.parametrize("flags", [0x14, 0x15, 0x16, 0x17])
+@pytest.mark.parametrize("kind", [0, 4, 255])
+def test_an_unknown_kind_is_refused_and_shown(flags, kind):
+    with pytest.raises(ValueError, match="was not written by a Hub, or by one of a later release") as raised:
+        decode_payload(bytes([flags, kind]) + b"data: x\n\n")
+    assert repr(bytes([flags, kind])) in str(raised.value)
 
 
 def test_an_empty_payload_is_refused():
@@ -140,10 +153,10 @@ def test_an_empty_payload_is_refused():
         decode_payload(b"")
 
 
-@given(key=st.text(st.characters(exclude_categories=["Cs"]), max_size=9), ephemeral=st.booleans(), data=st.data())
-def test_a_payload_that_was_cut_within_its_key_is_refused(key, ephemeral, data):
-    whole = encode_payload(b"", key, ephemeral=ephemeral)
-    cut = whole[: data.draw(st.integers(1, len(whole) - 1))]
+@given(key=st.text(st.characters(exclude_categories=["Cs"]), max_size=9), kind=st.sampled_from(Kind), data=st.data())
+def test_a_payload_that_was_cut_within_its_key_is_refused(key, kind, data):
+    whole = encode_payload(b"", key, ephemeral=False, kind=kind)
+    cut = whole[: data.draw(st.integers(1 + (kind is not Kind.EVENT), len(whole) - 1))]
     with pytest.raises(ValueError, match=f"a payload of {len(cut)} bytes was cut before byte"):
         decode_payload(cut)
 

@@ -22,7 +22,7 @@ publishable = st.builds(
 
 def replicated(event, offset):
     """Return the record that a process makes of the payload of another one. Offset 0 makes the event ephemeral."""
-    frame, key, ephemeral = decode_payload(Message("orders", event, "k", not offset, None, None).payload())
+    frame, key, ephemeral, _ = decode_payload(Message("orders", event, "k", not offset, None, None).payload())
     if ephemeral:
         return Record(0, None, "orders", None, frame, key, 0.0)
     return Record(offset, f"e-{offset}", "orders", None, b"id: e-%d\n%b" % (offset, frame), key, 0.0)

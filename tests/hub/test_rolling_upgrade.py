@@ -14,7 +14,7 @@ from aiohttp_interceptors.hub.replication import Replicator
 from tests.hub.sink import drain, live, start
 from tests.waiting import run_other_tasks, until
 
-NEW_FLAG, VERSION_2 = 0x04, 0x20  # what a later release may write
+NEW_FLAG, VERSION_2 = 0x08, 0x20  # what a later release may write
 UNREADABLE = [
     VERSION_1 | NEW_FLAG,
     VERSION_1 | NEW_FLAG | FLAG_KEY,

@@ -1,16 +1,19 @@
-"""Calls from other threads into an event loop, and the futures of their results."""
+"""Calls from other threads into an event loop, the futures of their results, and functions that run in a thread."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ._logging import log
 from .exceptions import EXIT_EXCEPTIONS
 
-__all__ = ["LoopFuture", "call_in_loop", "check_loop", "run_in_loop"]
+__all__ = ["LoopFuture", "call_in_loop", "check_loop", "run_in_loop", "run_in_thread"]
 
 
 T = TypeVar("T")
@@ -103,6 +106,41 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[An
 
     loop.call_soon_threadsafe(run)
     return future
+
+
+async def run_in_thread(name: str, function: Callable[[threading.Event], T]) -> T:
+    """Call a function in a daemon thread, with an event that is set when it should stop, and return its result.
+
+    ``name`` is that of the function, for the log. The first cancellation sets the event and waits for the function. A second one abandons the thread.
+    """
+    finished: Future[T] = Future()
+    stop = threading.Event()
+
+    def run() -> None:
+        try:
+            result = function(stop)
+        except BaseException as error:
+            finished.set_exception(error)
+            if isinstance(error, EXIT_EXCEPTIONS):
+                raise
+        else:
+            finished.set_result(result)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
+    waiter = asyncio.wrap_future(finished)
+    try:
+        return await asyncio.shield(waiter)
+    except asyncio.CancelledError:
+        stop.set()
+        if not waiter.done():  # otherwise the function raised it
+            try:
+                await asyncio.shield(waiter)
+            except asyncio.CancelledError:
+                log.warning("thread_abandoned", function=name)
+                waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+                raise
+        raise
 
 
 def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[T]) -> None:

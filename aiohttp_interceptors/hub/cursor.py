@@ -222,23 +222,12 @@ class Cursor:
             Lagged: If records are missing and ``on_gap`` is ``"close"``.
         """
         self._follow_truncation()
-        if self._newcomer:
-            self._newcomer = False
-            if self._read_initial(topics):
-                return self._initial_batch(select, self._take_gap())
-        if self._initial:
-            return self._initial_batch(select)
-        result, announced = self._reader.read(self._offset, topics, BATCH_SIZE, self._since), self._announced
-        if not announced:
-            if self._gap is None and self._offset < result.missing_through <= self._ignore_gaps_through:
-                self._offset = result.missing_through  # start the replay after the evicted records
-                result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
-            self._ignore_gaps_through = self._offset  # report missing records from here on
-        self._detect_gap(result)
-        if self._gap is not None and self._policy.replay == "latest":
-            if self._read_initial(topics):
-                return self._initial_batch(select, self._take_gap())
-            result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
+        initial = self._next_initial_batch(topics, select)
+        if initial is not None:
+            return initial
+        announced, result = self._announced, self._read_history(topics)
+        if self._gap is not None and self._policy.replay == "latest" and self._read_initial(topics):
+            return self._initial_batch(select, self._take_gap())
         records, more, read_through = result.records, result.more, result.read_through
         if until is not None and read_through >= until:
             records, more, read_through = [record for record in records if record.offset <= until], False, until
@@ -259,17 +248,41 @@ class Cursor:
         frames = result.frames if records is result.records else b"".join([record.frame for record in records])
         return CursorRead(first + frames, records, gap, more)
 
+    def _read_history(self, topics: frozenset[str]) -> ReadResult:
+        """Read the history after the offset, and set the gap if records are missing.
+
+        Raises:
+            Lagged: If records are missing and the policy is to close the stream.
+        """
+        result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
+        if not self._announced:
+            if self._gap is None and self._offset < result.missing_through <= self._ignore_gaps_through:
+                self._offset = result.missing_through  # start the replay after the evicted records
+                result = self._reader.read(self._offset, topics, BATCH_SIZE, self._since)
+            self._ignore_gaps_through = self._offset  # report missing records from here on
+        self._detect_gap(result)
+        return result
+
     def _read_initial(self, topics: frozenset[str]) -> bool:
         """Set the records to send before those after the offset, and return whether there are any.
 
         Latest records are those at the end of the history, so that reading continues there.
         """
         history, latest = self._reader.history, self._policy.replay == "latest"
-        if latest:
+        initial = history.initial_records(topics, self._offset, latest=latest)
+        if latest and initial:
             self._offset = self._ignore_gaps_through = history.end
-        self._initial = history.initial_records(topics, self._offset, latest=latest)
-        self._initial.reverse()
-        return bool(self._initial)
+        initial.reverse()
+        self._initial = initial or None
+        return self._initial is not None
+
+    def _next_initial_batch(self, topics: frozenset[str], select: Select | None) -> CursorRead | None:
+        gap = None
+        if self._newcomer:
+            self._newcomer = False
+            if self._read_initial(topics):
+                gap = self._take_gap()
+        return self._initial_batch(select, gap) if self._initial else None
 
     def _initial_batch(self, select: Select | None, gap: Gap | None = None) -> CursorRead:
         """Return the next initial records, without their IDs.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -14,22 +13,21 @@ from .._checks import check_count, check_max_event_size, check_seconds
 from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
-from ..encoder import Encoder, check_encoder, default_encoder, encode_value
-from ..exceptions import TopicFinished
+from ..encoder import Encoder, check_encoder, default_encoder
 from ..facts import HubObserver
-from ..sse import Event, encode
-from .broker import Broker, DeduplicationWindow
+from .broker import Broker
 from .cursor import OnGap, Replay, Select, StartPosition, SubscriptionPolicy
 from .dispatcher import Dispatcher, OnEnd, RecordSubscription, Sink, Subscription
 from .history import EXPIRE_BATCH, History
 from .latest import LatestRecords
 from .listener import Listener
-from .message import Kind, Message
+from .message import Kind
 from .pending import PendingSubscriptions, ResolvedId
-from .record import Gap, GapReason, Record, Tombstone
+from .publisher import Publisher
+from .record import Gap, GapReason
 from .replication import ReplicationTask, Replicator
 from .topic_history import RetentionPolicy
-from .topics import check_pattern, check_topic
+from .topics import check_pattern
 
 __all__ = ["Hub", "HubStatistics", "Subscriber"]
 
@@ -37,9 +35,7 @@ __all__ = ["Hub", "HubStatistics", "Subscriber"]
 MAX_EVENT_SIZE = 2**20  # bytes; the default of start_event_stream, too
 TAIL_CLOSE_TIMEOUT = 5.0  # seconds for the tail to end when the Hub is closed
 BROKER_CLOSE_TIMEOUT = 30.0  # seconds for the broker to finish the publishes in progress and to close its connections
-FINISH_TIMEOUT = 5.0  # seconds that finish waits until this process has received the end from the broker
 _DEFAULT_POLICY = SubscriptionPolicy()
-_CLASS_OF = {Kind.TOMBSTONE: Tombstone}
 
 S = TypeVar("S", bound=Subscription)
 
@@ -165,7 +161,7 @@ class Hub:
         ValueError: An argument is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each option is independent and has a default
         self,
         broker: Broker | None = None,
         *,
@@ -194,10 +190,7 @@ class Hub:
         self._dispatcher = Dispatcher(records, history_age, self._pending)
         self.encoder: Encoder = encoder
         """Makes an event of a value that is published."""
-        self._max_event_size = max_event_size
-        self._published = 0
-        self._deduplication: DeduplicationWindow[str | None] = DeduplicationWindow()
-        self._finishing: set[str] = set()  # topics that are being finished
+        self._publisher = Publisher(self._dispatcher, broker, encoder, max_event_size)
         self._broker = broker
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
@@ -252,14 +245,16 @@ class Hub:
             BrokerRefused: The event was not published, and a retry will fail as well.
         """
         kind = Kind.TOMBSTONE if tombstone else Kind.EVENT
-        message = self._check(topic, event, key, ephemeral, idempotency_key, kind)
+        message = self._publisher.message(
+            topic, event, key, ephemeral=ephemeral, idempotency_key=idempotency_key, kind=kind
+        )
         if not self._broker_closed:  # otherwise the broker raises
             self.open()
         if self._broker is not None:
-            return await self._publish_to_broker(self._broker, message, connection)
+            return await self._publisher.publish_to_broker(message, connection)
         if connection is not None:
             raise TypeError("connection needs a broker that writes in its transaction, and this Hub has no broker")
-        return self._publish_locally(message)
+        return self._publisher.publish_locally(message)
 
     def publish_threadsafe(
         self,
@@ -292,12 +287,13 @@ class Hub:
             RuntimeError: The Hub has no event loop yet, or the event loop is closed.
         """
         kind = Kind.TOMBSTONE if tombstone else Kind.EVENT
-        message = self._check(topic, event, key, ephemeral, idempotency_key, kind)
+        message = self._publisher.message(
+            topic, event, key, ephemeral=ephemeral, idempotency_key=idempotency_key, kind=kind
+        )
         loop = self._dispatcher.get_loop()
-        broker = self._broker
-        if broker is not None:
-            return run_in_loop(loop, lambda: self._publish_to_broker(broker, message))
-        return call_in_loop(loop, lambda: self._publish_locally(message))
+        if self._broker is not None:
+            return run_in_loop(loop, lambda: self._publisher.publish_to_broker(message))
+        return call_in_loop(loop, lambda: self._publisher.publish_locally(message))
 
     async def finish(
         self, topic: str, event: object = None, *, key: str | None = None, idempotency_key: str | None = None
@@ -334,28 +330,10 @@ class Hub:
             OutcomeUnknown: The topic may be finished. Retry with the same ``idempotency_key``.
             BrokerRefused: The topic is not finished, and a retry will fail as well.
         """
-        message = self._check(topic, event, key, False, idempotency_key, Kind.FINAL)  # noqa: FBT003
+        message = self._publisher.message(topic, event, key, idempotency_key=idempotency_key, kind=Kind.FINAL)
         if not self._broker_closed:
             self.open()
-        if self._broker is None:
-            return str(self._publish_locally(message))
-        if topic in self._finishing or (idempotency_key is None and self.history.is_finished(topic)):
-            raise _finished(topic)
-        self._finishing.add(topic)
-        try:
-            payload = message.payload()
-            position = await self._broker.publish(topic, payload, idempotency_key=idempotency_key)
-            assert position is not None  # noqa: S101  # None is only for a connection
-            self._published += 1
-            event_id = f"{position.epoch}-{position.offset}"
-            with suppress(TimeoutError):  # the topic is finished; only this process does not know it yet
-                async with asyncio.timeout(FINISH_TIMEOUT):
-                    await self._resolve(event_id)
-        finally:
-            self._finishing.discard(topic)
-        if self.history.is_finished(topic) and self.history.finished_through((topic,))[0] != position.offset:
-            raise _finished(topic)
-        return event_id
+        return await self._publisher.finish(message)
 
     def finish_threadsafe(
         self, topic: str, event: object = None, *, key: str | None = None, idempotency_key: str | None = None
@@ -376,60 +354,6 @@ class Hub:
         """
         finish = partial(self.finish, topic, event, key=key, idempotency_key=idempotency_key)
         return run_in_loop(self._dispatcher.get_loop(), finish)
-
-    def _check(
-        self,
-        topic: str,
-        event: object,
-        key: str | None,
-        ephemeral: bool,  # noqa: FBT001
-        idempotency_key: str | None,
-        kind: Kind,
-    ) -> Message:
-        if topic not in self._dispatcher.history:
-            check_topic(topic)
-        encoded: Event | None
-        if type(event) is Event or (event is None and kind is Kind.FINAL):
-            encoded = event
-        else:
-            encoded = encode_value(self.encoder, event)
-        return Message(topic, encoded, key, ephemeral, idempotency_key, self._max_event_size, kind)
-
-    def _publish_locally(self, message: Message) -> str | None:
-        now = asyncio.get_running_loop().time()
-        history, idempotency_key = self._dispatcher.history, message.idempotency_key
-        earlier = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
-        if earlier is not None:
-            return earlier[0]
-        if history.has_finished_topics:
-            history.expire(now, EXPIRE_BATCH)
-            if history.is_finished(message.topic):
-                raise _finished(message.topic)
-        topic, event, key = message.topic, message.event, message.key
-        self._published += 1
-        if event is None:
-            event_id: str | None = history.id_of(history.end + 1)
-        else:
-            if message.ephemeral:
-                record = Record(0, None, topic, event, encode(event), key, now)
-            else:
-                record = history.append(topic, event, key, now, _CLASS_OF.get(message.kind, Record))
-            self._dispatcher.dispatch(record)
-            event_id = record.id
-        if message.kind is Kind.FINAL:
-            self._dispatcher.finish(topic, history.end + (event is None), now)
-        if idempotency_key is not None:
-            self._deduplication.add(idempotency_key, event_id, now)
-        return event_id
-
-    async def _publish_to_broker(self, broker: Broker, message: Message, connection: object = None) -> str | None:
-        """Store a message. It is dispatched when the tail delivers it."""
-        topic, history, key = message.topic, self._dispatcher.history, message.idempotency_key
-        if topic in self._finishing or history.is_finished(topic):
-            raise _finished(topic)
-        position = await broker.publish(topic, message.payload(), idempotency_key=key, connection=connection)
-        self._published += 1
-        return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
 
     # Subscribing.
 
@@ -571,18 +495,6 @@ class Hub:
         if policy.replay == "latest" and not self._dispatcher.history.latest_records.enabled:
             raise ValueError("replay='latest' needs a Hub that keeps the latest records, such as Hub(latest=10_000)")
 
-    async def _resolve(self, event_id: str | None) -> ResolvedId:
-        """Resolve an event ID to an offset, and wait for it if it may still arrive. Cancelling is safe."""
-        resolved = self._pending.resolve(event_id)
-        if resolved is not None:
-            return resolved
-        future: asyncio.Future[ResolvedId] = asyncio.get_running_loop().create_future()
-        self._pending.add(future, event_id, lambda it: None if future.done() else future.set_result(it))
-        try:
-            return await future
-        finally:
-            self._pending.discard(future)
-
     # Inspection.
 
     def subscribers(self, topic: str) -> int:
@@ -634,7 +546,7 @@ class Hub:
             subscribers=dispatcher.subscribers,
             catching_up=dispatcher.subscribers - dispatcher.live,
             groups=dispatcher.groups,
-            published=self._published,
+            published=self._publisher.published,
             delivered=dispatcher.delivered,
             gaps=dispatcher.gaps,
         )
@@ -676,7 +588,3 @@ class Hub:
             self._tail = None
         if broker is not None:
             await run_with_timeout(broker.close(), BROKER_CLOSE_TIMEOUT, f"the close of {broker!r}")
-
-
-def _finished(topic: str) -> TopicFinished:
-    return TopicFinished(f"the topic {topic!r} was finished, and accepts no more events; publish under another one")

@@ -68,6 +68,18 @@ class PendingSubscriptions:
             return None
         return self._history.resolve(event_id)
 
+    async def wait(self, event_id: str | None) -> ResolvedId:
+        """Resolve an event ID to an offset, and wait for it if it may still arrive. Cancelling is safe."""
+        resolved = self.resolve(event_id)
+        if resolved is not None:
+            return resolved
+        future: asyncio.Future[ResolvedId] = asyncio.get_running_loop().create_future()
+        self.add(future, event_id, lambda it: None if future.done() else future.set_result(it))
+        try:
+            return await future
+        finally:
+            self.discard(future)
+
     def add(self, owner: object, event_id: str | None, callback: Callable[[ResolvedId], None]) -> None:
         """Call a function once the ID can be resolved, unless the owner is discarded before."""
         self._waiting[owner] = event_id, self._now(), callback

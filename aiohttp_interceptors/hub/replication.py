@@ -22,7 +22,7 @@ from ..sse import frame_with_id
 from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .dispatcher import Dispatcher
 from .history import EXPIRE_BATCH
-from .message import Kind, decode_payload, is_ephemeral
+from .message import DecodedPayload, Kind, decode_payload, is_ephemeral
 from .pending import PendingSubscriptions
 from .record import Record, Tombstone
 
@@ -82,35 +82,44 @@ class Replicator:
         id_prefix = f"{history.epoch}-"
         history.expire(now, EXPIRE_BATCH)
         self.entries += len(entries)
-        record: Record
         for offset, topic, payload, age in entries:
             if offset <= history.end:
                 continue  # delivered twice by the broker
             try:
-                frame, key, ephemeral, kind = decode_payload(payload)
+                decoded = decode_payload(payload)
             except ValueError as error:
                 self._skip(topic, offset, payload, error)
                 continue
-            if kind is Kind.CONTROL:
-                history.end = offset
-                if self._on_control is not None:
-                    self._on_control(frame, age)
+            if decoded.ephemeral or decoded.kind is not Kind.EVENT or history.has_finished_topics:
+                self._apply_entry(offset, topic, decoded, now, age)
                 continue
-            if history.has_finished_topics and history.is_finished(topic):
-                history.end = offset
-                logger.warning("hub_published_after_finish", topic=topic, offset=offset)
-                continue
-            if ephemeral:
-                history.end = offset
-                if not self._pending.caught_up:
-                    continue  # published while the broker was down or this process was starting
-                record = Record(0, None, topic, None, frame, key, now)
-            elif frame:
-                event_id = f"{id_prefix}{offset}"
+            event_id = f"{id_prefix}{offset}"
+            frame = frame_with_id(event_id, decoded.frame)
+            record = Record(offset, event_id, topic, None, frame, decoded.key, now - age)
+            history.add(record)
+            dispatcher.dispatch(record)
+
+    def _apply_entry(self, offset: int, topic: str, decoded: DecodedPayload, now: float, age: float) -> None:
+        """Apply an entry of any kind."""
+        dispatcher, history = self._dispatcher, self._dispatcher.history
+        frame, key, ephemeral, kind = decoded
+        if kind is Kind.CONTROL:
+            history.end = offset
+            if self._on_control is not None:
+                self._on_control(frame, age)
+        elif history.is_finished(topic):
+            history.end = offset
+            logger.warning("hub_published_after_finish", topic=topic, offset=offset)
+        elif ephemeral:
+            history.end = offset
+            if self._pending.caught_up:  # otherwise published while the broker was down or this process was starting
+                dispatcher.dispatch(Record(0, None, topic, None, frame, key, now))
+        else:
+            if frame:
+                event_id = history.id_of(offset)
                 make = Tombstone if kind is Kind.TOMBSTONE else Record
                 record = make(offset, event_id, topic, None, frame_with_id(event_id, frame), key, now - age)
                 history.add(record)
-            if frame:
                 dispatcher.dispatch(record)
             if kind is Kind.FINAL:
                 dispatcher.finish(topic, offset, now - age)

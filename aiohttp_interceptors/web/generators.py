@@ -8,29 +8,21 @@ its ``yield``.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import Future
 from contextlib import aclosing, closing, suppress
 from functools import partial
-from typing import TypeVar
 
 from .._checks import unwrap_partial
-from .._logging import log
 from .._signature import innermost
-from .._threads import run_in_loop
+from .._threads import run_in_loop, run_in_thread
 from ..channel import EventChannel
 from ..encoder import Encoder, encode_value
-from ..exceptions import EXIT_EXCEPTIONS
 from .context import RequestContext
 from .producer import EarlyProducer, EarlyReady, function_name
 
 __all__ = ["collect", "is_generator_function", "ready_from_generator"]
-
-
-T = TypeVar("T")
 
 
 def is_generator_function(function: object) -> bool:
@@ -59,7 +51,7 @@ def ready_from_generator(
             ended = await _put_all(events, early, encoder)
         else:
             loop = asyncio.get_running_loop()
-            ended = await _run_in_thread(
+            ended = await run_in_thread(
                 function_name(function), lambda _: _put_all_threadsafe(events, early, encoder, loop)
             )
         if ended:
@@ -87,7 +79,7 @@ async def collect(
                 values.append(value)
         return values
 
-    return await _run_in_thread(function_name(function), collect_in_thread)
+    return await run_in_thread(function_name(function), collect_in_thread)
 
 
 def _generator(
@@ -160,38 +152,3 @@ def _put_all_threadsafe(
 
 
 _END = object()
-
-
-async def _run_in_thread(name: str, function: Callable[[threading.Event], T]) -> T:
-    """Call a function in a daemon thread, with an event that is set when it should stop, and return its result.
-
-    The first cancellation sets the event and waits for the function. A second one abandons the thread.
-    """
-    finished: Future[T] = Future()
-    stop = threading.Event()
-
-    def run() -> None:
-        try:
-            result = function(stop)
-        except BaseException as error:
-            finished.set_exception(error)
-            if isinstance(error, EXIT_EXCEPTIONS):
-                raise
-        else:
-            finished.set_result(result)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), name=f"events of {name}", daemon=True).start()
-    waiter = asyncio.wrap_future(finished)
-    try:
-        return await asyncio.shield(waiter)
-    except asyncio.CancelledError:
-        stop.set()
-        if not waiter.done():  # otherwise the function raised it
-            try:
-                await asyncio.shield(waiter)
-            except asyncio.CancelledError:
-                log.warning("stream_thread_abandoned", producer=name)
-                waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
-                raise
-        raise

@@ -455,7 +455,7 @@ class TopicStream(StreamLifecycle):
         """
         subscription, history = self._subscription, self._hub.history
         if not subscription.has_start_position:
-            await self._hub._resolve(self._last_event_id)
+            await self._hub._pending.wait(self._last_event_id)
             if self._resumes_without_gap():
                 subscription.start()
                 if ready is not None:
@@ -465,7 +465,7 @@ class TopicStream(StreamLifecycle):
         ready_name, producer.name = producer.name, function_name(function)
         snapshot = await _take_snapshot(function, self._context)
         if snapshot.id is not None:
-            offset, reason = await self._hub._resolve(snapshot.id)
+            offset, reason = await self._hub._pending.wait(snapshot.id)
             gap = gap if reason is None else Gap(reason, snapshot.id, None)
         policy = self._settings.policy
         prefix = policy.prefix

@@ -1,0 +1,141 @@
+"""Publishing: into the history of this process, or into the log of a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from ..encoder import Encoder, encode_value
+from ..exceptions import TopicFinished
+from ..sse import Event, encode
+from .broker import Broker, DeduplicationWindow
+from .dispatcher import Dispatcher
+from .history import EXPIRE_BATCH
+from .message import Kind, Message
+from .record import Record, Tombstone
+from .topics import check_topic
+
+__all__ = ["Publisher"]
+
+
+FINISH_TIMEOUT = 5.0  # seconds that finish waits until this process has received the end from the broker
+_CLASS_OF = {Kind.TOMBSTONE: Tombstone}
+
+
+class Publisher:
+    """Publishes the messages of a Hub. All methods but ``message`` are called in the event loop's thread.
+
+    Args:
+        dispatcher: The dispatcher of the Hub.
+        broker: The broker, or ``None`` to publish into the history.
+        encoder: Makes events of values.
+        max_event_size: Maximum size of a frame, in bytes.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, broker: Broker | None, encoder: Encoder, max_event_size: int | None
+    ) -> None:
+        self.published: int = 0
+        """Number of events that were published."""
+        self._dispatcher = dispatcher
+        self._broker = broker
+        self._encoder = encoder
+        self._max_event_size = max_event_size
+        self._deduplication: DeduplicationWindow[str | None] = DeduplicationWindow()
+        self._finishing: set[str] = set()  # topics whose end is being stored by the broker
+
+    def message(
+        self,
+        topic: str,
+        event: object,
+        key: str | None = None,
+        *,
+        ephemeral: bool = False,
+        idempotency_key: str | None = None,
+        kind: Kind = Kind.EVENT,
+    ) -> Message:
+        """Return a checked message. Thread-safe. Raises what ``Hub.publish`` raises for wrong arguments."""
+        if topic not in self._dispatcher.history:
+            check_topic(topic)
+        encoded: Event | None
+        if type(event) is Event or (event is None and kind is Kind.FINAL):
+            encoded = event
+        else:
+            encoded = encode_value(self._encoder, event)
+        return Message(topic, encoded, key, ephemeral, idempotency_key, self._max_event_size, kind)
+
+    def publish_locally(self, message: Message) -> str | None:
+        """Append a message to the history, dispatch it, and return its ID; ``None`` if it is ephemeral."""
+        now = asyncio.get_running_loop().time()
+        idempotency_key = message.idempotency_key
+        earlier = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
+        if earlier is not None:
+            return earlier[0]
+        history = self._dispatcher.history
+        if history.has_finished_topics:
+            history.expire(now, EXPIRE_BATCH)
+            self._check_unfinished(message.topic)
+        event_id = self._append(message, now)
+        self.published += 1
+        if idempotency_key is not None:
+            self._deduplication.add(idempotency_key, event_id, now)
+        return event_id
+
+    def _append(self, message: Message, now: float) -> str | None:
+        dispatcher, history = self._dispatcher, self._dispatcher.history
+        topic, event, key = message.topic, message.event, message.key
+        if event is None:  # the topic is finished without another event
+            offset = history.end + 1
+            dispatcher.finish(topic, offset, now)
+            return history.id_of(offset)
+        if message.ephemeral:
+            record = Record(0, None, topic, event, encode(event), key, now)
+        else:
+            record = history.append(topic, event, key, now, _CLASS_OF.get(message.kind, Record))
+        dispatcher.dispatch(record)
+        if message.kind is Kind.FINAL:
+            dispatcher.finish(topic, record.offset, now)
+        return record.id
+
+    async def publish_to_broker(self, message: Message, connection: object = None) -> str | None:
+        """Store a message, and return its ID. It is dispatched when the tail delivers it."""
+        assert self._broker is not None  # noqa: S101  # the caller knows that there is a broker
+        self._check_unfinished(message.topic)
+        position = await self._broker.publish(
+            message.topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
+        )
+        self.published += 1
+        return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
+
+    async def finish(self, message: Message) -> str:
+        """Publish a message of the kind ``FINAL``, and return its ID.
+
+        With a broker, wait until this process has received it, so that its topic is finished afterwards.
+        """
+        if self._broker is None:
+            return str(self.publish_locally(message))
+        topic, history = message.topic, self._dispatcher.history
+        if topic in self._finishing or message.idempotency_key is None:
+            self._check_unfinished(topic)
+        self._finishing.add(topic)
+        try:
+            position = await self._broker.publish(topic, message.payload(), idempotency_key=message.idempotency_key)
+            assert position is not None  # noqa: S101  # None is only for a connection
+            self.published += 1
+            event_id = f"{position.epoch}-{position.offset}"
+            with suppress(TimeoutError):  # the topic is finished; only this process does not know it yet
+                async with asyncio.timeout(FINISH_TIMEOUT):
+                    await self._dispatcher.unresolved.wait(event_id)
+        finally:
+            self._finishing.discard(topic)
+        if history.is_finished(topic) and history.finished_through((topic,))[0] != position.offset:
+            raise _finished(topic)  # another process was faster
+        return event_id
+
+    def _check_unfinished(self, topic: str) -> None:
+        if topic in self._finishing or self._dispatcher.history.is_finished(topic):
+            raise _finished(topic)
+
+
+def _finished(topic: str) -> TopicFinished:
+    return TopicFinished(f"the topic {topic!r} was finished, and accepts no more events; publish under another one")

@@ -12,7 +12,8 @@ interceptors for an application, ``intercept`` for a handler, and ``as_handler``
 the records of some topics to a client; ``start_topic_stream`` is the interceptor in it. A client that resumes receives
 what it missed, a ``Snapshot``, or a ``Gap`` with its ``GapReason``. A ``Subscriber`` changes the topics of an open
 stream. ``Hub.listen`` returns a ``Listener``, which iterates over records in the process and raises ``Lagged`` if some
-are missing, and ``publish_handler`` publishes what it is sent.
+are missing, and ``publish_handler`` publishes what it is sent. ``Hub.run`` returns a ``Run`` with a ``RunState``: a
+generator whose events are published, and which goes on when its readers have left.
 
 **Operating.** ``Drain`` says how the open streams end when the server stops. ``STREAMS`` is the key of an application's
 ``Streams``, which contains each open ``Stream`` with its ``StreamStatistics``; ``HubStatistics`` are those of a Hub.
@@ -20,7 +21,8 @@ Observers receive ``StreamOpened``, ``StreamClosed``, ``StreamRefused``, ``Event
 ``HubDown`` and ``HubResumed``. ``debug_observer`` logs what each stage changed. ``uncaught_exception`` is an
 interceptor that responds to unhandled exceptions, and ``StopReconnecting`` makes browsers stop reconnecting. The
 exceptions are ``ChannelFull``, ``EventTooLarge``, ``NoResponse``, ``QueueClosed``, ``ResponseCommitted``,
-``TopicFinished``, and ``BrokerError`` with its subclasses ``BrokerDown``, ``BrokerRefused`` and ``OutcomeUnknown``.
+``RunExists``, ``TooManyRuns``, ``TopicFinished``, and ``BrokerError`` with its subclasses ``BrokerDown``,
+``BrokerRefused`` and ``OutcomeUnknown``.
 
 **Advanced.** ``default_encoder`` makes events of values, and ``wants_event_stream`` says whether a client asks for a
 stream or for JSON. ``openapi`` describes a stream as an ``OpenAPIFragment``. ``execute`` runs interceptors with a
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from .exceptions import OutcomeUnknown as OutcomeUnknown
     from .exceptions import QueueClosed as QueueClosed
     from .exceptions import ResponseCommitted as ResponseCommitted
+    from .exceptions import RunExists as RunExists
+    from .exceptions import TooManyRuns as TooManyRuns
     from .exceptions import TopicFinished as TopicFinished
     from .facts import EventsDropped as EventsDropped
     from .facts import HubDown as HubDown
@@ -78,6 +82,8 @@ if TYPE_CHECKING:
     from .hub.record import Gap as Gap
     from .hub.record import GapReason as GapReason
     from .hub.record import Record as Record
+    from .hub.runs import Run as Run
+    from .hub.runs import RunState as RunState
     from .interceptor import Interceptor as Interceptor
     from .queues import ConflatingQueue as ConflatingQueue
     from .queues import DroppingQueue as DroppingQueue
@@ -121,11 +127,12 @@ _NAMES_BY_MODULE = {
     "decorators": "after around before on_error",
     "encoder": "default_encoder",
     "exceptions": "BrokerDown BrokerError BrokerRefused ChannelFull EventTooLarge NoResponse OutcomeUnknown "
-    "QueueClosed ResponseCommitted TopicFinished",
+    "QueueClosed ResponseCommitted RunExists TooManyRuns TopicFinished",
     "facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
     "hub.hub": "Hub HubStatistics Subscriber",
     "hub.listener": "Lagged Listener",
     "hub.record": "Gap GapReason Record",
+    "hub.runs": "Run RunState",
     "interceptor": "Interceptor",
     "queues": "ConflatingQueue DroppingQueue LossyQueue SlidingQueue dropped_comment dropped_event",
     "schema": "OpenAPIFragment openapi",

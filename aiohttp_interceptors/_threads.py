@@ -111,7 +111,8 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[An
 async def run_in_thread(name: str, function: Callable[[threading.Event], T]) -> T:
     """Call a function in a daemon thread, with an event that is set when it should stop, and return its result.
 
-    ``name`` is that of the function, for the log. The first cancellation sets the event and waits for the function. A second one abandons the thread.
+    ``name`` is that of the function, for the log. The first cancellation sets the event and waits for the function. A
+    second one abandons the thread.
     """
     finished: Future[T] = Future()
     stop = threading.Event()

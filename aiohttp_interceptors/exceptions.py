@@ -9,6 +9,8 @@ With the person who has to act on each::
     │   │   ├── OutcomeUnknown       the event may have been stored: repeat it with the same ``idempotency_key``
     │   │   └── BrokerRefused        the operator: the broker rejects the event, and will again
     │   ├── TopicFinished        the publisher: the topic was finished, and accepts no more events
+    │   ├── RunExists            the caller of ``Hub.run``: read along, the topic has a run already
+    │   ├── TooManyRuns          the caller of ``Hub.run``: retry later, the process has ``max_runs``
     │   ├── QueueClosed          the author of a stage: the queue was changed while the chain was leaving
     │   ├── NoResponse           the author of a route: the chain ended without a response
     │   └── ResponseCommitted    the author of a stage: the headers were sent (logged, never raised into a stage)
@@ -40,6 +42,8 @@ __all__ = [
     "OutcomeUnknown",
     "QueueClosed",
     "ResponseCommitted",
+    "RunExists",
+    "TooManyRuns",
     "TopicFinished",
 ]
 
@@ -66,6 +70,14 @@ class BrokerRefused(BrokerError):
 
 class TopicFinished(RuntimeError):
     """The topic was finished with ``Hub.finish``, and accepts no more events. The event was not stored."""
+
+
+class RunExists(RuntimeError):
+    """The topic has a run already, on this node or on another one. ``Hub.find_run`` returns it."""
+
+
+class TooManyRuns(RuntimeError):
+    """The process has ``max_runs`` runs already. The run was not started."""
 
 
 class QueueClosed(RuntimeError):

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from .._checks import check_synchronous
 from ..sse import Event, encode, frame_with_id
 from .history import EXPIRE_BATCH, History, ReadResult, conflate
-from .record import Gap, GapReason, Record
+from .record import Gap, GapReason, PresenceRecord, Record
 from .topics import compile_patterns
 
 __all__ = [
@@ -73,6 +73,8 @@ class SubscriptionPolicy:
     """Whether to send an initial frame before the first record. It contains an ID and ``retry``, but no data."""
     retry: int | None = None
     """The reconnection time to send in the first frame, in milliseconds."""
+    presence_event: str | None = None
+    """The name of the events that tell who is present; ``None`` sends none."""
     prefix: bytes = field(init=False)
     """The ``retry`` line of the first frame. Empty if ``retry`` is ``None``."""
 
@@ -81,6 +83,8 @@ class SubscriptionPolicy:
             raise ValueError(f"on_gap is one of {', '.join(get_args(OnGap))}, not {self.on_gap!r}")
         if Event("", self.gap_event).name is None:
             raise ValueError(f"gap_event is the name of an event, not {self.gap_event!r}")
+        if self.presence_event is not None and Event("", self.presence_event).name is None:
+            raise ValueError(f"presence_event is the name of an event, or None, not {self.presence_event!r}")
         if self.replay != "latest" and (type(self.replay) is not int or self.replay < 0):
             raise (ValueError if isinstance(self.replay, (int, str)) and self.replay is not True else TypeError)(
                 f"replay is a number of records, 0 or more, or 'latest', not {self.replay!r}"
@@ -436,8 +440,11 @@ def select_records(records: list[Record], select: Select | None) -> list[Record]
     """
     if select is None:
         return records
-    selected = []
+    selected: list[Record] = []
     for record in records:
+        if type(record) is PresenceRecord:
+            selected.append(record)
+            continue
         answer = select(record)
         if answer is True or (answer is not False and check_synchronous(answer, "select")):
             selected.append(record)

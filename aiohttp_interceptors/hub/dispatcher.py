@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol, TypeAlias, cast
 from .._logging import log as logger
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
+from ..sse import encode
 from .cursor import (
     BATCH_SIZE,
     Cursor,
@@ -39,8 +40,9 @@ from .cursor import (
 )
 from .history import EXPIRE_BATCH, History
 from .pending import PendingSubscriptions
-from .record import Gap, Record
-from .topics import PatternIndex
+from .presence import Presence, presence_event
+from .record import Gap, PresenceRecord, Record
+from .topics import PatternIndex, is_wildcard
 
 __all__ = [
     "Dispatcher",
@@ -70,7 +72,7 @@ OnEnd: TypeAlias = Callable[[CloseReason, BaseException | None], None]
 It is not called if the owner closes the subscription with ``close`` first.
 """
 
-_GroupKey: TypeAlias = tuple[frozenset[str], Select | None, Callable[[bytes], bytes]]
+_GroupKey: TypeAlias = tuple[frozenset[str], Select | None, Callable[[bytes], bytes], str | None]
 
 
 class Sink(Protocol):
@@ -326,10 +328,11 @@ class Subscription:
         self._group = new = self._dispatcher.replace_group(group, topics)
         new.add(self)
         has_initial = self._cursor is not None and self._cursor.has_initial_records
-        if has_all and not (new.unflushed or new.flushing or has_initial):
+        if has_all and not (new.unflushed or new.flushing or has_initial or new.presence_event):
             self._become_live()
         elif self.state is State.CATCHING_UP:
             self._schedule_catch_up()
+        self._dispatcher.presence.topics_changed(self, group.topics, topics)
         self._dispatcher.schedule_if_finished(new)
 
     # Writing.
@@ -430,7 +433,17 @@ class Subscription:
                 group.schedule_catch_up(self)  # its next frame must contain ``retry``
             else:
                 self._become_live()
+                if group.presence_event is not None:
+                    return self._with_presence(read, group.topics, group.presence_event)
         return read
+
+    def _with_presence(self, read: CursorRead, topics: frozenset[str], name: str) -> CursorRead:
+        """Add who is present in each topic. From then on, the group writes who joins and leaves."""
+        records = self._dispatcher.presence_records(topics, name)
+        self._events += len(records)
+        frames = read.frames + b"".join([record.frame for record in records])
+        self._bytes += len(frames) - len(read.frames)
+        return read._replace(frames=frames, records=[*read.records, *records])
 
     # Closing.
 
@@ -547,6 +560,7 @@ class Subscription:
         self.state = State.CLOSED
         group.remove(self)
         self._dispatcher.release_group(group)
+        self._dispatcher.presence.left(self, group.topics)
         if not self.has_start_position:
             self._dispatcher.unresolved.discard(self)
 
@@ -592,15 +606,22 @@ class SubscriberGroup:
         "events",
         "flushing",
         "offset",
+        "presence_event",
         "select",
         "topics",
         "unflushed",
     )
 
     def __init__(
-        self, topics: frozenset[str], select: Select | None, encoder: Callable[[bytes], bytes], offset: int
+        self,
+        topics: frozenset[str],
+        select: Select | None,
+        encoder: Callable[[bytes], bytes],
+        offset: int,
+        presence_event: str | None = None,
     ) -> None:
         self.topics: frozenset[str] = topics
+        self.presence_event: str | None = presence_event
         self.select: Select | None = select
         self.encoder: Callable[[bytes], bytes] = encoder
         self.offset: int = offset
@@ -768,7 +789,8 @@ class SubscriberGroup:
         Ephemeral records are not in the history, so the subscription could not read them with its cursor.
         """
         try:
-            ephemeral = select_records([record for record in records if record.id is None], self.select)
+            ephemeral = [each for each in records if each.id is None and type(each) is not PresenceRecord]
+            ephemeral = select_records(ephemeral, self.select)
             if ephemeral:
                 frames = b"".join([record.frame for record in ephemeral])
                 subscription.write(CursorRead(frames, ephemeral, None, more=False), now)
@@ -873,6 +895,10 @@ class Dispatcher:
 
         A record that is written to two subscriptions counts as two deliveries.
         """
+        self.presence: Presence = Presence(self._presence_changed)
+        """Who is present in each topic."""
+        self.on_finish: Callable[[str], None] | None = None
+        """Called with each topic that is finished."""
         self._history_age = history_age
         self._groups: dict[_GroupKey, SubscriberGroup] = {}
         self._patterns: PatternIndex[SubscriberGroup] = PatternIndex()
@@ -973,10 +999,32 @@ class Dispatcher:
         ``time`` is in seconds of the event loop's clock.
         """
         self.history.finish(topic, offset, time)
+        if self.on_finish is not None:
+            self.on_finish(topic)
         for group in self._patterns.matching(topic):
             self.schedule_if_finished(group)
         if self._expiry is None and self._history_age is not None and self._loop is not None:
             self._expiry = self._loop.call_later(self._history_age, self._expire)
+
+    def presence_records(self, topics: Iterable[str], name: str) -> list[PresenceRecord]:
+        """Return the records that tell who is present in some topics, one for each topic that is not a wildcard."""
+        return [
+            self._presence_record(topic, name, present=sorted(self.presence.members(topic)))
+            for topic in sorted(topics)
+            if not is_wildcard(topic)
+        ]
+
+    def _presence_changed(self, topic: str, identity: str, joined: bool) -> None:  # noqa: FBT001
+        """Dispatch to the groups that asked for it who has joined or left a topic."""
+        for group in self._patterns.matching(topic):
+            if group.presence_event is not None and topic in group.topics:
+                change = {"joined" if joined else "left": identity}
+                group.unflushed.append(self._presence_record(topic, group.presence_event, **change))
+                self.schedule(group)
+
+    def _presence_record(self, topic: str, name: str, **content: object) -> PresenceRecord:
+        event = presence_event(name, topic, **content)
+        return PresenceRecord(0, None, topic, event, encode(event), None, self.now())
 
     def schedule_if_finished(self, group: SubscriberGroup) -> None:
         """Flush a group in the next iteration of the event loop if all of its topics are finished."""
@@ -1083,18 +1131,22 @@ class Dispatcher:
     # Groups.
 
     def acquire_group(
-        self, topics: frozenset[str], select: Select | None, encoder: Callable[[bytes], bytes]
+        self,
+        topics: frozenset[str],
+        select: Select | None,
+        encoder: Callable[[bytes], bytes],
+        presence_event: str | None = None,
     ) -> SubscriberGroup:
         """Return the group for these arguments, creating it if needed, and increment the number of subscribers."""
         self.subscribers += 1
-        return self._get_group(topics, select, encoder)
+        return self._get_group(topics, select, encoder, presence_event)
 
     def replace_group(self, group: SubscriberGroup, topics: frozenset[str]) -> SubscriberGroup:
-        """Return the group with the same ``select`` function and encoder for ``topics``, creating it if needed.
+        """Return the group that differs only in its ``topics``, creating it if needed.
 
         Discard ``group`` if it is empty.
         """
-        new = self._get_group(topics, group.select, group.encoder)
+        new = self._get_group(topics, group.select, group.encoder, group.presence_event)
         self._discard_if_empty(group)
         return new
 
@@ -1113,18 +1165,23 @@ class Dispatcher:
         return len(self._groups)
 
     def _get_group(
-        self, topics: frozenset[str], select: Select | None, encoder: Callable[[bytes], bytes]
+        self,
+        topics: frozenset[str],
+        select: Select | None,
+        encoder: Callable[[bytes], bytes],
+        presence_event: str | None,
     ) -> SubscriberGroup:
-        key = topics, select, encoder
+        key = topics, select, encoder, presence_event
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _group_class(encoder)(topics, select, encoder, self.history.end)
+            make = _group_class(encoder)
+            group = self._groups[key] = make(topics, select, encoder, self.history.end, presence_event)
             for name in topics:
                 self._patterns.add(name, group)
         return group
 
     def _discard_if_empty(self, group: SubscriberGroup) -> None:
         if not group.size:
-            del self._groups[group.topics, group.select, group.encoder]
+            del self._groups[group.topics, group.select, group.encoder, group.presence_event]
             for name in group.topics:
                 self._patterns.discard(name, group)

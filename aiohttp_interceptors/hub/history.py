@@ -212,9 +212,15 @@ class History:
         """Whether any topic is finished."""
         return bool(self._finished)
 
-    def is_finished(self, topic: str) -> bool:
-        """Return whether a topic is finished. A wildcard never is."""
-        return topic in self._finished
+    def is_finished(self, topic: str, time: float | None = None) -> bool:
+        """Return whether a topic is finished, or was at an earlier time in seconds. A wildcard never is."""
+        finished, age = self._finished.get(topic), self._retention.history_age
+        if finished is None:
+            return False
+        if time is None or age is None or time < finished[1] + age:
+            return True
+        del self._finished[topic]  # it was used again after that
+        return False
 
     def all_finished(self, topics: Collection[str]) -> bool:
         """Return whether there are topics, and all of them are finished."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
 from ..encoder import Encoder, check_encoder, default_encoder
 from ..facts import HubObserver
+from ..sse import Event
 from .broker import Broker
 from .cursor import OnGap, Replay, Select, StartPosition, SubscriptionPolicy
 from .dispatcher import Dispatcher, OnEnd, RecordSubscription, Sink, Subscription
@@ -22,12 +23,15 @@ from .history import EXPIRE_BATCH, History
 from .latest import LatestRecords
 from .listener import Listener
 from .message import Kind
+from .nodes import Nodes
 from .pending import PendingSubscriptions, ResolvedId
+from .presence import check_identity
 from .publisher import Publisher
 from .record import Gap, GapReason
 from .replication import ReplicationTask, Replicator
+from .runs import DEFAULT_END_EVENT, Events, Run, RunOptions, Runs
 from .topic_history import RetentionPolicy
-from .topics import check_pattern
+from .topics import check_pattern, check_topic
 
 __all__ = ["Hub", "HubStatistics", "Subscriber"]
 
@@ -56,6 +60,8 @@ class HubStatistics:
     """Open streams and listeners."""
     catching_up: int
     """Open streams that do not have every record yet: catching up, paused, or not started."""
+    runs: int
+    """Runs of this process that have not ended."""
     groups: int
     """Groups of streams that are written the same bytes."""
     published: int
@@ -153,6 +159,7 @@ class Hub:
             record that was published first is dropped. 0 keeps none.
         latest_bytes: Maximum size of these records, in bytes as they are sent. ``None`` means unlimited.
         max_event_size: Maximum size of the frame of an event, in bytes. ``None`` means unlimited.
+        max_runs: Number of runs of this process, from which ``run`` raises ``TooManyRuns``. ``None`` means unlimited.
         observer: Called with ``HubUp``, ``HubDown`` and ``HubResumed`` when the broker comes up or goes down.
         encoder: A plain function that makes an event, or its data, of what is published, unless it is an ``Event``.
 
@@ -171,6 +178,7 @@ class Hub:
         latest: int = 0,
         latest_bytes: int | None = 2**24,
         max_event_size: int | None = MAX_EVENT_SIZE,
+        max_runs: int | None = None,
         observer: HubObserver | None = None,
         encoder: Encoder = default_encoder,
     ) -> None:
@@ -186,15 +194,21 @@ class Hub:
             raise TypeError(f"a Hub's broker is a Broker or None, not {broker!r}")
         latest_records = LatestRecords(latest, latest_bytes)
         records = History(RetentionPolicy(history, history_bytes, history_age), latest=latest_records)
+        if max_runs is not None:
+            check_count("max_runs", max_runs, 0)
         self._pending = PendingSubscriptions(records, remote=broker is not None, confirms=confirms)
         self._dispatcher = Dispatcher(records, history_age, self._pending)
         self.encoder: Encoder = encoder
         """Makes an event of a value that is published."""
         self._publisher = Publisher(self._dispatcher, broker, encoder, max_event_size)
         self._broker = broker
+        self._nodes = None if broker is None else Nodes(broker, self._pending)
+        self._runs = Runs(records, self._publisher, self._nodes, max_runs)
+        self._dispatcher.on_finish = self._runs.topic_finished
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
-            self._replication_task = ReplicationTask(broker, Replicator(self._dispatcher), self._pending, observer)
+            replicator = Replicator(self._dispatcher, self._nodes)
+            self._replication_task = ReplicationTask(broker, replicator, self._pending, observer)
         self._tail: asyncio.Task[None] | None = None
         self._closed = False
         self._broker_closed = False  # then the Hub cannot be opened again
@@ -249,7 +263,7 @@ class Hub:
             topic, event, key, ephemeral=ephemeral, idempotency_key=idempotency_key, kind=kind
         )
         if not self._broker_closed:  # otherwise the broker raises
-            self.open()
+            self._bind()
         if self._broker is not None:
             return await self._publisher.publish_to_broker(message, connection)
         if connection is not None:
@@ -332,7 +346,7 @@ class Hub:
         """
         message = self._publisher.message(topic, event, key, idempotency_key=idempotency_key, kind=Kind.FINAL)
         if not self._broker_closed:
-            self.open()
+            self._bind()
         return await self._publisher.finish(message)
 
     def finish_threadsafe(
@@ -355,6 +369,105 @@ class Hub:
         finish = partial(self.finish, topic, event, key=key, idempotency_key=idempotency_key)
         return run_in_loop(self._dispatcher.get_loop(), finish)
 
+    # Runs.
+
+    async def run(
+        self,
+        topic: str,
+        events: Events,
+        *,
+        timeout: float | None = 600.0,  # noqa: ASYNC109  # the limit is that of the run, not of this call
+        max_events: int | None = None,
+        error_event: Event | Callable[[BaseException], Event] | None = None,
+        end_event: str = DEFAULT_END_EVENT,
+    ) -> Run:
+        """Publish what a generator yields under a topic, and go on when its readers have left.
+
+        Readers subscribe to the topic: several may read along, and one that comes back resumes after its last event.
+        The run ends with an ``end`` event, which finishes the topic as ``finish`` does. Its data is JSON, such as
+        ``{"state": "finished"}`` or ``{"state": "failed", "reason": "timeout"}``; see ``RunState`` and ``Run.reason``.
+
+        With a broker, any node can read, find and cancel the run. While the broker is down the generator waits at its
+        ``yield``, and each event is published once. If the process dies, the other nodes publish the end as ``failed``
+        and ``lost``, about 15 seconds later. When the application stops, its runs have four fifths of ``Drain.grace``
+        to end by themselves, and then end as ``failed`` because of ``shutdown``.
+
+        What cannot be published raises at the ``yield``. An exception of the generator ends the run as ``failed``, and
+        is logged.
+
+        Args:
+            topic: The topic, without wildcards. It must be a new one for each run.
+            events: An async generator, a plain one (which runs in a thread), or a function without arguments that
+                returns one. It yields what ``publish`` takes.
+            timeout: Seconds after which the run is ended. ``None`` for no limit.
+            max_events: Number of events after which the run is ended. ``None`` for no limit.
+            error_event: An event to publish before the end if the generator raises, or a function that makes it of the
+                exception.
+            end_event: The name of the last event.
+
+        Returns:
+            The run. It goes on if this is not kept.
+
+        Raises:
+            TypeError: An argument is of a wrong type.
+            ValueError: An argument is invalid.
+            RunExists: The topic has a run already.
+            TooManyRuns: This process has ``max_runs`` runs.
+            TopicFinished: The topic was finished.
+            RuntimeError: The application stops, or the Hub belongs to another event loop.
+            BrokerError: The run was not started, because the broker does not answer.
+        """
+        check_topic(topic)
+        if not (callable(events) or isinstance(events, AsyncGenerator | Generator)):
+            raise TypeError(f"a run takes a generator, or a function that returns one, not {events!r}")
+        options = RunOptions(timeout=timeout, max_events=max_events, error_event=error_event, end_event=end_event)
+        self._bind()
+        return await self._runs.start(topic, events, options)
+
+    def find_run(self, topic: str) -> Run | None:
+        """Return the run of a topic, on any node; ``None`` if there is none.
+
+        A run that has ended is found as long as its topic is finished, ``history_age`` seconds.
+
+        Args:
+            topic: The topic of the run.
+        """
+        return self._runs.find(topic)
+
+    async def drain_runs(self, seconds: float) -> None:
+        """Refuse new runs, let those of this process end, and end those that have not. Cancelling is safe.
+
+        ``setup(app, hub)`` calls this when the application begins to stop.
+
+        Args:
+            seconds: The time that runs have to end by themselves.
+        """
+        await self._runs.drain(seconds)
+
+    # Presence.
+
+    def presence(self, topic: str) -> frozenset[str]:
+        """Return the identities that are present in a topic: those of its open streams, on all nodes.
+
+        A stream has an identity if it was opened with one. With a broker the other nodes are asked when this process
+        first uses presence, and answer within milliseconds. The users of a process that dies are present for at most
+        16 seconds more, and those of a client that vanished until its stream ends as ``stalled``.
+
+        Args:
+            topic: The topic, without wildcards.
+
+        Raises:
+            TypeError: The topic is not a string.
+            ValueError: The topic is invalid.
+        """
+        check_topic(topic)
+        self._share_presence()
+        return self._dispatcher.presence.members(topic)
+
+    def _share_presence(self) -> None:
+        if self._nodes is not None:
+            self._dispatcher.presence.share(self._nodes)
+
     # Subscribing.
 
     def subscribe(
@@ -365,6 +478,7 @@ class Hub:
         *,
         after: str | None = None,
         select: Select | None = None,
+        identity: str | None = None,
         policy: SubscriptionPolicy = _DEFAULT_POLICY,
     ) -> Subscription:
         """Subscribe a sink, for a transport of your own. ``start_topic_stream`` does this for an HTTP response.
@@ -379,6 +493,7 @@ class Hub:
             on_end: Called with a ``CloseReason`` and the error, if there is one, when the Hub ends the subscription.
             after: The ID of the last event that the client received.
             select: Called with each record; the subscription gets the record if it returns true.
+            identity: Who is present in the topics until the subscription ends, or ``None``.
             policy: How the subscription starts, and what it does about gaps.
 
         Returns:
@@ -389,9 +504,9 @@ class Hub:
             ValueError: A topic is invalid.
             RuntimeError: The Hub belongs to another event loop, or its broker was closed.
         """
-        return self._subscribe(Subscription, topics, sink, on_end, after, select, policy)
+        return self._subscribe(Subscription, topics, sink, on_end, after, select, policy, identity)
 
-    def listen(
+    def listen(  # noqa: PLR0913  # each option is independent and has a default
         self,
         topics: str | Iterable[str],
         *,
@@ -399,6 +514,8 @@ class Hub:
         replay: Replay = 0,
         select: Select | None = None,
         on_gap: OnGap = "close",
+        identity: str | None = None,
+        presence_event: str | None = None,
         buffer: int = 256,
     ) -> Listener:
         """Iterate over the records of some topics in this process: ``async for record in hub.listen("orders.>")``.
@@ -416,6 +533,8 @@ class Hub:
             on_gap: What happens if records are missing. ``"close"`` raises ``Lagged`` after the records before it,
                 ``"signal"`` yields a ``Gap``, and ``"conflate"`` yields the latest record of each topic and key, and a
                 ``Gap`` only for records that no later one supersedes.
+            identity: Who is present in the topics until the iteration ends, for example the user of a WebSocket.
+            presence_event: The name of the events that tell who is present, as for ``start_topic_stream``.
             buffer: Number of records to hold for the consumer. More are read from the history when it has consumed
                 half of them.
 
@@ -434,11 +553,11 @@ class Hub:
             raise ValueError("a listener starts after an ID or with a replay of records, not with both")
         # The listener itself decides what a gap at the start is, too.
         in_cursor: OnGap = "conflate" if on_gap == "conflate" else "signal"
-        policy = SubscriptionPolicy(on_gap=on_gap, replay=replay, prime=False)
+        policy = SubscriptionPolicy(on_gap=on_gap, replay=replay, prime=False, presence_event=presence_event)
         listener = Listener(buffer, on_gap)
         sink = listener._sink
         sink.subscription = self._subscribe(
-            RecordSubscription, topics, sink, sink.ended, after, select, replace(policy, on_gap=in_cursor)
+            RecordSubscription, topics, sink, sink.ended, after, select, replace(policy, on_gap=in_cursor), identity
         )
         sink.subscription.start()
         return listener
@@ -450,7 +569,7 @@ class Hub:
         """
         self._dispatcher.end_listeners(CloseReason.SHUTDOWN)
 
-    def _subscribe(
+    def _subscribe(  # noqa: PLR0913, PLR0917  # what subscribe and listen have in common
         self,
         make: type[S],
         topics: Iterable[str],
@@ -459,9 +578,14 @@ class Hub:
         after: str | None,
         select: Select | None,
         policy: SubscriptionPolicy,
+        identity: str | None,
     ) -> S:
-        self.open()
-        self.check_policy(policy)
+        self._bind()
+        if identity is not None:
+            check_identity(identity)
+        if identity is not None or policy.presence_event is not None:
+            self._share_presence()
+        self._check_policy(policy)
         dispatcher, history = self._dispatcher, self._dispatcher.history
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
 
@@ -475,23 +599,18 @@ class Hub:
                 offset = history.replay_start(names, policy.replay)
             return StartPosition(offset, ignore_gaps_through=history.end, newcomer=True)
 
-        group = dispatcher.acquire_group(names, select, sink.encoder)
+        group = dispatcher.acquire_group(names, select, sink.encoder, policy.presence_event)
         resolved = self._pending.resolve(after)
         start = None if resolved is None else start_position(resolved)
         subscription = make(dispatcher, group, sink, on_end, policy, start)
         if resolved is None:
             self._pending.add(subscription, after, lambda it: subscription.set_start_position(start_position(it)))
+        if identity is not None:
+            dispatcher.presence.joined(subscription, identity, names)
         return subscription
 
-    def check_policy(self, policy: SubscriptionPolicy) -> None:
-        """Check that this Hub can serve a policy.
-
-        Args:
-            policy: How a subscription starts.
-
-        Raises:
-            ValueError: The policy is to send the latest records, and the Hub keeps none.
-        """
+    def _check_policy(self, policy: SubscriptionPolicy) -> None:
+        """Raise ``ValueError`` if the policy is to send the latest records, and the Hub keeps none."""
         if policy.replay == "latest" and not self._dispatcher.history.latest_records.enabled:
             raise ValueError("replay='latest' needs a Hub that keeps the latest records, such as Hub(latest=10_000)")
 
@@ -505,13 +624,8 @@ class Hub:
         """
         return self._dispatcher.count_subscribers(topic)
 
-    def has_everything(self, topics: Iterable[str], event_id: str | None) -> bool:
-        """Return whether all topics are finished, and a client with this event ID has received their last event.
-
-        Args:
-            topics: Topic names and wildcards. A wildcard is never finished.
-            event_id: The ID of the last event that the client received, or ``None``.
-        """
+    def _has_everything(self, topics: Iterable[str], event_id: str | None) -> bool:
+        """Return whether all topics are finished, and a client with this event ID has received their last event."""
         names, history = frozenset(topics), self._dispatcher.history
         if event_id is None or not history.all_finished(names):
             return False
@@ -545,6 +659,7 @@ class Hub:
             latest=len(dispatcher.history.latest_records),
             subscribers=dispatcher.subscribers,
             catching_up=dispatcher.subscribers - dispatcher.live,
+            runs=self._runs.local,
             groups=dispatcher.groups,
             published=self._publisher.published,
             delivered=dispatcher.delivered,
@@ -562,6 +677,10 @@ class Hub:
         Raises:
             RuntimeError: The Hub belongs to another event loop, or its broker was closed.
         """
+        self._bind()
+        self._runs.open()
+
+    def _bind(self) -> None:
         if self._broker_closed:
             raise RuntimeError("this Hub was closed, and its broker with it; make another Hub, with another broker")
         loop = self._dispatcher.bind()
@@ -570,18 +689,21 @@ class Hub:
             self._tail = loop.create_task(self._replication_task.run())
 
     async def close(self) -> None:
-        """Cancel all timers, end all listeners, and with a broker end all streams and close the broker. Idempotent.
+        """End all runs and listeners, cancel all timers, and with a broker end all streams and close it. Idempotent.
 
-        The history is kept. This takes 40 seconds at most, whatever the broker or its server does: what has not ended
+        The history is kept. This takes 50 seconds at most, whatever the broker or its server does: what has not ended
         by then is logged and abandoned. Raises what the broker's ``close`` raises. If it is cancelled, the broker may
         still be open, and it can be called again.
         """
         self._closed = True
+        await self._runs.close()
         self._dispatcher.close()
         self._broker_closed = self._broker is not None
         self.end_listeners()
         if self._broker_closed:
             self._dispatcher.end_all(CloseReason.SHUTDOWN)
+        if self._nodes is not None:
+            await self._nodes.close()
         tail, broker = self._tail, self._broker
         if tail is not None:
             await cancel_and_wait(tail, TAIL_CLOSE_TIMEOUT, f"the tail of {broker!r}")

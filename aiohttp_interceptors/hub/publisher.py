@@ -8,7 +8,7 @@ from contextlib import suppress
 from ..encoder import Encoder, encode_value
 from ..exceptions import TopicFinished
 from ..sse import Event, encode
-from .broker import Broker, DeduplicationWindow
+from .broker import Broker, DeduplicationWindow, LogPosition
 from .dispatcher import Dispatcher
 from .history import EXPIRE_BATCH
 from .message import Kind, Message
@@ -18,7 +18,7 @@ from .topics import check_topic
 __all__ = ["Publisher"]
 
 
-FINISH_TIMEOUT = 5.0  # seconds that finish waits until this process has received the end from the broker
+RECEIVE_TIMEOUT = 5.0  # seconds to wait until this process has received what the broker has stored
 _CLASS_OF = {Kind.TOMBSTONE: Tombstone}
 
 
@@ -74,7 +74,7 @@ class Publisher:
         history = self._dispatcher.history
         if history.has_finished_topics:
             history.expire(now, EXPIRE_BATCH)
-            self._check_unfinished(message.topic)
+            self.check_unfinished(message.topic)
         event_id = self._append(message, now)
         self.published += 1
         if idempotency_key is not None:
@@ -97,10 +97,16 @@ class Publisher:
             dispatcher.finish(topic, record.offset, now)
         return record.id
 
+    async def publish(self, message: Message) -> str | None:
+        """Publish a message, and return its ID; ``None`` if it is ephemeral."""
+        if self._broker is None:
+            return self.publish_locally(message)
+        return await self.publish_to_broker(message)
+
     async def publish_to_broker(self, message: Message, connection: object = None) -> str | None:
         """Store a message, and return its ID. It is dispatched when the tail delivers it."""
         assert self._broker is not None  # noqa: S101  # the caller knows that there is a broker
-        self._check_unfinished(message.topic)
+        self.check_unfinished(message.topic)
         position = await self._broker.publish(
             message.topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
         )
@@ -116,23 +122,27 @@ class Publisher:
             return str(self.publish_locally(message))
         topic, history = message.topic, self._dispatcher.history
         if topic in self._finishing or message.idempotency_key is None:
-            self._check_unfinished(topic)
+            self.check_unfinished(topic)
         self._finishing.add(topic)
         try:
             position = await self._broker.publish(topic, message.payload(), idempotency_key=message.idempotency_key)
             assert position is not None  # noqa: S101  # None is only for a connection
             self.published += 1
-            event_id = f"{position.epoch}-{position.offset}"
-            with suppress(TimeoutError):  # the topic is finished; only this process does not know it yet
-                async with asyncio.timeout(FINISH_TIMEOUT):
-                    await self._dispatcher.unresolved.wait(event_id)
+            await self.wait_for(position)
         finally:
             self._finishing.discard(topic)
         if history.is_finished(topic) and history.finished_through((topic,))[0] != position.offset:
             raise _finished(topic)  # another process was faster
-        return event_id
+        return f"{position.epoch}-{position.offset}"
 
-    def _check_unfinished(self, topic: str) -> None:
+    async def wait_for(self, position: LogPosition) -> None:
+        """Wait until this process has received an entry that the broker has stored, or for some seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECEIVE_TIMEOUT):
+                await self._dispatcher.unresolved.wait(f"{position.epoch}-{position.offset}")
+
+    def check_unfinished(self, topic: str) -> None:
+        """Raise ``TopicFinished`` if a topic is finished."""
         if topic in self._finishing or self._dispatcher.history.is_finished(topic):
             raise _finished(topic)
 

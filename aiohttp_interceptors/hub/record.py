@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from ..sse import Decoder, Event
 
-__all__ = ["Gap", "GapReason", "Record", "Tombstone"]
+__all__ = ["Gap", "GapReason", "PresenceRecord", "Record", "Tombstone"]
 
 
 MAX_ECHOED_ID = 128  # characters of an invalid ID that a gap event repeats; the IDs of a Hub are shorter
@@ -73,6 +73,12 @@ class Tombstone(Record):
     __slots__ = ()
 
     tombstone = True
+
+
+class PresenceRecord(Record):
+    """An event that tells a stream who is present. It is ephemeral, and ``select`` is not asked about it."""
+
+    __slots__ = ()
 
 
 class GapReason(StrEnum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 
 from .._logging import log as logger
@@ -23,6 +23,7 @@ from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, 
 from .dispatcher import Dispatcher
 from .history import EXPIRE_BATCH
 from .message import DecodedPayload, Kind, decode_payload, is_ephemeral
+from .nodes import Nodes
 from .pending import PendingSubscriptions
 from .record import Record, Tombstone
 
@@ -41,12 +42,12 @@ class Replicator:
 
     Args:
         dispatcher: The dispatcher of the Hub.
-        on_control: Called with the content of each control message, and how many seconds ago it was published.
+        nodes: Receives the control messages.
     """
 
-    def __init__(self, dispatcher: Dispatcher, on_control: Callable[[bytes, float], None] | None = None) -> None:
+    def __init__(self, dispatcher: Dispatcher, nodes: Nodes | None = None) -> None:
         self._dispatcher = dispatcher
-        self._on_control = on_control
+        self._nodes = nodes
         self._pending = dispatcher.unresolved
         self._subscribed = False
         self._unreadable: set[bytes] = set()  # first bytes of payloads that could not be decoded, logged once each
@@ -71,7 +72,10 @@ class Replicator:
         elif isinstance(item, Truncated):
             dispatcher.change_history(lambda: dispatcher.history.truncate(*item.position))
         elif isinstance(item, CaughtUp):
+            was_caught_up = self._pending.caught_up
             self._pending.on_caught_up()
+            if self._nodes is not None and not was_caught_up:
+                self._nodes.caught_up()
         else:
             self._append(item)
         self._pending.resolve_all()
@@ -105,9 +109,9 @@ class Replicator:
         frame, key, ephemeral, kind = decoded
         if kind is Kind.CONTROL:
             history.end = offset
-            if self._on_control is not None:
-                self._on_control(frame, age)
-        elif history.is_finished(topic):
+            if self._nodes is not None:
+                self._nodes.receive(frame, age)
+        elif history.is_finished(topic, now - age):
             history.end = offset
             logger.warning("hub_published_after_finish", topic=topic, offset=offset)
         elif ephemeral:

@@ -209,6 +209,11 @@ class Streams:
                 self.admit(request, execution_id)  # raises the refusal
             raise
 
+    @property
+    def grace(self) -> float:
+        """Seconds that finite streams may continue when the server stops."""
+        return self._drain.grace
+
     def stop_timeout(self) -> float | None:
         """Return the seconds that a stream may take to end if the server is stopping, or else ``None``."""
         return self._drain.timeout if self.closing else None
@@ -381,15 +386,16 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     if hubs:
         app.cleanup_ctx.append(partial(_hub_lifespan, hubs))
         app.on_shutdown.append(partial(_end_listeners, hubs))  # first: a WebSocket that listens would delay the stop
-    app.on_shutdown.append(_on_shutdown)
+    app.on_shutdown.append(partial(_on_shutdown, hubs))
 
 
 async def _on_startup(app: web.Application) -> None:
     app[STREAMS].open()
 
 
-async def _on_shutdown(app: web.Application) -> None:
-    await app[STREAMS].close()
+async def _on_shutdown(hubs: Sequence[Hub], app: web.Application) -> None:
+    streams = app[STREAMS]
+    await asyncio.gather(streams.close(), *[hub.drain_runs(streams.grace * CANCEL_FRACTION) for hub in hubs])
 
 
 async def _end_listeners(hubs: Sequence[Hub], _: web.Application) -> None:

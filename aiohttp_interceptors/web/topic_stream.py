@@ -8,14 +8,15 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypedDict, Unpack, cast
+from typing import NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
-from .._checks import check_call
+from .._checks import check_call, check_synchronous
 from .._threads import check_loop
 from ..channel import CloseReason
 from ..encoder import Encoder, encode_value, has_named_fields
 from ..hub.cursor import OnGap, Replay, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
+from ..hub.presence import check_identity
 from ..hub.record import Gap, Record
 from ..hub.topics import check_pattern
 from ..interceptor import Interceptor
@@ -49,6 +50,7 @@ Topics: TypeAlias = (
     str | Iterable[str] | Callable[[RequestContext], str | Iterable[str] | Awaitable[str | Iterable[str]]]
 )
 Select: TypeAlias = Callable[[RequestContext, Record], object]
+Identity: TypeAlias = Callable[[RequestContext], str | None]
 SubscriberReady: TypeAlias = Callable[[Subscriber, RequestContext], object]
 
 # Reasons after which the records published before the end are still sent. After the others the client reconnects and
@@ -67,6 +69,8 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     replay: Replay = 0,
     prime: bool | None = None,
     stream_ready: SubscriberReady | None = None,
+    identity: Identity | None = None,
+    presence_event: str | None = None,
     heartbeat: float | None = 10.0,
     retry: int | None = None,
     on_close: OnClose | None = None,
@@ -111,6 +115,13 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         stream_ready: A plain or async function ``stream_ready(subscriber, context)``, called once when the stream is
             subscribed. ``subscriber.add`` and ``remove`` change the topics, now or later. An async function runs after
             the snapshot, and is cancelled when the stream ends. The stream ends if it raises.
+        identity: A plain function ``identity(context)`` that returns who the client is, such as the ID of a user, or
+            ``None``. Who has an open stream of a topic is present there, see ``Hub.presence``. It may raise an
+            ``HTTPException`` to refuse the request.
+        presence_event: The name of the events that tell the client who is present, or ``None`` for no such events.
+            Their data is JSON: first, and after each interruption, ``{"topic", "present": [...]}`` for each topic that
+            is not a wildcard, then ``{"topic", "joined"}`` and ``{"topic", "left"}`` with an identity. They have no ID,
+            and ``select`` is not asked.
         heartbeat: Seconds of idleness after which a comment is sent; ``None`` for no heartbeats.
         retry: The reconnection time of browsers in milliseconds, sent with the initial frame or the first event.
         on_close: A plain or async function that is called once as ``on_close(context, reason)`` when the stream has
@@ -132,13 +143,21 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     if not isinstance(hub, Hub):
         raise TypeError(f"hub is a Hub, not {hub!r}")
     policy = SubscriptionPolicy(
-        on_gap=on_gap, gap_event=gap_event, prime=prime is not False, replay=replay, retry=retry
+        on_gap=on_gap,
+        gap_event=gap_event,
+        prime=prime is not False,
+        replay=replay,
+        retry=retry,
+        presence_event=presence_event,
     )
-    hub.check_policy(policy)
+    hub._check_policy(policy)
+    if identity is not None or presence_event is not None:
+        hub._share_presence()
     settings = TopicSettings(
         select=select,
         snapshot=snapshot,
         stream_ready=stream_ready,
+        identity=identity,
         policy=policy,
         non_browser_policy=replace(policy, prime=False) if prime is None else None,
         heartbeat=heartbeat,
@@ -156,25 +175,25 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         listed = ", ".join(fixed_topics) if topics_function is None else getattr(topics, "__name__", "topics")
         name = f"start_topic_stream({listed})"
 
-    def prepare(context: RequestContext) -> Awaitable[tuple[str, ...]] | tuple[str, ...]:
-        hub.open()  # raises while there can still be another response
+    def prepare(context: RequestContext) -> Awaitable[_Subject] | _Subject:
+        hub._bind()  # raises while there can still be another response
         if topics_function is None:
-            return _check_unfinished(hub, fixed_topics, context)
+            return _subject(hub, settings, fixed_topics, context)
         result = topics_function(context)
         if not inspect.isawaitable(result):
-            return _check_unfinished(hub, _topic_names(result), context)
+            return _subject(hub, settings, _topic_names(result), context)
         request = context.request
-        names = functools.partial(_await_topic_names, hub, result, context)
-        return Streams.of(request).run_unless_shutdown(request, context.execution_id, names)
+        subject = functools.partial(_await_subject, hub, settings, result, context)
+        return Streams.of(request).run_unless_shutdown(request, context.execution_id, subject)
 
     def make(
         context: RequestContext,
         response: ChannelResponse,
         connection: Connection,
         streams: Streams,
-        names: tuple[str, ...],
+        subject: _Subject,
     ) -> StreamLifecycle:
-        return TopicStream(context, response, connection, streams, settings, hub, names)
+        return TopicStream(context, response, connection, streams, settings, hub, subject)
 
     return make_interceptor(name, settings, make, prepare)
 
@@ -189,6 +208,8 @@ class TopicStreamOptions(TypedDict, total=False):
     replay: Replay
     prime: bool | None
     stream_ready: SubscriberReady | None
+    identity: Identity | None
+    presence_event: str | None
     heartbeat: float | None
     retry: int | None
     on_close: OnClose | None
@@ -229,15 +250,27 @@ def _topic_names(topics: object) -> tuple[str, ...]:
     return tuple(map(check_pattern, topics))
 
 
-async def _await_topic_names(hub: Hub, topics: Awaitable[object], context: RequestContext) -> tuple[str, ...]:
-    return _check_unfinished(hub, _topic_names(await topics), context)
+class _Subject(NamedTuple):
+    """What a stream is about, and whose it is."""
+
+    topics: tuple[str, ...]
+    identity: str | None
 
 
-def _check_unfinished(hub: Hub, topics: tuple[str, ...], context: RequestContext) -> tuple[str, ...]:
-    """Return the topics. Raises the 204 response if they are finished and the client has everything."""
-    if hub.history.has_finished_topics and hub.has_everything(topics, last_event_id_of(context.request)):
+async def _await_subject(
+    hub: Hub, settings: TopicSettings, topics: Awaitable[object], context: RequestContext
+) -> _Subject:
+    return _subject(hub, settings, _topic_names(await topics), context)
+
+
+def _subject(hub: Hub, settings: TopicSettings, topics: tuple[str, ...], context: RequestContext) -> _Subject:
+    """Return the subject of a stream. Raises the 204 response if its topics are finished and the client has them."""
+    identity = None if settings.identity is None else check_synchronous(settings.identity(context), "identity")
+    if identity is not None:
+        check_identity(identity)
+    if hub.history.has_finished_topics and hub._has_everything(topics, last_event_id_of(context.request)):
         raise StopReconnecting
-    return topics
+    return _Subject(topics, identity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +280,7 @@ class TopicSettings(StreamSettings):
     select: Select | None
     snapshot: SnapshotFunction | None
     stream_ready: SubscriberReady | None
+    identity: Identity | None
     policy: SubscriptionPolicy
     non_browser_policy: SubscriptionPolicy | None
     """The policy for clients other than an ``EventSource``; ``None`` if it is the same."""
@@ -266,6 +300,10 @@ class TopicSettings(StreamSettings):
             check_function("snapshot", self.snapshot, "context")
         if self.stream_ready is not None:
             check_function("stream_ready", self.stream_ready, "subscriber", "context")
+        if self.identity is not None:
+            check_function("identity", self.identity, "context")
+            if inspect.iscoroutinefunction(self.identity):
+                raise TypeError(f"identity is a plain function of the context, not {self.identity!r}")
         if self.snapshot is not None and self.policy.replay:
             raise ValueError("a stream starts with a snapshot or with a replay of records, not with both")
 
@@ -370,7 +408,7 @@ class TopicStream(StreamLifecycle):
         streams: Streams,
         settings: TopicSettings,
         hub: Hub,
-        topics: tuple[str, ...],
+        subject: _Subject,
     ) -> None:
         super().__init__(context, response, connection, streams, settings)
         self._hub = hub
@@ -382,7 +420,13 @@ class TopicStream(StreamLifecycle):
             policy = settings.non_browser_policy
         select = None if settings.select is None else functools.partial(settings.select, context)
         self._subscription = hub.subscribe(
-            topics, connection, self._on_subscription_end, after=self._last_event_id, select=select, policy=policy
+            subject.topics,
+            connection,
+            self._on_subscription_end,
+            after=self._last_event_id,
+            select=select,
+            identity=subject.identity,
+            policy=policy,
         )
 
     # State
@@ -510,6 +554,10 @@ class TopicStream(StreamLifecycle):
         self._subscription.pause()
 
     # Ending and closing
+
+    def _is_finite(self) -> bool:
+        """Return whether all topics are those of runs of this process, which a stopping server waits for."""
+        return self._hub._runs.is_local(self._subscription.topics)
 
     def end(self, reason: CloseReason) -> None:
         check_loop(self.ended.get_loop(), "end(reason)", "loop.call_soon_threadsafe(stream.end, reason)")

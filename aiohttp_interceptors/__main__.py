@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from .exceptions import BrokerError
+from .exceptions import BrokerError, TopicFinished
 from .hub.broker import Broker
 from .hub.hub import Hub
 from .hub.listener import Lagged
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of ``tail``, as in ``tail … | head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its exit
         return 0
-    except (BrokerError, Lagged, TypeError, ValueError) as error:
+    except (BrokerError, Lagged, TopicFinished, TypeError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("data", nargs="?", help="the data; without it, that of standard input")
     publish.add_argument("--name", help="the event's name")
     publish.add_argument("--key", help="what the event is about: a later event of the same key supersedes it")
+    publish.add_argument("--final", action="store_true", help="finish the topic: this is its last event")
+    publish.add_argument("--tombstone", action="store_true", help="the key has no value any more")
     publish.add_argument("--ephemeral", action="store_true", help="do not keep the event")
     publish.add_argument("--idempotency-key", help="of several calls with the same key, only the first publishes")
     tail = commands.add_parser("tail", help="print a JSON object for each event, until interrupted")
@@ -105,15 +107,17 @@ def _broker_class(module: str, name: str) -> Any:
 
 async def _publish(options: argparse.Namespace) -> int:
     data = sys.stdin.read().removesuffix("\n") if options.data is None else options.data
+    event, arguments = Event(data, options.name), {"key": options.key, "idempotency_key": options.idempotency_key}
+    if options.final and (options.ephemeral or options.tombstone):
+        raise ValueError("a final event is neither ephemeral nor a tombstone")
     hub = Hub(_make_broker(options.broker, options.stream))
     try:
-        event_id = await hub.publish(
-            options.topic,
-            Event(data, options.name),
-            key=options.key,
-            ephemeral=options.ephemeral,
-            idempotency_key=options.idempotency_key,
-        )
+        if options.final:
+            event_id: str | None = await hub.finish(options.topic, event, **arguments)
+        else:
+            event_id = await hub.publish(
+                options.topic, event, ephemeral=options.ephemeral, tombstone=options.tombstone, **arguments
+            )
     finally:
         await hub.close()
     print(event_id or "")  # noqa: T201

@@ -39,7 +39,8 @@ def openapi(handler: Callable[..., object], *, description: str = "A stream of e
     """Describe the stream of an ``@event_stream`` generator for an OpenAPI 3.2 document.
 
     The generator's return annotation says what it yields, such as ``AsyncIterator[Token | Done]``. Each class of a
-    union is one branch of the ``itemSchema``, with its event name, as ``default_encoder`` encodes it.
+    union is one branch of the ``itemSchema``, with its event name, as ``default_encoder`` encodes it. If the handler
+    may answer with JSON, the return annotation of its ``as_json`` is the schema of that.
 
     Args:
         handler: The handler, or the generator function.
@@ -65,14 +66,17 @@ def openapi(handler: Callable[..., object], *, description: str = "A stream of e
     if any_name:  # an Event may have any name and any data
         branches = [{"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}, **_ID}}]
     item = branches[0] if len(branches) == 1 else {"oneOf": branches}
-    content = {"text/event-stream": {"itemSchema": item}}
+    content: dict[str, Any] = {"text/event-stream": {"itemSchema": item}}
+    as_json = getattr(handler, "as_json", None)
+    if as_json is not None:
+        content["application/json"] = {"schema": _answer_schema(as_json, schemas)}
     return {"responses": {"200": {"description": description, "content": content}}, "schemas": schemas}
 
 
 def _yielded(handler: Callable[..., object]) -> list[Any]:
     """Return the types that a generator yields."""
     function = innermost(handler)
-    annotation = _without_alias(resolve_annotation(function, "return"))
+    annotation = _return_annotation(function)
     items = typing.get_args(annotation)
     if not items:
         raise TypeError(
@@ -80,6 +84,26 @@ def _yielded(handler: Callable[..., object]) -> list[Any]:
             f"and it is {annotation!r}"
         )
     return list(_members(items[0]))
+
+
+def _return_annotation(function: Callable[..., object]) -> Any:
+    annotation = _without_alias(resolve_annotation(function, "return"))
+    if isinstance(annotation, str):
+        raise TypeError(
+            f"the return annotation {annotation!r} of {function!r} has a name that is not known in its module; define "
+            "or import it there, outside of TYPE_CHECKING"
+        )
+    return annotation
+
+
+def _answer_schema(as_json: Callable[..., object], schemas: dict[str, Any]) -> Schema:
+    """Return the schema of what ``as_json`` returns: that of any value if it has no annotation, or makes a response."""
+    annotation = _return_annotation(innermost(as_json))
+    if annotation is None or hasattr(annotation, "prepare"):
+        return {}
+    schema, components = _json_schema(annotation)
+    _add_components(components, schemas)
+    return schema
 
 
 def _members(kind: Any) -> typing.Iterator[Any]:
@@ -133,10 +157,14 @@ def _data_schema(kind: Any, schemas: dict[str, Any]) -> Schema:
     if _is_text(kind):
         return {"type": "string"}
     schema, components = _json_schema(kind)
+    _add_components(components, schemas)
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+
+
+def _add_components(components: dict[str, Any], schemas: dict[str, Any]) -> None:
     for name, component in components.items():
         if schemas.setdefault(name, component) != component:
             raise ValueError(f"two classes are named {name!r}, and an OpenAPI document can have one of them")
-    return {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
 
 
 def _is_text(kind: Any) -> bool:

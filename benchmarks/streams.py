@@ -11,7 +11,8 @@ kernel's socket buffers. Linux only, since processes are pinned.
 
     python benchmarks/streams.py [--quick] [--only CASE] [--write] [--json]
 
-CASE is ``one``, ``many``, ``paced``, ``idle`` or ``leaving``. ``--write`` writes the table to ``results/streams.md``.
+CASE is ``one``, ``many``, ``paced``, ``short``, ``idle`` or ``leaving``. ``--write`` writes the table to
+``results/streams.md``.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from typing import NamedTuple
 
 from comparing.rows import Row as Figure
 from comparing.rows import print_rows
-from streaming.client import Cost, Delivery, Latency, Server, deliver, disconnect, hold
+from streaming.client import Cost, Delivery, Latency, Server, deliver, disconnect, hold, request
 
-CASES = ("one", "many", "paced", "idle", "leaving")
+CASES = ("one", "many", "paced", "short", "idle", "leaving")
 SERVER_CORE, CLIENT_CORE = 0, 1
 OURS, THEIRS = ("ours", "asyncio"), ("aiohttp-sse", "asyncio")
 BARE = ("bare", "asyncio")  # aiohttp's StreamResponse.write of encoded events: the floor of one write per event
 DELIVERING = (OURS, THEIRS, BARE, ("ours", "uvloop"), ("aiohttp-sse", "uvloop"), ("sse-starlette", "uvloop"))
+REQUESTED = (("bare", "asyncio"), OURS, THEIRS)
 HOLDING = (("bare", "/idle"), ("ours", "/plain"), ("ours", "/idle"), ("aiohttp-sse", "/idle"))
 LEAVING = (OURS, ("ours", "uvloop"), ("sse-starlette", "uvloop"), THEIRS)
 TIMEOUT = 5.0  # seconds in which a server must detect a disconnect
@@ -68,10 +70,11 @@ class Size(NamedTuple):
     streams: int
     events_per_stream: int  # of the cases with many streams
     leaving: int  # streams whose clients disconnect
+    requests: int  # of a stream of one event
 
 
-FULL = Size(rounds=3, events=100_000, streams=1_000, events_per_stream=100, leaving=200)
-QUICK = Size(rounds=1, events=20_000, streams=200, events_per_stream=100, leaving=100)
+FULL = Size(rounds=3, events=100_000, streams=1_000, events_per_stream=100, leaving=200, requests=5_000)
+QUICK = Size(rounds=1, events=20_000, streams=200, events_per_stream=100, leaving=100, requests=1_000)
 
 Row = tuple[str, ...]
 """A row of the table: title, measured, goal, and whether it was reached."""
@@ -148,6 +151,20 @@ def delivery_rows(shape: Shape, measured: dict[Kind, list[Delivery]]) -> Iterato
     yield f"{title}: CPU utilisation", f"client at most {client:.0%}, servers at least {servers:.0%}", "", ""
 
 
+def measure_requests(size: Size) -> Iterator[Row]:
+    """Measure a stream of a generator from its request to its end."""
+    measured: dict[Kind, list[float]] = {}
+    with ExitStack() as stack:
+        servers = {kind: stack.enter_context(Server(*kind, SERVER_CORE)) for kind in REQUESTED}
+        for server in servers.values():
+            request(server, "/short", 300)
+        for _ in range(size.rounds):
+            for kind, server in servers.items():
+                measured.setdefault(kind, []).append(request(server, "/short", size.requests))
+    for kind, rounds in measured.items():
+        yield f"a stream of one event: {kind[0]}", f"{spread([cpu * 1e6 for cpu in rounds])} µs of CPU", "", ""
+
+
 def measure_idle(size: Size) -> Iterator[Row]:
     """Measure the cost of an open stream without events."""
     measured: dict[tuple[str, str], list[Cost]] = {}
@@ -218,6 +235,12 @@ def figures(size: Size, cases: Sequence[str]) -> Iterator[Figure]:
                 for warm_up in ("burst", "paced"):
                     deliver(server, warm_up, 10, 500)
                 yield Figure(f"{title}: CPU per event", deliver(server, path, streams, events).cpu * 1e6, "µs")
+        elif case == "short":
+            with Server(*OURS, SERVER_CORE) as server:
+                request(server, "/short", 300)
+                yield Figure(
+                    "a stream of one event, of a generator", request(server, "/short", size.requests) * 1e6, "µs"
+                )
         elif case == "idle":
             for name, path in HOLDING:
                 if name == OURS[0]:
@@ -250,6 +273,7 @@ def main() -> None:
     lines = ["| what | measured | goal | |", "|---|---|---|---|"]
     print(*lines, sep="\n")
     measurements = [measure_deliveries(size, cases)]
+    measurements += [measure_requests(size)] if "short" in cases else []
     measurements += [measure_idle(size)] if "idle" in cases else []
     measurements += [measure_disconnects(size)] if "leaving" in cases else []
     for rows in measurements:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,43 @@ async def test_a_broadcast_reaches_everybody_and_newcomers_get_the_latest(serve,
             assert [(await stream.next()).data for _ in range(12)] == [str(number) for number in range(12)]
         async with open_stream(session, url) as newcomer:
             assert [(await newcomer.next()).data for _ in range(10)] == [str(number) for number in range(2, 12)]
+
+
+async def test_an_answer_goes_on_without_its_reader_and_is_read_from_where_it_was(serve, session):
+    url = f"{(await serve(load('answer').app)).url}/answers/7"
+    async with session.post(url, data="one two three") as response:
+        assert await response.json() == {"topic": "answer.7"}
+    async with open_stream(session, url) as stream:
+        events = [await stream.next() for _ in range(4)]
+    assert [event.data for event in events] == ["one", "two", "three", '{"state":"finished"}']
+    async with open_stream(session, url, headers={"Last-Event-ID": events[1].id}) as stream:
+        assert [(await stream.next()).data for _ in range(2)] == ["three", '{"state":"finished"}']
+    async with session.get(url, headers={"Last-Event-ID": events[3].id}) as response:
+        assert response.status == 204
+
+
+async def test_a_room_says_who_is_there_and_who_joins_and_leaves(serve, session):
+    url = (await serve(load("room").app)).url
+    async with open_stream(session, f"{url}/room?user=ann") as ann:
+        assert json.loads((await ann.next()).data) == {"topic": "room", "present": ["ann"]}
+        async with open_stream(session, f"{url}/room?user=bob") as bob:
+            assert json.loads((await bob.next()).data) == {"topic": "room", "present": ["ann", "bob"]}
+            assert json.loads((await ann.next()).data) == {"topic": "room", "joined": "bob"}
+            async with session.get(f"{url}/members") as response:
+                assert await response.json() == ["ann", "bob"]
+        assert json.loads((await ann.next()).data) == {"topic": "room", "left": "bob"}
+
+
+async def test_a_newcomer_gets_the_latest_price_of_each_symbol(serve, session):
+    url = (await serve(load("prices").app)).url
+    for symbol, price in ("a", "1"), ("b", "2"), ("a", "3"):
+        async with session.put(f"{url}/prices/{symbol}", data=price):
+            pass
+    async with open_stream(session, f"{url}/prices") as stream:
+        assert [json.loads((await stream.next()).data) for _ in range(2)] == [{"b": "2"}, {"a": "3"}]
+        async with session.put(f"{url}/prices/b", data="4"):
+            pass
+        assert json.loads((await stream.next()).data) == {"b": "4"}
 
 
 async def test_a_client_resumes_after_a_restart(serve, session, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import msgspec
 import openapi_spec_validator
 import pydantic
 import pytest
+from aiohttp import web
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 
 from aiohttp_interceptors import Event, default_encoder, event_stream, openapi
@@ -271,3 +272,47 @@ def test_msgspec_alone_makes_the_schemas_and_without_either_it_is_said(monkeypat
     fragment = openapi(tokens)
     check_document(fragment)
     check_event(default_encoder(Token("a", Author("ada"))), fragment)
+
+
+@dataclasses.dataclass
+class Answer:
+    text: str
+
+
+def test_a_handler_that_answers_with_json_has_the_schema_of_both():
+    def join(values) -> Answer:
+        return Answer("".join(values))
+
+    @event_stream(as_json=join)
+    async def chat(context) -> AsyncIterator[str]:
+        yield "a"
+
+    fragment = openapi(chat)
+    content = fragment["responses"]["200"]["content"]
+    assert list(content) == ["text/event-stream", "application/json"]
+    validator = jsonschema.Draft202012Validator(content["application/json"]["schema"])
+    assert validator.is_valid({"text": "a"})
+    assert not validator.is_valid({"text": 1})
+
+
+@pytest.mark.parametrize("annotation", [None, web.Response])
+def test_an_answer_of_an_unknown_kind_may_be_any_json(annotation):
+    def join(values):
+        return values
+
+    if annotation is not None:
+        join.__annotations__["return"] = annotation
+
+    @event_stream(as_json=join)
+    async def chat(context) -> AsyncIterator[str]:
+        yield "a"
+
+    assert openapi(chat)["responses"]["200"]["content"]["application/json"] == {"schema": {}}
+
+
+def test_an_annotation_with_an_unknown_name_is_refused_with_advice():
+    async def chat(context) -> "AsyncIterator[Missing]":  # noqa: F821, UP037  # what is tested
+        yield "a"
+
+    with pytest.raises(TypeError, match="has a name that is not known in its module; define or import it there"):
+        openapi(chat)

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from operator import attrgetter
 
+from .._logging import log as logger
 from .record import Record
 from .topics import compile_patterns, is_wildcard
 
@@ -30,7 +31,7 @@ class LatestRecords:
         self.bytes: int = 0
         """Total size of the frames, in bytes."""
         self.evicted: int = 0
-        """Number of records that were evicted since the process started."""
+        """Number of records that were evicted since the process started. The first one is logged."""
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._records: OrderedDict[tuple[str, str | None], Record] = OrderedDict()  # by offset
@@ -56,6 +57,8 @@ class LatestRecords:
         self.bytes += len(record.frame)
         while len(self._records) > self._max_records or (self._max_bytes is not None and self.bytes > self._max_bytes):
             self.remove(*next(iter(self._records)))
+            if not self.evicted:
+                logger.warning("hub_latest_dropped", records=len(self._records), bytes=self.bytes)
             self.evicted += 1
 
     def remove(self, topic: str, key: str | None) -> None:

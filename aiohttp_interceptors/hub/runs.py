@@ -94,7 +94,12 @@ class _Execution:
 
 
 class Run:
-    """A generator that publishes its events under a topic, on this node or on another one. ``Hub.run`` returns it."""
+    """A generator that publishes its events under a topic, on this node or on another one. ``Hub.run`` returns it.
+
+    Args:
+        execution: The run as this node knows it. The Hub makes both.
+        runs: The runs of the Hub.
+    """
 
     def __init__(self, execution: _Execution, runs: Runs) -> None:
         self._execution = execution
@@ -475,10 +480,11 @@ async def _retry(publish: Callable[[], Awaitable[object]], is_over: Callable[[],
     while True:
         try:
             await publish()
-            return
         except (BrokerDown, OutcomeUnknown):
             if is_over():
                 raise
+        else:
+            return
         await asyncio.sleep(delay)
         delay = min(2 * delay, MAX_RETRY_DELAY)
 

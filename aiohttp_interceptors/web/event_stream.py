@@ -216,6 +216,8 @@ def _make_handler(
 
     functools.update_wrapper(handler, cast("Callable[..., Any]", unwrap_partial(function)))
     handler.__name__ = name
+    if as_json is not None:
+        handler.as_json = as_json  # type: ignore[attr-defined]  # openapi() reads its annotation
     return handler
 
 

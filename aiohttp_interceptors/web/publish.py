@@ -16,7 +16,8 @@ __all__ = ["publish_handler"]
 
 
 _TEXTS = ("topic", "name", "key", "idempotency_key")
-_MEMBERS = (*_TEXTS, "data", "ephemeral")
+_FLAGS = ("ephemeral", "tombstone", "final")
+_MEMBERS = (*_TEXTS, "data", *_FLAGS)
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
 
@@ -25,8 +26,9 @@ def publish_handler(hub: Hub) -> Handler:
 
     ``app.router.add_post("/publish", as_handler(authorize, publish_handler(hub)))``
 
-    The body is an object with ``topic`` and ``data``, and perhaps ``name``, ``key``, ``ephemeral`` and
-    ``idempotency_key``, as for ``Hub.publish``. If ``data`` is text it is the data of the event, and anything else is
+    The body is an object with ``topic`` and ``data``, and perhaps ``name``, ``key``, ``ephemeral``, ``tombstone`` and
+    ``idempotency_key``, as for ``Hub.publish``. With ``"final": true`` the event finishes the topic, see
+    ``Hub.finish``. If ``data`` is text it is the data of the event, and anything else is
     sent as JSON. The response is ``{"id": "…"}``, with status 201; the ID is ``null`` for an ephemeral event.
 
     A body that is wrong is answered with 400, and an event that is too large with 413. While the broker is down the
@@ -50,7 +52,8 @@ def publish_handler(hub: Hub) -> Handler:
         topic, data, name = members.pop("topic"), members.pop("data"), members.pop("name", None)
         try:
             event = Event(data if isinstance(data, str) else to_json(data), name)
-            event_id = await hub.publish(topic, event, **members)
+            publishing = hub.finish if members.pop("final", False) else hub.publish
+            event_id = await publishing(topic, event, **members)
         except EventTooLarge as error:
             raise web.HTTPRequestEntityTooLarge(0, 0, text=f"{error}\n") from error
         except (TypeError, ValueError) as error:
@@ -82,6 +85,10 @@ async def _read_members(request: web.Request) -> dict[str, Any]:
             raise web.HTTPBadRequest(text=f"{name!r} is not known; the members are {', '.join(_MEMBERS)}.\n")
         if name in _TEXTS and not (isinstance(value, str) or (value is None and name != "topic")):
             raise web.HTTPBadRequest(text=f"{name} is a string.\n")
-        if name == "ephemeral" and not isinstance(value, bool):
-            raise web.HTTPBadRequest(text="ephemeral is true or false.\n")
+        if name in _FLAGS and not isinstance(value, bool):
+            raise web.HTTPBadRequest(text=f"{name} is true or false.\n")
+    if body.get("final"):
+        for name in ("ephemeral", "tombstone"):
+            if body.pop(name, False):
+                raise web.HTTPBadRequest(text=f"A final event is not {name}.\n")
     return body

@@ -206,6 +206,21 @@ def hold(server: Server, path: str, streams: int) -> Cost:
     return Cost(per_stream["rss"], per_stream["tasks"], per_stream["timers"])
 
 
+def request(server: Server, path: str, count: int) -> float:
+    """Request a stream that ends by itself ``count`` times, on one connection. Return the CPU seconds of each."""
+    line = b"GET %b HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n" % path.encode()
+    with socket.create_connection(server.address, timeout=TIMEOUT) as connection:
+        cpu = server.cpu()
+        for _ in range(count):
+            connection.sendall(line)
+            response = b""
+            while not response.endswith(b"0\r\n\r\n"):
+                received = connection.recv(READ_SIZE)
+                assert received, f"the server closed after {response!r}"
+                response += received
+        return (server.cpu() - cpu) / count
+
+
 class Latency(NamedTuple):
     """Seconds from a disconnect until the server detects it. Infinite after the timeout."""
 

@@ -24,7 +24,13 @@ from .control import Control, frames, texts
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+SHORT = "an event"
 EVENT_STREAM = {"Content-Type": "text/event-stream"}
+
+
+async def short(context: object) -> AsyncIterator[str]:
+    """Yield one event."""
+    yield SHORT
 
 
 def ours(control: Control) -> web.Application:
@@ -35,6 +41,7 @@ def ours(control: Control) -> web.Application:
         EventChannel,
         RequestContext,
         as_handler,
+        event_stream,
         setup,
         start_event_stream,
     )
@@ -76,6 +83,7 @@ def ours(control: Control) -> web.Application:
     setup(app)
     for ready in (burst, paced, idle, plain):
         app.router.add_get(f"/{ready.__name__}", as_handler(start_event_stream(ready)))
+    app.router.add_get("/short", event_stream(short))
     app.router.add_get("/watched", as_handler(start_event_stream(watched, buffer=FullQueue, on_close=on_close)))
     return app
 
@@ -111,7 +119,12 @@ def aiohttp_sse(control: Control) -> web.Application:
             control.closed[int(request.query["number"])] = time.monotonic()
         return response
 
-    return routed(burst, paced, idle, watched)
+    async def short(request: web.Request) -> web.StreamResponse:
+        async with sse_response(request) as response:
+            await response.send(SHORT)
+        return response
+
+    return routed(burst, paced, idle, watched, short)
 
 
 def bare(control: Control) -> web.Application:
@@ -140,7 +153,13 @@ def bare(control: Control) -> web.Application:
         await asyncio.get_running_loop().create_future()
         return response
 
-    return routed(burst, paced, idle)
+    async def short(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers=EVENT_STREAM)
+        await response.prepare(request)
+        await response.write(b"data: %b\n\n" % SHORT.encode())
+        return response
+
+    return routed(burst, paced, idle, short)
 
 
 def routed(*handlers: Handler) -> web.Application:

@@ -53,6 +53,34 @@ async def test_an_event_goes_to_the_streams_of_its_topic(serve, session):
     assert record.key == "k"
 
 
+async def test_a_final_event_finishes_the_topic_and_what_follows_is_a_conflict(serve, session):
+    hub = Hub()
+    server = await serve(application(hub))
+    status, text = await post(session, server, json={"topic": "job", "data": "done", "final": True})
+    assert status == 201
+    assert hub.history.is_finished("job")
+    assert (await post(session, server, json={"topic": "job", "data": "late"}))[0] == 409
+    assert (await post(session, server, json={"topic": "job", "data": "again", "final": True}))[0] == 409
+    assert (await post(session, server, json={"topic": "other", "data": "x", "final": False}))[0] == 201
+
+
+async def test_a_tombstone_removes_the_value_of_its_key(serve, session):
+    hub = Hub(latest=10)
+    server = await serve(application(hub))
+    await post(session, server, json={"topic": "a", "data": "1", "key": "k"})
+    assert hub.statistics().latest == 1
+    assert (await post(session, server, json={"topic": "a", "data": "", "key": "k", "tombstone": True}))[0] == 201
+    assert hub.statistics().latest == 0
+    assert (await post(session, server, json={"topic": "a", "data": "", "tombstone": True}))[0] == 400
+
+
+@pytest.mark.parametrize("flag", ["ephemeral", "tombstone"])
+async def test_a_final_event_has_no_other_flag(serve, session, flag):
+    server = await serve(application(Hub()))
+    body = {"topic": "a", "data": "x", "key": "k", "final": True, flag: True}
+    assert await post(session, server, json=body) == (400, f"A final event is not {flag}.\n")
+
+
 async def test_a_retry_with_its_key_publishes_once(serve, session):
     hub = Hub()
     server = await serve(application(hub))

@@ -233,7 +233,7 @@ def test_only_the_return_annotation_is_evaluated():
     exec(code, namespace)
     assert len(branches_of(openapi(event_stream(namespace["generate"])))) == 1
     exec(code.replace("[Done]", "[Missing]"), namespace)
-    with pytest.raises(TypeError, match="reads what"):
+    with pytest.raises(TypeError, match="has a name that is not known in its module"):
         openapi(namespace["generate"])
 
 

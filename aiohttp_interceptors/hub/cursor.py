@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from .._checks import check_synchronous
 from ..sse import Event, encode, frame_with_id
-from .history import EXPIRE_BATCH, History, ReadResult, conflate
+from .history import EXPIRE_BATCH, MAX_RECORDS_SCANNED, History, ReadResult, conflate
+from .latest import NO_INITIAL_RECORDS, InitialRecords
 from .record import Gap, GapReason, PresenceRecord, Record
 from .topics import compile_patterns
 
@@ -36,6 +37,8 @@ __all__ = [
 # Size of a write while catching up, in bytes. On each stream, a write may exceed the high-water mark of the sink by
 # this much. Increasing the size would save few system calls.
 BATCH_SIZE = 32 * 1024
+
+PARTIAL = "-partial"  # the end of the ID of a client that was cut within the latest records; no record has it
 
 _offset = attrgetter("offset")
 
@@ -146,6 +149,7 @@ class Cursor:
         "_gap",
         "_ignore_gaps_through",
         "_initial",
+        "_initial_sent",
         "_newcomer",
         "_offset",
         "_policy",
@@ -160,7 +164,8 @@ class Cursor:
         self._reader = reader
         self._policy = policy
         self._offset, self._gap, self._ignore_gaps_through, self._newcomer = start
-        self._initial: list[Record] | None = None  # records to send before those after the offset, latest first
+        self._initial: InitialRecords = NO_INITIAL_RECORDS  # to send before the records after the offset
+        self._initial_sent = 0
         self._epoch = reader.history.epoch
         self._announced = announced  # the client has received the initial frame or a gap event instead
         self._prefix = b"" if announced else policy.prefix
@@ -170,7 +175,7 @@ class Cursor:
     @property
     def has_initial_records(self) -> bool:
         """Whether there are records to send before those after the offset."""
-        return bool(self._initial)
+        return self._initial_sent < len(self._initial)
 
     @property
     def prefix_unsent(self) -> bool:
@@ -183,7 +188,8 @@ class Cursor:
         If ``announced`` is true, the client already has the ID and the gap of ``start``, so they are not sent again.
         """
         self._offset, self._gap, self._ignore_gaps_through, self._newcomer = start
-        self._initial = None
+        if announced or self._newcomer or self._gap is not None:  # the client has everything, or gets it otherwise
+            self._set_initial(NO_INITIAL_RECORDS)
         self._epoch = self._reader.history.epoch
         if announced:
             self._gap, self._prefix, self._announced = None, b"", True
@@ -198,12 +204,15 @@ class Cursor:
         since = {topic: offset for topic, offset in (self._since or {}).items() if topic in topics}
         since.update(dict.fromkeys(added, history.end))
         self._since = since or None
-        matches = compile_patterns(topics)
-        initial = [record for record in self._initial or () if matches(record.topic)]
-        if self._policy.replay == "latest" and not self._newcomer:
-            known = set(initial)
-            initial += [record for record in history.latest_records.read(added) if record not in known]
-        self._initial = sorted(initial, key=_offset, reverse=True) or None
+        is_latest = self._policy.replay == "latest" and not self._newcomer and self._gap is None
+        if not (is_latest or self.has_initial_records):
+            return
+        matches, matched = compile_patterns(topics), compile_patterns(before)
+        initial = [record for record in self._initial.records[self._initial_sent :] if matches(record.topic)]
+        if is_latest and added:
+            latest = history.latest_records.read(added).records
+            initial = sorted([*initial, *(each for each in latest if not matched(each.topic))], key=_offset)
+        self._set_initial(InitialRecords(initial))
 
     def find_gap(self, topics: frozenset[str]) -> Gap | None:
         """Return the gap that the next read would report, or ``None``.
@@ -226,11 +235,11 @@ class Cursor:
             Lagged: If records are missing and ``on_gap`` is ``"close"``.
         """
         self._follow_truncation()
-        initial = self._next_initial_batch(topics, select)
+        initial = self._next_initial_batch(topics, select, until)
         if initial is not None:
             return initial
         announced, result = self._announced, self._read_history(topics)
-        if self._gap is not None and self._policy.replay == "latest" and self._read_initial(topics):
+        if self._gap is not None and self._policy.replay == "latest" and self._read_initial(topics, until):
             return self._initial_batch(select, self._take_gap())
         records, more, read_through = result.records, result.more, result.read_through
         if until is not None and read_through >= until:
@@ -267,49 +276,80 @@ class Cursor:
         self._detect_gap(result)
         return result
 
-    def _read_initial(self, topics: frozenset[str]) -> bool:
+    def _set_initial(self, initial: InitialRecords) -> None:
+        self._initial, self._initial_sent = initial, 0
+
+    def _read_initial(self, topics: frozenset[str], until: int | None) -> bool:
         """Set the records to send before those after the offset, and return whether there are any.
 
-        Latest records are those at the end of the history, so that reading continues there.
+        Latest records are those at the end of the history, or at ``until``, so that reading continues there.
         """
-        history, latest = self._reader.history, self._policy.replay == "latest"
-        initial = history.initial_records(topics, self._offset, latest=latest)
-        if latest and initial:
-            self._offset = self._ignore_gaps_through = history.end
-        initial.reverse()
-        self._initial = initial or None
-        return self._initial is not None
+        history = self._reader.history
+        if self._policy.replay == "latest":
+            initial = history.latest_records.read(topics)
+            if until is not None and initial.records and initial.records[-1].offset > until:
+                initial = InitialRecords([record for record in initial.records if record.offset <= until])
+            if initial.records:
+                self._offset = self._ignore_gaps_through = history.end if until is None else min(history.end, until)
+        else:
+            initial = history.last_of_finished(topics, self._offset)
+        self._set_initial(initial)
+        return bool(initial.records)
 
-    def _next_initial_batch(self, topics: frozenset[str], select: Select | None) -> CursorRead | None:
+    def _next_initial_batch(
+        self, topics: frozenset[str], select: Select | None, until: int | None
+    ) -> CursorRead | None:
         gap = None
         if self._newcomer:
             self._newcomer = False
-            if self._read_initial(topics):
+            if self._read_initial(topics, until):
                 gap = self._take_gap()
-        return self._initial_batch(select, gap) if self._initial else None
+        return self._initial_batch(select, gap) if self.has_initial_records else None
 
     def _initial_batch(self, select: Select | None, gap: Gap | None = None) -> CursorRead:
-        """Return the next initial records, without their IDs.
+        """Return the next initial records.
 
-        Only the last one has an ID, that of the offset, so that a client which disconnects before gets all of them
-        again.
+        Only the last one has an ID, that of the offset. The first one of several latest records has an ID that is
+        unknown when the client comes back: one that was cut gets a gap event, and all of them again.
         """
-        initial = self._initial
-        assert initial  # noqa: S101  # checked by read
-        records, size = [], 0
-        while initial and size < BATCH_SIZE:
-            records.append(initial.pop())
-            size += len(records[-1].frame)
-        records = select_records(records, select)
-        frames = [record.frame.partition(b"\n")[2] for record in records]
+        first, numbers = self._initial_sent, self._select_initial(select)
+        records, frames = self._initial.records, self._initial.frames
+        batch = [frames[number] for number in numbers]
+        is_last = not self.has_initial_records
+        is_cut_unnoticed = gap is None and not first and self._policy.replay == "latest"
+        if batch and is_cut_unnoticed and not (is_last and len(batch) == 1):
+            batch[0] = frame_with_id(f"{self._epoch}{PARTIAL}", batch[0])
         if gap is not None:
-            frames.insert(0, encode(gap.event(self._policy.gap_event)))
-        if frames and not initial:
-            frames[-1] = frame_with_id(self._reader.history.id_of(self._offset), frames[-1])
-            self._announced = True
-        if frames:
-            frames[0], self._prefix = self._prefix + frames[0], b""
-        return CursorRead(b"".join(frames), records, gap, more=True)
+            batch.insert(0, encode(gap.event(self._policy.gap_event)))
+        if is_last:
+            self._set_initial(NO_INITIAL_RECORDS)
+            if batch:
+                batch[-1] = frame_with_id(self._reader.history.id_of(self._offset), batch[-1])
+                self._announced, self._ignore_gaps_through = True, self._offset
+        if batch:
+            batch[0], self._prefix = self._prefix + batch[0], b""
+        return CursorRead(b"".join(batch), [records[number] for number in numbers], gap, more=True)
+
+    def _select_initial(self, select: Select | None) -> list[int]:
+        """Return the indexes of about ``BATCH_SIZE`` bytes of initial records, and advance.
+
+        The last one that ``select`` accepts is held back until it is known whether there is another one.
+        """
+        records, frames, start = self._initial.records, self._initial.frames, self._initial_sent
+        accepted: list[int] = []
+        size = 0
+        number = start
+        while number < len(records) and (size < BATCH_SIZE or len(accepted) <= 1):
+            if number - start >= MAX_RECORDS_SCANNED and not accepted:
+                break
+            if select is None or select_records([records[number]], select):
+                accepted.append(number)
+                size += len(frames[number])
+            number += 1
+        if number < len(records) and accepted and select is not None:
+            number = accepted.pop()
+        self._initial_sent = number
+        return accepted
 
     def _take_gap(self) -> Gap | None:
         gap, self._gap = self._gap, None
@@ -321,7 +361,7 @@ class Cursor:
         if epoch == history.epoch:
             return
         event_id = f"{epoch}-{self._offset}"
-        self._initial = None
+        self._set_initial(NO_INITIAL_RECORDS)
         self._epoch = history.epoch
         self._offset, reason = history.resolve(event_id)
         if self._gap is None:

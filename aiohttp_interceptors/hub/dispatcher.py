@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from enum import Enum
+from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from .._logging import log as logger
@@ -387,8 +388,8 @@ class Subscription:
         except EXIT_EXCEPTIONS:
             raise
         except BaseException as error:  # noqa: BLE001  # select may raise anything
-            logger.exception("stream_rest_failed", exc_info=error)
             self._backlog = None
+            self._backlog_failed(error)
             return False
         if not read.more and backlog.last_frame:
             read = read._replace(frames=read.frames + backlog.last_frame)
@@ -399,6 +400,10 @@ class Subscription:
         if not read.more:
             self._backlog = None
         return read.more
+
+    @staticmethod
+    def _backlog_failed(error: BaseException) -> None:
+        logger.exception("stream_rest_failed", exc_info=error)
 
     def drop_backlog(self) -> None:
         """Drop the records that were published before ``close``."""
@@ -466,6 +471,7 @@ class Subscription:
 
     def end(self, reason: CloseReason) -> None:
         """Close the subscription and call ``on_end`` with ``reason``. This method is idempotent."""
+        self._flush_pending()
         if self.state is not State.CLOSED:
             self.close()
             self._call_on_end(reason, None)
@@ -479,16 +485,14 @@ class Subscription:
         if self.state in (State.PENDING, State.CLOSED):
             return
         group, history = self._group, self._dispatcher.history
-        end, last_record = history.finished_through(group.topics)
-        if not self._policy.prime or (group.select is None and end == last_record):
-            self.end(CloseReason.CLOSED)
-            return
-        if self.live:
+        needs_id = self._policy.prime and (group.select is not None or group.finished_without_event(history))
+        if needs_id and self.live:
             self._attach_cursor()
-        self.end(CloseReason.CLOSED)
-        if self._backlog is not None:
-            last_frame = b"id: %b\n\n" % history.id_of(end).encode()
+        self.close()
+        if needs_id and self._backlog is not None:
+            last_frame = b"id: %b\n\n" % history.id_of(self._backlog.through).encode()
             self._backlog = self._backlog._replace(last_frame=last_frame)
+        self._call_on_end(CloseReason.CLOSED, None)
 
     def fail(self, error: BaseException) -> None:
         """Close the subscription without a backlog, and call ``on_end`` with ``error``. This method is idempotent."""
@@ -604,6 +608,7 @@ class SubscriberGroup:
         "bytes",
         "encoder",
         "events",
+        "finished",
         "flushing",
         "offset",
         "presence_event",
@@ -622,6 +627,7 @@ class SubscriberGroup:
     ) -> None:
         self.topics: frozenset[str] = topics
         self.presence_event: str | None = presence_event
+        self.finished: dict[str, int] | None = None  # the topics that are finished, with the offsets of their ends
         self.select: Select | None = select
         self.encoder: Callable[[bytes], bytes] = encoder
         self.offset: int = offset
@@ -654,6 +660,21 @@ class SubscriberGroup:
     def subscriptions(self) -> list[Subscription]:
         """Return all subscriptions."""
         return [*self._live, *(self._not_live or ())]
+
+    def finish(self, topic: str, offset: int) -> None:
+        """Remember that a topic is finished. It is remembered longer than by the history, for slow subscriptions."""
+        if self.finished is None:
+            self.finished = {}
+        self.finished[topic] = offset
+
+    def is_finished(self) -> bool:
+        """Return whether there are topics, and all of them are finished."""
+        return self.finished is not None and bool(self.topics) and len(self.finished) == len(self.topics)
+
+    def finished_without_event(self, history: History) -> bool:
+        """Return whether the last of the ends is not an event, so that no client knows its ID."""
+        topic, offset = max((self.finished or {}).items(), key=itemgetter(1))
+        return history.last_offset(topic) != offset
 
     def add(self, subscription: Subscription) -> None:
         """Add a subscription that is not live. If it was live, it no longer is."""
@@ -827,6 +848,9 @@ class RecordSink(Protocol):
             gap: The gap before the first record, or ``None``.
         """
 
+    def fail(self, error: BaseException) -> None:
+        """Receive an error of ``select`` that ends the records."""
+
 
 class RecordSubscription(Subscription):
     """A subscription whose sink is a ``RecordSink``."""
@@ -835,6 +859,9 @@ class RecordSubscription(Subscription):
 
     def _deliver(self, read: CursorRead, now: float) -> None:  # noqa: ARG002
         cast("RecordSink", self.sink).write_records(read.records, read.gap)
+
+    def _backlog_failed(self, error: BaseException) -> None:  # type: ignore[override]  # a static method is enough there
+        cast("RecordSink", self.sink).fail(error)
 
 
 class _RecordGroup(SubscriberGroup):
@@ -986,6 +1013,8 @@ class Dispatcher:
         for group in self._patterns.matching(record.topic):
             group.unflushed.append(record)
             self._dirty[group] = None
+            if group.finished is not None:  # the topic was forgotten, and is used again
+                group.finished.pop(record.topic, None)
         loop = self._loop
         assert loop is not None  # noqa: S101  # a Hub is bound before anything is published
         if self._dirty and not self._scheduled:
@@ -1002,9 +1031,11 @@ class Dispatcher:
         if self.on_finish is not None:
             self.on_finish(topic)
         for group in self._patterns.matching(topic):
-            self.schedule_if_finished(group)
-        if self._expiry is None and self._history_age is not None and self._loop is not None:
-            self._expiry = self._loop.call_later(self._history_age, self._expire)
+            if topic in group.topics:
+                group.finish(topic, offset)
+                self.schedule_if_finished(group)
+        if self._expiry is None:
+            self._expire()
 
     def presence_records(self, topics: Iterable[str], name: str) -> list[PresenceRecord]:
         """Return the records that tell who is present in some topics, one for each topic that is not a wildcard."""
@@ -1028,12 +1059,8 @@ class Dispatcher:
 
     def schedule_if_finished(self, group: SubscriberGroup) -> None:
         """Flush a group in the next iteration of the event loop if all of its topics are finished."""
-        if self._is_finished(group):
+        if group.is_finished():
             self.schedule(group)
-
-    def _is_finished(self, group: SubscriberGroup) -> bool:
-        history = self.history
-        return history.has_finished_topics and history.all_finished(group.topics)
 
     def schedule(self, group: SubscriberGroup) -> None:
         """Flush a group in the next iteration of the event loop. This method is idempotent."""
@@ -1075,7 +1102,7 @@ class Dispatcher:
         assert loop is not None  # noqa: S101  # a Hub is bound before anything is published
         try:
             self.delivered += group.flush(loop.time(), budget)
-            if not group.flushing and self._is_finished(group):
+            if group.is_finished() and not group.flushing:
                 for subscription in group.subscriptions():
                     subscription.finish()
         except EXIT_EXCEPTIONS:
@@ -1147,6 +1174,9 @@ class Dispatcher:
         Discard ``group`` if it is empty.
         """
         new = self._get_group(topics, group.select, group.encoder, group.presence_event)
+        for topic, offset in (group.finished or {}).items():
+            if topic in topics:
+                new.finish(topic, offset)
         self._discard_if_empty(group)
         return new
 
@@ -1178,6 +1208,8 @@ class Dispatcher:
             group = self._groups[key] = make(topics, select, encoder, self.history.end, presence_event)
             for name in topics:
                 self._patterns.add(name, group)
+                if self.history.is_finished(name):
+                    group.finish(name, self.history.finished_at(name))
         return group
 
     def _discard_if_empty(self, group: SubscriberGroup) -> None:

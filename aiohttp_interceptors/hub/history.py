@@ -18,12 +18,12 @@ from operator import attrgetter, itemgetter
 from ..sse import Event, encode, frame_with_id
 from .epochs import EpochHistory, new_epoch
 from .index import OffsetIndex, TopicIndex
-from .latest import LatestRecords
+from .latest import NO_INITIAL_RECORDS, InitialRecords, LatestRecords
 from .record import GapReason, Record
 from .topic_history import RetentionPolicy, TopicHistory
 from .topics import compile_patterns, is_wildcard
 
-__all__ = ["EXPIRE_BATCH", "History", "ReadResult", "conflate", "limit_bytes"]
+__all__ = ["EXPIRE_BATCH", "MAX_RECORDS_SCANNED", "History", "ReadResult", "conflate", "limit_bytes"]
 
 
 EXPIRE_BATCH = 512  # maximum number of expired records to evict in one call, so that no call takes long
@@ -227,29 +227,27 @@ class History:
         finished = self._finished
         return bool(finished) and bool(topics) and all(topic in finished for topic in topics)
 
-    def finished_through(self, topics: Collection[str]) -> tuple[int, int]:
-        """Return the offset at which the last of some finished topics was finished, and that of their last record."""
-        known = self._topics
-        ends = [self._finished[topic][0] for topic in topics]
-        return max(ends), max(known[topic].last_offset if topic in known else 0 for topic in topics)
+    def finished_at(self, topic: str) -> int:
+        """Return the offset at which a finished topic was finished."""
+        return self._finished[topic][0]
+
+    def last_offset(self, topic: str) -> int:
+        """Return the offset of the last record of a topic, even if it was evicted; 0 if that is not known."""
+        topic_history = self._topics.get(topic)
+        return 0 if topic_history is None else topic_history.last_offset
 
     def newest(self, topic: str) -> Record | None:
         """Return the newest record of a topic, or ``None`` if the history has none."""
         topic_history = self._topics.get(topic)
         return topic_history.newest if topic_history else None
 
-    def initial_records(self, topics: Collection[str], offset: int, *, latest: bool) -> list[Record]:
-        """Return the records that a newcomer gets before those after ``offset``, in offset order.
-
-        Args:
-            topics: Topic names and wildcards.
-            offset: Where the newcomer starts.
-            latest: Return the latest record of each key. Otherwise return that of each finished topic among ``topics``.
-        """
-        if latest:
-            return self.latest_records.read(topics)
+    def last_of_finished(self, topics: Collection[str], offset: int) -> InitialRecords:
+        """Return the last record of each finished topic, if it is not after ``offset``, in offset order."""
+        if not self._finished:
+            return NO_INITIAL_RECORDS
         newest = [self.newest(topic) for topic in topics if topic in self._finished]
-        return sorted((record for record in newest if record is not None and record.offset <= offset), key=_offset)
+        found = [record for record in newest if record is not None and record.offset <= offset]
+        return InitialRecords(sorted(found, key=_offset)) if found else NO_INITIAL_RECORDS
 
     def _expire_finished(self, through: float) -> None:
         """Remove the marks of topics that were finished up to this time."""
@@ -269,10 +267,12 @@ class History:
     def trim(self, through: int) -> None:
         """Advance to ``through`` after the broker has trimmed the records up to this offset.
 
-        If the history is already past ``through``, this has no effect.
+        If the history is already past ``through``, this has no effect. Otherwise the latest records are removed, as any
+        of them may have been superseded.
         """
         if through > self.end:
             self.end = self._unknown_through = through
+            self.latest_records.clear()
 
     def skip(self, topic: str, offset: int) -> None:
         """Advance to the offset of a record that cannot be read. The record counts as missing in ``topic``."""
@@ -296,11 +296,14 @@ class History:
             unknown = offset
         self._epochs.start_epoch(epoch, offset)
         self._clear()
-        self.latest_records.truncate(offset)
         self._finished = OrderedDict(item for item in self._finished.items() if item[1][0] <= offset)
         self._unknown_through = min(unknown, offset)
+        latest, self.latest_records = self.latest_records, LatestRecords(0, None)
         for record in kept[: bisect_right(kept, offset, key=_offset)]:
             self.add(record)
+        self.latest_records = latest
+        if latest.enabled:
+            latest.restore(kept, offset)
         self.end = offset
 
     # Reading.

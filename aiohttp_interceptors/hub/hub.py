@@ -17,7 +17,7 @@ from ..encoder import Encoder, check_encoder, default_encoder
 from ..facts import HubObserver
 from ..sse import Event
 from .broker import Broker
-from .cursor import OnGap, Replay, Select, StartPosition, SubscriptionPolicy
+from .cursor import OnGap, Replay, Select, StartPosition, SubscriptionPolicy, select_records
 from .dispatcher import Dispatcher, OnEnd, RecordSubscription, Sink, Subscription
 from .history import EXPIRE_BATCH, History
 from .latest import LatestRecords
@@ -319,10 +319,11 @@ class Hub:
         replay or else the last event, and the end. One that has the last ID is answered with 204, which stops an
         ``EventSource``.
 
-        The topic is forgotten ``history_age`` seconds later, like a record, and can be used again. With a broker,
-        an event that another process publishes in the same moment may follow the end in the log: it is dropped, and
-        every process logs ``hub_published_after_finish``. Cancelling is safe, but with a broker the topic may be
-        finished.
+        The topic is forgotten ``history_age`` seconds later, like a record, and can be used again. With a broker, an
+        event may follow the end in the log: one of a process that does not know the end yet, or of a transaction
+        (``connection``) that commits later. It is dropped, and every process logs ``hub_published_after_finish``.
+        Events that this process published before come before the end. Cancelling is safe, but with a broker the topic
+        may be finished.
 
         Args:
             topic: The topic, without wildcards.
@@ -588,16 +589,19 @@ class Hub:
         self._check_policy(policy)
         dispatcher, history = self._dispatcher, self._dispatcher.history
         names = frozenset(map(check_pattern, [topics] if isinstance(topics, str) else topics))
+        # A listener gets what is published from now on, also if its topics are finished.
+        newcomers = make is not RecordSubscription or policy.replay == "latest"
 
         def start_position(resolved: ResolvedId) -> StartPosition:
             offset, reason = resolved
             if after is not None:
                 gap = None if reason is None else Gap(reason, after)
-                return StartPosition(offset, gap, newcomer=reason in (GapReason.UNKNOWN, GapReason.FUTURE))
+                is_newcomer = newcomers and reason in (GapReason.UNKNOWN, GapReason.FUTURE)
+                return StartPosition(offset, gap, newcomer=is_newcomer)
             if isinstance(policy.replay, int) and policy.replay:
                 history.expire(dispatcher.now(), EXPIRE_BATCH)
                 offset = history.replay_start(names, policy.replay)
-            return StartPosition(offset, ignore_gaps_through=history.end, newcomer=True)
+            return StartPosition(offset, ignore_gaps_through=history.end, newcomer=newcomers)
 
         group = dispatcher.acquire_group(names, select, sink.encoder, policy.presence_event)
         resolved = self._pending.resolve(after)
@@ -624,16 +628,25 @@ class Hub:
         """
         return self._dispatcher.count_subscribers(topic)
 
-    def _has_everything(self, topics: Iterable[str], event_id: str | None) -> bool:
-        """Return whether all topics are finished, and a client with this event ID has received their last event."""
-        names, history = frozenset(topics), self._dispatcher.history
-        if event_id is None or not history.all_finished(names):
+    def _has_everything(
+        self, topics: Iterable[str], event_id: str | None, select: Select | None, policy: SubscriptionPolicy
+    ) -> bool:
+        """Return whether all topics are finished, and there is nothing more to send to a client with this event ID."""
+        dispatcher, history = self._dispatcher, self._dispatcher.history
+        names = frozenset(topics)
+        history.expire(dispatcher.now(), EXPIRE_BATCH)
+        if not history.all_finished(names):
             return False
+        if event_id is None:  # one that gets no initial frame would never have an ID
+            return not (policy.prime or select_records(history.read(0, names).records, select))
         resolved = self._pending.resolve(event_id)
-        if resolved is None:
+        if resolved is None or resolved[1] is not None:
             return False
-        offset, reason = resolved
-        return reason is None and offset >= history.finished_through(names)[1]
+        offset, _ = resolved
+        if history.missing_after(offset, names)[0]:
+            return False
+        records = history.read(offset, names).records
+        return not (records if policy.prime else select_records(records, select))
 
     @property
     def history(self) -> History:

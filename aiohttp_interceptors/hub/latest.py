@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from functools import cached_property
 from operator import attrgetter
 
 from .._logging import log as logger
 from .record import Record
-from .topics import compile_patterns, is_wildcard
+from .topics import REST, compile_patterns, is_wildcard
 
-__all__ = ["LatestRecords"]
+__all__ = ["NO_INITIAL_RECORDS", "InitialRecords", "LatestRecords"]
 
 
 _offset = attrgetter("offset")
+
+
+class InitialRecords:
+    """Records that are sent before those of a position. Shared by all newcomers that get the same ones.
+
+    Args:
+        records: The records, in offset order.
+    """
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records: list[Record] = records
+
+    @cached_property
+    def frames(self) -> list[bytes]:
+        """The frames of the records, without their IDs."""
+        return [record.frame.partition(b"\n")[2] for record in self.records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+NO_INITIAL_RECORDS = InitialRecords([])
 
 
 class LatestRecords:
@@ -36,6 +59,7 @@ class LatestRecords:
         self._max_bytes = max_bytes
         self._records: OrderedDict[tuple[str, str | None], Record] = OrderedDict()  # by offset
         self._by_topic: dict[str, dict[str | None, Record]] = {}
+        self._cached: tuple[frozenset[str], InitialRecords] | None = None  # the latest read, while nothing changes
 
     def __len__(self) -> int:
         return len(self._records)
@@ -52,17 +76,24 @@ class LatestRecords:
         if previous is not None and previous.offset >= record.offset:
             return
         self.remove(*place)
+        if self._max_bytes is not None and len(record.frame) > self._max_bytes:
+            self._count_eviction()
+            return
         self._records[place] = record
         self._by_topic.setdefault(record.topic, {})[record.key] = record
         self.bytes += len(record.frame)
         while len(self._records) > self._max_records or (self._max_bytes is not None and self.bytes > self._max_bytes):
             self.remove(*next(iter(self._records)))
-            if not self.evicted:
-                logger.warning("hub_latest_dropped", records=len(self._records), bytes=self.bytes)
-            self.evicted += 1
+            self._count_eviction()
+
+    def _count_eviction(self) -> None:
+        if not self.evicted:
+            logger.warning("hub_latest_dropped", records=len(self._records), bytes=self.bytes)
+        self.evicted += 1
 
     def remove(self, topic: str, key: str | None) -> None:
         """Remove the record of a topic and key. Idempotent."""
+        self._cached = None
         record = self._records.pop((topic, key), None)
         if record is not None:
             self.bytes -= len(record.frame)
@@ -71,17 +102,35 @@ class LatestRecords:
             if not records:
                 del self._by_topic[topic]
 
-    def truncate(self, offset: int) -> None:
-        """Remove the records after an offset. ``add`` then adds the earlier ones of their keys that are still kept."""
-        for (topic, key), record in list(self._records.items()):
-            if record.offset > offset:
-                self.remove(topic, key)
+    def clear(self) -> None:
+        """Remove all records."""
+        self._records.clear()
+        self._by_topic.clear()
+        self.bytes, self._cached = 0, None
 
-    def read(self, topics: Collection[str]) -> list[Record]:
+    def restore(self, records: Iterable[Record], offset: int) -> None:
+        """Keep only the records up to an offset, and those of ``records``, which are the ones that are known still.
+
+        Tombstones among them count.
+        """
+        known = {record.offset: record for record in (*self._records.values(), *records) if record.offset <= offset}
+        evicted = self.evicted
+        self.clear()
+        for _, record in sorted(known.items()):
+            self.remove(record.topic, record.key) if record.tombstone else self.add(record)
+        self.evicted = evicted
+
+    def read(self, topics: frozenset[str]) -> InitialRecords:
         """Return the records that match any of ``topics``, in offset order. A wildcard visits every topic."""
+        if self._cached is None or self._cached[0] != topics:
+            self._cached = topics, InitialRecords(self._matching(topics))
+        return self._cached[1]
+
+    def _matching(self, topics: frozenset[str]) -> list[Record]:
+        if REST in topics:
+            return list(self._records.values())
+        names: set[str] = set(topics & self._by_topic.keys())
         wildcards = frozenset(filter(is_wildcard, topics))
-        matching: Iterable[str] = dict.fromkeys(topic for topic in topics if topic in self._by_topic)
         if wildcards:
-            matches = compile_patterns(wildcards)
-            matching = {**dict.fromkeys(matching), **dict.fromkeys(filter(matches, self._by_topic))}
-        return sorted((record for topic in matching for record in self._by_topic[topic].values()), key=_offset)
+            names.update(filter(compile_patterns(wildcards), self._by_topic))
+        return sorted((record for name in names for record in self._by_topic[name].values()), key=_offset)

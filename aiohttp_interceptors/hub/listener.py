@@ -147,8 +147,13 @@ class _ListenerSink:
             self.subscription.drop_backlog()
         self._end(error)
 
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._wake()
+
     def close(self) -> None:
         self.subscription.close()
+        self.subscription.drop_backlog()
         self._items.clear()
         self._end(None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 
 from ..encoder import Encoder, encode_value
@@ -10,7 +11,6 @@ from ..exceptions import TopicFinished
 from ..sse import Event, encode
 from .broker import Broker, DeduplicationWindow, LogPosition
 from .dispatcher import Dispatcher
-from .history import EXPIRE_BATCH
 from .message import Kind, Message
 from .record import Record, Tombstone
 from .topics import check_topic
@@ -42,7 +42,10 @@ class Publisher:
         self._encoder = encoder
         self._max_event_size = max_event_size
         self._deduplication: DeduplicationWindow[str | None] = DeduplicationWindow()
-        self._finishing: set[str] = set()  # topics whose end is being stored by the broker
+        # Of each topic whose end is being stored by the broker: done when it is.
+        self._finishing: dict[str, asyncio.Future[None]] = {}
+        self._publishing: Counter[str] = Counter()  # publishes to the broker in progress, by topic
+        self._published_one: asyncio.Event | None = None  # of a finish that waits for them
 
     def message(
         self,
@@ -71,10 +74,7 @@ class Publisher:
         earlier = None if idempotency_key is None else self._deduplication.find(idempotency_key, now)
         if earlier is not None:
             return earlier[0]
-        history = self._dispatcher.history
-        if history.has_finished_topics:
-            history.expire(now, EXPIRE_BATCH)
-            self.check_unfinished(message.topic)
+        self.check_unfinished(message.topic)
         event_id = self._append(message, now)
         self.published += 1
         if idempotency_key is not None:
@@ -105,33 +105,73 @@ class Publisher:
 
     async def publish_to_broker(self, message: Message, connection: object = None) -> str | None:
         """Store a message, and return its ID. It is dispatched when the tail delivers it."""
-        assert self._broker is not None  # noqa: S101  # the caller knows that there is a broker
-        self.check_unfinished(message.topic)
-        position = await self._broker.publish(
-            message.topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
-        )
-        self.published += 1
+        topic, key = message.topic, message.idempotency_key
+        await self._wait_for_finish(topic)
+        if key is None:
+            self.check_unfinished(topic)
+        position = await self._store(message, connection)
+        if key is not None and position is not None and self._is_after_finish(topic, position):
+            raise _finished(topic)
         return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
+
+    async def _store(self, message: Message, connection: object = None) -> LogPosition | None:
+        """Store a message, and return its position."""
+        assert self._broker is not None  # noqa: S101  # the caller knows that there is a broker
+        topic = message.topic
+        self._publishing[topic] += 1
+        try:
+            position = await self._broker.publish(
+                topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
+            )
+        finally:
+            self._publishing[topic] -= 1
+            if not self._publishing[topic]:
+                del self._publishing[topic]
+                if self._published_one is not None:
+                    self._published_one.set()
+        self.published += 1
+        return position
+
+    async def _wait_for_finish(self, topic: str) -> None:
+        """Wait while this process finishes a topic: until then it is not known whether that succeeds."""
+        while (finishing := self._finishing.get(topic)) is not None:
+            await asyncio.wait([finishing])
+
+    async def _wait_for_publishes(self, topic: str) -> None:
+        """Wait for the publishes that were called before ``finish``, so that none follows the end."""
+        while topic in self._publishing:
+            if self._published_one is None or self._published_one.is_set():
+                self._published_one = asyncio.Event()
+            await self._published_one.wait()
+
+    def _is_after_finish(self, topic: str, position: LogPosition) -> bool:
+        history = self._dispatcher.history
+        return history.is_finished(topic) and position.offset > history.finished_at(topic)
 
     async def finish(self, message: Message) -> str:
         """Publish a message of the kind ``FINAL``, and return its ID.
 
         With a broker, wait until this process has received it, so that its topic is finished afterwards.
         """
+        topic, key = message.topic, message.idempotency_key
         if self._broker is None:
-            return str(self.publish_locally(message))
-        topic, history = message.topic, self._dispatcher.history
-        if topic in self._finishing or message.idempotency_key is None:
+            event_id = self.publish_locally(message)
+            if event_id is None:
+                raise ValueError(f"the idempotency_key {key!r} was used for an ephemeral event")
+            return event_id
+        await self._wait_for_finish(topic)
+        if key is None:
             self.check_unfinished(topic)
-        self._finishing.add(topic)
+        finishing = self._finishing[topic] = asyncio.get_running_loop().create_future()
         try:
-            position = await self._broker.publish(topic, message.payload(), idempotency_key=message.idempotency_key)
+            await self._wait_for_publishes(topic)
+            position = await self._store(message)
             assert position is not None  # noqa: S101  # None is only for a connection
-            self.published += 1
             await self.wait_for(position)
         finally:
-            self._finishing.discard(topic)
-        if history.is_finished(topic) and history.finished_through((topic,))[0] != position.offset:
+            del self._finishing[topic]
+            finishing.set_result(None)
+        if self._is_after_finish(topic, position):
             raise _finished(topic)  # another process was faster
         return f"{position.epoch}-{position.offset}"
 
@@ -143,7 +183,8 @@ class Publisher:
 
     def check_unfinished(self, topic: str) -> None:
         """Raise ``TopicFinished`` if a topic is finished."""
-        if topic in self._finishing or self._dispatcher.history.is_finished(topic):
+        history = self._dispatcher.history
+        if history.has_finished_topics and history.is_finished(topic, asyncio.get_running_loop().time()):
             raise _finished(topic)
 
 

@@ -10,6 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
+from aiohttp import web
+
 from .._checks import check_call, check_synchronous
 from .._threads import check_loop
 from ..channel import CloseReason
@@ -268,9 +270,19 @@ def _subject(hub: Hub, settings: TopicSettings, topics: tuple[str, ...], context
     identity = None if settings.identity is None else check_synchronous(settings.identity(context), "identity")
     if identity is not None:
         check_identity(identity)
-    if hub.history.has_finished_topics and hub._has_everything(topics, last_event_id_of(context.request)):
-        raise StopReconnecting
+    # With stream_ready the topics may change, and a snapshot is sent to each client without an ID.
+    if hub.history.has_finished_topics and settings.stream_ready is None:
+        request, select = context.request, _bind_select(settings, context)
+        event_id = last_event_id_of(request)
+        if (event_id is not None or settings.snapshot is None) and hub._has_everything(
+            topics, event_id, select, settings.policy_for(request)
+        ):
+            raise StopReconnecting
     return _Subject(topics, identity)
+
+
+def _bind_select(settings: TopicSettings, context: RequestContext) -> Callable[[Record], object] | None:
+    return None if settings.select is None else functools.partial(settings.select, context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +301,12 @@ class TopicSettings(StreamSettings):
     def defers_headers(self) -> bool:
         """Whether the headers are sent together with the first frames: no function requires them to be sent before."""
         return self.snapshot is None and self.stream_ready is None
+
+    def policy_for(self, request: web.Request) -> SubscriptionPolicy:
+        """Return the policy for the kind of client that a request comes from."""
+        if self.non_browser_policy is not None and not is_event_source_request(request.headers):
+            return self.non_browser_policy
+        return self.policy
 
     def __post_init__(self) -> None:
         StreamSettings.__post_init__(self)  # super() fails: slots=True replaces the class
@@ -415,10 +433,8 @@ class TopicStream(StreamLifecycle):
         self._last_event_id = last_event_id_of(context.request)  # not validated: an invalid ID is reported as a gap
         self._snapshot_events = 0  # sent
         self._reason: CloseReason | None = None
-        policy = settings.policy
-        if settings.non_browser_policy is not None and not is_event_source_request(context.request.headers):
-            policy = settings.non_browser_policy
-        select = None if settings.select is None else functools.partial(settings.select, context)
+        policy = settings.policy_for(context.request)
+        select = _bind_select(settings, context)
         self._subscription = hub.subscribe(
             subject.topics,
             connection,

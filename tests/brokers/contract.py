@@ -12,7 +12,8 @@ from typing import Protocol
 
 import pytest
 
-from aiohttp_interceptors.exceptions import BrokerDown
+from aiohttp_interceptors.channel import CloseReason
+from aiohttp_interceptors.exceptions import BrokerDown, TopicFinished
 from aiohttp_interceptors.hub.broker import (
     Broker,
     CaughtUp,
@@ -23,7 +24,9 @@ from aiohttp_interceptors.hub.broker import (
     Trimmed,
     Truncated,
 )
-from tests.waiting import within
+from aiohttp_interceptors.hub.hub import Hub
+from tests.hub.sink import start as start_stream
+from tests.waiting import until, within
 
 MEGABYTE = 2**20
 
@@ -386,6 +389,53 @@ class Contract:
         async with tail(other) as reading:
             await reading.until(CaughtUp)
             assert [entry.payload for entry in reading.entries] == [number(n) for n in range(3000)]
+
+    async def test_a_hub_that_starts_later_has_the_same_latest_values(self, brokers):
+        hubs, tables = [Hub(brokers(), latest=100, history=1) for _ in range(2)], []
+        try:
+            for data, (topic, key) in enumerate([("t", "a"), ("u", "ä"), ("t", "b"), ("t", "a"), ("u", None)]):
+                await within(hubs[0].publish(topic, str(data), key=key))
+            last = await within(hubs[0].publish("t", "no b", key="b", tombstone=True))
+            for hub in hubs:
+                hub.open()
+                await until(lambda hub=hub: hub.history.id_of(hub.history.end) == last)
+                assert hub.statistics().latest == 3
+                async with hub.listen(">", replay="latest") as records:
+                    tables.append([await within(anext(records)) for _ in range(3)])
+        finally:
+            for hub in hubs:
+                await hub.close()
+        assert [(each.topic, each.key, each.event.data) for each in tables[0]] == [
+            ("u", "ä", "1"),
+            ("t", "a", "3"),
+            ("u", None, "4"),
+        ]
+        assert [(each.id, each.key, each.frame) for each in tables[0]] == [
+            (each.id, each.key, each.frame) for each in tables[1]
+        ]
+
+    async def test_a_topic_that_one_hub_finishes_is_finished_in_all_of_them(self, brokers):
+        hubs = [Hub(brokers()) for _ in range(2)]
+        try:
+            sinks = [start_stream(hub, "a") for hub in hubs]
+            await until(lambda: all(sink.subscription.live for sink in sinks))
+            await hubs[0].publish("a", "1")
+            end = await hubs[1].finish("a", "end", idempotency_key="k")
+            await until(lambda: all(sink.ends for sink in sinks))
+            hubs.append(Hub(brokers()))
+            sinks.append(start_stream(hubs[2], "a"))
+            await until(lambda: sinks[2].ends)
+            while sinks[2].subscription.write_backlog():
+                pass
+            assert [sink.texts for sink in sinks] == [["1", "end"], ["1", "end"], ["end"]]
+            assert [sink.ends for sink in sinks] == [[(CloseReason.CLOSED, None)]] * 3
+            for hub in hubs:
+                assert await hub.finish("a", "end", idempotency_key="k") == end
+                with pytest.raises(TopicFinished):
+                    await hub.publish("a", "x")
+        finally:
+            for hub in hubs:
+                await hub.close()
 
 
 @pytest.fixture

@@ -472,6 +472,8 @@ class Subscription:
     def end(self, reason: CloseReason) -> None:
         """Close the subscription and call ``on_end`` with ``reason``. This method is idempotent."""
         self._flush_pending()
+        if self._group.is_finished():
+            self.finish()
         if self.state is not State.CLOSED:
             self.close()
             self._call_on_end(reason, None)
@@ -482,6 +484,7 @@ class Subscription:
         If its last record is not the end of the topics, the client is sent the ID of that end, so that it is known to
         have everything if it reconnects. A subscription that is PENDING ends when it has started.
         """
+        self._flush_pending()
         if self.state in (State.PENDING, State.CLOSED):
             return
         group, history = self._group, self._dispatcher.history

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from .nodes import Nodes
 from .pending import PendingSubscriptions, ResolvedId
 from .presence import check_identity
 from .publisher import Publisher
-from .record import Gap, GapReason
+from .record import Gap, GapReason, Record
 from .replication import ReplicationTask, Replicator
 from .runs import DEFAULT_END_EVENT, Events, Run, RunOptions, Runs
 from .topic_history import RetentionPolicy
@@ -419,7 +420,8 @@ class Hub:
             BrokerError: The run was not started, because the broker does not answer.
         """
         check_topic(topic)
-        if not (callable(events) or isinstance(events, AsyncGenerator | Generator)):
+        is_generator = isinstance(events, AsyncGenerator | Generator)
+        if not (is_generator or callable(events)) or inspect.iscoroutinefunction(events):
             raise TypeError(f"a run takes a generator, or a function that returns one, not {events!r}")
         options = RunOptions(timeout=timeout, max_events=max_events, error_event=error_event, end_event=end_event)
         self._bind()
@@ -637,8 +639,8 @@ class Hub:
         history.expire(dispatcher.now(), EXPIRE_BATCH)
         if not history.all_finished(names):
             return False
-        if event_id is None:  # one that gets no initial frame would never have an ID
-            return not (policy.prime or select_records(history.read(0, names).records, select))
+        if event_id is None:  # one that gets neither an event nor an initial frame would never have an ID
+            return not (policy.prime or select_records(self._for_newcomer(names, policy), select))
         resolved = self._pending.resolve(event_id)
         if resolved is None or resolved[1] is not None:
             return False
@@ -647,6 +649,14 @@ class Hub:
             return False
         records = history.read(offset, names).records
         return not (records if policy.prime else select_records(records, select))
+
+    def _for_newcomer(self, topics: frozenset[str], policy: SubscriptionPolicy) -> list[Record]:
+        """Return the records that a client without an ID gets of finished topics."""
+        history = self._dispatcher.history
+        if policy.replay == "latest":
+            return history.latest_records.read(topics).records
+        start = history.replay_start(topics, policy.replay) if policy.replay else history.end
+        return history.last_of_finished(topics, start).records + history.read(start, topics).records
 
     @property
     def history(self) -> History:

@@ -156,6 +156,7 @@ class Cursor:
         "_prefix",
         "_reader",
         "_since",
+        "presence_known",
     )
 
     def __init__(
@@ -170,7 +171,13 @@ class Cursor:
         self._announced = announced  # the client has received the initial frame or a gap event instead
         self._prefix = b"" if announced else policy.prefix
         self._conflating = False
+        self.presence_known: int | None = None  # the changes of its group's presence that the client knows
         self._since: dict[str, int] | None = None  # start offsets of topics that were added later
+
+    def take_prefix(self) -> bytes:
+        """Return the prefix of the next frame, which the caller sends."""
+        prefix, self._prefix = self._prefix, b""
+        return prefix
 
     @property
     def has_initial_records(self) -> bool:
@@ -200,6 +207,7 @@ class Cursor:
         Added topics are read after the current end of the history. If the policy is to send the latest records, those
         of the added topics come first.
         """
+        self.presence_known = None
         history, added = self._reader.history, topics - before
         since = {topic: offset for topic, offset in (self._since or {}).items() if topic in topics}
         since.update(dict.fromkeys(added, history.end))

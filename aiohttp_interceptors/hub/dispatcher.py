@@ -432,21 +432,31 @@ class Subscription:
         self._dispatcher.gaps += read.gaps
         # Check the state and the group again, because select may close the subscription or change its topics.
         if not read.more and self.state is State.CATCHING_UP and group is self._group:
-            if group.unflushed or group.flushing:
-                self._schedule_catch_up()
-            elif cursor.prefix_unsent:
-                group.schedule_catch_up(self)  # its next frame must contain ``retry``
-            else:
-                self._become_live()
-                if group.presence_event is not None:
-                    return self._with_presence(read, group.topics, group.presence_event)
+            return self._finish_catching_up(read, cursor, group)
         return read
 
-    def _with_presence(self, read: CursorRead, topics: frozenset[str], name: str) -> CursorRead:
+    def _finish_catching_up(self, read: CursorRead, cursor: Cursor, group: SubscriberGroup) -> CursorRead:
+        """Become live at the end of the history if that is possible. Return what to write."""
+        if group.unflushed or group.flushing:
+            self._schedule_catch_up()
+            return read
+        presence = self._presence_records(cursor, group)
+        if cursor.prefix_unsent and not presence:
+            group.schedule_catch_up(self)  # its next frame must contain ``retry``
+            return read
+        self._become_live()
+        return self._with_presence(read, cursor.take_prefix(), presence) if presence else read
+
+    def _presence_records(self, cursor: Cursor, group: SubscriberGroup) -> list[PresenceRecord]:
+        """Return the records that tell who is present, unless the client knows it."""
+        if group.presence_event is None or cursor.presence_known == group.presence_changes:
+            return []
+        return self._dispatcher.presence_records(group.topics, group.presence_event)
+
+    def _with_presence(self, read: CursorRead, prefix: bytes, records: list[PresenceRecord]) -> CursorRead:
         """Add who is present in each topic. From then on, the group writes who joins and leaves."""
-        records = self._dispatcher.presence_records(topics, name)
         self._events += len(records)
-        frames = read.frames + b"".join([record.frame for record in records])
+        frames = read.frames + prefix + b"".join([record.frame for record in records])
         self._bytes += len(frames) - len(read.frames)
         return read._replace(frames=frames, records=[*read.records, *records])
 
@@ -558,6 +568,8 @@ class Subscription:
         # of the history is equivalent, and there are fewer records to scan.
         offset = group.offset if group.unflushed or group.flushing else self._dispatcher.history.end
         self._cursor = Cursor(self._dispatcher.reader, self._policy, StartPosition(offset), announced=True)
+        if group.presence_event is not None and not group.flushing:
+            self._cursor.presence_known = group.presence_changes - group.unflushed_presence
 
     def _detach(self) -> None:
         """Move from any state to CLOSED."""
@@ -581,8 +593,9 @@ class Subscription:
 
     def _flush_pending(self) -> None:
         """Write the records that are already published. Called before this subscription changes."""
-        if self.live and self._group.unflushed:
-            self._dispatcher.flush(self._group)
+        group = self._group
+        if self.live and len(group.unflushed) > group.unflushed_presence:
+            self._dispatcher.flush(group)
 
 
 class TimeBudget:
@@ -614,10 +627,12 @@ class SubscriberGroup:
         "finished",
         "flushing",
         "offset",
+        "presence_changes",
         "presence_event",
         "select",
         "topics",
         "unflushed",
+        "unflushed_presence",
     )
 
     def __init__(
@@ -630,6 +645,8 @@ class SubscriberGroup:
     ) -> None:
         self.topics: frozenset[str] = topics
         self.presence_event: str | None = presence_event
+        self.presence_changes: int = 0  # total number of changes of who is present
+        self.unflushed_presence: int = 0  # those among ``unflushed``
         self.finished: dict[str, int] | None = None  # the topics that are finished, with the offsets of their ends
         self.select: Select | None = select
         self.encoder: Callable[[bytes], bytes] = encoder
@@ -663,6 +680,12 @@ class SubscriberGroup:
     def subscriptions(self) -> list[Subscription]:
         """Return all subscriptions."""
         return [*self._live, *(self._not_live or ())]
+
+    def add_presence(self, record: PresenceRecord) -> None:
+        """Add a change of who is present to the next flush."""
+        self.unflushed.append(record)
+        self.unflushed_presence += 1
+        self.presence_changes += 1
 
     def finish(self, topic: str, offset: int) -> None:
         """Remember that a topic is finished. It is remembered longer than by the history, for slow subscriptions."""
@@ -719,6 +742,7 @@ class SubscriberGroup:
         if self.flushing:
             return 0
         records, self.unflushed = self.unflushed, []
+        self.unflushed_presence = 0
         delivered = 0
         if records:
             self.flushing = True
@@ -927,8 +951,9 @@ class Dispatcher:
         """
         self.presence: Presence = Presence(self._presence_changed)
         """Who is present in each topic."""
-        self.on_finish: Callable[[str], None] | None = None
-        """Called with each topic that is finished."""
+        self._presence_lists: dict[str, dict[str, PresenceRecord]] = {}  # by topic and name, until a change
+        self.on_finish: Callable[[str, str | None], None] | None = None
+        """Called with each topic that is finished, and the key of its end."""
         self._history_age = history_age
         self._groups: dict[_GroupKey, SubscriberGroup] = {}
         self._patterns: PatternIndex[SubscriberGroup] = PatternIndex()
@@ -1025,14 +1050,14 @@ class Dispatcher:
         if self._expiry is None and self._history_age is not None:
             self._expiry = loop.call_later(self._history_age, self._expire)
 
-    def finish(self, topic: str, offset: int, time: float) -> None:
+    def finish(self, topic: str, offset: int, time: float, key: str | None) -> None:
         """Mark a topic as finished at an offset. End the subscriptions whose topics are all finished in the next flush.
 
-        ``time`` is in seconds of the event loop's clock.
+        ``time`` is in seconds of the event loop's clock, and ``key`` is that of the end.
         """
-        self.history.finish(topic, offset, time)
+        self.history.finish(topic, offset, time, key)
         if self.on_finish is not None:
-            self.on_finish(topic)
+            self.on_finish(topic, key)
         for group in self._patterns.matching(topic):
             if topic in group.topics:
                 group.finish(topic, offset)
@@ -1042,18 +1067,21 @@ class Dispatcher:
 
     def presence_records(self, topics: Iterable[str], name: str) -> list[PresenceRecord]:
         """Return the records that tell who is present in some topics, one for each topic that is not a wildcard."""
-        return [
-            self._presence_record(topic, name, present=sorted(self.presence.members(topic)))
-            for topic in sorted(topics)
-            if not is_wildcard(topic)
-        ]
+        return [self._presence_list(topic, name) for topic in sorted(topics) if not is_wildcard(topic)]
+
+    def _presence_list(self, topic: str, name: str) -> PresenceRecord:
+        lists = self._presence_lists.setdefault(topic, {})
+        if name not in lists:
+            lists[name] = self._presence_record(topic, name, present=sorted(self.presence.members(topic)))
+        return lists[name]
 
     def _presence_changed(self, topic: str, identity: str, joined: bool) -> None:  # noqa: FBT001
         """Dispatch to the groups that asked for it who has joined or left a topic."""
+        self._presence_lists.pop(topic, None)
         for group in self._patterns.matching(topic):
             if group.presence_event is not None and topic in group.topics:
                 change = {"joined" if joined else "left": identity}
-                group.unflushed.append(self._presence_record(topic, group.presence_event, **change))
+                group.add_presence(self._presence_record(topic, group.presence_event, **change))
                 self.schedule(group)
 
     def _presence_record(self, topic: str, name: str, **content: object) -> PresenceRecord:
@@ -1220,3 +1248,5 @@ class Dispatcher:
             del self._groups[group.topics, group.select, group.encoder, group.presence_event]
             for name in group.topics:
                 self._patterns.discard(name, group)
+                if group.presence_event is not None:
+                    self._presence_lists.pop(name, None)

@@ -81,8 +81,8 @@ class History:
         """The latest record of each topic and key, even if it was evicted."""
         self._retention = retention
         self._epochs = EpochHistory(epoch or new_epoch())
-        # The offset and the time at which each finished topic was finished, in the order of both.
-        self._finished: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        # The offset, the time and the key of the end of each finished topic, in the order of the former two.
+        self._finished: OrderedDict[str, tuple[int, float, str | None]] = OrderedDict()
         self._unknown_through = 0  # records of any topic may be missing up to this offset
         self._clear()
 
@@ -202,10 +202,10 @@ class History:
 
     # Finished topics.
 
-    def finish(self, topic: str, offset: int, time: float) -> None:
+    def finish(self, topic: str, offset: int, time: float, key: str | None) -> None:
         """Mark a topic as finished at an offset. The mark expires like a record of that time, in seconds."""
         self.end = offset
-        self._finished[topic] = offset, time
+        self._finished[topic] = offset, time, key
 
     @property
     def has_finished_topics(self) -> bool:
@@ -230,6 +230,10 @@ class History:
     def finished_at(self, topic: str) -> int:
         """Return the offset at which a finished topic was finished."""
         return self._finished[topic][0]
+
+    def finished_by(self, topic: str) -> str | None:
+        """Return the key of the end of a finished topic."""
+        return self._finished[topic][2]
 
     def last_offset(self, topic: str) -> int:
         """Return the offset of the last record of a topic, even if it was evicted; 0 if that is not known."""

@@ -204,8 +204,7 @@ class Hub:
         self._publisher = Publisher(self._dispatcher, broker, encoder, max_event_size)
         self._broker = broker
         self._nodes = None if broker is None else Nodes(broker, self._pending)
-        self._runs = Runs(records, self._publisher, self._nodes, max_runs)
-        self._dispatcher.on_finish = self._runs.topic_finished
+        self._runs = Runs(self._dispatcher, self._publisher, self._nodes, max_runs)
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
             replicator = Replicator(self._dispatcher, self._nodes)
@@ -430,7 +429,8 @@ class Hub:
     def find_run(self, topic: str) -> Run | None:
         """Return the run of a topic, on any node; ``None`` if there is none.
 
-        A run that has ended is found as long as its topic is finished, ``history_age`` seconds.
+        A run that has ended is found as long as its topic is finished, ``history_age`` seconds. It is not found if the
+        application has finished the topic.
 
         Args:
             topic: The topic of the run.
@@ -707,7 +707,9 @@ class Hub:
         if self._broker_closed:
             raise RuntimeError("this Hub was closed, and its broker with it; make another Hub, with another broker")
         loop = self._dispatcher.bind()
-        self._closed = False
+        if self._closed:
+            self._closed = False
+            self._runs.open()
         if self._replication_task is not None and self._tail is None:
             self._tail = loop.create_task(self._replication_task.run())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 from .._logging import log as logger
@@ -36,8 +37,8 @@ ControlMessage: TypeAlias = dict[str, Any]
 class NodeState(Protocol):
     """What the nodes of a Hub tell each other about one subject."""
 
-    def receive(self, node: str, message: ControlMessage) -> None:
-        """Handle a message of any node, also of this one. It may be an old one while this node catches up."""
+    def receive(self, node: str, message: ControlMessage, age: float) -> None:
+        """Handle a message of any node, also of this one, that was sent ``age`` seconds ago."""
 
     def caught_up(self) -> None:
         """Called when this node has caught up with the log. It may have missed messages, and others its own."""
@@ -67,8 +68,6 @@ class Nodes:
     """
 
     def __init__(self, broker: Broker, pending: PendingSubscriptions) -> None:
-        self.id: str = new_epoch()
-        """Identifies this node. No two nodes have the same one."""
         self._broker = broker
         self._pending = pending
         self._states: list[NodeState] = []
@@ -78,6 +77,11 @@ class Nodes:
         self._next_lease = 0.0
         self._sent = False  # whether other nodes may know this one
         self._closed = False
+
+    @cached_property
+    def id(self) -> str:
+        """Identifies this node. Made when it is first used, since a process may be forked before that."""
+        return new_epoch()
 
     @property
     def caught_up_now(self) -> bool:
@@ -96,7 +100,7 @@ class Nodes:
 
     async def publish(self, message: ControlMessage) -> LogPosition:
         """Send a message, and return its position in the log. Raises what the broker's ``publish`` raises."""
-        content = json.dumps({**message, "node": self.id}, separators=(",", ":")).encode()
+        content = json.dumps({**message, "node": self.id}, ensure_ascii=False, separators=(",", ":")).encode()
         payload = encode_payload(content, None, ephemeral=True, kind=Kind.CONTROL)
         self._sent = True
         position = await self._broker.publish(CONTROL_TOPIC, payload)
@@ -116,7 +120,7 @@ class Nodes:
                 if message["type"] == "bye":
                     self._forget(node)
             for state in self._states:
-                state.receive(node, message)
+                state.receive(node, message, age)
         except Exception as error:  # noqa: BLE001  # a wrong message must not stop the tail
             logger.exception("hub_control_failed", content=content[:200], exc_info=error)
 
@@ -143,13 +147,14 @@ class Nodes:
             try:
                 self._expire_leases()
                 await self._send()
+                continue
             except BrokerError:
-                for state in self._states:
-                    state.send_failed()
-                await asyncio.sleep(RETRY_DELAY)
+                pass
             except Exception as error:  # noqa: BLE001  # a broker's defect must not end the task
                 logger.exception("hub_control_failed", exc_info=error)
-                await asyncio.sleep(RETRY_DELAY)
+            for state in self._states:
+                state.send_failed()
+            await asyncio.sleep(RETRY_DELAY)
 
     async def _send(self) -> None:
         """Send all messages that are due."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..sse import Event
 from .nodes import ControlMessage, Nodes
-from .topics import is_wildcard
+from .topics import check_pattern, is_wildcard
 
 __all__ = ["Presence", "check_identity"]
 
 
 MAX_IDENTITY = 255  # characters
-MAX_PAIRS = 500  # of a topic and an identity in one message
+BATCH_SIZE = 32 * 1024  # bytes of topics and identities in one message
 
 Pair = tuple[str, str]  # a topic and an identity
 
@@ -45,15 +45,20 @@ class Presence:
         self._present: dict[str, dict[str, int]] = {}  # by topic and identity, the number of nodes
         self._changed: dict[Pair, None] = {}  # to tell the other nodes
         self._list_due = True
+        self._number = 0  # of the latest message of this node
+        self._numbers: dict[str, int] = {}  # of the latest message of each other node
         self._questions: dict[str, None] = {}  # nodes to ask for their list; "" asks all
 
     def share(self, nodes: Nodes) -> None:
         """Share the presence with the other nodes of the Hub."""
-        if self._nodes is None:
-            self._nodes = nodes
-            nodes.add_state(self)
-            if nodes.caught_up_now:
-                self.caught_up()
+        if self._nodes is not None:
+            return
+        if nodes.caught_up_now:
+            nodes.wake()  # raises in another thread than the event loop's
+        self._nodes = nodes
+        nodes.add_state(self)
+        if nodes.caught_up_now:
+            self.caught_up()
 
     def members(self, topic: str) -> frozenset[str]:
         """Return the identities that are present in a topic."""
@@ -69,8 +74,10 @@ class Presence:
     def topics_changed(self, stream: object, before: Iterable[str], topics: Iterable[str]) -> None:
         """Handle that the topics of a stream have changed. Does nothing for a stream without an identity."""
         identity = self._streams.get(stream)
-        if identity is None:
-            return
+        if identity is not None:
+            self._change_topics(identity, before, topics)
+
+    def _change_topics(self, identity: str, before: Iterable[str], topics: Iterable[str]) -> None:
         left, joined = set(before), set(topics)
         for topic in joined - left:
             if not is_wildcard(topic):
@@ -81,8 +88,9 @@ class Presence:
 
     def left(self, stream: object, topics: Iterable[str]) -> None:
         """Remove a stream that has ended. Idempotent."""
-        self.topics_changed(stream, topics, ())
-        self._streams.pop(stream, None)
+        identity = self._streams.pop(stream, None)
+        if identity is not None:
+            self._change_topics(identity, topics, ())
 
     def _count_local(self, pair: Pair, change: int) -> None:
         before = self._local.get(pair, 0)
@@ -114,7 +122,7 @@ class Presence:
 
     # Other nodes.
 
-    def receive(self, node: str, message: ControlMessage) -> None:
+    def receive(self, node: str, message: ControlMessage, age: float) -> None:  # noqa: ARG002
         """Handle a message of a node. Those that were sent before this node caught up are not current."""
         nodes, kind = self._nodes, message["type"]
         if nodes is None or node == nodes.id or not nodes.caught_up_now:
@@ -127,6 +135,11 @@ class Presence:
             self._apply(node, message)
 
     def _apply(self, node: str, message: ControlMessage) -> None:
+        joined, left = _read_pairs(message, "joined"), _read_pairs(message, "left")
+        number = int(message["number"])
+        if number <= self._numbers.get(node, 0):
+            return  # a broker may store a message late that was given up
+        self._numbers[node] = number
         if message.get("begins"):
             self._unconfirmed[node] = dict(self._remote.setdefault(node, {}))
         pairs = self._remote.get(node)
@@ -134,13 +147,11 @@ class Presence:
             self._questions[node] = None
             return
         unconfirmed = self._unconfirmed.get(node, {})
-        for topic, identity in message.get("joined", ()):
-            pair = (topic, identity)
+        for pair in joined:
             unconfirmed.pop(pair, None)
             if pair not in pairs:
                 pairs[pair] = None
                 self._count_node(pair, 1)
-        left = [(topic, identity) for topic, identity in message.get("left", ())]
         if message.get("ends"):
             left += self._unconfirmed.pop(node, {})
         for pair in left:
@@ -151,6 +162,7 @@ class Presence:
     def node_died(self, node: str) -> None:
         """Remove the identities of a node."""
         self._unconfirmed.pop(node, None)
+        self._numbers.pop(node, None)
         for pair in self._remote.pop(node, {}):
             self._count_node(pair, -1)
 
@@ -167,21 +179,23 @@ class Presence:
 
     def leases(self) -> list[ControlMessage]:
         """Return a message without a change, if anybody is present on this node."""
-        return [{"type": "presence"}] if self._local else []
+        return [self._numbered({})] if self._local else []
+
+    def _numbered(self, message: ControlMessage) -> ControlMessage:
+        self._number += 1
+        return {"type": "presence", "number": self._number, **message}
 
     def unsent(self) -> Iterator[ControlMessage]:
         """Yield the list of this node, or what has changed since then, and questions."""
         if self._list_due:
             self._list_due = False
             self._changed = {}
-            yield from _list_messages(list(self._local))
+            for message in _list_messages(list(self._local)):
+                yield self._numbered(message)
         changed, self._changed = list(self._changed), {}
         for batch in _batches(changed):
-            yield {
-                "type": "presence",
-                "joined": [pair for pair in batch if pair in self._local],
-                "left": [pair for pair in batch if pair not in self._local],
-            }
+            joined = [pair for pair in batch if pair in self._local]
+            yield self._numbered({"joined": joined, "left": [pair for pair in batch if pair not in self._local]})
         questions, self._questions = self._questions, {}
         for node in questions:
             yield {"type": "presence?", "to": node}
@@ -190,16 +204,28 @@ class Presence:
 def _list_messages(pairs: list[Pair]) -> Iterator[ControlMessage]:
     batches = _batches(pairs) or [[]]
     for number, batch in enumerate(batches):
-        yield {
-            "type": "presence",
-            "begins": number == 0,
-            "ends": number == len(batches) - 1,
-            "joined": batch,
-        }
+        yield {"begins": number == 0, "ends": number == len(batches) - 1, "joined": batch}
 
 
 def _batches(pairs: list[Pair]) -> list[list[Pair]]:
-    return [pairs[start : start + MAX_PAIRS] for start in range(0, len(pairs), MAX_PAIRS)]
+    """Split pairs into batches of about ``BATCH_SIZE`` bytes."""
+    batches: list[list[Pair]] = []
+    size = BATCH_SIZE
+    for topic, identity in pairs:
+        if size >= BATCH_SIZE:
+            batches.append([])
+            size = 0
+        batches[-1].append((topic, identity))
+        size += len(topic.encode()) + len(identity.encode())
+    return batches
+
+
+def _read_pairs(message: ControlMessage, name: str) -> list[Pair]:
+    """Return the pairs of a message. Raises ``ValueError`` if one is invalid."""
+    pairs = [(check_pattern(topic), check_identity(identity)) for topic, identity in message.get(name, ())]
+    if any(is_wildcard(topic) for topic, _ in pairs):
+        raise ValueError("nobody is present in a wildcard")
+    return pairs
 
 
 def presence_event(name: str, topic: str, **change: object) -> Event:

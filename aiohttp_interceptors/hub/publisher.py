@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
 
 from ..encoder import Encoder, encode_value
 from ..exceptions import TopicFinished
@@ -86,7 +85,7 @@ class Publisher:
         topic, event, key = message.topic, message.event, message.key
         if event is None:  # the topic is finished without another event
             offset = history.end + 1
-            dispatcher.finish(topic, offset, now)
+            dispatcher.finish(topic, offset, now, key)
             return history.id_of(offset)
         if message.ephemeral:
             record = Record(0, None, topic, event, encode(event), key, now)
@@ -94,7 +93,7 @@ class Publisher:
             record = history.append(topic, event, key, now, _CLASS_OF.get(message.kind, Record))
         dispatcher.dispatch(record)
         if message.kind is Kind.FINAL:
-            dispatcher.finish(topic, record.offset, now)
+            dispatcher.finish(topic, record.offset, now, key)
         return record.id
 
     async def publish(self, message: Message) -> str | None:
@@ -175,11 +174,14 @@ class Publisher:
             raise _finished(topic)  # another process was faster
         return f"{position.epoch}-{position.offset}"
 
-    async def wait_for(self, position: LogPosition) -> None:
-        """Wait until this process has received an entry that the broker has stored, or for some seconds."""
-        with suppress(TimeoutError):
+    async def wait_for(self, position: LogPosition) -> bool:
+        """Wait for some seconds until this process has received an entry of the broker, and return whether it has."""
+        try:
             async with asyncio.timeout(RECEIVE_TIMEOUT):
                 await self._dispatcher.unresolved.wait(f"{position.epoch}-{position.offset}")
+        except TimeoutError:
+            return False
+        return True
 
     def check_unfinished(self, topic: str) -> None:
         """Raise ``TopicFinished`` if a topic is finished."""

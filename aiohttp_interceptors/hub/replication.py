@@ -50,6 +50,7 @@ class Replicator:
         self._nodes = nodes
         self._pending = dispatcher.unresolved
         self._subscribed = False
+        self._missed = False  # some control messages may have been missed
         self._unreadable: set[bytes] = set()  # first bytes of payloads that could not be decoded, logged once each
         self.entries: int = 0
         """Number of entries that were received."""
@@ -68,13 +69,15 @@ class Replicator:
                 self._subscribed = True
                 dispatcher.change_history(lambda: dispatcher.history.start_after(*item.position))
         elif isinstance(item, Trimmed):
+            self._missed = True
             dispatcher.change_history(lambda: dispatcher.history.trim(item.through))
         elif isinstance(item, Truncated):
+            self._missed = True
             dispatcher.change_history(lambda: dispatcher.history.truncate(*item.position))
         elif isinstance(item, CaughtUp):
-            was_caught_up = self._pending.caught_up
+            missed, self._missed = self._missed or not self._pending.caught_up, False
             self._pending.on_caught_up()
-            if self._nodes is not None and not was_caught_up:
+            if self._nodes is not None and missed:
                 self._nodes.caught_up()
         else:
             self._append(item)
@@ -126,7 +129,7 @@ class Replicator:
                 history.add(record)
                 dispatcher.dispatch(record)
             if kind is Kind.FINAL:
-                dispatcher.finish(topic, offset, now - age)
+                dispatcher.finish(topic, offset, now - age, key)
 
     def _skip(self, topic: str, offset: int, payload: bytes, error: ValueError) -> None:
         """Skip an entry that this release cannot read: the subscribers of its topic get a gap."""

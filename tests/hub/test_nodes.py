@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 import pytest
@@ -210,10 +211,10 @@ MALFORMED = [
     b'{"node":"n"}',
     b'{"type":"presence"}',
     b'{"type":"presence?","node":"n"}',
-    b'{"type":"presence","node":"n","begins":true,"joined":[["room"]]}',
-    b'{"type":"presence","node":"n","begins":true,"joined":[["room","x","y"]]}',
-    b'{"type":"presence","node":"n","begins":true,"joined":5}',
-    b'{"type":"presence","node":"n","begins":true,"left":[[{},[]]]}',
+    b'{"type":"presence","number":1,"node":"n","begins":true,"joined":[["room"]]}',
+    b'{"type":"presence","number":1,"node":"n","begins":true,"joined":[["room","x","y"]]}',
+    b'{"type":"presence","number":1,"node":"n","begins":true,"joined":5}',
+    b'{"type":"presence","number":1,"node":"n","begins":true,"left":[[{},[]]]}',
     b'{"type":"run","node":"n"}',
     b'{"type":"runs","node":"n","runs":[5]}',
     b'{"type":"cancel","node":"n"}',
@@ -248,17 +249,31 @@ class TestMessages:
         assert logged == []
 
     async def test_a_node_that_says_nothing_more_is_forgotten(self, cluster, hub):
-        list_of_a_ghost = {"type": "presence", "begins": True, "ends": True, "joined": [["room", "ghost"]]}
+        list_of_a_ghost = {"type": "presence", "number": 1, "begins": True, "ends": True, "joined": [["room", "ghost"]]}
         cluster.send(json.dumps({**list_of_a_ghost, "node": "n"}).encode())
         await until(lambda: seen(hub) == {"ghost"})
         await until(lambda: seen(hub) == set())
+
+    async def test_a_node_that_starts_does_not_believe_what_is_old(self, monkeypatch, cluster):
+        """Other nodes answer its question; one that is gone does not."""
+        monkeypatch.setattr(nodes, "LEASE_TIMEOUT", 1000.0)
+        cluster.send(b'{"type":"presence","number":1,"node":"n","begins":true,"ends":true,"joined":[["room","ghost"]]}')
+        hub = await cluster.node(ready=False)
+        watcher = watch(hub, "room")
+        await until(lambda: hub.ready)
+        join(hub, "room", identity="ann")
+        await until(lambda: watcher.present == {"room": {"ann"}})
+        assert not any("ghost" in str(each) for each in watcher.told)
 
     async def test_a_list_replaces_the_one_before(self, monkeypatch, cluster, hub):
         monkeypatch.setattr(nodes, "LEASE_TIMEOUT", 1000.0)
         watcher = watch(hub, "room")
 
+        numbers = itertools.count(1)
+
         async def send(**content):
-            offset = cluster.send(json.dumps({"type": "presence", "node": "n", **content}).encode())
+            message = {"type": "presence", "node": "n", "number": next(numbers), **content}
+            offset = cluster.send(json.dumps(message).encode())
             await until(lambda: hub.history.end >= offset)
 
         await send(begins=True, ends=True, joined=[["room", "a"], ["room", "b"]])
@@ -271,7 +286,7 @@ class TestMessages:
         assert seen(hub) == set()
 
     async def test_a_change_without_a_list_is_a_question(self, cluster, hub):
-        offset = cluster.send(b'{"type":"presence","node":"n","joined":[["room","x"]]}')
+        offset = cluster.send(b'{"type":"presence","number":1,"node":"n","joined":[["room","x"]]}')
         await until(lambda: cluster.log.end > offset and hub.history.end > offset)
         assert seen(hub) == set()
         question = cluster.control_messages()[-1]

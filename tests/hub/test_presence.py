@@ -413,8 +413,14 @@ class TestSeveralNodes:
         late.presence("room")
         await until(lambda: seen(late) == {"ann"})
 
+    async def test_a_node_that_is_not_ready_yet_asks_once_it_is(self, cluster, pair):
+        join(pair[0], "room", identity="ann")
+        late = await cluster.node(ready=False)
+        assert late.presence("room") == set()
+        await until(lambda: seen(late) == {"ann"})
+
     async def test_a_list_has_as_many_messages_as_it_needs(self, monkeypatch, cluster, pair):
-        monkeypatch.setattr("aiohttp_interceptors.hub.presence.MAX_PAIRS", 3)
+        monkeypatch.setattr("aiohttp_interceptors.hub.presence.BATCH_SIZE", 12)
         for number in range(10):
             join(pair[0], "room", identity=f"{number}", watches=False)
         await everywhere(pair, *"0123456789")
@@ -427,11 +433,13 @@ class TestSeveralNodes:
             monkeypatch.setattr(nodes, name, 1000.0)
         hubs = [await cluster.node() for _ in range(3)]
         for hub in hubs:
-            hub.presence("room")
+            join(hub, "room", identity="all")
+        await until(lambda: len(cluster.control_messages()) >= 3 and all(hub.presence("room") for hub in hubs))
+        await run_other_tasks(50)  # all questions are answered
         ann = join(hubs[0], "room", identity="ann")
-        await everywhere(hubs, "ann")
+        await everywhere(hubs, "all", "ann")
         ann.subscription.close()
-        await everywhere(hubs)
+        await everywhere(hubs, "all")
 
     async def test_a_page_that_is_reloaded_is_one_message(self, cluster, pair):
         here, there = pair
@@ -445,6 +453,17 @@ class TestSeveralNodes:
         await everywhere(pair, "ann", "bob", "last")
         await run_other_tasks()
         assert watcher.told == [{"topic": "room", "present": ["ann", "last"]}, {"topic": "room", "joined": "bob"}]
+
+    async def test_a_second_tab_on_the_same_node_sends_nothing(self, monkeypatch, cluster, pair):
+        monkeypatch.setattr(nodes, "LEASE_INTERVAL", 1000.0)
+        join(pair[0], "room", identity="ann")
+        await everywhere(pair, "ann")
+        await run_other_tasks(20)  # the lease that was due
+        before = cluster.log.end
+        join(pair[0], "room", identity="ann").subscription.close()
+        join(pair[0], "room", identity="bob")
+        await everywhere(pair, "ann", "bob")
+        assert [each["joined"] for each in cluster.control_messages()[before:]] == [[["room", "bob"]]]
 
     async def test_nothing_is_sent_if_presence_is_not_used(self, cluster):
         hubs = [await cluster.node() for _ in range(2)]

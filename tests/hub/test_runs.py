@@ -46,11 +46,13 @@ def quick(monkeypatch):
 
 
 class Network(MemoryBroker):
-    """A broker whose connection may be cut, and which may store an event and not say so."""
+    """A broker whose connection may be cut or slow, and which may store an event and not say so."""
 
     def __init__(self, log):
         super().__init__(log)
         self.connected = True
+        self.fast = asyncio.Event()  # whether what is stored arrives
+        self.fast.set()
         self.silent_about = None  # the data of an event
 
     async def publish(self, topic, payload, **options):
@@ -64,6 +66,7 @@ class Network(MemoryBroker):
     async def tail(self, after):
         self.check()
         async for item in super().tail(after):
+            await self.fast.wait()
             self.check()
             yield item
 
@@ -112,6 +115,13 @@ async def read(hub, topic, after=None):
     """Read a topic to its end, and return the data of its events."""
     async with asyncio.timeout(TIMEOUT):
         return [record.event.data async for record in hub.listen(topic, after=after, replay=0 if after else 1000)]
+
+
+async def passed(seconds):
+    """Wait until so much time has passed."""
+    loop = asyncio.get_running_loop()
+    since = loop.time()
+    await until(lambda: loop.time() > since + seconds)
 
 
 def published(hub, topic="t"):
@@ -569,7 +579,9 @@ class TestCancelling:
         await until(lambda: published(hub))
         await run.cancel()
         assert await within(run.wait()) is RunState.CANCELLED
-        assert [str(line["exc_info"]) for line in logged if line["event"] == "ended_by_an_error"] == ["in the clean-up"]
+        assert [str(line["exc_info"]) for line in logged if line["event"] == "hub_run_cleanup_failed"] == [
+            "in the clean-up"
+        ]
 
     async def test_a_generator_that_does_not_end_is_left_alone(self, hub, monkeypatch, logged):
         """Its thread ends at the next ``yield``."""
@@ -627,7 +639,7 @@ class TestTopics:
         ended = hub.find_run("t")
         assert (ended.id, ended.state, await ended.wait()) == (run.id, RunState.CANCELLED, RunState.CANCELLED)
 
-    async def test_a_topic_that_the_application_finishes_ends_its_run(self, hub):
+    async def test_a_topic_that_the_application_finishes_ends_its_run(self, hub, logged):
         gate = Gate()
         run = await hub.run("t", gate.events(1))
         gate.allow()
@@ -636,6 +648,7 @@ class TestTopics:
         assert await within(run.wait()) is RunState.FINISHED
         await until(lambda: gate.closed and hub.statistics().runs == 0)
         assert published(hub) == ["0", "that is all"]
+        assert "hub_published_after_finish" not in [line["event"] for line in logged]
 
     async def test_also_if_its_own_generator_does(self, hub):
         ended = []
@@ -813,9 +826,24 @@ class TestNodes:
         assert [(await found(hub)).id for hub in cluster.hubs] == [winners[0].id] * 3
         await until(lambda: published(cluster.hubs[0]) == [str(results.index(winners[0]))])
 
+    async def test_a_node_that_is_late_does_not_start_another_one(self, cluster):
+        cluster.network.fast.clear()
+        run = await cluster.hubs[1].run("t", counting)
+        await within(run.wait())
+        end = cluster.log.end
+        late = asyncio.create_task(cluster.hubs[0].run("t", counting))
+        await until(lambda: cluster.log.end > end)
+        await until(lambda: cluster.hubs[2].history.end == cluster.log.end)
+        cluster.network.fast.set()
+        with pytest.raises(TopicFinished):
+            await within(late)
+        assert [hub.find_run("t").id for hub in cluster.hubs] == [run.id] * 3
+        assert [hub.find_run("t").state for hub in cluster.hubs] == [RunState.FINISHED] * 3
+
     async def test_a_node_that_closes_ends_its_runs_as_shutdown(self, cluster):
         await cluster.hubs[0].run("t", waiting)
         other = await found(cluster.hubs[1])
+        await until(lambda: published(cluster.hubs[1]))
         await within(cluster.hubs[0].close())
         assert await within(other.wait()) is RunState.FAILED
         assert other.reason == "shutdown"
@@ -936,18 +964,22 @@ class TestOutages:
         await until(lambda: all(hub.ready for hub in cluster.hubs))
         assert [hub.find_run("t") for hub in cluster.hubs] == [None] * 3
 
-    async def test_a_long_one_does_not_make_it_lost(self, cluster, monkeypatch):
-        monkeypatch.setattr(nodes, "LEASE_TIMEOUT", 0.3)
+    async def test_a_long_one_does_not_make_it_lost(self, cluster, hub_of, monkeypatch):
+        """A node that has started meanwhile does not take the old lease for that of a dead node either."""
+        monkeypatch.setattr(nodes, "LEASE_TIMEOUT", 0.5)
         gate = Gate()
         run = await cluster.hubs[0].run("t", gate.events(1))
         other = await found(cluster.hubs[1])
         cluster.log.stop()
-        loop = asyncio.get_running_loop()
-        since = loop.time()
-        await until(lambda: loop.time() > since + 0.6)
+        await passed(0.8)
         cluster.log.restart()
+        newcomer = (await hub_of(cluster.log)).find_run("t")
+        assert newcomer.id == run.id
+        await passed(0.8)
         gate.allow(2)
-        assert await within(asyncio.gather(run.wait(), other.wait())) == [RunState.FINISHED] * 2
+        assert (
+            await within(asyncio.gather(*[each.wait() for each in (run, other, newcomer)])) == [RunState.FINISHED] * 3
+        )
 
     @pytest.mark.parametrize("kept", [0, 2])
     async def test_it_goes_on_when_the_broker_has_lost_events(self, cluster, hub_of, kept):

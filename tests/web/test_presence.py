@@ -178,7 +178,7 @@ class TestJoining:
 
     @pytest.mark.parametrize("value", [5, b"ann", "", "a\nb", "x" * 256, ["ann"], iter("ann")])
     async def test_another_value_than_an_identity_is_an_error(self, serve, connect, hub, value, raised):
-        server = await serve(room(hub, identity=lambda context: value))
+        server = await serve(room(hub, identity=lambda context: value, snapshot=lambda context: []))
         assert (await connect(server)).status == 500
         assert [type(error) for error in raised()] in ([TypeError], [ValueError])
         assert hub.statistics().subscribers == 0

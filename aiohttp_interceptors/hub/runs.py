@@ -39,6 +39,7 @@ __all__ = ["DEFAULT_END_EVENT", "Events", "Run", "RunOptions", "RunState", "Runs
 MAX_RETRY_DELAY = 5.0  # seconds between two attempts to publish while the broker is down; the first is MIN_RETRY_DELAY
 MIN_RETRY_DELAY = 0.1
 SHORT_CLEANUP_TIMEOUT = 0.5  # seconds that a generator may take to clean up before the end of its run is published
+SHUTDOWN_CLEANUP_TIMEOUT = 0.1  # the same while the process stops, since its readers are about to be disconnected
 CLEANUP_TIMEOUT = 5.0  # seconds that it may take after that
 RUNS_PER_LEASE = 200  # runs that one message names
 MAX_WITHDRAWN = 1000  # runs that were given up, to be remembered
@@ -301,7 +302,8 @@ class Runs:
         state, reason = _outcome(execution, producing, stop)
         try:
             if producing is not None and producing.cancel():
-                await asyncio.wait([producing], timeout=SHORT_CLEANUP_TIMEOUT)
+                seconds = SHUTDOWN_CLEANUP_TIMEOUT if reason == "shutdown" else SHORT_CLEANUP_TIMEOUT
+                await asyncio.wait([producing], timeout=seconds)
             if execution.state is RunState.RUNNING:
                 if execution.error is not None and options.error_event is not None:
                     await self._publish_error(execution, options.error_event, execution.error)

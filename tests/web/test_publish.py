@@ -56,8 +56,7 @@ async def test_an_event_goes_to_the_streams_of_its_topic(serve, session):
 async def test_a_final_event_finishes_the_topic_and_what_follows_is_a_conflict(serve, session):
     hub = Hub()
     server = await serve(application(hub))
-    status, text = await post(session, server, json={"topic": "job", "data": "done", "final": True})
-    assert status == 201
+    assert (await post(session, server, json={"topic": "job", "data": "done", "final": True}))[0] == 201
     assert hub.history.is_finished("job")
     assert (await post(session, server, json={"topic": "job", "data": "late"}))[0] == 409
     assert (await post(session, server, json={"topic": "job", "data": "again", "final": True}))[0] == 409

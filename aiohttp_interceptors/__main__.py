@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ from .hub.listener import Lagged
 from .hub.record import Gap
 from .sse import Event
 
+READY_TIMEOUT = 10.0  # seconds that ``publish`` waits for the log to be read
 KEEP_ALL = 2**53  # records; more than any log has
 HELP = "module:function, redis://…, postgresql://…, or the path of an SQLite file"
 
@@ -64,10 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("topics", nargs="+", help="topic names and wildcards, such as 'orders.>'")
     tail.add_argument("--after", help="an event ID; the events after it come first")
     tail.add_argument("--replay", type=int, default=0, help="number of the latest events that come first")
-    tail.add_argument("--limit", type=int, help="number of lines after which to stop")
+    tail.add_argument("--limit", type=_positive, help="number of lines after which to stop")
     for command in publish, tail:
         command.add_argument("--stream", help="the stream of Redis, or the table of PostgreSQL, if not the default one")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("1 or more")
+    return number
 
 
 def _make_broker(name: str, stream: str | None) -> Broker:
@@ -112,6 +121,7 @@ async def _publish(options: argparse.Namespace) -> int:
         raise ValueError("a final event is neither ephemeral nor a tombstone")
     hub = Hub(_make_broker(options.broker, options.stream))
     try:
+        await _wait_until_ready(hub)
         if options.final:
             event_id: str | None = await hub.finish(options.topic, event, **arguments)
         else:
@@ -124,6 +134,14 @@ async def _publish(options: argparse.Namespace) -> int:
     return 0
 
 
+async def _wait_until_ready(hub: Hub) -> None:
+    """Wait until it is known which topics are finished, or for some seconds: then ``publish`` says what is wrong."""
+    hub.open()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(READY_TIMEOUT):
+            await hub._pending.wait(None)
+
+
 async def _tail(options: argparse.Namespace) -> int:
     hub, count = Hub(_make_broker(options.broker, options.stream)), 0
     try:
@@ -134,7 +152,8 @@ async def _tail(options: argparse.Namespace) -> int:
                 else:
                     event = record.event
                     line = {"id": record.id, "topic": record.topic, "data": event.data}
-                    line |= {name: value for name, value in {"name": event.name, "key": record.key}.items() if value}
+                    more = {"name": event.name, "key": record.key, "tombstone": record.tombstone}
+                    line |= {name: value for name, value in more.items() if value}
                 count += 1
                 print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
                 if options.limit is not None and count >= options.limit:

@@ -8,5 +8,5 @@ async def members(request):
 
 
 setup(app := web.Application(), hub := Hub())
-stream = topic_stream(hub, "room", identity=lambda context: context.request.query["user"], presence_event="who")
+stream = topic_stream(hub, "room", identity=lambda context: context.request.query.get("user"), presence_event="who")
 app.add_routes([web.get("/room", stream), web.get("/members", members)])

@@ -419,7 +419,10 @@ class Hub:
             BrokerError: The run was not started, because the broker does not answer.
         """
         check_topic(topic)
-        is_generator = isinstance(events, AsyncGenerator | Generator)
+        given: object = events
+        if inspect.iscoroutine(given):
+            given.close()  # so that Python does not warn
+        is_generator = isinstance(given, AsyncGenerator | Generator)
         if not (is_generator or callable(events)) or inspect.iscoroutinefunction(events):
             raise TypeError(f"a run takes a generator, or a function that returns one, not {events!r}")
         options = RunOptions(timeout=timeout, max_events=max_events, error_event=error_event, end_event=end_event)
@@ -429,12 +432,17 @@ class Hub:
     def find_run(self, topic: str) -> Run | None:
         """Return the run of a topic, on any node; ``None`` if there is none.
 
-        A run that has ended is found as long as its topic is finished, ``history_age`` seconds. It is not found if the
-        application has finished the topic.
+        With a broker, a process that has just started finds it when the Hub is ``ready``. A run that has ended is found
+        as long as its topic is finished, ``history_age`` seconds, unless the application has finished the topic.
 
         Args:
             topic: The topic of the run.
+
+        Raises:
+            TypeError: The topic is not a string.
+            ValueError: The topic is invalid.
         """
+        check_topic(topic)
         return self._runs.find(topic)
 
     async def drain_runs(self, seconds: float) -> None:

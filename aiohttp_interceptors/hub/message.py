@@ -65,8 +65,10 @@ class Message:
             _check_key(key)
         if idempotency_key is not None:
             _check_idempotency_key(idempotency_key)
-        if kind is Kind.TOMBSTONE and (key is None or ephemeral):
-            raise ValueError("a tombstone needs the key whose value it removes, and is not ephemeral")
+        if kind is Kind.TOMBSTONE and key is None:
+            raise ValueError("a tombstone needs the key whose value it removes")
+        if kind is Kind.TOMBSTONE and ephemeral:
+            raise ValueError("a tombstone is kept like the value that it removes, and cannot be ephemeral")
         if event is not None and max_size is not None and is_larger(event, max_size):
             raise EventTooLarge(
                 f"an event of more than {max_size} bytes was published under {topic!r}; see max_event_size"

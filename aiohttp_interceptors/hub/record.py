@@ -29,7 +29,7 @@ class Record:
     __slots__ = ("_event", "frame", "id", "key", "offset", "time", "topic")
 
     tombstone: bool = False
-    """Whether the key has no value after this record."""
+    """Whether the key has no value after this record, as ``Hub.publish(tombstone=True)`` says."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class GapReason(StrEnum):
     FOREIGN = "foreign"
     """The ID is from another Hub, or from an earlier run of a Hub whose history was not kept."""
     UNKNOWN = "unknown"
-    """The ID is not in the format of a Hub's IDs."""
+    """The ID is not in the format of a Hub's IDs, or the client was cut within its first latest records."""
     FUTURE = "future"
     """The ID is ahead of the newest record."""
     TRUNCATED = "truncated"

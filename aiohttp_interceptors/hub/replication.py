@@ -116,7 +116,8 @@ class Replicator:
                 self._nodes.receive(frame, age)
         elif history.is_finished(topic, now - age):
             history.end = offset
-            logger.warning("hub_published_after_finish", topic=topic, offset=offset)
+            if self._pending.caught_up:  # an old one was logged before
+                logger.warning("hub_published_after_finish", topic=topic, offset=offset)
         elif ephemeral:
             history.end = offset
             if self._pending.caught_up:  # otherwise published while the broker was down or this process was starting

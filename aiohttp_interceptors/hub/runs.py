@@ -98,6 +98,7 @@ class _Execution:
     end_event: str
     state: RunState = RunState.RUNNING
     reason: str | None = None
+    start_id: str | None = None
     error: BaseException | None = None
     stop: asyncio.Future[str] | None = None  # on the node of the run; its result is why the run is ended
     task: asyncio.Task[None] | None = None  # on that node, once the run has started
@@ -132,6 +133,15 @@ class Run:
         return self._execution.topic
 
     @property
+    def start_id(self) -> str | None:
+        """An ID before the first event, in the process of the run; ``None`` in the others.
+
+        A reader that starts after it (``?last_event_id=`` in the URL of its stream) gets all events, or a gap event if
+        the history does not have all of them any more.
+        """
+        return self._execution.start_id
+
+    @property
     def state(self) -> RunState:
         """The state, as far as this process knows."""
         return self._execution.state
@@ -147,7 +157,7 @@ class Run:
 
     @property
     def error(self) -> BaseException | None:
-        """What the generator has raised, in the process of the run; ``None`` in the others."""
+        """What the generator has raised. Only of the object that ``Hub.run`` returned; ``None`` of others."""
         return self._execution.error
 
     async def cancel(self) -> None:
@@ -170,6 +180,12 @@ class Run:
             RuntimeError: The Hub was closed while the run goes on elsewhere, or this is not its event loop.
         """
         return await self._runs.wait(self._execution)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def __repr__(self) -> str:
         return f"Run(id={self.id!r}, topic={self.topic!r}, state={str(self.state)!r})"
@@ -248,6 +264,7 @@ class Runs:
         try:
             if self._nodes is None:
                 self._running[topic] = execution
+                execution.start_id = self._history.id_of(self._history.end)
             else:
                 await self._announce(self._nodes, execution)
             self._check_open(topic)
@@ -271,6 +288,7 @@ class Runs:
         topic = execution.topic
         message = {"type": "run", "id": execution.id, "topic": topic, "end_event": execution.end_event}
         position = await nodes.publish(message)
+        execution.start_id = f"{position.epoch}-{position.offset}"
         if not await self._publisher.wait_for(position):
             raise OutcomeUnknown(f"the run of {topic!r} was not started: this process did not receive its own message")
         if self._running.get(topic) is not execution:  # another node was faster
@@ -300,6 +318,7 @@ class Runs:
             waiting: list[asyncio.Future[Any]] = [producing, stop]
             await asyncio.wait(waiting, timeout=options.timeout, return_when=asyncio.FIRST_COMPLETED)
         state, reason = _outcome(execution, producing, stop)
+        was_running = producing is not None and not producing.done()
         try:
             if producing is not None and producing.cancel():
                 seconds = SHUTDOWN_CLEANUP_TIMEOUT if reason == "shutdown" else SHORT_CLEANUP_TIMEOUT
@@ -313,7 +332,7 @@ class Runs:
             if execution.state is RunState.FAILED:
                 error, why = execution.error, execution.reason
                 logger.exception("hub_run_failed", topic=topic, run=execution.id, reason=why, exc_info=error)
-        if producing is not None and stop.done():
+        if producing is not None and was_running:
             await _wait_for_cleanup(producing, topic)
 
     async def _produce(

@@ -117,13 +117,13 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         stream_ready: A plain or async function ``stream_ready(subscriber, context)``, called once when the stream is
             subscribed. ``subscriber.add`` and ``remove`` change the topics, now or later. An async function runs after
             the snapshot, and is cancelled when the stream ends. The stream ends if it raises.
-        identity: A plain function ``identity(context)`` that returns who the client is, such as the ID of a user, or
-            ``None``. Who has an open stream of a topic is present there, see ``Hub.presence``. It may raise an
+        identity: A plain function ``identity(context)`` that returns who the client is, such as the ID of a user as a
+            text, or ``None``. Who has an open stream of a topic is present there, see ``Hub.presence``. It may raise an
             ``HTTPException`` to refuse the request.
         presence_event: The name of the events that tell the client who is present, or ``None`` for no such events.
-            Their data is JSON: first, and after each interruption, ``{"topic", "present": [...]}`` for each topic that
-            is not a wildcard, then ``{"topic", "joined"}`` and ``{"topic", "left"}`` with an identity. They have no ID,
-            and ``select`` is not asked.
+            Their data is JSON: when the client has caught up, also after an interruption, it gets
+            ``{"topic", "present": [...]}`` for each topic that is not a wildcard, and then ``{"topic", "joined"}`` and
+            ``{"topic", "left"}`` with an identity. They have no ID, and ``select`` is not asked.
         heartbeat: Seconds of idleness after which a comment is sent; ``None`` for no heartbeats.
         retry: The reconnection time of browsers in milliseconds, sent with the initial frame or the first event.
         on_close: A plain or async function that is called once as ``on_close(context, reason)`` when the stream has
@@ -319,9 +319,9 @@ class TopicSettings(StreamSettings):
         if self.stream_ready is not None:
             check_function("stream_ready", self.stream_ready, "subscriber", "context")
         if self.identity is not None:
-            check_function("identity", self.identity, "context")
-            if inspect.iscoroutinefunction(self.identity):
+            if not callable(self.identity) or inspect.iscoroutinefunction(self.identity):
                 raise TypeError(f"identity is a plain function of the context, not {self.identity!r}")
+            check_function("identity", self.identity, "context")
         if self.snapshot is not None and self.policy.replay:
             raise ValueError("a stream starts with a snapshot or with a replay of records, not with both")
 

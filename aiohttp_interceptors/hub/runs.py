@@ -242,7 +242,7 @@ class Runs:
     def find(self, topic: str) -> Run | None:
         """Return the run of a topic, or ``None``."""
         execution = self._running.get(topic)
-        if execution is None and self._history.is_finished(topic):
+        if execution is None and self._history.is_finished(topic, asyncio.get_running_loop().time()):
             ended = _parse_key(self._history.finished_by(topic))
             if ended is not None:
                 run_id, state, reason = ended

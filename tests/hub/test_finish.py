@@ -14,6 +14,7 @@ from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.hub import pending, replication
 from tests.hub.reference import matches
 from tests.hub.sink import Sink, at_once, live, start, subscribe
+from tests.hub.watcher import Cable
 from tests.waiting import run_other_tasks, until, within
 
 CLOSED = [(CloseReason.CLOSED, None)]
@@ -80,6 +81,13 @@ async def stays_open(sink):
     return not sink.ends
 
 
+async def passed(seconds):
+    """Wait until so much time has passed."""
+    loop = asyncio.get_running_loop()
+    since = loop.time()
+    await until(lambda: loop.time() > since + seconds)
+
+
 async def texts(records):
     async def read():
         return [record.frame.split(b"data: ")[1].strip().decode() async for record in records]
@@ -143,6 +151,69 @@ async def test_of_two_calls_at_once_one_finishes(hub):
     results = await asyncio.gather(hub.finish("a", "1"), hub.finish("a", "2"), return_exceptions=True)
     assert [type(result) for result in results] == [str, TopicFinished]
     assert hub.statistics().records == 1
+
+
+async def test_the_key_of_an_ephemeral_event_finishes_nothing():
+    hub = Hub()
+    await hub.publish("a", "x", ephemeral=True, idempotency_key="1")
+    with pytest.raises(ValueError, match="idempotency_key '1' was used for an ephemeral event"):
+        await hub.finish("a", idempotency_key="1")
+    await hub.publish("a", "x")
+
+
+async def test_an_event_that_is_published_again_with_its_key_after_the_end_returns_its_id(hub):
+    first = await hub.publish("a", "x", idempotency_key="1")
+    await hub.finish("a")
+    assert await hub.publish("a", "x", idempotency_key="1") == first
+    with pytest.raises(TopicFinished):
+        await hub.publish("a", "y", idempotency_key="2")
+
+
+class Slow(MemoryBroker):
+    """A broker that answers when it is told to."""
+
+    def __init__(self, log):
+        super().__init__(log)
+        self.answers = asyncio.Event()
+
+    async def publish(self, topic, payload, **options):
+        await self.answers.wait()
+        return await super().publish(topic, payload, **options)
+
+
+async def test_an_event_is_not_refused_because_of_an_end_that_is_not_stored(hub_on):
+    log = MemoryLog()
+    hub = await hub_on(broker := Slow(log))
+    attempts = [asyncio.create_task(hub.finish("a"))]
+    await run_other_tasks()
+    attempts.append(asyncio.create_task(hub.publish("a", "x")))
+    await run_other_tasks()
+    log.stop()
+    broker.answers.set()
+    results = await within(asyncio.gather(*attempts, return_exceptions=True))
+    assert [type(result) for result in results] == [BrokerDown] * 2
+
+
+async def test_two_calls_at_once_with_the_same_key_return_the_id_of_the_end(hub_on):
+    hub = await hub_on(broker := Slow(MemoryLog()))
+    attempts = [asyncio.create_task(hub.finish("a", "end", idempotency_key="1")) for _ in range(2)]
+    await run_other_tasks()
+    broker.answers.set()
+    first, second = await within(asyncio.gather(*attempts))
+    assert first == second
+
+
+async def test_an_event_that_the_broker_stores_slowly_is_before_the_end(hub_on):
+    class Reordering(MemoryBroker):
+        async def publish(self, topic, payload, **options):
+            if b"data: slow" in payload:
+                await run_other_tasks(10)
+            return await super().publish(topic, payload, **options)
+
+    hub = await hub_on(Reordering(MemoryLog()))
+    sink = await live(hub, "a")
+    await asyncio.gather(hub.publish("a", "slow"), hub.finish("a", "end"))
+    assert await rest(sink) == ["slow", "end"]
 
 
 # Streams.
@@ -231,6 +302,74 @@ async def test_a_stream_that_is_closed_by_its_owner_is_not_ended_too(hub):
     assert sink.ends == []
 
 
+async def test_a_stream_that_its_owner_closes_before_its_end_is_flushed_ends_once():
+    hub = Hub()
+    sink = await live(hub, "a")
+    await hub.finish("a", "end")
+    sink.subscriber.close()
+    await run_other_tasks()
+    assert len(sink.ends) == 1
+
+
+@pytest.mark.parametrize("moment", range(8))
+async def test_a_stream_whose_hub_is_closed_when_its_end_arrives_ends_once(hub_on, moment):
+    log = MemoryLog()
+    hub = await hub_on(MemoryBroker(log))
+    sink = await live(hub, "a")
+    log.append("a", b"\x14\x01data: end\n\n", None)
+    await run_other_tasks(moment)
+    await hub.close()
+    assert len(sink.ends) == 1
+
+
+async def test_streams_end_although_one_of_them_raises_at_its_end(hub, logged):
+    class Broken(Sink):
+        def ended(self, reason, error):
+            raise LookupError
+
+    sinks = [await live(hub, "a", sink=sink) for sink in (Broken(), Sink(), Sink())]
+    await hub.finish("a", "end")
+    assert [await rest(sink) for sink in sinks[1:]] == [["end"]] * 2
+
+
+async def test_the_id_of_the_end_is_also_told_if_the_rest_is_written_at_once(hub):
+    class Prompt(Sink):
+        def ended(self, reason, error):
+            super().ended(reason, error)
+            while self.subscription.write_backlog():
+                pass
+
+    sink = await live(hub, "a", sink=Prompt(), prime=True)
+    end = await hub.finish("a")
+    await rest(sink)
+    assert sink.last_event_id == end
+
+
+async def test_the_id_of_the_end_does_not_take_the_client_back(hub):
+    sink = await live(hub, "a", "b", prime=True)
+    await hub.finish("a")
+    for number in range(3):
+        await hub.publish("b", str(number))
+    await until(lambda: len(sink.texts) == 3)
+    sink.subscriber.remove("b")
+    assert await rest(sink) == ["0", "1", "2"]
+    assert (await live(hub, "a", "b", after=sink.last_event_id)).texts == []
+
+
+async def test_a_select_that_finishes_the_topic_ends_its_stream_once():
+    hub = Hub()
+
+    def select(record):
+        if record.event.data == "1":
+            at_once(hub.publish("a", "2"))
+            at_once(hub.finish("a", "end"))
+        return True
+
+    sink = await live(hub, "a", select=select)
+    await hub.publish("a", "1")
+    assert await rest(sink) == ["1", "2", "end"]
+
+
 async def test_what_is_published_in_a_flush_arrives_before_the_end():
     hub, said = Hub(), []
 
@@ -312,6 +451,33 @@ async def test_a_client_without_an_id_gets_the_last_event_of_each_finished_topic
     assert await rest(sink) == ["end of c", "end of a", "end of b", "end of d"]
 
 
+async def test_a_stream_with_a_wildcard_that_catches_up_gets_the_last_event_once(hub):
+    first = await hub.publish("a", "1")
+    sink = start(hub, ">", after=first)
+    await hub.finish("a", "end")
+    await until(lambda: sink.texts)
+    assert await stays_open(sink)
+    assert sink.texts == ["end"]
+
+
+async def test_records_that_are_evicted_after_the_last_event_of_a_finished_topic_are_a_gap(new_hub):
+    hub = await new_hub(history=5)
+    await hub.finish("a", "end")
+    for number in range(5):
+        await hub.publish("b", str(number))
+    await until(lambda: hub.history.end == 6)
+    sink = start(hub, "a", "b", sink=Sink(room=1), replay=5, prime=True)
+    await until(lambda: sink.paused)
+    assert sink.texts == ["end"]
+    for number in range(5, 8):
+        await hub.publish("b", str(number))
+    await until(lambda: hub.history.end == 9)
+    sink.room = float("inf")
+    sink.resume()
+    await until(lambda: sink.subscription.live)
+    assert sink.texts == ["end", "gap", "3", "4", "5", "6", "7"]
+
+
 async def test_a_topic_that_nobody_has_used_can_be_finished(hub):
     end = await hub.finish("a")
     sink = start(hub, "a", prime=True)
@@ -381,6 +547,52 @@ async def test_a_listener_that_waits_stops(hub):
     assert await within(reading) == []
 
 
+async def test_a_listener_that_comes_later_gets_nothing_of_the_past(hub):
+    await hub.finish("a", "end")
+    assert await texts(hub.listen("a")) == []
+
+
+async def full(hub, **options):
+    """Return a listener that lags behind, since its buffer is full."""
+    records = hub.listen("a", buffer=1, **options)
+    await run_other_tasks()
+    for number in range(3):
+        await hub.publish("a", str(number))
+        await until(lambda number=number: hub.history.end > number)
+        await run_other_tasks()
+    assert hub.statistics().catching_up == 1
+    return records
+
+
+async def test_a_listener_raises_what_select_raises_for_the_rest(hub):
+    def select(record):
+        if record.event.data == "2":
+            raise LookupError
+        return True
+
+    records = await full(hub, select=select)
+    await hub.finish("a")
+    with pytest.raises(LookupError):
+        await texts(records)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_a_listener_that_is_closed_yields_nothing(hub, finished):
+    records = await full(hub)
+    if finished:
+        await hub.finish("a")
+        await until(lambda: hub.statistics().subscribers == 0)
+    await records.aclose()
+    assert await texts(records) == []
+
+
+async def test_the_stop_of_the_hub_does_not_take_the_rest_from_a_listener(hub):
+    records = await full(hub)
+    await hub.finish("a", "end")
+    hub.end_listeners()
+    assert await texts(records) == ["0", "1", "2", "end"]
+
+
 # Forgetting.
 
 
@@ -414,6 +626,60 @@ async def test_a_process_that_starts_reads_what_was_published_after_a_topic_was_
     assert not new.history.is_finished("a")
 
 
+async def test_a_process_that_starts_later_has_forgotten_it_too(hub_on):
+    log = MemoryLog()
+    old = await hub_on(MemoryBroker(log), history_age=0.05)
+    await old.finish("a", "end")
+    await until(lambda: not old.history.is_finished("a"))
+    new = await hub_on(MemoryBroker(log), history_age=0.05)
+    await new.publish("a", "again")
+
+
+async def test_a_topic_can_be_used_again_as_soon_as_history_age_has_passed(new_hub):
+    """The next check for old records comes later."""
+    hub = await new_hub(history_age=0.2)
+    await hub.publish("b", "x")
+    await passed(0.196)
+    await hub.finish("a")
+    await passed(0.2)
+    await hub.publish("a", "again")
+
+
+async def test_a_stream_of_several_topics_ends_although_the_first_of_them_is_forgotten(new_hub):
+    hub = await new_hub(history_age=0.05)
+    sink = await live(hub, "a", "b")
+    await hub.finish("a", "end of a")
+    await until(lambda: not hub.history.is_finished("a"))
+    await hub.finish("b", "end of b")
+    assert await rest(sink) == ["end of a", "end of b"]
+
+
+async def test_a_stream_that_is_started_after_its_topic_was_forgotten_ends(new_hub):
+    hub = await new_hub(history_age=0.05)
+    sink = subscribe(hub, "a")
+    await hub.finish("a", "end")
+    await until(lambda: not hub.history.is_finished("a"))
+    sink.subscription.start()
+    await rest(sink)
+
+
+async def test_a_stream_ends_on_a_node_that_was_cut_off_until_its_topic_was_forgotten(hub_on):
+    log = MemoryLog(max_records=3)
+    one = await hub_on(MemoryBroker(log), history_age=0.05)
+    other = await hub_on(cable := Cable(log), history_age=0.05)
+    sink = await live(other, "a")
+    cable.cut = True
+    await until(lambda: not other.ready)
+    for number in range(3):
+        await one.publish("b", str(number))
+    await one.finish("a", "end")
+    await one.publish("b", "x")
+    await until(lambda: not one.history.is_finished("a"))
+    cable.cut = False
+    await until(lambda: sink.ends)
+    await rest(sink)
+
+
 # Several processes.
 
 
@@ -438,7 +704,7 @@ async def test_one_of_two_processes_finishes(nodes, logged):
         assert hub.statistics().records == 1
 
 
-async def test_an_event_after_the_end_is_dropped_by_every_process_and_logged(hub_on, logged):
+async def test_an_event_after_the_end_is_dropped_by_every_process_and_logged_when_it_is_new(hub_on, logged):
     log = MemoryLog()
     hubs = [await hub_on(MemoryBroker(log)) for _ in range(2)]
     sinks = [await live(hub, ">") for hub in hubs]
@@ -452,7 +718,7 @@ async def test_an_event_after_the_end_is_dropped_by_every_process_and_logged(hub
     for sink in sinks:
         await until(lambda sink=sink: sink.texts == ["end", "other"])
     dropped = [line for line in logged if line["event"] == "hub_published_after_finish"]
-    assert [(line["topic"], line["offset"], line["log_level"]) for line in dropped] == [("a", 2, "warning")] * 3
+    assert [(line["topic"], line["offset"], line["log_level"]) for line in dropped] == [("a", 2, "warning")] * 2
 
 
 async def test_a_process_that_starts_later_knows_the_end(nodes, hub_on):

@@ -18,6 +18,7 @@ from aiohttp_interceptors.hub.latest import LatestRecords
 from aiohttp_interceptors.hub.record import Record, Tombstone
 from tests.hub.reference import matches
 from tests.hub.sink import Sink, drain, plain, start, subscribe
+from tests.hub.watcher import Cable
 from tests.waiting import run_other_tasks, until, within
 
 BIG = "x" * 20_000  # two of them are a batch
@@ -74,6 +75,13 @@ class TestRecords:
         assert offsets(latest, "t") == [3, 4, 5]
         assert (latest.bytes, latest.evicted) == (100, 1)
 
+    def test_a_record_that_is_larger_than_all_of_them_may_be_evicts_only_its_own_key(self):
+        latest = LatestRecords(10, 100)
+        for offset, (key, size) in enumerate([("a", 10), ("b", 10), ("b", 101)], 1):
+            latest.add(record(offset, key=key, size=size))
+        assert offsets(latest, "t") == [1]
+        assert (latest.bytes, latest.evicted) == (10, 1)
+
     def test_removing_is_idempotent_and_leaves_nothing_behind(self):
         latest = LatestRecords(10, None)
         latest.add(record(1, key="a", size=7))
@@ -96,6 +104,14 @@ class TestRecords:
             latest.add(record(offset, key=key, size=1))
         latest.restore([], 2)
         assert (offsets(latest, "t"), latest.bytes) == ([1, 2], 2)
+
+    def test_what_a_truncation_does_not_bring_back_is_not_counted_as_evicted(self):
+        latest = LatestRecords(2, None)
+        records = [record(offset, key=key) for offset, key in enumerate("abcd", 1)]
+        for each in records:
+            latest.add(each)
+        latest.restore(records, 4)
+        assert (offsets(latest, "t"), latest.evicted) == ([3, 4], 2)
 
     def test_without_room_nothing_is_kept(self):
         assert not LatestRecords(0, None).enabled
@@ -310,6 +326,24 @@ class TestNewcomers:
         assert sink.texts == ["a1", "c3"]
         assert ids(sink) == [None, hub.history.id_of(4)]
 
+    async def test_a_client_whose_select_takes_only_the_first_values_has_the_id_of_the_position(self, hub_with):
+        hub = hub_with()
+        await publish_keys(hub, "t", "abcdef", BIG)
+        sink = join(hub, "t", select=lambda record: record.key in "ab")
+        await settle(sink)
+        assert (short(sink), sink.last_event_id) == (["a1", "b2"], hub.history.id_of(6))
+
+    async def test_a_stream_that_is_ended_gets_the_values_of_that_moment(self, hub_with):
+        hub = hub_with()
+        await publish_keys(hub, "t", "a")
+        await until(lambda: hub.ready)
+        sink = join(hub, "t")
+        sink.subscription.end(CloseReason.CLOSED)
+        await publish(hub, "t", "b2", "b")
+        while sink.subscription.write_backlog():
+            await run_other_tasks(1)
+        assert sink.texts == ["a1"]
+
     async def test_a_select_that_raises_ends_only_its_own_stream(self, hub_with):
         hub = hub_with()
         await publish_keys(hub, "t", "ab")
@@ -459,9 +493,10 @@ class TestReconnecting:
         await settle(again)
         assert again.texts == []
 
-    async def test_a_client_whose_select_takes_nothing_gets_the_gap_with_the_position(self, hub_with):
+    @pytest.mark.parametrize("padding", ["", BIG], ids=["one batch", "several batches"])
+    async def test_a_client_whose_select_takes_nothing_gets_the_gap_with_the_position(self, hub_with, padding):
         hub = hub_with(history=1)
-        await publish_keys(hub, "t", "abc")
+        await publish_keys(hub, "t", "abc", padding)
         sink = join(hub, "t", after=hub.history.id_of(0), select=lambda record: False)
         await settle(sink)
         assert (sink.texts, sink.last_event_id) == (["gap"], hub.history.id_of(3))
@@ -504,6 +539,22 @@ class TestLag:
         await publish(hub, "t", "e9", "e")
         await until(lambda: sink.texts[-1] == "e9")
         assert sink.texts == ["a1", "b2", "gap", "a1", "b2", "d7", "c8", "e9"]
+
+    @pytest.mark.parametrize("history", [0, 1])
+    async def test_one_for_which_no_value_is_left_gets_a_gap_with_the_position(self, hub_with, history):
+        hub = hub_with(history=history)
+        await publish_keys(hub, "t", "a")
+        sink = join(hub, "t")
+        await settle(sink)
+        sink.pause()
+        for _ in range(2):
+            await publish(hub, "t", "a", "a")
+            await publish(hub, "t", "no a", "a", tombstone=True)
+        sink.resume()
+        await settle(sink)
+        assert sink.texts[:2] == ["a1", "gap"]
+        assert set(sink.texts[2:]) <= {"no a"}
+        assert sink.last_event_id == hub.history.id_of(5)
 
     async def test_with_close_it_is_ended_and_gets_them_when_it_is_back(self, hub_with):
         hub = hub_with(history=2)
@@ -615,6 +666,60 @@ class TestTopics:
         await settle(sink)
         assert sink.texts == ["a1", "b1", "c2"]
 
+    @pytest.mark.parametrize(("topic", "added"), [("a.b", ">"), ("a.*", "a.b")])
+    async def test_a_topic_that_overlaps_with_others_repeats_nothing(self, hub_with, topic, added):
+        hub = hub_with()
+        await publish_keys(hub, "a.b", "a")
+        sink = join(hub, topic)
+        await settle(sink)
+        sink.pause()
+        await publish(hub, "a.b", "a2", "a")
+        await publish(hub, "a.b", "a3", "a")
+        sink.subscriber.add(added)
+        sink.resume()
+        await settle(sink)
+        await publish(hub, "a.b", "a4", "a")
+        await until(lambda: sink.texts[-1] == "a4")
+        assert sink.texts == ["a1", "a2", "a3", "a4"]
+
+    async def test_also_if_it_is_added_amid_the_values(self, hub_with):
+        hub = hub_with()
+        await publish_keys(hub, "a", "abcd", BIG)
+        sink = join(hub, "a", sink=Sink(room=1))
+        await until(lambda: sink.paused)
+        await publish(hub, "a", "d5", "d")
+        sink.subscriber.add(">")
+        await drain(sink)
+        await settle(sink)
+        assert short(sink) == ["a1", "b2", "c3", "d4", "d5"]
+
+    async def test_a_client_that_is_cut_amid_the_values_of_an_added_topic_gets_all_again(self, hub_with):
+        hub = hub_with()
+        await publish_keys(hub, "a", "a")
+        await publish_keys(hub, "b", "bcde", BIG)
+        sink = join(hub, "a", sink=Sink(room=20_000))
+        await settle(sink)
+        sink.subscriber.add("b")
+        await until(lambda: sink.paused)
+        assert short(sink) == ["a1", "b1", "c2"]
+        sink.subscription.close()
+        again = join(hub, "a", "b", after=sink.last_event_id)
+        await settle(again)
+        assert short(again) == ["gap", "a1", "b1", "c2", "d3", "e4"]
+
+    async def test_a_topic_that_select_adds_is_complete(self, hub_with):
+        def select(record):
+            sink.subscriber.add("b")
+            return True
+
+        hub = hub_with()
+        await publish_keys(hub, "b", "b")
+        await publish_keys(hub, "a", "a")
+        sink = join(hub, "a", select=select)
+        await until(lambda: len(sink.texts) == 2)
+        await settle(sink)
+        assert set(sink.texts) == {"a1", "b1"}
+
     async def test_select_chooses_among_the_values_of_an_added_topic(self, hub_with):
         hub = hub_with()
         await publish_keys(hub, "b", "cde")
@@ -695,7 +800,10 @@ class TestOptions:
     @pytest.mark.parametrize("options", [{}, {"key": "a", "ephemeral": True}])
     async def test_a_tombstone_needs_a_key_and_is_kept(self, hub_with, options):
         hub = hub_with()
-        with pytest.raises(ValueError, match="a tombstone needs the key whose value it removes, and is not ephemeral"):
+        with pytest.raises(
+            ValueError,
+            match="a tombstone (needs the key whose value it removes|is kept like the value that it removes)",
+        ):
             await hub.publish("t", "x", tombstone=True, **options)
         assert hub.statistics().published == 0
 
@@ -730,8 +838,8 @@ class Processes:
         self.log = MemoryLog()
         self.hubs: list[Hub] = []
 
-    async def start(self, **options) -> Hub:
-        hub = Hub(MemoryBroker(self.log), **{"latest": 1000, **options})
+    async def start(self, *, broker: MemoryBroker | None = None, **options) -> Hub:
+        hub = Hub(broker or MemoryBroker(self.log), **{"latest": 1000, **options})
         self.hubs.append(hub)
         hub.open()
         await until(lambda: hub.ready)
@@ -797,6 +905,37 @@ class TestLog:
         assert table(hub) == ["a1", "b2", "c3"]
         assert table(await processes.start()) == table(hub)
 
+    async def test_truncation_keeps_the_values_that_were_published_last(self, processes):
+        hub = await processes.start(latest=2, history=1)
+        await publish_keys(hub, "u", "a")
+        await publish_keys(hub, "v", "b")
+        await publish_keys(hub, "t", "cd")
+        await processes.truncate(3)
+        assert table(hub) == table(await processes.start(latest=2, history=1)) == ["b1", "c1"]
+
+    async def test_truncation_does_not_change_what_is_evicted_next(self, processes):
+        hub = await processes.start(latest=2)
+        await publish(hub, "t", "no a", "a", tombstone=True)
+        await publish_keys(hub, "t", "a")
+        await publish_keys(hub, "u", "b")
+        await processes.truncate(3)
+        await publish_keys(hub, "v", "c")
+        assert table(hub) == ["b1", "c1"]
+
+    async def test_a_process_that_missed_a_tombstone_has_no_old_value(self, processes, monkeypatch):
+        monkeypatch.setattr(MemoryBroker, "confirms", 0.02)
+        processes.log = MemoryLog(max_records=1)
+        hub = await processes.start(broker=(cable := Cable(processes.log)))
+        await publish_keys(hub, "t", "a")
+        cable.cut = True
+        await until(lambda: not hub.ready)
+        other = await processes.start()
+        await publish(other, "t", "no a", "a", tombstone=True)
+        await publish_keys(other, "u", "b")
+        cable.cut = False
+        await until(lambda: hub.history.end == 3)
+        assert table(hub) == table(other) == ["b1"]
+
     async def test_truncation_does_not_bring_back_what_was_removed_before(self, processes):
         hub = await processes.start()
         await publish_keys(hub, "t", "ab")
@@ -826,6 +965,35 @@ class TestLog:
         await drain(sink)
         await settle(sink)
         assert short(sink) == ["b2", "c3", "gap", "a1", "b2", "c3", "d4"]
+
+    async def test_a_topic_that_is_added_before_a_client_has_its_position_is_complete(self, processes):
+        hub = await processes.start()
+        await publish_keys(hub, "a", "a")
+        await publish_keys(hub, "b", "b")
+        sink = join(hub, "a", after=f"{hub.history.epoch}-3")
+        sink.subscriber.add("b")
+        await publish(hub, "a", "a3", "a")
+        await settle(sink)
+        await publish(hub, "a", "a4", "a")
+        await until(lambda: sink.texts[-1] == "a4")
+        assert sink.texts == ["b1", "a4"]
+
+    async def test_a_client_that_is_cut_after_the_gap_of_a_truncation_misses_no_value(self, processes):
+        hub = await processes.start()
+        await publish_keys(hub, "b", "b")
+        await publish_keys(hub, "a", "aa")
+        lost = hub.history.id_of(3)
+        await processes.truncate(2)
+        sink = subscribe(hub, "a", after=lost, replay="latest", sink=Sink(room=0))
+        sink.pause()
+        sink.subscription.start()
+        sink.subscriber.add("b")
+        sink.resume()
+        await until(lambda: sink.paused)
+        sink.subscription.close()
+        again = join(hub, "a", "b", after=sink.last_event_id)
+        await settle(again)
+        assert fold([*sink.texts, *again.texts]) == {"a": "a1", "b": "b1"}
 
     async def test_a_client_with_an_id_that_was_lost_gets_a_gap_and_the_values(self, processes):
         hub = await processes.start()

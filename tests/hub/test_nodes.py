@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import sys
 
 import pytest
 
@@ -128,14 +130,15 @@ class TestLeases:
         cluster.log.restart()
         await until(lambda: seen(hub) == set())
 
-    async def test_messages_that_could_not_be_sent_are_sent_again(self, cluster, hub):
+    @pytest.mark.parametrize("error", [BrokerDown("not now"), OSError("a defect")], ids=repr)
+    async def test_messages_that_could_not_be_sent_are_sent_again(self, cluster, hub, logged, error):
         class Unreliable(MemoryBroker):
             fails = 0
 
             async def publish(self, *arguments, **options):
                 if self.fails:
                     self.fails -= 1
-                    raise BrokerDown("not now")
+                    raise error
                 return await super().publish(*arguments, **options)
 
         broker = Unreliable(cluster.log)
@@ -214,12 +217,39 @@ MALFORMED = [
     b'{"type":"presence","number":1,"node":"n","begins":true,"joined":[["room"]]}',
     b'{"type":"presence","number":1,"node":"n","begins":true,"joined":[["room","x","y"]]}',
     b'{"type":"presence","number":1,"node":"n","begins":true,"joined":5}',
+    b'{"type":"presence","number":1,"node":"n","begins":true,"ends":true,"joined":[["room",5]]}',
+    b'{"type":"presence","number":1,"node":"n","begins":true,"ends":true,"joined":[[5,"x"]]}',
+    b'{"type":"presence","number":1,"node":"n","begins":true,"ends":true,"joined":[["room.*","x"]]}',
     b'{"type":"presence","number":1,"node":"n","begins":true,"left":[[{},[]]]}',
     b'{"type":"run","node":"n"}',
     b'{"type":"runs","node":"n","runs":[5]}',
     b'{"type":"cancel","node":"n"}',
     b"[" * 100_000,
 ]
+
+
+FORKING = """
+import asyncio, os, signal, sys
+from aiohttp_interceptors import Hub
+from aiohttp_interceptors.brokers.sqlite import SqliteBroker
+
+async def work(name):
+    async with hub.listen("room", identity=name):
+        while hub.presence("room") != {"ann", "bob"}:
+            await asyncio.sleep(0.01)
+        print(name, "sees both", flush=True)
+        await asyncio.Event().wait()
+
+hub = Hub(SqliteBroker(sys.argv[1]))
+children = []
+for name in "ann", "bob":
+    children.append(os.fork())
+    if not children[-1]:
+        asyncio.run(work(name))
+sys.stdin.read()
+for child in children:
+    os.kill(child, signal.SIGKILL)
+"""
 
 
 class TestMessages:
@@ -285,6 +315,17 @@ class TestMessages:
         await send(begins=True, ends=True, joined=[])
         assert seen(hub) == set()
 
+    async def test_a_message_that_is_stored_late_changes_nothing(self, monkeypatch, cluster, hub):
+        monkeypatch.setattr(nodes, "LEASE_TIMEOUT", 1000.0)
+        offset = 0
+        for number, change in (1, {"begins": True, "ends": True}), (3, {"left": [["room", "x"]]}), (2, {}):
+            message = {"type": "presence", "node": "n", "number": number, "joined": [["room", "x"]], **change}
+            if "left" in change:
+                del message["joined"]
+            offset = cluster.send(json.dumps(message).encode())
+        await until(lambda: hub.history.end >= offset)
+        assert seen(hub) == set()
+
     async def test_a_change_without_a_list_is_a_question(self, cluster, hub):
         offset = cluster.send(b'{"type":"presence","number":1,"node":"n","joined":[["room","x"]]}')
         await until(lambda: cluster.log.end > offset and hub.history.end > offset)
@@ -298,6 +339,22 @@ class TestMessages:
             join(other, "room", identity=f"{number}")
         await until(lambda: seen(hub) == {"0", "1", "2"})
         assert len({message["node"] for message in cluster.control_messages()}) == 4
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    async def test_workers_that_share_a_hub_made_before_a_fork_are_different_nodes(self, tmp_path):
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            FORKING,
+            tmp_path / "hub.db",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            lines = [await within(program.stdout.readline()) for _ in range(2)]
+        finally:
+            await program.communicate(b"")
+        assert sorted(lines) == [b"ann sees both\n", b"bob sees both\n"]
 
     @pytest.mark.parametrize("count", [20])
     async def test_nodes_that_start_ask_once_each(self, cluster, count):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiohttp_interceptors import CloseReason, Hub
+from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import nodes
 from aiohttp_interceptors.hub.cursor import SubscriptionPolicy
 from aiohttp_interceptors.hub.dispatcher import State
@@ -254,6 +255,18 @@ class TestWhatStreamsAreTold:
         watcher.resume()
         await until(lambda: watcher.present["room"] == seen(hub))
 
+    async def test_a_client_whose_buffer_is_full_after_the_list_gets_it_once(self, hub):
+        watcher = watch(hub, "room", sink=Watcher(room=1))
+        await until(lambda: watcher.paused)
+        for _ in range(5):
+            watcher.resume()
+            await run_other_tasks()
+        assert watcher.told == [{"topic": "room", "present": []}]
+
+    async def test_the_reconnection_time_comes_with_the_list_instead_of_an_initial_frame(self, hub):
+        watcher = await live_watcher(hub, retry=1000)
+        assert [(frame.name, frame.retry) for frame in watcher.frames] == [(EVENT, 1000)]
+
     async def test_added_topics_have_a_list(self, hub):
         join(hub, "b", identity="bob")
         watcher = await live_watcher(hub, "a")
@@ -347,6 +360,22 @@ class TestListeners:
         assert present == {"room": {"ann"}}
         await listener.aclose()
 
+    async def test_a_listener_with_a_small_buffer_is_told_once(self, hub):
+        async with hub.listen("room", presence_event=EVENT, buffer=1) as listener:
+            assert (await within(anext(listener))).event.name == EVENT
+            await hub.publish("room", "x")
+            assert (await within(anext(listener))).event.data == "x"
+
+    def test_a_listener_that_is_forgotten_after_its_event_loop_leaves_nobody_behind(self, hub):
+        async def listen():
+            return hub.listen("room", identity="ann")
+
+        listener = asyncio.run(listen())
+        assert hub.presence("room") == {"ann"}
+        del listener
+        gc.collect()
+        assert hub.presence("room") == set()
+
     async def test_the_end_of_the_hub_ends_listeners(self, hub):
         listener = hub.listen("room", identity="ann")
         await hub.close()
@@ -427,6 +456,28 @@ class TestSeveralNodes:
         late = await cluster.node()
         late.presence("room")
         await until(lambda: seen(late) == set("0123456789"))
+
+    async def test_the_size_of_a_message_is_counted_in_bytes(self, cluster, pair):
+        for number in range(100):
+            join(pair[0], "room", identity=f"{number}{'😀' * 250}", watches=False)
+        await until(lambda: len(seen(pair[1])) == 100)
+        assert max(len(entry.payload) for entry in cluster.log.after(cluster.log.start)) < 40_000
+
+    async def test_the_first_question_of_a_thread_is_refused_and_harmless(self, cluster):
+        hub = await cluster.node()
+        with pytest.raises(RuntimeError, match="event loop"):
+            await asyncio.to_thread(hub.presence, "room")
+        assert hub.presence("room") == set()
+        join(await cluster.node(), "room", identity="ann")
+        await everywhere(cluster.hubs, "ann")
+
+    async def test_who_leaves_in_the_same_moment_is_not_told_of_the_others(self, cluster):
+        hub = await cluster.node()
+        crowd = [join(hub, "room", identity=f"{number}") for number in range(10)]
+        await until(lambda: all(len(each.present.get("room", ())) == 10 for each in crowd))
+        before = [len(each.told) for each in crowd]
+        await hub.close()
+        assert [len(each.told) for each in crowd] == before
 
     async def test_the_others_learn_of_a_change_without_waiting_for_a_lease(self, monkeypatch, cluster):
         for name in "LEASE_INTERVAL", "LEASE_TIMEOUT", "CHECK_INTERVAL", "RETRY_DELAY":
@@ -565,6 +616,39 @@ class TestOutages:
         late = await cluster.node()
         late.presence("room")
         await everywhere([late], "ann")
+
+    async def test_a_message_that_the_log_lost_before_it_was_received_is_sent_again(self, cluster, pair):
+        end = cluster.log.end
+        join(pair[0], "room", identity="ann")
+        await until(lambda: cluster.log.end > end)
+        cluster.log.truncate(end)
+        await everywhere(pair, "ann")
+
+    async def test_what_a_node_missed_since_it_was_slow_is_told_again(self, cluster):
+        class Slow(MemoryBroker):
+            fast = asyncio.Event()
+
+            async def tail(self, after):
+                async for item in super().tail(after):
+                    yield item
+                    await self.fast.wait()
+
+        Slow.fast.set()
+        cluster.log = MemoryLog(max_records=5)
+        here, there = pair = [await cluster.node(), await cluster.node(Slow(cluster.log))]
+        there.presence("room")
+        join(here, "room", identity="bob")
+        ann = join(here, "room", identity="ann")
+        await everywhere(pair, "ann", "bob")
+        Slow.fast.clear()
+        await here.publish("other", "x")
+        await until(lambda: here.history.end == cluster.log.end)
+        ann.subscription.close()
+        await until(lambda: any(message.get("left") for message in cluster.control_messages()))
+        for _ in range(20):
+            await here.publish("other", "x")
+        Slow.fast.set()
+        await everywhere(pair, "bob")
 
     async def test_a_hub_that_starts_without_its_broker_knows_its_own_users(self, cluster):
         cluster.log.stop()

@@ -10,6 +10,7 @@ import pytest
 
 from aiohttp_interceptors import (
     BrokerDown,
+    BrokerRefused,
     Event,
     EventTooLarge,
     Hub,
@@ -21,7 +22,7 @@ from aiohttp_interceptors import (
     TopicFinished,
 )
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import nodes, replication, runs
+from aiohttp_interceptors.hub import nodes, publisher, replication, runs
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import TIMEOUT, run_other_tasks, until, within
 
@@ -53,12 +54,12 @@ class Network(MemoryBroker):
         self.connected = True
         self.fast = asyncio.Event()  # whether what is stored arrives
         self.fast.set()
-        self.silent_about = None  # the data of an event
+        self.silent_about = None  # what the payload contains
 
     async def publish(self, topic, payload, **options):
         self.check()
         position = await super().publish(topic, payload, **options)
-        if self.silent_about is not None and f"data: {self.silent_about}\n".encode() in payload:
+        if self.silent_about is not None and self.silent_about in payload:
             self.silent_about = None
             raise OutcomeUnknown("the connection was lost")
         return position
@@ -154,6 +155,10 @@ async def waiting(first="0"):
 async def failing():
     yield "0"
     raise ValueError("no more")
+
+
+def cancelled(error):
+    raise asyncio.CancelledError
 
 
 class Gate:
@@ -307,6 +312,15 @@ class TestGenerators:
         assert await within(run.wait()) is RunState.FAILED
         assert run.reason == "timeout"
 
+    async def test_one_that_never_waits_does_not_either(self, hub):
+        async def busy():
+            while True:
+                yield "x"
+
+        run = await hub.run("t", busy, timeout=0.05)
+        assert await within(run.wait()) is RunState.FAILED
+        assert run.reason == "timeout"
+
     async def test_it_sees_the_context_variables_of_the_caller(self, hub, kind):
         name = ContextVar("name", default="nobody")
 
@@ -380,7 +394,7 @@ class TestErrors:
             ("end", failed("error")),
         ]
 
-    @pytest.mark.parametrize("wrong", [lambda error: 1 / 0, lambda error: Event("x", id="7")], ids=["raises", "id"])
+    @pytest.mark.parametrize("wrong", [lambda error: 1 / 0, cancelled, lambda error: Event("x", id="7")])
     async def test_an_error_event_that_cannot_be_made_is_logged(self, hub, wrong, logged):
         run = await hub.run("t", failing, error_event=wrong)
         assert await within(run.wait()) is RunState.FAILED
@@ -405,6 +419,27 @@ class TestErrors:
         assert await within(run.wait()) is RunState.FAILED
         assert isinstance(run.error, error)
         assert published(hub) == ["0", failed("error")]
+
+    async def test_an_end_that_is_too_large_is_an_end_without_an_event(self, hub_of):
+        hub = await hub_of(max_event_size=len("data: 0\n\n") + 15)
+        run = await hub.run("t", counting)
+        assert await within(run.wait()) is RunState.FINISHED
+        assert published(hub) == ["0", "1", "2"]
+        assert hub.statistics().runs == 0
+
+    @pytest.mark.parametrize("error", [BrokerRefused("too large"), asyncio.CancelledError()], ids=repr)
+    async def test_an_end_that_is_not_stored_is_known_to_all_nodes(self, cluster, hub_of, error):
+        class Refusing(MemoryBroker):
+            async def publish(self, topic, payload, **options):
+                if b'data: {"state"' in payload:
+                    raise error
+                return await super().publish(topic, payload, **options)
+
+        gate = Gate()
+        run = await (await hub_of(broker=Refusing(cluster.log))).run("t", gate.events(0))
+        other = await found(cluster.hubs[1])
+        gate.allow()
+        assert await within(asyncio.gather(run.wait(), other.wait())) == [RunState.FINISHED] * 2
 
 
 class TestLimits:
@@ -460,6 +495,7 @@ class TestLimits:
             ({"end_event": "a\nb"}, ValueError),
             ({"topic": "a.*"}, ValueError),
             ({"events": ["x"]}, TypeError),
+            ({"events": read}, TypeError),
         ],
         ids=repr,
     )
@@ -473,6 +509,47 @@ class TestLimits:
     def test_max_runs_must_be_a_number(self):
         with pytest.raises(ValueError, match="max_runs"):
             Hub(max_runs=-1)
+
+    async def test_what_cannot_be_published_is_not_counted_as_an_event(self, hub):
+        async def generator():
+            for value in (object(), object(), "0", "1"):
+                try:
+                    yield value
+                except TypeError:
+                    pass
+
+        run = await hub.run("t", generator, max_events=2)
+        assert await within(run.wait()) is RunState.FINISHED
+        assert published(hub) == ["0", "1", FINISHED]
+
+    async def test_a_clean_up_that_hangs_does_not_delay_the_end(self, hub, monkeypatch, logged):
+        monkeypatch.setattr(runs, "SHORT_CLEANUP_TIMEOUT", 0.01)
+        monkeypatch.setattr(runs, "CLEANUP_TIMEOUT", 0.01)
+
+        async def generator():
+            try:
+                while True:
+                    yield "x"
+            finally:
+                await asyncio.Event().wait()
+
+        run = await hub.run("t", generator, max_events=1)
+        assert await within(run.wait()) is RunState.FAILED
+        assert published(hub) == ["x", failed("max_events")]
+
+    async def test_a_run_that_was_awaited_makes_room_for_the_next_one(self, hub_of):
+        hub = await hub_of(MemoryLog(), max_runs=1)
+        for topic in "abcdef":
+            run = await hub.run(topic, counting)
+            await within(run.wait())
+
+    @pytest.mark.parametrize("log", [None, MemoryLog()], ids=["alone", "with a broker"])
+    @pytest.mark.parametrize("options", [{"history": 0}, {"history_bytes": 1}, {"history_age": 0.01}], ids=str)
+    async def test_the_state_does_not_depend_on_the_history(self, hub_of, logged, log, options):
+        hub = await hub_of(log and MemoryLog(), **options)
+        run = await hub.run("t", waiting, timeout=0.05)
+        assert await within(run.wait()) is RunState.FAILED
+        assert run.reason == "timeout"
 
 
 class TestCancelling:
@@ -616,6 +693,40 @@ class TestCancelling:
         gate.allow(2)
         assert await within(other) is RunState.FINISHED
 
+    async def test_a_generator_that_has_not_started_yet_does_not(self, hub):
+        started = []
+
+        async def generator():
+            started.append(True)
+            yield "0"
+
+        run = await hub.run("t", generator)
+        await run.cancel()
+        await within(run.wait())
+        assert (started, published(hub)) == ([], [CANCELLED])
+
+    async def test_a_generator_that_swallows_it_is_closed_at_its_next_yield(self, hub):
+        async def stubborn():
+            yield "0"
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+            yield "not this"
+
+        run = await hub.run("t", stubborn)
+        await until(lambda: published(hub))
+        await run.cancel()
+        assert await within(run.wait()) is RunState.CANCELLED
+        assert published(hub) == ["0", CANCELLED]
+
+    async def test_another_event_loop_is_refused(self, hub):
+        run = await hub.run("t", waiting)
+        for method in run.cancel, run.wait:
+            with pytest.raises(RuntimeError, match="event loop"):
+                await asyncio.to_thread(asyncio.run, method())
+        assert run.state is RunState.RUNNING
+
 
 class TestTopics:
     async def test_a_topic_has_one_run_at_a_time(self, hub):
@@ -647,6 +758,7 @@ class TestTopics:
         assert await within(run.wait()) is RunState.FINISHED
         await until(lambda: gate.closed and hub.statistics().runs == 0)
         assert published(hub) == ["0", "that is all"]
+        assert hub.find_run("t") is None
         assert "hub_published_after_finish" not in [line["event"] for line in logged]
 
     async def test_also_if_its_own_generator_does(self, hub):
@@ -692,6 +804,75 @@ class TestTopics:
             assert await within(run.wait()) is RunState.FINISHED
             await until(lambda: hub.find_run("t") is None)
 
+    async def test_no_event_follows_the_end_of_the_application(self, hub, kind, logged):
+        resumed = threading.Event()
+
+        async def one():
+            yield "0"
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+            yield "not this"
+
+        def plain():
+            yield "0"
+            assert resumed.wait(TIMEOUT)
+            yield "not this"
+
+        await hub.run("t", one if kind == "async" else plain)
+        await until(lambda: published(hub))
+        await hub.finish("t", "that is all")
+        resumed.set()
+        await until(lambda: hub.statistics().runs == 0)
+        await within(hub.close())
+        assert published(hub) == ["0", "that is all"]
+        assert "hub_published_after_finish" not in [line["event"] for line in logged]
+
+    async def test_a_run_ends_although_the_application_could_not_finish_its_topic(self, cluster, hub_of):
+        class Failing(MemoryBroker):
+            fails = asyncio.Event()
+
+            async def publish(self, topic, payload, **options):
+                if b"data: bye" in payload:
+                    await self.fails.wait()
+                    raise BrokerDown
+                return await super().publish(topic, payload, **options)
+
+        hub, gate = await hub_of(broker=Failing(cluster.log)), Gate()
+        await hub.run("t", gate.events(2))
+        other = await found(cluster.hubs[1])
+        finishing = asyncio.create_task(hub.finish("t", "bye"))
+        gate.allow(3)
+        await run_other_tasks(20)
+        Failing.fails.set()
+        with pytest.raises(BrokerDown):
+            await within(finishing)
+        assert await within(other.wait()) is RunState.FINISHED
+        assert published(cluster.hubs[1]) == ["0", "1", FINISHED]
+
+    async def test_a_node_that_starts_later_has_forgotten_it_too(self, hub_of):
+        log = MemoryLog()
+        hub = await hub_of(log, history_age=0.05)
+        await within((await hub.run("t", counting)).wait())
+        await until(lambda: hub.find_run("t") is None)
+        newcomer = await hub_of(log, history_age=0.05)
+        await until(lambda: newcomer.find_run("t") is None)
+        await newcomer.run("t", counting)
+
+    async def test_a_node_that_starts_when_it_is_used_again_knows_the_second_run(self, hub_of, monkeypatch):
+        monkeypatch.setattr(nodes, "LEASE_INTERVAL", TIMEOUT)
+        monkeypatch.setattr(nodes, "LEASE_TIMEOUT", TIMEOUT)
+        log = MemoryLog()
+        hub = await hub_of(log, history_age=0.05)
+        await within((await hub.run("t", counting)).wait())
+        await until(lambda: hub.find_run("t") is None)
+        run = await hub.run("t", waiting)
+        newcomer = await hub_of(log, history_age=0.05)
+        assert newcomer.find_run("t").id == run.id
+        with pytest.raises(RunExists):
+            await newcomer.run("t", counting)
+
 
 class TestClosing:
     async def test_it_ends_the_runs(self, hub):
@@ -730,6 +911,50 @@ class TestClosing:
         assert await within(waiter) is run.state is not RunState.RUNNING
         await until(lambda: asyncio.all_tasks() <= before)
 
+    @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
+    @pytest.mark.parametrize("moment", range(8))
+    async def test_at_any_moment_of_a_start(self, hub_of, monkeypatch, logged, moment, down):
+        monkeypatch.setattr(runs, "CLEANUP_TIMEOUT", 0.05)
+        monkeypatch.setattr(runs, "CANCEL_TIMEOUT", 0.05)
+        monkeypatch.setattr(publisher, "RECEIVE_TIMEOUT", 0.1)
+        before, log = asyncio.all_tasks(), MemoryLog()
+        hub = await hub_of(log)
+        starting = asyncio.create_task(hub.run("t", counting))
+        await run_other_tasks(moment)
+        if down:
+            log.stop()
+        await within(hub.close())
+        await asyncio.wait([starting])
+        if starting.exception() is None:
+            assert await within(starting.result().wait()) is not RunState.RUNNING
+        await until(lambda: asyncio.all_tasks() <= before)
+        assert hub.statistics().runs == 0
+
+    async def test_a_run_that_is_starting_meanwhile_is_refused(self, cluster, monkeypatch):
+        monkeypatch.setattr(runs, "CLEANUP_TIMEOUT", 0.01)
+        cluster.network.fast.clear()
+        starting = asyncio.create_task(cluster.hubs[0].run("t", waiting))
+        await found(cluster.hubs[1])
+        await cluster.hubs[0].drain_runs(0.01)
+        cluster.network.fast.set()
+        with pytest.raises(RuntimeError, match="stopping"):
+            await within(starting)
+        await until(lambda: [hub.find_run("t") for hub in cluster.hubs] == [None] * 3)
+
+    async def test_the_end_of_a_generator_that_does_not_end_is_published(self, hub, monkeypatch, logged):
+        monkeypatch.setattr(runs, "CLEANUP_TIMEOUT", 0.05)
+        resumed = threading.Event()
+
+        def generator():
+            yield "0"
+            assert resumed.wait(TIMEOUT)
+
+        run = await hub.run("t", generator)
+        await until(lambda: published(hub))
+        await within(hub.close())
+        resumed.set()
+        assert (run.state, published(hub)) == (RunState.FAILED, ["0", failed("shutdown")])
+
     async def test_a_run_may_end_by_itself_before(self, hub):
         gate = Gate()
         run = await hub.run("t", gate.events(1))
@@ -747,10 +972,14 @@ class TestClosing:
         assert (run.state, run.reason) == (RunState.FAILED, "shutdown")
         assert published(hub) == ["0", failed("shutdown")]
 
-    async def test_a_hub_without_a_broker_may_be_opened_again(self, hub_of):
+    @pytest.mark.parametrize("opens", [True, False], ids=["open", "publish"])
+    async def test_a_hub_without_a_broker_may_be_opened_again(self, hub_of, opens):
         hub = await hub_of()
         await hub.close()
-        hub.open()
+        if opens:
+            hub.open()
+        else:
+            await hub.publish("u", "x")
         run = await hub.run("t", counting)
         assert await within(run.wait()) is RunState.FINISHED
 
@@ -878,6 +1107,40 @@ class TestNodes:
             await hub.publish("other", str(number))
         assert (await found(await hub_of(log))).id == run.id
 
+    async def test_who_waits_for_another_node_afterwards_is_told_too(self, cluster):
+        await cluster.hubs[0].run("t", waiting)
+        other = await found(cluster.hubs[1])
+        await within(cluster.hubs[1].close())
+        with pytest.raises(RuntimeError, match="may go on"):
+            await within(other.wait())
+
+    async def test_one_that_is_found_while_it_starts_is_the_run(self, cluster):
+        hub = cluster.hubs[0]
+        starting = asyncio.create_task(hub.run("t", waiting))
+        other = await found(hub)
+        await other.cancel()
+        run = await starting
+        assert await within(asyncio.gather(other.wait(), run.wait())) == [RunState.CANCELLED] * 2
+
+    async def test_a_cancellation_that_arrives_with_the_start_counts(self, cluster):
+        cluster.network.fast.clear()
+        await cluster.hubs[1].publish("other", "x")  # arrives alone
+        await until(lambda: published(cluster.hubs[1], "other"))
+        starting = asyncio.create_task(cluster.hubs[0].run("t", waiting))
+        await (await found(cluster.hubs[1])).cancel()
+        cluster.network.fast.set()
+        run = await within(starting)
+        assert await within(run.wait()) is RunState.CANCELLED
+
+    async def test_of_two_that_start_while_one_receives_nothing_one_wins(self, cluster, monkeypatch):
+        monkeypatch.setattr(publisher, "RECEIVE_TIMEOUT", 0.1)
+        cluster.network.fast.clear()
+        starts = [hub.run("t", waiting) for hub in cluster.hubs[:2]]
+        results = await within(asyncio.gather(*starts, return_exceptions=True))
+        cluster.network.fast.set()
+        assert [type(result) for result in results].count(Run) <= 1
+        assert sum(hub.statistics().runs for hub in cluster.hubs) <= 1
+
 
 class TestOutages:
     async def test_each_event_is_stored_once(self, cluster, kind):
@@ -886,7 +1149,7 @@ class TestOutages:
 
         def disturb(number):
             if number in (2, 7):
-                cluster.network.silent_about = str(number)
+                cluster.network.silent_about = f"data: {number}\n".encode()
             if number == 5:
                 cluster.log.stop()
                 loop.call_later(0.2, cluster.log.restart)
@@ -908,7 +1171,7 @@ class TestOutages:
 
     @pytest.mark.parametrize("data", ["1", FINISHED])
     async def test_an_event_whose_outcome_is_unknown_is_stored_once(self, cluster, data):
-        cluster.network.silent_about = data
+        cluster.network.silent_about = f"data: {data}\n".encode()
         await cluster.hubs[0].run("t", counting)
         assert await read(cluster.hubs[1], "t") == ["0", "1", "2", FINISHED]
         assert cluster.network.silent_about is None
@@ -994,6 +1257,62 @@ class TestOutages:
         assert published(newcomer)[-3:] == ["2", "3", FINISHED]
         assert newcomer.find_run("t").id == run.id
 
+    async def test_an_error_event_whose_outcome_is_unknown_is_stored_once(self, cluster):
+        cluster.network.silent_about = b"data: oops\n"
+        await cluster.hubs[0].run("t", failing, error_event=Event("oops"))
+        assert await read(cluster.hubs[1], "t") == ["0", "oops", failed("error")]
+        assert cluster.network.silent_about is None
+
+    async def test_a_start_whose_outcome_is_unknown_leaves_no_run(self, cluster):
+        await cluster.hubs[0].run("other", waiting)
+        cluster.network.silent_about = b'"type":"run"'
+        with pytest.raises(OutcomeUnknown):
+            await cluster.hubs[0].run("t", waiting)
+        await until(lambda: [hub.find_run("t") for hub in cluster.hubs] == [None] * 3)
+        assert cluster.hubs[0].statistics().runs == 1
+
+    @pytest.mark.parametrize("moment", range(1, 3))
+    async def test_a_start_that_is_cancelled_leaves_no_run(self, cluster, moment):
+        await cluster.hubs[0].run("other", waiting)
+        starting = asyncio.create_task(cluster.hubs[0].run("t", waiting))
+        await run_other_tasks(moment)
+        assert starting.cancel()
+        await asyncio.wait([starting])
+        await cluster.hubs[1].run("last", counting)
+        await until(lambda: all(hub.find_run("last") is not None for hub in cluster.hubs))
+        await until(lambda: [hub.find_run("t") for hub in cluster.hubs] == [None] * 3)
+        assert cluster.hubs[0].statistics().runs == 1
+
+    async def test_one_that_is_cancelled_when_it_begins_has_no_error(self, cluster):
+        gate = Gate()
+        run = await cluster.hubs[0].run("t", gate.events(1))
+        cluster.log.stop()
+        gate.allow()
+        await run.cancel()
+        await run_other_tasks(20)
+        cluster.log.restart()
+        assert await within(run.wait()) is RunState.CANCELLED
+        assert run.error is None
+
+    async def test_a_plain_generator_is_closed_meanwhile(self, cluster, monkeypatch):
+        monkeypatch.setattr(runs, "MIN_RETRY_DELAY", 2 * TIMEOUT)
+        monkeypatch.setattr(runs, "CLEANUP_TIMEOUT", 0.05)
+        closed = threading.Event()
+
+        def generator():
+            try:
+                while True:
+                    yield "x"
+            finally:
+                closed.set()
+
+        run = await cluster.hubs[0].run("t", generator)
+        await until(lambda: published(cluster.hubs[0]))
+        cluster.log.stop()
+        await until(lambda: not cluster.hubs[0].ready)
+        await run.cancel()
+        await until(closed.is_set)
+
 
 class TestLostNodes:
     @pytest.fixture(autouse=True)
@@ -1062,3 +1381,21 @@ class TestLostNodes:
         await within(other.wait())
         assert cluster.hubs[1].find_run("t").state is RunState.FINISHED
         assert published(cluster.hubs[1]) == ["0", "1", "2", FINISHED]
+
+    async def test_one_whose_node_died_during_an_outage_is_lost(self, cluster):
+        await cluster.hubs[0].run("t", waiting)
+        other = await found(cluster.hubs[1])
+        cluster.log.stop()
+        cluster.network.connected = False
+        await passed(0.8)
+        cluster.log.restart()
+        assert await within(other.wait()) is RunState.FAILED
+        assert other.reason == "lost"
+
+    async def test_an_end_that_the_broker_has_lost_does_not_bring_the_run_back(self, cluster, hub_of):
+        run = await cluster.hubs[0].run("t", counting)
+        await within(run.wait())
+        cluster.log.truncate(2)
+        await until(lambda: all(hub.history.epoch == cluster.log.epoch for hub in cluster.hubs))
+        newcomer = await hub_of(cluster.log)
+        await until(lambda: newcomer.find_run("t") is None or newcomer.find_run("t").state is not RunState.RUNNING)

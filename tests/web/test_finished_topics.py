@@ -11,7 +11,7 @@ from aiohttp import web
 
 from aiohttp_interceptors import CloseReason, Event, Hub, Snapshot, as_handler, publish_handler, setup
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import replication
+from aiohttp_interceptors.hub import history, replication
 from tests.listener import application, listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
@@ -182,6 +182,46 @@ async def test_a_browser_stops_although_the_history_is_short(serve, history):
     listener = await listen(server, after=first)
     assert await texts(listener) == ["gap", "end"][: 1 + history]
     assert await status(server, after=listener.last_event_id) == 204
+
+
+@pytest.mark.parametrize("options", [{"browser": False}, {"prime": False}])
+@pytest.mark.parametrize("case", ["no record", "select", "history", "latest"])
+async def test_a_client_that_gets_neither_an_event_nor_an_initial_frame_is_told_to_stop(serve, options, case):
+    hub = Hub(history=0 if case == "history" else 10, latest=10)
+    stream = {"select": {"select": lambda context, record: False}, "latest": {"replay": "latest"}}.get(case, {})
+    server = await serve(application(hub, "a", prime=options.get("prime"), **stream))
+    if case != "no record":
+        await hub.publish("a", "1", key="k")
+        await hub.publish("a", "2", key="k", tombstone=case == "latest")
+    await hub.finish("a")
+    assert await status(server, browser=options.get("browser", True)) == 204
+
+
+async def test_a_client_whose_records_a_later_process_has_never_seen_gets_a_gap(serve):
+    log = MemoryLog(max_records=2)
+    old = Hub(MemoryBroker(log))
+    await serve(application(old, "a"))
+    await ready(old)
+    first = await old.publish("a", "0")
+    await old.publish("a", "1")
+    await old.publish("b", "x")
+    await old.finish("a")
+    hub = Hub(MemoryBroker(log))
+    server = await serve(application(hub, "a"))
+    await ready(hub)
+    assert await texts(await listen(server, after=first)) == ["gap"]
+
+
+async def test_a_client_whose_records_were_dropped_with_their_topic_gets_a_gap(serve, monkeypatch):
+    monkeypatch.setattr(history, "MAX_EMPTY_TOPICS", 2)
+    hub = Hub(history=0)
+    server = await serve(application(hub, "a"))
+    before = await hub.publish("b", "x")
+    await hub.publish("a", "missed")
+    for number in range(5):
+        await hub.publish(f"other.{number}", "x")
+    await hub.finish("a")
+    assert await texts(await listen(server, after=before)) == ["gap"]
 
 
 @pytest.mark.parametrize("on_gap", ["signal", "close", "conflate"])

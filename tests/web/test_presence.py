@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp_interceptors import CloseReason, Hub, RequestContext, topic_stream
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.sse import Event
-from tests.hub.watcher import EVENT, fold, quick, seen
+from tests.hub.watcher import EVENT, fold, join, quick, seen
 from tests.listener import Listener, application, listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until, within
@@ -294,6 +294,16 @@ async def test_a_slow_client_is_told_who_is_present_when_it_reads_on(serve, ente
     await until(lambda: seen(hub) == {"ann"})
     await slow.sees("ann")
     assert slow.told[-1] == {"topic": "room", "present": ["ann"]}
+
+
+async def test_a_slow_client_gets_a_list_that_is_larger_than_all_buffers_once(serve, enter, hub):
+    server = await serve(room(hub, stall_timeout=None))
+    for number in range(5000):
+        join(hub, "room", identity=f"{number:0200}", watches=False)
+    slow = await enter(server, receive_buffer=4096)
+    await slow.sees(*hub.presence("room"))
+    await hub.publish("room", "x")
+    assert (await slow.event()).data == "x"
 
 
 async def test_many_clients_come_and_go(serve, enter, hub):

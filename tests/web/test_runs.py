@@ -318,6 +318,29 @@ class TestStopping:
         assert answers.closed == 1
         assert answers.hub.statistics().runs == 0
 
+    @pytest.mark.parametrize("kind", ["async", "plain"])
+    async def test_its_readers_get_the_end_although_it_still_cleans_up(self, serve, broker, logged, listen, kind):
+        resumed = threading.Event()
+
+        async def slow():
+            try:
+                yield "word 0"
+                await asyncio.Event().wait()
+            finally:
+                await until(resumed.is_set)
+
+        def blocking():
+            yield "word 0"
+            assert resumed.wait(TIMEOUT)
+
+        answers = self.answers(broker, drain=Drain(grace=1.0))
+        answers.answer = slow if kind == "async" else blocking
+        server, client = await self.opened(listen, serve, answers)
+        stopping = asyncio.create_task(server.stop())
+        assert await datas(client) == [SHUTDOWN]
+        resumed.set()
+        await within(stopping)
+
     async def test_without_a_grace_period_it_is_ended_at_once(self, serve, broker, logged, listen):
         answers = self.answers(broker, drain=Drain(grace=0))
         server, client = await self.opened(listen, serve, answers)

@@ -88,8 +88,9 @@ def json_body(
 
     Args:
         key: The key of the value.
-        into: A dataclass, a ``msgspec.Struct``, a pydantic model, or a plain function that makes the value of what
-            ``loads`` returns. A function raises ``InvalidBody``, or another ``ValueError``, to refuse it.
+        into: A dataclass, a ``msgspec.Struct``, a pydantic model, a JSON type such as ``dict`` or ``list[Order]``, or a
+            plain function that makes the value of what ``loads`` returns. A function raises ``InvalidBody``, or another
+            ``ValueError``, to refuse it.
         max_size: Number of bytes that the body may have.
         loads: A plain function that parses the body, and raises ``ValueError`` if it cannot.
         read_timeout: Seconds to wait for each piece of the body; ``None`` for no limit.
@@ -189,6 +190,9 @@ def _converter(into: object) -> Callable[[object], object]:
         if dataclasses.is_dataclass(into):
             _check_dataclass(into, set())
             return lambda value: _to_dataclass(kind, value, "$")
+    if get_origin(kind) is not None or kind in _JSON_TYPES:
+        _check_type(kind, "into", set())
+        return lambda value: _convert(kind, value, "$")
     check_function("into", into)
     return cast("Callable[[object], object]", into)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 from aiohttp import web
 
@@ -38,23 +39,27 @@ def timeout(seconds: float) -> Interceptor[RequestContext]:
     check_seconds("seconds", seconds, "")
 
     async def timeout(context: RequestContext) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        scope = asyncio.timeout(None)
+        # asyncio.timeout cancels one iteration of the event loop after its time, in which a stream could open.
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        cancelling, expired, cancelled_by_others = task.cancelling(), False, False
 
         def expire() -> None:
+            nonlocal expired
             if not context.committed:
-                scope.reschedule(loop.time())
+                expired = task.cancel()
 
-        timer = loop.call_later(seconds, expire)
+        timer = asyncio.get_running_loop().call_later(seconds, expire)
         try:
-            async with scope:
-                try:
-                    yield
-                finally:
-                    timer.cancel()
-        except TimeoutError:
-            if not scope.expired() or context.committed:
+            try:
+                yield
+            finally:
+                timer.cancel()
+                cancelled_by_others = expired and task.uncancel() > cancelling
+        except asyncio.CancelledError:
+            if not expired or cancelled_by_others:
                 raise
+            if context.committed:  # by code that was cancelled
+                raise TimeoutError(f"the response was not complete {seconds} seconds after the request") from None
             raise web.HTTPGatewayTimeout(text="The server did not answer in time.\n") from None
 
     return around(timeout)

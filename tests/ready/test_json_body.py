@@ -108,6 +108,22 @@ async def refusal(post, *arguments, **options) -> tuple[int, str]:
     return status, text
 
 
+@pytest.mark.parametrize(
+    ("into", "value", "wrong", "text"),
+    [
+        (int, 5, True, "$: expected an integer, not true or false\n"),
+        (str, "a", 5, "$: expected a string, not an integer\n"),
+        (dict, {"a": [1]}, [], "$: expected an object, not an array\n"),
+        (list[int], [1, 2], [1, "a"], "$[1]: expected an integer, not a string\n"),
+        (dict[str, bool], {"a": True}, {"a": 1}, "$.a: expected true or false, not an integer\n"),
+        (list[list[float]], [[1.5]], [[None]], "$[0][0]: expected a number, not null\n"),
+    ],
+)
+async def test_a_json_type_is_checked(post, into, value, wrong, text):
+    assert json.loads((await post(value, into))[1])["value"] == repr(value)
+    assert await refusal(post, wrong, into) == (422, text)
+
+
 @pytest.mark.parametrize("into", [Struct, Model, PydanticDataclass])
 async def test_a_wrong_shape_of_another_library_is_a_422_with_the_place(post, into):
     status, text = await refusal(post, {"name": "a", "price": "secret"}, into)
@@ -199,7 +215,7 @@ async def test_a_body_that_is_too_large_is_a_413(post, site):
     assert (await post(b'"%s"' % (b"x" * 101), upper, client_max_size=102))[0] == 413
     server = await site(json_body(BODY, upper, max_size=10), handler=echo)
     for rest in (
-        f"Transfer-Encoding: chunked\n\n14\n{'x' * 20}\n0\n\n",
+        f"Transfer-Encoding: chunked\n\n14\n{'x' * 20}\n",  # refused before its end
         "Content-Length: 1000000\n\n",  # refused before the body arrives
     ):
         assert (await head_of(server, f"{START}{rest}")).startswith(b"HTTP/1.1 413")
@@ -318,6 +334,8 @@ def test_a_dataclass_may_contain_itself():
     [
         (("body", Item), {}, TypeError, "key is a ContextKey, .* not 'body'"),
         ((BODY, 5), {}, TypeError, "into is a function, not 5"),
+        ((BODY, list[complex]), {}, TypeError, "into is a <class 'complex'>, which json_body cannot check"),
+        ((BODY, list[Struct]), {}, TypeError, "into is a <class '.*Struct'>, which json_body cannot check"),
         ((BODY, Unknown), {}, TypeError, "Unknown.at is a <class 'complex'>, which json_body cannot check"),
         ((BODY, NestedUnknown), {}, TypeError, "Unknown.at is a"),
         ((BODY, IntegerKeys), {}, TypeError, "IntegerKeys.many is a"),

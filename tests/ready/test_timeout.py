@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 
 from aiohttp_interceptors import (
     RequestContext,
@@ -138,6 +138,48 @@ async def test_a_response_whose_headers_were_sent_is_not_ended_without_setup_eit
         assert await response.text() == "ab"
 
 
+async def test_a_response_that_would_be_sent_in_the_same_moment_is_not_begun(site, session, timers):
+    more, sent = asyncio.Event(), []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await more.wait()
+        sent.append(True)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        return response
+
+    server = await site(timeout(LONG), handler=handler)
+    answer = asyncio.create_task(session.get(server.url))
+    await until(lambda: more._waiters)
+    more.set()  # the handler continues in the next iteration
+    assert timers() == [True]
+    async with await answer as response:
+        assert response.status == 504
+    assert sent == []
+
+
+async def test_code_that_is_cancelled_and_sends_a_part_of_a_response_is_cut(serve, session, place):
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        try:
+            await forever()
+        finally:
+            await response.prepare(request)
+
+    errors = []
+
+    @on_error(TimeoutError)
+    def record(context: RequestContext, error: TimeoutError) -> None:
+        errors.append(error)
+        raise error
+
+    server = await serve(application(place, [record, timeout(SHORT)], handler))
+    async with session.get(server.url) as response:
+        with pytest.raises(ClientPayloadError):
+            await response.read()
+    assert [str(error) for error in errors] == [f"the response was not complete {SHORT} seconds after the request"]
+
+
 async def test_the_timer_ends_with_the_request(site, fetch, timers):
     await fetch(await site(timeout(LONG)))
     assert timers() == [False]
@@ -182,6 +224,16 @@ async def test_a_disconnect_is_not_a_timeout(serve, place, logged, raised):
     await raw.close()
     await until(lambda: ended)
     assert raised() == []
+
+
+async def test_a_cancellation_in_the_same_moment_stays_one(site, timers):
+    async def handler(request: web.Request) -> web.Response:
+        asyncio.current_task().cancel()
+        timers()
+        await forever()
+
+    server = await site(timeout(LONG), handler=handler)
+    assert await server.exchange("GET / HTTP/1.1\nHost: x\n\n") == b""
 
 
 @pytest.mark.parametrize(("seconds", "error"), [(0, ValueError), ("1", TypeError), (None, TypeError)])

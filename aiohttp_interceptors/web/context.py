@@ -414,7 +414,11 @@ async def before_commit(request: web.Request, response: web.StreamResponse) -> N
         unframed.add(request.writer)
     context = RequestContext.of(request)
     if context is not None:
-        context._merge_staged_headers(response)
+        try:
+            context._merge_staged_headers(response)
+        except BaseException:  # another response follows, and aiohttp has framed this one already
+            cast("StreamWriter", request.writer).chunked, request.writer.length = False, None
+            raise
 
 
 class _UnknownResponse(CommitGuard):

@@ -171,9 +171,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """Send the headers. If that fails before anything was written, another response can still be sent."""
         staged = None if context is None else context._staged_headers
         remove_framing_headers(self._headers, context, (*FRAMING, "content-encoding"))
+        if context is not None:
+            context._merge_staged_headers(self)
         try:
-            if context is not None:
-                context._merge_staged_headers(self)
             writer = await super(EventSourceResponse, self).prepare(request)
         except Exception:
             if not _is_committed(request):  # the response to the error must not be chunked, and gets the staged headers

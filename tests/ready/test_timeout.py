@@ -211,19 +211,24 @@ async def test_a_handler_that_answers_when_it_is_cancelled_has_the_last_word(sit
 async def test_a_disconnect_is_not_a_timeout(serve, place, logged, raised):
     started, ended = asyncio.Event(), []
 
+    @around
+    async def outer(context: RequestContext):
+        try:
+            yield
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
     async def handler(request: web.Request) -> web.Response:
         started.set()
-        try:
-            await forever()
-        finally:
-            ended.append(True)
+        await forever()
 
-    server = await serve(application(place, [timeout(LONG)], handler), handler_cancellation=True)
+    server = await serve(application(place, [outer, timeout(LONG)], handler), handler_cancellation=True)
     raw = await server.connect("GET / HTTP/1.1\nHost: x\n\n")
     await within(started.wait())
     await raw.close()
     await until(lambda: ended)
-    assert raised() == []
+    assert (ended, raised()) == ([asyncio.CancelledError], [])
 
 
 async def test_a_cancellation_in_the_same_moment_stays_one(site, timers):

@@ -7,8 +7,10 @@ import itertools
 
 import pytest
 from aiohttp import ClientPayloadError, web
+from aiohttp_sse import sse_response
 
 from aiohttp_interceptors import (
+    EventStreamResponse,
     event_stream,
     interceptor_middleware,
     on_error,
@@ -100,6 +102,28 @@ async def test_a_stream_that_is_open_has_its_first_line(site, session, logged):
     _, closed = await wait_for_lines(logged, 2)
     assert closed["reason"] == "client_left"
     assert closed["events"] == 1
+
+
+async def test_a_stream_of_aiohttp_sse_has_both_lines_without_a_reason(site, fetch, logged):
+    async def handler(request: web.Request) -> web.StreamResponse:
+        async with sse_response(request, response_cls=EventStreamResponse) as response:
+            await response.send("one")
+        return response
+
+    await fetch(await site(request_log(), handler=handler))
+    opened, closed = await wait_for_lines(logged, 2)
+    assert (opened["event"], closed["event"]) == ("stream_request_opened", "stream_request_closed")
+    assert "reason" not in closed
+
+
+async def test_the_bytes_of_a_compressed_response_are_unknown(site, fetch, logged):
+    async def handler(request: web.Request) -> web.Response:
+        response = web.Response(text="a" * 5000)
+        response.enable_compression()
+        return response
+
+    await fetch(await site(request_log(), handler=handler))
+    assert "bytes" not in (await wait_for_lines(logged, 1))[0]
 
 
 async def test_head_of_a_stream_is_a_plain_request(site, fetch, logged):

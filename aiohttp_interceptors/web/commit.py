@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from http.cookies import Morsel, SimpleCookie
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 from weakref import WeakSet
 
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
+from .._checks import check_synchronous
 from .._logging import log
 from ..chain import Execution
 from ..exceptions import ResponseCommitted
@@ -31,9 +32,11 @@ __all__ = [
     "GuardedHeaders",
     "StagedHeaders",
     "active_contexts",
+    "call_on_commit",
     "freeze_response",
     "incomplete",
     "is_committed",
+    "is_event_stream",
     "is_framed",
     "log_dropped_change",
     "merge_headers",
@@ -54,6 +57,9 @@ ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-tim
 
 _INFORMATIONAL = re.compile(rb"HTTP/\d\.\d 1(?!01)")  # 101 is final (RFC 9110, 15.2)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+OnCommit: TypeAlias = Callable[[web.StreamResponse], object]
 
 
 # What commit means.
@@ -381,9 +387,22 @@ class StagedHeaders(GuardedHeaders):
 
     A header with a control character such as CR or LF raises ``ValueError``, and one that is not text ``TypeError``:
     here rather than when the headers are written, because no response could be sent then.
+
+    They also carry the functions of ``context.on_commit``, so that a request without any holds nothing for them.
     """
 
-    __slots__ = ()
+    __slots__ = ("_on_commit",)
+
+    _on_commit: tuple[OnCommit, ...]  # unset if there are none
+
+    @property
+    def on_commit(self) -> tuple[OnCommit, ...]:
+        """The functions to call when a response is committed, in the order in which they were added."""
+        return getattr(self, "_on_commit", ())
+
+    @on_commit.setter
+    def on_commit(self, functions: tuple[OnCommit, ...]) -> None:
+        self._on_commit = functions
 
     def __setitem__(self, name: str, value: str) -> None:
         if self._accepts(name, value):
@@ -412,7 +431,9 @@ class StagedHeaders(GuardedHeaders):
 
     def copy(self) -> StagedHeaders:
         """Return a copy that can be changed."""
-        return StagedHeaders(self)
+        copy = StagedHeaders(self)
+        copy.on_commit = self.on_commit
+        return copy
 
     def freeze(self, owner: ActiveContext) -> None:
         """Drop changes from now on, because the headers were merged into a response."""
@@ -436,7 +457,7 @@ class StagedHeaders(GuardedHeaders):
 def merge_headers(staged: CIMultiDict[str], response: web.StreamResponse, context: ActiveContext) -> None:
     """Merge staged headers into a response that is about to be sent."""
     headers = response._headers
-    owned = CODING if _is_event_stream(response) else frozenset()
+    owned = CODING if is_event_stream(response) else frozenset()
     for name in {key.lower(): key for key in staged}.values():
         if name.lower() in owned or _is_framing(name):  # a framing header comes from a copy of the staged ones
             for value in staged.popall(name):
@@ -447,6 +468,12 @@ def merge_headers(staged: CIMultiDict[str], response: web.StreamResponse, contex
     for item in staged.items():
         _check_header(*item)
     headers.extend(staged)
+
+
+def call_on_commit(staged: StagedHeaders, response: web.StreamResponse) -> None:
+    """Call the functions that wait for the commit. Raises what they raise."""
+    for function in staged.on_commit:
+        check_synchronous(function(response), f"the function {function!r} of on_commit")
 
 
 def remove_framing_headers(
@@ -464,7 +491,8 @@ def _is_framing(name: str) -> bool:
     return name in FRAMING or name.startswith("sec-websocket-")
 
 
-def _is_event_stream(response: web.StreamResponse) -> bool:
+def is_event_stream(response: web.StreamResponse) -> bool:
+    """Return whether a response is an event stream, of this library or of a handler."""
     content_type = response._headers.get(hdrs.CONTENT_TYPE, "").lower()
     return getattr(response, "_is_event_stream", False) or content_type.startswith("text/event-stream")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from .commit import (
     GuardedHeaders,
     StagedHeaders,
     active_contexts,
+    call_on_commit,
     freeze_response,
     incomplete,
     is_committed,
@@ -117,6 +119,30 @@ class RequestContext(Context):
             self._staged_headers = StagedHeaders()
         return self._staged_headers
 
+    def on_commit(self, function: Callable[[web.StreamResponse], object]) -> None:
+        """Call a function with the response immediately before its headers are sent, after the staged ones are in it.
+
+        The function sees the final status and headers, of a stream too, and can still change them. What it raises is
+        raised where the response is sent. If that response cannot be sent, the function is called again with the
+        next one. It is not called if an exception leaves the chain, because aiohttp then responds by itself. For a
+        response that a handler prepares itself this requires ``setup(app)``, like staged headers.
+
+        After commit the call is dropped and logged.
+
+        Args:
+            function: A plain function that takes the response.
+
+        Raises:
+            TypeError: The function is not a plain function.
+        """
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            raise TypeError(f"on_commit takes a plain function of the response, not {function!r}")
+        if self._drop_if_committed(f"on_commit({function!r})"):
+            return
+        if self._staged_headers is None:
+            self._staged_headers = StagedHeaders()
+        self._staged_headers.on_commit += (function,)
+
     @property
     def committed(self) -> bool:
         """Whether the response is committed: its final headers were sent, and it cannot change any more.
@@ -172,6 +198,12 @@ class RequestContext(Context):
             merge_headers(staged, response, self)
         if staged is not None:
             staged.freeze(self)
+            if staged.on_commit:
+                try:
+                    call_on_commit(staged, response)
+                except BaseException:
+                    self._restore_staged_headers(staged)  # for the response to the error
+                    raise
 
     def _restore_staged_headers(self, headers: StagedHeaders | None) -> None:
         """Stage headers again that were merged into a response which could not be sent."""
@@ -218,7 +250,8 @@ class RequestContext(Context):
             self._response = response = next(sent, None) or _UnknownResponse(self.request)
             if never_sent is not None and response is not candidate:
                 log_dropped_change(f"context.response = {never_sent!r}", self)
-        if self._staged_headers:
+        staged = self._staged_headers
+        if staged is not None and (staged or staged.on_commit):
             self._log_unsent_headers()
         freeze_response(response)
         return response
@@ -381,7 +414,11 @@ async def before_commit(request: web.Request, response: web.StreamResponse) -> N
         unframed.add(request.writer)
     context = RequestContext.of(request)
     if context is not None:
-        context._merge_staged_headers(response)
+        try:
+            context._merge_staged_headers(response)
+        except BaseException:  # another response follows, and aiohttp has framed this one already
+            cast("StreamWriter", request.writer).chunked, request.writer.length = False, None
+            raise
 
 
 class _UnknownResponse(CommitGuard):

@@ -141,20 +141,21 @@ def last_event_id_of(request: web.BaseRequest) -> str | None:
 # The body.
 
 
-async def read_body(request: web.Request, read_timeout: float | None) -> None:
+async def read_body(request: web.Request, read_timeout: float | None, max_size: int | None = None) -> None:
     """Read the body to its end, and restore it so that the request's own methods still return it.
 
     aiohttp detects a disconnect only after the request was read to its end. Afterwards ``read``, ``text``, ``json``,
     ``post``, ``multipart`` and ``content`` return what was sent.
 
     Raises the response to a client that sends nothing for ``read_timeout`` seconds (408), more than ``client_max_size``
-    bytes (413), or a malformed body (400). If cancelled, the bytes that were read are lost.
+    or ``max_size`` bytes (413), or a malformed body (400). If cancelled, the bytes that were read are lost.
     """
     if not request.can_read_body:
         return
     content = request.content
+    limits = [limit for limit in (request.client_max_size, max_size) if limit]
     try:
-        body = await _read_all(content, request.client_max_size, read_timeout)
+        body = await _read_all(content, min(limits, default=0), read_timeout)
     except TimeoutError:
         raise _body_timeout() from None
     except (web.RequestPayloadError, HttpProcessingError):  # the latter from aiohttp's parser in Python

@@ -797,13 +797,13 @@ class TestOptions:
         with pytest.raises((TypeError, ValueError), match="latest_bytes"):
             Hub(latest_bytes=wrong)
 
-    @pytest.mark.parametrize("options", [{}, {"key": "a", "ephemeral": True}])
-    async def test_a_tombstone_needs_a_key_and_is_kept(self, hub_with, options):
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [({}, "a tombstone needs the key"), ({"key": "a", "ephemeral": True}, "a tombstone is kept like the value")],
+    )
+    async def test_a_tombstone_needs_a_key_and_is_kept(self, hub_with, options, message):
         hub = hub_with()
-        with pytest.raises(
-            ValueError,
-            match="a tombstone (needs the key whose value it removes|is kept like the value that it removes)",
-        ):
+        with pytest.raises(ValueError, match=message):
             await hub.publish("t", "x", tombstone=True, **options)
         assert hub.statistics().published == 0
 

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aiohttp_interceptors"
 ORDER = (
-    *("exceptions", "facts", "_logging", "_checks", "_signature", "_tasks", "_threads"),
+    *("exceptions", "facts", "_logging", "_observers", "_checks", "_signature", "_tasks", "_threads"),
     *("interceptor", "chain", "decorators", "debug"),
     *("sse", "encoder", "schema", "queues", "channel", "hub", "brokers", "web", "testing", "__main__"),
 )

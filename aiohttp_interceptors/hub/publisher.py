@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
 from ..encoder import Encoder, encode_value
-from ..exceptions import TopicFinished
+from ..exceptions import BrokerDown, BrokerRefused, OutcomeUnknown, TopicFinished
+from ..facts import HubPublished
 from ..sse import Event, encode
 from .broker import Broker, DeduplicationWindow, LogPosition
 from .dispatcher import Dispatcher
@@ -20,6 +22,13 @@ __all__ = ["Publisher"]
 
 RECEIVE_TIMEOUT = 5.0  # seconds to wait until this process has received what the broker has stored
 _CLASS_OF = {Kind.TOMBSTONE: Tombstone}
+_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
+    (BrokerDown, "down"),
+    (OutcomeUnknown, "unknown"),
+    (BrokerRefused, "refused"),
+    (asyncio.CancelledError, "cancelled"),
+    (BaseException, "failed"),
+)
 
 
 class Publisher:
@@ -105,12 +114,8 @@ class Publisher:
 
     async def publish_to_broker(self, message: Message, connection: object = None) -> str | None:
         """Store a message, and return its ID. It is dispatched when the tail delivers it."""
-        assert self._broker is not None  # noqa: S101  # the caller knows that there is a broker
         self.check_unfinished(message.topic)
-        position = await self._broker.publish(
-            message.topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
-        )
-        self.published += 1
+        position = await self._store(message, connection)
         return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
 
     async def finish(self, message: Message) -> str:
@@ -125,15 +130,32 @@ class Publisher:
             self.check_unfinished(topic)
         self._finishing.add(topic)
         try:
-            position = await self._broker.publish(topic, message.payload(), idempotency_key=message.idempotency_key)
+            position = await self._store(message)
             assert position is not None  # noqa: S101  # None is only for a connection
-            self.published += 1
             await self.wait_for(position)
         finally:
             self._finishing.discard(topic)
         if history.is_finished(topic) and history.finished_through((topic,))[0] != position.offset:
             raise _finished(topic)  # another process was faster
         return f"{position.epoch}-{position.offset}"
+
+    async def _store(self, message: Message, connection: object = None) -> LogPosition | None:
+        """Store a message in the broker's log, and tell the observers how long that took."""
+        broker, observers = self._broker, self._dispatcher.observers
+        assert broker is not None  # noqa: S101  # the caller knows that there is a broker
+        started, outcome = time.perf_counter(), "stored"
+        try:
+            position = await broker.publish(
+                message.topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
+            )
+        except BaseException as error:
+            outcome = next(name for kind, name in _OUTCOMES if isinstance(error, kind))
+            raise
+        finally:
+            if observers:
+                observers.tell(HubPublished(time.perf_counter() - started, outcome))
+        self.published += 1
+        return position
 
     async def wait_for(self, position: LogPosition) -> None:
         """Wait until this process has received an entry that the broker has stored, or for some seconds."""

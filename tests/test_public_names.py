@@ -32,6 +32,7 @@ TIERS = ("Daily", "Hub", "Operating", "Advanced")
 MODULES = [
     "aiohttp_interceptors",
     "aiohttp_interceptors.testing",
+    *(f"aiohttp_interceptors.observe.{name}" for name in ("prometheus", "opentelemetry")),
     *(f"aiohttp_interceptors.brokers.{name}" for name in ("sqlite", "redis", "postgres", "nats", "memory")),
 ]
 

@@ -230,12 +230,8 @@ class PrometheusMetrics:
 def _has_opened_stream(fact: StageRan) -> bool:
     """Return whether an event stream was open while a stage ran."""
     response = fact.after.get("response")
-    return (
-        fact.stage == "enter"
-        and isinstance(response, CommitGuard)
-        and response._is_event_stream
-        and fact.before.get("response") is not response
-    )
+    is_stream = isinstance(response, CommitGuard) and response._is_event_stream
+    return is_stream and fact.before.get("response") is not response
 
 
 class _LabelValues:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 
 import pytest
 from aiohttp import web
@@ -20,6 +22,7 @@ from aiohttp_interceptors import (
     HubPublished,
     HubResumed,
     HubUp,
+    Interceptor,
     OutcomeUnknown,
     SlidingQueue,
     Snapshot,
@@ -28,7 +31,10 @@ from aiohttp_interceptors import (
     StreamOpened,
     StreamRefused,
     as_handler,
+    before,
     event_stream,
+    interceptor_middleware,
+    on_error,
     setup,
     start_event_stream,
     start_topic_stream,
@@ -36,8 +42,9 @@ from aiohttp_interceptors import (
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import replication
 from aiohttp_interceptors.testing import open_stream
+from aiohttp_interceptors.web.transport import Connection
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
-from tests.waiting import until, within
+from tests.waiting import run_other_tasks, until, within
 
 pytestmark = BOTH_LOOPS
 
@@ -314,6 +321,19 @@ async def test_many_observed_streams_of_a_topic_get_each_event_once(serve, sessi
     assert len(site.of(StreamFirstEvent)) == 20
 
 
+async def test_a_stream_is_written_to_directly_after_its_first_event(serve, session):
+    hub = Hub()
+    site = Site(hub).get("/", as_handler(start_topic_stream(hub, "a")))
+    server = await serve(site.app)
+    async with open_stream(session, server.url) as stream:
+        await until(lambda: hub.statistics().subscribers == 1 and not hub.statistics().catching_up)
+        for number in range(2):
+            await hub.publish("a", str(number))
+            assert (await stream.next()).data == str(number)
+        (group,) = hub._dispatcher._groups.values()
+        assert [type(sink) for sink in group._sinks] == [Connection]
+
+
 # The end.
 
 
@@ -331,6 +351,41 @@ async def test_a_closed_stream_tells_what_its_producer_raised(serve, session, ra
     assert (closed.reason, closed.exception) == (CloseReason.ERROR, boom)
     (line,) = [line for line in logged if line["event"] == "stream_closed"]
     assert "exception" not in line
+
+
+# Stages.
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_time_of_a_handler_is_not_that_of_the_stage_after_it(serve, session, fails):
+    facts, times = [], []
+
+    @before
+    def observe(context):
+        context.add_observer(facts.append)
+
+    async def handler(request):
+        started = time.perf_counter()
+        await asyncio.sleep(0.05)  # the work whose duration is measured
+        times.append(time.perf_counter() - started)
+        if fails:
+            raise ZeroDivisionError
+        return web.Response()
+
+    @on_error(ZeroDivisionError)
+    def handle(context, error):
+        context.response = web.Response(text="handled")
+
+    leaves = Interceptor("leaves", leave=lambda context: None)
+    app = web.Application(middlewares=[interceptor_middleware(observe, handle if fails else leaves)])
+    app.router.add_get("/", handler)
+    server = await serve(app)
+    async with session.get(server.url) as response:
+        assert response.status == 200
+    fact = facts[-1]
+    assert (fact.interceptor, fact.stage) == (("handle", "error") if fails else ("leaves", "leave"))
+    assert fact.duration < times[0]
+    assert (fact.before["response"] is None) == fails
 
 
 # Hubs.
@@ -360,34 +415,50 @@ async def test_a_flush_tells_its_records_and_its_streams(serve, session):
         open_stream(session, f"{server.url}/a"),
         open_stream(session, f"{server.url}/b"),
         open_stream(session, f"{server.url}/c"),
+        open_stream(session, f"{server.url}/*"),
     ):
-        await until(lambda: hub.statistics().subscribers == 4 and not hub.statistics().catching_up)
+        await until(lambda: hub.statistics().subscribers == 5 and not hub.statistics().catching_up)
         told.facts.clear()
         await hub.publish("a", "x")
         await hub.publish("a", "y")
         await hub.publish("b", "z")
-        await hub.publish("nobody", "z")
+        await hub.publish("no.stream", "z")
         await until(lambda: told.facts)
     (fact,) = told.of(HubFlushed)
-    assert (fact.records, fact.streams) == (3, 3)
+    assert (fact.records, fact.streams) == (3, 4)
     assert 0 < fact.seconds < 30
     await hub.close()
 
 
-async def test_a_hub_that_is_not_observed_looks_at_no_clock_for_facts():
-    """The flush that tells is another function, so that the one without observers has nothing to skip."""
-    hub = Hub()
+async def test_a_flush_for_a_stream_that_catches_up_counts_that_one(serve, session):
+    told = Told()
+    hub = told.hub
+    site = Site(hub).get("/", as_handler(start_topic_stream(hub, "a")))
+    site.get("/state", as_handler(start_topic_stream(hub, "a", snapshot=lambda context: ["state"])))
+    server = await serve(site.app)
+    async with open_stream(session, server.url):
+        await until(lambda: hub.statistics().subscribers == 1 and not hub.statistics().catching_up)
+        told.facts.clear()
+        async with open_stream(session, f"{server.url}/state"):
+            await until(lambda: hub.statistics().subscribers == 2 and not hub.statistics().catching_up)
+            assert [(fact.records, fact.streams) for fact in told.of(HubFlushed)] == [(0, 1)]
+    await hub.close()
+
+
+@pytest.mark.parametrize("observed", [False, True])
+async def test_without_an_observer_a_flush_has_no_facts_to_make(observed):
+    called = set()
+    hub = Hub(observer=called.add if observed else None)
     hub.open()
-    scheduled = []
-    loop = asyncio.get_running_loop()
-    dispatcher = hub._dispatcher
-    for observed in (False, True):
-        if observed:
-            hub.add_observer(lambda fact: None)
-        dispatcher._scheduled = False
-        scheduled.append((dispatcher._flush_observed if observed else dispatcher._flush_dirty).__name__)
-        dispatcher._schedule_flush(loop)
-    assert scheduled == ["_flush_dirty", "_flush_observed"]
+    sys.setprofile(lambda frame, event, argument: called.add(frame.f_code.co_name))
+    try:
+        await hub.publish("a", "x")
+        hub._dispatcher.schedule(hub._dispatcher.acquire_group(frozenset({"a"}), None, bytes))
+        await run_other_tasks()
+    finally:
+        sys.setprofile(None)
+    assert "_flush_dirty" in called
+    assert ("_flush_observed" in called) == observed
     await hub.close()
 
 

@@ -276,6 +276,25 @@ async def test_a_hub_is_measured(serve, session):
     assert not [key for key in samples if key[0].startswith(("hub_broker_up", "hub_broker_confirmation"))]
 
 
+async def test_a_stream_that_has_not_caught_up_is_counted_as_such(serve, session):
+    hub, going = Hub(), asyncio.Event()
+
+    async def snapshot(context):
+        await going.wait()
+        return ["state"]
+
+    site = Site(hub).get("/", as_handler(start_topic_stream(hub, "a", snapshot=snapshot)))
+    await site.start(serve, session)
+    async with site.stream() as stream:
+        samples = await site.samples()
+        assert samples["hub_subscribers", "default", "caught_up"] == 0
+        assert samples["hub_subscribers", "default", "catching_up"] == 1
+        going.set()
+        await stream.next()
+        samples = await site.until(("hub_subscribers", "default", "caught_up"))
+        assert samples["hub_subscribers", "default", "catching_up"] == 0
+
+
 async def test_a_run_is_a_gauge(serve, session):
     hub = Hub()
     site = await Site(hub).start(serve, session)
@@ -389,9 +408,9 @@ async def test_the_stage_in_which_a_stream_is_open_is_left_out(serve, session, k
         ),
     }
     metrics = PrometheusMetrics(CollectorRegistry())
-    app = web.Application(middlewares=[interceptor_middleware(metrics.stages, auth)])
-    closed = []
-    setup(app, observer=closed.append)
+    timing = Interceptor("timing", leave=lambda context: None)
+    app = web.Application(middlewares=[interceptor_middleware(metrics.stages, auth, timing)])
+    setup(app)
     app.router.add_get("/", handlers[kind])
     server = await serve(app)
     await server.exchange("GET / HTTP/1.1\nHost: x\nConnection: close\n\n")
@@ -402,7 +421,7 @@ async def test_the_stage_in_which_a_stream_is_open_is_left_out(serve, session, k
         for sample in family.samples
         if sample.name == f"{PREFIX}stage_seconds_count"
     }
-    assert names - {"<lambda>"} == {"auth"}
+    assert names - {"<lambda>"} == {"auth", "timing"}
 
 
 def test_the_number_of_interceptors_is_limited():

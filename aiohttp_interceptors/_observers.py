@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from ._logging import log
 from .exceptions import EXIT_EXCEPTIONS
 
-__all__ = ["Observers", "OneOrMore"]
+__all__ = ["Observers"]
 
 
 F = TypeVar("F")
-T = TypeVar("T")
-OneOrMore: TypeAlias = T | Sequence[T]
 
 
 class Observers(Generic[F]):
@@ -31,7 +29,7 @@ class Observers(Generic[F]):
 
     __slots__ = ("_dropped", "_functions")
 
-    def __init__(self, observers: OneOrMore[Callable[[F], object]] | None, dropped: str) -> None:
+    def __init__(self, observers: Callable[[F], object] | Sequence[Callable[[F], object]] | None, dropped: str) -> None:
         self._dropped = dropped
         self._functions: tuple[Callable[[F], object], ...] = ()
         if callable(observers) or isinstance(observers, str) or not isinstance(observers, Sequence):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from .._checks import check_count, check_max_event_size, check_seconds
-from .._observers import Observers, OneOrMore
+from .._observers import Observers
 from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
@@ -190,7 +190,7 @@ class Hub:
         latest_bytes: int | None = 2**24,
         max_event_size: int | None = MAX_EVENT_SIZE,
         max_runs: int | None = None,
-        observer: OneOrMore[HubObserver] | None = None,
+        observer: HubObserver | Sequence[HubObserver] | None = None,
         encoder: Encoder = default_encoder,
     ) -> None:
         check_count("latest", latest, 0)

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from .._checks import check_seconds
 from .._logging import log, log_fact
-from .._observers import Observers, OneOrMore
+from .._observers import Observers
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped, StreamClosed, StreamFact, StreamObserver, StreamOpened, StreamRefused
 from ..hub.hub import Hub
@@ -103,7 +103,7 @@ class Streams:
         self,
         drain: Drain | None = None,
         limits: Limits | None = None,
-        observer: OneOrMore[StreamObserver] | None = None,
+        observer: StreamObserver | Sequence[StreamObserver] | None = None,
     ) -> None:
         self.closing: bool = False
         """Whether the server is stopping, so that new streams are refused."""
@@ -111,8 +111,7 @@ class Streams:
         """Whether the producer of a closed stream has its grace period to return to its channel."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
-        self.observers: Observers[StreamFact] = Observers(observer, "stream_observer_dropped")
-        """The functions that are called with each fact."""
+        self._observers: Observers[StreamFact] = Observers(observer, "stream_observer_dropped")
         self._open: set[Drainable] = set()
         self._opening: set[asyncio.Timeout] = set()  # of requests in run_unless_shutdown
         self._discarded: asyncio.Future[None] | None = None  # done when the next stream is discarded
@@ -251,7 +250,7 @@ class Streams:
             fact: What happened to a stream.
         """
         log_fact(fact)
-        self.observers.tell(fact)
+        self._observers.tell(fact)
 
     # Starting and stopping the application
 
@@ -322,7 +321,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     key: Key | None = None,
     on_limit: OnLimit = "refuse",
     kick_event: Event | None = DEFAULT_KICK_EVENT,
-    observer: OneOrMore[StreamObserver] | None = None,
+    observer: StreamObserver | Sequence[StreamObserver] | None = None,
 ) -> None:
     """Set up the streams and the Hubs of an application.
 

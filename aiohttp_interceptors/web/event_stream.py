@@ -306,7 +306,7 @@ def _factory(settings: ChannelSettings, stream_ready: StreamReady | None) -> Str
         context: RequestContext, response: ChannelResponse, connection: Connection, streams: Streams, early: object
     ) -> StreamLifecycle:
         producing = early if isinstance(early, EarlyProducer) else cast("StreamReady", stream_ready)
-        stream_class = ObservedChannelStream if streams.observers else ChannelStream
+        stream_class = ObservedChannelStream if streams._observers else ChannelStream
         return stream_class(context, response, connection, streams, settings, producing)
 
     return make

@@ -260,7 +260,7 @@ class StreamLifecycle(Stream):
         """Tell the observers that the first event was written, and when the wait for it began, by the loop's clock."""
         request, seconds = self._context.request, asyncio.get_running_loop().time() - began
         execution_id = self._context.execution_id
-        self._streams.observers.tell(StreamFirstEvent(execution_id, request.path, route_of(request), seconds))
+        self._streams._observers.tell(StreamFirstEvent(execution_id, request.path, route_of(request), seconds))
 
     @property
     def _duration(self) -> float:

@@ -41,8 +41,8 @@ def route_of(request: web.Request) -> str:
 
     Unlike the path of the request it has few values, so that it can be a label.
     """
-    resource = request.match_info.route.resource
-    canonical = "" if resource is None else resource.canonical
+    route = getattr(request.match_info, "route", None)  # an application's own router may have none
+    canonical = getattr(getattr(route, "resource", None), "canonical", "")
     return canonical if isinstance(canonical, str) else ""  # that of a mocked request is a mock
 
 

@@ -421,7 +421,7 @@ class TopicStream(StreamLifecycle):
         select = None if settings.select is None else functools.partial(settings.select, context)
         self._subscription = hub.subscribe(
             subject.topics,
-            _FirstEventSink(self, connection) if streams.observers else connection,
+            _FirstEventSink(self, connection) if streams._observers else connection,
             self._on_subscription_end,
             after=self._last_event_id,
             select=select,

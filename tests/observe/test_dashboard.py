@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from aiohttp import web
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from aiohttp_interceptors import Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
@@ -93,6 +94,35 @@ def test_the_page_on_operating_lists_every_metric_with_its_labels(samples):
         base(name): labels - {"le"} for name, labels in samples.items() if not name.endswith(("_created", "_bucket"))
     }
     assert listed == expected
+
+
+PROGRAMS = re.findall(r"```python\n(.*?)```", (DOCS / "operating.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def _registered():
+    """Remove what a test has registered in the global registry."""
+    before = set(REGISTRY._collector_to_names)
+    yield
+    for collector in set(REGISTRY._collector_to_names) - before:
+        REGISTRY.unregister(collector)
+
+
+@pytest.mark.usefixtures("_registered")
+async def test_the_programs_of_the_page_on_operating_run(serve, session):
+    app = web.Application()
+    exec(PROGRAMS[0], {"app": app})
+    server = await serve(app)
+    async with session.get(f"{server.url}/metrics") as response:
+        assert 'aiohttp_interceptors_hub_ready{hub="default"} 1.0' in await response.text()
+    traced = web.Application()
+    exec(PROGRAMS[1], {"app": traced})
+    server = await serve(traced)
+    async with session.get(f"{server.url}/nowhere") as response:
+        assert response.status == 404
+    readers = []
+    exec(PROGRAMS[2], {"readers": readers})
+    assert len(PROGRAMS) == 3
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap():

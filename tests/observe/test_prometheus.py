@@ -165,7 +165,7 @@ async def test_dropped_events_are_counted(serve, session, queue):
     site = Site().get("/", as_handler(start_event_stream(ready, buffer=lambda: queue(1))))
     await site.start(serve, session)
     closed = []
-    site.app[STREAMS].observers.add(lambda fact: isinstance(fact, StreamClosed) and closed.append(fact))
+    site.app[STREAMS]._observers.add(lambda fact: isinstance(fact, StreamClosed) and closed.append(fact))
     async with site.stream() as stream:
         await stream.rest()
     await until(lambda: closed)

@@ -17,12 +17,12 @@ generator whose events are published, and which goes on when its readers have le
 
 **Operating.** ``Drain`` says how the open streams end when the server stops. ``STREAMS`` is the key of an application's
 ``Streams``, which contains each open ``Stream`` with its ``StreamStatistics``; ``HubStatistics`` are those of a Hub.
-Observers receive ``StreamOpened``, ``StreamClosed``, ``StreamRefused``, ``EventsDropped``, ``StageRan``, ``HubUp``,
-``HubDown`` and ``HubResumed``. ``debug_observer`` logs what each stage changed. ``uncaught_exception`` is an
-interceptor that responds to unhandled exceptions, and ``StopReconnecting`` makes browsers stop reconnecting. The
-exceptions are ``ChannelFull``, ``EventTooLarge``, ``NoResponse``, ``QueueClosed``, ``ResponseCommitted``,
-``RunExists``, ``TooManyRuns``, ``TopicFinished``, and ``BrokerError`` with its subclasses ``BrokerDown``,
-``BrokerRefused`` and ``OutcomeUnknown``.
+Observers receive ``StreamOpened``, ``StreamFirstEvent``, ``StreamClosed``, ``StreamRefused``, ``EventsDropped``,
+``StageRan``, ``HubUp``, ``HubDown``, ``HubResumed``, ``HubPublished``, ``HubFlushed`` and ``HubGap``.
+``debug_observer`` logs what each stage changed. ``uncaught_exception`` is an interceptor that responds to unhandled
+exceptions, and ``StopReconnecting`` makes browsers stop reconnecting. The exceptions are ``ChannelFull``,
+``EventTooLarge``, ``NoResponse``, ``QueueClosed``, ``ResponseCommitted``, ``RunExists``, ``TooManyRuns``,
+``TopicFinished``, and ``BrokerError`` with its subclasses ``BrokerDown``, ``BrokerRefused`` and ``OutcomeUnknown``.
 
 **Advanced.** ``default_encoder`` makes events of values, and ``wants_event_stream`` says whether a client asks for a
 stream or for JSON. ``openapi`` describes a stream as an ``OpenAPIFragment``. ``execute`` runs interceptors with a
@@ -32,8 +32,9 @@ instead of waiting for a slow client; they are ``LossyQueue`` classes, and repor
 ``dropped_event``. ``EventStreamResponse`` replaces the response class of aiohttp-sse.
 
 Modules: ``aiohttp_interceptors.brokers`` has the brokers ``sqlite``, ``redis``, ``postgres`` and ``nats``,
-``aiohttp_interceptors.hub.broker`` the protocol for other brokers, ``aiohttp_interceptors.ready`` ready-made
-interceptors, and ``aiohttp_interceptors.testing`` helpers for tests.
+``aiohttp_interceptors.observe`` the metrics of ``prometheus`` and the traces of ``opentelemetry``,
+``aiohttp_interceptors.ready`` ready-made interceptors, ``aiohttp_interceptors.hub.broker`` the protocol for other
+brokers, and ``aiohttp_interceptors.testing`` helpers for tests.
 """
 
 from __future__ import annotations
@@ -68,10 +69,14 @@ if TYPE_CHECKING:
     from .exceptions import TopicFinished as TopicFinished
     from .facts import EventsDropped as EventsDropped
     from .facts import HubDown as HubDown
+    from .facts import HubFlushed as HubFlushed
+    from .facts import HubGap as HubGap
+    from .facts import HubPublished as HubPublished
     from .facts import HubResumed as HubResumed
     from .facts import HubUp as HubUp
     from .facts import StageRan as StageRan
     from .facts import StreamClosed as StreamClosed
+    from .facts import StreamFirstEvent as StreamFirstEvent
     from .facts import StreamOpened as StreamOpened
     from .facts import StreamRefused as StreamRefused
     from .hub.hub import Hub as Hub
@@ -128,7 +133,8 @@ _NAMES_BY_MODULE = {
     "encoder": "default_encoder",
     "exceptions": "BrokerDown BrokerError BrokerRefused ChannelFull EventTooLarge NoResponse OutcomeUnknown "
     "QueueClosed ResponseCommitted RunExists TooManyRuns TopicFinished",
-    "facts": "EventsDropped HubDown HubResumed HubUp StageRan StreamClosed StreamOpened StreamRefused",
+    "facts": "EventsDropped HubDown HubFlushed HubGap HubPublished HubResumed HubUp StageRan StreamClosed "
+    "StreamFirstEvent StreamOpened StreamRefused",
     "hub.hub": "Hub HubStatistics Subscriber",
     "hub.listener": "Lagged Listener",
     "hub.record": "Gap GapReason Record",

@@ -15,16 +15,14 @@ from structlog.typing import EventDict
 from .facts import (
     EventsDropped,
     HubDown,
-    HubFact,
     HubResumed,
     HubUp,
     StreamClosed,
-    StreamFact,
     StreamOpened,
     StreamRefused,
 )
 
-__all__ = ["Log", "captured_logs", "log", "log_fact", "logged_execution_id", "logged_variable"]
+__all__ = ["Log", "LoggedFact", "captured_logs", "log", "log_fact", "logged_execution_id", "logged_variable"]
 
 
 NAME = "aiohttp_interceptors"
@@ -148,7 +146,8 @@ def captured_logs() -> AbstractContextManager[list[EventDict]]:
     return capture_logs(processors=[structlog.contextvars.merge_contextvars])
 
 
-_EVENTS: dict[type[StreamFact | HubFact], str] = {
+LoggedFact: TypeAlias = StreamOpened | StreamClosed | StreamRefused | EventsDropped | HubUp | HubDown | HubResumed
+_EVENTS: dict[type[LoggedFact], str] = {
     HubDown: "hub_down",
     HubResumed: "hub_resumed",
     HubUp: "hub_up",
@@ -160,7 +159,7 @@ _EVENTS: dict[type[StreamFact | HubFact], str] = {
 _WARN_REASONS = ("stalled", "lagged")  # a client was too slow; all other reasons are everyday ones
 
 
-def log_fact(fact: StreamFact | HubFact) -> None:
+def log_fact(fact: LoggedFact) -> None:
     """Log a fact: at DEBUG if it happens all day, at INFO for a Hub that works again, otherwise as a warning."""
     level, write = logging.WARNING, log.warning
     if isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _WARN_REASONS):
@@ -168,5 +167,6 @@ def log_fact(fact: StreamFact | HubFact) -> None:
     elif isinstance(fact, HubUp | HubResumed):
         level, write = logging.INFO, log.info
     if _logger.enabled_for(level):
-        values = {name: getattr(fact, name) for name in type(fact).__slots__}  # asdict() takes ten times as long
+        # asdict() takes ten times as long. An exception is logged with its traceback elsewhere.
+        values = {name: getattr(fact, name) for name in type(fact).__slots__ if name != "exception"}
         write(_EVENTS[type(fact)], **values)

@@ -709,6 +709,8 @@ class Execution:
 
     def after_handler(self) -> None:
         """Apply what the handler requested. Raises the requested error."""
+        if self.context._observers:
+            self.start_measuring()  # the next stage: the handler is none
         self._apply_bindings(0)
         self._raise_requested_error()
 
@@ -1036,6 +1038,8 @@ async def _offer_failure(execution: Execution, exception: Exception) -> None:
         error = interceptor.error
         if error is None:
             continue
+        if execution.context._observers:
+            execution.start_measuring()  # this stage, without what has raised
         returned: Any = error(execution.context, exception)
         if returned is not None:
             if type(returned) is CoroutineType or isawaitable(returned):

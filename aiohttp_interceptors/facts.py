@@ -1,7 +1,8 @@
 """Facts: frozen dataclasses that describe what has happened. Observers are called with them, and logs are made of them.
 
-``context.add_observer`` takes an ``Observer`` of stages, ``setup(app, observer=...)`` a ``StreamObserver``, and
-``Hub(observer=...)`` a ``HubObserver``.
+``context.add_observer`` takes an ``Observer`` of stages, ``setup(app, observer=...)`` a ``StreamObserver`` or several,
+and ``Hub(observer=...)`` a ``HubObserver`` or several. Later releases may add facts, so an observer ignores those that
+it does not know.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ __all__ = [
     "EventsDropped",
     "HubDown",
     "HubFact",
+    "HubFlushed",
+    "HubGap",
     "HubObserver",
+    "HubPublished",
     "HubResumed",
     "HubUp",
     "Observer",
     "StageRan",
     "StreamClosed",
     "StreamFact",
+    "StreamFirstEvent",
     "StreamObserver",
     "StreamOpened",
     "StreamRefused",
@@ -58,10 +63,30 @@ class StreamOpened:
     Attributes:
         execution_id: The ``execution_id`` of the request's context.
         path: Path of the request.
+        route: Path of the route with its parameters, as in ``"/rooms/{room}"``; ``""`` if there is none.
     """
 
     execution_id: int | str
     path: str
+    route: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFirstEvent:
+    """An event stream has written its first event. It is not logged.
+
+    Attributes:
+        execution_id: The ``execution_id`` of the request's context.
+        path: Path of the request.
+        route: Path of the route with its parameters; ``""`` if there is none.
+        seconds: Seconds from the response headers to the first event. For a generator, which runs before the headers
+            are sent, seconds since it started.
+    """
+
+    execution_id: int | str
+    path: str
+    route: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +101,8 @@ class StreamClosed:
         bytes: Bytes of the events sent, without heartbeats and HTTP chunk framing.
         dropped: Number of events that a lossy queue has dropped.
         seconds: Seconds from the response headers to the end.
+        route: Path of the route with its parameters; ``""`` if there is none.
+        exception: What the producer raised, or ``None``. It is not in the line that is logged of this fact.
     """
 
     execution_id: int | str
@@ -85,6 +112,8 @@ class StreamClosed:
     bytes: int
     dropped: int
     seconds: float
+    route: str = ""
+    exception: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +127,7 @@ class StreamRefused:
         why: The reason, as the body of the response states it.
         limit: The limit that was reached, with the prefix of the sub-application that sets it, as in
             ``"max_streams of /api"``. Empty if the server is stopping.
+        route: Path of the route with its parameters; ``""`` if there is none.
     """
 
     execution_id: int | str
@@ -105,6 +135,7 @@ class StreamRefused:
     status: int
     why: str
     limit: str = ""
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +147,17 @@ class EventsDropped:
         path: Path of the request.
         count: Number of events dropped since the last fact.
         total: Number of events dropped since the stream was opened.
+        route: Path of the route with its parameters; ``""`` if there is none.
     """
 
     execution_id: int | str
     path: str
     count: int
     total: int
+    route: str = ""
 
 
-StreamFact: TypeAlias = StreamOpened | StreamClosed | StreamRefused | EventsDropped
+StreamFact: TypeAlias = StreamOpened | StreamFirstEvent | StreamClosed | StreamRefused | EventsDropped
 StreamObserver: TypeAlias = Callable[[StreamFact], object]
 
 
@@ -165,5 +198,48 @@ class HubResumed:
     seconds: float
 
 
-HubFact: TypeAlias = HubUp | HubDown | HubResumed
+@dataclass(frozen=True, slots=True)
+class HubFlushed:
+    """A Hub has written what was published since the last flush, and let streams catch up. It is not logged.
+
+    Attributes:
+        seconds: Seconds that the flush took, in which the event loop did nothing else.
+        records: Number of records that were published since the last flush and match a stream.
+        streams: Number of streams that were written to: those that are caught up and match a record, and those that
+            read the history.
+    """
+
+    seconds: float
+    records: int
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubPublished:
+    """A Hub with a broker has published an event, or has failed to. It is not logged.
+
+    Without a broker, publishing is an append in memory, and not reported.
+
+    Attributes:
+        seconds: Seconds until the broker answered.
+        outcome: ``"stored"``, ``"down"`` (``BrokerDown``), ``"unknown"`` (``OutcomeUnknown``), ``"refused"``
+            (``BrokerRefused``), ``"cancelled"``, or ``"failed"`` for another exception.
+    """
+
+    seconds: float
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubGap:
+    """A stream was written a gap event, because records are missing for its client. It is not logged.
+
+    Attributes:
+        reason: A ``GapReason``.
+    """
+
+    reason: str
+
+
+HubFact: TypeAlias = HubUp | HubDown | HubResumed | HubFlushed | HubPublished | HubGap
 HubObserver: TypeAlias = Callable[[HubFact], object]

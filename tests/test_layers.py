@@ -13,21 +13,36 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aiohttp_interceptors"
 ORDER = (
-    *("exceptions", "facts", "_logging", "_checks", "_signature", "_tasks", "_threads"),
+    *("exceptions", "facts", "_logging", "_observers", "_checks", "_signature", "_tasks", "_threads"),
     *("interceptor", "chain", "decorators", "debug"),
-    *("sse", "encoder", "schema", "queues", "channel", "hub", "brokers", "web", "ready", "testing", "__main__"),
+    *(
+        "sse",
+        "encoder",
+        "schema",
+        "queues",
+        "channel",
+        "hub",
+        "brokers",
+        "web",
+        "ready",
+        "observe",
+        "testing",
+        "__main__",
+    ),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 THIRD_PARTY = {
     "structlog": ("_logging.py",),
-    "aiohttp": ("web/", "ready/", "testing.py"),
+    "aiohttp": ("web/", "ready/", "observe/", "testing.py"),
     "aiohttp_sse": ("web/",),
     "multidict": ("web/",),
     "redis": ("brokers/redis/",),
     "psycopg": ("brokers/postgres/",),
     "nats": ("brokers/nats/",),
     "jwt": ("ready/bearer.py",),
+    "prometheus_client": ("observe/prometheus.py",),
+    "opentelemetry": ("observe/opentelemetry.py",),
 }
 """The files that may import a third-party package. A folder ends with a slash."""
 

@@ -25,8 +25,10 @@ from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from .._logging import log as logger
+from .._observers import Observers
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
+from ..facts import HubFact, HubFlushed, HubGap
 from ..sse import encode
 from .cursor import (
     BATCH_SIZE,
@@ -82,8 +84,9 @@ class Sink(Protocol):
     When ``paused`` changes, the owner of the sink must call ``Subscription.pause`` or ``Subscription.resume``.
     """
 
-    paused: bool
-    """Whether the sink's buffer is full."""
+    @property
+    def paused(self) -> bool:
+        """Whether the sink's buffer is full."""
 
     @property
     def encoder(self) -> Callable[[bytes], bytes]:
@@ -230,9 +233,14 @@ class Subscription:
         """
         return None if self._cursor is None else self._cursor.find_gap(self.topics)
 
-    def count_gap(self) -> None:
+    def count_gap(self, gap: Gap) -> None:
         """Count a gap event that the caller has written itself."""
-        self._dispatcher.gaps += 1
+        self._dispatcher.count_gap(gap)
+
+    def replace_sink(self, sink: Sink) -> None:
+        """Write to another sink, which has the same encoder."""
+        self.sink = sink
+        self._group.forget_sinks()
 
     def set_start_position(self, start: StartPosition) -> None:
         """Set the start position if it could not be resolved when the subscription was created."""
@@ -396,7 +404,8 @@ class Subscription:
         if read.frames:
             self.write(read, self._dispatcher.now())
         self._dispatcher.delivered += len(read.records)
-        self._dispatcher.gaps += read.gaps
+        if read.gap is not None:
+            self._dispatcher.count_gap(read.gap)
         if not read.more:
             self._backlog = None
         return read.more
@@ -429,7 +438,8 @@ class Subscription:
             return _NOTHING
         self._events += read.events
         self._bytes += len(read.frames)
-        self._dispatcher.gaps += read.gaps
+        if read.gap is not None:
+            self._dispatcher.count_gap(read.gap)
         # Check the state and the group again, because select may close the subscription or change its topics.
         if not read.more and self.state is State.CATCHING_UP and group is self._group:
             return self._finish_catching_up(read, cursor, group)
@@ -672,6 +682,15 @@ class SubscriberGroup:
     def size(self) -> int:
         """The number of subscriptions."""
         return len(self._live) + len(self._not_live or ())
+
+    @property
+    def due_count(self) -> int:
+        """The number of subscriptions that the next flush writes to."""
+        return (len(self._live) if self.unflushed else 0) + len(self._catching_up)
+
+    def forget_sinks(self) -> None:
+        """Read the sinks of the live subscriptions again, because one of them has changed."""
+        self._sinks = None
 
     def live_subscriptions(self) -> list[Subscription]:
         """Return the live subscriptions."""
@@ -954,6 +973,8 @@ class Dispatcher:
         self._presence_lists: dict[str, dict[str, PresenceRecord]] = {}  # by topic and name, until a change
         self.on_finish: Callable[[str, str | None], None] | None = None
         """Called with each topic that is finished, and the key of its end."""
+        self.observers: Observers[HubFact] = Observers(None, "hub_observer_dropped")
+        """The functions that are called with each fact of the Hub."""
         self._history_age = history_age
         self._groups: dict[_GroupKey, SubscriberGroup] = {}
         self._patterns: PatternIndex[SubscriberGroup] = PatternIndex()
@@ -1100,8 +1121,17 @@ class Dispatcher:
             self._schedule_flush(self._loop)
 
     def _schedule_flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_soon(self._flush_dirty)  # if this raises because the loop is closed, dispatch tries again
+        # If this raises because the loop is closed, dispatch tries again.
+        loop.call_soon(self._flush_observed if self.observers else self._flush_dirty)
         self._scheduled = True
+
+    def _flush_observed(self) -> None:
+        """Flush all groups that have something to write, and tell the observers."""
+        records = len({record for group in self._dirty for record in group.unflushed})
+        streams = sum(group.due_count for group in self._dirty)
+        started = time.perf_counter()
+        self._flush_dirty()
+        self.observers.tell(HubFlushed(time.perf_counter() - started, records, streams))
 
     def _flush_dirty(self) -> None:
         """Flush all groups that have something to write.
@@ -1142,6 +1172,11 @@ class Dispatcher:
             logger.exception("hub_flush_failed", topics=sorted(group.topics), exc_info=error)
             for subscription in group.subscriptions():  # make clients reconnect, as it is unknown what was written
                 subscription.fail(error)
+
+    def count_gap(self, gap: Gap) -> None:
+        """Count a gap event that was written to a stream, and tell the observers."""
+        self.gaps += 1
+        self.observers.tell(HubGap(str(gap.reason)))
 
     # Changes of the history.
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from .._checks import check_count, check_max_event_size, check_seconds
+from .._observers import Observers
 from .._tasks import cancel_and_wait, run_with_timeout
 from .._threads import call_in_loop, run_in_loop
 from ..channel import CloseReason
 from ..encoder import Encoder, check_encoder, default_encoder
-from ..facts import HubObserver
+from ..facts import HubFact, HubObserver
 from ..sse import Event
 from .broker import Broker
 from .cursor import OnGap, Replay, Select, StartPosition, SubscriptionPolicy, select_records
@@ -71,6 +72,14 @@ class HubStatistics:
     """Events that were written to streams, counted once per stream."""
     gaps: int
     """Gap events that were written to streams."""
+    connected: bool | None
+    """Whether the broker is connected, and everything that it had then was received; ``None`` without a broker."""
+    confirmation_age: float | None
+    """Seconds since the broker last confirmed that this process has everything; ``None`` if it has not, or never does.
+
+    The records of this process are at most this old, and usually newer. With the brokers of this library it is about
+    a second or two, and ``Hub.ready`` is false when it is too long.
+    """
 
 
 class Subscriber:
@@ -161,7 +170,9 @@ class Hub:
         latest_bytes: Maximum size of these records, in bytes as they are sent. ``None`` means unlimited.
         max_event_size: Maximum size of the frame of an event, in bytes. ``None`` means unlimited.
         max_runs: Number of runs of this process, from which ``run`` raises ``TooManyRuns``. ``None`` means unlimited.
-        observer: Called with ``HubUp``, ``HubDown`` and ``HubResumed`` when the broker comes up or goes down.
+        observer: A plain function, or a sequence of them, that is called with each fact: ``HubUp``, ``HubDown`` and
+            ``HubResumed`` when the broker comes up or goes down, ``HubPublished``, ``HubFlushed`` and ``HubGap``. One
+            that raises is logged and removed; the others stay.
         encoder: A plain function that makes an event, or its data, of what is published, unless it is an ``Event``.
 
     Raises:
@@ -180,7 +191,7 @@ class Hub:
         latest_bytes: int | None = 2**24,
         max_event_size: int | None = MAX_EVENT_SIZE,
         max_runs: int | None = None,
-        observer: HubObserver | None = None,
+        observer: HubObserver | Sequence[HubObserver] | None = None,
         encoder: Encoder = default_encoder,
     ) -> None:
         check_count("latest", latest, 0)
@@ -199,6 +210,8 @@ class Hub:
             check_count("max_runs", max_runs, 0)
         self._pending = PendingSubscriptions(records, remote=broker is not None, confirms=confirms)
         self._dispatcher = Dispatcher(records, history_age, self._pending)
+        observers: Observers[HubFact] = Observers(observer, "hub_observer_dropped")
+        self._dispatcher.observers = observers
         self.encoder: Encoder = encoder
         """Makes an event of a value that is published."""
         self._publisher = Publisher(self._dispatcher, broker, encoder, max_event_size)
@@ -208,7 +221,7 @@ class Hub:
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
             replicator = Replicator(self._dispatcher, self._nodes)
-            self._replication_task = ReplicationTask(broker, replicator, self._pending, observer)
+            self._replication_task = ReplicationTask(broker, replicator, self._pending, observers)
         self._tail: asyncio.Task[None] | None = None
         self._closed = False
         self._broker_closed = False  # then the Hub cannot be opened again
@@ -630,6 +643,17 @@ class Hub:
 
     # Inspection.
 
+    def add_observer(self, observer: HubObserver) -> None:
+        """Call a function with the facts of this Hub from now on, as ``observer=`` does from the start.
+
+        Args:
+            observer: A plain function of a fact. It is logged and removed if it raises.
+
+        Raises:
+            TypeError: The observer is not a function.
+        """
+        self._dispatcher.observers.add(observer)
+
     def subscribers(self, topic: str) -> int:
         """Return the number of open streams of this process that match a topic.
 
@@ -695,6 +719,8 @@ class Hub:
             published=self._publisher.published,
             delivered=dispatcher.delivered,
             gaps=dispatcher.gaps,
+            connected=None if self._broker is None else self._pending.caught_up,
+            confirmation_age=self._pending.confirmation_age,
         )
 
     # Lifecycle. setup(app, hub) calls both.

@@ -53,6 +53,12 @@ class PendingSubscriptions:
         limit = self._caught_up_monotonic + self._confirms + CONFIRMATION_TOLERANCE
         return self.caught_up and time.monotonic() < limit
 
+    @property
+    def confirmation_age(self) -> float | None:
+        """Seconds since the tail was last caught up; ``None`` if the broker does not confirm, or has not done so."""
+        age = time.monotonic() - self._caught_up_monotonic
+        return None if self._confirms is None or age == float("inf") else age
+
     def resolve(self, event_id: str | None, since: float | None = None) -> ResolvedId | None:
         """Resolve an event ID to an offset, or return ``None`` if it cannot be resolved yet.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
 from ..encoder import Encoder, encode_value
-from ..exceptions import TopicFinished
+from ..exceptions import BrokerDown, BrokerRefused, OutcomeUnknown, TopicFinished
+from ..facts import HubPublished
 from ..sse import Event, encode
 from .broker import Broker, DeduplicationWindow, LogPosition
 from .dispatcher import Dispatcher
@@ -19,6 +21,13 @@ __all__ = ["Publisher"]
 
 RECEIVE_TIMEOUT = 5.0  # seconds to wait until this process has received what the broker has stored
 _CLASS_OF = {Kind.TOMBSTONE: Tombstone}
+_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
+    (BrokerDown, "down"),
+    (OutcomeUnknown, "unknown"),
+    (BrokerRefused, "refused"),
+    (asyncio.CancelledError, "cancelled"),
+    (BaseException, "failed"),
+)
 
 
 class Publisher:
@@ -114,15 +123,22 @@ class Publisher:
         return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
 
     async def _store(self, message: Message, connection: object = None) -> LogPosition | None:
-        """Store a message, and return its position."""
-        assert self._broker is not None  # noqa: S101  # the caller knows that there is a broker
+        """Store a message, and return its position. Tell the observers how long that took."""
+        broker, observers = self._broker, self._dispatcher.observers
+        assert broker is not None  # noqa: S101  # the caller knows that there is a broker
         topic = message.topic
         self._publishing[topic] += 1
+        started, outcome = time.perf_counter(), "stored"
         try:
-            position = await self._broker.publish(
+            position = await broker.publish(
                 topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
             )
+        except BaseException as error:
+            outcome = next(name for kind, name in _OUTCOMES if isinstance(error, kind))
+            raise
         finally:
+            if observers:
+                observers.tell(HubPublished(time.perf_counter() - started, outcome))
             self._publishing[topic] -= 1
             if not self._publishing[topic]:
                 del self._publishing[topic]

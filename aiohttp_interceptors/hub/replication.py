@@ -15,9 +15,10 @@ from contextlib import aclosing
 
 from .._logging import log as logger
 from .._logging import log_fact
+from .._observers import Observers
 from .._tasks import check_cancelled
 from ..exceptions import EXIT_EXCEPTIONS, BrokerError
-from ..facts import HubDown, HubFact, HubObserver, HubResumed, HubUp
+from ..facts import HubDown, HubFact, HubResumed, HubUp
 from ..sse import frame_with_id
 from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .dispatcher import Dispatcher
@@ -150,15 +151,15 @@ class Replicator:
 
 
 class ReplicationTask:
-    """Reads the tail of a broker, and reconnects when it ends or fails. Reports each outage to the observer."""
+    """Reads the tail of a broker, and reconnects when it ends or fails. Reports each outage to the observers."""
 
     def __init__(
-        self, broker: Broker, replicator: Replicator, pending: PendingSubscriptions, observer: HubObserver | None
+        self, broker: Broker, replicator: Replicator, pending: PendingSubscriptions, observers: Observers[HubFact]
     ) -> None:
         self._broker = broker
         self._replicator = replicator
         self._pending = pending
-        self._observer = observer
+        self._observers = observers
         self._attempts = 0  # to connect, since the tail was last caught up
         self._caught_up = False  # the current tail has been caught up
         self._down_since: float | None = None  # monotonic time; None while the broker is up, and before the first tail
@@ -221,10 +222,6 @@ class ReplicationTask:
         delay: float = min(MIN_RECONNECT_DELAY * 2 ** min(self._attempts - 1, 16), MAX_RECONNECT_DELAY)
         return delay * random.uniform(1 - RECONNECT_JITTER, 1)  # noqa: S311
 
-    def _report(self, fact: HubFact) -> None:
+    def _report(self, fact: HubUp | HubDown | HubResumed) -> None:
         log_fact(fact)
-        if self._observer is not None:
-            try:
-                self._observer(fact)
-            except Exception as error:  # noqa: BLE001  # an observer must not stop the replication
-                logger.exception("hub_observer_failed", fact=fact, exc_info=error)
+        self._observers.tell(fact)

@@ -1,1 +1,1 @@
-"""The aiohttp integration. Only this package and ``testing`` import aiohttp."""
+"""The aiohttp integration. Only this package, ``observe`` and ``testing`` import aiohttp."""

@@ -17,13 +17,14 @@ from aiohttp import web
 
 from .._checks import check_seconds
 from .._logging import log, log_fact
+from .._observers import Observers
 from ..exceptions import EXIT_EXCEPTIONS
-from ..facts import StreamFact, StreamObserver, StreamRefused
+from ..facts import EventsDropped, StreamClosed, StreamFact, StreamObserver, StreamOpened, StreamRefused
 from ..hub.hub import Hub
 from ..sse import Event
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
-from .request import server_stopping
+from .request import route_of, server_stopping
 
 __all__ = ["CANCEL_FRACTION", "STREAMS", "Drain", "Drainable", "Streams", "setup"]
 
@@ -95,11 +96,14 @@ class Streams:
     Args:
         drain: How open streams end when the server stops.
         limits: The limits of the application.
-        observer: A function that is called with each fact.
+        observer: A function that is called with each fact, or several.
     """
 
     def __init__(
-        self, drain: Drain | None = None, limits: Limits | None = None, observer: StreamObserver | None = None
+        self,
+        drain: Drain | None = None,
+        limits: Limits | None = None,
+        observer: StreamObserver | Sequence[StreamObserver] | None = None,
     ) -> None:
         self.closing: bool = False
         """Whether the server is stopping, so that new streams are refused."""
@@ -107,7 +111,7 @@ class Streams:
         """Whether the producer of a closed stream has its grace period to return to its channel."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
-        self._observer = observer
+        self._observers: Observers[StreamFact] = Observers(observer, "stream_observer_dropped")
         self._open: set[Drainable] = set()
         self._opening: set[asyncio.Timeout] = set()  # of requests in run_unless_shutdown
         self._discarded: asyncio.Future[None] | None = None  # done when the next stream is discarded
@@ -177,7 +181,8 @@ class Streams:
         except web.HTTPException as error:
             refusal = error
         why = (refusal.text or "").strip()
-        self.report(StreamRefused(execution_id, request.path, status=refusal.status, why=why, limit=limit))
+        route = route_of(request)
+        self.report(StreamRefused(execution_id, request.path, status=refusal.status, why=why, limit=limit, route=route))
         raise refusal
 
     async def run_unless_shutdown(
@@ -238,21 +243,14 @@ class Streams:
         if self._discarded is not None and not self._discarded.done():
             self._discarded.set_result(None)
 
-    def report(self, fact: StreamFact) -> None:
-        """Log a fact and call the observer. An observer that raises is removed, and its exception is logged.
+    def report(self, fact: StreamOpened | StreamClosed | StreamRefused | EventsDropped) -> None:
+        """Log a fact and call the observers. An observer that raises is removed, and its exception is logged.
 
         Args:
             fact: What happened to a stream.
         """
         log_fact(fact)
-        if self._observer is not None:
-            try:
-                self._observer(fact)
-            except EXIT_EXCEPTIONS:
-                raise
-            except BaseException as error:  # noqa: BLE001  # an observer must not affect streams
-                self._observer = None
-                log.exception("stream_observer_dropped", exc_info=error)
+        self._observers.tell(fact)
 
     # Starting and stopping the application
 
@@ -323,7 +321,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     key: Key | None = None,
     on_limit: OnLimit = "refuse",
     kick_event: Event | None = DEFAULT_KICK_EVENT,
-    observer: StreamObserver | None = None,
+    observer: StreamObserver | Sequence[StreamObserver] | None = None,
 ) -> None:
     """Set up the streams and the Hubs of an application.
 
@@ -355,8 +353,9 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
         kick_event: The final event of a kicked stream, or ``None``. The default is named ``kicked``. The page should
             call ``EventSource.close()`` when it receives the event, or it reconnects and kicks the newer stream. A
             client that does not read is disconnected without the event.
-        observer: A function that is called with each fact: ``StreamOpened``, ``StreamClosed``, ``StreamRefused`` or
-            ``EventsDropped``. It is removed if it raises.
+        observer: A plain function, or a sequence of them, that is called with each fact: ``StreamOpened``,
+            ``StreamFirstEvent``, ``StreamClosed``, ``StreamRefused`` and ``EventsDropped``. One that raises is logged
+            and removed; the others stay.
 
     Raises:
         TypeError: An argument has the wrong type, or only one of ``key`` and ``max_streams_per_key`` is given.
@@ -367,12 +366,11 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
         raise TypeError(f"setup takes a web.Application, not {app!r}")
     if drain is not None and not isinstance(drain, Drain):
         raise TypeError(f"drain is a Drain, not {drain!r}")
-    if observer is not None and not callable(observer):
-        raise TypeError(f"observer is a function of a fact, not {observer!r}")
     for hub in hubs:
         if not isinstance(hub, Hub):
             raise TypeError(f"setup takes the application and its Hubs, not {hub!r}")
     limits = Limits(max_streams, max_streams_per_key, key, on_limit, kick_event)
+    streams = Streams(drain, limits, observer)
     if STREAMS in app:
         options = (drain, max_streams, max_streams_per_key, key, observer)
         if hubs or any(option is not None for option in options) or kick_event is not DEFAULT_KICK_EVENT:
@@ -380,7 +378,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
         return
     if app.frozen or app.pre_frozen:
         raise RuntimeError("call setup(app) before the application starts, and before add_subapp")
-    app[STREAMS] = Streams(drain, limits, observer)
+    app[STREAMS] = streams
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)
     if hubs:

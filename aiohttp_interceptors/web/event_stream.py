@@ -23,7 +23,7 @@ from .generators import collect, is_generator_function, ready_from_generator
 from .lifecycle import Prepare, StreamFactory, StreamLifecycle, make_interceptor, run_stream
 from .middleware import Handler, run_chain
 from .producer import EarlyProducer, Producer, StreamReady, function_name
-from .request import has_json_body, read_body, wants_event_stream
+from .request import has_json_body, read_body, route_of, wants_event_stream
 from .response import ChannelResponse
 from .settings import DEFAULT_MAX_EVENT_SIZE, ChannelSettings, ErrorEvent, OnClose, StreamOptions, check_function
 from .signature import bind_function, check_function_or_method
@@ -306,7 +306,8 @@ def _factory(settings: ChannelSettings, stream_ready: StreamReady | None) -> Str
         context: RequestContext, response: ChannelResponse, connection: Connection, streams: Streams, early: object
     ) -> StreamLifecycle:
         producing = early if isinstance(early, EarlyProducer) else cast("StreamReady", stream_ready)
-        return ChannelStream(context, response, connection, streams, settings, producing)
+        stream_class = ObservedChannelStream if streams._observers else ChannelStream
+        return stream_class(context, response, connection, streams, settings, producing)
 
     return make
 
@@ -484,6 +485,33 @@ class ChannelStream(StreamLifecycle):
         total = self.channel.dropped
         if total != self._reported_dropped:
             count, self._reported_dropped = total - self._reported_dropped, total
+            request = self._context.request
             self._streams.report(
-                EventsDropped(self._context.execution_id, self._context.request.path, count=count, total=total)
+                EventsDropped(self._context.execution_id, request.path, count, total, route=route_of(request))
             )
+
+
+class ObservedChannelStream(ChannelStream):
+    """An open stream that reports its first event, which others need not look for."""
+
+    __slots__ = ("_first_event_since",)
+
+    def __init__(
+        self,
+        context: RequestContext,
+        response: ChannelResponse,
+        connection: Connection,
+        streams: Streams,
+        settings: ChannelSettings,
+        producing: StreamReady | EarlyProducer,
+    ) -> None:
+        super().__init__(context, response, connection, streams, settings, producing)
+        began = producing.started_at if isinstance(producing, EarlyProducer) else self._opened_at
+        self._first_event_since: float | None = began  # None once it was reported
+
+    def _write_events(self) -> None:
+        super()._write_events()
+        since = self._first_event_since
+        if since is not None and self._events_sent:
+            self._first_event_since = None
+            self._report_first_event(since)

@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 from .._logging import log
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
-from ..facts import StreamClosed, StreamOpened
+from ..facts import StreamClosed, StreamFirstEvent, StreamOpened
 from ..interceptor import Interceptor
 from ..sse import Event, encode
 from .app import Drain, Streams
@@ -28,7 +28,7 @@ from .commit import log_dropped_change
 from .context import RequestContext
 from .limits import Slot
 from .producer import EarlyProducer, Producer
-from .request import accepts_event_stream, not_acceptable, read_body
+from .request import accepts_event_stream, not_acceptable, read_body, route_of
 from .response import ChannelResponse, TopicResponse
 from .settings import StreamSettings
 from .stream import Stream
@@ -128,7 +128,8 @@ class StreamLifecycle(Stream):
 
     async def open(self) -> None:
         """Register the stream, send deferred headers, and start the producer."""
-        self._streams.report(StreamOpened(self._context.execution_id, self._context.request.path))
+        request = self._context.request
+        self._streams.report(StreamOpened(self._context.execution_id, request.path, route_of(request)))
         self._streams.add(self)
         if self._slot is not None:
             self._slot.attach(self)
@@ -250,8 +251,16 @@ class StreamLifecycle(Stream):
                 bytes=statistics.bytes,
                 dropped=statistics.dropped,
                 seconds=round(statistics.seconds, 3),
+                route=route_of(self._context.request),
+                exception=self._producer_error,
             )
         )
+
+    def _report_first_event(self, began: float) -> None:
+        """Tell the observers that the first event was written, and when the wait for it began, by the loop's clock."""
+        request, seconds = self._context.request, asyncio.get_running_loop().time() - began
+        execution_id = self._context.execution_id
+        self._streams._observers.tell(StreamFirstEvent(execution_id, request.path, route_of(request), seconds))
 
     @property
     def _duration(self) -> float:

@@ -276,7 +276,17 @@ class EarlyProducer:
             ``None``.
     """
 
-    __slots__ = ("_attached", "_decided", "_gate", "_raised", "_stop_timeout", "_waiter", "channel", "producer")
+    __slots__ = (
+        "_attached",
+        "_decided",
+        "_gate",
+        "_raised",
+        "_stop_timeout",
+        "_waiter",
+        "channel",
+        "producer",
+        "started_at",
+    )
 
     def __init__(
         self,
@@ -293,6 +303,8 @@ class EarlyProducer:
         self._gate: asyncio.Future[None] | None = None  # of put()
         self._raised = False  # wait() has raised what the producer raised
         self._stop_timeout = stop_timeout
+        self.started_at: float = asyncio.get_running_loop().time()
+        """When the producer was started, by the event loop's clock."""
         self.producer: Producer = Producer(self, context)
         self.producer.start(ready, self, context)
 

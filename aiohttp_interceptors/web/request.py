@@ -19,6 +19,7 @@ __all__ = [
     "last_event_id_of",
     "not_acceptable",
     "read_body",
+    "route_of",
     "server_stopping",
     "too_many_streams",
     "wants_event_stream",
@@ -30,6 +31,19 @@ RETRY_WINDOW = 10.0
 
 # Media ranges that include an event stream, and how specific each is.
 _SPECIFICITY = {"text/event-stream": 3, "text/*": 2, "*/*": 1}
+
+
+# What a request is for.
+
+
+def route_of(request: web.Request) -> str:
+    """Return the path of a request's route with its parameters, such as ``"/rooms/{room}"``; ``""`` without a route.
+
+    Unlike the path of the request it has few values, so that it can be a label.
+    """
+    route = getattr(request.match_info, "route", None)  # an application's own router may have none
+    canonical = getattr(getattr(route, "resource", None), "canonical", "")
+    return canonical if isinstance(canonical, str) else ""  # that of a mocked request is a mock
 
 
 # The Accept header and the kind of client.

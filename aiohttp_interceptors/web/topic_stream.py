@@ -437,7 +437,7 @@ class TopicStream(StreamLifecycle):
         select = _bind_select(settings, context)
         self._subscription = hub.subscribe(
             subject.topics,
-            connection,
+            _FirstEventSink(self, connection) if streams._observers else connection,
             self._on_subscription_end,
             after=self._last_event_id,
             select=select,
@@ -482,6 +482,7 @@ class TopicStream(StreamLifecycle):
         return self._subscription.start_and_read()
 
     def _start_producer(self) -> None:
+        self.look_for_first_event()  # it may have been sent with the headers
         function = self._settings.stream_ready or self._settings.snapshot
         if function is not None and not self._settings.defers_headers:
             self._producer = producer = Producer(self, self._context, function_name(function))
@@ -536,7 +537,7 @@ class TopicStream(StreamLifecycle):
             return
         if written and gap is not None:
             self._snapshot_events += 1
-            subscription.count_gap()
+            subscription.count_gap(gap)
         subscription.start(offset, gap, announced=written)
         producer.name = ready_name
         if ready is not None:
@@ -554,7 +555,17 @@ class TopicStream(StreamLifecycle):
                 connection.write_frames(frames)
                 self._snapshot_events += count
                 written = True
+                self.look_for_first_event()
         return written
+
+    # The first event
+
+    def look_for_first_event(self) -> None:
+        """Report the first event if the stream is observed and has written one. Idempotent."""
+        subscription, connection = self._subscription, self._connection
+        if subscription.sink is not connection and (self._snapshot_events or subscription.events_written):
+            subscription.replace_sink(connection)
+            self._report_first_event(self._opened_at)
 
     # Flow control
 
@@ -615,3 +626,25 @@ class TopicStream(StreamLifecycle):
         if self._producer is None and self._settings.on_close is not None:
             self._producer = Producer(self, self._context)
         await super().close(allow_grace=allow_grace)
+
+
+class _FirstEventSink:
+    """The sink of an observed stream up to its first event: its connection, and a look at what was written."""
+
+    __slots__ = ("_connection", "_stream")
+
+    def __init__(self, stream: TopicStream, connection: Connection) -> None:
+        self._stream = stream
+        self._connection = connection
+
+    @property
+    def paused(self) -> bool:
+        return self._connection.paused
+
+    @property
+    def encoder(self) -> Callable[[bytes], bytes]:
+        return self._connection.encoder
+
+    def write(self, payload: bytes, now: float) -> None:
+        self._connection.write(payload, now)
+        self._stream.look_for_first_event()

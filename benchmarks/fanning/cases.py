@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from statistics import median
 from typing import NamedTuple
 
 from .figures import Figures
-from .peers import Peer
+from .peers import OURS, OURS_PROMETHEUS, Peer
 from .process import Running
 
 COUNTS = (100, 1_000, 8_000)
@@ -14,6 +16,7 @@ BURST = 50
 MISSED = 100  # events that a client receives when it reconnects
 STOPPED, LARGE = 100, 8_192  # streams that stop reading, and the size of their events in bytes
 RATE = 10  # events per second
+TURNS = 40  # with metrics, and as many without
 
 
 class Size(NamedTuple):
@@ -106,6 +109,27 @@ def memory(peer: Peer, size: Size, figures: Figures) -> None:
         figures.add("memory", peer.name, (server.memory() - before) / size.idle / 1024)
 
 
+def metrics(peer: Peer, size: Size, figures: Figures) -> None:
+    """Publish one event at a time to 1,000 streams, in turns with and without the observers of Prometheus.
+
+    It is one server with the same streams: two processes of the same program differ by up to a tenth.
+    """
+    if peer is not OURS:
+        return
+    turns: dict[bool, list[float]] = {False: [], True: []}
+    with Running(OURS_PROMETHEUS, figures) as server:
+        server.open(1_000)
+        server.publish(20)
+        for turn in range(2 * TURNS):
+            observed = turn % 4 in (1, 2)
+            server.post(f"/observe/{int(observed)}")
+            server.publish(2)
+            turns[observed].append(server.publish(max(5, size.deliveries // 1_000 // 4)))
+    without = median(turns[False])
+    figures.add("without metrics", OURS.name, without * 1e6)
+    figures.add("with metrics", OURS.name, without * median(map(operator.truediv, turns[True], turns[False])) * 1e6)
+
+
 CASES: dict[str, Callable[[Peer, Size, Figures], None]] = {
     "one": one,
     "burst": burst,
@@ -113,5 +137,6 @@ CASES: dict[str, Callable[[Peer, Size, Figures], None]] = {
     "stopped": stopped,
     "latency": latency,
     "memory": memory,
+    "metrics": metrics,
 }
 SILENT = ("open", "memory")  # the cases for a peer that does not publish

@@ -149,6 +149,13 @@ OURS = Peer(
     package_versions("aiohttp-interceptors", "aiohttp"),
     replays=True,
 )
+OURS_PROMETHEUS = Peer(
+    "ours with Prometheus",
+    python_server("ours-prometheus", "asyncio", "prometheus_client"),
+    package_versions("aiohttp-interceptors", "prometheus-client"),
+    replays=True,
+)
+"""Measured beside ``OURS`` in one case, and not a peer of its own."""
 OURS_UVLOOP = Peer(
     "ours on uvloop", python_server("ours", "uvloop", "uvloop"), package_versions("uvloop"), replays=True
 )

@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import time
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +41,7 @@ class Running:
         try:
             port = self._start.port or int(self._read_line(self._server))
             self._wait_listening(port)
+            self._port = port
             self._load = subprocess.Popen([load, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         except BaseException:
             self._stop(self._server)
@@ -74,6 +77,13 @@ class Running:
         result = self.command("publish", rounds, events, size, events if self.peer.pipelines else 1)
         deliveries: int = result["deliveries"]
         return (self.cpu() - before) / max(1, deliveries)
+
+    def post(self, path: str) -> None:
+        """Send the server a POST request, and wait for the response."""
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=START_TIMEOUT)
+        connection.request("POST", path)
+        assert connection.getresponse().status < HTTPStatus.BAD_REQUEST
+        connection.close()
 
     def cpu(self) -> float:
         """Return the CPU seconds of the server's processes, in user and system mode."""

@@ -24,6 +24,8 @@ COLUMNS = {
     "latency p99": "p99, ms",
     "reading p99": "p99 of large events, ms",
     "stopped p99": "… with 100 stopped, ms",
+    "without metrics": "1,000 streams without metrics, µs",
+    "with metrics": "… with Prometheus, µs",
 }
 
 
@@ -58,6 +60,8 @@ def goals(figures: Figures) -> Iterator[Goal]:
     yield Goal("memory of an open stream: ours on asyncio over a bare StreamResponse", 1.5, " KiB", more)
     again = figures.map_rounds(operator.truediv, ("reconnect", OURS.name), ("open", BARE.name))
     yield Goal("reconnect with 100 events: ours on asyncio against opening a bare StreamResponse", 1.6, " x", again)
+    counted = figures.map_rounds(operator.truediv, ("with metrics", OURS.name), ("without metrics", OURS.name))
+    yield Goal("one at a time: with Prometheus metrics against without", 1.03, " x", counted)
     for mine in both:
         slower = figures.map_rounds(operator.truediv, ("stopped p99", mine.name), ("reading p99", mine.name))
         yield Goal(f"p99 of 900 with 100 stopped against none stopped: {mine.name}", 1.2, " x", slower)

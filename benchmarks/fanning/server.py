@@ -1,6 +1,6 @@
 """The Python servers: for each library the usual program that sends an event to all streams.
 
-    python -m fanning.server ours|aiohttp-sse|sse-starlette|bare asyncio|uvloop
+    python -m fanning.server ours|ours-prometheus|aiohttp-sse|sse-starlette|bare asyncio|uvloop
 
 Prints its port. ``GET /stream`` opens a stream, ``POST /publish`` publishes each line of its body as an event, and
 ``POST /collect`` runs the garbage collector.
@@ -13,10 +13,15 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
+
+if TYPE_CHECKING:
+    from aiohttp_interceptors import Hub
 
 NEVER = 3600.0  # seconds; no heartbeat is sent during a measurement
 HISTORY = 1000
@@ -41,8 +46,8 @@ class Queues:
                 queue.put_nowait(line)
 
 
-def ours() -> web.Application:
-    """Serve with this library."""
+def ours(*, prometheus: bool = False) -> web.Application:
+    """Serve with this library, and its Prometheus metrics if that is asked for."""
     # A server imports only what it needs, since its memory is measured.
     from aiohttp_interceptors import Hub, as_handler, setup, start_topic_stream  # noqa: PLC0415
 
@@ -54,10 +59,31 @@ def ours() -> web.Application:
         return web.Response(status=204)
 
     app = web.Application()
-    setup(app, hub)
+    if prometheus:
+        from aiohttp_interceptors.observe.prometheus import PrometheusMetrics  # noqa: PLC0415
+
+        metrics = PrometheusMetrics()
+        metrics.watch(hub)
+        setup(app, hub, observer=metrics.streams)
+        app.router.add_get("/metrics", metrics.handler)
+        app.router.add_post("/observe/{on}", exchange_observers(hub))
+    else:
+        setup(app, hub)
     app.router.add_get("/stream", as_handler(start_topic_stream(hub, "news", heartbeat=NEVER, prime=True)))
     app.router.add_post("/publish", publish)
     return app
+
+
+def exchange_observers(hub: Hub) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Return a handler that switches the observers of a Hub on and off."""
+    observers = hub._dispatcher.observers
+    functions = observers._functions
+
+    async def handler(request: web.Request) -> web.Response:
+        observers._functions = functions if request.match_info["on"] == "1" else ()
+        return web.Response(status=204)
+
+    return handler
 
 
 def aiohttp_sse() -> web.Application:
@@ -158,7 +184,13 @@ async def serve(name: str, listening: socket.socket) -> None:
     if name == "sse-starlette":
         await serve_starlette(listening)
     else:
-        await serve_aiohttp({"ours": ours, "aiohttp-sse": aiohttp_sse, "bare": bare}[name](), listening)
+        applications: dict[str, Callable[[], web.Application]] = {
+            "ours": ours,
+            "ours-prometheus": partial(ours, prometheus=True),
+            "aiohttp-sse": aiohttp_sse,
+            "bare": bare,
+        }
+        await serve_aiohttp(applications[name](), listening)
 
 
 def main() -> None:

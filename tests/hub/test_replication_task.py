@@ -29,12 +29,17 @@ def log():
 
 @pytest.fixture
 async def hubs(log):
-    """Make Hubs that share a log, each with the facts that it reported."""
+    """Make Hubs that share a log, each with the facts that it reported of its connection."""
     made = []
 
     def make(broker=None, **options) -> Hub:
         facts = []
-        hub = Hub(broker or MemoryBroker(log), observer=facts.append, **options)
+
+        def observer(fact):
+            if isinstance(fact, HubUp | HubDown | HubResumed):
+                facts.append(fact)
+
+        hub = Hub(broker or MemoryBroker(log), observer=observer, **options)
         hub.facts = facts
         hub.open()
         made.append(hub)
@@ -370,7 +375,7 @@ class TestDown:
         hub.open()
         await ready(hub)
         await hub.close()
-        assert "hub_observer_failed" in {line["event"] for line in logged}
+        assert "hub_observer_dropped" in {line["event"] for line in logged}
 
     async def test_an_ephemeral_event_from_an_outage_is_not_delivered(self, hubs, log):
         hub = hubs()

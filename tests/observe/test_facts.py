@@ -6,7 +6,17 @@ import dataclasses
 
 import pytest
 
-from aiohttp_interceptors.facts import EventsDropped, StageRan, StreamClosed, StreamOpened, StreamRefused
+from aiohttp_interceptors.facts import (
+    EventsDropped,
+    HubFlushed,
+    HubGap,
+    HubPublished,
+    StageRan,
+    StreamClosed,
+    StreamFirstEvent,
+    StreamOpened,
+    StreamRefused,
+)
 
 FACTS = [
     StageRan("run 1", "a", "enter", 0.1, {}, {}),
@@ -14,6 +24,10 @@ FACTS = [
     StreamClosed("run 1", "/", "closed", events=1, bytes=9, dropped=0, seconds=0.1),
     StreamRefused("run 1", "/", 503, "The server is stopping."),
     EventsDropped("run 1", "/", count=1, total=2),
+    StreamFirstEvent("run 1", "/", "/", 0.1),
+    HubFlushed(0.1, records=1, streams=2),
+    HubPublished(0.1, "stored"),
+    HubGap("evicted"),
 ]
 
 

@@ -69,9 +69,11 @@ def test_only_lines_in_the_block_are_captured() -> None:
 @pytest.mark.parametrize(
     ("fact", "line"),
     [
-        (StreamOpened("run 1", "/a"), {"event": "stream_opened", "log_level": "debug"}),
+        (StreamOpened("run 1", "/a", "/{name}"), {"event": "stream_opened", "log_level": "debug"}),
         (
-            StreamRefused("run 1", "/a", 429, "You have too many streams open.", "max_streams_per_key of /b"),
+            StreamRefused(
+                "run 1", "/a", 429, "You have too many streams open.", "max_streams_per_key of /b", "/{name}"
+            ),
             {
                 "event": "stream_refused",
                 "log_level": "warning",
@@ -81,7 +83,7 @@ def test_only_lines_in_the_block_are_captured() -> None:
             },
         ),
         (
-            EventsDropped("run 1", "/a", count=2, total=5),
+            EventsDropped("run 1", "/a", count=2, total=5, route="/{name}"),
             {"event": "stream_events_dropped", "log_level": "warning", "count": 2, "total": 5},
         ),
     ],
@@ -89,14 +91,15 @@ def test_only_lines_in_the_block_are_captured() -> None:
 def test_each_stream_fact_is_one_line(fact, line) -> None:
     with captured_logs() as logs:
         log_fact(fact)
-    assert logs == [{"execution_id": "run 1", "path": "/a", **line}]
+    assert logs == [{"execution_id": "run 1", "path": "/a", "route": "/{name}", **line}]
 
 
 @pytest.mark.parametrize("reason", CloseReason)
 def test_a_disconnect_is_logged_at_debug_and_a_slow_client_as_a_warning(reason) -> None:
     """Operators need not look at closed tabs."""
     with captured_logs() as logs:
-        log_fact(StreamClosed("run 1", "/a", str(reason), events=1, bytes=9, dropped=2, seconds=0.5))
+        exception = ValueError("logged elsewhere")
+        log_fact(StreamClosed("run 1", "/a", str(reason), 1, 9, dropped=2, seconds=0.5, exception=exception))
     assert logs == [
         {
             "event": "stream_closed",
@@ -108,5 +111,6 @@ def test_a_disconnect_is_logged_at_debug_and_a_slow_client_as_a_warning(reason) 
             "bytes": 9,
             "dropped": 2,
             "seconds": 0.5,
+            "route": "",
         }
     ]

@@ -855,10 +855,10 @@ class TestStatistics:
         body = (await server.exchange(GET)).partition(b"\r\n\r\n")[2]
         await within(stream.chain_left.wait())
         size = sum(map(len, body.split(b"\r\n")[1:-3:2]))
-        opened, closed = facts
+        opened, _, closed = facts
         run = stream.context.execution_id
-        assert opened == StreamOpened(run, "/")
-        assert dataclasses.replace(closed, seconds=0) == StreamClosed(run, "/", "closed", 2, size, 0, 0)
+        assert opened == StreamOpened(run, "/", "/")
+        assert dataclasses.replace(closed, seconds=0) == StreamClosed(run, "/", "closed", 2, size, 0, 0, "/")
         lines = [line for line in logged if line["event"].startswith("stream_")]
         assert [(line["event"], line["log_level"]) for line in lines] == [
             ("stream_opened", "debug"),

@@ -570,7 +570,7 @@ class TestKick:
         assert statuses == [200] * 6 + [429]
         assert site.app[STREAMS]._limits.in_use == 1
         assert site.facts[-1] == StreamRefused(
-            site.facts[-1].execution_id, "/", 429, "You have too many streams open.", "max_streams_per_key"
+            site.facts[-1].execution_id, "/", 429, "You have too many streams open.", "max_streams_per_key", "/"
         )
         other = await server.connect(get("bob"))
         await other.until(b"data: x\n\n\r\n")  # the rate is limited per key

@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from aiohttp_interceptors import Drain, as_handler, setup, start_event_stream
-from aiohttp_interceptors.facts import StreamClosed, StreamOpened, StreamRefused
+from aiohttp_interceptors.facts import StreamClosed, StreamFirstEvent, StreamOpened, StreamRefused
 from aiohttp_interceptors.web.app import STREAMS, Streams
 from aiohttp_interceptors.web.limits import Limits
 from tests.waiting import TIMEOUT
@@ -153,10 +153,11 @@ class TestReporting:
         async with session.get(server.url) as response:
             await response.read()
         await server.stop()
-        opened, closed = facts
-        assert opened == StreamOpened(closed.execution_id, "/")
+        opened, first, closed = facts
+        assert opened == StreamOpened(closed.execution_id, "/", "/")
+        assert first == StreamFirstEvent(closed.execution_id, "/", "/", first.seconds)
         expected = StreamClosed(
-            opened.execution_id, "/", reason="closed", events=1, bytes=9, dropped=0, seconds=closed.seconds
+            opened.execution_id, "/", reason="closed", events=1, bytes=9, dropped=0, seconds=closed.seconds, route="/"
         )
         assert closed == expected
 

@@ -20,6 +20,7 @@ from .._logging import log, log_fact
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamFact, StreamObserver, StreamRefused
 from ..hub.hub import Hub
+from ..hub.owners import Owners, check_owner
 from ..sse import Event
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
@@ -105,6 +106,8 @@ class Streams:
         """Whether the server is stopping, so that new streams are refused."""
         self.allow_grace: bool = True
         """Whether the producer of a closed stream has its grace period to return to its channel."""
+        self.owners: Owners = Owners()
+        """The owners of the open streams."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
         self._observer = observer
@@ -132,6 +135,19 @@ class Streams:
         """
         registries = _registries(request.match_info.apps)
         return registries[-1] if registries else _SHARED
+
+    def disconnect(self, owner: str, event: Event | None = None) -> None:
+        """End all streams of an owner in this application, as ``kicked``. ``Hub.disconnect`` does it on all nodes.
+
+        Args:
+            owner: What the ``owner`` function of the streams returned, such as ``"user:7"``.
+            event: The final event of the streams, or ``None`` for no such event.
+
+        Raises:
+            TypeError: ``owner`` is not a string.
+            ValueError: ``owner`` is empty or too long.
+        """
+        self.owners.disconnect(check_owner(owner), asyncio.get_running_loop().time(), event)
 
     # Opening a stream
 
@@ -384,9 +400,15 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)
     if hubs:
+        _link_owners(hubs, app[STREAMS].owners)
         app.cleanup_ctx.append(partial(_hub_lifespan, hubs))
         app.on_shutdown.append(partial(_end_listeners, hubs))  # first: a WebSocket that listens would delay the stop
     app.on_shutdown.append(partial(_on_shutdown, hubs))
+
+
+def _link_owners(hubs: Sequence[Hub], owners: Owners) -> None:
+    for hub in hubs:
+        hub._owners.link(owners)
 
 
 async def _on_startup(app: web.Application) -> None:

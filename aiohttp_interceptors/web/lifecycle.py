@@ -21,8 +21,10 @@ from .._logging import log
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamClosed, StreamOpened
+from ..hub.owners import Owners
 from ..interceptor import Interceptor
 from ..sse import Event, encode
+from .access import Access, AccessGuard, access_of
 from .app import Drain, Streams
 from .commit import log_dropped_change
 from .context import RequestContext
@@ -54,6 +56,7 @@ class StreamLifecycle(Stream):
         "_connection",
         "_context",
         "_final_frame",
+        "_guard",
         "_opened_at",
         "_producer",
         "_response",
@@ -83,6 +86,7 @@ class StreamLifecycle(Stream):
         self._producer: Producer | None = None
         self._slot: Slot | None = None  # held until the stream ends
         self._timer: Timer | None = None  # of max_age
+        self._guard: AccessGuard | None = None
         self._final_frame = b""  # written after all events
         self._opened_at = loop.time()
         self._closed_at: float | None = None
@@ -130,6 +134,8 @@ class StreamLifecycle(Stream):
         """Register the stream, send deferred headers, and start the producer."""
         self._streams.report(StreamOpened(self._context.execution_id, self._context.request.path))
         self._streams.add(self)
+        if self._guard is not None:
+            self._guard.start()
         if self._slot is not None:
             self._slot.attach(self)
         self._connection.listener = self
@@ -145,6 +151,24 @@ class StreamLifecycle(Stream):
     def on_timer(self, now: float) -> None:  # noqa: ARG002  # the timer has only one use
         """End a stream that has reached its maximum age."""
         self.end(CloseReason.EXPIRED)
+
+    # Access
+
+    @property
+    def requested_at(self) -> float:
+        """When the stream was requested, in seconds of the event loop's clock."""
+        return self._opened_at if self._guard is None else self._guard.access.requested_at
+
+    def guard(self, access: Access) -> None:
+        """Set whose stream this is, and until when it may be open. Called before ``open``."""
+        settings = self._settings
+        self._guard = AccessGuard(
+            self, self._context, access, self._owners(), settings.revalidate, settings.revalidate_interval
+        )
+
+    def _owners(self) -> list[Owners]:
+        """Return the registries in which the stream's owners are known."""
+        return [self._streams.owners]
 
     # Ending the body
 
@@ -236,6 +260,8 @@ class StreamLifecycle(Stream):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._guard is not None:
+            self._guard.stop()
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -387,6 +413,7 @@ async def _open(
     context: RequestContext, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None, stage: _Stage
 ) -> StreamLifecycle | None:
     """Check the request, acquire a slot, send the headers and make the stream; ``None`` if there is no stream."""
+    requested_at = asyncio.get_running_loop().time()
     _check_stage(context, stage)
     if context._drop_if_committed("open an event stream"):
         context.response = context.response  # attaches the committed response, which ends the way in
@@ -406,7 +433,12 @@ async def _open(
     try:
         if context._response is not attached and context._response is not None and not context.committed:
             return None  # an early producer has attached another response instead
+        access = None
+        if settings.has_access:
+            access = access_of(context, requested_at, settings.owner, settings.expires_at)
         stream = await _commit_and_make(context, settings, make, prepared, stage, streams)
+        if stream is not None and access is not None:
+            stream.guard(access)
     finally:
         if stream is None and isinstance(prepared, EarlyProducer):
             await prepared.discard()

@@ -9,6 +9,7 @@ from typing import TypeAlias, TypedDict
 from .._checks import check_call, check_max_event_size, check_seconds
 from ..channel import CloseReason, EventChannel, EventQueue, check_buffer
 from ..sse import Event
+from .access import ExpiresAt, Owner, Revalidate
 from .context import RequestContext
 
 __all__ = [
@@ -43,6 +44,10 @@ class StreamOptions(TypedDict, total=False):
     finite: bool | None
     grace: float
     strict: bool
+    owner: Owner | None
+    expires_at: ExpiresAt | None
+    revalidate: Revalidate | None
+    revalidate_interval: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,15 @@ class StreamSettings:
     """Whether the response has an end; ``None``: for each method but GET."""
     grace: float = 0.0
     """Seconds that a producer has to observe the end of the stream."""
+    owner: Owner | None = None
+    expires_at: ExpiresAt | None = None
+    revalidate: Revalidate | None = None
+    revalidate_interval: float = 60.0
+
+    @property
+    def has_access(self) -> bool:
+        """Whether the application decides about a stream over its life."""
+        return self.owner is not None or self.expires_at is not None or self.revalidate is not None
 
     @property
     def defers_headers(self) -> bool:
@@ -72,6 +86,10 @@ class StreamSettings:
         check_seconds("max_age", self.max_age, "no limit")
         check_seconds("grace", self.grace, "", minimum=0)
         Event("", retry=self.retry)  # checks retry
+        check_seconds("revalidate_interval", self.revalidate_interval, "")
+        for name in ("owner", "expires_at", "revalidate"):
+            if getattr(self, name) is not None:
+                check_function(name, getattr(self, name), "context")
         if self.on_close is not None:
             check_function("on_close", self.on_close, "context", "reason")
 

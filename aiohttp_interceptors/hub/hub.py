@@ -25,7 +25,7 @@ from .latest import LatestRecords
 from .listener import Listener
 from .message import Kind
 from .nodes import Nodes
-from .owners import Owners, check_owner
+from .owners import Owners, check_disconnect
 from .pending import PendingSubscriptions, ResolvedId
 from .presence import check_identity
 from .publisher import Publisher
@@ -480,8 +480,8 @@ class Hub:
         were requested before this call: a client that comes back meets the stages in front of its stream again, which
         refuse it or not. Revoke the session or the token first, then disconnect.
 
-        While the broker is down, the streams of this process end, and this raises. Cancelling is safe, but streams may
-        end.
+        The streams of this process end first. While the broker is down they end as well, and this raises. Cancelling
+        is safe, but other nodes may have received it.
 
         Args:
             owner: What the ``owner`` function of the streams returned, such as ``"user:7"``.
@@ -490,19 +490,14 @@ class Hub:
         Raises:
             TypeError: An argument is of a wrong type.
             ValueError: The owner is empty or too long, or the event has an ID.
+            RuntimeError: The Hub belongs to another event loop, or its broker was closed.
             BrokerError: Other nodes may not have ended their streams. Call it again.
         """
-        check_owner(owner)
-        if event is not None and not isinstance(event, Event):
-            raise TypeError(f"event is an Event or None, not {event!r}")
-        if event is not None and event.id is not None:
-            raise ValueError(f"the Hub assigns the ids of events, and {event!r} already has one")
+        check_disconnect(owner, event)
         self._bind()
-        try:
-            if self._nodes is not None:
-                await self._nodes.publish(self._owners.message(owner, event))
-        finally:
-            self._owners.disconnect(owner, self._dispatcher.now(), event)
+        self._owners.disconnect(owner, event)  # first: the broker may take seconds to refuse
+        if self._nodes is not None:
+            await self._nodes.publish(self._owners.message(owner, event))
 
     def _share_presence(self) -> None:
         if self._nodes is not None:

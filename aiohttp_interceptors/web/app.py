@@ -20,7 +20,7 @@ from .._logging import log, log_fact
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamFact, StreamObserver, StreamRefused
 from ..hub.hub import Hub
-from ..hub.owners import Owners, check_owner
+from ..hub.owners import Owners, check_disconnect
 from ..sse import Event
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
@@ -107,7 +107,7 @@ class Streams:
         self.allow_grace: bool = True
         """Whether the producer of a closed stream has its grace period to return to its channel."""
         self.owners: Owners = Owners()
-        """The owners of the open streams."""
+        """The owners of the open streams of this application and its sub-applications."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
         self._observer = observer
@@ -136,18 +136,30 @@ class Streams:
         registries = _registries(request.match_info.apps)
         return registries[-1] if registries else _SHARED
 
+    @staticmethod
+    def all_of(request: web.Request) -> list[Streams]:
+        """Return the registries of all applications of a request that have one, or the one that all others share.
+
+        Args:
+            request: A request of the innermost application.
+        """
+        return _registries(request.match_info.apps) or [_SHARED]
+
     def disconnect(self, owner: str, event: Event | None = None) -> None:
-        """End all streams of an owner in this application, as ``kicked``. ``Hub.disconnect`` does it on all nodes.
+        """End all streams of an owner as ``kicked``, in this application and its sub-applications on this process.
+
+        ``Hub.disconnect`` does it on all nodes.
 
         Args:
             owner: What the ``owner`` function of the streams returned, such as ``"user:7"``.
             event: The final event of the streams, or ``None`` for no such event.
 
         Raises:
-            TypeError: ``owner`` is not a string.
-            ValueError: ``owner`` is empty or too long.
+            TypeError: An argument is of a wrong type.
+            ValueError: The owner is empty or too long, or the event has an ID.
         """
-        self.owners.disconnect(check_owner(owner), asyncio.get_running_loop().time(), event)
+        check_disconnect(owner, event)
+        self.owners.disconnect(owner, event)
 
     # Opening a stream
 

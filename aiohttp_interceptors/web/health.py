@@ -61,10 +61,10 @@ def ready_handler(*hubs: Hub) -> Handler:
             raise TypeError(f"ready_handler takes Hubs, not {hub!r}")
 
     async def ready(request: web.Request) -> web.Response:
-        streams = Streams.of(request)
+        stopping = any(streams.closing for streams in Streams.all_of(request))
         ready_hubs = [hub.ready for hub in hubs]
-        is_ready = all(ready_hubs) and not streams.closing
-        answer = {"ready": is_ready, "stopping": streams.closing, "hubs": ready_hubs, "streams": len(streams)}
+        is_ready = all(ready_hubs) and not stopping
+        answer = {"ready": is_ready, "stopping": stopping, "hubs": ready_hubs, "streams": len(Streams.of(request))}
         return web.json_response(answer, status=200 if is_ready else 503, headers=_NO_STORE)
 
     return ready

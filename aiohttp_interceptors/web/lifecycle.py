@@ -21,10 +21,9 @@ from .._logging import log
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamClosed, StreamOpened
-from ..hub.owners import Owners
 from ..interceptor import Interceptor
 from ..sse import Event, encode
-from .access import Access, AccessGuard, access_of
+from .access import AccessGuard, access_of
 from .app import Drain, Streams
 from .commit import log_dropped_change
 from .context import RequestContext
@@ -135,7 +134,7 @@ class StreamLifecycle(Stream):
         self._streams.report(StreamOpened(self._context.execution_id, self._context.request.path))
         self._streams.add(self)
         if self._guard is not None:
-            self._guard.start()
+            self._guard.start(self)
         if self._slot is not None:
             self._slot.attach(self)
         self._connection.listener = self
@@ -151,24 +150,6 @@ class StreamLifecycle(Stream):
     def on_timer(self, now: float) -> None:  # noqa: ARG002  # the timer has only one use
         """End a stream that has reached its maximum age."""
         self.end(CloseReason.EXPIRED)
-
-    # Access
-
-    @property
-    def requested_at(self) -> float:
-        """When the stream was requested, in seconds of the event loop's clock."""
-        return self._opened_at if self._guard is None else self._guard.access.requested_at
-
-    def guard(self, access: Access) -> None:
-        """Set whose stream this is, and until when it may be open. Called before ``open``."""
-        settings = self._settings
-        self._guard = AccessGuard(
-            self, self._context, access, self._owners(), settings.revalidate, settings.revalidate_interval
-        )
-
-    def _owners(self) -> list[Owners]:
-        """Return the registries in which the stream's owners are known."""
-        return [self._streams.owners]
 
     # Ending the body
 
@@ -413,7 +394,6 @@ async def _open(
     context: RequestContext, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None, stage: _Stage
 ) -> StreamLifecycle | None:
     """Check the request, acquire a slot, send the headers and make the stream; ``None`` if there is no stream."""
-    requested_at = asyncio.get_running_loop().time()
     _check_stage(context, stage)
     if context._drop_if_committed("open an event stream"):
         context.response = context.response  # attaches the committed response, which ends the way in
@@ -425,6 +405,30 @@ async def _open(
     if request.method != hdrs.METH_HEAD and request.can_read_body:
         body = functools.partial(read_body, request, settings.stall_timeout)
         await streams.run_unless_shutdown(request, context.execution_id, body)
+    if not settings.has_access:
+        return await _prepare_and_make(context, settings, make, prepare, stage, streams, None)
+    guard = _make_guard(context, settings)
+    stream: StreamLifecycle | None = None
+    try:
+        stream = await _prepare_and_make(context, settings, make, prepare, stage, streams, guard)
+        if stream is not None:
+            stream._guard = guard  # from now on the stream stops it
+    finally:
+        if stream is None:
+            guard.stop()
+    return stream
+
+
+async def _prepare_and_make(
+    context: RequestContext,
+    settings: StreamSettings,
+    make: StreamFactory,
+    prepare: Prepare | None,
+    stage: _Stage,
+    streams: Streams,
+    guard: AccessGuard | None,
+) -> StreamLifecycle | None:
+    """Call ``prepare``, send the headers and make the stream; ``None`` if there is no stream."""
     attached = context._response
     prepared = None if prepare is None else prepare(context)
     if inspect.isawaitable(prepared):
@@ -433,16 +437,30 @@ async def _open(
     try:
         if context._response is not attached and context._response is not None and not context.committed:
             return None  # an early producer has attached another response instead
-        access = None
-        if settings.has_access:
-            access = access_of(context, requested_at, settings.owner, settings.expires_at)
+        if guard is not None:
+            guard.check_expiry()
         stream = await _commit_and_make(context, settings, make, prepared, stage, streams)
-        if stream is not None and access is not None:
-            stream.guard(access)
     finally:
         if stream is None and isinstance(prepared, EarlyProducer):
             await prepared.discard()
     return stream
+
+
+def _make_guard(context: RequestContext, settings: StreamSettings) -> AccessGuard:
+    """Ask the application's functions about a stream, and register its owners. Raises what they raise, or a 401."""
+    registries = [streams.owners for streams in Streams.all_of(context.request)]
+    if settings.hub_owners is not None:
+        registries.append(settings.hub_owners)
+    guard = AccessGuard(
+        context,
+        access_of(context, settings.owner, settings.expires_at),
+        registries,
+        settings.revalidate,
+        settings.revalidate_interval,
+    )
+    guard.check_expiry()
+    guard.register()
+    return guard
 
 
 async def _commit_and_make(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 from .._checks import check_call, check_max_event_size, check_seconds
 from ..channel import CloseReason, EventChannel, EventQueue, check_buffer
+from ..hub.owners import Owners
 from ..sse import Event
 from .access import ExpiresAt, Owner, Revalidate
 from .context import RequestContext
@@ -76,6 +78,11 @@ class StreamSettings:
         return self.owner is not None or self.expires_at is not None or self.revalidate is not None
 
     @property
+    def hub_owners(self) -> Owners | None:
+        """The owners of the streams of a Hub, if it is a Hub's stream."""
+        return None
+
+    @property
     def defers_headers(self) -> bool:
         """Whether the headers are sent together with the first frames."""
         return False
@@ -88,8 +95,11 @@ class StreamSettings:
         Event("", retry=self.retry)  # checks retry
         check_seconds("revalidate_interval", self.revalidate_interval, "")
         for name in ("owner", "expires_at", "revalidate"):
-            if getattr(self, name) is not None:
-                check_function(name, getattr(self, name), "context")
+            function = getattr(self, name)
+            if function is not None:
+                check_function(name, function, "context")
+            if name != "revalidate" and inspect.iscoroutinefunction(function):
+                raise TypeError(f"{name} is a plain function of the context, not {function!r}")
         if self.on_close is not None:
             check_function("on_close", self.on_close, "context", "reason")
 

@@ -140,7 +140,8 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
             time is shortened by a random part of up to a fifth. ``None`` for no limit.
         strict: Answer 406 if the request's ``Accept`` header excludes event streams.
         owner: A plain function ``owner(context)`` that returns whose the stream is: a text such as ``"user:7"``,
-            several, or ``None``. ``Hub.disconnect`` and ``Streams.disconnect`` end all streams of an owner.
+            several, or ``None``. ``Hub.disconnect`` and ``Streams.disconnect`` end all streams of an owner. It and
+            ``expires_at`` are called before anything else is done for the stream.
         expires_at: A plain function ``expires_at(context)`` that returns when the stream ends with the reason
             ``expired``, such as the ``exp`` of a token: seconds of the Unix epoch, a ``datetime`` with a time zone, or
             ``None``. A moment that is over is answered with 401.
@@ -172,6 +173,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     if identity is not None or presence_event is not None:
         hub._share_presence()
     settings = TopicSettings(
+        hub=hub,
         select=select,
         snapshot=snapshot,
         stream_ready=stream_ready,
@@ -313,6 +315,7 @@ def _bind_select(settings: TopicSettings, context: RequestContext) -> Callable[[
 class TopicSettings(StreamSettings):
     """The options that all streams of one ``start_topic_stream`` share."""
 
+    hub: Hub
     select: Select | None
     snapshot: SnapshotFunction | None
     stream_ready: SubscriberReady | None
@@ -325,6 +328,10 @@ class TopicSettings(StreamSettings):
     def defers_headers(self) -> bool:
         """Whether the headers are sent together with the first frames: no function requires them to be sent before."""
         return self.snapshot is None and self.stream_ready is None
+
+    @property
+    def hub_owners(self) -> Owners:
+        return self.hub._owners
 
     def policy_for(self, request: web.Request) -> SubscriptionPolicy:
         """Return the policy for the kind of client that a request comes from."""
@@ -470,9 +477,6 @@ class TopicStream(StreamLifecycle):
         )
 
     # State
-
-    def _owners(self) -> list[Owners]:
-        return [self._streams.owners, self._hub._owners]
 
     @property
     def subscriber(self) -> Subscriber:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime as dt
+import gc
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -391,6 +393,32 @@ class TestOwner:
         assert [application.streams.owners.count(f"u{number}") for number in range(50)] == [0] * 50
 
 
+async def test_nothing_refers_to_a_stream_that_has_ended_whenever_its_token_does(serve, logged):
+    contexts = []
+
+    def in_a_month(context):
+        contexts.append(weakref.ref(context))
+        return time.time() + 30 * 86_400
+
+    application = Application("topics", owner=user, expires_at=in_a_month, revalidate=returning(True))
+    server = await serve(application.app)
+    for number in range(5):
+        listener = await listen(server, "/?user=ann")
+        await application.until_open()
+        if number % 2:
+            application.streams.disconnect("ann")
+        await listener.close()
+        await application.until_closed()
+    del listener
+
+    def are_gone():
+        gc.collect()
+        return all(context() is None for context in contexts)
+
+    await until(are_gone)
+    assert len(contexts) == 5
+
+
 class Waiting:
     """A part of a request that waits until it may go on."""
 
@@ -538,19 +566,24 @@ class TestExpiry:
     async def test_a_stream_ends_at_the_moment_that_its_token_does(
         self, serve, logged, kind, form, handler_cancellation
     ):
-        expires_at = time.time() + 0.3
-        moment = expires_at if form == "seconds" else dt.datetime.fromtimestamp(expires_at, dt.UTC)
-        application = Application(kind, expires_at=returning(moment))
+        requested = []
+
+        def expires_at(context):
+            requested.append(time.time())
+            moment = requested[0] + 0.1
+            return moment if form == "seconds" else dt.datetime.fromtimestamp(moment, dt.UTC)
+
+        application = Application(kind, expires_at=expires_at)
         server = await serve(application.app, handler_cancellation=handler_cancellation)
         listener = await listen(server)
         await listener.rest()
-        assert time.time() >= expires_at - access.TIMER_SLACK
+        assert time.time() >= requested[0] + 0.1 - access.TIMER_SLACK
         assert listener.complete
         await application.until_closed()
         assert application.reasons == [CloseReason.EXPIRED]
         assert application.closed == ["expired"]
         await listener.close()
-        await until(lambda: time.time() > expires_at)
+        await until(lambda: time.time() > requested[0] + 0.1)
         assert await status(server) == 401
         assert errors(logged) == []
 
@@ -724,6 +757,7 @@ class TestRevalidation:
         assert len(cancelled) == 1
         (line,) = [line for line in logged if line["event"] == "stream_revalidation_failed"]
         assert isinstance(line["exc_info"], TimeoutError)
+        assert str(line["exc_info"]) == ("revalidate did not end when it was cancelled" if obstinate else "")
         released.set()
         await listener.close()
 

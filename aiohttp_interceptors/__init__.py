@@ -17,6 +17,7 @@ generator whose events are published, and which goes on when its readers have le
 
 **Operating.** ``Drain`` says how the open streams end when the server stops. ``STREAMS`` is the key of an application's
 ``Streams``, which contains each open ``Stream`` with its ``StreamStatistics``; ``HubStatistics`` are those of a Hub.
+``live_handler`` and ``ready_handler`` answer health checks.
 Observers receive ``StreamOpened``, ``StreamFirstEvent``, ``StreamClosed``, ``StreamRefused``, ``EventsDropped``,
 ``StageRan``, ``HubUp``, ``HubDown``, ``HubResumed``, ``HubPublished``, ``HubFlushed`` and ``HubGap``.
 ``debug_observer`` logs what each stage changed. ``uncaught_exception`` is an interceptor that responds to unhandled
@@ -108,6 +109,8 @@ if TYPE_CHECKING:
     from .web.context import RequestContext as RequestContext
     from .web.event_stream import event_stream as event_stream
     from .web.event_stream import start_event_stream as start_event_stream
+    from .web.health import live_handler as live_handler
+    from .web.health import ready_handler as ready_handler
     from .web.middleware import as_handler as as_handler
     from .web.middleware import intercept as intercept
     from .web.middleware import interceptor_middleware as interceptor_middleware
@@ -146,6 +149,7 @@ _NAMES_BY_MODULE = {
     "web.app": "Drain STREAMS Streams setup",
     "web.context": "RequestContext",
     "web.event_stream": "event_stream start_event_stream",
+    "web.health": "live_handler ready_handler",
     "web.middleware": "as_handler intercept interceptor_middleware uncaught_exception",
     "web.publish": "publish_handler",
     "web.request": "StopReconnecting wants_event_stream",

@@ -26,6 +26,7 @@ from .latest import LatestRecords
 from .listener import Listener
 from .message import Kind
 from .nodes import Nodes
+from .owners import Owners, check_disconnect
 from .pending import PendingSubscriptions, ResolvedId
 from .presence import check_identity
 from .publisher import Publisher
@@ -217,6 +218,9 @@ class Hub:
         self._publisher = Publisher(self._dispatcher, broker, encoder, max_event_size)
         self._broker = broker
         self._nodes = None if broker is None else Nodes(broker, self._pending)
+        self._owners = Owners()
+        if self._nodes is not None:
+            self._owners.share(self._nodes)
         self._runs = Runs(self._dispatcher, self._publisher, self._nodes, max_runs)
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
@@ -487,6 +491,34 @@ class Hub:
         check_topic(topic)
         self._share_presence()
         return self._dispatcher.presence.members(topic)
+
+    # Access.
+
+    async def disconnect(self, owner: str, event: Event | None = None) -> None:
+        """End all streams of an owner as ``kicked``, on all nodes, within a second.
+
+        It ends the streams of this Hub, and all other streams of the applications that were set up with it, if they
+        were requested before this call: a client that comes back meets the stages in front of its stream again, which
+        refuse it or not. Revoke the session or the token first, then disconnect.
+
+        The streams of this process end first. While the broker is down they end as well, and this raises. Cancelling
+        is safe, but other nodes may have received it.
+
+        Args:
+            owner: What the ``owner`` function of the streams returned, such as ``"user:7"``.
+            event: The final event of the streams, or ``None`` for no such event.
+
+        Raises:
+            TypeError: An argument is of a wrong type.
+            ValueError: The owner is empty or too long, or the event has an ID.
+            RuntimeError: The Hub belongs to another event loop, or its broker was closed.
+            BrokerError: Other nodes may not have ended their streams. Call it again.
+        """
+        check_disconnect(owner, event)
+        self._bind()
+        self._owners.disconnect(owner, event)  # first: the broker may take seconds to refuse
+        if self._nodes is not None:
+            await self._nodes.publish(self._owners.message(owner, event))
 
     def _share_presence(self) -> None:
         if self._nodes is not None:

@@ -21,6 +21,7 @@ from .._observers import Observers
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped, StreamClosed, StreamFact, StreamObserver, StreamOpened, StreamRefused
 from ..hub.hub import Hub
+from ..hub.owners import Owners, check_disconnect
 from ..sse import Event
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
@@ -109,6 +110,8 @@ class Streams:
         """Whether the server is stopping, so that new streams are refused."""
         self.allow_grace: bool = True
         """Whether the producer of a closed stream has its grace period to return to its channel."""
+        self.owners: Owners = Owners()
+        """The owners of the open streams of this application and its sub-applications."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
         self._observers: Observers[StreamFact] = Observers(observer, "stream_observer_dropped")
@@ -136,6 +139,31 @@ class Streams:
         """
         registries = _registries(request.match_info.apps)
         return registries[-1] if registries else _SHARED
+
+    @staticmethod
+    def all_of(request: web.Request) -> list[Streams]:
+        """Return the registries of all applications of a request that have one, or the one that all others share.
+
+        Args:
+            request: A request of the innermost application.
+        """
+        return _registries(request.match_info.apps) or [_SHARED]
+
+    def disconnect(self, owner: str, event: Event | None = None) -> None:
+        """End all streams of an owner as ``kicked``, in this application and its sub-applications on this process.
+
+        ``Hub.disconnect`` does it on all nodes.
+
+        Args:
+            owner: What the ``owner`` function of the streams returned, such as ``"user:7"``.
+            event: The final event of the streams, or ``None`` for no such event.
+
+        Raises:
+            TypeError: An argument is of a wrong type.
+            ValueError: The owner is empty or too long, or the event has an ID.
+        """
+        check_disconnect(owner, event)
+        self.owners.disconnect(owner, event)
 
     # Opening a stream
 
@@ -382,9 +410,15 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)
     if hubs:
+        _link_owners(hubs, app[STREAMS].owners)
         app.cleanup_ctx.append(partial(_hub_lifespan, hubs))
         app.on_shutdown.append(partial(_end_listeners, hubs))  # first: a WebSocket that listens would delay the stop
     app.on_shutdown.append(partial(_on_shutdown, hubs))
+
+
+def _link_owners(hubs: Sequence[Hub], owners: Owners) -> None:
+    for hub in hubs:
+        hub._owners.link(owners)
 
 
 async def _on_startup(app: web.Application) -> None:

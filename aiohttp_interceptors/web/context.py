@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Token
+from time import monotonic
 from typing import Any, cast
 
 from aiohttp import web
@@ -59,7 +60,16 @@ class RequestContext(Context):
         stream: The event stream of the response, or ``None`` until it is open.
     """
 
-    __slots__ = ("_log_token", "_preparing", "_response", "_staged_headers", "_writer", "request", "stream")
+    __slots__ = (
+        "_log_token",
+        "_preparing",
+        "_requested_at",
+        "_response",
+        "_staged_headers",
+        "_writer",
+        "request",
+        "stream",
+    )
 
     request: web.Request
 
@@ -71,6 +81,7 @@ class RequestContext(Context):
         self._staged_headers: StagedHeaders | None = None
         self._preparing: web.StreamResponse | None = None  # the response that staged headers were merged into last
         self._log_token: Token[int | str] | None = None
+        self._requested_at = monotonic()
         self.stream: Stream | None = None
 
     @staticmethod
@@ -320,6 +331,8 @@ class RequestContext(Context):
     def _inherit_from(self, context: Context) -> None:
         super()._inherit_from(context)
         execution, own = context._execution, self._execution
+        if isinstance(context, RequestContext):
+            self._requested_at = min(self._requested_at, context._requested_at)
         if isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
             unset = self._response is None or self._response is execution.initial_result
             if unset and context._response is not None and not (own is not None and own.has_new_result):

@@ -17,6 +17,7 @@ from ..encoder import Encoder, check_encoder, default_encoder, to_json
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped
 from ..interceptor import Interceptor
+from .access import ExpiresAt, Owner, Revalidate
 from .app import Streams
 from .context import RequestContext
 from .generators import collect, is_generator_function, ready_from_generator
@@ -52,6 +53,10 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
     finite: bool | None = None,
     grace: float = 5.0,
     strict: bool = False,
+    owner: Owner | None = None,
+    expires_at: ExpiresAt | None = None,
+    revalidate: Revalidate | None = None,
+    revalidate_interval: float = 60.0,
 ) -> Interceptor[RequestContext]:
     """Make an interceptor that opens an event stream, and pauses the chain until the stream has closed.
 
@@ -92,6 +97,17 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         grace: Seconds that ``stream_ready`` has, after the end of the stream, to call ``put``. Then it is cancelled;
             with 0 it is cancelled at once. While the server stops, the drain's ``timeout`` may end this earlier.
         strict: Answer 406 if the request's ``Accept`` header excludes event streams.
+        owner: A plain function ``owner(context)`` that returns whose the stream is: a text such as ``"user:7"``,
+            several, or ``None``. ``Hub.disconnect`` and ``Streams.disconnect`` end all streams of an owner. It and
+            ``expires_at`` are called before anything else is done for the stream.
+        expires_at: A plain function ``expires_at(context)`` that returns when the stream ends with the reason
+            ``expired``, such as the ``exp`` of a token: seconds of the Unix epoch, a ``datetime`` with a time zone, or
+            ``None``. A moment that is over is answered with 401.
+        revalidate: A plain or async function ``revalidate(context)`` that returns whether the stream may go on.
+            ``False`` ends it as ``kicked``. An exception is logged and ends it as ``error``, so that the client has to
+            ask again.
+        revalidate_interval: Seconds between two calls of ``revalidate``, shortened by a random part of up to a fifth.
+            It is also the time that an async one may take.
 
     Returns:
         An interceptor for a chain that runs for an aiohttp request.
@@ -113,6 +129,10 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         finite=finite,
         grace=grace,
         strict=strict,
+        owner=owner,
+        expires_at=expires_at,
+        revalidate=revalidate,
+        revalidate_interval=revalidate_interval,
     )
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"

@@ -23,6 +23,7 @@ from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamClosed, StreamFirstEvent, StreamOpened
 from ..interceptor import Interceptor
 from ..sse import Event, encode
+from .access import AccessGuard, access_of
 from .app import Drain, Streams
 from .commit import log_dropped_change
 from .context import RequestContext
@@ -54,6 +55,7 @@ class StreamLifecycle(Stream):
         "_connection",
         "_context",
         "_final_frame",
+        "_guard",
         "_opened_at",
         "_producer",
         "_response",
@@ -83,6 +85,7 @@ class StreamLifecycle(Stream):
         self._producer: Producer | None = None
         self._slot: Slot | None = None  # held until the stream ends
         self._timer: Timer | None = None  # of max_age
+        self._guard: AccessGuard | None = None
         self._final_frame = b""  # written after all events
         self._opened_at = loop.time()
         self._closed_at: float | None = None
@@ -131,6 +134,8 @@ class StreamLifecycle(Stream):
         request = self._context.request
         self._streams.report(StreamOpened(self._context.execution_id, request.path, route_of(request)))
         self._streams.add(self)
+        if self._guard is not None:
+            self._guard.start(self)
         if self._slot is not None:
             self._slot.attach(self)
         self._connection.listener = self
@@ -237,6 +242,8 @@ class StreamLifecycle(Stream):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._guard is not None:
+            self._guard.stop()
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -407,6 +414,30 @@ async def _open(
     if request.method != hdrs.METH_HEAD and request.can_read_body:
         body = functools.partial(read_body, request, settings.stall_timeout)
         await streams.run_unless_shutdown(request, context.execution_id, body)
+    if not settings.has_access:
+        return await _prepare_and_make(context, settings, make, prepare, stage, streams, None)
+    guard = _make_guard(context, settings)
+    stream: StreamLifecycle | None = None
+    try:
+        stream = await _prepare_and_make(context, settings, make, prepare, stage, streams, guard)
+        if stream is not None:
+            stream._guard = guard  # from now on the stream stops it
+    finally:
+        if stream is None:
+            guard.stop()
+    return stream
+
+
+async def _prepare_and_make(
+    context: RequestContext,
+    settings: StreamSettings,
+    make: StreamFactory,
+    prepare: Prepare | None,
+    stage: _Stage,
+    streams: Streams,
+    guard: AccessGuard | None,
+) -> StreamLifecycle | None:
+    """Call ``prepare``, send the headers and make the stream; ``None`` if there is no stream."""
     attached = context._response
     prepared = None if prepare is None else prepare(context)
     if inspect.isawaitable(prepared):
@@ -415,11 +446,30 @@ async def _open(
     try:
         if context._response is not attached and context._response is not None and not context.committed:
             return None  # an early producer has attached another response instead
+        if guard is not None:
+            guard.check_expiry()
         stream = await _commit_and_make(context, settings, make, prepared, stage, streams)
     finally:
         if stream is None and isinstance(prepared, EarlyProducer):
             await prepared.discard()
     return stream
+
+
+def _make_guard(context: RequestContext, settings: StreamSettings) -> AccessGuard:
+    """Ask the application's functions about a stream, and register its owners. Raises what they raise, or a 401."""
+    registries = [streams.owners for streams in Streams.all_of(context.request)]
+    if settings.hub_owners is not None:
+        registries.append(settings.hub_owners)
+    guard = AccessGuard(
+        context,
+        access_of(context, settings.owner, settings.expires_at),
+        registries,
+        settings.revalidate,
+        settings.revalidate_interval,
+    )
+    guard.check_expiry()
+    guard.register()
+    return guard
 
 
 async def _commit_and_make(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 from .._checks import check_call, check_max_event_size, check_seconds
 from ..channel import CloseReason, EventChannel, EventQueue, check_buffer
+from ..hub.owners import Owners
 from ..sse import Event
+from .access import ExpiresAt, Owner, Revalidate
 from .context import RequestContext
 
 __all__ = [
@@ -43,6 +46,10 @@ class StreamOptions(TypedDict, total=False):
     finite: bool | None
     grace: float
     strict: bool
+    owner: Owner | None
+    expires_at: ExpiresAt | None
+    revalidate: Revalidate | None
+    revalidate_interval: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,20 @@ class StreamSettings:
     """Whether the response has an end; ``None``: for each method but GET."""
     grace: float = 0.0
     """Seconds that a producer has to observe the end of the stream."""
+    owner: Owner | None = None
+    expires_at: ExpiresAt | None = None
+    revalidate: Revalidate | None = None
+    revalidate_interval: float = 60.0
+
+    @property
+    def has_access(self) -> bool:
+        """Whether the application decides about a stream over its life."""
+        return self.owner is not None or self.expires_at is not None or self.revalidate is not None
+
+    @property
+    def hub_owners(self) -> Owners | None:
+        """The owners of the streams of a Hub, if it is a Hub's stream."""
+        return None
 
     @property
     def defers_headers(self) -> bool:
@@ -72,6 +93,13 @@ class StreamSettings:
         check_seconds("max_age", self.max_age, "no limit")
         check_seconds("grace", self.grace, "", minimum=0)
         Event("", retry=self.retry)  # checks retry
+        check_seconds("revalidate_interval", self.revalidate_interval, "")
+        for name in ("owner", "expires_at", "revalidate"):
+            function = getattr(self, name)
+            if function is not None:
+                check_function(name, function, "context")
+            if name != "revalidate" and inspect.iscoroutinefunction(function):
+                raise TypeError(f"{name} is a plain function of the context, not {function!r}")
         if self.on_close is not None:
             check_function("on_close", self.on_close, "context", "reason")
 

@@ -18,11 +18,13 @@ from ..channel import CloseReason
 from ..encoder import Encoder, encode_value, has_named_fields
 from ..hub.cursor import OnGap, Replay, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
+from ..hub.owners import Owners
 from ..hub.presence import check_identity
 from ..hub.record import Gap, Record
 from ..hub.topics import check_pattern
 from ..interceptor import Interceptor
 from ..sse import Event, encode, frame_with_id
+from .access import ExpiresAt, Owner, Revalidate
 from .app import Streams
 from .context import RequestContext
 from .lifecycle import StreamLifecycle, make_interceptor
@@ -79,6 +81,10 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     stall_timeout: float | None = 60.0,
     max_age: float | None = None,
     strict: bool = False,
+    owner: Owner | None = None,
+    expires_at: ExpiresAt | None = None,
+    revalidate: Revalidate | None = None,
+    revalidate_interval: float = 60.0,
     name: str | None = None,
 ) -> Interceptor[RequestContext]:
     """Make an interceptor that opens a stream of a Hub's topics, and pauses the chain until the stream has closed.
@@ -133,6 +139,17 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         max_age: Seconds after which the stream ends with the reason ``expired``, so that the client reconnects; the
             time is shortened by a random part of up to a fifth. ``None`` for no limit.
         strict: Answer 406 if the request's ``Accept`` header excludes event streams.
+        owner: A plain function ``owner(context)`` that returns whose the stream is: a text such as ``"user:7"``,
+            several, or ``None``. ``Hub.disconnect`` and ``Streams.disconnect`` end all streams of an owner. It and
+            ``expires_at`` are called before anything else is done for the stream.
+        expires_at: A plain function ``expires_at(context)`` that returns when the stream ends with the reason
+            ``expired``, such as the ``exp`` of a token: seconds of the Unix epoch, a ``datetime`` with a time zone, or
+            ``None``. A moment that is over is answered with 401.
+        revalidate: A plain or async function ``revalidate(context)`` that returns whether the stream may go on.
+            ``False`` ends it as ``kicked``. An exception is logged and ends it as ``error``, so that the client has to
+            ask again.
+        revalidate_interval: Seconds between two calls of ``revalidate``, shortened by a random part of up to a fifth.
+            It is also the time that an async one may take.
         name: Name of the interceptor. Default: made from the topics.
 
     Returns:
@@ -156,6 +173,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     if identity is not None or presence_event is not None:
         hub._share_presence()
     settings = TopicSettings(
+        hub=hub,
         select=select,
         snapshot=snapshot,
         stream_ready=stream_ready,
@@ -168,6 +186,10 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         stall_timeout=stall_timeout,
         max_age=max_age,
         strict=strict,
+        owner=owner,
+        expires_at=expires_at,
+        revalidate=revalidate,
+        revalidate_interval=revalidate_interval,
     )
     topics_function = topics if callable(topics) else None
     fixed_topics = () if topics_function is not None else _topic_names(topics)
@@ -218,6 +240,10 @@ class TopicStreamOptions(TypedDict, total=False):
     stall_timeout: float | None
     max_age: float | None
     strict: bool
+    owner: Owner | None
+    expires_at: ExpiresAt | None
+    revalidate: Revalidate | None
+    revalidate_interval: float
     name: str | None
 
 
@@ -289,6 +315,7 @@ def _bind_select(settings: TopicSettings, context: RequestContext) -> Callable[[
 class TopicSettings(StreamSettings):
     """The options that all streams of one ``start_topic_stream`` share."""
 
+    hub: Hub
     select: Select | None
     snapshot: SnapshotFunction | None
     stream_ready: SubscriberReady | None
@@ -301,6 +328,10 @@ class TopicSettings(StreamSettings):
     def defers_headers(self) -> bool:
         """Whether the headers are sent together with the first frames: no function requires them to be sent before."""
         return self.snapshot is None and self.stream_ready is None
+
+    @property
+    def hub_owners(self) -> Owners:
+        return self.hub._owners
 
     def policy_for(self, request: web.Request) -> SubscriptionPolicy:
         """Return the policy for the kind of client that a request comes from."""

@@ -1,0 +1,157 @@
+"""The owners of open streams, whose streams can be ended together, on all nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from .._logging import log as logger
+from ..exceptions import EXIT_EXCEPTIONS
+from ..sse import Decoder, Event, encode
+from .nodes import ControlMessage, Nodes
+
+__all__ = ["OwnedStream", "Owners", "check_disconnect", "check_owner"]
+
+
+MAX_OWNER = 255  # characters
+# Seconds for which a disconnect is remembered, for requests that were received before it and whose owners are known
+# after it: the stages in front of the stream run in between, and the body is read.
+OPENING_TIMEOUT = 300.0
+
+
+class OwnedStream(Protocol):
+    """A stream that has owners, from the moment that they are known until it ends."""
+
+    @property
+    def requested_at(self) -> float:
+        """When the stream was requested, in seconds of ``time.monotonic``."""
+
+    def kick(self, kick_event: Event | None) -> None:
+        """End the stream as ``kicked``, with this final event."""
+
+
+def check_owner(owner: object) -> str:
+    """Return an owner. Raises ``TypeError`` or ``ValueError`` if it is none."""
+    if not isinstance(owner, str):
+        raise TypeError(f"an owner is a str, such as 'user:7' or 'session:…', not {owner!r}")
+    if not (0 < len(owner) <= MAX_OWNER and owner.isprintable()):
+        raise ValueError(f"an owner is 1 to {MAX_OWNER} printable characters, not {owner[:300]!r}")
+    return owner
+
+
+def check_disconnect(owner: object, event: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` if the streams of an owner cannot be ended with this final event."""
+    check_owner(owner)
+    if event is not None and not isinstance(event, Event):
+        raise TypeError(f"event is an Event or None, not {event!r}")
+    if event is not None and event.id is not None:
+        raise ValueError(f"a final event has no id, from which a client would resume, and {event!r} has one")
+
+
+class _Disconnect(NamedTuple):
+    """The last disconnect of an owner."""
+
+    time: float
+    """In seconds of ``time.monotonic``."""
+    event: Event | None
+
+
+class Owners:
+    """The streams of each owner."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, dict[OwnedStream, None]] = {}
+        self._disconnected: dict[str, _Disconnect] = {}  # by owner, in the order in which they were received
+        self._linked: list[Owners] = []
+        self._nodes: Nodes | None = None
+
+    def share(self, nodes: Nodes) -> None:
+        """Receive what other nodes disconnect."""
+        self._nodes = nodes
+        nodes.add_state(self)
+
+    def link(self, owners: Owners) -> None:
+        """Disconnect the streams of other registries, too. Idempotent."""
+        if owners not in self._linked:
+            self._linked.append(owners)
+
+    def add(self, stream: OwnedStream, owners: Iterable[str]) -> None:
+        """Add a stream. It is ended if an owner was disconnected after it was requested."""
+        for owner in owners:
+            self._streams.setdefault(owner, {})[stream] = None
+            last = self._disconnected.get(owner)
+            if last is not None and last.time >= stream.requested_at:
+                stream.kick(last.event)
+
+    def discard(self, stream: OwnedStream, owners: Iterable[str]) -> None:
+        """Remove a stream that has ended. Idempotent."""
+        for owner in owners:
+            streams = self._streams.get(owner, {})
+            streams.pop(stream, None)
+            if not streams:
+                self._streams.pop(owner, None)
+
+    def count(self, owner: str) -> int:
+        """Return the number of streams of an owner that are open or opening."""
+        return len(self._streams.get(owner, ()))
+
+    def disconnect(self, owner: str, event: Event | None, age: float = 0.0) -> None:
+        """End the streams of an owner that were requested before now, or before ``age`` seconds ago."""
+        now = time.monotonic()
+        self._end_requested_before(_Disconnect(now - age, event), owner, now)
+
+    def _end_requested_before(self, disconnect: _Disconnect, owner: str, now: float) -> None:
+        self._forget(now - OPENING_TIMEOUT)
+        last = self._disconnected.get(owner)
+        if last is None or last.time < disconnect.time:  # otherwise one of another node arrived late
+            self._disconnected.pop(owner, None)
+            self._disconnected[owner] = disconnect
+        for stream in list(self._streams.get(owner, ())):
+            if stream.requested_at <= disconnect.time:
+                try:
+                    stream.kick(disconnect.event)
+                except EXIT_EXCEPTIONS:
+                    raise
+                except BaseException as error:  # noqa: BLE001  # the other streams must end, too
+                    logger.exception("stream_end_failed", exc_info=error)
+        for owners in self._linked:
+            owners._end_requested_before(disconnect, owner, now)
+
+    def _forget(self, through: float) -> None:
+        while self._disconnected:
+            owner = next(iter(self._disconnected))
+            if self._disconnected[owner].time > through:
+                break
+            del self._disconnected[owner]
+
+    # Other nodes.
+
+    @staticmethod
+    def message(owner: str, event: Event | None) -> ControlMessage:
+        """Return the message that tells other nodes of a disconnect."""
+        return {"type": "disconnect", "owner": owner, "event": None if event is None else encode(event).decode()}
+
+    def receive(self, node: str, message: ControlMessage, age: float) -> None:
+        """Handle a message of another node. This one has ended its streams already."""
+        if message["type"] == "disconnect" and self._nodes is not None and node != self._nodes.id:
+            frame = message["event"]
+            event = None if frame is None else next(iter(Decoder().feed(frame.encode())), None)
+            self.disconnect(check_owner(message["owner"]), event, max(age, 0.0))
+
+    def caught_up(self) -> None:
+        """Do nothing: the log has all disconnects, except those that it has deleted or lost."""
+
+    def node_died(self, node: str) -> None:
+        """Do nothing: streams end with their process."""
+
+    def unsent(self) -> Iterable[ControlMessage]:
+        """Return nothing: ``Hub.disconnect`` sends its message itself."""
+        return ()
+
+    def send_failed(self) -> None:
+        """Do nothing, for the same reason."""
+
+    def leases(self) -> Iterable[ControlMessage]:
+        """Return nothing: no lease is needed."""
+        return ()

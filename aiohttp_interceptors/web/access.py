@@ -142,7 +142,7 @@ class AccessGuard:
     @property
     def requested_at(self) -> float:
         """When the stream was requested, in seconds of ``time.monotonic``."""
-        return self._context._requested_at
+        return self._context._received_at
 
     def check_expiry(self) -> None:
         """Raise a 401 if the stream has expired."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Token
 from time import monotonic
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -72,6 +72,8 @@ class RequestContext(Context):
     )
 
     request: web.Request
+    _notes_time: ClassVar[bool] = False  # only if a stream needs it, because each request would pay for it
+    _requested_at: float
 
     def __init__(self, request: web.Request, /, *, execution_id: int | str | None = None) -> None:
         super().__init__(None, execution_id)
@@ -81,8 +83,19 @@ class RequestContext(Context):
         self._staged_headers: StagedHeaders | None = None
         self._preparing: web.StreamResponse | None = None  # the response that staged headers were merged into last
         self._log_token: Token[int | str] | None = None
-        self._requested_at = monotonic()
+        if self._notes_time:
+            self._requested_at = monotonic()
         self.stream: Stream | None = None
+
+    @staticmethod
+    def _note_time() -> None:
+        """Note from now on when each request was received. Called when a stream is configured that needs it."""
+        RequestContext._notes_time = True
+
+    @property
+    def _received_at(self) -> float:
+        """When the first chain of the request began, in seconds of ``time.monotonic``; long ago if it is not known."""
+        return getattr(self, "_requested_at", float("-inf"))
 
     @staticmethod
     def of(request: web.BaseRequest) -> RequestContext | None:
@@ -331,8 +344,8 @@ class RequestContext(Context):
     def _inherit_from(self, context: Context) -> None:
         super()._inherit_from(context)
         execution, own = context._execution, self._execution
-        if isinstance(context, RequestContext):
-            self._requested_at = min(self._requested_at, context._requested_at)
+        if self._notes_time and isinstance(context, RequestContext):
+            self._requested_at = min(self._received_at, context._received_at)
         if isinstance(context, RequestContext) and execution is not None and execution.stage == "enter":
             unset = self._response is None or self._response is execution.initial_result
             if unset and context._response is not None and not (own is not None and own.has_new_result):

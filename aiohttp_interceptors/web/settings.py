@@ -102,6 +102,8 @@ class StreamSettings:
                 raise TypeError(f"{name} is a plain function of the context, not {function!r}")
         if self.on_close is not None:
             check_function("on_close", self.on_close, "context", "reason")
+        if self.has_access:
+            RequestContext._note_time()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,17 @@ from .facts import (
     StreamRefused,
 )
 
-__all__ = ["Log", "LoggedFact", "captured_logs", "log", "log_fact", "logged_execution_id", "logged_variable"]
+__all__ = [
+    "WARN_REASONS",
+    "Log",
+    "LoggedFact",
+    "captured_logs",
+    "log",
+    "log_fact",
+    "logged_execution_id",
+    "logged_variable",
+    "logs_everyday_facts",
+]
 
 
 NAME = "aiohttp_interceptors"
@@ -156,13 +166,18 @@ _EVENTS: dict[type[LoggedFact], str] = {
     StreamRefused: "stream_refused",
     EventsDropped: "stream_events_dropped",
 }
-_WARN_REASONS = ("stalled", "lagged")  # a client was too slow; all other reasons are everyday ones
+WARN_REASONS = ("stalled", "lagged")  # a client was too slow; all other reasons are everyday ones
+
+
+def logs_everyday_facts() -> bool:
+    """Return whether facts that happen all day may be logged. Making them costs more than asking."""
+    return _logger.enabled_for(logging.DEBUG)
 
 
 def log_fact(fact: LoggedFact) -> None:
     """Log a fact: at DEBUG if it happens all day, at INFO for a Hub that works again, otherwise as a warning."""
     level, write = logging.WARNING, log.warning
-    if isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in _WARN_REASONS):
+    if isinstance(fact, StreamOpened) or (isinstance(fact, StreamClosed) and fact.reason not in WARN_REASONS):
         level, write = logging.DEBUG, log.debug
     elif isinstance(fact, HubUp | HubResumed):
         level, write = logging.INFO, log.info

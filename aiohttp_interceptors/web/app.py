@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 
 from .._checks import check_seconds
-from .._logging import log, log_fact
+from .._logging import log, log_fact, logs_everyday_facts
 from .._observers import Observers
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped, StreamClosed, StreamFact, StreamObserver, StreamOpened, StreamRefused
@@ -270,6 +270,11 @@ class Streams:
         self._open.discard(stream)
         if self._discarded is not None and not self._discarded.done():
             self._discarded.set_result(None)
+
+    @property
+    def reports_everyday_facts(self) -> bool:
+        """Whether facts that happen all day are observed or logged."""
+        return bool(self._observers) or logs_everyday_facts()
 
     def report(self, fact: StreamOpened | StreamClosed | StreamRefused | EventsDropped) -> None:
         """Log a fact and call the observers. An observer that raises is removed, and its exception is logged.

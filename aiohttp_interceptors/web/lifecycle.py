@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
 
-from .._logging import log
+from .._logging import WARN_REASONS, log
 from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import StreamClosed, StreamFirstEvent, StreamOpened
@@ -131,8 +131,9 @@ class StreamLifecycle(Stream):
 
     async def open(self) -> None:
         """Register the stream, send deferred headers, and start the producer."""
-        request = self._context.request
-        self._streams.report(StreamOpened(self._context.execution_id, request.path, route_of(request)))
+        if self._streams.reports_everyday_facts:
+            request = self._context.request
+            self._streams.report(StreamOpened(self._context.execution_id, request.path, route_of(request)))
         self._streams.add(self)
         if self._guard is not None:
             self._guard.start(self)
@@ -232,7 +233,8 @@ class StreamLifecycle(Stream):
                     await self._producer.finish(self._settings.on_close, grace)
         finally:
             self._streams.discard(self)
-            self._report_closed()
+            if self._streams.reports_everyday_facts or self.reason in WARN_REASONS:
+                self._report_closed()
 
     def _mark_ended(self) -> None:
         """Release the slot, cancel the timer, and wake ``run_stream``. Idempotent."""

@@ -224,7 +224,7 @@ def _read_pairs(message: ControlMessage, name: str) -> list[Pair]:
     """Return the pairs of a message. Raises ``ValueError`` if one is invalid."""
     pairs = [(check_pattern(topic), check_identity(identity)) for topic, identity in message.get(name, ())]
     if any(is_wildcard(topic) for topic, _ in pairs):
-        raise ValueError("nobody is present in a wildcard")
+        raise ValueError("an identity is present in a topic, not in a wildcard")
     return pairs
 
 

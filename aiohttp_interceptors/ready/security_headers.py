@@ -56,7 +56,7 @@ def security_headers(
     Sources: the Fetch standard, 3.6 (nosniff); Content Security Policy Level 3; Referrer Policy; RFC 7034; RFC 6797.
 
     Args:
-        frames: Who may show the response in a frame: ``"deny"`` for nobody, ``"sameorigin"`` for pages of the same
+        frames: Who may show the response in a frame: ``"deny"`` for no page, ``"sameorigin"`` for pages of the same
             origin, ``None`` for all. It is sent as ``X-Frame-Options``, and as ``frame-ancestors`` of the content
             security policy unless ``csp`` has one.
         referrer_policy: What requests from the page say of its URL; ``None`` for the browser's default.

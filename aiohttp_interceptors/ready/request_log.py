@@ -13,6 +13,7 @@ from ..decorators import around
 from ..interceptor import Interceptor
 from ..web.commit import is_event_stream
 from ..web.context import RequestContext
+from ..web.request import route_of
 from ._fields import check_flag, check_function
 
 __all__ = ["request_log"]
@@ -87,7 +88,7 @@ class _Line:
         self._clock = clock
         self._started_at = clock()
         self._opened_at: float | None = None  # of a stream
-        self._values: dict[str, object] = {"method": request.method, "route": _route_of(request)}
+        self._values: dict[str, object] = {"method": request.method, "route": route_of(request) or None}
         if paths:
             self._values["path"] = request.path
         self._values["execution_id"] = context.execution_id
@@ -122,12 +123,6 @@ class _Line:
             values["cancelled"] = True
         failed = error is not None or cancelled or (status is not None and status >= SERVER_ERROR)
         (log.warning if failed else log.info)(event, **values)
-
-
-def _route_of(request: web.Request) -> str | None:
-    """Return the template of the route that matched, with the prefixes of sub-applications."""
-    resource = request.match_info.route.resource
-    return None if resource is None else resource.canonical
 
 
 def _body_size(request: web.Request, response: web.StreamResponse | None) -> int | None:

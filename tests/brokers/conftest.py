@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import psycopg
 import pytest
 
+from aiohttp_interceptors.brokers.postgres.schema import migration
 from tests.servers.nats import Nats
 from tests.servers.postgres import Postgres, initialize
 from tests.servers.process import ServerProcess
+from tests.servers.valkey import Valkey
 
 S = TypeVar("S", bound=ServerProcess)
 Own = Callable[..., S]
@@ -53,3 +56,18 @@ def own(tmp_path: Path) -> Iterator[Callable[[ServerProcess], ServerProcess]]:
     yield start
     for server in servers:
         server.kill()
+
+
+@pytest.fixture
+def address(request: pytest.FixtureRequest, engine: str, tmp_path: Path) -> object:
+    """The address of a broker without events, for the programs that use the table ``runs``."""
+    if engine == "sqlite":
+        return tmp_path / "hub.db"
+    if engine == "redis":
+        return request.getfixturevalue("own")(Valkey(tmp_path)).url
+    if engine == "nats":
+        return request.getfixturevalue("nats").url
+    dsn = request.getfixturevalue("postgres").dsn
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(migration("runs"))
+    return dsn

@@ -5,33 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import psycopg
 import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import Hub, event_stream, setup, topic_stream
-from aiohttp_interceptors.brokers.postgres.schema import migration
 from aiohttp_interceptors.web.app import STREAMS
 from tests.brokers.disconnect_process import OWNER
 from tests.brokers.run_process import ROOT, START_TIMEOUT, broker, line
 from tests.listener import listen
-from tests.servers.valkey import Valkey
 from tests.waiting import until, within
-
-
-@pytest.fixture
-def address(request, engine, tmp_path):
-    """The address of a broker without events."""
-    if engine == "sqlite":
-        return tmp_path / "hub.db"
-    if engine == "redis":
-        return request.getfixturevalue("own")(Valkey(tmp_path)).url
-    if engine == "nats":
-        return request.getfixturevalue("nats").url
-    dsn = request.getfixturevalue("postgres").dsn
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(migration("runs"))
-    return dsn
 
 
 @event_stream(owner=lambda context: OWNER, heartbeat=None)

@@ -6,15 +6,12 @@ import json
 import signal
 import sys
 
-import psycopg
 import pytest
 
 from aiohttp_interceptors import Hub, RunState
-from aiohttp_interceptors.brokers.postgres.schema import migration
 from aiohttp_interceptors.hub import nodes
 from tests.brokers.run_process import LEASE_INTERVAL, LEASE_TIMEOUT, TOPIC, broker, line, owner
 from tests.listener import application, listen
-from tests.servers.valkey import Valkey
 from tests.waiting import until, within
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX signals")
@@ -26,21 +23,6 @@ LOST = {"state": "failed", "reason": "lost"}
 def quick(monkeypatch):
     monkeypatch.setattr(nodes, "LEASE_INTERVAL", LEASE_INTERVAL)
     monkeypatch.setattr(nodes, "LEASE_TIMEOUT", LEASE_TIMEOUT)
-
-
-@pytest.fixture
-def address(request, engine, tmp_path):
-    """The address of a broker without events."""
-    if engine == "sqlite":
-        return tmp_path / "hub.db"
-    if engine == "redis":
-        return request.getfixturevalue("own")(Valkey(tmp_path)).url
-    if engine == "nats":
-        return request.getfixturevalue("nats").url
-    dsn = request.getfixturevalue("postgres").dsn
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(migration("runs"))
-    return dsn
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ JSON = "application/problem+json"
 
 
 class StockError(LookupError):
-    """A class of an application, with something that nobody should see."""
+    """A class of an application, with something that no client should see."""
 
 
 def raising(error):

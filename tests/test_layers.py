@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "redis": ("brokers/redis/",),
     "psycopg": ("brokers/postgres/",),
     "nats": ("brokers/nats/",),
-    "jwt": ("ready/bearer.py",),
+    "jwt": ("ready/bearer.py", "ready/tickets.py"),
     "prometheus_client": ("observe/prometheus.py",),
     "opentelemetry": ("observe/opentelemetry.py",),
 }

@@ -31,6 +31,7 @@ from .pending import PendingSubscriptions, ResolvedId
 from .presence import check_identity
 from .publisher import Publisher
 from .record import Gap, GapReason, Record
+from .redemption import Redemptions
 from .replication import ReplicationTask, Replicator
 from .runs import DEFAULT_END_EVENT, Events, Run, RunOptions, Runs
 from .topic_history import RetentionPolicy
@@ -221,6 +222,7 @@ class Hub:
         self._owners = Owners()
         if self._nodes is not None:
             self._owners.share(self._nodes)
+        self._redemptions = Redemptions(self._nodes, self._publisher)
         self._runs = Runs(self._dispatcher, self._publisher, self._nodes, max_runs)
         self._replication_task: ReplicationTask | None = None
         if broker is not None:
@@ -519,6 +521,16 @@ class Hub:
         self._owners.disconnect(owner, event)  # first: the broker may take seconds to refuse
         if self._nodes is not None:
             await self._nodes.publish(self._owners.message(owner, event))
+
+    async def _redeem(self, token: str) -> bool:
+        """Redeem a token, and return whether no node has redeemed it before. Raises what ``publish`` raises."""
+        self._bind()
+        return await self._redemptions.redeem(token)
+
+    async def _knows_disconnects(self) -> bool:
+        """Wait for some seconds until this process has read the disconnects in the log, and return whether it has."""
+        self._bind()
+        return await self._publisher.wait_until_loaded()
 
     def _share_presence(self) -> None:
         if self._nodes is not None:

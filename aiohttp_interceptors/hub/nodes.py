@@ -98,12 +98,15 @@ class Nodes:
         if self._task is None and not self._closed:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def publish(self, message: ControlMessage) -> LogPosition:
-        """Send a message, and return its position in the log. Raises what the broker's ``publish`` raises."""
+    async def publish(self, message: ControlMessage, idempotency_key: str | None = None) -> LogPosition:
+        """Send a message, and return its position in the log. Raises what the broker's ``publish`` raises.
+
+        Of the messages of all nodes with one key only the first is sent, and all calls return its position.
+        """
         content = json.dumps({**message, "node": self.id}, ensure_ascii=False, separators=(",", ":")).encode()
         payload = encode_payload(content, None, ephemeral=True, kind=Kind.CONTROL)
         self._sent = True
-        position = await self._broker.publish(CONTROL_TOPIC, payload)
+        position = await self._broker.publish(CONTROL_TOPIC, payload, idempotency_key=idempotency_key)
         assert position is not None  # noqa: S101  # None is only for a connection
         return position
 

@@ -65,6 +65,7 @@ class Owners:
         self._disconnected: dict[str, _Disconnect] = {}  # by owner, in the order in which they were received
         self._linked: list[Owners] = []
         self._nodes: Nodes | None = None
+        self._memory = OPENING_TIMEOUT
 
     def share(self, nodes: Nodes) -> None:
         """Receive what other nodes disconnect."""
@@ -75,6 +76,18 @@ class Owners:
         """Disconnect the streams of other registries, too. Idempotent."""
         if owners not in self._linked:
             self._linked.append(owners)
+            owners.remember_for(self._memory)
+
+    def remember_for(self, seconds: float) -> None:
+        """Remember disconnects for at least this time, for credentials that were issued before them. Idempotent."""
+        self._memory = max(self._memory, seconds)
+        for owners in self._linked:
+            owners.remember_for(self._memory)
+
+    def was_disconnected_since(self, owner: str, moment: float) -> bool:
+        """Return whether an owner was disconnected at or after a moment, in seconds of the Unix epoch."""
+        last = self._disconnected.get(owner)
+        return last is not None and last.time >= time.monotonic() - (time.time() - moment)
 
     def add(self, stream: OwnedStream, owners: Iterable[str]) -> None:
         """Add a stream. It is ended if an owner was disconnected after it was requested."""
@@ -102,7 +115,7 @@ class Owners:
         self._end_requested_before(_Disconnect(now - age, event), owner, now)
 
     def _end_requested_before(self, disconnect: _Disconnect, owner: str, now: float) -> None:
-        self._forget(now - OPENING_TIMEOUT)
+        self._forget(now - self._memory)
         last = self._disconnected.get(owner)
         if last is None or last.time < disconnect.time:  # otherwise one of another node arrived late
             self._disconnected.pop(owner, None)

@@ -192,9 +192,16 @@ class Publisher:
 
     async def wait_for(self, position: LogPosition) -> bool:
         """Wait for some seconds until this process has received an entry of the broker, and return whether it has."""
+        return await self._wait_for_id(f"{position.epoch}-{position.offset}")
+
+    async def wait_until_loaded(self) -> bool:
+        """Wait for some seconds until this process has read the broker's log, and return whether it has."""
+        return await self._wait_for_id(None)
+
+    async def _wait_for_id(self, event_id: str | None) -> bool:
         try:
             async with asyncio.timeout(RECEIVE_TIMEOUT):
-                await self._dispatcher.unresolved.wait(f"{position.epoch}-{position.offset}")
+                await self._dispatcher.unresolved.wait(event_id)
         except TimeoutError:
             return False
         return True

@@ -23,6 +23,7 @@ from .request_id import REQUEST_ID, request_id
 from .request_log import request_log
 from .security_headers import security_headers
 from .server_timing import server_timing, timing
+from .tickets import TICKET, MaskTickets, Ticket, Tickets
 from .timeout import timeout
 from .transaction import transaction
 
@@ -30,9 +31,13 @@ __all__ = [
     "CLAIMS",
     "MEDIA_TYPE",
     "REQUEST_ID",
+    "TICKET",
     "InvalidBody",
     "InvalidToken",
+    "MaskTickets",
     "Problem",
+    "Ticket",
+    "Tickets",
     "bearer",
     "choose_media_type",
     "cors",

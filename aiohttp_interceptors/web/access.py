@@ -23,7 +23,7 @@ from ..sse import Event
 from .context import RequestContext
 from .timers import TIMER_SLACK, Timer, timer_queue
 
-__all__ = ["Access", "AccessGuard", "ExpiresAt", "Owner", "Revalidate", "access_of"]
+__all__ = ["Access", "AccessGuard", "ExpiresAt", "Owner", "Revalidate", "access_of", "to_unix_time"]
 
 
 Owner: TypeAlias = Callable[[RequestContext], str | Iterable[str] | None]
@@ -56,20 +56,24 @@ def access_of(context: RequestContext, owner: Owner | None, expires_at: ExpiresA
     elif not isinstance(owners, Iterable):
         raise TypeError(f"owner returns a str, several, or None, not {owners!r}")
     moment = None if expires_at is None else check_synchronous(expires_at(context), "expires_at")
-    return Access(tuple(map(check_owner, owners)), _to_epoch(moment))
+    return Access(tuple(map(check_owner, owners)), to_unix_time(moment, "expires_at returns"))
 
 
-def _to_epoch(moment: object) -> float | None:
+def to_unix_time(moment: object, what: str = "expires_at is") -> float | None:
+    """Return a moment in seconds of the Unix epoch. Raises ``TypeError`` or ``ValueError`` for a wrong one.
+
+    ``what`` begins the message.
+    """
     if moment is None:
         return None
     if isinstance(moment, dt.datetime):
         if moment.tzinfo is None:
-            raise ValueError(f"expires_at returns a datetime with a time zone, not {moment!r}")
+            raise ValueError(f"{what} a datetime with a time zone, not {moment!r}")
         moment = moment.timestamp()
     if isinstance(moment, bool) or not isinstance(moment, (int, float)):
-        raise TypeError(f"expires_at returns seconds of the Unix epoch, a datetime, or None, not {moment!r}")
+        raise TypeError(f"{what} seconds of the Unix epoch, a datetime, or None, not {moment!r}")
     if not moment <= MAX_TIME:  # nor is NaN
-        raise ValueError(f"expires_at returns seconds of the Unix epoch until the year 9999, not {moment!r}")
+        raise ValueError(f"{what} seconds of the Unix epoch until the year 9999, not {moment!r}")
     return float(moment)
 
 

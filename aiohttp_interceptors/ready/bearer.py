@@ -60,7 +60,7 @@ def bearer(
     ``insufficient_scope``, each with ``WWW-Authenticate``. Source: RFC 6750, 3.
 
     The token is read from the ``Authorization`` header only. A browser's ``EventSource`` cannot send it: use ``fetch``
-    there, or a cookie with another interceptor.
+    there, or ``Tickets``.
 
     Args:
         verify: A plain or async function of the token that returns its claims, or raises ``InvalidToken``. What else it

@@ -14,6 +14,7 @@ from aiohttp import ClientSession, CookieJar, web
 
 from aiohttp_interceptors import BrokerDown, Event, Hub, RequestContext, as_handler, event_stream, setup, topic_stream
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
+from aiohttp_interceptors.hub import owners, publisher
 from aiohttp_interceptors.ready import TICKET, MaskTickets, Tickets
 from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import listen
@@ -253,6 +254,14 @@ async def test_a_new_ticket_prolongs_the_access_of_a_page_that_has_a_cookie(serv
     assert "Max-Age=35" in headers["Set-Cookie"]
 
 
+async def test_the_access_ends_after_max_age_at_the_latest(serve, session):
+    tickets = Tickets(SECRET, max_age=60)
+    server = await serve(application(tickets))
+    for expires_at in (None, time.time() + 3600):
+        _, headers, _ = await get(session, server, tickets.issue("user:7", expires_at=expires_at))
+        assert headers["Set-Cookie"].split("; ")[1] in ("Max-Age=59", "Max-Age=60")
+
+
 async def test_a_cookie_of_many_pages_is_one(serve, browser, tickets):
     server = await serve(application(tickets))
     first = tickets.issue("user:7")
@@ -346,6 +355,71 @@ async def test_while_the_broker_is_away_a_ticket_is_refused_and_stays_valid_and_
     assert await status(browser, server, tickets.issue("user:7")) == 200  # by the cookie of the first one
     broker.is_away = False
     assert await status(browser, server, second) == 200
+
+
+class Held(MemoryBroker):
+    """A broker that answers, and lets itself be read, only once it is released."""
+
+    def __init__(self, log):
+        super().__init__(log)
+        self.released = asyncio.Event()
+        self.publishing = 0
+
+    async def publish(self, *arguments, **options):
+        self.publishing += 1
+        await self.released.wait()
+        return await super().publish(*arguments, **options)
+
+
+class Unread(Held):
+    async def tail(self, after):
+        await self.released.wait()
+        async for item in super().tail(after):
+            yield item
+
+
+async def test_an_owner_who_is_disconnected_while_the_ticket_is_redeemed_is_refused(serve, browser):
+    broker = Held(MemoryLog())
+    hub = Hub(broker)
+    tickets = Tickets(SECRET, hub, secure=False)
+    server = await serve(application(tickets, hub))
+    answer = asyncio.create_task(status(browser, server, tickets.issue("user:7")))
+    await until(lambda: broker.publishing == 1)
+    disconnect = asyncio.create_task(hub.disconnect("user:7"))
+    await until(lambda: broker.publishing == 2)
+    broker.released.set()
+    assert await within(answer) == 401
+    await disconnect
+
+
+async def test_a_node_that_has_not_read_the_log_yet_waits_before_it_accepts_a_cookie(serve, browser, monkeypatch):
+    log = MemoryLog()
+    hub = Hub(MemoryBroker(log))
+    tickets = Tickets(SECRET, hub, secure=False)
+    server = await serve(application(tickets, hub))
+    ticket = tickets.issue("user:7")
+    assert await status(browser, server, ticket) == 200
+    await hub.disconnect("user:7")
+    broker = Unread(log)
+    starting = Hub(broker)
+    other = await serve(application(Tickets(SECRET, starting, secure=False), starting))
+    monkeypatch.setattr(publisher, "RECEIVE_TIMEOUT", 0.01)
+    assert await status(browser, other, ticket) == 503
+    monkeypatch.undo()
+    answer = asyncio.create_task(status(browser, other, ticket))
+    broker.released.set()
+    assert await within(answer) == 401
+
+
+async def test_disconnects_are_remembered_as_long_as_cookies_are_valid(serve, session, monkeypatch):
+    monkeypatch.setattr(owners, "OPENING_TIMEOUT", 0.0)
+    hub = Hub()
+    tickets = Tickets(SECRET, hub)
+    server = await serve(application(tickets, hub))
+    ticket = tickets.issue("user:7")
+    await hub.disconnect("user:7")
+    await hub.disconnect("user:8")
+    assert await status(session, server, ticket) == 401
 
 
 # The access log.

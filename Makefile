@@ -51,7 +51,7 @@ compat: setup ## Run the tests of aiohttp-sse with EventStreamResponse, and thos
 	@scripts/aiohttp-sse-tests
 	@scripts/aiohttp-tests
 
-test: lint types compat ## Check everything: lint, types, all tests, coverage
+test: lint types docs compat ## Check everything: lint, types, documentation, all tests, coverage
 	@scripts/debian chromium=chromium $(servers)
 	$(pytest) --cov
 
@@ -87,9 +87,9 @@ failover: setup ## Fail over each broker under load, and print what was lost or 
 	@scripts/debian $(servers)
 	$(bin)/python -m tests.soak.failover $(FAILOVER)
 
-docs: ## Build the documentation in build/site
+docs: ## Build the documentation in build/site, and check its links
 	@scripts/setup docs
-	$(bin)/mkdocs build --strict --quiet
+	PATH="$(abspath $(bin)):$$PATH" NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
 
 clean: ## Remove everything that these targets created
 	rm -rf example_app/history.sqlite3*

@@ -1,17 +1,27 @@
-"""The reference has every public name once, under its tier."""
+"""The documentation: the reference has every public name once, and the first page works word by word."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
+from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import aiohttp_interceptors
+from aiohttp_interceptors.testing import open_stream
+from tests.servers.process import free_port
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+START_TIMEOUT = 30.0  # seconds, on a busy machine
 PAGES = [page.read_text() for page in sorted((DOCS / "reference").glob("*.md"))]
 REFERENCE = Counter(name for page in PAGES for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE))
 TIER = re.compile(r"^\*\*(\w+)\.\*\*(.*?)(?=^\*\*|^Modules:)", re.MULTILINE | re.DOTALL)
@@ -41,3 +51,88 @@ def test_the_tiers_of_the_reference_are_those_of_the_package():
         described = set(re.findall(r"^::: aiohttp_interceptors\.(\w+)$", page, re.MULTILINE))
         mentioned = set(re.findall(r"``(\w+)", text)) & set(aiohttp_interceptors.__all__)
         assert described <= mentioned, f"{tier}: {described - mentioned} is on its page, and not in its paragraph"
+
+
+# The first page is followed word by word.
+
+START = (DOCS / "start.md").read_text()
+BLOCKS = re.findall(r"^```python(?: title=\"([\w.]+)\")?\n(.*?)^```", START, re.MULTILINE | re.DOTALL)
+
+
+@asynccontextmanager
+async def running(folder, port):
+    """Run ``app.py`` in a folder until the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-u", "app.py", cwd=folder, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while b"Running on" not in (line := await process.stdout.readline()):
+                assert line, "the program ended"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)  # as Ctrl-C does
+        await asyncio.wait_for(process.communicate(), START_TIMEOUT)
+
+
+@pytest.fixture
+def write(tmp_path):
+    port = free_port()
+
+    def write(name, text):
+        assert "8080" in text
+        (tmp_path / name).write_text(text.replace("8080", str(port)))
+
+    return write, tmp_path, port
+
+
+async def test_the_first_stream_tells_the_time(write, session):
+    write, folder, port = write
+    name, text = BLOCKS[0]
+    write(name, text)
+    async with running(folder, port) as url, open_stream(session, f"{url}/clock") as stream:
+        for _ in range(2):
+            assert re.fullmatch(r"\d\d:\d\d:\d\d", (await stream.next()).data)
+
+
+async def test_the_chat_survives_a_restart_with_the_two_lines_of_the_page(write, session):
+    write, folder, port = write
+    name, text = BLOCKS[1]
+    _, broker = BLOCKS[2]
+    assert "hub = Hub()\n" in text
+    write(name, text.replace("hub = Hub()\n", broker))
+    async with running(folder, port) as url:
+        async with session.get(url) as response:
+            assert "EventSource" in await response.text()
+        async with open_stream(session, f"{url}/events") as stream:
+            for line in ("one", "two"):
+                async with session.post(f"{url}/say", data={"text": line}) as response:
+                    assert response.status == 204
+            assert [(await stream.next()).data for _ in range(2)] == ["one", "two"]
+            last_event_id = stream.last_event_id
+        async with session.post(f"{url}/say", data={"text": "three"}):
+            pass
+    async with running(folder, port) as url:
+        async with open_stream(session, f"{url}/events", last_event_id=last_event_id) as stream:
+            assert (await stream.next()).data == "three"
+        async with open_stream(session, f"{url}/events") as stream:
+            assert [(await stream.next()).data for _ in range(3)] == ["one", "two", "three"]
+
+
+def test_the_test_of_the_first_page_passes_and_its_interceptor_refuses(write):
+    write, folder, _ = write
+    chat, interceptor, (name, test) = BLOCKS[1][1], BLOCKS[3][1], BLOCKS[4]
+    write("app.py", chat + interceptor)
+    refusal = """
+
+async def test_a_stranger_is_refused(aiohttp_client):
+    assert (await (await aiohttp_client(app)).get("/mine")).status == 401
+"""
+    (folder / name).write_text(test + refusal)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", name]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout

@@ -182,12 +182,7 @@ class Tickets:
 
     async def _enter(self, context: RequestContext) -> None:
         request = context.request
-        given = request.query.getall(self._parameter, [])
-        if len(given) > 1:
-            raise web.HTTPBadRequest(text=f"{self._parameter} is given once.\n")
-        claims = self._read(given[0], _TICKET_USE) if given else None
-        if claims is None:
-            raise _unauthorized()
+        claims = self._ticket_of(request)
         if self._hub is not None and not await self._hub._knows_disconnects():
             raise _unavailable()
         now = time.time()
@@ -205,6 +200,16 @@ class Tickets:
         if access is None or self._is_revoked(claims["sub"], access["at"], request):
             raise _unauthorized()
         context[TICKET] = Ticket(claims["sub"], tuple(claims["topics"]), access["exp"])
+
+    def _ticket_of(self, request: web.Request) -> _Claims:
+        """Return the claims of a request's ticket. Error trackers record local variables: no caller has the ticket."""
+        given = request.query.getall(self._parameter, [])
+        if len(given) > 1:
+            raise web.HTTPBadRequest(text=f"{self._parameter} is given once.\n")
+        claims = self._read(given[0], _TICKET_USE) if given else None
+        if claims is None:
+            raise _unauthorized()
+        return claims
 
     async def _redeem(self, request: web.Request, claims: _Claims, access: _Claims | None) -> bool:
         """Redeem a ticket, and return whether it was not redeemed before. With access by cookie it never raises."""

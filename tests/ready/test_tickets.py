@@ -7,6 +7,7 @@ import datetime as dt
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -641,6 +642,41 @@ def test_tickets_are_masked_wherever_a_line_has_them(text, masked):
     record = logging.makeLogRecord({"msg": "%s", "args": (text,), "extra": {"url": [text]}})
     assert MaskTickets().filter(record)
     assert (record.getMessage(), vars(record)["extra"]) == (masked, {"url": [masked]})
+
+
+def variables_of(error):
+    """Return the local variables of the library in the tracebacks of an exception and its causes."""
+    found = []
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals["__name__"].startswith("aiohttp_interceptors."):
+                found += [repr(value) for value in frame.f_locals.values()]
+        error = error.__cause__ or error.__context__
+    return found
+
+
+async def test_an_error_tracker_that_records_local_variables_gets_no_ticket_that_stays_valid(serve, session):
+    broker = Away(MemoryLog())
+    broker.is_away = True
+    hub = Hub(broker)
+    tickets = Tickets(SECRET, hub)
+    found = []
+
+    @web.middleware
+    async def tracker(request, handler):
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            found.extend(variables_of(error))
+            raise
+
+    app = application(tickets, hub)
+    app.middlewares.append(tracker)
+    server = await serve(app)
+    ticket = tickets.issue("user:7")
+    assert await status(session, server, ticket) == 503
+    assert any("user:7" in each for each in found)
+    assert not any(ticket in each for each in found)
 
 
 @pytest.mark.parametrize("name", ["aiohttp.access", "gunicorn.access"])

@@ -74,9 +74,10 @@ class Tickets:
     ``aiohttp.access`` and ``gunicorn.access`` are masked, see ``MaskTickets``.
 
     Args:
-        secret: The secret that signs, at least 32 bytes; or several, of which the first signs and all are accepted, so
-            that a new one can be put in front of the old one. All nodes need the same.
-        hub: The Hub whose nodes may redeem the tickets; ``None`` if there is only this process.
+        secret: The secret that signs, at least 32 bytes; or several, of which the first signs and all are accepted. To
+            replace one, add the new one behind it on all nodes, then put the new one in front.
+        hub: The Hub whose nodes may redeem the tickets; ``None`` if there is only this process. Without a broker, a
+            ticket that was issued before this call is refused.
         lifetime: Seconds within which a ticket must be redeemed, 60 at most.
         max_age: Seconds after which the access ends, if it is not to end earlier. So long the process remembers which
             owners were disconnected.
@@ -130,7 +131,8 @@ class Tickets:
         self.redeem: Interceptor[RequestContext] = Interceptor("tickets", self._enter)
         """The interceptor that puts the ``Ticket`` of a request into ``context[TICKET]``, for routes of streams.
 
-        A request without a valid ticket is answered with 401, and with 503 if the broker does not answer.
+        A request without a valid ticket is answered with 401, and with 503 if the broker does not answer. HEAD
+        does not redeem a ticket. Cancelling is safe.
         """
 
     def issue(

@@ -178,7 +178,7 @@ class Tickets:
         for secret in self._secrets:
             try:
                 return self._jwt.decode(token, secret, algorithms=[_ALGORITHM], audience=use, options=options)
-            except self._jwt.InvalidTokenError:
+            except (self._jwt.InvalidTokenError, RecursionError):  # older PyJWT: a header of nested JSON
                 continue
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -90,6 +91,14 @@ class Owners:
         """Return whether an owner was disconnected at or after a moment, in seconds of the Unix epoch."""
         last = self._disconnected.get(owner)
         return last is not None and last.at >= moment
+
+    def time_after_disconnect(self, owner: str) -> float:
+        """Return the time in seconds of the Unix epoch, which is after the last disconnect of an owner.
+
+        By a clock that is ahead, the disconnect may be later than now: then this is the moment after it.
+        """
+        now, last = time.time(), self._disconnected.get(owner)
+        return now if last is None or last.at < now else math.nextafter(last.at, math.inf)
 
     def add(self, stream: OwnedStream, owners: Iterable[str]) -> None:
         """Add a stream. It is ended if an owner was disconnected after it was requested."""

@@ -159,7 +159,9 @@ class Tickets:
         if end <= now:
             raise ValueError(f"expires_at is in the future, not {expires_at!r}")
         claims = {"aud": _TICKET_USE, "jti": secrets.token_urlsafe(16), "sub": owner, "topics": allowed}
-        ticket = self._sign({**claims, "at": now, "until": end, "exp": min(end, now + self._lifetime)})
+        at = now if self._hub is None else self._hub._owners.time_after_disconnect(owner)
+        at = max(at, self._knows_since)  # the clock may have been set back
+        ticket = self._sign({**claims, "at": at, "until": end, "exp": min(end, now + self._lifetime)})
         if len(ticket) > MAX_TICKET:
             raise ValueError(
                 f"a ticket has {MAX_TICKET} characters at most, and this one for {len(allowed)} topics would have "

@@ -29,11 +29,13 @@ from aiohttp_interceptors import (
     topic_stream,
 )
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
+from aiohttp_interceptors.hub import hub as hub_module
 from aiohttp_interceptors.hub import owners, publisher
 from aiohttp_interceptors.ready import TICKET, MaskTickets, Tickets
+from aiohttp_interceptors.ready import tickets as tickets_module
 from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import listen
-from tests.waiting import until, within
+from tests.waiting import TIMEOUT, until, within
 
 SECRET, OTHER = "s" * 32, b"o" * 32
 
@@ -603,6 +605,31 @@ async def test_a_logout_stays_one_when_the_clock_is_set_back(serve, browser, mon
     now = time.time
     monkeypatch.setattr(owners, "time", SimpleNamespace(time=lambda: now() - 3600, monotonic=time.monotonic))
     assert await status(browser, server, ticket) == 401
+
+
+async def test_a_login_after_a_logout_counts_also_on_a_node_whose_clock_is_behind(serve, session, nodes, monkeypatch):
+    ahead, behind = nodes(), nodes()
+    tickets = Tickets(SECRET, behind, secure=False)
+    server = await serve(application(tickets, behind))
+    await until(lambda: behind.ready)
+    before = tickets.issue("user:7")
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_module, "time", SimpleNamespace(time=lambda: now() + 5))
+        await ahead.disconnect("user:7")
+    async with asyncio.timeout(TIMEOUT):
+        while await status(session, server, before, method="HEAD") != 401:
+            pass
+    after = [tickets.issue("user:7") for _ in range(2)]
+    assert [await status(session, server, ticket) for ticket in (before, *after)] == [401, 200, 200]
+    await ahead.close()
+
+
+async def test_tickets_are_valid_after_the_clock_was_set_back(serve, session, monkeypatch, tickets):
+    server = await serve(application(tickets))
+    now = time.time
+    monkeypatch.setattr(tickets_module, "time", SimpleNamespace(time=lambda: now() - 5))
+    assert await status(session, server, tickets.issue("user:7")) == 200
 
 
 async def test_disconnects_are_remembered_as_long_as_cookies_are_valid(serve, session, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -518,9 +519,10 @@ class Hub:
         """
         check_disconnect(owner, event)
         self._bind()
-        self._owners.disconnect(owner, event)  # first: the broker may take seconds to refuse
+        at = time.time()
+        self._owners.disconnect(owner, event, at=at)  # first: the broker may take seconds to refuse
         if self._nodes is not None:
-            await self._nodes.publish(self._owners.message(owner, event))
+            await self._nodes.publish(self._owners.message(owner, event, at))
 
     async def _redeem(self, token: str) -> bool:
         """Redeem a token, and return whether no node has redeemed it before. Raises what ``publish`` raises."""

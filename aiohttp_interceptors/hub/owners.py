@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -54,6 +55,8 @@ class _Disconnect(NamedTuple):
 
     time: float
     """In seconds of ``time.monotonic``."""
+    at: float
+    """By the clock of the node that disconnected the owner, in seconds of the Unix epoch."""
     event: Event | None
 
 
@@ -87,7 +90,15 @@ class Owners:
     def was_disconnected_since(self, owner: str, moment: float) -> bool:
         """Return whether an owner was disconnected at or after a moment, in seconds of the Unix epoch."""
         last = self._disconnected.get(owner)
-        return last is not None and last.time >= time.monotonic() - (time.time() - moment)
+        return last is not None and last.at >= moment
+
+    def time_after_disconnect(self, owner: str) -> float:
+        """Return the time in seconds of the Unix epoch, which is after the last disconnect of an owner.
+
+        By a clock that is ahead, the disconnect may be later than now: then this is the moment after it.
+        """
+        now, last = time.time(), self._disconnected.get(owner)
+        return now if last is None or last.at < now else math.nextafter(last.at, math.inf)
 
     def add(self, stream: OwnedStream, owners: Iterable[str]) -> None:
         """Add a stream. It is ended if an owner was disconnected after it was requested."""
@@ -109,17 +120,19 @@ class Owners:
         """Return the number of streams of an owner that are open or opening."""
         return len(self._streams.get(owner, ()))
 
-    def disconnect(self, owner: str, event: Event | None, age: float = 0.0) -> None:
-        """End the streams of an owner that were requested before now, or before ``age`` seconds ago."""
+    def disconnect(self, owner: str, event: Event | None, age: float = 0.0, at: float | None = None) -> None:
+        """End the streams of an owner that were requested before now, or before ``age`` seconds ago.
+
+        ``at`` is that moment by the clock of the node that disconnects; ``None`` if that is this one.
+        """
         now = time.monotonic()
-        self._end_requested_before(_Disconnect(now - age, event), owner, now)
+        self._end_requested_before(_Disconnect(now - age, time.time() - age if at is None else at, event), owner, now)
 
     def _end_requested_before(self, disconnect: _Disconnect, owner: str, now: float) -> None:
         self._forget(now - self._memory)
-        last = self._disconnected.get(owner)
-        if last is None or last.time < disconnect.time:  # otherwise one of another node arrived late
-            self._disconnected.pop(owner, None)
-            self._disconnected[owner] = disconnect
+        last = self._disconnected.pop(owner, disconnect)
+        latest = max(last, disconnect, key=lambda each: each.time)  # one of another node may arrive late
+        self._disconnected[owner] = latest._replace(at=max(last.at, disconnect.at))
         for stream in list(self._streams.get(owner, ())):
             if stream.requested_at <= disconnect.time:
                 try:
@@ -141,16 +154,17 @@ class Owners:
     # Other nodes.
 
     @staticmethod
-    def message(owner: str, event: Event | None) -> ControlMessage:
-        """Return the message that tells other nodes of a disconnect."""
-        return {"type": "disconnect", "owner": owner, "event": None if event is None else encode(event).decode()}
+    def message(owner: str, event: Event | None, at: float) -> ControlMessage:
+        """Return the message that tells other nodes of a disconnect, and when it was by the clock of this one."""
+        frame = None if event is None else encode(event).decode()
+        return {"type": "disconnect", "owner": owner, "event": frame, "at": at}
 
     def receive(self, node: str, message: ControlMessage, age: float) -> None:
         """Handle a message of another node. This one has ended its streams already."""
         if message["type"] == "disconnect" and self._nodes is not None and node != self._nodes.id:
             frame = message["event"]
             event = None if frame is None else next(iter(Decoder().feed(frame.encode())), None)
-            self.disconnect(check_owner(message["owner"]), event, max(age, 0.0))
+            self.disconnect(check_owner(message["owner"]), event, max(age, 0.0), message.get("at"))
 
     def caught_up(self) -> None:
         """Do nothing: the log has all disconnects, except those that it has deleted or lost."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ..exceptions import OutcomeUnknown
 from .broker import IDEMPOTENCY_WINDOW
@@ -16,6 +17,19 @@ __all__ = ["MAX_TOKEN_AGE", "Redemptions"]
 
 # Seconds after which a token must not be valid any more: a broker knows for IDEMPOTENCY_WINDOW what was redeemed.
 MAX_TOKEN_AGE = IDEMPOTENCY_WINDOW / 2
+
+
+@dataclass(slots=True)
+class _Redemption:
+    """What this node knows of a token that it has redeemed, or has tried to."""
+
+    remembered_until: float
+    """In seconds of the event loop's clock."""
+    call: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Names the call in the log. A call after one that has failed continues it, under the same name."""
+    failed: bool = False
+    stored: str | None = None
+    """The call that the broker has stored, once this node has received it."""
 
 
 class Redemptions:
@@ -32,15 +46,15 @@ class Redemptions:
     def __init__(self, nodes: Nodes | None = None, publisher: Publisher | None = None) -> None:
         self._nodes = nodes
         self._publisher = publisher
-        self._redeemed: dict[str, float] = {}  # on this node: until when that is remembered, in the order of the calls
-        self._stored: dict[str, str | None] = {}  # by token that is being redeemed: the call that the broker stored
+        self._redemptions: dict[str, _Redemption] = {}  # by token, in the order of the first calls
         if nodes is not None:
             nodes.add_state(self)
 
     async def redeem(self, token: str) -> bool:
         """Redeem a token, and return whether this call is the first one of all nodes.
 
-        If cancelled, the token may be redeemed.
+        After a call that has failed or was cancelled, the next one on this node redeems the token, unless another node
+        has. Cancelling is safe.
 
         Args:
             token: A token that cannot be guessed, and is valid for ``MAX_TOKEN_AGE`` seconds at most.
@@ -50,44 +64,43 @@ class Redemptions:
         """
         now = asyncio.get_running_loop().time()
         self._forget(now)
-        if token in self._redeemed:
+        redemption = self._redemptions.get(token)
+        if redemption is None:
+            redemption = self._redemptions[token] = _Redemption(now + IDEMPOTENCY_WINDOW)
+        elif not redemption.failed:
             return False
-        self._redeemed[token] = now + IDEMPOTENCY_WINDOW
+        redemption.failed = False
         if self._nodes is None or self._publisher is None:
             return True
         try:
-            return await self._redeem_on_all_nodes(self._nodes, self._publisher, token)
+            await self._store(self._nodes, self._publisher, token, redemption.call)
         except BaseException:
-            del self._redeemed[token]
+            redemption.failed = True
             raise
+        return redemption.stored == redemption.call
 
-    async def _redeem_on_all_nodes(self, nodes: Nodes, publisher: Publisher, token: str) -> bool:
-        call = secrets.token_hex(8)
-        self._stored[token] = None
-        try:
-            message = {"type": "redeem", "token": token, "call": call}
-            position = await nodes.publish(message, idempotency_key=f"redeem:{token}")
-            if not await publisher.wait_for(position):
-                raise OutcomeUnknown("this process has not received the redemption of the token from the broker")
-            return self._stored[token] == call
-        finally:
-            del self._stored[token]
+    async def _store(self, nodes: Nodes, publisher: Publisher, token: str, call: str) -> None:
+        """Store that a call has redeemed a token, and wait until this node has received what the broker has stored."""
+        message = {"type": "redeem", "token": token, "call": call}
+        position = await nodes.publish(message, idempotency_key=f"redeem:{token}")
+        if not await publisher.wait_for(position):
+            raise OutcomeUnknown("this process has not received the redemption of the token from the broker")
 
     def _forget(self, now: float) -> None:
-        while self._redeemed:
-            token = next(iter(self._redeemed))
-            if self._redeemed[token] >= now:
+        while self._redemptions:
+            token = next(iter(self._redemptions))
+            if self._redemptions[token].remembered_until >= now:
                 break
-            del self._redeemed[token]
+            del self._redemptions[token]
 
     # Other nodes.
 
     def receive(self, node: str, message: ControlMessage, age: float) -> None:  # noqa: ARG002  # of the protocol
         """Handle the redemption of a token on any node."""
         if message["type"] == "redeem":
-            token = message["token"]
-            if token in self._stored and self._stored[token] is None:
-                self._stored[token] = message["call"]
+            redemption = self._redemptions.get(message["token"])
+            if redemption is not None and redemption.stored is None:
+                redemption.stored = message["call"]
 
     def caught_up(self) -> None:
         """Do nothing: a call that is in progress waits for its entry, or raises."""

@@ -226,7 +226,7 @@ def jwt_verifier(
                 leeway=leeway,
                 options=options,
             )
-        except jwt.InvalidTokenError as error:
+        except (jwt.InvalidTokenError, RecursionError) as error:  # older PyJWT: a header of nested JSON
             raise InvalidToken(_described(error)) from error
         return claims
 

@@ -1,8 +1,8 @@
 """``Tickets``: authentication of an ``EventSource``, which cannot send headers.
 
 A page that is signed in fetches a ticket by POST, and opens ``new EventSource("/events?ticket=…")``. The ticket is
-redeemed once. Since an ``EventSource`` reconnects to the same URL, redeeming it sets a cookie, which is valid for that
-path until the access ends. Ticket and cookie are JWTs (RFC 7519), which PyJWT signs with HS256.
+redeemed once. Since an ``EventSource`` reconnects to the same URL, redeeming it sets a cookie, with which that URL is
+valid until the access ends. Ticket and cookie are JWTs (RFC 7519), which PyJWT signs with HS256.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ __all__ = ["TICKET", "MaskTickets", "Ticket", "Tickets"]
 
 
 MIN_SECRET = 32  # bytes, as long as the result of SHA-256 (RFC 7518, 3.2)
-MAX_TICKET = 2048  # characters: a URL and a cookie have room for it in all browsers and proxies
-ACCESS_LOGGER = "aiohttp.access"
+MAX_TICKET = 2048  # characters: a URL has room for it in all browsers and proxies
+# Of one path. aiohttp refuses a request whose header "Cookie" has more than 8,190 bytes; these have up to 4,000.
+MAX_COOKIES = 10
+ACCESS_LOGGERS = ("aiohttp.access", "gunicorn.access")
 MASK = "***"
 COOKIE_PREFIX = "ticket-"
 _PATH = re.compile(r"/[!-:<-~]*")  # RFC 6265, 4.1.1
+_JWT = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]+")
 _ALGORITHM = "HS256"
 _Claims: TypeAlias = Mapping[str, Any]
 _TICKET_USE = "aiohttp_interceptors/ticket"
@@ -67,13 +70,14 @@ TICKET = ContextKey[Ticket]("ticket")
 class Tickets:
     """Issues tickets, and makes the interceptor that redeems them.
 
-    It needs PyJWT, which is the extra ``aiohttp-interceptors[jwt]``. The tickets in the lines of the logger
-    ``aiohttp.access`` are masked, see ``MaskTickets``.
+    It needs PyJWT, which is the extra ``aiohttp-interceptors[jwt]``. The tickets in the lines of the loggers
+    ``aiohttp.access`` and ``gunicorn.access`` are masked, see ``MaskTickets``.
 
     Args:
-        secret: The secret that signs, at least 32 bytes; or several, of which the first signs and all are accepted, so
-            that a new one can be put in front of the old one. All nodes need the same.
-        hub: The Hub whose nodes may redeem the tickets; ``None`` if there is only this process.
+        secret: The secret that signs, at least 32 bytes; or several, of which the first signs and all are accepted. To
+            replace one, add the new one behind it on all nodes, then put the new one in front.
+        hub: The Hub whose nodes may redeem the tickets; ``None`` if there is only this process. Without a broker, a
+            ticket that was issued before this call is refused.
         lifetime: Seconds within which a ticket must be redeemed, 60 at most.
         max_age: Seconds after which the access ends, if it is not to end earlier. So long the process remembers which
             owners were disconnected.
@@ -119,13 +123,16 @@ class Tickets:
         self._max_age = max_age
         self._parameter = parameter
         self._secure = secure
+        # A broker's log has what was redeemed, and which owners were disconnected, before this process started.
+        self._knows_since = time.time() if hub is None or hub._broker is None else 0.0
         if hub is not None:
             hub._owners.remember_for(max_age)
         _mask_access_log(parameter)
         self.redeem: Interceptor[RequestContext] = Interceptor("tickets", self._enter)
         """The interceptor that puts the ``Ticket`` of a request into ``context[TICKET]``, for routes of streams.
 
-        A request without a valid ticket is answered with 401, and with 503 if the broker does not answer.
+        A request without a valid ticket is answered with 401, and with 503 if the broker does not answer. HEAD
+        does not redeem a ticket. Cancelling is safe.
         """
 
     def issue(
@@ -152,11 +159,13 @@ class Tickets:
         if end <= now:
             raise ValueError(f"expires_at is in the future, not {expires_at!r}")
         claims = {"aud": _TICKET_USE, "jti": secrets.token_urlsafe(16), "sub": owner, "topics": allowed}
-        ticket = self._sign({**claims, "at": now, "until": end, "exp": min(end, now + self._lifetime)})
+        at = now if self._hub is None else self._hub._owners.time_after_disconnect(owner)
+        at = max(at, self._knows_since)  # the clock may have been set back
+        ticket = self._sign({**claims, "at": at, "until": end, "exp": min(end, now + self._lifetime)})
         if len(ticket) > MAX_TICKET:
             raise ValueError(
                 f"a ticket has {MAX_TICKET} characters at most, and this one for {len(allowed)} topics would have "
-                f"{len(ticket)}; use wildcards"
+                f"{len(ticket)}; use wildcards, or a shorter owner"
             )
         return ticket
 
@@ -165,39 +174,46 @@ class Tickets:
 
     def _read(self, token: str, use: str) -> _Claims | None:
         """Return the claims of a token that was signed with one of the secrets for this use, also if it is expired."""
-        if len(token) > 2 * MAX_TICKET:
+        if len(token) > MAX_TICKET or not token.isascii():
             return None
         options: Any = {"require": ["exp"], "verify_exp": False, "verify_iat": False}
         for secret in self._secrets:
             try:
                 return self._jwt.decode(token, secret, algorithms=[_ALGORITHM], audience=use, options=options)
-            except self._jwt.InvalidTokenError:
+            except (self._jwt.InvalidTokenError, RecursionError):  # older PyJWT: a header of nested JSON
                 continue
         return None
 
     async def _enter(self, context: RequestContext) -> None:
         request = context.request
+        claims = self._ticket_of(request)
+        if self._hub is not None and not await self._hub._knows_disconnects():
+            raise _unavailable()
+        now = time.time()
+        name, target = _cookie_name(claims, request), _target(claims, request)
+        access = self._access_by_cookie(request, name, target, claims, now)
+        if claims["exp"] > now and not self._is_revoked(claims["sub"], claims["at"], request):
+            if request.method == hdrs.METH_HEAD:  # does not open a stream
+                access = {**claims, "exp": claims["until"]}
+            elif (access is None or access["jti"] != claims["jti"]) and await self._redeem(request, claims, access):
+                access = {"aud": _COOKIE_USE, "for": target, "jti": claims["jti"], "at": claims["at"]}
+                access["exp"] = claims["until"]
+                for header in self._set_cookies(name, access, request):
+                    context.response_headers.add(hdrs.SET_COOKIE, header)
+        # Redeeming took time, in which the owner may have been disconnected.
+        if access is None or self._is_revoked(claims["sub"], access["at"], request):
+            raise _unauthorized()
+        context[TICKET] = Ticket(claims["sub"], tuple(claims["topics"]), access["exp"])
+
+    def _ticket_of(self, request: web.Request) -> _Claims:
+        """Return the claims of a request's ticket. Error trackers record local variables: no caller has the ticket."""
         given = request.query.getall(self._parameter, [])
         if len(given) > 1:
             raise web.HTTPBadRequest(text=f"{self._parameter} is given once.\n")
         claims = self._read(given[0], _TICKET_USE) if given else None
         if claims is None:
             raise _unauthorized()
-        if self._hub is not None and not await self._hub._knows_disconnects():
-            raise _unavailable()
-        now = time.time()
-        name, path = _cookie_name(claims), _cookie_path(request)
-        access = self._access_by_cookie(request, name, claims, now)
-        if claims["exp"] > now and not self._is_revoked(claims, request):
-            if request.method == hdrs.METH_HEAD:  # does not open a stream
-                access = claims
-            elif (access is None or access["jti"] != claims["jti"]) and await self._redeem(request, claims, access):
-                access = {**claims, "aud": _COOKIE_USE, "exp": claims["until"], "path": path}
-                context.response_headers.add(hdrs.SET_COOKIE, self._set_cookie(name, path, access))
-        # Redeeming took time, in which the owner may have been disconnected.
-        if access is None or self._is_revoked(access, request):
-            raise _unauthorized()
-        context[TICKET] = Ticket(access["sub"], tuple(access["topics"]), access["until"])
+        return claims
 
     async def _redeem(self, request: web.Request, claims: _Claims, access: _Claims | None) -> bool:
         """Redeem a ticket, and return whether it was not redeemed before. With access by cookie it never raises."""
@@ -211,17 +227,20 @@ class Tickets:
                 raise _unavailable() from error
             return False
 
-    def _access_by_cookie(self, request: web.Request, name: str, ticket: _Claims, now: float) -> _Claims | None:
+    def _access_by_cookie(
+        self, request: web.Request, name: str, target: str, ticket: _Claims, now: float
+    ) -> _Claims | None:
         """Return the claims of the cookie that an earlier ticket for the same access and path set, if it is valid."""
         cookie = self._read(request.cookies.get(name, ""), _COOKIE_USE)
-        if cookie is None or cookie["exp"] <= now or cookie["path"] != _cookie_path(request):
+        if cookie is None or cookie["exp"] <= now or cookie["for"] != target:
             return None
-        is_same = (cookie["sub"], cookie["topics"]) == (ticket["sub"], ticket["topics"])
-        return cookie if is_same and not self._is_revoked(cookie, request) else None
+        return None if self._is_revoked(ticket["sub"], cookie["at"], request) else cookie
 
-    def _is_revoked(self, claims: _Claims, request: web.Request) -> bool:
-        """Return whether the owner was disconnected after the ticket was issued."""
-        return any(registry.was_disconnected_since(claims["sub"], claims["at"]) for registry in self._owners(request))
+    def _is_revoked(self, owner: str, issued_at: float, request: web.Request) -> bool:
+        """Return whether a ticket was issued before its owner was disconnected, or before this process knows that."""
+        if issued_at < self._knows_since:
+            return True
+        return any(registry.was_disconnected_since(owner, issued_at) for registry in self._owners(request))
 
     def _owners(self, request: web.Request) -> list[Owners]:
         registries = [streams.owners for streams in Streams.all_of(request)]
@@ -229,10 +248,20 @@ class Tickets:
             registry.remember_for(self._max_age)
         return registries if self._hub is None else [*registries, self._hub._owners]
 
-    def _set_cookie(self, name: str, path: str, claims: _Claims) -> str:
-        seconds = max(int(claims["until"] - time.time()), 0)
+    def _set_cookies(self, name: str, access: _Claims, request: web.Request) -> list[str]:
+        """Return headers that set a cookie, and delete the oldest ones of the same path beyond ``MAX_COOKIES``."""
         secure = "; Secure" if self._secure else ""
-        return f"{name}={self._sign(claims)}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Strict{secure}"
+        attributes = f"Path={_cookie_path(request)}; HttpOnly; SameSite=Strict{secure}"
+        seconds = max(int(access["exp"] - time.time()), 0)
+        issued: dict[str, float] = {}
+        for other, value in request.cookies.items():
+            if other.startswith(_cookie_prefix(request)) and other != name:
+                issued[other] = (self._read(value, _COOKIE_USE) or {"at": 0.0})["at"]
+        excess = sorted(issued, key=issued.__getitem__)[: max(len(issued) + 1 - MAX_COOKIES, 0)]
+        return [
+            f"{name}={self._sign(access)}; Max-Age={seconds}; {attributes}",
+            *[f"{other}=; Max-Age=0; {attributes}" for other in excess],
+        ]
 
 
 def _checked_secrets(secret: object) -> tuple[bytes, ...]:
@@ -253,10 +282,20 @@ def _checked_secrets(secret: object) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def _cookie_name(claims: _Claims) -> str:
+def _target(claims: _Claims, request: web.Request) -> str:
+    """Return a digest of what a cookie is for: the owner, the topics and the path."""
+    parts = [claims["sub"], *claims["topics"], request.rel_url.raw_path]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _cookie_prefix(request: web.Request) -> str:
+    """Return how the names of all cookies with the ``Path`` of this request's begin."""
+    return COOKIE_PREFIX + hashlib.sha256(_cookie_path(request).encode()).hexdigest()[:8]
+
+
+def _cookie_name(claims: _Claims, request: web.Request) -> str:
     """Return the name of the cookie: a reload replaces it, and another owner or other topics have another one."""
-    digest = hashlib.sha256("\n".join([claims["sub"], *claims["topics"]]).encode())
-    return f"{COOKIE_PREFIX}{digest.hexdigest()[:16]}"
+    return f"{_cookie_prefix(request)}{_target(claims, request)[:16]}"
 
 
 def _cookie_path(request: web.Request) -> str:
@@ -279,10 +318,10 @@ def _unavailable() -> web.HTTPServiceUnavailable:
 
 
 class MaskTickets(logging.Filter):
-    """Masks the tickets in log lines, such as those of aiohttp's access log.
+    """Masks the tickets in log lines, such as those of aiohttp's access log, and other JWTs.
 
-    ``Tickets`` adds it to the logger ``aiohttp.access``. Add it to other loggers or handlers that log URLs:
-    ``logging.getLogger("access").addFilter(MaskTickets())``.
+    ``Tickets`` adds it to the loggers ``aiohttp.access`` and ``gunicorn.access``. Add it to other loggers or handlers
+    that log URLs: ``logging.getLogger("access").addFilter(MaskTickets())``.
 
     Args:
         parameter: The query parameter with the ticket.
@@ -320,7 +359,7 @@ class MaskTickets(logging.Filter):
         return True
 
     def _masked(self, text: str) -> str:
-        return self._pattern.sub(rf"\1{MASK}", text)
+        return _JWT.sub(MASK, self._pattern.sub(rf"\1{MASK}", text))
 
     def _mask_all(self, value: object) -> object:
         if isinstance(value, str):
@@ -333,10 +372,11 @@ class MaskTickets(logging.Filter):
 
 
 def _mask_access_log(parameter: str) -> None:
-    """Mask the tickets in aiohttp's access log. Idempotent."""
-    logger = logging.getLogger(ACCESS_LOGGER)
-    if not any(isinstance(each, MaskTickets) and each._parameter == parameter for each in logger.filters):
-        logger.addFilter(MaskTickets(parameter))
+    """Mask the tickets in aiohttp's access log, also with gunicorn. Idempotent."""
+    for name in ACCESS_LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, MaskTickets) and each._parameter == parameter for each in logger.filters):
+            logger.addFilter(MaskTickets(parameter))
 
 
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({})))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -305,7 +306,7 @@ class FakeStream:
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(owners_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(owners_module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now))
     return clock
 
 
@@ -376,8 +377,10 @@ class TestOwners:
 
 async def test_a_disconnect_is_a_control_record(cluster):
     hub = await cluster.node()
+    before = time.time()
     await hub.disconnect("ann", Event("bye", "logout"))
     (message,) = cluster.control_messages()
     assert message.pop("node")
+    assert before <= message.pop("at") <= time.time()
     assert message == {"type": "disconnect", "owner": "ann", "event": "event: logout\ndata: bye\n\n"}
     assert hub.statistics().records == hub.statistics().published == 0

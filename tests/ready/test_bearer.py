@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 import time
 
@@ -15,6 +16,7 @@ from aiohttp_interceptors.ready import CLAIMS, InvalidToken, bearer, jwt_verifie
 from tests.ready.site import KINDS
 
 SECRET = "a secret of at least sixty-four bytes, as HS512 and RFC 7518 want it"
+NESTED = f"{base64.urlsafe_b64encode(b'[' * 1500).decode()}.e30.x"  # PyJWT parses the header before the signature
 
 
 def verify(token: str) -> dict:
@@ -152,6 +154,7 @@ async def verdict(token: str, key=SECRET, algorithms=("HS256",), **options) -> s
         (token(None, None, "none"), {}, "the token is not valid"),
         ("nonsense", {}, "the token is not valid"),
         ("a.b.c", {}, "the token is not valid"),
+        (NESTED, {}, "the token is not valid"),
     ],
 )
 async def test_a_jwt_is_verified(sent, options, expected):

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
 import logging
 import sys
 import time
+import traceback
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import jwt
 import pytest
 from aiohttp import ClientSession, CookieJar, web
+from yarl import URL
 
-from aiohttp_interceptors import BrokerDown, Event, Hub, RequestContext, as_handler, event_stream, setup, topic_stream
+from aiohttp_interceptors import (
+    BrokerDown,
+    Event,
+    Hub,
+    OutcomeUnknown,
+    RequestContext,
+    as_handler,
+    event_stream,
+    setup,
+    topic_stream,
+)
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
+from aiohttp_interceptors.hub import hub as hub_module
 from aiohttp_interceptors.hub import owners, publisher
 from aiohttp_interceptors.ready import TICKET, MaskTickets, Tickets
+from aiohttp_interceptors.ready import tickets as tickets_module
 from aiohttp_interceptors.web.app import STREAMS
 from tests.listener import listen
-from tests.waiting import until, within
+from tests.waiting import TIMEOUT, until, within
 
 SECRET, OTHER = "s" * 32, b"o" * 32
 
@@ -131,7 +148,10 @@ async def test_a_ticket_is_no_cookie_and_a_cookie_is_no_ticket(serve, session, t
     assert await status(session, server, ticket, headers={"Cookie": f"{name}={ticket}"}) == 401
 
 
-@pytest.mark.parametrize("ticket", [None, "", "x", "a.b.c", "é.é.é", "\0", "x" * 5000, "." * 5000])
+NESTED = f"{base64.urlsafe_b64encode(b'[' * 1500).decode()}.e30.x"  # PyJWT parses the header before the signature
+
+
+@pytest.mark.parametrize("ticket", [None, "", "x", "a.b.c", "é.é.é", "\0", "x" * 5000, "." * 5000, NESTED])
 async def test_without_a_valid_ticket_the_answer_is_401_and_not_cached(serve, session, tickets, ticket):
     server = await serve(application(tickets))
     found, headers, text = await get(session, server, ticket)
@@ -153,6 +173,17 @@ async def test_a_wrong_cookie_is_none(serve, session, tickets, cookie):
     _, headers, _ = await get(session, server, ticket)
     name = headers["Set-Cookie"].partition("=")[0]
     assert await status(session, server, ticket, headers={"Cookie": f"{name}={cookie}"}) == 401
+
+
+@pytest.mark.parametrize("cookie", [b"\xff", b"a\xff.b.c", b"\xed\xa0\x80", b'"a\\303"', b"(a"])
+async def test_a_cookie_that_is_not_text_is_none(serve, session, tickets, cookie):
+    server = await serve(application(tickets))
+    ticket = tickets.issue("user:7")
+    _, headers, _ = await get(session, server, ticket)
+    raw = await server.connect(f"GET /events?ticket={ticket} HTTP/1.1\nHost: x\nConnection: close\n")
+    raw.writer.write(b"Cookie: " + headers["Set-Cookie"].partition("=")[0].encode() + b"=" + cookie + b"\r\n\r\n")
+    assert (await raw.until(b"\r\n")).startswith(b"HTTP/1.1 401 ")
+    await raw.close()
 
 
 async def test_two_tickets_in_one_request_are_refused(serve, tickets):
@@ -240,6 +271,18 @@ async def test_a_logout_without_a_hub_revokes_too(serve, browser, tickets):
     assert await status(browser, server, ticket) == 401
 
 
+@pytest.mark.parametrize("make", [lambda: None, Hub], ids=["no hub", "no broker"])
+async def test_without_a_broker_a_process_refuses_what_was_issued_before_it_started(serve, browser, make):
+    before = Tickets(SECRET, make(), secure=False)
+    server = await serve(application(before))
+    redeemed, unused = before.issue("user:7"), before.issue("user:7")
+    assert await status(browser, server, redeemed) == 200
+    after = Tickets(SECRET, make(), secure=False)
+    server = await serve(application(after))
+    assert [await status(browser, server, ticket) for ticket in (redeemed, unused)] == [401, 401]
+    assert await status(browser, server, before.issue("user:7")) == 200, "of another process that still runs"
+
+
 async def test_head_does_not_redeem(serve, session, tickets):
     server = await serve(application(tickets))
     ticket = tickets.issue("user:7")
@@ -269,6 +312,49 @@ async def test_a_cookie_of_many_pages_is_one(serve, browser, tickets):
         assert await status(browser, server, ticket) == 200
     assert len(browser.cookie_jar) == 1
     assert await status(browser, server, first) == 200  # the first page reconnects by the cookie of the last one
+
+
+async def test_pages_with_many_different_topics_do_not_fill_the_request_head(serve, browser, tickets):
+    server = await serve(application(tickets))
+    issued = [tickets.issue("user:7", [f"rooms.{number}.{'x' * 200}" for number in range(4)]) for number in range(40)]
+    for number in range(40):
+        ticket = tickets.issue("user:7", [f"rooms.{number}", "x" * 255, "y" * 255, "z" * 255])
+        issued[number] = ticket
+        assert [await status(browser, server, ticket) for _ in range(2)] == [200, 200], number
+    assert len(browser.cookie_jar) == 10
+    assert [await status(browser, server, ticket) for ticket in issued] == [401] * 30 + [200] * 10
+
+
+async def test_the_cookies_of_another_path_and_of_the_application_are_not_deleted(serve, browser, tickets):
+    server = await serve(application(tickets))
+    other = tickets.issue("user:7")
+    assert await status(browser, server, other, "/other") == 200
+    browser.cookie_jar.update_cookies({"session": "1", "ticket-0": "1"}, URL(server.url))
+    for number in range(15):
+        assert await status(browser, server, tickets.issue("user:7", f"rooms.{number}")) == 200
+    assert await status(browser, server, other, "/other") == 200
+    assert {"session", "ticket-0"} < {cookie.key for cookie in browser.cookie_jar}
+
+
+@pytest.mark.parametrize("path", ["/files/" + "é" * 300, "/files/" + "a" * 3000])
+async def test_a_page_with_a_long_path_and_many_topics_reconnects(serve, browser, tickets, path):
+    server = await serve(application(tickets))
+    ticket = tickets.issue("user:7", [letter * 255 for letter in "abcd"])
+    found, headers, _ = await get(browser, server, ticket, path)
+    value = headers["Set-Cookie"].partition(";")[0]
+    assert (found, len(value) < 500) == (200, True), "browsers drop a cookie of more than 4096 bytes"
+    assert await status(browser, server, ticket, path, headers={"Cookie": value}) == 200
+
+
+async def test_paths_that_share_the_path_of_a_cookie_have_their_own_cookies(serve, browser, tickets):
+    server = await serve(application(tickets))
+    first, second, third = [tickets.issue("user:7") for _ in range(3)]
+    _, headers, _ = await get(browser, server, first, "/files/a;b")
+    cookie = headers["Set-Cookie"].partition(";")[0]
+    assert await status(browser, server, first, "/files/a;c", headers={"Cookie": cookie}) == 401
+    assert await status(browser, server, second, "/files/a;c") == 200
+    assert await status(browser, server, third, "/files/a;c") == 200
+    assert await status(browser, server, first, "/files/a;b") == 200
 
 
 async def test_secrets_are_replaced_one_after_the_other(serve, browser):
@@ -357,6 +443,73 @@ async def test_while_the_broker_is_away_a_ticket_is_refused_and_stays_valid_and_
     assert await status(browser, server, second) == 200
 
 
+class Unknown(MemoryBroker):
+    """A broker that stores and does not answer while ``is_silent``."""
+
+    is_silent = True
+
+    async def publish(self, *arguments, **options):
+        position = await super().publish(*arguments, **options)
+        if self.is_silent:
+            raise OutcomeUnknown("no answer")
+        return position
+
+
+async def test_a_ticket_stays_valid_if_the_broker_has_stored_its_redemption_and_did_not_say_so(serve, session):
+    log = MemoryLog()
+    broker = Unknown(log)
+    hub, other = Hub(broker), Hub(MemoryBroker(log))
+    tickets = Tickets(SECRET, hub, secure=False)
+    server = await serve(application(tickets, hub))
+    its_server = await serve(application(Tickets(SECRET, other, secure=False), other))
+    ticket = tickets.issue("user:7")
+    assert [await status(session, server, ticket) for _ in range(2)] == [503, 503]
+    assert await status(session, its_server, ticket) == 401, "another node cannot know that the first has refused it"
+    broker.is_silent = False
+    assert [await status(session, server, ticket) for _ in range(2)] == [200, 401]
+
+
+class Silent(MemoryBroker):
+    """A broker that stores at once, and answers only once it is released."""
+
+    def __init__(self, log):
+        super().__init__(log)
+        self.released = asyncio.Event()
+        self.publishing = 0
+
+    async def publish(self, *arguments, **options):
+        position = await super().publish(*arguments, **options)
+        self.publishing += 1
+        await self.released.wait()
+        return position
+
+
+async def test_a_ticket_stays_valid_if_its_request_is_cancelled_while_it_is_redeemed(serve, session):
+    broker = Silent(MemoryLog())
+    hub = Hub(broker)
+    tickets = Tickets(SECRET, hub, secure=False)
+    cancelled = []
+
+    @web.middleware
+    async def watch(request, handler):
+        try:
+            return await handler(request)
+        except asyncio.CancelledError:
+            cancelled.append(request)
+            raise
+
+    app = application(tickets, hub)
+    app.middlewares.append(watch)
+    server = await serve(app, handler_cancellation=True)
+    ticket = tickets.issue("user:7")
+    raw = await server.connect(f"GET /events?ticket={ticket} HTTP/1.1\nHost: x\n\n")
+    await until(lambda: broker.publishing == 1)
+    raw.reset()
+    await until(lambda: cancelled)
+    broker.released.set()
+    assert [await status(session, server, ticket) for _ in range(2)] == [200, 401]
+
+
 class Held(MemoryBroker):
     """A broker that answers, and lets itself be read, only once it is released."""
 
@@ -411,6 +564,74 @@ async def test_a_node_that_has_not_read_the_log_yet_waits_before_it_accepts_a_co
     assert await within(answer) == 401
 
 
+class Late(MemoryBroker):
+    """A broker whose entries are received late, as in a process that is busy, with the age that they had."""
+
+    def __init__(self, log):
+        super().__init__(log)
+        self.released = asyncio.Event()
+        self.held = 0
+
+    async def tail(self, after):
+        async for item in super().tail(after):
+            if not self.released.is_set() and isinstance(item, Sequence):
+                self.held += 1
+                await self.released.wait()
+            yield item
+
+
+async def test_a_login_after_a_logout_counts_also_on_a_node_that_receives_the_logout_later(serve, session):
+    log = MemoryLog()
+    late = Late(log)
+    here, there = Hub(MemoryBroker(log)), Hub(late)
+    tickets = Tickets(SECRET, here, secure=False)
+    server = await serve(application(Tickets(SECRET, there, secure=False), there))
+    await serve(application(tickets, here))
+    before = tickets.issue("user:7")
+    await here.disconnect("user:7")
+    after = tickets.issue("user:7")
+    await until(lambda: late.held)
+    late.released.set()
+    assert [await status(session, server, ticket) for ticket in (before, after)] == [401, 200]
+
+
+async def test_a_logout_stays_one_when_the_clock_is_set_back(serve, browser, monkeypatch):
+    hub = Hub()
+    tickets = Tickets(SECRET, hub, secure=False)
+    server = await serve(application(tickets, hub))
+    ticket = tickets.issue("user:7")
+    assert await status(browser, server, ticket) == 200
+    await hub.disconnect("user:7")
+    now = time.time
+    monkeypatch.setattr(owners, "time", SimpleNamespace(time=lambda: now() - 3600, monotonic=time.monotonic))
+    assert await status(browser, server, ticket) == 401
+
+
+async def test_a_login_after_a_logout_counts_also_on_a_node_whose_clock_is_behind(serve, session, nodes, monkeypatch):
+    ahead, behind = nodes(), nodes()
+    tickets = Tickets(SECRET, behind, secure=False)
+    server = await serve(application(tickets, behind))
+    await until(lambda: behind.ready)
+    before = tickets.issue("user:7")
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_module, "time", SimpleNamespace(time=lambda: now() + 5))
+        await ahead.disconnect("user:7")
+    async with asyncio.timeout(TIMEOUT):
+        while await status(session, server, before, method="HEAD") != 401:
+            pass
+    after = [tickets.issue("user:7") for _ in range(2)]
+    assert [await status(session, server, ticket) for ticket in (before, *after)] == [401, 200, 200]
+    await ahead.close()
+
+
+async def test_tickets_are_valid_after_the_clock_was_set_back(serve, session, monkeypatch, tickets):
+    server = await serve(application(tickets))
+    now = time.time
+    monkeypatch.setattr(tickets_module, "time", SimpleNamespace(time=lambda: now() - 5))
+    assert await status(session, server, tickets.issue("user:7")) == 200
+
+
 async def test_disconnects_are_remembered_as_long_as_cookies_are_valid(serve, session, monkeypatch):
     monkeypatch.setattr(owners, "OPENING_TIMEOUT", 0.0)
     hub = Hub()
@@ -444,12 +665,57 @@ async def test_the_access_log_of_aiohttp_shows_neither_ticket_nor_cookie(serve, 
         ("/login?next=%2Fe%3Fticket%3Da.b", "/login?next=%2Fe%3Fticket%3D***"),
         ("Cookie: a=b; ticket-0123456789abcdef=x.y; c=d", "Cookie: a=b; ticket-0123456789abcdef=***; c=d"),
         ("/e?movie-ticket=7&tickets=3", "/e?movie-ticket=7&tickets=3"),
+        ("GET /e?%74icket=eyJh.eyJ-_.x-_ HTTP/1.1", "GET /e?%74icket=*** HTTP/1.1"),
+        ("<MultiDictProxy('ticket': 'eyJh.eyJ.x')>", "<MultiDictProxy('ticket': '***')>"),
     ],
 )
 def test_tickets_are_masked_wherever_a_line_has_them(text, masked):
     record = logging.makeLogRecord({"msg": "%s", "args": (text,), "extra": {"url": [text]}})
     assert MaskTickets().filter(record)
     assert (record.getMessage(), vars(record)["extra"]) == (masked, {"url": [masked]})
+
+
+def variables_of(error):
+    """Return the local variables of the library in the tracebacks of an exception and its causes."""
+    found = []
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals["__name__"].startswith("aiohttp_interceptors."):
+                found += [repr(value) for value in frame.f_locals.values()]
+        error = error.__cause__ or error.__context__
+    return found
+
+
+async def test_an_error_tracker_that_records_local_variables_gets_no_ticket_that_stays_valid(serve, session):
+    broker = Away(MemoryLog())
+    broker.is_away = True
+    hub = Hub(broker)
+    tickets = Tickets(SECRET, hub)
+    found = []
+
+    @web.middleware
+    async def tracker(request, handler):
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            found.extend(variables_of(error))
+            raise
+
+    app = application(tickets, hub)
+    app.middlewares.append(tracker)
+    server = await serve(app)
+    ticket = tickets.issue("user:7")
+    assert await status(session, server, ticket) == 503
+    assert any("user:7" in each for each in found)
+    assert not any(ticket in each for each in found)
+
+
+@pytest.mark.parametrize("name", ["aiohttp.access", "gunicorn.access"])
+def test_the_access_logs_of_aiohttp_and_of_gunicorn_are_masked(caplog, name):
+    Tickets(SECRET, parameter="t")
+    caplog.set_level(logging.INFO, name)
+    logging.getLogger(name).info("GET /e?t=%s HTTP/1.1", "a.b.c")
+    assert caplog.messages == ["GET /e?t=*** HTTP/1.1"]
 
 
 def test_a_log_line_that_cannot_be_formatted_stays_as_it_is():

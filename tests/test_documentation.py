@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import re
@@ -132,3 +133,22 @@ def test_the_test_of_the_first_page_passes_and_its_interceptor_refuses(write):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+# All pages.
+
+CODE = [
+    pytest.param(code, id=f"{page.relative_to(ROOT)}:{number}")
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    for number, code in enumerate(re.findall(r"^```python.*?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_each_program_of_the_documentation_is_valid_and_imports_what_there_is(code):
+    tree = ast.parse(code)
+    compile(code, "a page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("aiohttp_interceptors"):
+            module = import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import pytest
 import sentry_sdk
 from aiohttp import web, web_urldispatcher
+from sentry_sdk import integrations
+from sentry_sdk.integrations import Integration
 from sentry_sdk.integrations.aiohttp import AioHttpIntegration
 from sentry_sdk.transport import Transport
 
@@ -24,14 +26,20 @@ class InMemory(Transport):
 
 
 @contextmanager
-def sentry_events(**options) -> Iterator[list[dict]]:
-    """Collect the events of a block, and undo Sentry's patches of aiohttp after it."""
+def sentry_events(*others: Integration) -> Iterator[list[dict]]:
+    """Collect the events of a block with the integration of aiohttp and others, and undo its patches of aiohttp."""
     with pytest.MonkeyPatch.context() as patches:
         for owner, name in ((web.Application, "_handle"), (web_urldispatcher.UrlDispatcher, "resolve")):
             patches.setattr(owner, name, getattr(owner, name))
         patches.setattr(sentry_sdk.get_global_scope(), "client", sentry_sdk.get_global_scope().client)
+        for done in (integrations._processed_integrations, integrations._installed_integrations):
+            done.discard(AioHttpIntegration.identifier)  # or aiohttp is patched once in a process
         sentry_sdk.init(
-            dsn="https://key@localhost/1", transport=InMemory, integrations=[AioHttpIntegration()], **options
+            dsn="https://key@localhost/1",
+            transport=InMemory,
+            integrations=[AioHttpIntegration(), *others],
+            default_integrations=False,
+            auto_enabling_integrations=False,
         )
         InMemory.events.clear()
         yield InMemory.events

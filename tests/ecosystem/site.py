@@ -37,6 +37,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     topic_stream,
 )
+from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 
 ORIGIN = "https://pages.example"
 PAGE = ContextKey[dict]("page")
@@ -77,7 +78,8 @@ async def save_session(request: web.Request, response: web.StreamResponse) -> No
     session = request.get(aiohttp_session.SESSION_KEY)
     if session is None or isinstance(response, web.Response):
         return  # the middleware of aiohttp-session saves that of a plain response
-    await request[aiohttp_session.STORAGE_KEY].save_session(request, response, session)
+    if not (session.new and session.empty):
+        await request[aiohttp_session.STORAGE_KEY].save_session(request, response, session)
     if (context := RequestContext.of(request)) is not None:
         context[SENT] = dict(session)
 
@@ -181,7 +183,10 @@ async def say(request: web.Request) -> web.Response:
 
     async def publish() -> None:
         await site.may_publish.wait()
-        await site.hub.publish(f"rooms.{request.match_info['room']}", text)
+        try:
+            site.outcomes.append(await site.hub.publish(f"rooms.{request.match_info['room']}", text))
+        except RuntimeError as error:
+            site.outcomes.append(error)
 
     await aiojobs.aiohttp.spawn(request, publish())
     return web.Response(status=202)
@@ -190,13 +195,27 @@ async def say(request: web.Request) -> web.Response:
 class Site:
     """The application, and what its tests look at."""
 
-    def __init__(self, storage: str = "simple", *, application=web.Application, observer=None, stages=(), **limits):
-        self.hub = Hub()
+    def __init__(
+        self,
+        storage: str = "simple",
+        *,
+        application=web.Application,
+        observer=None,
+        stages=(),
+        jobs_first: bool = False,
+        **limits,
+    ) -> None:
+        self.hub = Hub(broker=MemoryBroker(MemoryLog()))
         self.facts: list = []
         self.may_publish = asyncio.Event()
+        self.cleaning_up = asyncio.Event()
+        self.outcomes: list[object] = []
         self.app: web.Application = application()
         self._storage = STORAGES[storage]()
         self._stages = stages
+        if jobs_first:
+            aiojobs.aiohttp.setup(self.app, wait_timeout=1)
+        self._jobs_first = jobs_first
         observers = [self.facts.append, *([observer] if observer else [])]
         setup(self.app, self.hub, drain=Drain(grace=0.5, timeout=0.5), observer=observers, **limits)
         self.app[SITE] = self
@@ -209,7 +228,9 @@ class Site:
         app.on_response_prepare.append(save_session)
         aiohttp_security.setup(app, SessionIdentityPolicy(), Permissions())
         aiohttp_jinja2.setup(app, loader=jinja2.DictLoader(PAGES))
-        aiojobs.aiohttp.setup(app, wait_timeout=1)  # after setup, whose Hub is then closed later
+        if not self._jobs_first:
+            aiojobs.aiohttp.setup(app, wait_timeout=1)  # after setup, whose Hub is then closed later
+        app.cleanup_ctx.append(self._note_cleanup)
         app.middlewares.append(interceptor_middleware(*self._stages, report_unsaved_session, polite, rendered))
         self.routes(app)
         options = aiohttp_cors.ResourceOptions(allow_credentials=True, expose_headers="*", allow_headers="*")
@@ -217,6 +238,10 @@ class Site:
         for route in list(app.router.routes()):
             cors.add(route)
         return self
+
+    async def _note_cleanup(self, app: web.Application):
+        yield
+        self.cleaning_up.set()  # first: the last one that was added is cleaned up first
 
     def routes(self, app: web.Application) -> None:
         read = topic_stream(self.hub, lambda context: f"rooms.{context.request.match_info['room']}")

@@ -66,7 +66,7 @@ def application(name: str) -> web.Application:
 
 @pytest.fixture(scope="module")
 def sentry():
-    with sentry_events(default_integrations=False, auto_enabling_integrations=False) as events:
+    with sentry_events() as events:
         yield events
 
 

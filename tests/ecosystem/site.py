@@ -25,6 +25,7 @@ from cryptography.fernet import Fernet
 from aiohttp_interceptors import (
     ContextKey,
     Drain,
+    Event,
     Hub,
     RequestContext,
     after,
@@ -41,7 +42,9 @@ from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 
 ORIGIN = "https://pages.example"
 PAGE = ContextKey[dict]("page")
+USER = ContextKey[str]("user")
 SENT = ContextKey[dict]("the session as it was sent")
+HEARTBEAT = 5.0
 PAGES = {"page.html": "<p>{{ user or 'nobody' }} at {{ place }}</p>"}
 PERMISSIONS = {"ada": {"read"}, "grace": set()}
 STORAGES = {
@@ -103,6 +106,7 @@ async def signed_in(context) -> None:
 @before
 async def may_read(context) -> None:
     await aiohttp_security.check_permission(context.request, "read")
+    context[USER] = await aiohttp_security.check_authorized(context.request)
 
 
 @after
@@ -177,6 +181,14 @@ async def no_stream(context) -> None:
     raise web.HTTPConflict(text="not now")
 
 
+async def log_out(request: web.Request) -> web.Response:
+    """Forget the user first: a client may come back before the next line runs."""
+    response, user = web.Response(), await aiohttp_security.check_authorized(request)
+    await aiohttp_security.forget(request, response)
+    await request.config_dict[SITE].hub.disconnect(f"user:{user}", Event("signed out", "logout"))
+    return response
+
+
 async def say(request: web.Request) -> web.Response:
     """Publish in a job that goes on after the response, when the test allows it."""
     text, site = await request.text(), request.config_dict[SITE]
@@ -244,7 +256,13 @@ class Site:
         self.cleaning_up.set()  # first: the last one that was added is cleaned up first
 
     def routes(self, app: web.Application) -> None:
-        read = topic_stream(self.hub, lambda context: f"rooms.{context.request.match_info['room']}")
+        read = topic_stream(
+            self.hub,
+            lambda context: f"rooms.{context.request.match_info['room']}",
+            owner=lambda context: f"user:{context[USER]}",
+            heartbeat=HEARTBEAT,
+        )
+        app.router.add_post("/logout", log_out)
         app.router.add_get("/login", as_handler(log_in))
         app.router.add_get("/", page, allow_head=False)
         app.router.add_get("/visits", intercept(signed_in)(visits), allow_head=False)

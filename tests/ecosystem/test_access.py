@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from aiohttp_interceptors import StreamClosed, StreamRefused
+from aiohttp_interceptors import CloseReason, StreamClosed, StreamRefused
 from aiohttp_interceptors.testing import open_stream
-from tests.ecosystem.site import ORIGIN, WARNINGS
+from tests.ecosystem.site import HEARTBEAT, ORIGIN, WARNINGS
 from tests.waiting import until
 
 pytestmark = WARNINGS
@@ -78,6 +80,23 @@ async def test_a_preflight_request_of_a_stream_is_answered(served, browser):
         assert response.status == 200
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert "LAST-EVENT-ID" in response.headers["Access-Control-Allow-Headers"]
+
+
+async def test_a_stream_ends_with_the_login_before_a_heartbeat_and_the_client_that_comes_back_gets_401(
+    served, signed_in
+):
+    site = await served()
+    ada, other = await signed_in(site), await signed_in(site)
+    async with open_stream(ada, "/rooms/kitchen") as first, open_stream(other, "/rooms/hall") as second:
+        start = asyncio.get_running_loop().time()
+        async with ada.post("/logout") as response:
+            assert response.status == 200
+        for stream in (first, second):
+            assert [(event.name, event.data) for event in await stream.rest()] == [("logout", "signed out")]
+        assert asyncio.get_running_loop().time() - start < HEARTBEAT
+    assert [fact.reason for fact in site.facts if isinstance(fact, StreamClosed)] == [CloseReason.KICKED] * 2
+    async with open_stream(ada, "/rooms/kitchen") as again:
+        assert again.response.status == 401
 
 
 # Proxies.

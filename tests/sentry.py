@@ -26,8 +26,11 @@ class InMemory(Transport):
 
 
 @contextmanager
-def sentry_events(*others: Integration) -> Iterator[list[dict]]:
-    """Collect the events of a block with the integration of aiohttp and others, and undo its patches of aiohttp."""
+def sentry_events(*others: Integration, **options) -> Iterator[list[dict]]:
+    """Collect the events of a block with the integration of aiohttp and others, and undo its patches of aiohttp.
+
+    Options are those of the integration of aiohttp.
+    """
     with pytest.MonkeyPatch.context() as patches:
         for owner, name in ((web.Application, "_handle"), (web_urldispatcher.UrlDispatcher, "resolve")):
             patches.setattr(owner, name, getattr(owner, name))
@@ -37,7 +40,7 @@ def sentry_events(*others: Integration) -> Iterator[list[dict]]:
         sentry_sdk.init(
             dsn="https://key@localhost/1",
             transport=InMemory,
-            integrations=[AioHttpIntegration(), *others],
+            integrations=[AioHttpIntegration(**options), *others],
             default_integrations=False,
             auto_enabling_integrations=False,
         )

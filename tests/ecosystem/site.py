@@ -204,6 +204,18 @@ async def say(request: web.Request) -> web.Response:
     return web.Response(status=202)
 
 
+@intercept(may_read)
+@aiojobs.aiohttp.atomic
+async def atomic(request: web.Request) -> web.Response:
+    """Go on to the end even if the client leaves."""
+    site = request.config_dict[SITE]
+    site.atomic_request = request
+    site.outcomes.append("begun")
+    await site.may_publish.wait()
+    site.outcomes.append("done")
+    return web.Response()
+
+
 class Site:
     """The application, and what its tests look at."""
 
@@ -263,14 +275,15 @@ class Site:
             heartbeat=HEARTBEAT,
         )
         app.router.add_post("/logout", log_out)
+        app.router.add_post("/atomic", atomic)
         app.router.add_get("/login", as_handler(log_in))
-        app.router.add_get("/", page, allow_head=False)
-        app.router.add_get("/visits", intercept(signed_in)(visits), allow_head=False)
-        app.router.add_get("/late", late, allow_head=False)
-        app.router.add_get("/late-cookie", as_handler(start_event_stream(one_event)), allow_head=False)
-        app.router.add_get("/broken", broken, allow_head=False)
-        app.router.add_get("/address", address, allow_head=False)
-        app.router.add_get("/conflict", as_handler(no_stream, start_event_stream(refused_by_handler)), allow_head=False)
+        app.router.add_get("/", page)
+        app.router.add_get("/visits", intercept(signed_in)(visits))
+        app.router.add_get("/late", late)
+        app.router.add_get("/late-cookie", as_handler(start_event_stream(one_event)))
+        app.router.add_get("/broken", broken)
+        app.router.add_get("/address", address)
+        app.router.add_get("/conflict", as_handler(no_stream, start_event_stream(refused_by_handler)))
         room = app.router.add_resource("/rooms/{room}")
         room.add_route("GET", intercept(may_read)(read))
         room.add_route("POST", intercept(may_read)(say))

@@ -40,6 +40,17 @@ async def test_a_job_can_publish_while_the_server_stops_if_jobs_are_set_up_after
     assert isinstance(outcome, RuntimeError if jobs_first else str)
 
 
+async def test_an_atomic_handler_below_its_stages_completes_when_its_client_leaves(served, signed_in):
+    site = await served()
+    client = await signed_in(site)
+    request = asyncio.create_task(client.post("/atomic"))
+    await until(lambda: site.outcomes == ["begun"])
+    request.cancel()
+    await until(lambda: site.atomic_request.transport is None)
+    site.may_publish.set()
+    await until(lambda: site.outcomes == ["begun", "done"])
+
+
 async def test_a_job_that_does_not_end_delays_a_stop_by_the_time_that_jobs_have(served, signed_in, browser):
     site = await served()
     client = await signed_in(site)

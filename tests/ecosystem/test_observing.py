@@ -98,11 +98,13 @@ async def test_sentry_reports_no_refusal(served, browser, sentry, path, status):
     assert sentry == []
 
 
-async def test_sentry_reports_a_refusal_with_503_as_it_does_that_of_a_handler(served, browser, sentry):
-    """Each one, with the statuses that it takes for failures by default."""
-    async with open_stream(browser(await served(max_streams=0)), "/address") as stream:
-        assert stream.response.status == 503
-    assert [event["exception"]["values"][0]["type"] for event in sentry] == ["HTTPServiceUnavailable"]
+@pytest.mark.parametrize(("options", "reported"), [({}, 1), ({"failed_request_status_codes": {500, 502, 504}}, 0)])
+async def test_sentry_reports_refusals_with_503_unless_it_is_told_not_to(served, browser, options, reported):
+    """As those of a handler."""
+    with sentry_events(**options) as events:
+        async with open_stream(browser(await served(max_streams=0)), "/address") as stream:
+            assert stream.response.status == 503
+        assert [event["exception"]["values"][0]["type"] for event in events] == ["HTTPServiceUnavailable"] * reported
 
 
 # OpenTelemetry.

@@ -94,7 +94,7 @@ async def test_a_request_with_the_cors_of_both_is_an_error(serve_app, session, r
     """aiohttp-cors asserts that no one else has set its headers."""
     app = web.Application(middlewares=[interceptor_middleware(cors([ORIGIN]))])
     setup(app)
-    app.router.add_get("/", event_stream(hello), allow_head=False)
+    app.router.add_get("/", event_stream(hello))
     allowed = aiohttp_cors.setup(app, defaults={ORIGIN: aiohttp_cors.ResourceOptions()})
     for route in list(app.router.routes()):
         allowed.add(route)

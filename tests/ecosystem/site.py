@@ -45,7 +45,7 @@ PAGE = ContextKey[dict]("page")
 USER = ContextKey[str]("user")
 SENT = ContextKey[dict]("the session as it was sent")
 HEARTBEAT = 5.0
-PAGES = {"page.html": "<p>{{ user or 'nobody' }} at {{ place }}</p>"}
+PAGES = {"page.html": "<p>{{ user or 'a guest' }} at {{ place }}</p>"}
 PERMISSIONS = {"ada": {"read"}, "grace": set()}
 STORAGES = {
     "simple": aiohttp_session.SimpleCookieStorage,

@@ -69,7 +69,7 @@ async def test_a_page_is_rendered_by_a_handler_and_by_a_leave_stage(served, brow
     client = browser(await served())
     async with client.get(path) as response:
         assert response.content_type == "text/html"
-        assert await response.text() == ("<p>nobody at page</p>" if path == "/" else "<p>ada at login</p>")
+        assert await response.text() == ("<p>a guest at page</p>" if path == "/" else "<p>ada at login</p>")
 
 
 async def test_streams_end_at_once_when_nothing_else_is_left(served, browser):

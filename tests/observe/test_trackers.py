@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from aiohttp import web
-from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -20,6 +19,7 @@ from aiohttp_interceptors import (
     start_topic_stream,
 )
 from tests.sentry import sentry_events
+from tests.telemetry import instrumentor
 from tests.waiting import until
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
@@ -109,12 +109,12 @@ async def opentelemetry_span(serve, name: str) -> dict:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    instrumentor = AioHttpServerInstrumentor()
-    instrumentor.instrument(tracer_provider=provider)  # replaces web.Application
+    instrumentation = instrumentor()
+    instrumentation.instrument(tracer_provider=provider)  # replaces web.Application
     try:
         app = application(name)
     finally:
-        instrumentor.uninstrument()
+        instrumentation.uninstrument()
     server = await serve(app)
     await server.exchange(GET)
     await until(spans.get_finished_spans)

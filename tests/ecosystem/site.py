@@ -39,6 +39,7 @@ from aiohttp_interceptors import (
     topic_stream,
 )
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
+from tests.loops import BOTH_LOOPS
 
 ORIGIN = "https://pages.example"
 PAGE = ContextKey[dict]("page")
@@ -51,7 +52,8 @@ STORAGES = {
     "simple": aiohttp_session.SimpleCookieStorage,
     "encrypted": lambda: EncryptedCookieStorage(Fernet(Fernet.generate_key())),
 }
-WARNINGS = [
+MARKS = [
+    *BOTH_LOOPS,
     # aiohttp-session and aiohttp-jinja2 have keys that are strings.
     pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey"),
     pytest.mark.filterwarnings("ignore:It is recommended to use web.AppKey"),

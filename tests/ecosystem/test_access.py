@@ -8,10 +8,11 @@ import pytest
 
 from aiohttp_interceptors import CloseReason, StreamClosed, StreamRefused
 from aiohttp_interceptors.testing import open_stream
-from tests.ecosystem.site import HEARTBEAT, ORIGIN, WARNINGS
+from tests.ecosystem.site import HEARTBEAT, MARKS, ORIGIN
+from tests.loops import event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until
 
-pytestmark = WARNINGS
+pytestmark = MARKS
 PAGE = {"Origin": ORIGIN}
 
 

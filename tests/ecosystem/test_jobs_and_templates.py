@@ -8,10 +8,11 @@ import time
 import pytest
 
 from aiohttp_interceptors.testing import open_stream
-from tests.ecosystem.site import WARNINGS
+from tests.ecosystem.site import MARKS
+from tests.loops import event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import run_other_tasks, until, within
 
-pytestmark = WARNINGS
+pytestmark = MARKS
 
 
 async def test_a_job_publishes_after_its_request(served, signed_in):

@@ -10,12 +10,13 @@ from sentry_sdk.integrations.logging import LoggingIntegration
 
 from aiohttp_interceptors import CloseReason, StreamClosed, on_error
 from aiohttp_interceptors.testing import open_stream
-from tests.ecosystem.site import WARNINGS, Broken, Site
+from tests.ecosystem.site import MARKS, Broken, Site
+from tests.loops import event_loop_policy  # noqa: F401  # a fixture
 from tests.sentry import sentry_events
 from tests.telemetry import Telemetry
 from tests.waiting import until
 
-pytestmark = [*WARNINGS, pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")]
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")]
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from aiohttp import web
 from aiohttp_interceptors import after, before, event_stream, intercept, interceptor_middleware, setup
 from aiohttp_interceptors.ready import cors
 from aiohttp_interceptors.testing import open_stream
-from tests.ecosystem.site import ORIGIN, WARNINGS, save_session
+from tests.ecosystem.site import MARKS, ORIGIN, save_session
+from tests.loops import event_loop_policy  # noqa: F401  # a fixture
 
-pytestmark = WARNINGS
+pytestmark = MARKS
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 
 from aiohttp_interceptors import before
 from aiohttp_interceptors.testing import open_stream
-from tests.ecosystem.site import STORAGES, WARNINGS
+from tests.ecosystem.site import MARKS, STORAGES
+from tests.loops import event_loop_policy  # noqa: F401  # a fixture
 from tests.waiting import until
 
-pytestmark = WARNINGS
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("storage", STORAGES)

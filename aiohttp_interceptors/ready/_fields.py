@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from ..chain import ContextKey
 
 __all__ = [
+    "MAX_INTEGER",
     "TOKEN",
     "check_flag",
     "check_function",
@@ -26,6 +27,9 @@ __all__ = [
 
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A token. Source: RFC 9110, 5.6.2."""
+
+MAX_INTEGER = 999_999_999_999_999
+"""The largest integer of a structured field. Source: RFC 9651, 3.3.1."""
 
 _QUOTED_OR_OTHER = re.compile(r'"(?:[^"\\]|\\.)*"|.', re.DOTALL)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -128,5 +132,5 @@ def split_outside_quotes(text: str, separator: str) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """Return a quoted string. Source: RFC 9110, 5.6.4."""
+    """Return a quoted string, which structured fields have too. Sources: RFC 9110, 5.6.4; RFC 9651, 3.3.3."""
     return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'

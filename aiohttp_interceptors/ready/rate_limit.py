@@ -11,9 +11,10 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from .._checks import check_count, check_seconds, check_synchronous
+from ..chain import ContextKey
 from ..interceptor import Interceptor
 from ..web.context import RequestContext
-from ._fields import check_function, check_printable, quoted
+from ._fields import MAX_INTEGER, check_function, check_printable, quoted
 
 __all__ = ["rate_limit"]
 
@@ -32,7 +33,8 @@ def rate_limit(
 
     Each key has a bucket of ``burst`` tokens, into which ``requests`` tokens flow in ``seconds``. A request takes one.
     Without one it is refused with ``Retry-After``, and takes none. Each response with a key has ``RateLimit-Policy``
-    and ``RateLimit``: what remains, and the seconds until there is one more.
+    and ``RateLimit``: what remains, and the seconds until there is one more. With several limits in a chain, both name
+    all that the request has passed, and ``Retry-After`` waits for each of them that is used up.
 
     A stream counts as one request, when it opens; ``setup(app, max_streams_per_key=…)`` limits open streams. The
     buckets are in the memory of the process: several processes allow as many times the limit.
@@ -47,7 +49,8 @@ def rate_limit(
         burst: Number of requests that may come at once after a pause. Default: ``requests``.
         max_keys: Number of buckets. Above it, the key that was idle for the longest time is forgotten, and starts
             again with a full bucket. A client that can choose its key freely is not limited.
-        name: Name of the policy in the headers.
+        name: Name of the policy in the headers. Each limit of a request needs a name of its own; with two of one name
+            its chain raises ``ValueError``.
         clock: A function that returns seconds and never goes back, for tests.
 
     Returns:
@@ -55,7 +58,8 @@ def rate_limit(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: A number is out of range, or ``name`` is not printable ASCII.
+        ValueError: A number is out of range, or cannot be sent in a header, which has up to 15 digits; or ``name`` is
+            not printable ASCII.
     """
     check_count("requests", requests, 1)
     check_seconds("seconds", seconds, "")
@@ -65,29 +69,37 @@ def rate_limit(
     check_count("max_keys", max_keys, 1)
     check_printable("name", name)
     check_function("clock", clock)
+    _check_integer("requests", requests)
+    _check_integer("burst", capacity)
+    window = capacity * seconds / requests
+    _check_integer("the time for all tokens", window)
     buckets = _Buckets(capacity, requests / seconds, max_keys)
     shown = quoted(name)
-    policy = f"{shown};q={capacity};w={max(1, math.ceil(capacity * seconds / requests))}"
+    policy = f"{shown};q={capacity};w={max(1, math.ceil(window))}"
 
     def enter(context: RequestContext) -> None:
         chosen = check_synchronous(key(context), f"key of rate_limit, {key!r},")
         if chosen is None:
             return
+        others = context.get(_STATES, {})
+        if name in others and others[name].buckets is not buckets:  # a second attempt may pass the same one again
+            raise ValueError(f"two rate limits of a request are named {name!r}; give each a name=, which clients see")
         taken = buckets.take(chosen, clock())
         remaining = f"{shown};r={taken.remaining}" + (f";t={math.ceil(taken.wait)}" if taken.wait > 0 else "")
-        _stage(context, "RateLimit-Policy", policy)
-        _stage(context, "RateLimit", remaining)
+        states = {**others, name: _State(buckets, policy, remaining, 0 if taken.remaining else math.ceil(taken.wait))}
+        context[_STATES] = states
+        context.response_headers["RateLimit-Policy"] = ", ".join([state.policy for state in states.values()])
+        context.response_headers["RateLimit"] = ", ".join([state.remaining for state in states.values()])
         if not taken.allowed:
-            wait = max(1, math.ceil(taken.wait))
+            wait = max(1, *[state.wait for state in states.values()])
             raise web.HTTPTooManyRequests(headers={hdrs.RETRY_AFTER: str(wait)}, text="Too many requests.\n")
 
     return Interceptor(f"rate_limit({name})", enter)
 
 
-def _stage(context: RequestContext, header: str, value: str) -> None:
-    """Stage a list of policies, to which each ``rate_limit`` of a chain adds its own."""
-    staged = context.response_headers
-    staged[header] = f"{staged[header]}, {value}" if header in staged else value
+def _check_integer(name: str, value: float) -> None:
+    if not value <= MAX_INTEGER:
+        raise ValueError(f"{name} is at most {MAX_INTEGER}, the largest integer of a header, not {value!r}")
 
 
 _ROUNDING = 1e-6  # tokens; more than the error of adding up fractions, so that waiting as told is always enough
@@ -101,6 +113,22 @@ class _Taken(NamedTuple):
     """Whole tokens that are left."""
     wait: float
     """Seconds until there is one more; 0 if the bucket is full."""
+
+
+class _State(NamedTuple):
+    """What a request is told of one limit."""
+
+    buckets: _Buckets
+    """Those of the limit, which identify it."""
+    policy: str
+    """Item of ``RateLimit-Policy``."""
+    remaining: str
+    """Item of ``RateLimit``."""
+    wait: int
+    """Seconds until there is a token; 0 if there is one."""
+
+
+_STATES = ContextKey[dict[str, _State]]("rate limits")  # by the name of the limit, outermost first
 
 
 class _Buckets:

@@ -27,12 +27,15 @@ from ..interceptor import Stage
 
 __all__ = [
     "FRAMING",
+    "NO_COOKIES",
     "ActiveContext",
     "CommitGuard",
     "GuardedHeaders",
     "StagedHeaders",
     "active_contexts",
+    "add_late_cookies",
     "call_on_commit",
+    "cookie_lines",
     "freeze_response",
     "incomplete",
     "is_committed",
@@ -55,6 +58,7 @@ CODING = frozenset({"content-encoding", "content-type"})
 # Headers of which a response may have several. Staging one adds it; staging any other header replaces it.
 ADDED = frozenset({"set-cookie", "vary", "link", "www-authenticate", "server-timing"})
 
+NO_COOKIES: Mapping[str, str] = {}
 _INFORMATIONAL = re.compile(rb"HTTP/\d\.\d 1(?!01)")  # 101 is final (RFC 9110, 15.2)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -474,6 +478,28 @@ def call_on_commit(staged: StagedHeaders, response: web.StreamResponse) -> None:
     """Call the functions that wait for the commit. Raises what they raise."""
     for function in staged.on_commit:
         check_synchronous(function(response), f"the function {function!r} of on_commit")
+
+
+def cookie_lines(response: web.StreamResponse) -> Mapping[str, str]:
+    """Return the ``Set-Cookie`` values of a response's cookies, by name."""
+    cookies = response._cookies
+    return {name: cookie.output(header="")[1:] for name, cookie in cookies.items()} if cookies else NO_COOKIES
+
+
+def add_late_cookies(response: web.StreamResponse, written: Mapping[str, str]) -> None:
+    """Write the cookies that were set since ``written``, which aiohttp has made headers of, into the headers.
+
+    aiohttp does that before it calls ``on_response_prepare``, and loses silently what is set there.
+    """
+    lines = cookie_lines(response)
+    if lines is NO_COOKIES or lines == written:
+        return
+    headers = response._headers
+    replaced = [line for name, line in written.items() if lines.get(name, line) != line]
+    if replaced:
+        kept = [line for line in headers.popall(hdrs.SET_COOKIE, ()) if line not in replaced]
+        headers.extend([(hdrs.SET_COOKIE, line) for line in kept])
+    headers.extend([(hdrs.SET_COOKIE, line) for name, line in lines.items() if written.get(name) != line])
 
 
 def remove_framing_headers(

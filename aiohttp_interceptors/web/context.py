@@ -24,7 +24,9 @@ from .commit import (
     GuardedHeaders,
     StagedHeaders,
     active_contexts,
+    add_late_cookies,
     call_on_commit,
+    cookie_lines,
     freeze_response,
     incomplete,
     is_committed,
@@ -440,11 +442,13 @@ async def before_commit(request: web.Request, response: web.StreamResponse) -> N
         unframed.add(request.writer)
     context = RequestContext.of(request)
     if context is not None:
+        written = cookie_lines(response)
         try:
             context._merge_staged_headers(response)
         except BaseException:  # another response follows, and aiohttp has framed this one already
             cast("StreamWriter", request.writer).chunked, request.writer.length = False, None
             raise
+        add_late_cookies(response, written)
 
 
 class _UnknownResponse(CommitGuard):

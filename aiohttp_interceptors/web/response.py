@@ -22,8 +22,11 @@ from ..sse import HEARTBEAT, Event, encode
 from .app import CANCEL_FRACTION, Drain, Streams
 from .commit import (
     FRAMING,
+    NO_COOKIES,
     CommitGuard,
     GuardedHeaders,
+    add_late_cookies,
+    cookie_lines,
     freeze_response,
     is_committed,
     log_dropped_change,
@@ -81,6 +84,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     _is_event_stream: bool = True  # for any Content-Type
     _incomplete = False
+    _written_cookies: Mapping[str, str] = NO_COOKIES  # those set before on_response_prepare
     _date: str | None = None  # the Date header, which is not among the shared headers
     _handler: asyncio.Task[None] | None = None  # while the stream is registered with the application
     _streams: Streams | None = None
@@ -173,6 +177,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         remove_framing_headers(self._headers, context, (*FRAMING, "content-encoding"))
         if context is not None:
             context._merge_staged_headers(self)
+        if self._cookies:
+            self._written_cookies = cookie_lines(self)
         try:
             writer = await super(EventSourceResponse, self).prepare(request)
         except Exception:
@@ -189,9 +195,10 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         return writer
 
     async def _write_headers(self) -> None:
-        """Write the headers, without those that an ``on_response_prepare`` handler added to frame the body."""
+        """Write the headers, without those that frame the body and with the cookies of ``on_response_prepare``."""
         request = cast("web.BaseRequest", self._req)
         remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
+        add_late_cookies(self, self._written_cookies)
         await super()._write_headers()
 
     @property

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 
 import pytest
 from aiohttp import web
 from opentelemetry import trace
-from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -22,74 +15,18 @@ from aiohttp_interceptors import (
     Hub,
     as_handler,
     before,
-    interceptor_middleware,
     on_error,
-    setup,
     start_event_stream,
     start_topic_stream,
 )
-from aiohttp_interceptors.observe.opentelemetry import LIFETIME, OpenTelemetryTraces
+from aiohttp_interceptors.observe.opentelemetry import LIFETIME
 from aiohttp_interceptors.testing import open_stream
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
+from tests.telemetry import Telemetry
 from tests.waiting import until, within
 
 pytestmark = [*BOTH_LOOPS, pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")]
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-class Telemetry:
-    """The SDK, which exports into memory."""
-
-    def __init__(self, views=(), **options):
-        self.exporter = InMemorySpanExporter()
-        self.tracer_provider = TracerProvider(**options)
-        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.reader = InMemoryMetricReader()
-        self.meter_provider = MeterProvider([self.reader], views=views)
-        self.traces = OpenTelemetryTraces(self.tracer_provider, self.meter_provider)
-
-    def application(self, handler, *interceptors, **options):
-        """Return an application with our interceptor and our observer, as documented."""
-        app = web.Application(middlewares=[interceptor_middleware(self.traces.requests, *interceptors)])
-        setup(app, observer=self.traces.streams, **options)
-        app.router.add_get("/{name}", handler)
-        return app
-
-    @contextmanager
-    def instrumented(self):
-        """Instrument the applications that are made in the block, as a package that an operator installs does."""
-        instrumentor = AioHttpServerInstrumentor()
-        with pytest.MonkeyPatch.context() as patches:  # the global provider can be set once in a process
-            patches.setattr("opentelemetry.metrics._internal._METER_PROVIDER", self.meter_provider)
-            instrumentor.instrument(tracer_provider=self.tracer_provider)
-        try:
-            yield
-        finally:
-            instrumentor.uninstrument()
-
-    async def spans(self, count=1):
-        """Wait for finished spans, and return them."""
-        await until(lambda: len(self.exporter.get_finished_spans()) >= count)
-        return self.exporter.get_finished_spans()
-
-    def points(self, name):
-        """Return the data points of a metric."""
-        data = self.reader.get_metrics_data()
-        metrics = (
-            []
-            if data is None
-            else [
-                metric
-                for resource in data.resource_metrics
-                for scope in resource.scope_metrics
-                for metric in scope.metrics
-            ]
-        )
-        return [point for metric in metrics if metric.name == name for point in metric.data.data_points]
-
-    def shutdown(self):
-        self.tracer_provider.shutdown()
-        self.meter_provider.shutdown()
 
 
 @pytest.fixture

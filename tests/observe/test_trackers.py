@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import sentry_sdk
-from aiohttp import web, web_urldispatcher
-from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
+from aiohttp import web
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
-from sentry_sdk.integrations.aiohttp import AioHttpIntegration
-from sentry_sdk.transport import Transport
 
 from aiohttp_interceptors import (
     Hub,
@@ -22,6 +18,8 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
+from tests.sentry import sentry_events
+from tests.telemetry import instrumentor
 from tests.waiting import until
 
 GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
@@ -66,33 +64,10 @@ def application(name: str) -> web.Application:
     return app
 
 
-class InMemory(Transport):
-    """Collect events instead of sending them."""
-
-    events: list[dict] = []  # noqa: RUF012  # there is one instance
-
-    def capture_envelope(self, envelope) -> None:
-        event = envelope.get_event()
-        if event is not None:
-            self.events.append(event)
-
-
 @pytest.fixture(scope="module")
 def sentry():
-    """Run Sentry's own integration, and undo its patches of aiohttp."""
-    with pytest.MonkeyPatch.context() as patches:
-        for owner, name in ((web.Application, "_handle"), (web_urldispatcher.UrlDispatcher, "resolve")):
-            patches.setattr(owner, name, getattr(owner, name))
-        patches.setattr(sentry_sdk.get_global_scope(), "client", sentry_sdk.get_global_scope().client)
-        sentry_sdk.init(
-            dsn="https://key@localhost/1",
-            transport=InMemory,
-            integrations=[AioHttpIntegration()],
-            default_integrations=False,
-            auto_enabling_integrations=False,
-        )
-        yield InMemory.events
-        sentry_sdk.get_client().close()
+    with sentry_events() as events:
+        yield events
 
 
 @pytest.fixture(autouse=True)
@@ -134,12 +109,12 @@ async def opentelemetry_span(serve, name: str) -> dict:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    instrumentor = AioHttpServerInstrumentor()
-    instrumentor.instrument(tracer_provider=provider)  # replaces web.Application
+    instrumentation = instrumentor()
+    instrumentation.instrument(tracer_provider=provider)  # replaces web.Application
     try:
         app = application(name)
     finally:
-        instrumentor.uninstrument()
+        instrumentation.uninstrument()
     server = await serve(app)
     await server.exchange(GET)
     await until(spans.get_finished_spans)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from aiohttp import web
 
-from aiohttp_interceptors import interceptor_middleware, uncaught_exception
+from aiohttp_interceptors import interceptor_middleware, setup, uncaught_exception
 from aiohttp_interceptors.ready import cors
-from tests.ready.site import KINDS, application, plain
+from tests.ready.site import KINDS, STREAMS, application, plain
 
 ORIGIN = "https://example.com"
 ALLOW = "Access-Control-Allow-Origin"
@@ -142,3 +142,17 @@ async def test_an_error_that_is_answered_in_the_chain_can_be_read(serve, fetch):
 def test_wrong_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         cors(**arguments)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(("limits", "status"), [({"max_streams": 0}, 503), ({"max_streams_per_key": 0}, 429)])
+async def test_the_refusal_of_a_stream_can_be_read_and_names_the_origin_in_vary(serve, fetch, kind, limits, status):
+    app = web.Application(middlewares=[interceptor_middleware(cors([ORIGIN], credentials=True))])
+    setup(app, **limits, key=None if "max_streams" in limits else lambda request: request.remote)
+    app.router.add_get("/", KINDS[kind]())
+    server = await serve(app)
+    for origin, allowed in [(ORIGIN, ORIGIN), ("https://evil.com", None)]:
+        answer, headers, _ = await fetch(server, headers={"Origin": origin})
+        assert (answer, headers.get(ALLOW)) == (status, allowed)
+        assert headers.getall("Vary") == ["Origin"]
+        assert headers.get("Access-Control-Allow-Credentials") == (allowed and "true")

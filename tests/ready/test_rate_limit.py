@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import http_sf
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiohttp_interceptors import interceptor_middleware
 from aiohttp_interceptors.ready import rate_limit
 from aiohttp_interceptors.ready.rate_limit import _Buckets
-from tests.ready.site import KINDS, STREAMS
+from aiohttp_interceptors.testing import request_context, run_chain
+from tests.ready.site import KINDS, STREAMS, plain
 
 
 class Clock:
@@ -95,6 +99,86 @@ async def test_an_async_key_is_an_error(site, fetch, raised):
     assert isinstance(error, TypeError)
 
 
+# The syntax of the fields: RFC 9651, and draft-ietf-httpapi-ratelimit-headers.
+
+
+def read(context, field: str) -> dict[str, dict[str, object]]:
+    """Return the items of a list of strings with parameters, by their string, as another parser reads it."""
+    items = http_sf.parse(context.response_headers[field].encode(), tltype="list")
+    assert all(isinstance(name, str) and not isinstance(name, http_sf.Token) for name, _ in items)
+    names = [name for name, _ in items]
+    assert len(names) == len(set(names))
+    return dict(items)
+
+
+printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1).filter(str.strip)
+
+
+@given(
+    name=printable,
+    requests=st.integers(1, 999_999_999_999_999),
+    seconds=st.floats(0.001, 1e6) | st.integers(1, 10**6),
+    burst=st.none() | st.integers(1, 1000),
+    times=st.integers(1, 3),
+)
+async def test_both_fields_are_lists_of_strings_with_integer_parameters(name, requests, seconds, burst, times):
+    limit = rate_limit(requests, seconds, key=lambda context: 1, burst=burst, name=name, clock=lambda: 0.0)
+    for number in range(1, times + 1):
+        context = await run_chain(request_context(), limit)
+        ((policy, quota),) = read(context, "RateLimit-Policy").items()
+        ((limited, left),) = read(context, "RateLimit").items()
+        assert policy == limited == name
+        assert quota == {"q": burst or requests, "w": quota["w"]}
+        assert type(quota["w"]) is int
+        assert quota["w"] >= 1
+        assert left["r"] == max(0, (burst or requests) - number)
+        assert set(left) <= {"r", "t"}
+        assert type(left.get("t", 1)) is int
+        assert 1 <= left.get("t", 1) <= quota["w"]
+
+
+async def test_retry_after_waits_for_each_limit_that_is_used_up(clock):
+    """Not earlier than the time of any of them, as the draft asks."""
+    minute = rate_limit(2, 60, key=lambda context: 1, name="minute", clock=clock)
+    second = rate_limit(1, 4, key=lambda context: 1, name="second", clock=clock)
+    for _ in range(2):
+        context = await run_chain(request_context(), minute, second)
+    assert read(context, "RateLimit") == {"minute": {"r": 0, "t": 30}, "second": {"r": 0, "t": 4}}
+    assert context.response.status == 429
+    assert context.response.headers["Retry-After"] == "30"
+
+
+async def test_retry_after_does_not_wait_for_a_limit_that_has_tokens_left(clock):
+    hour = rate_limit(10, 3600, key=lambda context: 1, name="hour", clock=clock)
+    second = rate_limit(1, 4, key=lambda context: 1, name="second", clock=clock)
+    for _ in range(2):
+        context = await run_chain(request_context(), hour, second)
+    assert context.response.headers["Retry-After"] == "4"
+
+
+async def test_two_limits_of_one_name_are_an_error_that_takes_no_token(clock):
+    first = rate_limit(5, 5, key=lambda context: 1, clock=clock)
+    second = rate_limit(9, 9, key=lambda context: 1, clock=clock)
+    with pytest.raises(ValueError, match="two rate limits of a request are named 'default'; give each a name="):
+        await run_chain(request_context(), first, second)
+    context = await run_chain(request_context(), second)
+    assert read(context, "RateLimit") == {"default": {"r": 8, "t": 1}}
+
+
+async def test_a_second_attempt_shows_each_limit_once(serve, fetch, clock):
+    @web.middleware
+    async def twice(request, handler):
+        await handler(request)
+        return await handler(request)
+
+    limit = rate_limit(5, 5, key=by_user, clock=clock)
+    app = web.Application(middlewares=[interceptor_middleware(), twice, interceptor_middleware(limit)])
+    app.router.add_get("/", plain)
+    _, headers, _ = await fetch(await serve(app))
+    assert headers["RateLimit"] == '"default";r=3;t=1'
+    assert headers["RateLimit-Policy"] == '"default";q=5;w=5'
+
+
 class Model:
     """A token bucket with exact numbers."""
 
@@ -169,6 +253,13 @@ def test_a_clock_that_goes_back_gives_no_tokens():
         ((1, 1), {"key": "user"}, TypeError, "key is a function, not 'user'"),
         ((1, 1), {"burst": 0}, ValueError, "burst is 1 or more, not 0"),
         ((1, 1), {"max_keys": 0}, ValueError, "max_keys is 1 or more, not 0"),
+        ((10**15, 1), {}, ValueError, "requests is at most 999999999999999, the largest integer of a header"),
+        ((1, 1), {"burst": 10**15}, ValueError, "burst is at most 999999999999999"),
+        ((10**400, 1), {"burst": 1}, ValueError, "requests is at most 999999999999999"),
+        ((1, 1e15), {}, ValueError, "the time for all tokens is at most 999999999999999"),
+        ((1, 1e308), {"burst": 100}, ValueError, "the time for all tokens is at most 999999999999999"),
+        ((1, 1), {"name": "a\tb"}, ValueError, r"name is printable ASCII, not 'a\\tb'"),
+        ((1, 1), {"name": "é"}, ValueError, "name is printable ASCII, not 'é'"),
         ((1, 1), {"name": ""}, ValueError, "name is printable ASCII, not ''"),
         ((1, 1), {"clock": 0}, TypeError, "clock is a function, not 0"),
     ],

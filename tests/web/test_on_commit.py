@@ -41,6 +41,63 @@ async def test_it_is_called_once_and_can_change_the_headers(serve, session, seen
     assert seen == [(STATUS.get(kind, 200), False, "staged")]
 
 
+@pytest.mark.parametrize("place", ["middleware", "route"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_cookie_that_it_sets_is_sent_once_beside_the_others(serve, session, kind, place):
+    """aiohttp writes the cookies of a response into its headers before ``on_response_prepare``."""
+
+    @before
+    def stage(context: RequestContext) -> None:
+        def committed(response: web.StreamResponse) -> None:
+            response.set_cookie("late", "1")
+
+        context.on_commit(lambda response: response.set_cookie("first", "1"))
+        context.on_commit(committed)
+        context.response_headers.add("Set-Cookie", "staged=1")
+
+    server = await serve(application(place, [stage], KINDS[kind]()))
+    async with session.get(server.url, allow_redirects=False) as response:
+        await response.read()
+        cookies = response.headers.getall("Set-Cookie")
+    assert sorted(cookies) == ["first=1; Path=/", "late=1; Path=/", "staged=1"]
+
+
+@pytest.mark.parametrize("kind", ["stream", "topic"])
+async def test_a_cookie_that_a_signal_sets_is_sent_with_a_stream(serve, session, kind):
+    """As packages do that save a session in ``on_response_prepare``."""
+
+    async def save(request: web.Request, response: web.StreamResponse) -> None:
+        response.set_cookie("session", "1")
+
+    @before
+    def stage(context: RequestContext) -> None:
+        context.on_commit(lambda response: response.set_cookie("early", "1"))
+        context.on_commit(lambda response: response.set_cookie("session", "0"))
+
+    app = application("middleware", [stage], KINDS[kind]())
+    app.on_response_prepare.append(save)
+    server = await serve(app)
+    for method in ("GET", "HEAD"):
+        async with session.request(method, server.url) as response:
+            assert response.headers.getall("Set-Cookie") == ["early=1; Path=/", "session=1; Path=/"]
+
+
+@pytest.mark.parametrize("kind", ["stream", "topic", "prepared"])
+async def test_a_cookie_that_a_signal_takes_out_of_the_headers_is_not_sent(serve, session, kind):
+    async def strip(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.popall("Set-Cookie")
+
+    @before
+    def stage(context: RequestContext) -> None:
+        context.on_commit(lambda response: response.set_cookie("session", "0"))
+
+    app = application("middleware", [stage], KINDS[kind]())
+    app.on_response_prepare.append(strip)
+    server = await serve(app)
+    async with session.get(server.url) as response:
+        assert "Set-Cookie" not in response.headers
+
+
 @pytest.mark.parametrize("kind", ["stream", "topic", "prepared"])
 async def test_a_response_that_could_not_be_sent_is_followed_by_a_call_with_the_next_one(serve, session, kind):
     statuses = []

@@ -79,7 +79,7 @@ class OpenTelemetryTraces:
             yield
             return
         request = context.request
-        parent = propagate.extract(request.headers)
+        parent = _parent_of(request)
         name = f"{_method(request)} {route_of(request)}".rstrip()
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, _attributes(request))
         active = otel_context.set_value(_SERVER_SPAN, span, trace.set_span_in_context(span, parent))
@@ -163,6 +163,14 @@ def _attributes(request: web.Request) -> dict[str, AttributeValue]:
     if user_agent:
         attributes["user_agent.original"] = _exportable(user_agent)
     return attributes
+
+
+def _parent_of(request: web.Request) -> OTelContext:
+    """Return the context that the request's headers propagate. They are ignored if they are not UTF-8."""
+    try:
+        return propagate.extract(request.headers)
+    except ValueError:  # raised by the propagator of baggage
+        return otel_context.get_current()
 
 
 def _server_of(request: web.Request) -> tuple[str | None, int | None]:

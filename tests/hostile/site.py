@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pydantic
+import pytest
 from aiohttp import web
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -50,6 +52,8 @@ from tests.waiting import until
 
 SECRET = "a secret that is long enough for HS256"
 PACKAGE = Path(aiohttp_interceptors.__file__).parent
+LIBRARY = "aiohttp_interceptors"
+LOGGERS = [logging.getLogger(name) for name in (LIBRARY, "aiohttp.server", "asyncio")]
 BODY_TIMEOUT = 0.05  # seconds for each piece of a body
 BODY_ROUTES = ("/publish", "/order", "/struct", "/model", "/list")
 STREAM_ROUTES = ("/fixed", "/remote", "/latest", "/finished", "/topic/{name}", "/topics", "/generated", "/answer")
@@ -136,7 +140,7 @@ class Site:
             self.metrics.watch(hub, str(id(hub)))
         for path, handler in self._handlers().items():
             app.router.add_route("*", path, handler)
-        self.records: list[logging.LogRecord] = []
+        self.lines: list[Line] = []
         self.port = 0
 
     def _handlers(self) -> dict[str, object]:
@@ -186,7 +190,7 @@ class Site:
         counts: Counter[str] = Counter(tasks=len(asyncio.all_tasks()), timers=timer_queue()._active)
         for thing in gc.get_objects():
             kind = type(thing)
-            if not str(kind.__module__).startswith("aiohttp_interceptors"):
+            if not str(kind.__module__).startswith(LIBRARY):
                 continue
             counts[kind.__qualname__] += 1
             for name in _attributes(thing):
@@ -200,12 +204,7 @@ class Site:
 
         aiohttp logs a request that is no HTTP with a traceback of its own parser. That is not counted.
         """
-        return [
-            f"{record.name} {record.getMessage()} {record.exc_info and record.exc_info[1]!r}"
-            for record in self.records
-            if record.name == "asyncio"
-            or (record.exc_info and (record.name.startswith("aiohttp_interceptors") or _is_ours(record.exc_info[1])))
-        ]
+        return [str(line) for line in self.lines if line.is_error]
 
 
 def _is_ours(error: BaseException | None) -> bool:
@@ -224,26 +223,41 @@ def _attributes(thing: object) -> set[str]:
     return slots | set(getattr(thing, "__dict__", ()))
 
 
+class Line(NamedTuple):
+    """What was logged, without the traceback, which refers to everything that was there."""
+
+    logger: str
+    message: str
+    error: str
+    is_error: bool
+
+
 class _Handler(logging.Handler):
-    def __init__(self, records: list[logging.LogRecord]) -> None:
+    """Keeps the lines of a logger. Handlers further out get no traceback either: pytest would keep it."""
+
+    def __init__(self, lines: list[Line]) -> None:
         super().__init__()
-        self._records = records
+        self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        record.getMessage()  # what cannot be formatted raises here
-        self._records.append(record)
+        error = record.exc_info and record.exc_info[1]
+        is_error = record.name == "asyncio" or bool(error and (record.name == LIBRARY or _is_ours(error)))
+        self._lines.append(Line(record.name, record.getMessage(), repr(error), is_error))
+        record.exc_info = None
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[Site]:
+async def served(*, handler_cancellation: bool = False) -> AsyncIterator[Site]:
     """Serve the application on a free port."""
     site = Site()
-    runner = web.AppRunner(site.app, shutdown_timeout=1.0, keepalive_timeout=1.0, access_log=None)
+    options = {"shutdown_timeout": 1.0, "keepalive_timeout": 0.2, "lingering_time": 0.2}  # seconds
+    runner = web.AppRunner(site.app, access_log=None, handler_cancellation=handler_cancellation, **options)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     site.port = runner.addresses[0][1]
-    handler = _Handler(site.records)
-    logging.getLogger().addHandler(handler)
+    handler = _Handler(site.lines)
+    for logger in LOGGERS:
+        logger.addHandler(handler)
     try:
         for hub in site.hub, site.latest:
             await hub.publish("news", "first")
@@ -252,5 +266,20 @@ async def served() -> AsyncIterator[Site]:
         await until(lambda: site.remote.ready)
         yield site
     finally:
-        logging.getLogger().removeHandler(handler)
+        for logger in LOGGERS:
+            logger.removeHandler(handler)
         await runner.cleanup()
+
+
+@pytest.fixture(scope="module")
+def runner():
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def site(runner):
+    """Serve the application for all examples of a test module, on an event loop that runs between them."""
+    serving = served()
+    yield runner.run(serving.__aenter__())
+    runner.run(serving.__aexit__(None, None, None))

@@ -124,7 +124,7 @@ class Site:
                 request_log(paths=True),
                 cors(lambda context, origin: True, credentials=True),
                 problem_details(),
-                rate_limit(1_000_000, 1, key=lambda context: context.request.headers.get("User"), max_keys=20),
+                rate_limit(1_000_000, 1, key=lambda context: context.request.headers.get("User"), max_keys=5),
             )
         )
         setup(

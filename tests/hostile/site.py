@@ -114,7 +114,7 @@ class Site:
         self.remote = Hub(MemoryBroker(self.log))
         self.published = Hub(history=10)
         self.latest = Hub(latest=10)
-        self.app = app = web.Application()
+        self.app = app = web.Application(middlewares=[self._count])
         self.metrics = PrometheusMetrics()
         traces = OpenTelemetryTraces(tracer_provider=TracerProvider())
         app.middlewares.append(
@@ -130,8 +130,8 @@ class Site:
         setup(
             app,
             *(self.hub, self.remote, self.published, self.latest),
-            max_streams=50,
-            max_streams_per_key=40,
+            max_streams=30,
+            max_streams_per_key=5,
             key=_by_user,
             on_limit="kick",
             observer=[self.metrics.streams, traces.streams],
@@ -142,6 +142,15 @@ class Site:
             app.router.add_route("*", path, handler)
         self.lines: list[Line] = []
         self.port = 0
+        self.in_flight = 0  # requests whose handler or interceptors run
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler) -> web.StreamResponse:
+        self.in_flight += 1
+        try:
+            return await handler(request)
+        finally:
+            self.in_flight -= 1
 
     def _handlers(self) -> dict[str, object]:
         options = {"heartbeat": None, "stall_timeout": BODY_TIMEOUT}

@@ -71,7 +71,7 @@ ODD_RUNS = [
     ("f", "run", None),
 ]
 # What the entries themselves leave in the history and in the broker, and nodes until their lease has expired.
-KEPT = {"History", "TopicHistory", "Record", "Tombstone", "Event", "TopicIndex", "OffsetIndex", "MemoryLog", "_Stored"}
+KEPT = {"History", "TopicHistory", "Record", "Tombstone", "Event", "TopicIndex", "OffsetIndex"}
 KEPT |= {"Nodes", "Presence", "Runs", "_Execution", "Owners", "_Disconnect", "Replicator", "_Node"}
 
 

@@ -167,7 +167,7 @@ def _text(error: Exception) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Return a text that can be sent: a member's name may have half of a surrogate pair, as in ``"\\ud800"``."""
+    """Return a text that can be sent: a member's name may have half of a surrogate pair."""
     return text.encode(errors="backslashreplace").decode()
 
 

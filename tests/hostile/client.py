@@ -18,6 +18,7 @@ class Reply:
     status: int = 0
     head: bytes = b""
     body: bytes = field(default=b"", repr=False)
+    error: str = ""
 
     @property
     def is_stream(self) -> bool:
@@ -46,8 +47,8 @@ async def send(site: Site, pieces: list[bytes], end: str = "close", *, body: boo
                     reply.status = int(reply.head.split()[1])
                 if body:
                     reply.body = await reader.read()
-            except (asyncio.IncompleteReadError, ConnectionError):
-                pass
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                reply.error = repr(error)
         await _end(reader, writer, end)
     finally:
         writer.close()

@@ -1,6 +1,6 @@
 """How long the fuzzers of this folder run: for seconds and always the same, or as long as the environment says.
 
-``make fuzz EXAMPLES=20000`` sets ``FUZZ_EXAMPLES``, the number of random examples of each test.
+``make fuzz EXAMPLES=5000`` sets ``FUZZ_EXAMPLES``, the number of random examples of each test.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ def fuzz(examples: int) -> settings:
         deadline=None,  # the machine may be busy
         suppress_health_check=list(HealthCheck),
         print_blob=True,
-        phases=[Phase.generate],
+        phases=[Phase.generate, Phase.shrink],
     )

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 import pydantic
-import pytest
 from aiohttp import web
 from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry
 
 import aiohttp_interceptors
 from aiohttp_interceptors import (
@@ -115,7 +115,7 @@ class Site:
         self.published = Hub(history=10)
         self.latest = Hub(latest=10)
         self.app = app = web.Application(middlewares=[self._count])
-        self.metrics = PrometheusMetrics()
+        self.metrics = PrometheusMetrics(registry=CollectorRegistry())
         traces = OpenTelemetryTraces(tracer_provider=TracerProvider())
         app.middlewares.append(
             interceptor_middleware(
@@ -164,7 +164,12 @@ class Site:
                 start_topic_stream(self.hub, ["news", "a.*"], strict=True, replay=2, owner=_owner, **options)
             ),
             "/remote": topic_stream(
-                self.remote, "news", identity=_owner, presence_event="who", snapshot=lambda context: ["state"], **options
+                self.remote,
+                "news",
+                identity=_owner,
+                presence_event="who",
+                snapshot=lambda context: ["state"],
+                **options,
             ),
             "/latest": topic_stream(self.latest, "news", replay="latest", on_gap="conflate", **options),
             "/finished": topic_stream(self.hub, "finished", **options),
@@ -278,17 +283,3 @@ async def served(*, handler_cancellation: bool = False) -> AsyncIterator[Site]:
         for logger in LOGGERS:
             logger.removeHandler(handler)
         await runner.cleanup()
-
-
-@pytest.fixture(scope="module")
-def runner():
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def site(runner):
-    """Serve the application for all examples of a test module, on an event loop that runs between them."""
-    serving = served()
-    yield runner.run(serving.__aenter__())
-    runner.run(serving.__aexit__(None, None, None))

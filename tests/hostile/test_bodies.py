@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
+import zlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.hostile.client import send
 from tests.hostile.profile import fuzz
 from tests.hostile.requests import growth, json_values, survives
 from tests.hostile.site import BODY_ROUTES
-from tests.hostile.site import runner, site  # noqa: F401  # fixtures
 
+ROUTES = (*BODY_ROUTES, "/answer", "/generated")
 PUBLISHED = {"Event", "History", "OffsetIndex", "Record", "Tombstone", "TopicHistory", "TopicIndex"}
 """What holds the events of the route that publishes."""
 
@@ -27,8 +31,10 @@ publications = st.fixed_dictionaries(
 leaves = st.fixed_dictionaries({"price": json_values}, optional={"name": json_values, "\udfff": json_values})
 trees = st.recursive(
     leaves | json_values,
-    lambda inner: st.fixed_dictionaries({"left": inner, "right": inner | st.lists(inner, max_size=3)})
-    | st.fixed_dictionaries({"price": json_values, "children": st.lists(inner, max_size=3)}),
+    lambda inner: (
+        st.fixed_dictionaries({"left": inner, "right": inner | st.lists(inner, max_size=3)})
+        | st.fixed_dictionaries({"price": json_values, "children": st.lists(inner, max_size=3)})
+    ),
     max_leaves=8,
 )
 documents = st.one_of(publications, trees, st.lists(leaves | json_values, max_size=3), json_values).map(json.dumps)
@@ -43,10 +49,8 @@ nested = st.one_of(
     st.builds(deep, depths, st.just("["), st.just("]"), st.just("1")),
     st.builds(deep, depths, st.just('{"left":{"price":1},"right":'), st.just("}"), st.just('{"price":1}')),
     st.builds(deep, depths, st.just('{"price":1,"children":['), st.just("]}"), st.just("")),
-    st.builds(
-        deep, depths, st.just('{"topic":"a","data":['), st.just("]}"), st.just("")
-    ),
-    st.builds(deep, depths, st.just('{"topic":"a","data":[') , st.just(""), st.just("")),
+    st.builds(deep, depths, st.just('{"topic":"a","data":['), st.just("]}"), st.just("")),
+    st.builds(deep, depths, st.just('{"topic":"a","data":['), st.just(""), st.just("")),
     st.builds(lambda depth: '{"topic":"a","data":' + "[" * depth + "]" * depth + "}", depths),
     st.builds(lambda depth: '{"topic":"a","data":' + '{"a":' * depth + "1" + "}" * (depth + 1), depths),
 )
@@ -71,7 +75,7 @@ content_types = st.sampled_from(
 def posts(draw) -> bytes:
     """Return the bytes of a POST request whose framing is right, or says more than is sent."""
     content = draw(contents)
-    head = f"POST {draw(st.sampled_from(BODY_ROUTES + ('/answer', '/generated')))} HTTP/1.1\r\nHost: x\r\n"
+    head = f"POST {draw(st.sampled_from(ROUTES))} HTTP/1.1\r\nHost: x\r\n"
     head += f"Content-Type: {draw(content_types)}\r\n"
     framing = draw(st.sampled_from(["length", "length", "length", "chunks", "gzip", "broken gzip", "too long"]))
     if framing == "chunks":
@@ -90,7 +94,7 @@ def posts(draw) -> bytes:
 
 
 def test_any_body_is_answered_and_leaves_nothing_but_what_was_published(runner, site):
-    @fuzz(200)
+    @fuzz(150)
     @given(post=posts())
     def check(post):
         runner.run(survives(site, post))
@@ -101,3 +105,18 @@ def test_any_body_is_answered_and_leaves_nothing_but_what_was_published(runner, 
     check()
     grown = growth(before, runner.run(site.holdings()))
     assert {name for name in grown if name.partition(".")[0] not in PUBLISHED} == set()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_grows_when_it_is_decompressed_is_a_413(runner, site, encoding):
+    """30 MiB are sent as 30 KiB. Not more than the limit of 1 MiB and a piece are ever there."""
+    packing = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    packed = b"".join([packing.compress(b" " * 2**20) for _ in range(30)]) + packing.flush()
+
+    async def post(path: str) -> int:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Encoding: {encoding}\r\n"
+        return (await send(site, [f"{head}Content-Length: {len(packed)}\r\n\r\n".encode() + packed])).status
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert {runner.run(post(path)) for path in (*BODY_ROUTES, "/fixed", "/answer")} == {413}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 20 * 2**10  # KiB

@@ -13,7 +13,7 @@ from aiohttp_interceptors.hub import runs as runs_module
 from aiohttp_interceptors.hub.message import Kind, decode_payload, encode_payload
 from tests.hostile.profile import fuzz
 from tests.hostile.requests import growth, json_values
-from tests.hostile.site import Site, runner, site  # noqa: F401  # fixtures
+from tests.hostile.site import Site
 from tests.hub.watcher import quick
 from tests.waiting import until, within
 
@@ -22,12 +22,22 @@ frames = st.binary(max_size=30) | st.sampled_from([b"data: x\n\n", b"id: 1\ndata
 keys = st.binary(max_size=4).map(lambda key: len(key).to_bytes(2, "big") + key) | st.just(b"\xff\xff")
 payloads = st.one_of(
     st.binary(max_size=30),
-    st.builds(lambda first, kind, key, frame: bytes([first]) + kind + key + frame, first_bytes, st.binary(max_size=1), keys, frames),
+    st.builds(
+        lambda first, kind, key, frame: bytes([first]) + kind + key + frame,
+        first_bytes,
+        st.binary(max_size=1),
+        keys,
+        frames,
+    ),
 )
-topics = st.sampled_from(["news", "a.b", "_hub", "", "a b", ">", "*", "a..b", "\n", "x" * 300, "\ud800"]) | st.text(max_size=5)
+topics = st.sampled_from(["news", "a.b", "_hub", "", "a b", ">", "*", "a..b", "\n", "x" * 300, "\ud800"]) | st.text(
+    max_size=5
+)
 
 nodes = st.sampled_from(["n", "m", ""]) | json_values
-pairs = st.lists(st.tuples(st.sampled_from(["news", ">"]) | json_values, st.just("ann") | json_values) | json_values, max_size=3)
+pairs = st.lists(
+    st.tuples(st.sampled_from(["news", ">"]) | json_values, st.just("ann") | json_values) | json_values, max_size=3
+)
 runs = st.lists(st.tuples(topics | json_values, json_values, json_values) | json_values, max_size=2)
 MEMBERS = {
     "number": st.integers(0, 5) | json_values,
@@ -89,7 +99,7 @@ async def survives(site: Site, received: list[tuple[str, bytes]]) -> None:
 
 
 def test_any_entry_is_read_or_skipped_and_the_next_one_is_received(runner, site):
-    @fuzz(400)
+    @fuzz(150)
     @given(received=st.lists(entries, min_size=1, max_size=3))
     def check(received):
         runner.run(survives(site, received))

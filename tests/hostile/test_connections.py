@@ -13,12 +13,17 @@ from aiohttp_interceptors import Event
 from aiohttp_interceptors.web.app import STREAMS
 from tests.hostile.client import ENDS, send
 from tests.hostile.requests import growth
-from tests.hostile.site import BODY_ROUTES, STREAM_ROUTES, runner, site  # noqa: F401  # fixtures
+from tests.hostile.site import BODY_ROUTES, STREAM_ROUTES
 from tests.waiting import TIMEOUT, until, within
 
 OPENS = int(os.environ.get("FUZZ_EXAMPLES") or 600)
 NEXT = b"GET /media HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 JSON = b"Content-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["production", "handler_cancellation"])
+def handler_cancellation(request) -> bool:
+    return request.param
 
 
 @pytest.fixture
@@ -61,7 +66,9 @@ def test_a_body_that_does_not_arrive_is_a_408_or_malformed(runner, site, framing
         assert (await send(site, [request])).status == (400 if malformed else 408)
 
     async def wait_for_all() -> None:
-        await asyncio.gather(*[wait(*each) for each in itertools.product(READERS, [b"", b"{", b"5\r\n{", b"1\r\n{\r\n"])])
+        await asyncio.gather(
+            *[wait(*each) for each in itertools.product(READERS, [b"", b"{", b"5\r\n{", b"1\r\n{\r\n"])]
+        )
 
     runner.run(wait_for_all())
 
@@ -120,7 +127,7 @@ def test_a_client_that_never_reads_is_disconnected(runner, site, path):
     hub = site.remote if path == "/remote" else site.hub
 
     async def ignore() -> None:
-        reader, writer = await site.connect()
+        _, writer = await site.connect()
         writer.transport.pause_reading()
         writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
         await until(lambda: len(site.app[STREAMS]) == 1)
@@ -166,5 +173,3 @@ def test_opening_and_closing_by_one_client_under_limits_takes_nothing(runner, si
     runner.run(attack())
     assert statuses <= {200, 204, 429, 503}
     assert statuses & {429, 503}
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,11 +10,15 @@ from tests.hostile.client import ENDS
 from tests.hostile.profile import fuzz
 from tests.hostile.requests import growth, requests, survives
 from tests.hostile.site import BODY_ROUTES, OTHER_ROUTES, STREAM_ROUTES
-from tests.hostile.site import runner, site  # noqa: F401  # fixtures
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["production", "handler_cancellation"])
+def handler_cancellation(request) -> bool:
+    return request.param
 
 
 def test_any_request_is_answered_and_leaves_nothing(runner, site):
-    @fuzz(400)
+    @fuzz(150)
     @given(request=requests(), end=st.sampled_from(ENDS), cut=st.integers(0, 200))
     def check(request, end, cut):
         runner.run(survives(site, request, end, cut))

@@ -290,9 +290,7 @@ class TestOwner:
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("owners", ["", "a\nb", "x" * 256, ["ann", "\udcff"]], ids=repr)
-    async def test_an_invalid_owner_is_a_400_and_only_the_log_has_the_value(
-        self, serve, logged, raised, owners, kind
-    ):
+    async def test_an_invalid_owner_is_a_400_and_only_the_log_has_the_value(self, serve, logged, raised, owners, kind):
         """It was made of the request, such as of a cookie."""
         application = Application(kind, owner=returning(owners))
         server = await serve(application.app)

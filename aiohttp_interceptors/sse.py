@@ -290,12 +290,15 @@ class Decoder:
         self._after_cr = text.endswith("\r")
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         if len(lines) > 1:
-            lines[0] = "".join([*self._partial_blocks, *self._partial_line, lines[0]])
-            self._partial_blocks, self._partial_line = [], []
-        self._partial_line.append(lines.pop())
-        if len(self._partial_line) == PIECES_PER_BLOCK:
+            if self._partial_blocks:
+                self._partial_line[:0] = self._partial_blocks
+                self._partial_blocks = []
+            lines[0] = "".join(self._partial_line) + lines[0]
+            self._partial_line = []
+        elif len(self._partial_line) >= PIECES_PER_BLOCK:
             self._partial_blocks.append("".join(self._partial_line))
             self._partial_line = []
+        self._partial_line.append(lines.pop())
         return [event for line in lines if (event := self._process_line(line)) is not None]
 
     def _process_line(self, line: str) -> Event | None:

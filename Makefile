@@ -14,7 +14,7 @@ pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser compat test oldest latest lock matrix bench compare soak failover docs clean
+.PHONY: help setup demo lint format types unit browser compat test oldest latest lock matrix bench compare soak failover fuzz docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -82,6 +82,9 @@ compare: ## Compare the benchmarks with those of REV (HEAD), in ROUNDS (10) roun
 soak: setup ## Run misbehaving clients of streams, then of a Hub, for SECONDS (180) each
 	$(bin)/python -m tests.soak.soak --seconds $(SECONDS)
 	$(bin)/python -m tests.soak.hub_soak --seconds $(SECONDS)
+
+fuzz: setup ## Send EXAMPLES (5000) random requests, bodies and entries of a log to each fuzzer
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(pytest) --timeout=3600 tests/hostile
 
 failover: setup ## Fail over each broker under load, and print what was lost or repeated; FAILOVER="--engine nats"
 	@scripts/debian $(servers)

@@ -118,15 +118,15 @@ class StreamClosed:
 
 @dataclass(frozen=True, slots=True)
 class StreamRefused:
-    """A request for an event stream was refused, because of a limit or because the server is stopping.
+    """A request for an event stream was refused: a limit, a server that is stopping, or an invalid topic or owner.
 
     Attributes:
         execution_id: The ``execution_id`` of the request's context.
         path: Path of the request.
         status: HTTP status of the response.
-        why: The reason, as the body of the response states it.
+        why: The reason. That of an invalid topic, owner or identity has the value, which the response does not have.
         limit: The limit that was reached, with the prefix of the sub-application that sets it, as in
-            ``"max_streams of /api"``. Empty if the server is stopping.
+            ``"max_streams of /api"``. Empty if it is no limit.
         route: Path of the route with its parameters; ``""`` if there is none.
     """
 

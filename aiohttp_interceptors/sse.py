@@ -19,6 +19,7 @@ __all__ = ["HEARTBEAT", "Decoder", "Event", "compact_json", "encode", "frame_wit
 # empty event at one.
 HEARTBEAT = b":\n"
 
+PIECES_PER_BLOCK = 1024  # of a line that arrives in pieces
 MAX_RETRY = 2**53 - 1  # milliseconds; the largest integer that JavaScript represents exactly
 
 _CR = re.compile(r"\r\n?")  # CR, LF and CRLF end a line (WHATWG HTML 9.2.5); str.splitlines() also splits at others
@@ -254,7 +255,8 @@ class Decoder:
         self.retry: int | None = None
         self.heartbeats: int = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._partial_line: list[str] = []
+        self._partial_line: list[str] = []  # its pieces, the newest last
+        self._partial_blocks: list[str] = []  # earlier pieces of it, joined: many small texts take many times as much
         self._started = False
         self._after_cr = False
         self._reset()
@@ -288,7 +290,13 @@ class Decoder:
         self._after_cr = text.endswith("\r")
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         if len(lines) > 1:
+            if self._partial_blocks:
+                self._partial_line[:0] = self._partial_blocks
+                self._partial_blocks = []
             lines[0] = "".join(self._partial_line) + lines[0]
+            self._partial_line = []
+        elif len(self._partial_line) >= PIECES_PER_BLOCK:
+            self._partial_blocks.append("".join(self._partial_line))
             self._partial_line = []
         self._partial_line.append(lines.pop())
         return [event for line in lines if (event := self._process_line(line)) is not None]

@@ -30,6 +30,9 @@ CHECK_INTERVAL = 1.0  # seconds between two checks for expired leases
 RETRY_DELAY = 1.0  # seconds before messages that could not be sent are sent again
 BYE_TIMEOUT = 2.0  # seconds that the last message of a node may take
 
+# What a message raises that has not the members or the types that it should have, or is no JSON.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 ControlMessage: TypeAlias = dict[str, Any]
 """The content of a control message: JSON with the members ``type`` and ``node``, and others."""
 
@@ -116,14 +119,16 @@ class Nodes:
         """Handle a control message that was published ``age`` seconds ago. Never raises."""
         try:
             message: ControlMessage = json.loads(content)
-            node = str(message["node"])
+            node, kind = str(message["node"]), message["type"]
             if node != self.id:
                 self._last_seen[node] = asyncio.get_running_loop().time() - age
                 self.wake()
-                if message["type"] == "bye":
+                if kind == "bye":
                     self._forget(node)
             for state in self._states:
                 state.receive(node, message, age)
+        except _MALFORMED as error:
+            logger.warning("hub_control_malformed", content=content[:200], error=repr(error)[:200])
         except Exception as error:  # noqa: BLE001  # a wrong message must not stop the tail
             logger.exception("hub_control_failed", content=content[:200], exc_info=error)
 

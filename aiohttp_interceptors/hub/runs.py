@@ -32,6 +32,7 @@ from .dispatcher import Dispatcher
 from .message import Kind
 from .nodes import ControlMessage, Nodes
 from .publisher import Publisher
+from .topics import check_topic
 
 __all__ = ["DEFAULT_END_EVENT", "Events", "Run", "RunOptions", "RunState", "Runs"]
 
@@ -43,6 +44,7 @@ SHUTDOWN_CLEANUP_TIMEOUT = 0.1  # the same while the process stops, since its re
 CLEANUP_TIMEOUT = 5.0  # seconds that it may take after that
 RUNS_PER_LEASE = 200  # runs that one message names
 MAX_WITHDRAWN = 1000  # runs that were given up, to be remembered
+MAX_RUN_ID = 64  # characters
 MAX_ENDING_DELAY = 1.0  # seconds over which the nodes try to publish the end of a run whose node has died
 DEFAULT_END_EVENT = "end"
 _KEY = "run:"  # the beginning of the key of a run's last event
@@ -508,6 +510,7 @@ class Runs:
             self._local[message["id"]].end(_CANCELLED)
 
     def _add(self, node: str, topic: str, run_id: str, end_event: str, age: float) -> None:
+        _check_run(topic, run_id, end_event)
         if run_id in self._withdrawn or self._history.is_finished(topic, asyncio.get_running_loop().time() - age):
             return
         if node != self._node:
@@ -545,6 +548,14 @@ class Runs:
         runs = [[each.topic, each.id, each.end_event] for each in self._local.values() if each.task is not None]
         for start in range(0, len(runs), RUNS_PER_LEASE):
             yield {"type": "runs", "runs": runs[start : start + RUNS_PER_LEASE]}
+
+
+def _check_run(topic: object, run_id: object, end_event: str) -> None:
+    """Raise ``TypeError`` or ``ValueError`` if the end of a run of another node could not be published."""
+    check_topic(topic)
+    if not (isinstance(run_id, str) and 0 < len(run_id) <= MAX_RUN_ID and run_id.isprintable()):
+        raise ValueError(f"the ID of a run is 1 to {MAX_RUN_ID} printable characters, not {run_id!r}")
+    Event(name=end_event)
 
 
 class _Stopped(Exception):

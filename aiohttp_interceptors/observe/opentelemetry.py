@@ -79,7 +79,7 @@ class OpenTelemetryTraces:
             yield
             return
         request = context.request
-        parent = propagate.extract(request.headers)
+        parent = _parent_of(request)
         name = f"{_method(request)} {route_of(request)}".rstrip()
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, _attributes(request))
         active = otel_context.set_value(_SERVER_SPAN, span, trace.set_span_in_context(span, parent))
@@ -144,7 +144,7 @@ def _attributes(request: web.Request) -> dict[str, AttributeValue]:
     method, route = request.method, route_of(request)
     attributes: dict[str, AttributeValue] = {
         "http.request.method": method if method in HTTP_METHODS else "_OTHER",
-        "url.path": request.path,
+        "url.path": _exportable(request.path),
         "url.scheme": request.scheme,
         "network.protocol.version": f"{request.version.major}.{request.version.minor}",
     }
@@ -152,16 +152,38 @@ def _attributes(request: web.Request) -> dict[str, AttributeValue]:
         attributes["http.request.method_original"] = method
     if route:
         attributes["http.route"] = route
-    if request.url.host:
-        attributes["server.address"] = request.url.host
-    if request.url.port:
-        attributes["server.port"] = request.url.port
+    host, port = _server_of(request)
+    if host:
+        attributes["server.address"] = _exportable(host)
+    if port:
+        attributes["server.port"] = port
     if request.remote:
         attributes["client.address"] = request.remote
     user_agent = request.headers.get("User-Agent")
     if user_agent:
-        attributes["user_agent.original"] = user_agent
+        attributes["user_agent.original"] = _exportable(user_agent)
     return attributes
+
+
+def _parent_of(request: web.Request) -> OTelContext:
+    """Return the context that the request's headers propagate. They are ignored if they are not UTF-8."""
+    try:
+        return propagate.extract(request.headers)
+    except ValueError:  # raised by the propagator of baggage
+        return otel_context.get_current()
+
+
+def _server_of(request: web.Request) -> tuple[str | None, int | None]:
+    """Return host and port of a request, or ``None`` for both if its ``Host`` is not a host."""
+    try:
+        return request.url.host, request.url.port
+    except ValueError:
+        return None, None
+
+
+def _exportable(text: str) -> str:
+    """Return a text as UTF-8 has it. An exporter loses all spans of a batch for a byte that is not UTF-8."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _set_status(span: Span, response: web.StreamResponse | None) -> None:

@@ -89,7 +89,9 @@ def cors(
         if origin is None:
             return
         is_preflight = _is_preflight(context.request)
-        if is_allowed is not None and not await is_allowed(context, origin):
+        # Of what is not printable ASCII a function is not asked: no browser sends it, and it cannot be sent back.
+        is_origin = origin.isascii() and origin.isprintable()
+        if is_allowed is not None and not (is_origin and await is_allowed(context, origin)):
             if is_preflight:
                 raise web.HTTPForbidden(text="This origin is not allowed.\n")
             return

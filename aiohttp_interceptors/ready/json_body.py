@@ -8,7 +8,8 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from itertools import islice
+from typing import Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
 from aiohttp import hdrs, web
 
@@ -25,6 +26,7 @@ __all__ = ["InvalidBody", "json_body"]
 T = TypeVar("T")
 
 MEBIBYTE = 2**20
+MAX_MISTAKES = 100  # that a response lists
 JSON = "application/json"
 
 
@@ -120,10 +122,12 @@ def json_body(
         value = _parsed(loads, body)
         try:
             context[key] = cast("T", convert(value))
+        except RecursionError as error:
+            raise _too_deep() from error
         except Exception as error:
             if not isinstance(error, ValueError) and not _is_from("msgspec", error):
                 raise
-            raise web.HTTPUnprocessableEntity(text="".join(f"{line}\n" for line in _lines(error))) from error
+            raise web.HTTPUnprocessableEntity(text=_text(error)) from error
 
     return Interceptor(f"json_body({key.name})", enter)
 
@@ -143,17 +147,34 @@ def _parsed(loads: Callable[[bytes], object], body: bytes) -> object:
     except UnicodeDecodeError as error:
         raise web.HTTPBadRequest(text=f"The body is not UTF-8 (byte {error.start}).\n") from error
     except RecursionError as error:
-        raise web.HTTPBadRequest(text="The body is nested too deeply.\n") from error
+        raise _too_deep() from error
     except Exception as error:
         if not isinstance(error, ValueError) and not _is_from("msgspec", error):
             raise
-        raise web.HTTPBadRequest(text=f"The body is not JSON: {error}.\n") from error
+        raise web.HTTPBadRequest(text=_encodable(f"The body is not JSON: {error}.\n")) from error
+
+
+def _too_deep() -> web.HTTPException:
+    return web.HTTPBadRequest(text="The body is nested too deeply.\n")
+
+
+def _text(error: Exception) -> str:
+    """Return the text of a 422, with a line for each of the first mistakes."""
+    lines = list(islice(_lines(error), MAX_MISTAKES + 1))
+    if len(lines) > MAX_MISTAKES:
+        lines[-1] = "$: there are more mistakes"
+    return _encodable("".join(f"{line}\n" for line in lines))
+
+
+def _encodable(text: str) -> str:
+    """Return a text that can be sent: a member's name may have half of a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _lines(error: Exception) -> Iterator[str]:
     """Yield where and what is wrong, a line for each mistake. The values that were sent are not repeated."""
     if _is_from("pydantic", error) or _is_from("pydantic_core", error):
-        for each in cast("Any", error).errors():
+        for each in cast("Any", error).errors(include_url=False, include_context=False, include_input=False):
             yield f"{_path(each['loc'])}: {each['msg']}"
     elif _is_from("msgspec", error):
         what, at, where = str(error).rpartition(" - at `")
@@ -189,10 +210,10 @@ def _converter(into: object) -> Callable[[object], object]:
             return cast("Callable[[object], object]", sys.modules["pydantic"].TypeAdapter(kind).validate_python)
         if dataclasses.is_dataclass(into):
             _check_dataclass(into, set())
-            return lambda value: _to_dataclass(kind, value, "$")
+            return lambda value: _to_dataclass(kind, value, "$", {})
     if get_origin(kind) is not None or kind in _JSON_TYPES:
         _check_type(kind, "into", set())
-        return lambda value: _convert(kind, value, "$")
+        return lambda value: _convert(kind, value, "$", {})
     check_function("into", into)
     return cast("Callable[[object], object]", into)
 
@@ -240,17 +261,39 @@ def _fields(kind: Any) -> list[dataclasses.Field[object]]:
     return [each for each in dataclasses.fields(kind) if each.init]
 
 
-def _to_dataclass(kind: type, value: object, where: str) -> object:
+_Tried: TypeAlias = dict[tuple[type, int], "object | InvalidBody | _Mistakes"]
+"""What became of an object of JSON, by the dataclass and the object's ``id``.
+
+A union tries its dataclasses one after the other. Without this, a member that is a union again would be tried twice for
+each of them, its own members four times, and so on.
+"""
+
+
+def _to_dataclass(kind: type, value: object, where: str, tried: _Tried) -> object:
     """Make an object of a dataclass. Raises ``InvalidBody``, or ``_Mistakes`` if there are several."""
     if not isinstance(value, dict):
         raise InvalidBody(_expected("an object", value), where)
+    made = tried.get((kind, id(value)))
+    if made is None:
+        try:
+            made = _make_dataclass(kind, value, where, tried)
+        except (InvalidBody, _Mistakes) as error:
+            made = error.with_traceback(None)
+        tried[kind, id(value)] = made
+    if isinstance(made, (InvalidBody, _Mistakes)):
+        raise made
+    return made
+
+
+def _make_dataclass(kind: type, value: dict[str, object], where: str, tried: _Tried) -> object:
     hints, arguments = _hints(kind), dict[str, object]()
     fields = {each.name: each for each in _fields(kind)}
-    errors = [InvalidBody("there is no such member", f"{where}.{name}") for name in value if name not in fields]
+    unknown = islice((name for name in value if name not in fields), MAX_MISTAKES)
+    errors = [InvalidBody("there is no such member", f"{where}.{name}") for name in unknown]
     for name, each in fields.items():
         if name in value:
             try:
-                arguments[name] = _convert(hints[name], value[name], f"{where}.{name}")
+                arguments[name] = _convert(hints[name], value[name], f"{where}.{name}", tried)
             except InvalidBody as error:
                 errors.append(error)
             except _Mistakes as several:
@@ -267,41 +310,44 @@ def _to_dataclass(kind: type, value: object, where: str) -> object:
         raise InvalidBody(str(error), where) from error
 
 
-def _convert(hint: Any, value: object, where: str) -> object:
+def _convert(hint: Any, value: object, where: str, tried: _Tried) -> object:
     """Return the value as the type that is annotated. Raises as ``_to_dataclass``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (Any, object):
         return value
     if origin in (Union, types.UnionType):
-        return _convert_union(arguments, value, where)
+        return _convert_union(arguments, value, where, tried)
     if origin is Literal:
         if any(value == each and type(value) is type(each) for each in arguments):
             return value
         raise InvalidBody(f"expected {' or '.join(map(repr, arguments))}", where)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _to_dataclass(hint, value, where)
-    return _convert_plain(types.NoneType if hint is None else origin or hint, arguments, value, where)
+        return _to_dataclass(hint, value, where, tried)
+    return _convert_plain(types.NoneType if hint is None else origin or hint, arguments, value, where, tried)
 
 
-def _convert_plain(kind: type, arguments: tuple[object, ...], value: object, where: str) -> object:
+def _convert_plain(kind: type, arguments: tuple[object, ...], value: object, where: str, tried: _Tried) -> object:
     """Return the value as a JSON type, whose members have the types of the arguments."""
-    if kind is float and type(value) is int:
-        return float(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise InvalidBody("the number is too large", where) from None
     if type(value) is not kind:
         raise InvalidBody(_expected(_JSON_TYPES[kind], value), where)
     if isinstance(value, list) and arguments:
-        return [_convert(arguments[0], each, f"{where}[{at}]") for at, each in enumerate(value)]
+        return [_convert(arguments[0], each, f"{where}[{at}]", tried) for at, each in enumerate(value)]
     if isinstance(value, dict) and arguments:
-        return {name: _convert(arguments[1], each, f"{where}.{name}") for name, each in value.items()}
+        return {name: _convert(arguments[1], each, f"{where}.{name}", tried) for name, each in value.items()}
     return value
 
 
-def _convert_union(choices: tuple[object, ...], value: object, where: str) -> object:
+def _convert_union(choices: tuple[object, ...], value: object, where: str, tried: _Tried) -> object:
     """Return the value as the first of several types that it fits, one of exactly its own type before all others."""
     errors: list[InvalidBody | _Mistakes] = []
     for choice in sorted(choices, key=lambda choice: choice is not type(value)):
         try:
-            return _convert(choice, value, where)
+            return _convert(choice, value, where, tried)
         except (InvalidBody, _Mistakes) as error:
             errors.append(error)
     inside = [error for error in errors if isinstance(error, _Mistakes) or error.where != where]

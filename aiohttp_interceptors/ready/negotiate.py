@@ -18,6 +18,8 @@ __all__ = ["MEDIA_TYPE", "choose_media_type", "negotiate"]
 MEDIA_TYPE = ContextKey[str]("media_type")
 """The media type that was chosen, as it was offered."""
 
+# Characters of the field, in all its lines. aiohttp allows as many for one line, but 128 lines.
+MAX_ACCEPT = 8190
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
@@ -29,7 +31,7 @@ def negotiate(*offers: str, key: ContextKey[str] = MEDIA_TYPE) -> Interceptor[Re
 
     The most specific range that matches an offer decides its weight, a weight of 0 excludes it, and the offer with the
     highest weight is chosen; of several, the first one. A request without ``Accept``, or with nothing valid in it,
-    accepts everything. Source: RFC 9110, 12.5.1.
+    accepts everything, and one with more than 8,190 characters in it accepts nothing. Source: RFC 9110, 12.5.1.
 
     Args:
         *offers: The media types that the handler can produce, such as ``"text/html"``, the preferred ones first.
@@ -108,6 +110,8 @@ def _offer(offer: object) -> _MediaRange:
 
 def _choose(accept: str | None, offers: tuple[_MediaRange, ...]) -> int | None:
     """Return the position of the chosen offer, or ``None``."""
+    if accept is not None and len(accept) > MAX_ACCEPT:
+        return None
     elements = [] if accept is None else split_outside_quotes(accept, ",")
     ranges = [parsed for element in elements if (parsed := _parse(element)) is not None]
     if not ranges:

@@ -20,10 +20,11 @@ from ..channel import CloseReason
 from ..exceptions import EXIT_EXCEPTIONS
 from ..hub.owners import Owners, check_owner
 from ..sse import Event
+from .app import Streams
 from .context import RequestContext
 from .timers import TIMER_SLACK, Timer, timer_queue
 
-__all__ = ["Access", "AccessGuard", "ExpiresAt", "Owner", "Revalidate", "access_of", "to_unix_time"]
+__all__ = ["Access", "AccessGuard", "ExpiresAt", "Owner", "Revalidate", "access_of", "check_derived", "to_unix_time"]
 
 
 Owner: TypeAlias = Callable[[RequestContext], str | Iterable[str] | None]
@@ -49,14 +50,24 @@ class Access(NamedTuple):
 
 
 def access_of(context: RequestContext, owner: Owner | None, expires_at: ExpiresAt | None) -> Access:
-    """Ask the application's functions about a stream. Raises what they raise, and an error for a wrong result."""
+    """Ask the application's functions about a stream.
+
+    Raises what they raise, an error for a wrong result, and the 400 response for an invalid owner.
+    """
     owners = None if owner is None else check_synchronous(owner(context), "owner")
     if owners is None or isinstance(owners, str):
         owners = () if owners is None else (owners,)
     elif not isinstance(owners, Iterable):
         raise TypeError(f"owner returns a str, several, or None, not {owners!r}")
     moment = None if expires_at is None else check_synchronous(expires_at(context), "expires_at")
-    return Access(tuple(map(check_owner, owners)), to_unix_time(moment, "expires_at returns"))
+    expires = to_unix_time(moment, "expires_at returns")
+    return Access(tuple([check_derived(context, "owner", check_owner, owner) for owner in owners]), expires)
+
+
+def check_derived(context: RequestContext, what: str, check: Callable[[object], str], value: object) -> str:
+    """Check a text that the application has made of a request. See ``Streams.check_derived``."""
+    request = context.request
+    return Streams.of(request).check_derived(request, context.execution_id, what, check, value)
 
 
 def to_unix_time(moment: object, what: str = "expires_at is") -> float | None:

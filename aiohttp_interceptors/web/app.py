@@ -25,7 +25,7 @@ from ..hub.owners import Owners, check_disconnect
 from ..sse import Event
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
-from .request import route_of, server_stopping
+from .request import invalid_value, route_of, server_stopping
 
 __all__ = ["CANCEL_FRACTION", "STREAMS", "Drain", "Drainable", "Streams", "setup"]
 
@@ -208,10 +208,40 @@ class Streams:
             limit = reached.limit + _location_of(reached.limits, request.match_info.apps)
         except web.HTTPException as error:
             refusal = error
-        why = (refusal.text or "").strip()
+        self._report_refused(request, execution_id, refusal, (refusal.text or "").strip(), limit)
+        raise refusal
+
+    def _report_refused(
+        self, request: web.Request, execution_id: int | str, refusal: web.HTTPException, why: str, limit: str = ""
+    ) -> None:
         route = route_of(request)
         self.report(StreamRefused(execution_id, request.path, status=refusal.status, why=why, limit=limit, route=route))
-        raise refusal
+
+    def check_derived(
+        self, request: web.Request, execution_id: int | str, what: str, check: Callable[[object], str], value: object
+    ) -> str:
+        """Check a text that the application has made of a request, such as a topic, and return it.
+
+        Most such texts contain a part of the path, of the query or of a token, so that the request is wrong, and not
+        the application. The value is in the fact, and not in the response: the client may not know all of it.
+
+        Args:
+            request: The request for a stream.
+            execution_id: Identifies the request in facts.
+            what: The word for the text in the response.
+            check: Returns the value if it is valid, and raises ``TypeError`` or ``ValueError`` otherwise.
+            value: The value.
+
+        Raises:
+            TypeError: The value is no text: an error of the application.
+            web.HTTPException: The text is invalid: the 400 response.
+        """
+        try:
+            return check(value)
+        except ValueError as error:
+            refusal = invalid_value(what)
+            self._report_refused(request, execution_id, refusal, str(error))
+            raise refusal from error
 
     async def run_unless_shutdown(
         self, request: web.Request, execution_id: int | str, function: Callable[[], Awaitable[T]]

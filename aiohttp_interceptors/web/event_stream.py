@@ -99,7 +99,8 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         strict: Answer 406 if the request's ``Accept`` header excludes event streams.
         owner: A plain function ``owner(context)`` that returns whose the stream is: a text such as ``"user:7"``,
             several, or ``None``. ``Hub.disconnect`` and ``Streams.disconnect`` end all streams of an owner. It and
-            ``expires_at`` are called before anything else is done for the stream.
+            ``expires_at`` are called before anything else is done for the stream. An invalid owner is answered with
+            400.
         expires_at: A plain function ``expires_at(context)`` that returns when the stream ends with the reason
             ``expired``, such as the ``exp`` of a token: seconds of the Unix epoch, a ``datetime`` with a time zone, or
             ``None``. A moment that is over is answered with 401.

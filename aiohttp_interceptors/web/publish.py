@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from aiohttp import web
 
+from .._checks import check_seconds
 from ..encoder import to_json
 from ..exceptions import BrokerDown, BrokerRefused, EventTooLarge, OutcomeUnknown, TopicFinished
 from ..hub.hub import Hub
 from ..sse import Event
 from .middleware import Handler
+from .request import read_body
 
 __all__ = ["publish_handler"]
 
@@ -21,7 +24,7 @@ _MEMBERS = (*_TEXTS, "data", *_FLAGS)
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
 
-def publish_handler(hub: Hub) -> Handler:
+def publish_handler(hub: Hub, *, read_timeout: float | None = 60.0) -> Handler:
     """Make a handler that publishes the JSON body of a POST request. Put an authorising interceptor in front of it.
 
     ``app.router.add_post("/publish", as_handler(authorize, publish_handler(hub)))``
@@ -31,24 +34,29 @@ def publish_handler(hub: Hub) -> Handler:
     ``Hub.finish``. If ``data`` is text it is the data of the event, and anything else is
     sent as JSON. The response is ``{"id": "…"}``, with status 201; the ID is ``null`` for an ephemeral event.
 
-    A body that is wrong is answered with 400, and an event that is too large with 413. While the broker is down the
-    answer is 503, and 504 if it is not known whether the event was published: retry with the same
-    ``idempotency_key``. An event that the broker refuses is answered with 422, and one of a finished topic with 409.
+    A body that is wrong is answered with 400, one that does not arrive with 408, and an event that is too large, or a
+    body of more than the application's ``client_max_size``, with 413. While the broker is down the answer is 503, and
+    504 if it is not known whether the event was published: retry with the same ``idempotency_key``. An event that the
+    broker refuses is answered with 422, and one of a finished topic with 409.
 
     Args:
         hub: The Hub to publish to.
+        read_timeout: Seconds to wait for each piece of the body; ``None`` for no limit.
 
     Returns:
         The handler.
 
     Raises:
-        TypeError: ``hub`` is not a Hub.
+        TypeError: ``hub`` is not a Hub, or ``read_timeout`` is not a number.
+        ValueError: ``read_timeout`` is not positive.
     """
     if not isinstance(hub, Hub):
         raise TypeError(f"hub is a Hub, not {hub!r}")
+    check_seconds("read_timeout", read_timeout, "no limit")
 
     async def publish(request: web.Request) -> web.Response:
-        members = await _read_members(request)
+        await read_body(request, read_timeout)
+        members = _read_members(await request.read())
         topic, data, name = members.pop("topic"), members.pop("data"), members.pop("name", None)
         try:
             event = Event(data if isinstance(data, str) else to_json(data), name)
@@ -56,7 +64,7 @@ def publish_handler(hub: Hub) -> Handler:
             event_id = await publishing(topic, event, **members)
         except EventTooLarge as error:
             raise web.HTTPRequestEntityTooLarge(0, 0, text=f"{error}\n") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         except BrokerDown as error:
             raise web.HTTPServiceUnavailable(headers=RETRY_AFTER, text="The broker is down.\n") from error
@@ -72,11 +80,11 @@ def publish_handler(hub: Hub) -> Handler:
     return publish
 
 
-async def _read_members(request: web.Request) -> dict[str, Any]:
+def _read_members(content: bytes) -> dict[str, Any]:
     """Return the members of the body. Raises the response to a wrong one."""
     try:
-        body = await request.json()
-    except ValueError:
+        body = json.loads(content)  # its encoding is not a matter of the content type (RFC 8259, 8.1)
+    except (ValueError, RecursionError):
         raise web.HTTPBadRequest(text="The body is not JSON.\n") from None
     if not isinstance(body, dict) or "topic" not in body or "data" not in body:
         raise web.HTTPBadRequest(text='The body is an object with "topic" and "data".\n')

@@ -15,6 +15,7 @@ __all__ = [
     "StopReconnecting",
     "accepts_event_stream",
     "has_json_body",
+    "invalid_value",
     "is_event_source_request",
     "last_event_id_of",
     "not_acceptable",
@@ -232,6 +233,11 @@ def too_many_streams(*, per_key: bool) -> web.HTTPException:
 def not_acceptable() -> web.HTTPException:
     """Make the 406 response to a client that does not accept event streams."""
     return web.HTTPNotAcceptable(text="This is an event stream (text/event-stream).\n")
+
+
+def invalid_value(what: str) -> web.HTTPException:
+    """Make the 400 response to a request of which the application made an invalid topic, owner or identity."""
+    return web.HTTPBadRequest(text=f"The {what} of this request is not valid.\n")
 
 
 def _body_timeout() -> web.HTTPException:

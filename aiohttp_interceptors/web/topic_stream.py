@@ -24,7 +24,7 @@ from ..hub.record import Gap, Record
 from ..hub.topics import check_pattern
 from ..interceptor import Interceptor
 from ..sse import Event, encode, frame_with_id
-from .access import ExpiresAt, Owner, Revalidate
+from .access import ExpiresAt, Owner, Revalidate, check_derived
 from .app import Streams
 from .context import RequestContext
 from .lifecycle import StreamLifecycle, make_interceptor
@@ -105,7 +105,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         hub: The Hub.
         topics: A topic name or a wildcard, several of them, or a plain or async function of the context that returns
             them. The function may raise an ``HTTPException`` to refuse the request. It must check what it takes from
-            the request, because ``>`` matches every topic.
+            the request, because ``>`` matches every topic. A text that is not a topic is answered with 400.
         select: A plain function ``select(context, record)`` that returns whether the client gets a record.
         snapshot: A plain or async function ``snapshot(context)`` that returns the state as a list or an async iterable
             of events, or as a ``Snapshot``. It is called once the stream has its position in the history, and its
@@ -125,7 +125,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
             the snapshot, and is cancelled when the stream ends. The stream ends if it raises.
         identity: A plain function ``identity(context)`` that returns who the client is, such as the ID of a user as a
             text, or ``None``. Who has an open stream of a topic is present there, see ``Hub.presence``. It may raise an
-            ``HTTPException`` to refuse the request.
+            ``HTTPException`` to refuse the request. An invalid one is answered with 400.
         presence_event: The name of the events that tell the client who is present, or ``None`` for no such events.
             Their data is JSON: when the client has caught up, also after an interruption, it gets
             ``{"topic", "present": [...]}`` for each topic that is not a wildcard, and then ``{"topic", "joined"}`` and
@@ -141,7 +141,8 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         strict: Answer 406 if the request's ``Accept`` header excludes event streams.
         owner: A plain function ``owner(context)`` that returns whose the stream is: a text such as ``"user:7"``,
             several, or ``None``. ``Hub.disconnect`` and ``Streams.disconnect`` end all streams of an owner. It and
-            ``expires_at`` are called before anything else is done for the stream.
+            ``expires_at`` are called before anything else is done for the stream. An invalid owner is
+            answered with 400.
         expires_at: A plain function ``expires_at(context)`` that returns when the stream ends with the reason
             ``expired``, such as the ``exp`` of a token: seconds of the Unix epoch, a ``datetime`` with a time zone, or
             ``None``. A moment that is over is answered with 401.
@@ -205,7 +206,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
             return _subject(hub, settings, fixed_topics, context)
         result = topics_function(context)
         if not inspect.isawaitable(result):
-            return _subject(hub, settings, _topic_names(result), context)
+            return _subject(hub, settings, _derived_topics(result, context), context)
         request = context.request
         subject = functools.partial(_await_subject, hub, settings, result, context)
         return Streams.of(request).run_unless_shutdown(request, context.execution_id, subject)
@@ -269,13 +270,18 @@ def topic_stream(hub: Hub, topics: Topics, **options: Unpack[TopicStreamOptions]
     return as_handler(start_topic_stream(hub, topics, **options))
 
 
-def _topic_names(topics: object) -> tuple[str, ...]:
+def _topic_names(topics: object, check: Callable[[object], str] = check_pattern) -> tuple[str, ...]:
     """Return the validated names of one topic or of several."""
     if isinstance(topics, str):
-        return (check_pattern(topics),)
+        return (check(topics),)
     if not isinstance(topics, Iterable):
         raise TypeError(f"topics are a str, several of them, or a function of the context, not {topics!r}")
-    return tuple(map(check_pattern, topics))
+    return tuple(map(check, tuple(topics)))  # what an iterator raises is not about a topic
+
+
+def _derived_topics(topics: object, context: RequestContext) -> tuple[str, ...]:
+    """Return the topics that the application's function returned. Raises the 400 response to an invalid one."""
+    return _topic_names(topics, functools.partial(check_derived, context, "topic", check_pattern))
 
 
 class _Subject(NamedTuple):
@@ -288,14 +294,14 @@ class _Subject(NamedTuple):
 async def _await_subject(
     hub: Hub, settings: TopicSettings, topics: Awaitable[object], context: RequestContext
 ) -> _Subject:
-    return _subject(hub, settings, _topic_names(await topics), context)
+    return _subject(hub, settings, _derived_topics(await topics, context), context)
 
 
 def _subject(hub: Hub, settings: TopicSettings, topics: tuple[str, ...], context: RequestContext) -> _Subject:
     """Return the subject of a stream. Raises the 204 response if its topics are finished and the client has them."""
     identity = None if settings.identity is None else check_synchronous(settings.identity(context), "identity")
     if identity is not None:
-        check_identity(identity)
+        check_derived(context, "identity", check_identity, identity)
     # With stream_ready the topics may change, and a snapshot is sent to each client without an ID.
     if hub.history.has_finished_topics and settings.stream_ready is None:
         request, select = context.request, _bind_select(settings, context)

@@ -263,9 +263,10 @@ class TestMessages:
         join(hub, "room", identity="ann")
         await until(lambda: seen(hub) == seen(other) == {"ann", "bob"})
         await until(lambda: sink.texts == ["x"])
-        errors = [line for line in logged if line["event"] == "hub_control_failed"]
+        errors = [line for line in logged if line["event"] == "hub_control_malformed"]
         assert len(errors) == 2  # by each node
         assert all(len(line["content"]) <= 200 for line in errors)
+        assert not any("exc_info" in line for line in logged)
 
     @pytest.mark.parametrize(
         "content",

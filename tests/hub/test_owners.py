@@ -205,7 +205,7 @@ class TestDisconnect:
             cluster.send(json.dumps({"type": "disconnect", "node": "other", **content}).encode())
         await first.hub.publish("a", "x")
         assert await listener.data(1) == ["x"]
-        assert [line["event"] for line in logged].count("hub_control_failed") == len(wrong)
+        assert [line["event"] for line in logged].count("hub_control_malformed") == len(wrong)
         await listener.close()
 
     async def test_one_from_the_future_does_not_end_later_streams(self, cluster, node):

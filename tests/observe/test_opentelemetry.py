@@ -69,6 +69,36 @@ async def test_the_server_span_of_a_stream_ends_when_the_headers_are_sent(serve,
     assert len(await telemetry.spans(2)) == 2
 
 
+@pytest.mark.parametrize(
+    ("header", "attributes"),
+    [
+        ("Host: x:99999", {}),
+        ("Host: a b", {}),
+        ("Host: [", {}),
+        ("Host: \udca0\u02f2", {}),
+        ("Host: x:80\r\nUser-Agent: \udcff", {"server.address": "x", "user_agent.original": "?"}),
+        ("Host: x:81\r\nBaggage: a=\udcff", {"server.address": "x", "server.port": 81}),
+        ("Host: x:81\r\nTraceparent: 00-\udcff-1-01", {"server.address": "x"}),
+    ],
+)
+async def test_a_request_whose_headers_are_no_text_or_no_host_is_answered_and_exported(
+    serve, telemetry, header, attributes
+):
+    """An exporter cannot encode a surrogate, and loses all spans of its batch."""
+    server = await serve(telemetry.application(page))
+    raw = await server.connect("")
+    raw.writer.write(f"GET /page HTTP/1.1\r\n{header}\r\n\r\n".encode(errors="surrogateescape"))
+    answer = await raw.until(b"\r\n\r\n")
+    await raw.close()
+    if answer.startswith(b"HTTP/1.1 400 "):  # aiohttp knows that it is no host
+        return
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    (span,) = await telemetry.spans()
+    assert attributes.items() <= span.attributes.items()
+    for value in span.attributes.values():
+        str(value).encode()
+
+
 async def test_a_linked_span_tells_how_a_stream_went(serve, session, telemetry):
     server = await serve(telemetry.application(STREAM))
     async with open_stream(session, f"{server.url}/events") as stream:

@@ -186,6 +186,17 @@ async def test_the_key_can_depend_on_the_header(is_async):
     assert await verdict("nonsense", key) == "the token is not valid"
 
 
+@pytest.mark.parametrize(
+    "header", [b"[" * 5000, b'{"alg":' * 800, b"\xff", b"5", b"{}", b'{"alg": 10}', b'{"alg": []}']
+)
+@pytest.mark.parametrize("key", [SECRET, lambda header: SECRET], ids=["secret", "function"])
+async def test_a_header_of_a_jwt_that_is_not_one_is_refused(header, key):
+    """It is read before the signature is verified."""
+    token = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (header, b"{}", b"x"))
+    with pytest.raises(InvalidToken):
+        await jwt_verifier(key, algorithms=["HS256"])(token)
+
+
 async def test_a_request_with_a_jwt_has_its_claims(site, fetch):
     verifier = jwt_verifier(SECRET, algorithms=["HS256"])
     assert (await answer(site, fetch, f"Bearer {token()}", verifier))[2] == "ada"

@@ -48,6 +48,22 @@ async def test_credentials_are_allowed_with_the_origin(site, fetch):
     assert (headers[ALLOW], headers["Access-Control-Allow-Credentials"]) == (ORIGIN, "true")
 
 
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+@pytest.mark.parametrize("origin", ["é", "https://\udcff", "a\tb"])
+async def test_a_function_is_not_asked_about_what_no_browser_sends(serve, method, origin, place):
+    """It could not be sent back."""
+    asked = []
+    server = await serve(application(place, [cors(lambda context, origin: asked.append(origin) or True)]))
+    raw = await server.connect("")
+    head = f"{method} / HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: GET\r\n\r\n"
+    raw.writer.write(head.encode(errors="surrogateescape"))
+    answer = await raw.until(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 403 " if method == "OPTIONS" else b"HTTP/1.1 200 ")
+    assert b"Access-Control" not in answer
+    assert asked == []
+    await raw.close()
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_function_decides_and_is_asked_about_null_too(site, fetch, is_async):
     asked = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +41,11 @@ class Order:
     def __post_init__(self) -> None:
         if not self.items:
             raise ValueError("an order has items")
+
+
+@dataclass
+class Recursive:
+    children: list[Recursive]
 
 
 class Struct(msgspec.Struct):
@@ -179,6 +185,67 @@ async def test_nested_dataclasses_are_made(post):
 )
 async def test_what_is_not_json_is_a_400_with_the_place(post, body, text):
     assert await refusal(post, body) == (400, text)
+
+
+@pytest.mark.parametrize("depth", [10, 250, 300, 900, 5000])
+async def test_a_body_that_is_nested_too_deeply_for_its_type_is_a_400(post, depth, raised):
+    body = b'{"children":[' * depth + b"]}" * depth
+    status, text = await refusal(post, body, Recursive)
+    assert raised() == []
+    assert status in ((200,) if depth == 10 else (400,) if depth == 5000 else (200, 400))
+    assert status == 200 or text == "The body is nested too deeply.\n"
+
+
+@pytest.mark.parametrize("into", [Item, dict[str, int], Model, Struct])
+async def test_half_of_a_surrogate_pair_in_a_member_is_a_422(post, into, raised):
+    status, text = await refusal(post, b'{"name": "a", "price": "\\ud800", "\\udfff": "x"}', into)
+    assert (status, raised()) == (422, []), text
+
+
+async def test_a_number_that_no_float_has_is_a_422(post):
+    status, text = await refusal(post, {"name": "a", "price": 10**400})
+    assert (status, text) == (422, "$.price: the number is too large\n")
+
+
+@pytest.mark.parametrize("into", [Item, list[Item], Model])
+async def test_of_very_many_mistakes_the_first_are_listed(post, into):
+    mistakes = [{f"member{n}": 1} for n in range(500)] if into is not Item else {f"member{n}": 1 for n in range(5000)}
+    status, text = await refusal(post, mistakes, into)
+    assert status == 422
+    assert text.count("\n") <= 101
+
+
+@dataclass
+class Plus:
+    left: Plus | Minus | int
+    right: Plus | Minus | int
+
+
+@dataclass
+class Minus:
+    left: Plus | Minus | int
+    right: Plus | Minus | int
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_nested_unions_take_time_in_proportion_to_the_body(wrong):
+    """Each class was tried again in each class around it: a second for 20 levels, a year for 45."""
+    value: object = "wrong" if wrong else 1
+    for _ in range(60):
+        value = {"left": value, "right": 1}
+    started = time.thread_time()
+    if wrong:
+        with pytest.raises(InvalidBody):
+            _converter(Plus)(value)
+    else:
+        assert type(_converter(Minus)(value)) is Minus
+    assert time.thread_time() - started < 1
+
+
+def test_equal_objects_in_several_places_are_made_for_each_of_them():
+    made = _converter(Order)({"items": [{"name": "a", "price": 1}, {"name": "a", "price": 1}]})
+    assert made.items[0] == made.items[1]
+    assert made.items[0] is not made.items[1]
 
 
 async def test_another_parser_can_be_used(post):
@@ -321,11 +388,6 @@ class NestedUnknown:
 @dataclass
 class IntegerKeys:
     many: dict[int, str]
-
-
-@dataclass
-class Recursive:
-    children: list[Recursive]
 
 
 def test_a_dataclass_may_contain_itself():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from fractions import Fraction
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from aiohttp_interceptors import ContextKey, RequestContext
 from aiohttp_interceptors.ready import MEDIA_TYPE, choose_media_type, negotiate
+from aiohttp_interceptors.ready._fields import split_outside_quotes
 from tests.ready.site import KINDS
 
 
@@ -97,6 +100,53 @@ def test_the_choice_is_that_of_the_reference(ranges, offers):
 @given(st.text(st.sampled_from('ab/*;,q=0.1"\\ x'), max_size=30))
 def test_any_header_has_an_answer(accept):
     assert choose_media_type(accept, "a/b", "b/a;x=1") in ("a/b", "b/a;x=1", None)
+
+
+@pytest.mark.parametrize("size", [8190, 2**20])
+@pytest.mark.parametrize("piece", ['"', '"\\', '\\"', "a", ",", ";", "a/b,", 'a/b;x="', 'a/b;x="\\",', "a/b;x=y;"])
+def test_a_header_takes_time_in_proportion_to_its_size(piece, size):
+    """128 lines of 8 KiB may arrive. Quadratic time was hours for them, and a second for one."""
+    accept = (piece * size)[:size]
+    started = time.thread_time()
+    choose_media_type(accept, "text/html", "a/b")
+    assert time.thread_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", [""]),
+        (",", ["", ""]),
+        ('a, "b,c" , d', ["a", '"b,c"', "d"]),
+        ('"a\\",b",c', ['"a\\",b"', "c"]),
+        ('"a","b"', ['"a"', '"b"']),
+        ('a"b,c', ['a"b', "c"]),
+        ('"a\\", b', ['"a\\"', "b"]),
+        ('x="1,2";y, z="3', ['x="1,2";y', 'z="3']),
+    ],
+)
+def test_a_separator_in_a_quoted_string_separates_nothing(text, parts):
+    """A quote that is not closed is a character like any other."""
+    assert split_outside_quotes(text, ",") == parts
+
+
+@given(st.text(st.sampled_from('a,"\\ '), max_size=12))
+def test_splitting_agrees_with_the_grammar_if_all_quotes_are_closed(text):
+    pieces = re.findall(r'"(?:[^"\\]|\\.)*"|.', text)
+    if any(piece.startswith('"') and len(piece) == 1 for piece in pieces):
+        return
+    parts = [""]
+    for piece in pieces:
+        parts = [*parts, ""] if piece == "," else [*parts[:-1], parts[-1] + piece]
+    assert split_outside_quotes(text, ",") == [part.strip(" \t") for part in parts]
+
+
+async def test_a_header_of_more_than_8190_characters_accepts_nothing(site):
+    server = await site(negotiate("text/html"), handler=chosen)
+    for lines, status in (1, 200), (5, 406):
+        accept = "".join(f"Accept: text/html;x={'y' * 2000}, */*\n" for _ in range(lines))
+        answer = await server.exchange(f"GET / HTTP/1.1\nHost: x\nConnection: close\n{accept}\n")
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/html, application/json;q=0.9"])

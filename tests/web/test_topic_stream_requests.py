@@ -115,8 +115,40 @@ class TestTopics:
         assert hub.statistics().subscribers == 0
         await listener.close()
 
-    @pytest.mark.parametrize("wrong", [None, 5, b"a", ["a", 5], "", "a..b", "a.>.b", ["a b"], "x" * 256])
-    async def test_a_function_that_returns_invalid_topics_is_a_500(self, serve, hub, wrong):
+    @pytest.mark.parametrize("wrong", ["", "a..b", "a.>.b", ["a b"], ["a", "b\n"], "x" * 256, "\udcff"])
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    async def test_an_invalid_topic_is_a_400_and_only_the_log_has_the_value(
+        self, serve, hub, wrong, method, asynchronous, logged, raised
+    ):
+        """It was made of the request. A client must not be able to fill the log with tracebacks."""
+
+        async def later(context: RequestContext) -> object:
+            return wrong
+
+        server = await serve(application(hub, later if asynchronous else lambda context: wrong))
+        answer = await server.exchange(f"{method} / HTTP/1.1\nHost: x\nConnection: close\n\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert body == (b"" if method == "HEAD" else b"The topic of this request is not valid.\n")
+        assert hub.statistics().subscribers == 0
+        assert raised() == []
+        (line,) = logged
+        assert (line["event"], line["log_level"], line["status"]) == ("stream_refused", "warning", 400)
+        assert repr(wrong if isinstance(wrong, str) else wrong[-1]) in line["why"]
+
+    async def test_an_iterator_of_topics_that_raises_is_an_error_of_the_application(self, serve, hub, raised):
+        def topics(context: RequestContext):
+            yield "a"
+            raise ValueError("a defect")
+
+        listener = await listen(await serve(application(hub, topics)))
+        assert listener.status == 500
+        assert str(*raised()) == "a defect"
+        await listener.close()
+
+    @pytest.mark.parametrize("wrong", [None, 5, b"a", ["a", 5]])
+    async def test_a_function_that_returns_no_topics_is_a_500(self, serve, hub, wrong):
         """The value is logged."""
         seen = []
 
@@ -124,7 +156,7 @@ class TestTopics:
         async def look(request, handler):
             try:
                 return await handler(request)
-            except (TypeError, ValueError) as error:
+            except TypeError as error:
                 seen.append(str(error))
                 raise web.HTTPInternalServerError from None
 

@@ -23,7 +23,19 @@ from aiohttp_interceptors.hub.broker import Broker
 from .interceptors import content_security, late_cookie, request_log, same_origin, timing
 from .machine import Machine
 from .pages import PAGES, drop, droppable
-from .rooms import HUB, announce_counts, announce_join, announce_leave, health, say, topic_of, topics
+from .rooms import (
+    HUB,
+    announce_counts,
+    announce_join,
+    announce_leave,
+    enter,
+    health,
+    logout,
+    owner,
+    say,
+    topic_of,
+    topics,
+)
 from .streams import MACHINE, SEED_INTERVAL, load, resume_seed, seed
 
 __all__ = ["make_app"]
@@ -74,12 +86,13 @@ def make_app(
     app.router.add_post("/drop", drop)
 
     room = start_topic_stream(
-        hub, topics, replay=LATEST, stream_ready=announce_join, on_close=announce_leave, retry=RETRY
+        hub, topics, replay=LATEST, stream_ready=announce_join, on_close=announce_leave, owner=owner, retry=RETRY
     )
-    app.router.add_get("/rooms", room_page)
+    app.router.add_get("/rooms", intercept(enter)(room_page))
     app.router.add_get("/events/room", as_handler(droppable, room))
     app.router.add_get("/health", health)
     app.router.add_post("/say", intercept(same_origin)(say))
+    app.router.add_post("/logout", intercept(same_origin)(logout))
     return app
 
 

@@ -10,7 +10,7 @@ from secrets import token_hex
 
 from aiohttp import web
 
-from aiohttp_interceptors import BrokerError, CloseReason, Event, Hub, RequestContext, Subscriber
+from aiohttp_interceptors import BrokerError, CloseReason, Event, Hub, RequestContext, Subscriber, after
 
 from .pages import PAGES
 
@@ -20,7 +20,10 @@ __all__ = [
     "announce_counts",
     "announce_join",
     "announce_leave",
+    "enter",
     "health",
+    "logout",
+    "owner",
     "say",
     "topic_of",
     "topics",
@@ -31,6 +34,7 @@ SERVER = token_hex(4)  # the name of this process among the servers that share t
 COUNT_INTERVAL = 5.0  # seconds between two announcements of the number of pages; presence.js expires them after 12
 ROOM = re.compile(r"[a-z0-9-]{1,30}")
 KEY = re.compile(r"[0-9a-zA-Z-]{1,64}")
+SESSION = "session"  # a cookie
 MAX_NAME = 30  # characters
 MAX_TEXT = 500
 
@@ -66,6 +70,30 @@ async def say(request: web.Request) -> web.Response:
     except BrokerError as error:
         raise web.HTTPServiceUnavailable(text="the server cannot store messages at the moment, try again\n") from error
     return web.Response(status=204)
+
+
+def owner(context: RequestContext) -> str | None:
+    """Return whose a stream is: all pages of a browser belong together, whichever server they are connected to."""
+    session = context.request.cookies.get(SESSION, "")
+    return f"session:{session}" if KEY.fullmatch(session) else None
+
+
+@after
+def enter(context: RequestContext) -> None:
+    """Give a browser a session when it opens a room. A real application asks who it is first."""
+    if owner(context) is None and context.response is not None:
+        context.response.set_cookie(SESSION, token_hex(16), httponly=True, samesite="Lax")
+
+
+async def logout(request: web.Request) -> web.Response:
+    """Forget the session, and end all its streams, on all servers."""
+    context = RequestContext.of(request)
+    whose = context and owner(context)
+    response = web.Response(status=204)
+    response.del_cookie(SESSION)
+    if whose:
+        await request.app[HUB].disconnect(whose, Event("signed out", "logout"))
+    return response
 
 
 async def health(request: web.Request) -> web.Response:

@@ -29,6 +29,12 @@ function follow() {
     conversation.announce(); // this event comes after the history
   });
   source.addEventListener("server", ({ data }) => show("server", `on server ${data}`));
+  source.addEventListener("logout", () => {
+    source.close();
+    presence.clear();
+    show("server", "");
+    setState("lost", "signed out; reload to come back");
+  });
   source.addEventListener("open", () => setState("open"));
   source.addEventListener("error", () => {
     setState("lost", "lost, reconnecting");
@@ -94,5 +100,6 @@ linkOf().setAttribute("aria-current", "page");
 document.title = `${room} – Rooms`;
 show("room", room);
 
+document.getElementById("logout").addEventListener("click", () => fetch("/logout", { method: "POST" }));
 follow();
 dropOnClick(() => state === "open");

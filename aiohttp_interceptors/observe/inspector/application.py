@@ -1,0 +1,282 @@
+"""``inspector``: makes the sub-application with the page, its streams and its actions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from ...chain import ContextKey
+from ...exceptions import BrokerError
+from ...hub.hub import Hub
+from ...hub.owners import check_owner
+from ...interceptor import InterceptorLike
+from ...ready import csrf, json_body, security_headers
+from ...sse import Event
+from ...web.app import STREAMS, Streams, setup
+from ...web.context import RequestContext
+from ...web.event_stream import event_stream
+from ...web.middleware import Handler, intercept, interceptor_middleware
+from .feed import Feed, Sampler
+from .raw import RawView, Write, mask
+from .recorder import Recorder
+from .streams import Query, find_stream, open_streams
+
+__all__ = ["inspector"]
+
+
+MAX_STREAMS = 20  # streams that all pages of an inspector have open; each page has one, and one for a raw view
+MAX_BODY = 4096  # bytes of the JSON of an action
+MAX_AGE = 900.0  # seconds, after which the streams of a page are opened again, and so authorized again
+RETRY = 2000  # milliseconds
+RAW_INTERVAL = 0.1  # seconds between two events of a raw view
+PAGE = Path(__file__).parent / "page"
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {"Content-Security-Policy": CSP, "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
+FILES = {
+    "inspector.css": "text/css",
+    "inspector.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The body of a request to end one stream."""
+
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Disconnect:
+    """The body of a request to end all streams of an owner."""
+
+    owner: str
+
+
+END = ContextKey[_End]("inspector.end")
+DISCONNECT = ContextKey[_Disconnect]("inspector.disconnect")
+
+
+def inspector(
+    *hubs: Hub,
+    interceptors: Iterable[InterceptorLike[RequestContext]] = (),
+    public: bool = False,
+    show_data: bool = False,
+    origins: Iterable[str] = (),
+) -> web.Application:
+    """Make a sub-application with a page that shows open streams, topics and Hubs, and can end streams.
+
+    ``app.add_subapp("/inspector", inspector(hub, interceptors=[require_admin]))``
+
+    The page shows the streams of the application that it is mounted in, and of all its sub-applications, in this
+    process: also streams without a Hub, and those of applications without ``setup``. Its own streams are left out, and
+    do not count under the limits of the applications around it.
+
+    Args:
+        *hubs: The Hubs whose topics and brokers the page shows. ``hub.disconnect`` of each is called to end all
+            streams of an owner. ``setup`` opens and closes them, not this.
+        interceptors: What decides who may see the page, its streams and its actions: they run for each request. They
+            are yours, and this cannot know whether they refuse anybody.
+        public: Everybody who reaches the server may see the page and end streams. For development, or a port that
+            only operators reach.
+        show_data: The raw view of a stream shows the data, IDs and comments of events. Otherwise each of their bytes is
+            shown as ``x``.
+        origins: The page's own origin, such as ``"https://admin.example.com"``, behind a proxy that changes ``Host``.
+
+    Returns:
+        The sub-application, for ``add_subapp``.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: There is no interceptor, and ``public`` is not set.
+    """
+    for hub in hubs:
+        if not isinstance(hub, Hub):
+            raise TypeError(f"inspector takes Hubs, not {hub!r}")
+    for name, flag in ("public", public), ("show_data", show_data):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is a bool, not {flag!r}")
+    chosen = tuple(each for each in interceptors if each is not None)
+    if not chosen and not public:
+        raise ValueError(
+            "inspector() shows who is connected and can end streams, so it needs interceptors that refuse everybody "
+            "else: inspector(hub, interceptors=[require_admin]); public=True allows everybody"
+        )
+    names = ["Hub"] if len(hubs) == 1 else [f"Hub {number}" for number in range(1, len(hubs) + 1)]
+    headers = security_headers(csp=CSP, referrer_policy="no-referrer")
+    middleware = interceptor_middleware(headers, *chosen, csrf(origins=origins))
+    app = web.Application(middlewares=[middleware])
+    setup(app, max_streams=MAX_STREAMS)
+    app[STREAMS].separate = True
+    _Inspector(dict(zip(names, hubs, strict=True)), show_data=show_data).mount(app)
+    return app
+
+
+class _Inspector:
+    """The handlers and the state of one inspector."""
+
+    def __init__(self, hubs: dict[str, Hub], *, show_data: bool) -> None:
+        self._hubs = hubs
+        self._show_data = show_data
+        self._recorder = Recorder()
+        self._sampler = Sampler(hubs, self._recorder)
+        self._root: web.Application | None = None  # known from the first request on
+        self._registries: list[Streams] = []  # which are observed
+
+    def mount(self, app: web.Application) -> None:
+        """Add the routes and the hooks of the application."""
+        app.on_startup.append(self._start)
+        app.on_cleanup.append(self._stop)
+        router = app.router
+        router.add_get("", _redirect)
+        router.add_get("/", _file_handler("index.html", "text/html"))
+        for name, content_type in FILES.items():
+            router.add_get(f"/{name}", _file_handler(name, content_type))
+        stream = event_stream(buffer=1, retry=RETRY, max_age=MAX_AGE, max_event_size=None)
+        router.add_get("/feed", stream(self.feed))
+        router.add_get("/raw", stream(self.raw))
+        router.add_post("/end", intercept(json_body(END, _End, max_size=MAX_BODY))(self.end))
+        disconnecting = json_body(DISCONNECT, _Disconnect, max_size=MAX_BODY)
+        router.add_post("/disconnect", intercept(disconnecting)(self.disconnect))
+
+    # Observing
+
+    async def _start(self, _: web.Application) -> None:
+        """Observe the Hubs, and the registries of all applications: which one is around this one is not known yet."""
+        for name, hub in self._hubs.items():
+            hub._dispatcher.observers.add(self._recorder.hub_observer(name))
+        self._observe([streams for streams in Streams.all_of_process() if not streams.separate])
+
+    async def _stop(self, _: web.Application) -> None:
+        await self._sampler.close()
+        for name, hub in self._hubs.items():
+            hub._dispatcher.observers.remove(self._recorder.hub_observer(name))
+        self._observe([])
+        self._root = None
+
+    def _observe(self, registries: list[Streams]) -> None:
+        """Observe these registries, and no others."""
+        for streams in self._registries:
+            if streams not in registries:
+                streams.remove_observer(self._recorder.stream_observer(streams))
+        for streams in registries:
+            if streams not in self._registries:
+                streams.add_observer(self._recorder.stream_observer(streams))
+        self._registries = registries
+
+    def _root_of(self, request: web.Request) -> tuple[web.Application, list[Streams]]:
+        """Return the outermost application, and the registries in it."""
+        root = request.match_info.apps[0]
+        if self._root is not root:
+            registries = [streams for streams in Streams.all_in(root) if not streams.separate]
+            self._observe(registries)
+            self._recorder.forget_others(registries)
+            self._root = root
+        return root, Streams.all_in(root)
+
+    # Streams of the page
+
+    async def feed(self, context: RequestContext) -> AsyncGenerator[Event, None]:
+        """Send a sample each second."""
+        parameters = context.request.query
+        try:
+            query = Query(
+                parameters.get("filter", ""),
+                parameters.get("sort", "behind"),
+                parameters.get("order", "descending") == "descending",
+            )
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from None
+        root, registries = self._root_of(context.request)
+        feed = Feed(root, registries, self._hubs, self._recorder, query, parameters.get("topics", "")[:255])
+        loop = asyncio.get_running_loop()
+        self._sampler.page_opened()
+        try:
+            while True:
+                began = loop.time()
+                yield Event(await feed.next(), "sample")
+                await asyncio.sleep(max(0.0, began + feed.interval - loop.time()))
+        finally:
+            self._sampler.page_closed()
+
+    async def raw(self, context: RequestContext) -> AsyncGenerator[Event, None]:
+        """Send what a stream sends, until it ends."""
+        root, registries = self._root_of(context.request)
+        stream = await find_stream(open_streams(registries, root), context.request.query.get("stream", ""))
+        if stream is None:
+            raise web.HTTPNotFound(text="This stream has ended.\n")
+        view, connection = RawView(), stream.connection
+        connection.tap(view)
+        try:
+            yield Event(json.dumps({"masked": not self._show_data}), "open")
+            while not view.has_ended:
+                await view.changed.wait()
+                writes, skipped = view.take()
+                yield Event(json.dumps({"writes": list(map(self._shown, writes)), "skipped": skipped}), "writes")
+                await asyncio.sleep(RAW_INTERVAL)
+            yield Event("", "ended")
+        finally:
+            connection.untap(view)
+
+    def _shown(self, write: Write) -> dict[str, object]:
+        data = write.data if self._show_data else mask(write)
+        return {"at": write.at, "size": write.size, "shown": len(data), "text": data.decode(errors="backslashreplace")}
+
+    # Actions
+
+    async def end(self, request: web.Request) -> web.Response:
+        """End one stream."""
+        root, registries = self._root_of(request)
+        stream = await find_stream(open_streams(registries, root), _context_of(request)[END].stream)
+        if stream is None:
+            raise web.HTTPNotFound(text="This stream has ended.\n")
+        stream.kick(None)
+        return web.json_response({"ended": 1}, headers=HEADERS)
+
+    async def disconnect(self, request: web.Request) -> web.Response:
+        """End all streams of an owner: of this process first, then on all nodes."""
+        try:
+            owner = check_owner(_context_of(request)[DISCONNECT].owner)
+        except ValueError as error:
+            raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
+        _, registries = self._root_of(request)
+        for streams in registries:
+            streams.disconnect(owner)
+        results = await asyncio.gather(*[hub.disconnect(owner) for hub in self._hubs.values()], return_exceptions=True)
+        for result in results:
+            if isinstance(result, BrokerError):
+                why = "The streams of this process have ended, and other processes may not know of it"
+                raise web.HTTPBadGateway(text=f"{why}: {result}\n")
+            if result is not None:
+                raise result
+        return web.json_response({"disconnected": owner}, headers=HEADERS)
+
+
+def _context_of(request: web.Request) -> RequestContext:
+    context = RequestContext.of(request)
+    assert context is not None  # noqa: S101  # the middleware of this application has made it
+    return context
+
+
+async def _redirect(request: web.Request) -> web.Response:
+    """Redirect to the page, whose addresses are relative. A proxy may have removed a part of the path in front."""
+    raise web.HTTPFound(f"{request.path.rpartition('/')[2]}/")
+
+
+def _file_handler(name: str, content_type: str) -> Handler:
+    """Make the handler of a file of the page, which is read now."""
+    body = (PAGE / name).read_bytes()
+
+    async def file(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=HEADERS)
+
+    return file

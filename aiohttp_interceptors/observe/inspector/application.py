@@ -217,7 +217,7 @@ class _Inspector:
         view, connection = RawView(), stream.connection
         connection.tap(view)
         try:
-            yield Event(json.dumps({"masked": not self._show_data}), "open")
+            yield Event(json.dumps({"masked": not self._show_data}), "tap")
             while not view.has_ended:
                 await view.changed.wait()
                 writes, skipped = view.take()

@@ -145,6 +145,7 @@ class Feed:
         self._last_second = int(samples[-1][0] or 0) if samples else 0
         sample: dict[str, object] = {
             "now": round(time.time(), 3),
+            "interval": round(pacer.interval, 1),
             "streams": {
                 "total": streams.total,
                 "matching": streams.matching,

@@ -164,6 +164,11 @@ class Streams:
             found += [streams for streams in Streams.all_in(inner) if streams is not _SHARED]
         return found
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is the one of all applications without ``setup``."""
+        return self is _SHARED
+
     @staticmethod
     def all_of_process() -> list[Streams]:
         """Return the registries of all applications of this process, with the one that is shared."""

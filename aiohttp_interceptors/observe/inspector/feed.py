@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from typing import TypeAlias
 
 from aiohttp import web
 
@@ -15,7 +14,7 @@ from ...hub.hub import Hub
 from ...web.app import Streams
 from .hubs import TopicSelection, hub_rows
 from .pacer import Pacer
-from .recorder import SAMPLES, Recorder
+from .recorder import Recorder
 from .streams import Query, Row, Selection, open_streams
 
 __all__ = ["Feed", "Sampler"]
@@ -23,8 +22,7 @@ __all__ = ["Feed", "Sampler"]
 
 PROBE_INTERVAL = 0.1  # seconds between two measurements of the delay of the event loop
 CLOSE_TIMEOUT = 5.0  # seconds for the task to end
-
-Delta: TypeAlias = dict[str, object]
+CHECK_EVERY = 32  # rows between two looks at the clock
 
 
 class Sampler:
@@ -84,13 +82,17 @@ class _Table:
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
 
-    def update(self, rows: dict[str, Row]) -> Delta:
-        """Return the rows that are new or have changed, and the order if that has changed."""
+    async def update(self, rows: dict[str, Row], pacer: Pacer) -> tuple[str, list[str] | None]:
+        """Return the JSON of the rows that are new or have changed, and the order if that has changed."""
         known, self._rows = self._rows, rows
-        delta: Delta = {"rows": {key: row for key, row in rows.items() if known.get(key) != row}}
-        if list(known) != list(rows):
-            delta["order"] = list(rows)
-        return delta
+        changed: list[str] = []
+        for number, (key, row) in enumerate(rows.items()):
+            if number % CHECK_EVERY == 0 and pacer.due:
+                await pacer.give_way()
+            if known.get(key) != row:
+                changed.append(f"{json.dumps(key)}:{_to_json(row)}")
+        order = list(rows)
+        return f"{{{','.join(changed)}}}", None if order == list(known) else order
 
 
 class Feed:
@@ -140,9 +142,12 @@ class Feed:
         topics = await TopicSelection.of(self._hubs, self._topic_filter, pacer)
         await pacer.give_way()
         facts, self._last_fact = self._recorder.facts_after(self._last_fact)
+        await pacer.give_way()
         samples = self._recorder.samples_since(self._last_second)
         # The current second goes on, and is sent again.
         self._last_second = int(samples[-1][0] or 0) if samples else 0
+        stream_rows, stream_order = await self._streams.update(streams.rows, pacer)
+        topic_rows, topic_order = await self._topics.update(topics.rows, pacer)
         sample: dict[str, object] = {
             "now": round(time.time(), 3),
             "interval": round(pacer.interval, 1),
@@ -150,14 +155,17 @@ class Feed:
                 "total": streams.total,
                 "matching": streams.matching,
                 "own": sum(len(registry) for registry in self._registries if registry.separate),
-                **self._streams.update(streams.rows),
+                "order": stream_order,
             },
-            "topics": {"total": topics.total, "matching": topics.matching, **self._topics.update(topics.rows)},
+            "topics": {"total": topics.total, "matching": topics.matching, "order": topic_order},
             "hubs": hub_rows(self._hubs, self._recorder.down),
             "facts": facts,
             "samples": samples,
-            "kept": SAMPLES,
         }
-        encoded = json.dumps(sample, ensure_ascii=False, separators=(",", ":"))
+        encoded = f'{_to_json(sample)[:-1]},"stream_rows":{stream_rows},"topic_rows":{topic_rows}}}'
         pacer.end()
         return encoded
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from ...facts import HubDown
 from ...hub.hub import Hub
 from ...hub.topic_history import TopicHistory
 from ...hub.topics import is_wildcard
+from .order import FirstEntries
 from .pacer import Pacer
 from .streams import Row
 
@@ -21,7 +21,6 @@ MAX_TOPICS = 200
 """Number of topics that a page receives: those with the highest rate, then those with the most records."""
 RATE_WINDOW = 10.0  # seconds over which the rate of a topic is measured
 CHECK_EVERY = 64  # topics between two looks at the clock
-BATCH = 1024  # topics that are sorted at once
 
 
 def hub_rows(hubs: Mapping[str, Hub], down: Mapping[str, HubDown]) -> list[Row]:
@@ -86,11 +85,10 @@ class TopicSelection:
             text: What a name must contain, in lower case.
             pacer: Says when it is time for other tasks.
         """
-        best: list[tuple[int, int, str, str]] = []
+        first: FirstEntries[tuple[str, str, int, int]] = FirstEntries(MAX_TOPICS, descending=True)
         total = matching = 0
         since = asyncio.get_running_loop().time() - RATE_WINDOW
         for hub_name, hub in hubs.items():
-            batch: list[tuple[int, int, str, str]] = []
             for number, (name, history) in enumerate(_topics_of(hub)):
                 if number % CHECK_EVERY == 0 and pacer.due:
                     await pacer.give_way()
@@ -99,12 +97,10 @@ class TopicSelection:
                     continue
                 matching += 1
                 recent, records = (0, 0) if history is None else (history.count_since(since), len(history))
-                batch.append((-recent, -records, hub_name, name))
-                if len(batch) == BATCH:
-                    best, batch = heapq.nsmallest(MAX_TOPICS, [*best, *batch]), []
-            best = heapq.nsmallest(MAX_TOPICS, [*best, *batch])
+                first.add((recent, records), (hub_name, name, recent, records))
+        await pacer.give_way()
         rows: dict[str, Row] = {}
-        for number, (recent, records, hub_name, name) in enumerate(best):
+        for number, (hub_name, name, recent, records) in enumerate(first.entries()):
             if number % CHECK_EVERY == 0 and pacer.due:
                 await pacer.give_way()
             hub = hubs[hub_name]
@@ -112,11 +108,10 @@ class TopicSelection:
             rows[f"{hub_name} {name}"] = {
                 "hub": hub_name,
                 "topic": name,
-                "rate": round(-recent / RATE_WINDOW, 1),
+                "rate": round(recent / RATE_WINDOW, 1),
                 "subscribers": hub.subscribers(name),
-                "records": -records,
+                "records": records,
                 "bytes": 0 if history is None else history.bytes,
-                "offset": hub.history.last_offset(name),
                 "finished": int(hub.history.is_finished(name)),
             }
         return cls(total, matching, rows)

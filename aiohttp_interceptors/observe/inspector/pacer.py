@@ -16,17 +16,17 @@ MAX_SHARE = 0.02  # of the time of the event loop; a page with more to do is upd
 class Pacer:
     """Divides the work for one page into slices, and measures it."""
 
-    __slots__ = ("_began", "spent")
+    __slots__ = ("_began", "_began_cpu", "spent")
 
     def __init__(self) -> None:
-        self._began = 0.0
+        self._began = self._began_cpu = 0.0
         self.spent: float = 0.0
-        """Seconds of work since ``begin``, without the time of other tasks."""
+        """Seconds of computing since ``begin``, without other tasks, threads and processes."""
 
     def begin(self) -> None:
         """Begin the work for one sample."""
         self.spent = 0.0
-        self._began = time.perf_counter()
+        self._begin_slice()
 
     @property
     def due(self) -> bool:
@@ -37,11 +37,14 @@ class Pacer:
         """Let other tasks run. Cancelling is safe."""
         self.end()
         await asyncio.sleep(0)
-        self._began = time.perf_counter()
+        self._begin_slice()
 
     def end(self) -> None:
         """Count the slice."""
-        self.spent += time.perf_counter() - self._began
+        self.spent += time.thread_time() - self._began_cpu
+
+    def _begin_slice(self) -> None:
+        self._began, self._began_cpu = time.perf_counter(), time.thread_time()
 
     @property
     def interval(self) -> float:

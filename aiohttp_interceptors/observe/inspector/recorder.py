@@ -16,9 +16,11 @@ from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from ...facts import (
+    EventsDropped,
     HubDown,
     HubFact,
     HubFlushed,
+    HubGap,
     HubPublished,
     HubResumed,
     HubUp,
@@ -186,15 +188,8 @@ def _on_hub_fact(recorder: Recorder, name: str, fact: HubFact) -> None:
 
 def _shown(noted: _Noted) -> dict[str, Value]:
     """Return a fact as a page shows it."""
-    values = {name: getattr(noted.fact, name) for name in type(noted.fact).__slots__}
-    for name in ("execution_id", "exception", "path", "route"):
-        values.pop(name, None)
-    if noted.error:
-        values["error"] = noted.error
-    if isinstance(noted.fact, StreamRefused):
-        values = {"status": noted.fact.status, "why": noted.fact.limit or noted.fact.why}
-    text = ", ".join(f"{name} {_text_of(name, value)}" for name, value in values.items() if value != "")
     where = noted.source if isinstance(noted.source, str) else getattr(noted.fact, "path", "")
+    text = _text_of(noted.fact) + (f", {noted.error} in its producer" if noted.error else "")
     return {
         "number": noted.number,
         "at": round(noted.at, 3),
@@ -205,9 +200,29 @@ def _shown(noted: _Noted) -> dict[str, Value]:
     }
 
 
-def _text_of(name: str, value: object) -> str:
-    if name == "since" and isinstance(value, float):
-        return time.strftime("%H:%M:%S", time.localtime(value))
-    if name == "seconds" and isinstance(value, float):
-        return f"{value:.3g}"
-    return str(value)
+def _text_of(fact: StreamFact | HubFact) -> str:  # noqa: PLR0911  # one for each class
+    match fact:
+        case StreamFirstEvent():
+            return f"after {_seconds(fact.seconds)}"
+        case StreamClosed():
+            dropped = f", {fact.dropped} dropped" if fact.dropped else ""
+            return f"{fact.reason} after {_seconds(fact.seconds)}, {fact.events} events, {fact.bytes} bytes{dropped}"
+        case StreamRefused():
+            return f"{fact.status}: {fact.limit or fact.why}"
+        case EventsDropped():
+            return f"{fact.count} events, {fact.total} in all"
+        case HubUp():
+            return f"{fact.records} records"
+        case HubDown():
+            return fact.error
+        case HubResumed():
+            return f"after {_seconds(fact.seconds)}, {fact.missed} records arrived late"
+        case HubPublished():
+            return f"{fact.outcome} after {_seconds(fact.seconds)}"
+        case HubGap():
+            return fact.reason
+    return ""
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"

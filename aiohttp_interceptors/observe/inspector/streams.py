@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -14,10 +13,13 @@ from aiohttp import web
 from ...channel import CloseReason
 from ...sse import Event
 from ...web.app import Drainable, Streams
+from ...web.event_stream import ChannelStream
 from ...web.lifecycle import StreamLifecycle
 from ...web.request import route_of
 from ...web.response import EventStreamResponse
+from ...web.topic_stream import TopicStream
 from ...web.transport import Connection
+from .order import FirstEntries
 from .pacer import Pacer
 
 __all__ = ["COLUMNS", "MAX_ROWS", "ListedStream", "Query", "Row", "Selection", "find_stream", "open_streams"]
@@ -30,7 +32,7 @@ MAX_FILTER = 300  # characters of a filter
 MAX_PATH = 200  # characters of a path
 MAX_NAMES = 5  # topics, and owners, of a row
 CHECK_EVERY = 32  # streams between two looks at the clock
-BATCH = 1024  # streams that are sorted at once
+BATCH = 1024  # streams that are compared with a key at once
 
 Row: TypeAlias = dict[str, str | int | float | list[str] | None]
 
@@ -112,18 +114,17 @@ def open_streams(registries: Iterable[Streams], root: web.Application) -> Iterat
     for streams in registries:
         if streams.separate:
             continue
+        of_others = streams.is_shared
         for stream in streams:
-            listed = _listed(stream)
-            if listed is not None and _root_of(listed.request) is root:
+            listed = stream if isinstance(stream, (ChannelStream, TopicStream)) else _listed(stream)
+            if listed is not None and not (of_others and _root_of(listed.request) is not root):
                 yield listed
 
 
 def _listed(stream: Drainable) -> ListedStream | None:
-    if isinstance(stream, StreamLifecycle):
-        return stream if stream.reason is None else None
     if isinstance(stream, EventStreamResponse):
         request, connection = stream._req, stream.connection
-        if isinstance(request, web.Request) and connection is not None and not connection.disconnected:
+        if isinstance(request, web.Request) and connection is not None:
             return _ResponseStream(stream, request, connection)
     return None
 
@@ -172,6 +173,10 @@ _FIELDS: Mapping[str, Callable[[ListedStream], Iterable[str]]] = {
 }
 
 
+Term: TypeAlias = tuple[str, Callable[[ListedStream], Iterable[str]]]
+"""A word of a filter, and the function that returns what to look at."""
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """Which streams a page shows, and in which order.
@@ -193,16 +198,20 @@ class Query:
         if len(self.filter) > MAX_FILTER or len(self.filter.split()) > MAX_TERMS:
             raise ValueError(f"a filter has at most {MAX_TERMS} words and {MAX_FILTER} characters")
 
-    def terms(self) -> list[tuple[str, Callable[[ListedStream], Iterable[str]]]]:
+    def terms(self) -> list[Term]:
         """Return the words of the filter in lower case, each with the function that returns what to look at."""
         return [_term(word) for word in self.filter.casefold().split()]
 
 
-def _term(word: str) -> tuple[str, Callable[[ListedStream], Iterable[str]]]:
+def _term(word: str) -> Term:
     field, colon, value = word.partition(":")
     if colon and value and field in _FIELDS:
         return value, _FIELDS[field]
     return word, _all_fields
+
+
+def _matches(stream: ListedStream, terms: Iterable[Term]) -> bool:
+    return all(any(word in value.casefold() for value in values(stream)) for word, values in terms)
 
 
 def _all_fields(stream: ListedStream) -> Iterator[str]:
@@ -234,24 +243,22 @@ class Selection:
             pacer: Says when it is time for other tasks.
         """
         sort_key, terms = _SORT[query.sort], query.terms()
-        choose = heapq.nlargest if query.descending else heapq.nsmallest
-        best: list[tuple[float | str, float, int, ListedStream]] = []
-        batch: list[tuple[float | str, float, int, ListedStream]] = []
+        first: FirstEntries[ListedStream] = FirstEntries(MAX_ROWS, descending=query.descending)
         total = matching = 0
-        for total, stream in enumerate(streams, 1):  # it counts
-            if total % CHECK_EVERY == 0 and pacer.due:
+        for number, stream in enumerate(streams):
+            if number % CHECK_EVERY == 0 and pacer.due:
                 await pacer.give_way()
-            if stream.reason is not None or not all(
-                any(word in value.casefold() for value in values(stream)) for word, values in terms
-            ):
+            if stream.reason is not None:
+                continue
+            total += 1
+            if terms and not _matches(stream, terms):
                 continue
             matching += 1
-            age = -stream.opened_at if query.descending else stream.opened_at  # of equal ones the oldest is first
-            batch.append((sort_key(stream), age, matching, stream))
-            if len(batch) == BATCH:
-                best, batch = choose(MAX_ROWS, [*best, *batch]), []
+            opened_at = stream.opened_at
+            first.add((sort_key(stream), -opened_at if query.descending else opened_at), stream)  # the oldest first
+        await pacer.give_way()
         rows: dict[str, Row] = {}
-        for number, (*_, stream) in enumerate(choose(MAX_ROWS, [*best, *batch])):
+        for number, stream in enumerate(first.entries()):
             if number % CHECK_EVERY == 0 and pacer.due:
                 await pacer.give_way()
             if stream.reason is None:

@@ -111,7 +111,10 @@ class Table {
   show({ data, cells, target }) {
     this.columns.forEach((column, index) => {
       setText(index ? cells[index] : target, column.of(data));
-      if (column.slow) cells[index].classList.toggle("slow", column.slow(data));
+      if (column.slow) {
+        cells[index].classList.toggle("slow", column.slow(data));
+        cells[index].classList.toggle("zero", !column.slow(data));
+      }
     });
   }
 
@@ -335,7 +338,7 @@ class Plot {
 const plots = [
   new Plot("plot-events", "Events per second", [["published", 1], ["delivered", 2]], number),
   new Plot("plot-streams", "Streams per second", [["opened", 3], ["closed", 4]], number),
-  new Plot("plot-latency", "Longest in a second", [["event loop", 5], ["flush", 6], ["publish", 7]], milliseconds),
+  new Plot("plot-latency", "Longest wait in each second", [["event loop", 5], ["flush", 6], ["publish", 7]], milliseconds),
 ];
 let samples = [];
 
@@ -519,7 +522,7 @@ function showWrite({ at, size: bytes, shown, text }) {
   const line = make("span");
   line.append(make("span", "at", `${clock(at)}  ${number(bytes)} bytes\n`));
   for (const part of text.split(/(\r\n|\r|\n)/)) {
-    if (/^[\r\n]/.test(part)) line.append(make("span", "end", part.replace("\r", "␍").replace("\n", "␊")), "\n");
+    if (/^[\r\n]/.test(part)) line.append(make("span", "end", part.replace("\r", "\\r").replace("\n", "\\n")), "\n");
     else if (part) line.append(part);
   }
   if (shown < bytes) line.append(make("span", "at", `… and ${number(bytes - shown)} bytes more\n`));
@@ -617,8 +620,8 @@ let missed = false; // samples that were not shown, so that the next one is not 
 function show(sample) {
   ({ now, interval } = sample);
   showHubs(sample.hubs);
-  showStreams(sample.streams, fresh);
-  showTopics(sample.topics, fresh);
+  showStreams({ ...sample.streams, rows: sample.stream_rows }, fresh);
+  showTopics({ ...sample.topics, rows: sample.topic_rows }, fresh);
   showSamples(sample.samples, fresh);
   showFacts(sample.facts, fresh);
   fresh = false;

@@ -415,6 +415,8 @@ class Connection:
             self.close_reason = reason
             self._update_output_size()
             self._cancel_timer()
+            if isinstance(self._transport, Tap):
+                self._transport.end()
             self._notify()
 
     def _disconnect_soon(self) -> None:

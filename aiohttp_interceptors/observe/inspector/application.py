@@ -12,6 +12,7 @@ from aiohttp import web
 
 from ...chain import ContextKey
 from ...exceptions import BrokerError
+from ...facts import HubObserver, StreamObserver
 from ...hub.hub import Hub
 from ...hub.owners import check_owner
 from ...interceptor import InterceptorLike
@@ -130,7 +131,8 @@ class _Inspector:
         self._recorder = Recorder()
         self._sampler = Sampler(hubs, self._recorder)
         self._root: web.Application | None = None  # known from the first request on
-        self._registries: list[Streams] = []  # which are observed
+        self._stream_observers: dict[Streams, StreamObserver] = {}
+        self._hub_observers: dict[Hub, HubObserver] = {}
 
     def mount(self, app: web.Application) -> None:
         """Add the routes and the hooks of the application."""
@@ -153,25 +155,26 @@ class _Inspector:
     async def _start(self, _: web.Application) -> None:
         """Observe the Hubs, and the registries of all applications: which one is around this one is not known yet."""
         for name, hub in self._hubs.items():
-            hub._dispatcher.observers.add(self._recorder.hub_observer(name))
+            self._hub_observers[hub] = observer = self._recorder.hub_observer(name)
+            hub.add_observer(observer)
         self._observe([streams for streams in Streams.all_of_process() if not streams.separate])
 
     async def _stop(self, _: web.Application) -> None:
         await self._sampler.close()
-        for name, hub in self._hubs.items():
-            hub._dispatcher.observers.remove(self._recorder.hub_observer(name))
+        for hub, observer in self._hub_observers.items():
+            hub._dispatcher.observers.remove(observer)
+        self._hub_observers.clear()
         self._observe([])
         self._root = None
 
     def _observe(self, registries: list[Streams]) -> None:
         """Observe these registries, and no others."""
-        for streams in self._registries:
-            if streams not in registries:
-                streams.remove_observer(self._recorder.stream_observer(streams))
+        for streams in self._stream_observers.keys() - set(registries):
+            streams.remove_observer(self._stream_observers.pop(streams))
         for streams in registries:
-            if streams not in self._registries:
-                streams.add_observer(self._recorder.stream_observer(streams))
-        self._registries = registries
+            if streams not in self._stream_observers:
+                self._stream_observers[streams] = observer = self._recorder.stream_observer(streams)
+                streams.add_observer(observer)
 
     def _root_of(self, request: web.Request) -> tuple[web.Application, list[Streams]]:
         """Return the outermost application, and the registries in it."""

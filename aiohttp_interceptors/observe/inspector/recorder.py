@@ -110,12 +110,12 @@ class Recorder:
     # Listening
 
     def stream_observer(self, streams: Streams) -> Callable[[StreamFact], None]:
-        """Return an observer of a registry. Those of one registry are equal."""
-        return partial(_on_stream_fact, self, streams)
+        """Return an observer of a registry."""
+        return partial(self._on_stream_fact, streams)
 
     def hub_observer(self, name: str) -> Callable[[HubFact], None]:
         """Return an observer of a Hub."""
-        return partial(_on_hub_fact, self, name)
+        return partial(self._on_hub_fact, name)
 
     def sample(self) -> Sample:
         """Return the sample of this second."""
@@ -144,6 +144,32 @@ class Recorder:
                 ring.extend(kept)
                 self.samples.clear()
 
+    def _on_stream_fact(self, streams: Streams, fact: StreamFact) -> None:
+        if isinstance(fact, StreamOpened):
+            self.sample().opened += 1
+            self.note(streams, fact, notable=False)
+        elif isinstance(fact, StreamClosed):
+            self.sample().closed += 1
+            self.note(streams, fact, notable=fact.reason not in _EVERYDAY_REASONS or fact.exception is not None)
+        else:
+            self.note(streams, fact, notable=not isinstance(fact, StreamFirstEvent))
+
+    def _on_hub_fact(self, name: str, fact: HubFact) -> None:
+        if isinstance(fact, HubFlushed):
+            sample = self.sample()
+            sample.flush = fact.seconds if sample.flush is None else max(sample.flush, fact.seconds)
+            return
+        if isinstance(fact, HubPublished):
+            sample = self.sample()
+            sample.publish = fact.seconds if sample.publish is None else max(sample.publish, fact.seconds)
+            if fact.outcome in _EVERYDAY_OUTCOMES:
+                return
+        elif isinstance(fact, HubDown):
+            self.down[name] = fact
+        elif isinstance(fact, HubUp | HubResumed):
+            self.down.pop(name, None)
+        self.note(name, fact, notable=True)
+
     # Reading
 
     def facts_after(self, number: int) -> tuple[list[dict[str, Value]], int]:
@@ -156,34 +182,6 @@ class Recorder:
     def samples_since(self, second: int) -> list[list[Value]]:
         """Return the values of the samples since a second, oldest first."""
         return [sample.values() for sample in self.samples if sample.second >= second]
-
-
-def _on_stream_fact(recorder: Recorder, streams: Streams, fact: StreamFact) -> None:
-    if isinstance(fact, StreamOpened):
-        recorder.sample().opened += 1
-        recorder.note(streams, fact, notable=False)
-    elif isinstance(fact, StreamClosed):
-        recorder.sample().closed += 1
-        recorder.note(streams, fact, notable=fact.reason not in _EVERYDAY_REASONS)
-    else:
-        recorder.note(streams, fact, notable=not isinstance(fact, StreamFirstEvent))
-
-
-def _on_hub_fact(recorder: Recorder, name: str, fact: HubFact) -> None:
-    if isinstance(fact, HubFlushed):
-        sample = recorder.sample()
-        sample.flush = fact.seconds if sample.flush is None else max(sample.flush, fact.seconds)
-        return
-    if isinstance(fact, HubPublished):
-        sample = recorder.sample()
-        sample.publish = fact.seconds if sample.publish is None else max(sample.publish, fact.seconds)
-        if fact.outcome in _EVERYDAY_OUTCOMES:
-            return
-    elif isinstance(fact, HubDown):
-        recorder.down[name] = fact
-    elif isinstance(fact, HubUp | HubResumed):
-        recorder.down.pop(name, None)
-    recorder.note(name, fact, notable=True)
 
 
 def _shown(noted: _Noted) -> dict[str, Value]:

@@ -98,7 +98,7 @@ class Table {
   makeRow(key, data) {
     const line = make("tr");
     const cells = this.columns.map((column, index) => {
-      const cell = make(index ? "td" : "th", column.kind ?? column.name);
+      const cell = make(index ? "td" : "th", column.kind ?? "");
       if (!index) cell.scope = "row";
       if (column.label) cell.dataset.label = column.label;
       line.append(cell);
@@ -163,6 +163,8 @@ function rove(target) {
   for (const button of streams.body.querySelectorAll('button[tabindex="0"]')) button.tabIndex = -1;
   if (target) target.tabIndex = 0;
 }
+
+streams.body.addEventListener("focusin", (event) => rove(event.target.closest("button")));
 
 function keepOneTabStop() {
   const current = streams.body.querySelectorAll('button[tabindex="0"]');
@@ -497,7 +499,7 @@ function watch(key) {
   raw.hidden = false;
   element("raw-toggle").setAttribute("aria-pressed", "true");
   element("raw-toggle").textContent = "Stop";
-  element("raw-state").textContent = "Waiting for the next write …";
+  element("raw-state").textContent = "Opening …";
   let masked = "";
   watching = new EventSource(`raw?${new URLSearchParams({ stream: key })}`);
   watching.addEventListener("tap", (event) => {

@@ -95,6 +95,14 @@ class Page:
     def row(self, path):
         return next(row for row in self.rows.values() if row["path"] == path)
 
+    def named(self, path):
+        """Return what a page sends to name a stream."""
+        return {"process": self.sample["process"]["key"], "stream": self.key(path)}
+
+    def raw(self, path):
+        """Return the address of the raw view of a stream."""
+        return "/inspector/raw?" + "&".join(f"{name}={value}" for name, value in self.named(path).items())
+
     def key(self, path):
         return next(key for key, row in self.rows.items() if row["path"] == path)
 
@@ -247,7 +255,7 @@ async def test_an_action_of_another_site_is_refused(site, action, headers):
     async with site.stream("/clock?owner=a") as stream:
         await stream.next()
         async with site.page() as page:
-            body = {"stream": page.key("/clock")} if action == "end" else {"owner": "a"}
+            body = page.named("/clock") if action == "end" else {"owner": "a"}
             status, _ = await site.post(action, body, **headers)
             assert status == 403
             await page.next()
@@ -260,7 +268,9 @@ async def test_an_action_of_another_site_is_refused(site, action, headers):
 async def test_an_action_takes_json_only_as_a_form_needs_no_permission(site, action):
     site = await site().start()
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
-        status, _ = await site.post(action, {"owner": "a", "stream": "a"}, **{"Content-Type": content_type})
+        status, _ = await site.post(action, {}, **{"Content-Type": content_type})
+            action, {"owner": "a", "stream": "a", "process": "a"}, **{"Content-Type": content_type}
+        )
         assert status == 415
 
 
@@ -276,6 +286,14 @@ async def test_a_proxy_that_changes_the_host_needs_the_origin_of_the_page(site):
     site = await site(options={"origins": ["https://admin.example"]}).start()
     headers = {"Origin": "https://admin.example"}
     assert (await site.post("disconnect", {"owner": "a"}, **headers))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["feed", "raw"])
+async def test_the_page_of_another_site_cannot_open_its_streams(site, path):
+    site = await site().start()
+    for value, status in ("cross-site", 403), ("same-site", 403), ("same-origin", {"feed": 200, "raw": 409}[path]):
+        async with site.stream(f"/inspector/{path}", headers={"Sec-Fetch-Site": value}) as stream:
+            assert stream.response.status == status
 
 
 # What it shows.
@@ -347,6 +365,34 @@ async def test_streams_without_setup_are_shown_and_those_of_other_applications_a
                 assert page.paths == [path]
 
 
+async def test_on_a_port_of_its_own_it_shows_all_applications_of_the_process(site, serve):
+    hub = Hub()
+    bare = web.Application()
+    bare.router.add_get("/bare", as_handler(start_event_stream(waits)))
+    site, bare = await site(hub).start(), await serve(bare)
+    inspecting = await serve(inspector(hub, public=True))
+    async with site.stream("/clock?owner=a"), open_stream(site.session, f"{bare.url}/bare"), site.page():
+        async with open_stream(site.session, f"{inspecting.url}/feed") as stream:
+            page = await Page(stream).next()
+            await page.until(lambda page: sorted(page.paths) == ["/bare", "/clock"])
+            assert page.sample["streams"]["own"] == 2
+        async with site.session.post(f"{inspecting.url}/disconnect", json={"owner": "a"}) as response:
+            assert response.status == 200
+        await until(lambda: len(site.app[STREAMS]) == 0)
+
+
+async def test_a_request_that_reaches_another_process_is_told_apart(serve, session):
+    one, two = [await Site(serve, session).start() for _ in range(2)]
+    async with one.stream("/clock"), one.page() as page:
+        named, path = page.named("/clock"), page.raw("/clock")
+        status, text = await two.post("end", named)
+        assert status == 409
+        assert text.startswith("This stream is one of another process")
+        async with two.stream(path) as raw:
+            assert raw.response.status == 409
+        assert (await one.post("end", named))[0] == 200
+
+
 async def test_its_own_streams_are_counted_apart(site):
     site = await site().start()
     async with site.page() as one, site.page():
@@ -371,13 +417,14 @@ async def test_a_stalled_client_falls_behind_and_can_be_ended(site):
         assert max(unsent) > 0
         assert slow["paused"]
         key = next(iter(page.rows))
+        named = {**page.named("/news/a"), "stream": key}
         assert slow["offset"] < hub.history.end
         others = [row for row in page.rows.values() if row is not slow]
         assert [(row["behind"], row["offset"]) for row in others] == [(0, hub.history.end)]
-        assert await site.post("end", {"stream": key}) == (200, '{"ended": 1}')
+        assert await site.post("end", named) == (200, '{"ended": 1}')
         await page.until(lambda page: key not in page.rows)
         assert len(page.rows) == 1
-        assert await site.post("end", {"stream": key}) == (404, "This stream has ended.\n")
+        assert await site.post("end", named) == (404, "This stream has ended.\n")
         facts = [fact for fact in page.facts if fact["name"] == "StreamClosed"]
         assert [fact["text"].split()[0] for fact in facts] == ["kicked"]
     await stalled.close()
@@ -412,7 +459,7 @@ async def test_a_stream_of_aiohttp_sse_can_be_ended(site):
     client = await listen(site.server, "/compatible")
     async with site.page() as page:
         await page.until(lambda page: page.rows)
-        assert (await site.post("end", {"stream": page.key("/compatible")}))[0] == 200
+        assert (await site.post("end", page.named("/compatible")))[0] == 200
         await within(ended.wait())
         await page.until(lambda page: not page.rows)
     await client.close()
@@ -722,8 +769,8 @@ async def test_its_streams_end_in_a_drain(site, path, handler_cancellation):
     site = await site(drain=Drain(timeout=1.0)).start(handler_cancellation=handler_cancellation)
     client = await listen(site.server, "/clock")
     async with site.page() as page:
-        key = page.key("/clock")
-    async with site.stream(f"/inspector/{path}?stream={key}") as stream:
+        path = {"feed": "/inspector/feed", "raw": page.raw("/clock")}[path]
+    async with site.stream(path) as stream:
         await stream.next()
         async with asyncio.timeout(TIMEOUT):
             _, rest = await asyncio.gather(site.server.stop(), stream.rest())
@@ -768,12 +815,10 @@ async def test_the_bytes_of_a_stream_are_shown_as_they_go_out(site, show_data):
     hub = Hub()
     site = await site(hub, options={"show_data": show_data}).start()
     client = await listen(site.server, "/news/a")
-    async with site.page() as page:
-        key = page.key("/news/a")
-        async with site.stream(f"/inspector/raw?stream={key}") as raw:
-            assert await opened_raw(raw) == {"masked": not show_data}
-            event_id = await hub.publish("a", Event("first line\nsecond: 2", "name"))
-            text = await written(raw)
+    async with site.page() as page, site.stream(page.raw("/news/a")) as raw:
+        assert await opened_raw(raw) == {"masked": not show_data}
+        event_id = await hub.publish("a", Event("first line\nsecond: 2", "name"))
+        text = await written(raw)
     size, _, frame = text.partition("\r\n")
     assert int(size, 16) == len(frame) - 2
     if show_data:
@@ -791,7 +836,7 @@ async def test_the_tap_exists_while_somebody_looks(site):
     async with site.page() as page:
         (connection,) = [stream.connection for stream in site.app[STREAMS]]
         transport = connection._transport
-        path = f"/inspector/raw?stream={page.key('/news/a')}"
+        path = page.raw("/news/a")
         async with site.stream(path) as one, site.stream(path) as two:
             for raw in (one, two):
                 await opened_raw(raw)
@@ -806,19 +851,19 @@ async def test_the_view_ends_with_its_stream(site):
     hub = Hub()
     site = await site(hub).start()
     async with site.stream("/news/a"), site.page() as page:
-        key = page.key("/news/a")
-        async with site.stream(f"/inspector/raw?stream={key}") as raw:
+        path, named = page.raw("/news/a"), page.named("/news/a")
+        async with site.stream(path) as raw:
             await opened_raw(raw)
-            await site.post("end", {"stream": key})
+            await site.post("end", named)
             assert (await raw.rest())[-1].name == "ended"
-        async with site.stream(f"/inspector/raw?stream={key}") as raw:
+        async with site.stream(path) as raw:
             assert raw.response.status == 404
 
 
 async def test_the_view_ends_when_the_client_leaves(site):
     site = await site().start()
     client = await listen(site.server, "/clock")
-    async with site.page() as page, site.stream(f"/inspector/raw?stream={page.key('/clock')}") as raw:
+    async with site.page() as page, site.stream(page.raw("/clock")) as raw:
         await opened_raw(raw)
         await client.close()
         assert (await raw.rest())[-1].name == "ended"
@@ -826,9 +871,10 @@ async def test_the_view_ends_when_the_client_leaves(site):
 
 async def test_its_own_streams_have_no_raw_view_which_would_show_itself(site):
     site = await site().start()
-    async with site.page():
+    async with site.stream("/clock"), site.page() as page:
         (own,) = [stream for registry in site.app[STREAMS].all_in(site.app) if registry.separate for stream in registry]
-        async with site.stream(f"/inspector/raw?stream={streams.key_of(own)}") as raw:
+        path = page.raw("/clock").replace(page.key("/clock"), streams.key_of(own))
+        async with site.stream(path) as raw:
             assert raw.response.status == 404
 
 

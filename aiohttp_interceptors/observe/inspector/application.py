@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 from aiohttp import web
 
@@ -15,7 +16,7 @@ from ...exceptions import BrokerError
 from ...facts import HubObserver, StreamObserver
 from ...hub.hub import Hub
 from ...hub.owners import check_owner
-from ...interceptor import InterceptorLike
+from ...interceptor import Interceptor, InterceptorLike
 from ...ready import csrf, json_body, security_headers
 from ...sse import Event
 from ...web.app import STREAMS, Streams, setup
@@ -25,7 +26,7 @@ from ...web.middleware import Handler, intercept, interceptor_middleware
 from .feed import Feed, Sampler
 from .raw import RawView, Write, mask
 from .recorder import Recorder
-from .streams import Query, find_stream, open_streams
+from .streams import ListedStream, Query, Scope, find_stream
 
 __all__ = ["inspector"]
 
@@ -33,13 +34,18 @@ __all__ = ["inspector"]
 MAX_STREAMS = 20  # streams that all pages of an inspector have open; each page has one, and one for a raw view
 MAX_BODY = 4096  # bytes of the JSON of an action
 MAX_AGE = 900.0  # seconds, after which the streams of a page are opened again, and so authorized again
-RETRY = 2000  # milliseconds
+RETRY = 1000  # milliseconds
+MAX_TOPIC = 255  # characters of the filter of topics
 RAW_INTERVAL = 0.1  # seconds between two events of a raw view
 PAGE = Path(__file__).parent / "page"
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+OTHER_PROCESS = (
+    "This stream is one of another process than the one that this request has reached. "
+    "Give the inspector of each process an address of its own.\n"
 )
 HEADERS = {"Content-Security-Policy": CSP, "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
 FILES = {
@@ -51,8 +57,9 @@ FILES = {
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The body of a request to end one stream."""
+    """The body of a request to end one stream, which is one of the process that the page is connected to."""
 
+    process: str
     stream: str
 
 
@@ -63,6 +70,13 @@ class _Disconnect:
     owner: str
 
 
+def _refuse_other_sites(context: RequestContext) -> None:
+    """Refuse a stream to the page of another site, which cannot read it, but could open as many as are allowed."""
+    if context.request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
+        raise web.HTTPForbidden(text="This request comes from a page of another site.\n")
+
+
+REFUSE_OTHER_SITES = Interceptor("refuse_other_sites", _refuse_other_sites)
 END = ContextKey[_End]("inspector.end")
 DISCONNECT = ContextKey[_Disconnect]("inspector.disconnect")
 
@@ -79,8 +93,9 @@ def inspector(
     ``app.add_subapp("/inspector", inspector(hub, interceptors=[require_admin]))``
 
     The page shows the streams of the application that it is mounted in, and of all its sub-applications, in this
-    process: also streams without a Hub, and those of applications without ``setup``. Its own streams are left out, and
-    do not count under the limits of the applications around it.
+    process: also streams without a Hub, and those of applications without ``setup``. Served by itself, on a port of its
+    own, it shows those of all applications of the process. Its own streams are left out, and do not count under the
+    limits of the applications around it.
 
     Args:
         *hubs: The Hubs whose topics and brokers the page shows. ``hub.disconnect`` of each is called to end all
@@ -106,6 +121,8 @@ def inspector(
     for name, flag in ("public", public), ("show_data", show_data):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is a bool, not {flag!r}")
+    if not isinstance(interceptors, Iterable):
+        raise TypeError(f"interceptors are a list of interceptors, not {interceptors!r}")
     chosen = tuple(each for each in interceptors if each is not None)
     if not chosen and not public:
         raise ValueError(
@@ -129,6 +146,7 @@ class _Inspector:
         self._hubs = hubs
         self._show_data = show_data
         self._recorder = Recorder()
+        self._process = ""  # what a page sends back, so that a request to another process is recognised
         self._sampler = Sampler(hubs, self._recorder)
         self._root: web.Application | None = None  # known from the first request on
         self._stream_observers: dict[Streams, StreamObserver] = {}
@@ -144,8 +162,8 @@ class _Inspector:
         for name, content_type in FILES.items():
             router.add_get(f"/{name}", _file_handler(name, content_type))
         stream = event_stream(buffer=1, retry=RETRY, max_age=MAX_AGE, max_event_size=None)
-        router.add_get("/feed", stream(self.feed))
-        router.add_get("/raw", stream(self.raw))
+        router.add_get("/feed", intercept(REFUSE_OTHER_SITES)(stream(self.feed)))
+        router.add_get("/raw", intercept(REFUSE_OTHER_SITES)(stream(self.raw)))
         router.add_post("/end", intercept(json_body(END, _End, max_size=MAX_BODY))(self.end))
         disconnecting = json_body(DISCONNECT, _Disconnect, max_size=MAX_BODY)
         router.add_post("/disconnect", intercept(disconnecting)(self.disconnect))
@@ -154,6 +172,7 @@ class _Inspector:
 
     async def _start(self, _: web.Application) -> None:
         """Observe the Hubs, and the registries of all applications: which one is around this one is not known yet."""
+        self._process = token_hex(8)
         for name, hub in self._hubs.items():
             self._hub_observers[hub] = observer = self._recorder.hub_observer(name)
             hub.add_observer(observer)
@@ -176,15 +195,29 @@ class _Inspector:
                 self._stream_observers[streams] = observer = self._recorder.stream_observer(streams)
                 streams.add_observer(observer)
 
-    def _root_of(self, request: web.Request) -> tuple[web.Application, list[Streams]]:
-        """Return the outermost application, and the registries in it."""
+    def _scope_of(self, request: web.Request) -> Scope:
+        """Return what a page shows: the outermost application, or all of the process if that is this one."""
         root = request.match_info.apps[0]
+        if STREAMS in root and root[STREAMS].separate:
+            scope = Scope(None, Streams.all_of_process())
+        else:
+            scope = Scope(root, Streams.all_in(root))
         if self._root is not root:
-            registries = [streams for streams in Streams.all_in(root) if not streams.separate]
-            self._observe(registries)
-            self._recorder.forget_others(registries)
             self._root = root
-        return root, Streams.all_in(root)
+            observed = [streams for streams in scope.registries if not streams.separate]
+            self._observe(observed)
+            self._recorder.forget_others(observed)
+        return scope
+
+    async def _find(self, request: web.Request, process: str, key: str) -> ListedStream:
+        """Return an open stream. Raises a 409 for one of another process, and a 404 for one that has ended."""
+        scope = self._scope_of(request)
+        if process != self._process:
+            raise web.HTTPConflict(text=OTHER_PROCESS)
+        stream = await find_stream(scope.streams(), key)
+        if stream is None:
+            raise web.HTTPNotFound(text="This stream has ended.\n")
+        return stream
 
     # Streams of the page
 
@@ -199,8 +232,9 @@ class _Inspector:
             )
         except ValueError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
-        root, registries = self._root_of(context.request)
-        feed = Feed(root, registries, self._hubs, self._recorder, query, parameters.get("topics", "")[:255])
+        scope = self._scope_of(context.request)
+        topics = parameters.get("topics", "")[:MAX_TOPIC]
+        feed = Feed(self._process, scope, self._hubs, self._recorder, query, topics)
         loop = asyncio.get_running_loop()
         self._sampler.page_opened()
         try:
@@ -213,10 +247,8 @@ class _Inspector:
 
     async def raw(self, context: RequestContext) -> AsyncGenerator[Event, None]:
         """Send what a stream sends, until it ends."""
-        root, registries = self._root_of(context.request)
-        stream = await find_stream(open_streams(registries, root), context.request.query.get("stream", ""))
-        if stream is None:
-            raise web.HTTPNotFound(text="This stream has ended.\n")
+        parameters = context.request.query
+        stream = await self._find(context.request, parameters.get("process", ""), parameters.get("stream", ""))
         view, connection = RawView(), stream.connection
         connection.tap(view)
         try:
@@ -238,11 +270,8 @@ class _Inspector:
 
     async def end(self, request: web.Request) -> web.Response:
         """End one stream."""
-        root, registries = self._root_of(request)
-        stream = await find_stream(open_streams(registries, root), _context_of(request)[END].stream)
-        if stream is None:
-            raise web.HTTPNotFound(text="This stream has ended.\n")
-        stream.kick(None)
+        body = _context_of(request)[END]
+        (await self._find(request, body.process, body.stream)).kick(None)
         return web.json_response({"ended": 1}, headers=HEADERS)
 
     async def disconnect(self, request: web.Request) -> web.Response:
@@ -251,8 +280,7 @@ class _Inspector:
             owner = check_owner(_context_of(request)[DISCONNECT].owner)
         except ValueError as error:
             raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
-        _, registries = self._root_of(request)
-        for streams in registries:
+        for streams in self._scope_of(request).registries:
             streams.disconnect(owner)
         results = await asyncio.gather(*[hub.disconnect(owner) for hub in self._hubs.values()], return_exceptions=True)
         for result in results:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import time
 from collections.abc import Mapping
 
-from aiohttp import web
-
 from ..._tasks import cancel_and_wait
 from ...hub.hub import Hub
-from ...web.app import Streams
 from .hubs import TopicSelection, hub_rows
 from .pacer import Pacer
 from .recorder import Recorder
-from .streams import Query, Row, Selection, open_streams
+from .streams import Query, Row, Scope, Selection
 
 __all__ = ["Feed", "Sampler"]
 
@@ -99,8 +98,8 @@ class Feed:
     """The samples for one page.
 
     Args:
-        root: The outermost application.
-        registries: The registries of its open streams.
+        process: What identifies this process.
+        scope: The streams to show.
         hubs: The Hubs by name.
         recorder: The facts and samples.
         query: What the page asks for.
@@ -109,15 +108,15 @@ class Feed:
 
     def __init__(  # they are independent
         self,
-        root: web.Application,
-        registries: list[Streams],
+        process: str,
+        scope: Scope,
         hubs: Mapping[str, Hub],
         recorder: Recorder,
         query: Query,
         topic_filter: str,
     ) -> None:
-        self._root = root
-        self._registries = registries
+        self._process = {"key": process, "name": f"process {os.getpid()} on {socket.gethostname()}"}
+        self._scope = scope
         self._hubs = hubs
         self._recorder = recorder
         self._query = query
@@ -138,7 +137,7 @@ class Feed:
         """Return the next sample as JSON. Other tasks run meanwhile. Cancelling is safe."""
         pacer = self._pacer
         pacer.begin()
-        streams = await Selection.of(open_streams(self._registries, self._root), self._query, self._epoch, pacer)
+        streams = await Selection.of(self._scope.streams(), self._query, self._epoch, pacer)
         topics = await TopicSelection.of(self._hubs, self._topic_filter, pacer)
         await pacer.give_way()
         facts, self._last_fact = self._recorder.facts_after(self._last_fact)
@@ -151,10 +150,11 @@ class Feed:
         sample: dict[str, object] = {
             "now": round(time.time(), 3),
             "interval": round(pacer.interval, 1),
+            "process": self._process,
             "streams": {
                 "total": streams.total,
                 "matching": streams.matching,
-                "own": sum(len(registry) for registry in self._registries if registry.separate),
+                "own": self._scope.own(),
                 "order": stream_order,
             },
             "topics": {"total": topics.total, "matching": topics.matching, "order": topic_order},

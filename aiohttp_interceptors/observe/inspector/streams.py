@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -22,7 +23,7 @@ from ...web.transport import Connection
 from .order import FirstEntries
 from .pacer import Pacer
 
-__all__ = ["COLUMNS", "MAX_ROWS", "ListedStream", "Query", "Row", "Selection", "find_stream", "open_streams"]
+__all__ = ["COLUMNS", "MAX_ROWS", "ListedStream", "Query", "Row", "Scope", "Selection", "find_stream"]
 
 
 MAX_ROWS = 500
@@ -31,7 +32,7 @@ MAX_TERMS = 8  # words of a filter
 MAX_FILTER = 300  # characters of a filter
 MAX_PATH = 200  # characters of a path
 MAX_NAMES = 5  # topics, and owners, of a row
-CHECK_EVERY = 32  # streams between two looks at the clock
+CHECK_EVERY = 8  # streams between two looks at the clock
 BATCH = 1024  # streams that are compared with a key at once
 
 Row: TypeAlias = dict[str, str | int | float | list[str] | None]
@@ -106,19 +107,28 @@ class _ResponseStream:
         self.connection.abort()
 
 
-def open_streams(registries: Iterable[Streams], root: web.Application) -> Iterator[ListedStream]:
-    """Yield the open streams of an application, without those of inspectors.
+class Scope(NamedTuple):
+    """What an inspector looks at."""
 
-    The streams may end while this is iterated over.
-    """
-    for streams in registries:
-        if streams.separate:
-            continue
-        of_others = streams.is_shared
-        for stream in streams:
-            listed = stream if isinstance(stream, (ChannelStream, TopicStream)) else _listed(stream)
-            if listed is not None and not (of_others and _root_of(listed.request) is not root):
-                yield listed
+    root: web.Application | None
+    """The outermost application; ``None`` for all of the process."""
+    registries: list[Streams]
+    """The registries of its streams."""
+
+    def streams(self) -> Iterator[ListedStream]:
+        """Yield the open streams, without those of inspectors. They may end while this is iterated over."""
+        for streams in self.registries:
+            if streams.separate:
+                continue
+            of_others = self.root is not None and streams.is_shared
+            for stream in streams:
+                listed = stream if isinstance(stream, (ChannelStream, TopicStream)) else _listed(stream)
+                if listed is not None and not (of_others and _root_of(listed.request) is not self.root):
+                    yield listed
+
+    def own(self) -> int:
+        """Return the number of open streams of inspectors."""
+        return sum(len(streams) for streams in self.registries if streams.separate)
 
 
 def _listed(stream: Drainable) -> ListedStream | None:
@@ -155,7 +165,7 @@ _SORT: Mapping[str, Callable[[ListedStream], float | str]] = {
     "path": lambda stream: stream.request.path,
     "kind": lambda stream: stream.kind,
     "age": lambda stream: -stream.opened_at,
-    "topics": lambda stream: ", ".join(sorted(stream.topics)),
+    "topics": lambda stream: min(stream.topics, default=""),
     "offset": lambda stream: -1 if stream.offset is None else stream.offset,
     "behind": lambda stream: stream.behind,
     "unsent": lambda stream: stream.connection.unsent,
@@ -275,7 +285,7 @@ def row_of(stream: ListedStream, epoch: float) -> Row:
         "method": request.method,
         "kind": stream.kind,
         "opened": round(epoch + stream.opened_at, 1),
-        "topics": sorted(stream.topics)[:MAX_NAMES],
+        "topics": heapq.nsmallest(MAX_NAMES, stream.topics),
         "topic_count": len(stream.topics),
         "offset": stream.offset,
         "behind": stream.behind,

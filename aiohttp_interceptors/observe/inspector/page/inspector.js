@@ -434,7 +434,7 @@ element("end-stream").addEventListener("click", async () => {
   if (!row) return;
   const { path, peer } = row.data;
   if (await confirmed("End this stream?", `${path} of ${peer || "an unknown peer"}. Its client may reconnect.`, "End stream")) {
-    await act("end", { stream: row.key }, "The stream was ended.");
+    await act("end", { process: process.key, stream: row.key }, "The stream was ended.");
   }
 });
 
@@ -501,7 +501,7 @@ function watch(key) {
   element("raw-toggle").textContent = "Stop";
   element("raw-state").textContent = "Opening …";
   let masked = "";
-  watching = new EventSource(`raw?${new URLSearchParams({ stream: key })}`);
+  watching = new EventSource(`raw?${new URLSearchParams({ process: process.key, stream: key })}`);
   watching.addEventListener("tap", (event) => {
     masked = JSON.parse(event.data).masked ? "Each byte of data, IDs and comments is shown as x. " : "";
     element("raw-state").textContent = `${masked}Waiting for the next write …`;
@@ -601,6 +601,7 @@ let fresh = true;
 let paused = false;
 let lastSample = 0;
 let interval = 1; // seconds between two samples
+let process = { key: "", name: "" };
 let retrying;
 
 function connect() {
@@ -620,7 +621,8 @@ function connect() {
 let missed = false; // samples that were not shown, so that the next one is not enough
 
 function show(sample) {
-  ({ now, interval } = sample);
+  ({ now, interval, process } = sample);
+  setText(element("process"), process.name);
   showHubs(sample.hubs);
   showStreams({ ...sample.streams, rows: sample.stream_rows }, fresh);
   showTopics({ ...sample.topics, rows: sample.topic_rows }, fresh);
@@ -633,7 +635,7 @@ function show(sample) {
 
 function showState() {
   if (paused) setText(element("state"), "Paused");
-  else if (!document.body.classList.contains("away")) setText(element("state"), "Live");
+  else if (!document.body.classList.contains("away")) setText(element("state"), interval < 1.5 ? "Live" : `Live, every ${interval} s`);
 }
 
 function away(text) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import weakref
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -17,6 +18,7 @@ from aiohttp_interceptors import (
     Event,
     EventStreamResponse,
     Hub,
+    StreamClosed,
     as_handler,
     before,
     setup,
@@ -29,8 +31,9 @@ from aiohttp_interceptors.hub.topic_history import RetentionPolicy
 from aiohttp_interceptors.observe.inspector import inspector, pacer, streams
 from aiohttp_interceptors.observe.inspector.order import FirstEntries
 from aiohttp_interceptors.observe.inspector.raw import MAX_SHOWN, MAX_WAITING, RawView, Write, mask
-from aiohttp_interceptors.observe.inspector.recorder import MAX_FACTS
+from aiohttp_interceptors.observe.inspector.recorder import MAX_FACTS, Recorder
 from aiohttp_interceptors.testing import open_stream
+from aiohttp_interceptors.web.app import Streams
 from aiohttp_interceptors.web.transport import Tap
 from tests.listener import listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
@@ -656,7 +659,9 @@ async def test_facts_from_before_the_first_page_are_shown(site):
 
 
 async def test_facts_of_another_application_are_not_shown(serve, session):
-    sites = [await Site(serve, session).start() for _ in range(2)]
+    sites = [Site(serve, session) for _ in range(2)]  # both are there when the first one starts
+    for site in sites:
+        await site.start()
     for site in sites:
         async with site.stream("/clock") as stream:
             await stream.next()
@@ -699,6 +704,18 @@ async def test_the_exception_of_a_producer_is_named_and_not_kept(site, raised):
         assert fact["text"].endswith("Big in its producer")
         assert "secret" not in json.dumps(page.facts)
     assert [type(error) for error in raised()] == [Big]
+
+
+def test_what_a_producer_raised_is_not_kept_in_memory():
+    class Big(Exception):
+        pass
+
+    recorder, error = Recorder(), Big()
+    kept = weakref.ref(error)
+    recorder.stream_observer(Streams())(StreamClosed(1, "/", "error", 0, 0, 0, 0.0, exception=error))
+    del error
+    assert kept() is None
+    assert len(recorder.facts_after(0)[0]) == 1
 
 
 async def test_rates_and_delays_are_sampled_while_a_page_is_open(site):

@@ -167,11 +167,11 @@ def site(serve, session):
 
 @pytest.mark.parametrize("interceptors", [[], (), [None]])
 def test_it_is_not_made_without_an_interceptor(interceptors):
-    with pytest.raises(ValueError, match=r"interceptors=\[require_admin\].*public=True allows everybody"):
+    with pytest.raises(ValueError, match=r"interceptors=\[require_admin\].*public=True allows every client"):
         inspector(Hub(), interceptors=interceptors)
 
 
-def test_public_allows_everybody():
+def test_public_allows_every_client():
     assert isinstance(inspector(public=True), web.Application)
 
 
@@ -197,7 +197,7 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("method", "path"), ADDRESSES)
-async def test_who_is_not_allowed_gets_the_status_of_the_interceptor_everywhere(site, method, path):
+async def test_a_request_that_is_not_allowed_gets_the_status_of_the_interceptor_everywhere(site, method, path):
     hub = Hub()
     site = await site(hub, options={"public": False, "interceptors": [before(require_admin)]}).start()
     async with site.stream("/clock?owner=a") as stream:
@@ -210,7 +210,7 @@ async def test_who_is_not_allowed_gets_the_status_of_the_interceptor_everywhere(
         assert len(site.app[STREAMS]) == 1
 
 
-async def test_who_is_allowed_gets_the_page_its_streams_and_its_actions(site):
+async def test_an_operator_gets_the_page_its_streams_and_its_actions(site):
     site = await site(options={"public": False, "interceptors": [before(require_admin)]}).start()
     admin = {"Authorization": "admin"}
     async with site.session.get(f"{site.server.url}/inspector", headers=admin) as response:
@@ -844,7 +844,7 @@ async def test_the_bytes_of_a_stream_are_shown_as_they_go_out(site, show_data):
     await client.close()
 
 
-async def test_the_tap_exists_while_somebody_looks(site):
+async def test_the_tap_exists_while_a_view_is_open(site):
     hub = Hub()
     site = await site(hub).start()
     client = await listen(site.server, "/news/a")

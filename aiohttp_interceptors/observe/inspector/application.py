@@ -100,10 +100,9 @@ def inspector(
     Args:
         *hubs: The Hubs whose topics and brokers the page shows. ``hub.disconnect`` of each is called to end all
             streams of an owner. ``setup`` opens and closes them, not this.
-        interceptors: What decides who may see the page, its streams and its actions: they run for each request. They
-            are yours, and this cannot know whether they refuse anybody.
-        public: Everybody who reaches the server may see the page and end streams. For development, or a port that
-            only operators reach.
+        interceptors: Interceptors that refuse all users but operators. They run for each request: the page, its
+            streams and its actions. Whether they refuse any cannot be checked.
+        public: Every client may see the page and end streams. For development, or a port that only operators reach.
         show_data: The raw view of a stream shows the data, IDs and comments of events. Otherwise each of their bytes is
             shown as ``x``.
         origins: The page's own origin, such as ``"https://admin.example.com"``, behind a proxy that changes ``Host``.
@@ -126,8 +125,8 @@ def inspector(
     chosen = tuple(each for each in interceptors if each is not None)
     if not chosen and not public:
         raise ValueError(
-            "inspector() shows who is connected and can end streams, so it needs interceptors that refuse everybody "
-            "else: inspector(hub, interceptors=[require_admin]); public=True allows everybody"
+            "inspector() shows users and can end their streams, so it needs interceptors that refuse others: "
+            "inspector(hub, interceptors=[require_admin]); public=True allows every client"
         )
     names = ["Hub"] if len(hubs) == 1 else [f"Hub {number}" for number in range(1, len(hubs) + 1)]
     headers = security_headers(csp=CSP, referrer_policy="no-referrer")

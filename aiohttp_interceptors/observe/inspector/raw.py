@@ -1,4 +1,4 @@
-"""What a stream sends, byte by byte, for somebody who looks at it: bounded, lossy, and masked."""
+"""The bytes that one stream sends, as a page shows them: bounded, lossy, and masked."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ class Drainable(Protocol):
 class Streams:
     """The registry of an application's open streams.
 
-    ``len(streams)`` is the number of open streams, and iterating over the registry gives them. All other methods are
-    called by the library.
+    ``len(streams)`` is the number of open streams, and iterating over the registry gives them. ``disconnect`` and
+    ``add_observer`` are for applications, and all other methods are called by the library.
 
     Args:
         drain: How open streams end when the server stops.

@@ -30,14 +30,14 @@ from aiohttp_interceptors.hub.history import History
 from aiohttp_interceptors.hub.topic_history import RetentionPolicy
 from aiohttp_interceptors.observe.inspector import inspector, pacer, streams
 from aiohttp_interceptors.observe.inspector.order import FirstEntries
-from aiohttp_interceptors.observe.inspector.raw import MAX_SHOWN, MAX_WAITING, RawView, Write, mask
+from aiohttp_interceptors.observe.inspector.raw import MAX_SHOWN, MAX_WAITING, MAX_WAITING_BYTES, RawView, Write, mask
 from aiohttp_interceptors.observe.inspector.recorder import MAX_FACTS, Recorder
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import Streams
 from aiohttp_interceptors.web.transport import Tap
 from tests.listener import listen
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
-from tests.waiting import TIMEOUT, until, within
+from tests.waiting import TIMEOUT, until
 
 pytestmark = BOTH_LOOPS
 JSON = {"Content-Type": "application/json"}
@@ -444,16 +444,15 @@ async def test_events_that_wait_in_a_channel_are_behind(site):
     await stalled.close()
 
 
-async def test_a_stream_of_aiohttp_sse_can_be_ended(site):
-    ended = asyncio.Event()
+@pytest.mark.parametrize("waiting", [True, False])
+async def test_a_stream_of_aiohttp_sse_is_disconnected(site, waiting):
+    released = asyncio.Event()
 
     async def compatible(request):
-        try:
-            async with sse_response(request, response_cls=EventStreamResponse) as response:
-                await response.send("x")
-                await response.wait()
-        finally:
-            ended.set()
+        async with sse_response(request, response_cls=EventStreamResponse) as response:
+            await response.send("x")
+            await (response.wait() if waiting else released.wait())
+        released.set()
         return response
 
     site = await site().get("/compatible", compatible).start()
@@ -461,8 +460,12 @@ async def test_a_stream_of_aiohttp_sse_can_be_ended(site):
     async with site.page() as page:
         await page.until(lambda page: page.rows)
         assert (await site.post("end", page.named("/compatible")))[0] == 200
-        await within(ended.wait())
+        with pytest.raises((EOFError, ConnectionResetError)):
+            while True:
+                await client.read()
         await page.until(lambda page: not page.rows)
+        assert released.is_set() == waiting
+        released.set()
     await client.close()
 
 
@@ -901,6 +904,16 @@ def test_a_view_that_is_not_read_counts_what_it_drops():
     assert [write.data for write in writes] == [b"%d" % number for number in range(MAX_WAITING)]
     assert skipped == 10
     assert view.take() == ([], 0)
+
+
+def test_a_view_that_is_not_read_keeps_few_bytes():
+    view = RawView()
+    for _ in range(MAX_WAITING):
+        view.written(bytes(MAX_SHOWN))
+    view.written(b"a short one is left out as well, because it comes after those")
+    writes, skipped = view.take()
+    assert sum(len(write.data) for write in writes) == MAX_WAITING_BYTES
+    assert len(writes) + skipped == MAX_WAITING + 1
 
 
 def test_a_view_keeps_the_beginning_of_a_long_write():

@@ -36,7 +36,7 @@ MAX_BODY = 4096  # bytes of the JSON of an action
 MAX_AGE = 900.0  # seconds, after which the streams of a page are opened again, and so authorized again
 RETRY = 1000  # milliseconds
 MAX_TOPIC = 255  # characters of the filter of topics
-RAW_INTERVAL = 0.1  # seconds between two events of a raw view
+RAW_INTERVAL = 0.25  # seconds between two events of a raw view
 PAGE = Path(__file__).parent / "page"
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "

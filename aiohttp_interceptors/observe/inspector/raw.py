@@ -8,11 +8,13 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-__all__ = ["MAX_SHOWN", "MAX_WAITING", "RawView", "Write", "mask"]
+__all__ = ["MAX_SHOWN", "MAX_WAITING", "MAX_WAITING_BYTES", "RawView", "Write", "mask"]
 
 
 MAX_WAITING = 64
 """Number of writes that wait for the page. Further ones are counted, and not shown."""
+MAX_WAITING_BYTES = 32 * 1024
+"""Number of bytes of these writes."""
 MAX_SHOWN = 4096
 """Bytes of a write that are shown."""
 
@@ -44,13 +46,16 @@ class RawView:
         self.skipped: int = 0
         """Number of writes that are not shown since the last ``take``."""
         self._waiting: deque[Write] = deque()
+        self._waiting_bytes = 0
 
     def written(self, data: bytes) -> None:
         """Keep a write, or count it if the page is too slow."""
-        if len(self._waiting) < MAX_WAITING:
-            self._waiting.append(Write(time.time(), len(data), data[:MAX_SHOWN]))
+        if self.skipped or len(self._waiting) == MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
+            self.skipped += 1  # from the first one on, so that a page knows where they are missing
         else:
-            self.skipped += 1
+            write = Write(time.time(), len(data), data[:MAX_SHOWN])
+            self._waiting.append(write)
+            self._waiting_bytes += len(write.data)
         self.changed.set()
 
     def ended(self) -> None:
@@ -62,7 +67,7 @@ class RawView:
         """Return the writes that wait, and the number of those that were skipped after them."""
         waiting, skipped = list(self._waiting), self.skipped
         self._waiting.clear()
-        self.skipped = 0
+        self._waiting_bytes = self.skipped = 0
         self.changed.clear()
         return waiting, skipped
 

@@ -18,6 +18,7 @@ from aiohttp_interceptors import (
     Event,
     EventStreamResponse,
     Hub,
+    HubDown,
     StreamClosed,
     as_handler,
     before,
@@ -394,6 +395,14 @@ async def test_a_request_that_reaches_another_process_is_told_apart(serve, sessi
         assert (await one.post("end", named))[0] == 200
 
 
+async def test_an_error_that_cannot_be_encoded_does_not_end_the_page(site):
+    hub = Hub()
+    site = await site(hub).start()
+    hub._dispatcher.observers.tell(HubDown(0.0, "lone \ud800 surrogate"))
+    async with site.page() as page:
+        assert [fact["text"] for fact in page.facts] == ["lone \ud800 surrogate"]
+
+
 async def test_its_own_streams_are_counted_apart(site):
     site = await site().start()
     async with site.page() as one, site.page():
@@ -442,6 +451,20 @@ async def test_events_that_wait_in_a_channel_are_behind(site):
         await page.until(lambda page: page.rows and page.row("/flood")["behind"] == 7)
         assert page.row("/flood")["unsent"] > 0
     await stalled.close()
+
+
+@pytest.mark.parametrize("path", [b"/any/%ff", b"/any/%C3%A4%E2%80%A8", b"/any/%ED%A0%80", b"/any/%00%0a"])
+async def test_a_path_that_is_no_text_does_not_end_the_page(site, path):
+    site = await site().get("/any/{name}", as_handler(start_event_stream(waits))).start()
+    client = await site.server.connect("")
+    client.writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+    assert b"200 OK" in await client.until(b"\r\n\r\n")
+    async with site.page() as page:
+        await page.until(lambda page: page.rows and page.facts)
+        assert page.paths[0].startswith("/any/")
+        assert page.facts[0]["where"] == page.paths[0]
+        assert (await site.post("end", page.named(page.paths[0])))[0] == 200
+    await client.close()
 
 
 @pytest.mark.parametrize("waiting", [True, False])

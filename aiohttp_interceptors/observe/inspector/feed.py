@@ -168,4 +168,4 @@ class Feed:
 
 
 def _to_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, separators=(",", ":"))  # in ASCII: a path may have what cannot be encoded

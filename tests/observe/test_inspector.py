@@ -440,6 +440,18 @@ async def test_a_stalled_client_falls_behind_and_can_be_ended(site):
     await stalled.close()
 
 
+async def test_a_stream_that_is_caught_up_is_at_the_end_whatever_the_topic_of_the_last_record(site):
+    hub = Hub()
+    site = await site(hub).start()
+    async with site.stream("/news/a") as stream, site.page() as page:
+        await hub.publish("a", "x")
+        await stream.next()
+        await hub.publish("b", "x")
+        await page.until(lambda page: page.sample["hubs"][0]["offset"] == 2)
+        await page.until(lambda page: page.row("/news/a")["offset"] == 2)
+        assert page.row("/news/a")["behind"] == 0
+
+
 async def test_events_that_wait_in_a_channel_are_behind(site):
     async def floods(channel, context):
         while await channel.put("x" * 10_000):
@@ -995,3 +1007,11 @@ def test_the_number_of_records_after_an_offset_is_that_of_a_read():
         offset = rng.randrange(history.end + 1)
         for topics in ({"a"}, {"a", "b"}, {"c.*"}, {">"}, {"a", ">"}, {"none"}, set()):
             assert history.count_after(offset, topics) == len(history.read(offset, topics).records)
+
+
+def test_the_records_since_a_time_are_counted_without_evicted_ones():
+    history = History(RetentionPolicy(5, None, None))
+    for now in range(10):
+        history.append("a", Event("x"), None, float(now))
+    counts = {since: history.topic_history("a").count_since(since) for since in (0.0, 5.0, 7.5, 9.0, 9.5)}
+    assert counts == {0.0: 5, 5.0: 5, 7.5: 2, 9.0: 1, 9.5: 0}

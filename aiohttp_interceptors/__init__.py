@@ -33,9 +33,9 @@ instead of waiting for a slow client; they are ``LossyQueue`` classes, and repor
 ``dropped_event``. ``EventStreamResponse`` replaces the response class of aiohttp-sse.
 
 Modules: ``aiohttp_interceptors.brokers`` has the brokers ``sqlite``, ``redis``, ``postgres`` and ``nats``,
-``aiohttp_interceptors.observe`` the metrics of ``prometheus`` and the traces of ``opentelemetry``,
-``aiohttp_interceptors.ready`` ready-made interceptors, ``aiohttp_interceptors.hub.broker`` the protocol for other
-brokers, and ``aiohttp_interceptors.testing`` helpers for tests.
+``aiohttp_interceptors.observe`` the metrics of ``prometheus``, the traces of ``opentelemetry`` and the page of
+``inspector``, ``aiohttp_interceptors.ready`` ready-made interceptors, ``aiohttp_interceptors.hub.broker`` the protocol
+for other brokers, and ``aiohttp_interceptors.testing`` helpers for tests.
 """
 
 from __future__ import annotations

@@ -53,6 +53,14 @@ class Observers(Generic[F]):
             raise TypeError(f"observer is a function of a fact, not {observer!r}")
         self._functions += (observer,)
 
+    def remove(self, observer: Callable[[F], object]) -> None:
+        """Do not call a function any more. Idempotent.
+
+        Args:
+            observer: The function that was added.
+        """
+        self._functions = tuple(each for each in self._functions if each != observer)
+
     def tell(self, fact: F) -> None:
         """Call the observers with a fact."""
         for observer in self._functions:

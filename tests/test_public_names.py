@@ -33,7 +33,7 @@ MODULES = [
     "aiohttp_interceptors",
     "aiohttp_interceptors.testing",
     "aiohttp_interceptors.ready",
-    *(f"aiohttp_interceptors.observe.{name}" for name in ("prometheus", "opentelemetry")),
+    *(f"aiohttp_interceptors.observe.{name}" for name in ("prometheus", "opentelemetry", "inspector")),
     *(f"aiohttp_interceptors.brokers.{name}" for name in ("sqlite", "redis", "postgres", "nats", "memory")),
 ]
 

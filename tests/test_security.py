@@ -24,7 +24,7 @@ def test_a_test_that_is_named_exists(named):
 
 def test_each_section_names_a_test():
     for section in THREATS.split("\n### ")[1:]:
-        assert "`tests/" in section or "Tests: *to be named*" in section, section
+        assert "`tests/" in section, section
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)", PAGE))

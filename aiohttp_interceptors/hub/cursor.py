@@ -174,6 +174,15 @@ class Cursor:
         self.presence_known: int | None = None  # the changes of its group's presence that the client knows
         self._since: dict[str, int] | None = None  # start offsets of topics that were added later
 
+    @property
+    def offset(self) -> int:
+        """The offset up to which the client has received records, or will have with those that are being sent."""
+        return self._offset
+
+    def count_missing(self, topics: frozenset[str]) -> int:
+        """Return the number of records of these topics that are still to be read."""
+        return self._reader.history.count_after(self._offset, topics, self._since)
+
     def take_prefix(self) -> bytes:
         """Return the prefix of the next frame, which the caller sends."""
         prefix, self._prefix = self._prefix, b""

@@ -224,6 +224,20 @@ class Subscription:
         """The number of bytes written, including the initial frame. Frames are counted before they are encoded."""
         return self._bytes + (self._group.bytes if self.live else 0)
 
+    @property
+    def offset(self) -> int:
+        """The offset up to which the subscription has received the records of its topics."""
+        if self._cursor is not None:
+            return self._cursor.offset
+        return self._group.offset if self._group.unflushed else self._dispatcher.history.end
+
+    @property
+    def behind(self) -> int:
+        """The number of records in the history that it has to receive, before ``select``. Evicted ones do not count."""
+        if self._cursor is not None:
+            return self._cursor.count_missing(self._group.topics)
+        return len(self._group.unflushed)
+
     # Starting, pausing and resuming.
 
     def find_gap(self) -> Gap | None:
@@ -1254,6 +1268,10 @@ class Dispatcher:
     def count_subscribers(self, topic: str) -> int:
         """Return the number of subscriptions that match ``topic``."""
         return sum(group.size for group in self._patterns.matching(topic))
+
+    def subscribed_topics(self) -> set[str]:
+        """Return the topic names and wildcards of all subscriptions."""
+        return {topic for group in self._groups.values() for topic in group.topics}
 
     @property
     def groups(self) -> int:

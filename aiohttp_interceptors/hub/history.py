@@ -367,6 +367,21 @@ class History:
         """
         return self._topics[record.topic].latest(record)
 
+    def count_after(self, offset: int, topics: Collection[str], since: Mapping[str, int] | None = None) -> int:
+        """Return the number of records that ``read`` has to return, or an upper bound if very many topics match."""
+        changed = self._changed_topics(offset, topics, since, MAX_TOPICS_SCANNED)
+        if changed is None:
+            return max(0, min(self.end - offset, self.records))
+        return sum([topic_history.count_after(start) for topic_history, start in changed.values()])
+
+    def topic_histories(self) -> list[TopicHistory]:
+        """Return the histories of all topics. Those of topics without records may be empty."""
+        return list(self._topics.values())
+
+    def topic_history(self, topic: str) -> TopicHistory | None:
+        """Return the history of a topic, or ``None`` if it has no records."""
+        return self._topics.get(topic) or None
+
     def replay_start(self, topics: Collection[str], count: int) -> int:
         """Return the offset to start after in order to replay the last ``count`` matching records.
 

@@ -17,6 +17,7 @@ __all__ = ["RetentionPolicy", "TopicHistory"]
 SLACK = 32
 _EVICTED = Record(0, None, "", Event(""), b"", None, 0.0)  # replaces an evicted record, so that its memory is freed
 _offset = attrgetter("offset")
+_time = attrgetter("time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,16 @@ class TopicHistory:
             return []
         start = bisect_right(self._records, offset, self._start, key=_offset)
         return self._records[start : None if max_records is None else start + max_records]
+
+    def count_after(self, offset: int) -> int:
+        """Return the number of records after an offset."""
+        if offset >= self.last_offset:
+            return 0
+        return len(self._records) - bisect_right(self._records, offset, self._start, key=_offset)
+
+    def count_since(self, time: float) -> int:
+        """Return the number of records that were published since a time, in seconds of the history's clock."""
+        return len(self._records) - bisect_left(self._records, time, self._start, key=_time)
 
     def _is_superseded(self, record: Record) -> bool:
         return record.key is not None and self._latest is not None and self._latest[record.key] > record.offset

@@ -1,1 +1,4 @@
-"""Metrics and traces of streams, chains and Hubs, made from their facts. Each module needs the extra of its name."""
+"""Metrics and traces of streams, chains and Hubs, made from their facts, and a page for operators.
+
+The modules ``prometheus`` and ``opentelemetry`` need the extras of their names.
+"""

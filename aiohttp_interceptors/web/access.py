@@ -155,6 +155,11 @@ class AccessGuard:
     # Before the stream is open.
 
     @property
+    def owners(self) -> tuple[str, ...]:
+        """Whose stream it is."""
+        return self._access.owners
+
+    @property
     def requested_at(self) -> float:
         """When the stream was requested, in seconds of ``time.monotonic``."""
         return self._context._received_at

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 from aiohttp import web
 
@@ -91,8 +92,8 @@ class Drainable(Protocol):
 class Streams:
     """The registry of an application's open streams.
 
-    ``len(streams)`` is the number of open streams, and iterating over the registry gives them. All other methods are
-    called by the library.
+    ``len(streams)`` is the number of open streams, and iterating over the registry gives them. ``disconnect`` and
+    ``add_observer`` are for applications, and all other methods are called by the library.
 
     Args:
         drain: How open streams end when the server stops.
@@ -114,6 +115,8 @@ class Streams:
         """The owners of the open streams of this application and its sub-applications."""
         self._drain = drain or Drain()
         self._limits = limits or Limits(None, None, None)
+        self.separate: bool = False
+        """Whether the streams are not counted by the applications around this one, as those of an inspector."""
         self._observers: Observers[StreamFact] = Observers(observer, "stream_observer_dropped")
         self._open: set[Drainable] = set()
         self._opening: set[asyncio.Timeout] = set()  # of requests in run_unless_shutdown
@@ -148,6 +151,47 @@ class Streams:
             request: A request of the innermost application.
         """
         return _registries(request.match_info.apps) or [_SHARED]
+
+    @staticmethod
+    def all_in(app: web.Application) -> list[Streams]:
+        """Return the registries of an application and its sub-applications, and the shared one if it has none.
+
+        Args:
+            app: The outermost application.
+        """
+        found = [app[STREAMS]] if STREAMS in app else [_SHARED]
+        for inner in _sub_applications(app):
+            found += [streams for streams in Streams.all_in(inner) if streams is not _SHARED]
+        return found
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is the one of all applications without ``setup``."""
+        return self is _SHARED
+
+    @staticmethod
+    def all_of_process() -> list[Streams]:
+        """Return the registries of all applications of this process, with the one that is shared."""
+        return [_SHARED, *_ALL]
+
+    def add_observer(self, observer: StreamObserver) -> None:
+        """Call a function with the facts of this registry from now on, as ``observer=`` of ``setup`` does.
+
+        Args:
+            observer: A plain function of a fact. It is logged and removed if it raises.
+
+        Raises:
+            TypeError: The observer is not a function.
+        """
+        self._observers.add(observer)
+
+    def remove_observer(self, observer: StreamObserver) -> None:
+        """Do not call a function any more. Idempotent.
+
+        Args:
+            observer: The function that was added.
+        """
+        self._observers.remove(observer)
 
     def disconnect(self, owner: str, event: Event | None = None) -> None:
         """End all streams of an owner as ``kicked``, in this application and its sub-applications on this process.
@@ -373,6 +417,7 @@ STREAMS = web.AppKey("aiohttp_interceptors.streams", Streams)
 """Key of an application's registry. ``len(request.config_dict[STREAMS])`` is the number of open streams."""
 
 _SHARED = Streams()  # of all applications without setup
+_ALL: WeakSet[Streams] = WeakSet()  # of all applications with setup
 
 
 def setup(  # noqa: PLR0913  # each option is independent and has a default
@@ -442,6 +487,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     if app.frozen or app.pre_frozen:
         raise RuntimeError("call setup(app) before the application starts, and before add_subapp")
     app[STREAMS] = streams
+    _ALL.add(streams)
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)
     if hubs:
@@ -509,8 +555,21 @@ def _registries(apps: Sequence[web.Application]) -> list[Streams]:
 
 
 def _limits_of(apps: Sequence[web.Application]) -> list[Limits]:
-    """Return the limits of the applications with ``setup``, innermost first."""
-    return [streams._limits for streams in reversed(_registries(apps)) if streams._limits.enabled]
+    """Return the limits of the applications with ``setup``, innermost first, up to one whose streams are separate."""
+    found: list[Limits] = []
+    for streams in reversed(_registries(apps)):
+        if streams._limits.enabled:
+            found.append(streams._limits)
+        if streams.separate:
+            break
+    return found
+
+
+def _sub_applications(app: web.Application) -> Iterator[web.Application]:
+    for resource in app.router.resources():
+        inner = resource.get_info().get("app")
+        if inner is not None:
+            yield inner
 
 
 def _location_of(limits: Limits, apps: Sequence[web.Application]) -> str:

@@ -386,6 +386,14 @@ class ChannelStream(StreamLifecycle):
         return self.channel._end_observed
 
     @property
+    def kind(self) -> str:
+        return "channel"
+
+    @property
+    def behind(self) -> int:
+        return self._buffered
+
+    @property
     def _buffered(self) -> int:
         if self._queue_failed:
             return 0

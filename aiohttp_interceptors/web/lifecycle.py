@@ -304,6 +304,48 @@ class StreamLifecycle(Stream):
         error = self._producer_error
         return error is not None and (error is exception or error is exception.__cause__)
 
+    # What an inspector reads
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What fills the stream: ``"channel"`` or ``"topics"``."""
+
+    @property
+    def request(self) -> web.Request:
+        """The request for the stream."""
+        return self._context.request
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the client."""
+        return self._connection
+
+    @property
+    def opened_at(self) -> float:
+        """When the response headers were sent, in seconds of the event loop's clock."""
+        return self._opened_at
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Whose stream it is."""
+        return () if self._guard is None else self._guard.owners
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """The topic names and wildcards of the stream; empty without a Hub."""
+        return frozenset()
+
+    @property
+    def offset(self) -> int | None:
+        """The offset up to which the stream has received records; ``None`` without a Hub."""
+        return None
+
+    @property
+    @abstractmethod
+    def behind(self) -> int:
+        """The number of events that wait in the channel, or of records that are still to be read from the history."""
+
     # What the application's registry and its limits call
 
     @property

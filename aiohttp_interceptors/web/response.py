@@ -89,6 +89,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     _handler: asyncio.Task[None] | None = None  # while the stream is registered with the application
     _streams: Streams | None = None
     _cancel_handle: asyncio.TimerHandle | None = None  # cancels the handler, once the server stops
+    _opened_at = 0.0  # when the stream was registered, in seconds of the event loop's clock
     _early_heartbeat = False  # aiohttp-sse sends its first ping after the interval
     _high_water = 64 * 1024  # bytes; asyncio's default, so that send() waits no earlier than aiohttp-sse's
 
@@ -370,6 +371,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if not isinstance(request, web.Request) or self.connection is None:
             return  # a low-level server has no application
         self._handler = request.task
+        self._opened_at = self.connection.loop.time()
         self._streams = Streams.of(request)
         self._handler.add_done_callback(self._unregister)
         self.connection.listener = self

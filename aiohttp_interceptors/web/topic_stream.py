@@ -502,6 +502,22 @@ class TopicStream(StreamLifecycle):
         """``False``, because the application's functions are cancelled when the stream ends."""
         return False
 
+    @property
+    def kind(self) -> str:
+        return "topics"
+
+    @property
+    def topics(self) -> frozenset[str]:
+        return self._subscription.topics
+
+    @property
+    def offset(self) -> int:
+        return self._subscription.offset
+
+    @property
+    def behind(self) -> int:
+        return self._subscription.behind
+
     def statistics(self) -> StreamStatistics:
         return StreamStatistics(
             events=self._snapshot_events + self._subscription.events_written,

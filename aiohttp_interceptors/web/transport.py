@@ -40,6 +40,8 @@ __all__ = [
     "InterposedProtocol",
     "SocketOptions",
     "StallDetector",
+    "Tap",
+    "Viewer",
     "socket_options",
 ]
 
@@ -93,6 +95,54 @@ class ConnectionListener(Protocol):
 
     def response_ended(self) -> None:
         """Called when the response body has ended."""
+
+
+class Viewer(Protocol):
+    """Interface for objects that look at what a ``Connection`` writes."""
+
+    def written(self, data: bytes) -> None:
+        """Called with the bytes that were passed to the transport."""
+
+    def ended(self) -> None:
+        """Called when the stream has ended, or the client has disconnected."""
+
+
+class Tap(asyncio.Transport):
+    """The transport of a connection that is being looked at. It passes on what the connection calls.
+
+    Args:
+        transport: The transport of the connection.
+    """
+
+    __slots__ = ("transport", "viewers")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self.transport: asyncio.Transport = transport
+        self.viewers: tuple[Viewer, ...] = ()
+
+    def end(self) -> None:
+        """Tell the viewers that the stream has ended."""
+        viewers, self.viewers = self.viewers, ()
+        for viewer in viewers:
+            viewer.ended()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.transport.write(data)
+        for viewer in self.viewers:
+            viewer.written(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.transport.is_closing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.transport.set_write_buffer_limits(high=high, low=low)
+
+    def abort(self) -> None:
+        self.transport.abort()
 
 
 class Connection:
@@ -316,11 +366,38 @@ class Connection:
         if transport is None or interposed is None:
             return
         self._cancel_timer()
+        if isinstance(transport, Tap):
+            transport.end()
         if not transport.is_closing():
             self._options.restore()
             low, high = self._write_limits
             transport.set_write_buffer_limits(high=high, low=low)
         interposed.detach()
+
+    # Looking at what is written
+
+    def tap(self, viewer: Viewer) -> None:
+        """Call a viewer with what is written to the transport from now on, until ``untap`` or the end of the stream.
+
+        A connection without viewers is not affected: the tap takes the place of the transport.
+
+        Args:
+            viewer: Object to call. It must not raise.
+        """
+        if not isinstance(self._transport, Tap):
+            if self._transport is None:
+                viewer.ended()
+                return
+            self._transport = Tap(self._transport)
+        self._transport.viewers += (viewer,)
+
+    def untap(self, viewer: Viewer) -> None:
+        """Stop calling a viewer. Calling this method more than once has no effect."""
+        tap = self._transport
+        if isinstance(tap, Tap):
+            tap.viewers = tuple(each for each in tap.viewers if each is not viewer)
+            if not tap.viewers:
+                self._transport = tap.transport
 
     def abort(self) -> None:
         """Close the transport and discard its write buffer."""
@@ -338,6 +415,8 @@ class Connection:
             self.close_reason = reason
             self._update_output_size()
             self._cancel_timer()
+            if isinstance(self._transport, Tap):
+                self._transport.end()
             self._notify()
 
     def _disconnect_soon(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import (
+    STREAMS,
     BrokerDown,
     BrokerRefused,
     CloseReason,
@@ -99,6 +100,26 @@ async def test_an_observer_that_raises_is_removed_and_the_others_are_told(serve,
     dropped = [line for line in logged if line["event"] == "stream_observer_dropped"]
     assert len(dropped) == 1
     assert "broken" in dropped[0]["observer"]
+
+
+async def test_an_observer_is_added_to_an_application_and_removed(serve, session):
+    told = []
+    app = web.Application()
+    setup(app)
+    app.router.add_get("/", as_handler(start_event_stream(lambda channel, context: channel.close())))
+    server = await serve(app)
+    app[STREAMS].add_observer(told.append)
+    async with open_stream(session, server.url) as stream:
+        await stream.rest()
+    await until(lambda: [type(fact) for fact in told] == [StreamOpened, StreamClosed])
+    for _ in range(2):
+        app[STREAMS].remove_observer(told.append)
+    async with open_stream(session, server.url) as stream:
+        await stream.rest()
+    await until(lambda: not len(app[STREAMS]))
+    assert len(told) == 2
+    with pytest.raises(TypeError, match="observer is a function of a fact, not None"):
+        app[STREAMS].add_observer(None)
 
 
 async def test_an_observer_of_a_hub_that_raises_is_removed_and_the_others_are_told(logged):

@@ -7,20 +7,25 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from aiohttp_interceptors import (
     Hub,
     as_handler,
     intercept,
     interceptor_middleware,
+    live_handler,
+    ready_handler,
     setup,
     start_event_stream,
     start_topic_stream,
     uncaught_exception,
 )
 from aiohttp_interceptors.hub.broker import Broker
+from aiohttp_interceptors.observe.inspector import inspector
+from aiohttp_interceptors.observe.prometheus import PrometheusMetrics
 
-from .interceptors import content_security, late_cookie, request_log, same_origin, timing
+from .interceptors import content_security, late_cookie, local_name, request_log, same_origin, timing
 from .machine import Machine
 from .pages import PAGES, drop, droppable
 from .rooms import (
@@ -58,7 +63,9 @@ def make_app(
     """
     app = web.Application()
     app[HUB] = hub = Hub(broker)
-    setup(app, hub)  # open streams end when the server stops
+    metrics = PrometheusMetrics(registry=CollectorRegistry())
+    metrics.watch(hub)
+    setup(app, hub, observer=metrics.streams)  # open streams end when the server stops
     app[MACHINE] = Machine()
     app[PAGES] = {}
     app[SEED_INTERVAL] = seed_interval
@@ -91,6 +98,10 @@ def make_app(
     app.router.add_get("/rooms", intercept(enter)(room_page))
     app.router.add_get("/events/room", as_handler(droppable, room))
     app.router.add_get("/health", health)
+    app.router.add_get("/live", live_handler())
+    app.router.add_get("/ready", ready_handler(hub))
+    app.router.add_get("/metrics", as_handler(local_name, metrics.handler))
+    app.add_subapp("/inspector", inspector(hub, interceptors=[local_name], show_data=True))
     app.router.add_post("/say", intercept(same_origin)(say))
     app.router.add_post("/logout", intercept(same_origin)(logout))
     return app

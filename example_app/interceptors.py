@@ -12,7 +12,7 @@ from aiohttp_interceptors import ContextKey, RequestContext, after, around, befo
 
 from .streams import WHOLE_SEED
 
-__all__ = ["content_security", "late_cookie", "request_log", "same_origin", "timing"]
+__all__ = ["content_security", "late_cookie", "local_name", "request_log", "same_origin", "timing"]
 
 SECONDS = ContextKey[float]("seconds")
 
@@ -54,6 +54,17 @@ def content_security(context: RequestContext) -> None:
 def same_origin(context: RequestContext) -> None:
     """Refuse cross-site requests (CSRF). Browsers send ``Sec-Fetch-Site``; other clients are not affected."""
     if context.request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+        raise web.HTTPForbidden
+
+
+@before
+def local_name(context: RequestContext) -> None:
+    """Refuse a request that was sent to another name. This stands for the authentication of operators.
+
+    The server listens on this machine only. A page of another site could still reach it by a name of its own that
+    resolves to this machine (DNS rebinding).
+    """
+    if context.request.url.host not in {"127.0.0.1", "localhost", "::1"}:
         raise web.HTTPForbidden
 
 

@@ -1,12 +1,14 @@
 """The rooms of the example application without a browser: delivery, presence, resuming, and validation."""
 
+import asyncio
 import json
 import time
 
 import pytest
-from aiohttp import FormData
+from aiohttp import ClientSession, CookieJar, FormData
 from yarl import URL
 
+from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.testing import open_stream
 from example_app.app import LATEST, make_app
 from example_app.rooms import HUB, MAX_NAME, MAX_TEXT
@@ -210,3 +212,39 @@ async def test_a_file_instead_of_text_is_refused(client):
 async def test_cross_site_requests_are_refused(client, site, status):
     assert await say(client, "hello", headers={"Sec-Fetch-Site": site}) == status
     assert client.app[HUB].statistics().published == (status == 204)
+
+
+# Operating.
+
+
+async def test_a_logout_on_one_server_ends_the_pages_of_the_browser_on_the_other_within_a_second(tmp_path, serve):
+    servers = [await serve(make_app(SqliteBroker(tmp_path / "rooms.sqlite3"))) for _ in range(2)]
+    async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser, ClientSession() as stranger:
+        async with browser.get(f"{servers[0].url}/rooms") as response:
+            assert response.cookies["session"]["httponly"]
+        async with (
+            open_stream(browser, f"{servers[1].url}/events/room") as page,
+            open_stream(stranger, f"{servers[1].url}/events/room") as other,
+        ):
+            async with browser.post(f"{servers[0].url}/logout") as response:
+                assert (response.status, response.cookies["session"].value) == (204, "")
+            async with asyncio.timeout(1):
+                assert (await page.rest())[-1].name == "logout"
+            async with stranger.post(f"{servers[0].url}/say", data={"name": "Ada", "text": "still here"}):
+                assert await texts(other, 1) == ["still here"]
+
+
+async def test_metrics_health_and_inspector_are_for_this_machine(client):
+    async with room(client):
+        for path, text in [
+            ("/metrics", 'aiohttp_interceptors_streams_open{route="/events/room"} 1.0'),
+            ("/live", ""),
+            ("/ready", ""),
+            ("/inspector/", "Inspector"),
+        ]:
+            async with client.get(path) as response:
+                assert response.status == 200, path
+                assert text in await response.text()
+    for path in ("/metrics", "/inspector/", "/inspector/feed"):
+        async with client.get(path, headers={"Host": "evil.example"}) as response:
+            assert response.status == 403, path

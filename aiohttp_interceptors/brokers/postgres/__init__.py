@@ -163,6 +163,9 @@ class PostgresBroker(BaseBroker):
                     await self._log.trim(self._writing, self._read_timeout)
             return positions
 
+    async def _erase(self, topic: str, before: LogPosition) -> None:
+        raise NotImplementedError
+
     async def _open_tail(self) -> PostgresTail:
         connection = await self._open(self._read_timeout, self._read_timeout)
         return PostgresTail(connection, self._log, self._notifier, self._poll_interval)

@@ -421,7 +421,7 @@ async def test_a_broker_that_cannot_erase_is_refused_before_anything_is_changed(
 
     hub = await hub_on(Simple())
     await publish(hub, "a", "1")
-    with pytest.raises(BrokerRefused, match="'a'.*has no method erase"):
+    with pytest.raises(BrokerRefused, match=r"'a'.*has no method erase"):
         await hub.erase("a")
     assert await read(hub, "a", replay=10) == ["1"]
     assert hub.history.end == 1

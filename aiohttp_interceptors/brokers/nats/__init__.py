@@ -130,7 +130,11 @@ class NatsBroker(BaseBroker):
         return self._connection
 
     async def _erase(self, topic: str, before: LogPosition) -> None:
-        raise NotImplementedError
+        connection = await NatsConnection.open(self._connect, self._read_timeout)
+        try:
+            await self._stream.erase(connection, topic, before)
+        finally:
+            await connection.close()
 
     async def _open_tail(self) -> NatsTail:
         return NatsTail(await NatsConnection.open(self._connect, self._read_timeout), self._stream)

@@ -11,9 +11,9 @@ from typing import NamedTuple, cast
 from ..._logging import log as logger
 from ...exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from ...hub.broker import IDEMPOTENCY_WINDOW, LogPosition
-from ..base import AppendRequest, AppendResult, LogRetention
+from ..base import AppendRequest, AppendResult, LogRetention, lost_before_erasing
 from .connection import RETRY_INTERVAL, JsonObject, Msg, NatsConnection, check_response, decode_response
-from .log import METADATA_KEY, Checkpoint, Checkpoints, NatsLog, StreamInfo, message_id, subject_of
+from .log import ERASED_KEY, METADATA_KEY, Checkpoint, Checkpoints, NatsLog, StreamInfo, message_id, subject_of
 
 __all__ = ["NatsStream"]
 
@@ -98,6 +98,19 @@ class NatsStream:
             self.checkpoints.add_acknowledged(Checkpoint(offset, content))
         log = self._log
         return [log.position(ack.seq) if isinstance(ack, _PubAck) else ack for ack in acks]
+
+    async def erase(self, connection: NatsConnection, topic: str, before: LogPosition) -> None:
+        """Delete the messages of a topic before a position. A note in the metadata says so before."""
+        info = _stream_info(await self._request_info(connection))
+        log = NatsLog.from_info(info)
+        if before.epoch != log.epoch or before.offset > log.last:
+            raise lost_before_erasing(topic)
+        if log.erased < before.offset:
+            metadata = cast("dict[str, str]", info["config"].get("metadata") or {})
+            config = {**info["config"], "metadata": {**metadata, ERASED_KEY: log.with_erased(before.offset)}}
+            check_response(await connection.request(f"STREAM.UPDATE.{self.name}", config))
+        selection: JsonObject = {"filter": subject_of(self.name, topic), "seq": before.offset}
+        check_response(await connection.request(f"STREAM.PURGE.{self.name}", selection))
 
     async def _publish(self, connection: NatsConnection, request: AppendRequest) -> asyncio.Future[Msg] | BrokerError:
         key = request.idempotency_key

@@ -164,7 +164,11 @@ class PostgresBroker(BaseBroker):
             return positions
 
     async def _erase(self, topic: str, before: LogPosition) -> None:
-        raise NotImplementedError
+        connection = await self._open(self._publish_timeout / 2, self._read_timeout)
+        try:
+            await self._log.erase(connection, topic, before)
+        finally:
+            await connection.close()
 
     async def _open_tail(self) -> PostgresTail:
         connection = await self._open(self._read_timeout, self._read_timeout)

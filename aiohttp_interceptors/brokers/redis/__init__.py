@@ -91,7 +91,11 @@ class RedisBroker(BaseBroker):
             raise
 
     async def _erase(self, topic: str, before: LogPosition) -> None:
-        raise NotImplementedError
+        connection = await RedisConnection.open(self._connect, self._publish_timeout / 2, self._read_timeout)
+        try:
+            await self._log.erase(connection, topic, before)
+        finally:
+            await connection.close()
 
     async def _open_tail(self) -> RedisTail:
         connection = await RedisConnection.open(self._connect, self._read_timeout, self._read_timeout)

@@ -167,8 +167,6 @@ class History:
         """
         self.end = record.offset
         topic_history = self._get_or_create_topic(record.topic)
-        if not topic_history.rank:
-            self._rank(topic_history)
         topic_history.append(record)
         self._offset_index.append(record)
         self.records += 1
@@ -186,6 +184,8 @@ class History:
             self._keep_empty(topic_history)
         elif not topic_history.expiry_scheduled and self._retention.history_age is not None:
             self._schedule_expiry(topic_history, self._retention.history_age)
+        if not topic_history.rank and topic_history:
+            self._rank(topic_history)
         while self.bytes > self._max_bytes:
             self._evict_least_recently_used(self._max_bytes)
         if self.latest_records.enabled:
@@ -505,10 +505,10 @@ class History:
         for topic in topics:
             topic_history = self._topics.get(topic)
             if topic_history is not None:
-                topic_history.read_at = self.end
+                topic_history.read_after = self.end
 
     def _rank(self, topic_history: TopicHistory) -> None:
-        """Rank a topic that is about to get its first record, and evict others if there are too many then."""
+        """Rank a topic that has got its first record, and evict another one if there are too many."""
         self._ranked += 1
         topic_history.rank = self._ranked
         if not self._is_bounded:

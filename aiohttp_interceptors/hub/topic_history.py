@@ -55,7 +55,7 @@ class TopicHistory:
         "expiry_scheduled",
         "last_offset",
         "rank",
-        "read_at",
+        "read_after",
         "topic",
         "unsuperseded_through",
     )
@@ -67,8 +67,8 @@ class TopicHistory:
         """Whether the ``History`` has scheduled the expiry of the oldest record."""
         self.rank: int = 0
         """The number of its entry among the topics that the ``History`` orders by their last use; 0 without records."""
-        self.read_at: int = 0
-        """Offset of the end of the ``History`` when a stream last began to read the topic."""
+        self.read_after: int = -1
+        """The end of the ``History`` when a stream last began to read the topic."""
         self.last_offset: int = evicted_through
         """Offset of the newest record, even if it was evicted."""
         self.evicted_through: int = evicted_through
@@ -89,8 +89,8 @@ class TopicHistory:
 
     @property
     def last_use(self) -> int:
-        """Offset of the newest record, or the end of the ``History`` when a stream began to read, if that is later."""
-        return max(self.last_offset, self.read_at)
+        """Twice the offset of the newest record; or twice ``read_after`` and one, if the topic was read after it."""
+        return max(2 * self.last_offset, 2 * self.read_after + 1)
 
     @property
     def newest(self) -> Record:

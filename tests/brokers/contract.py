@@ -504,6 +504,39 @@ class Contract:
             for hub in hubs:
                 await hub.close()
 
+    async def test_an_erasure_that_was_interrupted_between_its_steps_is_completed_by_another_process(self, brokers):
+        dying = brokers()
+        hubs = [Hub(dying), Hub(brokers())]
+        try:
+            for hub in hubs:
+                hub.open()
+                await until(lambda hub=hub: hub.ready)
+            for text in "secret", "public":
+                await hubs[0].publish(text, text)
+            reached = asyncio.Event()
+
+            async def die(topic, before):
+                reached.set()
+                await asyncio.Event().wait()
+
+            dying.erase = die
+            erasing = asyncio.create_task(hubs[0].erase("secret"))
+            await within(reached.wait())
+            erasing.cancel()
+            hubs.append(Hub(brokers()))
+            hubs[2].open()
+            await until(lambda: hubs[2].ready)
+            for hub in hubs:  # also the one that has read the old entries
+                await until(lambda hub=hub: hub.history.end == hubs[0].history.end)
+                assert [record.event.data for record in hub.history.read(0, [">"]).records] == ["public"]
+            await within(hubs[2].erase("secret"))
+            async with tail(brokers()) as reading:
+                await reading.until(CaughtUp)
+                assert b"data: secret" not in b"".join(entry.payload for entry in reading.entries)
+        finally:
+            for hub in hubs:
+                await hub.close()
+
     async def test_a_hub_that_catches_up_while_another_one_erases_sends_no_erased_record_afterwards(self, brokers):
         hub, late = [Hub(brokers(), history=10_000) for _ in range(2)]
         try:

@@ -315,10 +315,11 @@ class History:
     def trim(self, through: int) -> None:
         """Advance to ``through`` after the broker has trimmed the records up to this offset.
 
-        If the history is already past ``through``, this has no effect. Otherwise the latest records are removed, as any
-        of them may have been superseded.
+        If the history is already past ``through``, this has no effect. Otherwise all records are removed, as any of
+        them may have been erased, and the latest ones, as any of them may have been superseded.
         """
         if through > self.end:
+            self._clear()
             self.end = self._unknown_through = through
             self.latest_records.clear()
 

@@ -86,7 +86,7 @@ class History:
         self.evicted: int = 0
         """The number of records that were evicted because of ``max_topics`` or ``max_bytes``."""
         self.erasures: int = 0
-        """The number of calls of ``erase``."""
+        """The number of erasures, and of changes of the log in which one may have been missed."""
         self._retention = retention
         self._max_topics = sys.maxsize if retention.max_topics is None else retention.max_topics
         self._max_bytes = sys.maxsize if retention.max_bytes is None else retention.max_bytes
@@ -322,6 +322,7 @@ class History:
             self._clear()
             self.end = self._unknown_through = through
             self.latest_records.clear()
+            self.erasures += 1
 
     def skip(self, topic: str, offset: int) -> None:
         """Advance to the offset of a record that cannot be read. The record counts as missing in ``topic``."""
@@ -341,8 +342,10 @@ class History:
         # which is acceptable because truncations are rare.
         evicted = [topic_history.evicted_through for topic_history in topics]
         unknown = max([self._unknown_through, self._dropped_through, *evicted])
-        if offset > self.end:  # records between the end and the offset were never read
+        if offset > self.end:  # entries between the end and the offset were never read: as if they were trimmed
             unknown = offset
+            kept.clear()
+            self.latest_records.clear()
         self._epochs.start_epoch(epoch, offset)
         self._clear()
         self._finished = OrderedDict(item for item in self._finished.items() if item[1][0] <= offset)

@@ -206,11 +206,10 @@ class Publisher:
         if not callable(getattr(broker, "erase", None)):
             raise BrokerRefused(f"{topic!r} was not erased: {broker!r} has no method erase, see the protocol Broker")
         while True:
-            await self._wait_for_finish(topic)
             is_finished = history.is_finished(topic)
             end = encode_payload(FINISHED, end_key(topic), ephemeral=False, kind=Kind.ERASURE)
             position = await self._store_erasure(topic, end if is_finished else _ERASURE)
-            if is_finished is history.is_finished(topic):  # otherwise another process has finished it meanwhile
+            if is_finished is history.is_finished(topic):  # otherwise it was finished meanwhile
                 break
         await _erase_entries(cast("SupportsErase", broker), topic, position)
 

@@ -459,6 +459,20 @@ class Contract:
             assert reading.position == last
             assert 50 <= len(reading.entries) < 1000
 
+    async def test_what_was_trimmed_before_an_erasure_is_not_reported_as_erased(self, brokers, site):
+        one, other = brokers(max_records=100), brokers(max_records=100)
+        seen = await one.publish("b", b"seen")
+        await within(asyncio.gather(*[one.publish("b", number(n)) for n in range(1000)]), 30)
+        await self.trimmed(site, one)
+        await one.publish("a", b"old")
+        await one.publish("b", b"between")
+        await one.erase("a", await one.publish("a", b"erasure"))
+        async with tail(other, seen) as reading:
+            await reading.item()
+            assert isinstance(await reading.item(), Trimmed)
+            await reading.until(CaughtUp)
+            assert reading.kept[-2:] == [("b", b"between"), ("a", b"erasure")]
+
     async def test_what_a_log_has_lost_is_not_erased_in_the_next_one(self, brokers, site):
         one, other = brokers(), brokers()
         for _ in range(10):

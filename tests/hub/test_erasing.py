@@ -11,7 +11,12 @@ from aiohttp_interceptors import BrokerDown, BrokerRefused, CloseReason, Gap, Hu
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.hub import pending, replication
+from aiohttp_interceptors.hub.broker import Entry, Trimmed
+from aiohttp_interceptors.hub.history import History
+from aiohttp_interceptors.hub.message import Kind, decode_payload, encode_payload
+from aiohttp_interceptors.hub.topic_history import RetentionPolicy
 from tests.hub.sink import Sink, drain, live, start, subscribe
+from tests.hub.test_rolling_upgrade import Process
 from tests.hub.watcher import Cable
 from tests.waiting import run_other_tasks, until, within
 
@@ -302,6 +307,15 @@ async def test_a_finished_topic_can_be_erased_and_remains_finished(hub):
         assert sink.ends == [(CloseReason.CLOSED, None)]
 
 
+def test_a_topic_that_is_finished_again_by_an_erasure_is_forgotten_after_those_that_were_finished_before():
+    history = History(RetentionPolicy(10, None, 10.0))
+    for offset, topic in enumerate("aba", 1):
+        history.finish(topic, offset, float(offset), None)
+    history.expire(12.5)
+    assert [history.is_finished(topic) for topic in "ab"] == [True, False]
+    assert history.next_expiry() == 13.0
+
+
 async def test_invalid_topics_are_refused(hub):
     await publish(hub, "a", "1")
     for error, topic in (
@@ -326,7 +340,7 @@ async def test_it_can_be_called_in_another_thread(hub):
 # With a broker.
 
 
-async def test_all_processes_erase_and_agree_on_what_came_before(new_node):
+async def test_all_processes_erase_and_agree_on_what_came_before(new_node, logged):
     one, other = await new_node(latest=10), await new_node(latest=10)
     ids = await publish(one, "a", "1", "2")
     await one.erase("a")
@@ -338,6 +352,7 @@ async def test_all_processes_erase_and_agree_on_what_came_before(new_node):
         assert await read(hub, "a", replay="latest") == ["3"]
         assert await read(hub, "a", after=ids[0]) == ["gap", "3"]
         assert await read(hub, "a", after=ids[1]) == ["3"]
+    assert not [line for line in logged if line["event"] == "hub_entry_skipped"]
 
 
 async def test_a_topic_that_was_finished_is_finished_in_a_process_that_starts_later(new_node):
@@ -349,6 +364,51 @@ async def test_a_topic_that_was_finished_is_finished_in_a_process_that_starts_la
     with pytest.raises(TopicFinished):
         await later.publish("a", "2")
     assert await read_to_the_end(later, "a") == []
+
+
+async def test_a_topic_that_another_process_finishes_meanwhile_is_finished_in_one_that_starts_later(hub_on):
+    log = MemoryLog()
+
+    class Slow(MemoryBroker):
+        """Another process is faster than the first erasure of this one."""
+
+        async def publish(self, topic, payload, **options):
+            if decode_payload(payload).kind is Kind.ERASURE and not other.history.is_finished("a"):
+                await other.finish("a", "end")
+            return await super().publish(topic, payload, **options)
+
+    one, other = await hub_on(Slow(log)), await hub_on(MemoryBroker(log))
+    await publish(one, "a", "1")
+    await one.erase("a")
+    later = await hub_on(MemoryBroker(log))
+    for hub in one, other, later:
+        with pytest.raises(TopicFinished):
+            await hub.publish("a", "2")
+    assert await read_to_the_end(later, "a") == []
+
+
+async def test_a_topic_can_be_finished_and_erased_at_once(new_node):
+    hub = await new_node()
+    await publish(hub, "a", "1")
+    await within(asyncio.gather(hub.finish("a", "end"), hub.erase("a")))
+    later = await new_node()
+    for each in hub, later:
+        assert await read_to_the_end(each, "a") == []
+
+
+async def test_a_newcomer_gets_no_latest_record_that_may_have_been_erased_by_a_trimmed_entry():
+    process = Process(latest=10)
+    for offset, key in enumerate("abcd", 1):
+        payload = encode_payload(b"data: %b\n\n" % BIG.encode(), key, ephemeral=False)
+        process.feed([Entry(offset, "a", payload)])
+    sink = Sink(room=1)
+    start(process.hub, "a", replay="latest", sink=sink)
+    await until(lambda: sink.texts)
+    sent = len(sink.texts)
+    process.feed(Trimmed(9))
+    await drain(sink)
+    await until(lambda: sink.texts[-1:] == ["gap"])
+    assert sink.texts[sent:] == ["gap"]
 
 
 async def test_how_a_run_ended_is_known_in_a_process_that_starts_later(new_node):

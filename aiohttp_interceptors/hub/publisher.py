@@ -202,6 +202,9 @@ class Publisher:
         broker, history = self._broker, self._dispatcher.history
         if broker is None:
             self._dispatcher.erase(topic)
+            if history.is_finished(topic):
+                now = asyncio.get_running_loop().time()
+                self._dispatcher.finish(topic, history.end, now, end_key(topic))
             return
         if not callable(getattr(broker, "erase", None)):
             raise BrokerRefused(f"{topic!r} was not erased: {broker!r} has no method erase, see the protocol Broker")

@@ -423,6 +423,12 @@ async def test_how_a_run_ended_is_known_in_a_process_that_starts_later(new_node)
     assert repr(later.find_run("a")) == repr(one.find_run("a")) == repr(run)
 
 
+async def test_the_key_of_the_end_is_erased(hub):
+    await hub.finish("a", "end", key="secret")
+    await hub.erase("a")
+    assert hub.history.finished_by("a") is None
+
+
 async def test_the_key_of_the_end_that_an_application_gave_is_erased(tmp_path, hub_on):
     hub = await hub_on(SqliteBroker(tmp_path / "hub.db"))
     await hub.finish("a", "end", key="secret")

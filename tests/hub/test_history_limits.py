@@ -194,9 +194,9 @@ def test_topics_that_were_evicted_leave_no_memory(monkeypatch, age, limits):
     append(2000)
     tracemalloc.start()
     try:
-        append(3_000)  # replaces all that was not traced
+        append(1_500)  # replaces all that was not traced
         before, _ = tracemalloc.get_traced_memory()
-        append(5_000)
+        append(2_500)
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -50,7 +50,7 @@ class TestTopics:
         elif how == "listener":
             hub.listen("a")
         elif how == "resumed":
-            await live(hub, "a", after=ids[0])
+            assert await read(hub, "a", after=ids[0]) == []
         else:
             stream = await live(hub, "other")
             stream.subscriber.add("a")
@@ -200,7 +200,7 @@ def test_topics_that_were_evicted_leave_no_memory(monkeypatch, age, limits):
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after - before < 30_000
+    assert after - before < 30_000 + before // 5  # a heap is compacted when half of its entries are left over
     assert history.topics <= 1000
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Tail",
     "WriteBatch",
     "connect_within",
+    "lost_before_erasing",
 ]
 
 
@@ -77,8 +78,8 @@ class Tail(Protocol):
 class BaseBroker(ABC):
     """A ``Broker`` on a server or a file.
 
-    An engine implements ``_write``, ``_open_tail`` and ``_disconnect``. ``MemoryBroker`` does not derive from this
-    class: it stores without waiting, and has nothing to batch or to connect to.
+    An engine implements ``_write``, ``_erase``, ``_open_tail`` and ``_disconnect``. ``MemoryBroker`` does not derive
+    from this class: it stores without waiting, and has nothing to batch or to connect to.
     """
 
     def __init__(self, publish_timeout: float) -> None:
@@ -139,6 +140,25 @@ class BaseBroker(ABC):
         finally:
             await tail.close()
 
+    async def erase(self, topic: str, before: LogPosition) -> None:
+        """Delete the contents of the entries of a topic before a position. Idempotent.
+
+        Cancelling leaves the outcome unknown, and a second call completes it. A large log is erased in steps, between
+        which others publish.
+
+        Args:
+            topic: The topic.
+            before: The position of a later entry of this topic.
+
+        Raises:
+            BrokerDown: The server cannot be reached, or stopped answering. Some entries may be erased.
+            OutcomeUnknown: The same, or the broker has lost the entry at the position.
+            BrokerRefused: The server refused, and a retry will fail too.
+        """
+        if self._writer.closed:
+            raise BrokerDown(f"{topic!r} was to be erased after the broker was closed")
+        await self._erase(topic, before)
+
     async def close(self) -> None:
         """Finish the publishes in progress, within ``publish_timeout`` seconds, and disconnect. Idempotent."""
         await self._writer.close()
@@ -147,6 +167,10 @@ class BaseBroker(ABC):
     @abstractmethod
     async def _write(self, requests: Sequence[AppendRequest]) -> Sequence[AppendResult]:
         """Append entries in their order. Raise a ``BrokerError`` that holds for all of them. Never concurrent."""
+
+    @abstractmethod
+    async def _erase(self, topic: str, before: LogPosition) -> None:
+        """Erase entries, in steps that each end in a bounded time. Raise a ``BrokerError``. May be concurrent."""
 
     @abstractmethod
     async def _open_tail(self) -> Tail:
@@ -174,6 +198,11 @@ class BatchWriter:
         self._pending: OrderedDict[asyncio.Future[LogPosition], AppendRequest] = OrderedDict()  # not yet in a write
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
 
     async def append(self, request: AppendRequest) -> LogPosition:
         """Store an entry and return its position. Raises ``BrokerError`` within the timeout. Cancelling is safe."""
@@ -243,6 +272,11 @@ class BatchWriter:
             error = OutcomeUnknown(f"publishing failed: {failure!r}")
             error.__cause__ = failure
         return [_copy(error) for _ in requests]
+
+
+def lost_before_erasing(topic: str) -> OutcomeUnknown:
+    """Return the error for an erasure up to an entry that the log does not have."""
+    return OutcomeUnknown(f"the broker has lost its latest entries, and with them the erasure of {topic!r}; repeat it")
 
 
 def _copy(error: BrokerError) -> BrokerError:

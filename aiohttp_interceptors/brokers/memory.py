@@ -18,6 +18,7 @@ from .._checks import check_count
 from ..exceptions import BrokerDown
 from ..hub.broker import CaughtUp, DeduplicationWindow, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from ..hub.epochs import new_epoch
+from .base import lost_before_erasing
 
 __all__ = ["MemoryBroker", "MemoryLog"]
 
@@ -97,6 +98,24 @@ class MemoryLog:
             self._deduplication.add(idempotency_key, position, now)
         self._notify()
         return position
+
+    def erase(self, topic: str, before: LogPosition) -> None:
+        """Delete the payloads of the entries of a topic before a position.
+
+        Args:
+            topic: The topic.
+            before: The position of a later entry.
+
+        Raises:
+            OutcomeUnknown: The log was truncated since, and has lost that entry.
+        """
+        if before.epoch != self.epoch:
+            raise lost_before_erasing(topic)
+        for number, stored in enumerate(self._entries):
+            if stored.offset >= before.offset:
+                break
+            if stored.topic == topic:
+                self._entries[number] = stored._replace(payload=b"")
 
     def stop(self) -> None:
         """Stop, as a server does: tails end, and ``publish`` raises ``BrokerDown``. Idempotent."""
@@ -203,6 +222,21 @@ class MemoryBroker:
         if not self._log.up:
             raise BrokerDown(f"an event under {topic!r} was not stored: the MemoryLog is stopped")
         return self._log.append(topic, payload, idempotency_key)
+
+    async def erase(self, topic: str, before: LogPosition) -> None:
+        """Delete the payloads of the entries of a topic before a position. Idempotent.
+
+        Args:
+            topic: The topic.
+            before: The position of a later entry.
+
+        Raises:
+            BrokerDown: The log is stopped, or this broker is closed.
+            OutcomeUnknown: The log was truncated since, and has lost that entry.
+        """
+        if self._closed or not self._log.up:
+            raise BrokerDown(f"{topic!r} was not erased: the MemoryLog is stopped, or the broker closed")
+        self._log.erase(topic, before)
 
     async def tail(self, after: LogPosition | None) -> AsyncGenerator[TailItem, None]:
         """Follow the log after a position, until the log is stopped.

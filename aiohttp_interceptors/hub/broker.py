@@ -13,8 +13,10 @@ __all__ = [
     "CaughtUp",
     "DeduplicationWindow",
     "Entry",
+    "Erased",
     "LogPosition",
     "Subscribed",
+    "SupportsErase",
     "TailItem",
     "Trimmed",
     "Truncated",
@@ -43,7 +45,7 @@ class Entry(NamedTuple):
     offset: int
     topic: str
     payload: bytes
-    """The bytes that were given to ``publish``."""
+    """The bytes that were given to ``publish``; or none, if the entry was erased and its place was kept."""
     age: float = 0.0
     """Seconds since the entry was published, by the broker's clock. About 0 for a new entry."""
 
@@ -82,6 +84,19 @@ class Truncated:
 
 
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """Some of the entries that would follow, up to and including an offset, were erased, and all others are yielded.
+
+    A broker yields it only if it keeps no places of erased entries.
+    """
+
+    through: int
+    """The offset of the last one of these entries, or a later one."""
+    erased_by: int
+    """The offset of the last ``before`` that was given to ``erase``, or a later one."""
+
+
+@dataclass(frozen=True, slots=True)
 class CaughtUp:
     """The broker answered just now, and every entry that it had when it was asked has been yielded.
 
@@ -89,7 +104,7 @@ class CaughtUp:
     """
 
 
-TailItem: TypeAlias = Subscribed | Batch | Trimmed | Truncated | CaughtUp
+TailItem: TypeAlias = Subscribed | Batch | Trimmed | Erased | Truncated | CaughtUp
 
 
 class Broker(Protocol):
@@ -107,6 +122,10 @@ class Broker(Protocol):
     that it reports by ``Trimmed`` or ``Truncated``. An acknowledged entry is not lost as long as the server keeps what
     it acknowledges, which is a setting of each server. If the server loses it after all, the tail reports ``Truncated``
     in every process that had received the entry or its acknowledgement.
+
+    **Erasure.** A broker may have a method ``erase``, as ``SupportsErase`` describes it. Without it ``Hub.erase`` is
+    refused. Of an entry that was erased the broker may keep the place: the entry then has an empty payload. Otherwise a
+    tail that has not yielded the entry reports ``Erased`` before the entry that follows.
 
     **Confirmation.** A broker may have an attribute ``confirms``: the maximum number of seconds between two
     ``CaughtUp`` of a tail, after the first one and while the server answers. The Hub is then ``ready`` only while the
@@ -165,6 +184,28 @@ class Broker(Protocol):
 
         After it, ``publish`` raises ``BrokerDown``. The tail is closed before. It takes a bounded time, and the Hub
         cancels it after 30 seconds.
+        """
+        ...
+
+
+class SupportsErase(Protocol):
+    """What a ``Broker`` has beside its methods if its entries can be erased."""
+
+    async def erase(self, topic: str, before: LogPosition) -> None:
+        """Delete the contents of the entries of a topic before a position. Idempotent.
+
+        The contents are deleted from wherever the broker itself stores them. Tails that are reading go on. Idempotency
+        keys are kept. Cancelling leaves the outcome unknown.
+
+        Args:
+            topic: The topic.
+            before: The position of an entry of this topic, which is kept.
+
+        Raises:
+            BrokerDown: The server cannot be reached, or stopped answering. Some entries may be erased. Raised in a
+                bounded time, as are the following.
+            OutcomeUnknown: The same, or the broker has lost the entry at the position.
+            BrokerRefused: The server refused, and will refuse again.
         """
         ...
 

@@ -146,6 +146,7 @@ class Cursor:
         "_announced",
         "_conflating",
         "_epoch",
+        "_erasures",
         "_gap",
         "_ignore_gaps_through",
         "_initial",
@@ -167,6 +168,7 @@ class Cursor:
         self._offset, self._gap, self._ignore_gaps_through, self._newcomer = start
         self._initial: InitialRecords = NO_INITIAL_RECORDS  # to send before the records after the offset
         self._initial_sent = 0
+        self._erasures = 0  # those of the history when the initial records were set
         self._epoch = reader.history.epoch
         self._announced = announced  # the client has received the initial frame or a gap event instead
         self._prefix = b"" if announced else policy.prefix
@@ -217,6 +219,7 @@ class Cursor:
         of the added topics come first.
         """
         self.presence_known = None
+        self._drop_erased()
         history, added = self._reader.history, topics - before
         since = {topic: offset for topic, offset in (self._since or {}).items() if topic in topics}
         since.update(dict.fromkeys(added, history.end))
@@ -252,6 +255,7 @@ class Cursor:
             Lagged: If records are missing and ``on_gap`` is ``"close"``.
         """
         self._follow_truncation()
+        self._drop_erased()
         initial = self._next_initial_batch(topics, select, until)
         if initial is not None:
             return initial
@@ -295,6 +299,14 @@ class Cursor:
 
     def _set_initial(self, initial: InitialRecords) -> None:
         self._initial, self._initial_sent = initial, 0
+        self._erasures = self._reader.history.erasures
+
+    def _drop_erased(self) -> None:
+        """If a topic was erased since the initial records were set, send only those that the history still has."""
+        history = self._reader.history
+        if self.has_initial_records and self._erasures != history.erasures:
+            rest = self._initial.records[self._initial_sent :]
+            self._set_initial(InitialRecords([record for record in rest if history.holds(record)]))
 
     def _read_initial(self, topics: frozenset[str], until: int | None) -> bool:
         """Set the records to send before those after the offset, and return whether there are any.

@@ -347,6 +347,7 @@ class Subscription:
             self._attach_cursor()
         if self._started and self._cursor is not None:  # otherwise, all topics are read from the start position
             self._cursor.change_topics(group.topics, topics)
+        self._dispatcher.history.note_read(topics - group.topics)
         group.remove(self)
         self._group = new = self._dispatcher.replace_group(group, topics)
         new.add(self)
@@ -1206,6 +1207,17 @@ class Dispatcher:
         self.history.skip(topic, offset)
         for group in self._patterns.matching(topic):
             group.offset = offset
+
+    def erase(self, topic: str) -> None:
+        """Remove all records of a topic from the history. Live streams receive what was published before.
+
+        Streams that have not read that far get a gap.
+        """
+        for group in self._patterns.matching(topic):
+            if group.unflushed:
+                self.flush(group)
+        self.history.erase(topic)
+        self.reader.invalidate()
 
     def change_history(self, change: Callable[[], None]) -> None:
         """Call ``change`` after flushing all groups and switching every live subscription to a cursor.

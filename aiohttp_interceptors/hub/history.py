@@ -8,6 +8,7 @@ history.
 from __future__ import annotations
 
 import heapq
+import sys
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter, itemgetter
 
+from .._logging import log as logger
 from ..sse import Event, encode, frame_with_id
 from .epochs import EpochHistory, new_epoch
 from .index import OffsetIndex, TopicIndex
@@ -29,6 +31,8 @@ __all__ = ["EXPIRE_BATCH", "MAX_RECORDS_SCANNED", "History", "ReadResult", "conf
 EXPIRE_BATCH = 512  # maximum number of expired records to evict in one call, so that no call takes long
 # Maximum number of empty topics to keep. As long as a topic is kept, its evictions are not reported as gaps in others.
 MAX_EMPTY_TOPICS = 4096
+# A heap of topics is compacted when it has twice as many entries as there are topics, and this many more.
+HEAP_SLACK = 1024
 # Limits for a read with ``max_bytes``. If at most MAX_TOPICS_SCANNED topics have changed, their records are merged.
 # Otherwise, up to MAX_RECORDS_SCANNED records of all topics are scanned in offset order.
 MAX_TOPICS_SCANNED = 256
@@ -79,7 +83,15 @@ class History:
         """The total size of the frames of these records, in bytes."""
         self.latest_records: LatestRecords = LatestRecords(0, None) if latest is None else latest
         """The latest record of each topic and key, even if it was evicted."""
+        self.evicted: int = 0
+        """The number of records that were evicted because of ``max_topics`` or ``max_bytes``."""
+        self.erasures: int = 0
+        """The number of erasures, and of changes of the log in which one may have been missed."""
         self._retention = retention
+        self._max_topics = sys.maxsize if retention.max_topics is None else retention.max_topics
+        self._max_bytes = sys.maxsize if retention.max_bytes is None else retention.max_bytes
+        self._is_bounded = not (retention.max_topics is None and retention.max_bytes is None)
+        self._ranked = 0  # topics that were ranked so far
         self._epochs = EpochHistory(epoch or new_epoch())
         # The offset, the time and the key of the end of each finished topic, in the order of the former two.
         self._finished: OrderedDict[str, tuple[int, float, str | None]] = OrderedDict()
@@ -94,6 +106,8 @@ class History:
         self._unindexed: dict[TopicHistory, None] = {}  # topics whose latest eviction is not indexed yet
         # A heap that contains, for each topic, the time when its oldest record expires.
         self._expiries: list[tuple[float, int, TopicHistory]] = []
+        # A heap that contains, for each topic with records, an earlier use or the last one, and the rank of the entry.
+        self._uses: list[tuple[int, int, TopicHistory]] = []
         self._empty: OrderedDict[str, TopicHistory] = OrderedDict()  # in the order they became empty
         self._dropped_through = 0  # offset of the newest eviction in the topics that were dropped
 
@@ -147,6 +161,8 @@ class History:
     def add(self, record: Record) -> None:
         """Add a record, then evict the oldest records of its topic until the topic is within its limits.
 
+        If there are too many topics or bytes, evict records of the topics that were not used for the longest time.
+
         The offset of the record must be greater than all other offsets.
         """
         self.end = record.offset
@@ -168,6 +184,10 @@ class History:
             self._keep_empty(topic_history)
         elif not topic_history.expiry_scheduled and self._retention.history_age is not None:
             self._schedule_expiry(topic_history, self._retention.history_age)
+        if not topic_history.rank and topic_history:
+            self._rank(topic_history)
+        while self.bytes > self._max_bytes:
+            self._evict_least_recently_used(self._max_bytes)
         if self.latest_records.enabled:
             if record.tombstone:
                 self.latest_records.remove(record.topic, record.key)
@@ -200,11 +220,35 @@ class History:
             due.append(next(iter(self._finished.values()))[1] + self._retention.history_age)
         return min(due, default=None)
 
+    # Erasing.
+
+    def erase(self, topic: str) -> None:
+        """Remove all records of a topic, also its latest ones. They count as evicted."""
+        self.erasures += 1
+        self.latest_records.remove_topic(topic)
+        topic_history = self._topics.get(topic)
+        if topic_history is None:
+            return
+        erased = topic_history.after(0)
+        for record in erased:
+            self._offset_index.remove(record)
+        self.records -= len(erased)
+        self.bytes -= topic_history.bytes
+        topic_history.erase()
+        self._schedule_indexing(topic_history)
+        if erased:
+            self._keep_empty(topic_history)
+
+    def holds(self, record: Record) -> bool:
+        """Return whether a record is the newest one of its topic, or the latest one of its key."""
+        return self.latest_records.holds(record) or self.newest(record.topic) is record
+
     # Finished topics.
 
     def finish(self, topic: str, offset: int, time: float, key: str | None) -> None:
         """Mark a topic as finished at an offset. The mark expires like a record of that time, in seconds."""
         self.end = offset
+        self._finished.pop(topic, None)  # an erasure finishes it again
         self._finished[topic] = offset, time, key
 
     @property
@@ -271,12 +315,14 @@ class History:
     def trim(self, through: int) -> None:
         """Advance to ``through`` after the broker has trimmed the records up to this offset.
 
-        If the history is already past ``through``, this has no effect. Otherwise the latest records are removed, as any
-        of them may have been superseded.
+        If the history is already past ``through``, this has no effect. Otherwise all records are removed, as any of
+        them may have been erased, and the latest ones, as any of them may have been superseded.
         """
         if through > self.end:
+            self._clear()
             self.end = self._unknown_through = through
             self.latest_records.clear()
+            self.erasures += 1
 
     def skip(self, topic: str, offset: int) -> None:
         """Advance to the offset of a record that cannot be read. The record counts as missing in ``topic``."""
@@ -296,8 +342,10 @@ class History:
         # which is acceptable because truncations are rare.
         evicted = [topic_history.evicted_through for topic_history in topics]
         unknown = max([self._unknown_through, self._dropped_through, *evicted])
-        if offset > self.end:  # records between the end and the offset were never read
+        if offset > self.end:  # entries between the end and the offset were never read: as if they were trimmed
             unknown = offset
+            kept.clear()
+            self.latest_records.clear()
         self._epochs.start_epoch(epoch, offset)
         self._clear()
         self._finished = OrderedDict(item for item in self._finished.items() if item[1][0] <= offset)
@@ -469,6 +517,55 @@ class History:
         known, dropped = self._topics, self._dropped_through  # a wildcard is never a known topic
         return latest if any(topic not in known and start < dropped for topic, start in starts) else 0
 
+    # The topics in the order of their last use.
+
+    def note_read(self, topics: Iterable[str]) -> None:
+        """Count that a stream begins to read some topics as a use of each. Wildcards do not count."""
+        for topic in topics:
+            topic_history = self._topics.get(topic)
+            if topic_history is not None:
+                topic_history.read_after = self.end
+
+    def _rank(self, topic_history: TopicHistory) -> None:
+        """Rank a topic that has got its first record, and evict another one if there are too many."""
+        self._ranked += 1
+        topic_history.rank = self._ranked
+        if not self._is_bounded:
+            return
+        while self.topics > self._max_topics:
+            self._evict_least_recently_used(0)
+        if len(self._uses) > 2 * len(self._topics) + HEAP_SLACK:
+            self._uses = [entry for entry in self._uses if entry[1] == entry[2].rank]
+            heapq.heapify(self._uses)
+        heapq.heappush(self._uses, (topic_history.last_use, topic_history.rank, topic_history))
+
+    def _least_recently_used(self) -> TopicHistory:
+        """Return the topic with records that was not used for the longest time.
+
+        The uses since a topic was ranked are found here, so that a use costs nothing.
+        """
+        uses = self._uses
+        while True:
+            use, rank, topic_history = uses[0]
+            if rank != topic_history.rank:  # it has become empty since
+                heapq.heappop(uses)
+            elif topic_history.last_use > use:
+                heapq.heapreplace(uses, (topic_history.last_use, rank, topic_history))
+            else:
+                return topic_history
+
+    def _evict_least_recently_used(self, max_bytes: int) -> None:
+        """Evict the oldest records of one topic, until all topics together have ``max_bytes`` or it has no more."""
+        if not self.evicted:
+            logger.warning("hub_history_full", topics=self.topics, records=self.records, bytes=self.bytes)
+        topic_history = self._least_recently_used()
+        while topic_history and self.bytes > max_bytes:
+            self._evict(topic_history)
+            self.evicted += 1
+        self._schedule_indexing(topic_history)
+        if not topic_history:
+            self._keep_empty(topic_history)
+
     # Topics.
 
     def _get_or_create_topic(self, topic: str) -> TopicHistory:
@@ -481,9 +578,18 @@ class History:
         return topic_history
 
     def _schedule_expiry(self, topic_history: TopicHistory, age: float) -> None:
+        if len(self._expiries) > 2 * len(self._topics) + HEAP_SLACK:
+            self._compact_expiries()
         topic_history.expiry_scheduled = True
         oldest = topic_history.oldest
         heapq.heappush(self._expiries, (oldest.time + age, oldest.offset, topic_history))
+
+    def _compact_expiries(self) -> None:
+        """Remove the entries of topics that became empty before their records expired."""
+        for _, _, topic_history in self._expiries:
+            topic_history.expiry_scheduled = bool(topic_history)
+        self._expiries = [entry for entry in self._expiries if entry[2].expiry_scheduled]
+        heapq.heapify(self._expiries)
 
     def _evict(self, topic_history: TopicHistory) -> None:
         record = topic_history.oldest
@@ -511,6 +617,7 @@ class History:
 
         If there are more than ``MAX_EMPTY_TOPICS`` empty topics, drop the one that has been empty for the longest time.
         """
+        topic_history.rank = 0
         self._empty[topic_history.topic] = topic_history
         if len(self._empty) > MAX_EMPTY_TOPICS:
             self._drop_empty(*self._empty.popitem(last=False))

@@ -26,7 +26,7 @@ from .history import EXPIRE_BATCH, History
 from .latest import LatestRecords
 from .listener import Listener
 from .message import Kind
-from .nodes import Nodes
+from .nodes import CONTROL_TOPIC, Nodes
 from .owners import Owners, check_disconnect
 from .pending import PendingSubscriptions, ResolvedId
 from .presence import check_identity
@@ -59,6 +59,8 @@ class HubStatistics:
     """Records in the history."""
     bytes: int
     """Size of those records, in bytes as they are sent."""
+    evicted: int
+    """Records that were evicted because of ``Hub(max_topics=…, max_bytes=…)``. The limits are too low if it grows."""
     latest: int
     """Latest records of a topic and key, see ``Hub(latest=...)``."""
     subscribers: int
@@ -167,6 +169,11 @@ class Hub:
         history: Number of records to keep per topic.
         history_bytes: Maximum size of the records of a topic, in bytes as they are sent. ``None`` means unlimited.
         history_age: Maximum age of a record, in seconds. ``None`` means unlimited.
+        max_topics: Number of topics that have records. ``None`` means unlimited. Beyond it the records of the topic
+            that was not used for the longest time are evicted. A publish is a use, and so is a stream or a listener
+            that begins to read the topic by its name.
+        max_bytes: Maximum size of the records of all topics, in bytes as they are sent. ``None`` means unlimited.
+            Beyond it the oldest records of that topic are evicted.
         latest: Number of records to keep for ``replay="latest"``: the latest one of each topic and key, also when the
             history has evicted it. A record without a key counts as the only key of its topic. Beyond this number the
             record that was published first is dropped. 0 keeps none.
@@ -190,6 +197,8 @@ class Hub:
         history: int = 1000,
         history_bytes: int | None = 2**20,
         history_age: float | None = 3600.0,
+        max_topics: int | None = 100_000,
+        max_bytes: int | None = 2**28,
         latest: int = 0,
         latest_bytes: int | None = 2**24,
         max_event_size: int | None = MAX_EVENT_SIZE,
@@ -208,7 +217,8 @@ class Hub:
         if broker is not None and not (callable(getattr(broker, "publish", None)) and hasattr(broker, "tail")):
             raise TypeError(f"a Hub's broker is a Broker or None, not {broker!r}")
         latest_records = LatestRecords(latest, latest_bytes)
-        records = History(RetentionPolicy(history, history_bytes, history_age), latest=latest_records)
+        retention = RetentionPolicy(history, history_bytes, history_age, max_topics, max_bytes)
+        records = History(retention, latest=latest_records)
         if max_runs is not None:
             check_count("max_runs", max_runs, 0)
         self._pending = PendingSubscriptions(records, remote=broker is not None, confirms=confirms)
@@ -389,6 +399,51 @@ class Hub:
         """
         finish = partial(self.finish, topic, event, key=key, idempotency_key=idempotency_key)
         return run_in_loop(self._dispatcher.get_loop(), finish)
+
+    # Erasing.
+
+    async def erase(self, topic: str) -> None:
+        """Erase all records of a topic that were published before, here, in all other processes, and in the broker.
+
+        When it returns, no stream of this process is sent any of them, and with a broker other processes drop them as
+        soon as they receive the erasure: within milliseconds, or when they are connected again. Clients that have not
+        received them get a gap event. What was sent before is with the clients, and is not taken back. Events that are
+        published after it are as before, and a topic that was finished remains finished.
+
+        A retry of a publish before the erasure, with its ``idempotency_key``, does not store the event again. With a
+        broker, what a transaction (``connection``) commits later is published later. Cancelling is safe, but the topic
+        may be erased in part. Calling it again completes what was interrupted.
+
+        Args:
+            topic: The topic, without wildcards.
+
+        Raises:
+            TypeError: The topic is not a string.
+            ValueError: The topic is invalid, or that of the Hub's own messages.
+            RuntimeError: The Hub belongs to another event loop, or its broker was closed.
+            BrokerDown: Nothing was erased, because the broker does not answer.
+            OutcomeUnknown: The topic may be erased, or only in the memory of the processes. Call it again.
+            BrokerRefused: The broker cannot erase, or refuses to. If it refuses, the message says what is erased.
+        """
+        check_topic(topic)
+        if topic == CONTROL_TOPIC:
+            raise ValueError(f"the topic {topic!r} has the messages between the processes of a Hub, and is not erased")
+        self._bind()
+        await self._publisher.erase(topic, self._runs.end_key)
+
+    def erase_threadsafe(self, topic: str) -> Future[None]:
+        """Erase a topic from any thread, as ``erase`` does in the event loop's.
+
+        Args:
+            topic: The topic, without wildcards.
+
+        Returns:
+            A future of what ``erase`` raises, or of ``None``.
+
+        Raises:
+            RuntimeError: The Hub has no event loop yet, or the event loop is closed.
+        """
+        return run_in_loop(self._dispatcher.get_loop(), partial(self.erase, topic))
 
     # Runs.
 
@@ -663,6 +718,7 @@ class Hub:
 
         def start_position(resolved: ResolvedId) -> StartPosition:
             offset, reason = resolved
+            history.note_read(names)
             if after is not None:
                 gap = None if reason is None else Gap(reason, after)
                 is_newcomer = newcomers and reason in (GapReason.UNKNOWN, GapReason.FUTURE)
@@ -757,6 +813,7 @@ class Hub:
             topics=dispatcher.history.topics,
             records=dispatcher.history.records,
             bytes=dispatcher.history.bytes,
+            evicted=dispatcher.history.evicted,
             latest=len(dispatcher.history.latest_records),
             subscribers=dispatcher.subscribers,
             catching_up=dispatcher.subscribers - dispatcher.live,

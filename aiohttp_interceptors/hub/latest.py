@@ -102,6 +102,15 @@ class LatestRecords:
             if not records:
                 del self._by_topic[topic]
 
+    def remove_topic(self, topic: str) -> None:
+        """Remove all records of a topic. Idempotent."""
+        for key in list(self._by_topic.get(topic, ())):
+            self.remove(topic, key)
+
+    def holds(self, record: Record) -> bool:
+        """Return whether a record is kept."""
+        return self._records.get((record.topic, record.key)) is record
+
     def clear(self) -> None:
         """Remove all records."""
         self._records.clear()

@@ -35,6 +35,8 @@ class Kind(IntEnum):
     """An event after which its key has no value any more."""
     CONTROL = 3
     """A message from one Hub to the others, as JSON. It is not sent to streams."""
+    ERASURE = 4
+    """The earlier entries of its topic were erased. If the topic was finished before, its frame says so."""
 
 
 class Message:
@@ -94,6 +96,10 @@ class DecodedPayload(NamedTuple):
     key: str | None
     ephemeral: bool
     kind: Kind = Kind.EVENT
+
+
+ERASED = b""  # what a broker may leave in place of the payload of an erased entry
+FINISHED = b"finished"  # the frame of an erasure of a topic that was finished before, and still is
 
 
 def encode_payload(frame: bytes, key: str | None, *, ephemeral: bool, kind: Kind = Kind.EVENT) -> bytes:

@@ -20,7 +20,7 @@ from .epochs import new_epoch
 from .message import Kind, encode_payload
 from .pending import PendingSubscriptions
 
-__all__ = ["ControlMessage", "NodeState", "Nodes"]
+__all__ = ["CONTROL_TOPIC", "ControlMessage", "NodeState", "Nodes"]
 
 
 CONTROL_TOPIC = "_hub"  # of all control messages; no stream receives them, also if it subscribes to this topic

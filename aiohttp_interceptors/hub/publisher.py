@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import cast
 
 from ..encoder import Encoder, encode_value
-from ..exceptions import BrokerDown, BrokerRefused, OutcomeUnknown, TopicFinished
+from ..exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown, TopicFinished
 from ..facts import HubPublished
 from ..sse import Event, encode
-from .broker import Broker, DeduplicationWindow, LogPosition
+from .broker import Broker, DeduplicationWindow, LogPosition, SupportsErase
 from .dispatcher import Dispatcher
-from .message import Kind, Message
+from .message import FINISHED, Kind, Message, encode_payload
 from .record import Record, Tombstone
 from .topics import check_topic
 
@@ -20,6 +22,7 @@ __all__ = ["Publisher"]
 
 
 RECEIVE_TIMEOUT = 5.0  # seconds to wait until this process has received what the broker has stored
+_ERASURE = encode_payload(b"", None, ephemeral=False, kind=Kind.ERASURE)
 _CLASS_OF = {Kind.TOMBSTONE: Tombstone}
 _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
     (BrokerDown, "down"),
@@ -117,22 +120,22 @@ class Publisher:
         await self._wait_for_finish(topic)
         if key is None:
             self.check_unfinished(topic)
-        position = await self._store(message, connection)
+        position = await self._store(topic, message.payload(), key, connection)
+        self.published += 1
         if key is not None and position is not None and self._is_after_finish(topic, position):
             raise _finished(topic)
         return None if message.ephemeral or position is None else f"{position.epoch}-{position.offset}"
 
-    async def _store(self, message: Message, connection: object = None) -> LogPosition | None:
-        """Store a message, and return its position. Tell the observers how long that took."""
+    async def _store(
+        self, topic: str, payload: bytes, idempotency_key: str | None = None, connection: object = None
+    ) -> LogPosition | None:
+        """Store an entry, and return its position. Tell the observers how long that took."""
         broker, observers = self._broker, self._dispatcher.observers
         assert broker is not None  # noqa: S101  # the caller knows that there is a broker
-        topic = message.topic
         self._publishing[topic] += 1
         started, outcome = time.perf_counter(), "stored"
         try:
-            position = await broker.publish(
-                topic, message.payload(), idempotency_key=message.idempotency_key, connection=connection
-            )
+            return await broker.publish(topic, payload, idempotency_key=idempotency_key, connection=connection)
         except BaseException as error:
             outcome = next(name for kind, name in _OUTCOMES if isinstance(error, kind))
             raise
@@ -144,8 +147,6 @@ class Publisher:
                 del self._publishing[topic]
                 if self._published_one is not None:
                     self._published_one.set()
-        self.published += 1
-        return position
 
     async def _wait_for_finish(self, topic: str) -> None:
         """Wait while this process finishes a topic: until then it is not known whether that succeeds."""
@@ -180,8 +181,9 @@ class Publisher:
         finishing = self._finishing[topic] = asyncio.get_running_loop().create_future()
         try:
             await self._wait_for_publishes(topic)
-            position = await self._store(message)
+            position = await self._store(topic, message.payload(), key)
             assert position is not None  # noqa: S101  # None is only for a connection
+            self.published += 1
             await self.wait_for(position)
         finally:
             del self._finishing[topic]
@@ -189,6 +191,41 @@ class Publisher:
         if self._is_after_finish(topic, position):
             raise _finished(topic)  # another process was faster
         return f"{position.epoch}-{position.offset}"
+
+    async def erase(self, topic: str, end_key: Callable[[str], str | None]) -> None:
+        """Erase a topic in all processes, then in the broker.
+
+        Args:
+            topic: The topic.
+            end_key: Returns what is kept of the key of the end of a finished topic.
+        """
+        broker, history = self._broker, self._dispatcher.history
+        if broker is None:
+            self._dispatcher.erase(topic)
+            if history.is_finished(topic):
+                now = asyncio.get_running_loop().time()
+                self._dispatcher.finish(topic, history.end, now, end_key(topic))
+            return
+        if not callable(getattr(broker, "erase", None)):
+            raise BrokerRefused(f"{topic!r} was not erased: {broker!r} has no method erase, see the protocol Broker")
+        while True:
+            is_finished = history.is_finished(topic)
+            end = encode_payload(FINISHED, end_key(topic), ephemeral=False, kind=Kind.ERASURE)
+            position = await self._store_erasure(topic, end if is_finished else _ERASURE)
+            if is_finished is history.is_finished(topic):  # otherwise it was finished meanwhile
+                break
+        await _erase_entries(cast("SupportsErase", broker), topic, position)
+
+    async def _store_erasure(self, topic: str, payload: bytes) -> LogPosition:
+        """Store an entry at which all processes drop the earlier ones of a topic, and wait for it in this process."""
+        position = await self._store(topic, payload)
+        assert position is not None  # noqa: S101  # None is only for a connection
+        await self.wait_for(position)
+        if self._dispatcher.history.resolve(f"{position.epoch}-{position.offset}")[1] is not None:
+            raise OutcomeUnknown(
+                f"{topic!r} may be erased or not: this process did not receive its own message; call erase again"
+            )
+        return position
 
     async def wait_for(self, position: LogPosition) -> bool:
         """Wait for some seconds until this process has received an entry of the broker, and return whether it has."""
@@ -211,6 +248,16 @@ class Publisher:
         history = self._dispatcher.history
         if history.has_finished_topics and history.is_finished(topic, asyncio.get_running_loop().time()):
             raise _finished(topic)
+
+
+async def _erase_entries(broker: SupportsErase, topic: str, before: LogPosition) -> None:
+    """Erase entries in the broker. ``BrokerDown`` would say that nothing was erased, so it is ``OutcomeUnknown``."""
+    try:
+        await broker.erase(topic, before)
+    except BrokerError as error:
+        kind = BrokerRefused if isinstance(error, BrokerRefused) else OutcomeUnknown
+        text = f"{topic!r} is erased in the memory of all processes, but perhaps not in the broker"
+        raise kind(f"{text}; call erase again: {error}") from error
 
 
 def _finished(topic: str) -> TopicFinished:

@@ -20,10 +20,10 @@ from .._tasks import check_cancelled
 from ..exceptions import EXIT_EXCEPTIONS, BrokerError
 from ..facts import HubDown, HubFact, HubResumed, HubUp
 from ..sse import frame_with_id
-from .broker import Broker, CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
+from .broker import Broker, CaughtUp, Entry, Erased, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .dispatcher import Dispatcher
 from .history import EXPIRE_BATCH
-from .message import DecodedPayload, Kind, decode_payload, is_ephemeral
+from .message import ERASED, FINISHED, DecodedPayload, Kind, decode_payload, is_ephemeral
 from .nodes import Nodes
 from .pending import PendingSubscriptions
 from .record import Record, Tombstone
@@ -52,6 +52,7 @@ class Replicator:
         self._pending = dispatcher.unresolved
         self._subscribed = False
         self._missed = False  # some control messages may have been missed
+        self._erased_by = 0  # until this offset, an erasure may be of entries that were not received
         self._unreadable: set[bytes] = set()  # first bytes of payloads that could not be decoded, logged once each
         self.entries: int = 0
         """Number of entries that were received."""
@@ -72,8 +73,11 @@ class Replicator:
         elif isinstance(item, Trimmed):
             self._missed = True
             dispatcher.change_history(lambda: dispatcher.history.trim(item.through))
+        elif isinstance(item, Erased):
+            self._erased_by = item.erased_by
         elif isinstance(item, Truncated):
             self._missed = True
+            self._erased_by = 0
             dispatcher.change_history(lambda: dispatcher.history.truncate(*item.position))
         elif isinstance(item, CaughtUp):
             missed, self._missed = self._missed or not self._pending.caught_up, False
@@ -93,6 +97,9 @@ class Replicator:
         for offset, topic, payload, age in entries:
             if offset <= history.end:
                 continue  # delivered twice by the broker
+            if payload == ERASED:
+                dispatcher.skip(topic, offset)
+                continue
             try:
                 decoded = decode_payload(payload)
             except ValueError as error:
@@ -107,7 +114,17 @@ class Replicator:
             history.add(record)
             dispatcher.dispatch(record)
 
-    def _apply_entry(self, offset: int, topic: str, decoded: DecodedPayload, now: float, age: float) -> None:
+    def _erase(self, offset: int, topic: str) -> None:
+        """Drop the earlier records of a topic. If some may not have been received, its subscribers get a gap."""
+        dispatcher = self._dispatcher
+        dispatcher.erase(topic)
+        if offset <= self._erased_by:
+            dispatcher.skip(topic, offset)
+        dispatcher.history.end = offset
+
+    def _apply_entry(  # noqa: C901  # one branch for each kind
+        self, offset: int, topic: str, decoded: DecodedPayload, now: float, age: float
+    ) -> None:
         """Apply an entry of any kind."""
         dispatcher, history = self._dispatcher, self._dispatcher.history
         frame, key, ephemeral, kind = decoded
@@ -115,6 +132,10 @@ class Replicator:
             history.end = offset
             if self._nodes is not None:
                 self._nodes.receive(frame, age)
+        elif kind is Kind.ERASURE:
+            self._erase(offset, topic)
+            if frame == FINISHED:
+                dispatcher.finish(topic, offset, now - age, key)
         elif history.is_finished(topic, now - age):
             history.end = offset
             if self._pending.caught_up:  # an old one was logged before

@@ -251,6 +251,11 @@ class Runs:
                 execution = _Execution(run_id, topic, "", "", state, reason)
         return None if execution is None else Run(execution, self)
 
+    def end_key(self, topic: str) -> str | None:
+        """Return the key of the end of a finished topic if that is the end of a run, which it describes."""
+        key = self._history.finished_by(topic) if self._history.is_finished(topic) else None
+        return None if _parse_key(key) is None else key
+
     # Starting.
 
     async def start(self, topic: str, events: Events, options: RunOptions) -> Run:

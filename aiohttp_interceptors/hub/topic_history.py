@@ -1,4 +1,4 @@
-"""The bounded history of one topic, and the policy that bounds it."""
+"""The bounded history of one topic, and the policy that bounds it and all topics together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _time = attrgetter("time")
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """The limits of a topic's history. Raises ``TypeError`` or ``ValueError`` for invalid ones."""
+    """The limits of a topic's history, and of all topics. Raises ``TypeError`` or ``ValueError`` for invalid ones."""
 
     history: int
     """Number of records; 0 keeps none."""
@@ -30,12 +30,17 @@ class RetentionPolicy:
     """Bytes of the records' frames; ``None`` for no limit."""
     history_age: float | None
     """Age of a record in seconds; ``None`` for no limit."""
+    max_topics: int | None = None
+    """Number of topics with records; ``None`` for no limit."""
+    max_bytes: int | None = None
+    """Bytes of the frames of all records; ``None`` for no limit."""
 
     def __post_init__(self) -> None:
-        for name, value, least in ("history", self.history, 0), ("history_bytes", self.history_bytes, 1):
-            if value is None and name != "history":
-                continue
-            check_count(name, value, least)
+        check_count("history", self.history, 0)
+        for name in "history_bytes", "max_topics", "max_bytes":
+            value = getattr(self, name)
+            if value is not None:
+                check_count(name, value, 1)
         check_seconds("history_age", self.history_age, "no limit")
 
 
@@ -50,6 +55,8 @@ class TopicHistory:
         "evicted_through",
         "expiry_scheduled",
         "last_offset",
+        "rank",
+        "read_after",
         "topic",
         "unsuperseded_through",
     )
@@ -59,6 +66,10 @@ class TopicHistory:
         self.bytes: int = 0
         self.expiry_scheduled: bool = False
         """Whether the ``History`` has scheduled the expiry of the oldest record."""
+        self.rank: int = 0
+        """The number of its entry among the topics that the ``History`` orders by their last use; 0 without records."""
+        self.read_after: int = -1
+        """The end of the ``History`` when a stream last began to read the topic."""
         self.last_offset: int = evicted_through
         """Offset of the newest record, even if it was evicted."""
         self.evicted_through: int = evicted_through
@@ -76,6 +87,11 @@ class TopicHistory:
     def oldest(self) -> Record:
         """The record that is evicted next. The history must not be empty."""
         return self._records[self._start]
+
+    @property
+    def last_use(self) -> int:
+        """Twice the offset of the newest record; or twice ``read_after`` and one, if the topic was read after it."""
+        return max(2 * self.last_offset, 2 * self.read_after + 1)
 
     @property
     def newest(self) -> Record:
@@ -115,6 +131,12 @@ class TopicHistory:
         else:
             records[start - 1] = _EVICTED
         self._start = start
+
+    def erase(self) -> None:
+        """Remove all records, including those that a later record with their key superseded."""
+        self.evicted_through = self.unsuperseded_through = max(self.last_offset, self.evicted_through)
+        self._records, self._latest, self._start = [], None, 0
+        self.bytes = 0
 
     def skip(self, offset: int) -> None:
         """Count a record that cannot be read as evicted. Its offset is the greatest one."""

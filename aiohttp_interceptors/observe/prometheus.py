@@ -73,6 +73,7 @@ _HUB_GAUGES: dict[str, tuple[str, _Value]] = {
 }
 _HUB_COUNTERS: dict[str, tuple[str, _Value]] = {
     "published_events": ("Events that were published by this process.", lambda hub: hub.published),
+    "evicted_records": ("Records that were evicted because of max_topics or max_bytes.", lambda hub: hub.evicted),
     "delivered_events": ("Events that were written to streams, once per stream.", lambda hub: hub.delivered),
 }
 

@@ -23,7 +23,7 @@ from aiohttp_interceptors.brokers.nats import NatsBroker
 from aiohttp_interceptors.brokers.postgres import PostgresBroker
 from aiohttp_interceptors.brokers.redis import RedisBroker
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.hub.broker import Broker, CaughtUp, Subscribed, Trimmed, Truncated
+from aiohttp_interceptors.hub.broker import Broker, CaughtUp, Erased, Subscribed, Trimmed, Truncated
 from brokering.bare import BARE, Bare
 
 BROKERS: dict[str, Callable[[str], Broker]] = {
@@ -145,7 +145,7 @@ async def tail(engine: str, side: str, url: str, count: int) -> dict[str, float]
         async for item in items:
             if isinstance(item, CaughtUp):
                 break
-            received += 0 if isinstance(item, Subscribed | Trimmed | Truncated) else len(item)
+            received += 0 if isinstance(item, Subscribed | Trimmed | Erased | Truncated) else len(item)
     stopwatch.stop()
     assert received == count, received
     await broker.close()

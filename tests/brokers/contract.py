@@ -13,11 +13,12 @@ from typing import Protocol
 import pytest
 
 from aiohttp_interceptors.channel import CloseReason
-from aiohttp_interceptors.exceptions import BrokerDown, TopicFinished
+from aiohttp_interceptors.exceptions import BrokerDown, OutcomeUnknown, TopicFinished
 from aiohttp_interceptors.hub.broker import (
     Broker,
     CaughtUp,
     Entry,
+    Erased,
     LogPosition,
     Subscribed,
     TailItem,
@@ -57,8 +58,9 @@ class Tail:
         item = await within(anext(self._items))
         if isinstance(item, Subscribed | Truncated):
             self.position = item.position
-        elif isinstance(item, Trimmed):
+        elif isinstance(item, Trimmed | Erased):
             assert self.position is not None
+            assert item.through > self.position.offset
             self.position = LogPosition(self.position.epoch, item.through)
         elif not isinstance(item, CaughtUp):
             assert item
@@ -68,6 +70,11 @@ class Tail:
                 self.position = LogPosition(self.position.epoch, entry.offset)
                 self.entries.append(entry)
         return item
+
+    @property
+    def kept(self) -> list[tuple[str, bytes]]:
+        """The topics and payloads of the entries that were not erased."""
+        return [(entry.topic, entry.payload) for entry in self.entries if entry.payload]
 
     async def until(self, kind: type) -> TailItem:
         """Read up to the next item of a type, and return it."""
@@ -346,6 +353,226 @@ class Contract:
     async def read_until_truncated(self, reading, one, other):
         """Read until ``Truncated``; with some engines the tail ends first, and a new one gives it."""
         await reading.until(Truncated)
+
+    async def test_erased_entries_are_gone_and_the_others_stay(self, brokers):
+        one, other = brokers(), brokers()
+        for n, topic in enumerate(["b", "a", "a.b", "a", "a*", "b", "A", "a"]):
+            await one.publish(topic, number(n))
+        last = await one.publish("a", b"erasure")
+        await other.publish("a", b"later")
+        await within(other.erase("a", last))
+        async with tail(one) as reading:
+            await reading.until(CaughtUp)
+            expected = [("b", b"0"), ("a.b", b"2"), ("a*", b"4"), ("b", b"5"), ("A", b"6"), ("a", b"erasure")]
+            assert reading.kept == [*expected, ("a", b"later")]
+            position = await other.publish("a", b"new")
+            while reading.kept[-1] != ("a", b"new"):
+                await reading.item()
+            assert reading.position == position
+
+    async def test_a_topic_with_any_character_can_be_erased(self, broker, topics):
+        for topic in topics:
+            await broker.publish(topic, b"old")
+        for number_, topic in enumerate(topics, 1):
+            await within(broker.erase(topic, await broker.publish(topic, b"erasure")))
+            async with tail(broker) as reading:
+                await reading.until(CaughtUp)
+                kept = [(name, b"old") for name in topics[number_:]]
+                assert reading.kept == [*kept, *((name, b"erasure") for name in topics[:number_])]
+
+    async def test_a_tail_that_is_behind_learns_that_entries_were_erased_and_gets_all_others(self, brokers):
+        """It is not told that anything else was trimmed or lost."""
+        one, other = brokers(), brokers()
+        start = await one.publish("b", b"start")
+        for n in range(300):
+            await one.publish("a" if n % 3 else "b", number(n))
+        erasure = await one.publish("a", b"erasure")
+        await within(one.erase("a", erasure))
+        await one.publish("b", b"end")
+        async with tail(other, start) as reading:
+            found = []
+            while not isinstance(item := await reading.item(), CaughtUp):
+                found.append(item)
+                assert not isinstance(item, Trimmed | Truncated)
+                assert not isinstance(item, Erased) or item.through < erasure.offset <= item.erased_by
+            kept = [("b", number(n)) for n in range(0, 300, 3)]
+            assert reading.kept == [*kept, ("a", b"erasure"), ("b", b"end")]
+            places = [entry for entry in reading.entries if not entry.payload]
+            assert {entry.topic for entry in places} <= {"a"}
+            assert len(places) == 200 or any(isinstance(item, Erased) for item in found)
+
+    async def test_a_tail_goes_on_while_what_it_reads_is_erased(self, brokers):
+        one, other, third = brokers(), brokers(), brokers()
+        await other.publish("b", b"start")
+        async with tail(one) as reading:
+            await reading.until(CaughtUp)
+
+            async def publish():
+                return [await other.publish(f"{'ab'[n % 2]}", number(n)) for n in range(400)]
+
+            async def erase():
+                for _ in range(5):
+                    await third.erase("a", await third.publish("a", b"erasure"))
+
+            await within(asyncio.gather(publish(), erase()), 60)
+            last = await other.publish("b", b"end")
+            while reading.position != last:
+                assert not isinstance(await reading.item(), Trimmed | Truncated)
+            assert [kept for kept in reading.kept if kept[0] == "b"] == [
+                ("b", b"start"),
+                *(("b", number(n)) for n in range(1, 400, 2)),
+                ("b", b"end"),
+            ]
+
+    async def test_erasing_is_idempotent_and_may_be_concurrent(self, brokers):
+        one, other = brokers(), brokers()
+        for n in range(50):
+            await one.publish("a" if n % 2 else "b", number(n))
+        first, second = await one.publish("a", b"first"), await other.publish("a", b"second")
+        await within(asyncio.gather(one.erase("a", first), other.erase("a", second), one.erase("a", second)))
+        await within(one.erase("a", first))
+        await within(other.erase("a", second))
+        async with tail(one) as reading:
+            await reading.until(CaughtUp)
+            assert reading.kept == [*(("b", number(n)) for n in range(0, 50, 2)), ("a", b"second")]
+
+    async def test_a_retry_of_an_erased_entry_stores_nothing(self, brokers):
+        one, other = brokers(), brokers()
+        first = await one.publish("a", b"x", idempotency_key="k")
+        await one.erase("a", await one.publish("a", b"erasure"))
+        assert await one.publish("a", b"x", idempotency_key="k") == first
+        assert await other.publish("a", b"x", idempotency_key="k") == first
+
+    async def test_a_log_with_erased_entries_is_trimmed_as_another_one(self, brokers, site):
+        one, other = brokers(max_records=100), brokers(max_records=100)
+        seen = await one.publish("b", b"seen")
+        for n in range(60):
+            await one.publish("a" if n % 2 else "b", number(n))
+        await one.erase("a", await one.publish("a", b"erasure"))
+        await within(asyncio.gather(*[one.publish("b", number(n)) for n in range(1000)]), 30)
+        last = await one.publish("b", b"last")
+        await self.trimmed(site, one)
+        async with tail(other, seen) as reading:
+            await reading.item()
+            assert isinstance(await reading.item(), Trimmed)
+            await reading.until(CaughtUp)
+            assert reading.position == last
+            assert 50 <= len(reading.entries) < 1000
+
+    async def test_what_was_trimmed_before_an_erasure_is_not_reported_as_erased(self, brokers, site):
+        one, other = brokers(max_records=100), brokers(max_records=100)
+        seen = await one.publish("b", b"seen")
+        await within(asyncio.gather(*[one.publish("b", number(n)) for n in range(1000)]), 30)
+        await self.trimmed(site, one)
+        await one.publish("a", b"old")
+        await one.publish("b", b"between")
+        await one.erase("a", await one.publish("a", b"erasure"))
+        async with tail(other, seen) as reading:
+            await reading.item()
+            assert isinstance(await reading.item(), Trimmed)
+            await reading.until(CaughtUp)
+            assert reading.kept[-2:] == [("b", b"between"), ("a", b"erasure")]
+
+    async def test_what_a_log_has_lost_is_not_erased_in_the_next_one(self, brokers, site):
+        one, other = brokers(), brokers()
+        for _ in range(10):
+            lost = await one.publish("a", b"lost")
+        await site.wipe()
+        await within(other.publish("a", b"new"))
+        with pytest.raises(OutcomeUnknown, match="lost its latest entries, and with them the erasure of 'a'"):
+            await within(other.erase("a", lost))
+        async with tail(other) as reading:
+            await reading.until(CaughtUp)
+            assert reading.kept == [("a", b"new")]
+
+    async def test_a_closed_broker_erases_nothing(self, broker):
+        position = await broker.publish("a", b"x")
+        await broker.close()
+        with pytest.raises(BrokerDown, match="closed"):
+            await broker.erase("a", position)
+
+    async def test_what_one_hub_erases_is_erased_in_all_of_them(self, brokers):
+        hubs = [Hub(brokers(), latest=100) for _ in range(2)]
+        try:
+            sinks = [start_stream(hub, ">") for hub in hubs]
+            await until(lambda: all(sink.subscription.live for sink in sinks))
+            await hubs[0].publish("b", "0")
+            ids = [await hubs[0].publish(topic, text) for topic, text in ["a1", "b2", "a3"]]
+            await until(lambda: all(len(sink.texts) == 4 for sink in sinks))
+            await within(hubs[1].erase("a"))
+            last = await hubs[0].publish("a", "4")
+            hubs.append(Hub(brokers(), latest=100))
+            for hub in hubs:
+                hub.open()
+                await until(lambda hub=hub: hub.history.id_of(hub.history.end) == last)
+                assert [record.event.data for record in hub.history.read(0, [">"]).records] == ["0", "2", "4"]
+                back = [start_stream(hub, "a", after=event_id) for event_id in (ids[0], ids[2], last)]
+                back.append(start_stream(hub, "b", after=ids[0]))
+                back.append(start_stream(hub, ">", replay="latest"))
+                await until(lambda back=back: all(sink.subscription.live for sink in back))
+                # A process that starts later may not know which record of the topic was the last one before.
+                assert back.pop(1).texts in (["4"], ["gap", "4"] if hub is hubs[2] else ["4"])
+                assert [sink.texts for sink in back] == [["gap", "4"], [], ["2"], ["2", "4"]]
+            assert [sink.texts for sink in sinks] == [["0", "1", "2", "3", "4"]] * 2
+        finally:
+            for hub in hubs:
+                await hub.close()
+
+    async def test_an_erasure_that_was_interrupted_between_its_steps_is_completed_by_another_process(self, brokers):
+        dying = brokers()
+        hubs = [Hub(dying), Hub(brokers())]
+        try:
+            for hub in hubs:
+                hub.open()
+                await until(lambda hub=hub: hub.ready)
+            for text in "secret", "public":
+                await hubs[0].publish(text, text)
+            reached = asyncio.Event()
+
+            async def die(topic, before):
+                reached.set()
+                await asyncio.Event().wait()
+
+            dying.erase = die
+            erasing = asyncio.create_task(hubs[0].erase("secret"))
+            await within(reached.wait())
+            erasing.cancel()
+            hubs.append(Hub(brokers()))
+            hubs[2].open()
+            await until(lambda: hubs[2].ready)
+            for hub in hubs:  # also the one that has read the old entries
+                await until(lambda hub=hub: hub.history.end == hubs[0].history.end)
+                assert [record.event.data for record in hub.history.read(0, [">"]).records] == ["public"]
+            await within(hubs[2].erase("secret"))
+            async with tail(brokers()) as reading:
+                await reading.until(CaughtUp)
+                assert b"data: secret" not in b"".join(entry.payload for entry in reading.entries)
+        finally:
+            for hub in hubs:
+                await hub.close()
+
+    async def test_a_hub_that_catches_up_while_another_one_erases_sends_no_erased_record_afterwards(self, brokers):
+        hub, late = [Hub(brokers(), history=10_000) for _ in range(2)]
+        try:
+            hub.open()
+            await until(lambda: hub.ready)
+            first = await hub.publish("b", "first")
+            await within(asyncio.gather(*[hub.publish("ab"[n % 2], f"{n}") for n in range(2000)]), 30)
+            late.open()
+            sink = start_stream(late, "a", "b", after=first)
+            await within(hub.erase("a"), 30)
+            last = await hub.publish("b", "last")
+            await until(lambda: sink.texts[-1:] == ["last"])
+            await until(lambda: late.history.id_of(late.history.end) == last)
+            texts = [text for text in sink.texts if text != "gap"]
+            assert [text for text in texts if text == "last" or int(text) % 2] == [*map(str, range(1, 2000, 2)), "last"]
+            erased = [text for text in texts if text != "last" and not int(text) % 2]
+            assert erased == [str(n) for n in range(0, 2 * len(erased), 2)]
+            assert "gap" in sink.texts or len(erased) == 1000
+            assert not [record for record in late.history.read(0, [">"]).records if record.topic == "a"]
+        finally:
+            await late.close()
+            await hub.close()
 
     async def test_a_connection_of_the_wrong_type_is_a_type_error(self, broker):
         with pytest.raises(TypeError, match="connection"):

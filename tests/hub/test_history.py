@@ -41,6 +41,7 @@ class HistoryAgainstAList(RuleBasedStateMachine):
         self.now = 1000.0
         self.everything = []
         self.kept = []
+        self.uses = {}  # by topic, the offset of its last use, and a number that it got with its first record
         self.superseded = set()  # offsets of evicted records that a later record with their key superseded
         self.known = set()  # topics that the history remembers
         self.forgotten_through = 0  # offset of the newest record of a forgotten topic
@@ -54,11 +55,13 @@ class HistoryAgainstAList(RuleBasedStateMachine):
         history_bytes=st.none() | st.integers(40, 250),
         history_age=st.none() | st.integers(1, 5),
         max_empty=st.integers(0, 3) | st.just(4096),
+        max_topics=st.none() | st.integers(1, 4),
+        max_bytes=st.none() | st.integers(40, 400),
     )
-    def create(self, history, history_bytes, history_age, max_empty):
+    def create(self, history, history_bytes, history_age, max_empty, max_topics, max_bytes):
         self.patch.setattr(history_module, "MAX_EMPTY_TOPICS", max_empty)
         self.max_empty = max_empty
-        self.retention = RetentionPolicy(history, history_bytes, history_age)
+        self.retention = RetentionPolicy(history, history_bytes, history_age, max_topics, max_bytes)
         self.history = History(self.retention)
 
     # Changes.
@@ -82,7 +85,38 @@ class HistoryAgainstAList(RuleBasedStateMachine):
             if len(of_topic) <= self.retention.history and (max_bytes is None or size <= max_bytes):
                 break
             self.evict(of_topic[0])
+        self.uses[topic] = record.offset, self.uses[topic][1] if topic in self.uses else record.offset
+        self.evict_beyond_limits()
         self.check_known_topics(topic)
+
+    def evict_beyond_limits(self):
+        """Too many topics or bytes: records of the topic that was not used for the longest time are evicted."""
+        while True:
+            topics = {record.topic for record in self.kept}
+            self.uses = {topic: use for topic, use in self.uses.items() if topic in topics}
+            size = sum(len(record.frame) for record in self.kept)
+            too_many = self.retention.max_topics is not None and len(topics) > self.retention.max_topics
+            if not too_many and (self.retention.max_bytes is None or size <= self.retention.max_bytes):
+                return
+            least_used = min(topics, key=self.uses.__getitem__)
+            of_topic = [record for record in self.kept if record.topic == least_used]
+            for record in of_topic if too_many else of_topic[:1]:
+                self.evict(record)
+
+    @rule(topics=pattern_lists)
+    def begin_to_read(self, topics):
+        self.history.note_read(topics)
+        for topic in set(topics) & self.uses.keys():
+            self.uses[topic] = self.history.end + 0.5, self.uses[topic][1]
+
+    @rule(topic=st.sampled_from(TOPICS))
+    def erase(self, topic):
+        """What was erased is missing, also if a later record with its key superseded it."""
+        self.history.erase(topic)
+        self.kept = [record for record in self.kept if record.topic != topic]
+        self.superseded -= {record.offset for record in self.everything if record.topic == topic}
+        self.uses.pop(topic, None)
+        self.check_known_topics()
 
     @rule(seconds=st.sampled_from([0.25, 1.0, 1.0, 2.5, 20.0]))
     def pass_time(self, seconds):
@@ -108,6 +142,7 @@ class HistoryAgainstAList(RuleBasedStateMachine):
         for record in self.kept[:]:
             if age is not None and record.time + age <= self.now:
                 self.evict(record)
+        self.uses = {topic: use for topic, use in self.uses.items() if topic in {each.topic for each in self.kept}}
 
     def evict(self, record):
         self.kept.remove(record)

@@ -86,12 +86,18 @@ class HistoryOfABrokerAgainstAList(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4))
     def trim(self, count):
+        """The earlier records are removed too: one of the trimmed entries may have erased them."""
         self.history.trim(self.end + count)
+        self.missing.update({record.offset: record for record in self.kept})
+        self.kept = []
         self.add_unknown_range(self.end + count)
 
     @rule(back=st.sampled_from([-3, -1, 0, 0, 1, 1, 2, 3, 5, 9, 30]))
     def truncate(self, back):
         border = max(self.end - back, 0)
+        if back < 0:
+            self.missing.update({record.offset: record for record in self.kept})
+            self.kept = []
         self.borders.append(border)
         self.history.truncate(f"e{len(self.borders)}", border)
         self.inexact_through = min(max([self.inexact_through, *self.missing]), border)
@@ -282,7 +288,15 @@ class TestTrim:
         history.add(replicated(history, 9))
         for topics in ["a"], ["unused"], [">"]:
             assert [history.read(offset, topics).missing_through for offset in (0, 2, 6, 7, 9)] == [7, 7, 7, 0, 0]
-        assert offsets_of(history.read(0, ["a"]).records) == [1, 2, 9]
+
+    def test_earlier_records_are_removed_because_a_trimmed_entry_may_have_erased_them(self):
+        history = history_of(1, 2)
+        history.trim(2)
+        assert offsets_of(history.read(0, ["a"]).records) == [1, 2], "nothing that was not received is trimmed"
+        history.trim(7)
+        history.add(replicated(history, 9))
+        assert offsets_of(history.read(0, ["a"]).records) == [9]
+        assert (history.records, history.topics, history.bytes) == (1, 1, len(history.newest("a").frame))
 
     def test_no_key_supersedes_a_trimmed_record(self):
         history = history_of(1, key="k")
@@ -325,7 +339,7 @@ class TestTruncate:
             assert [history.read(offset, topics).missing_through for offset in (2, 7, 8)] == [8, 8, 0]
         assert history.resolve("e-2") == (2, GapReason.TRUNCATED)
         assert history.resolve("f-5") == (8, GapReason.TRUNCATED)
-        assert offsets_of(history.read(0, ["a"]).records) == [1, 2, 9]
+        assert offsets_of(history.read(0, ["a"]).records) == [9], "an entry in between may have erased the others"
 
     def test_evicted_records_are_still_missing(self):
         history = history_of(*range(1, 8), retention=RetentionPolicy(3, None, None))

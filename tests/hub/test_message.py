@@ -125,6 +125,8 @@ def test_a_key_may_be_as_long_as_its_two_length_bytes_allow(length):
         (b"\x14\x01", DecodedPayload(b"", None, False, Kind.FINAL)),
         (b"\x15\x02\x00\x01kdata: x\n\n", DecodedPayload(b"data: x\n\n", "k", False, Kind.TOMBSTONE)),
         (b"\x16\x03{}", DecodedPayload(b"{}", None, True, Kind.CONTROL)),
+        (b"\x14\x04", DecodedPayload(b"", None, False, Kind.ERASURE)),
+        (b"\x15\x04\x00\x01kfinished", DecodedPayload(b"finished", "k", False, Kind.ERASURE)),
     ],
 )
 def test_the_bytes_of_version_1_are_these(payload, decoded):
@@ -141,7 +143,7 @@ def test_any_other_first_byte_is_refused_and_shown(first):
 
 
 @pytest.mark.parametrize("flags", [0x14, 0x15, 0x16, 0x17])
-@pytest.mark.parametrize("kind", [0, 4, 255])
+@pytest.mark.parametrize("kind", [0, 5, 255])
 def test_an_unknown_kind_is_refused_and_shown(flags, kind):
     with pytest.raises(ValueError, match="was not written by a Hub, or by one of a later release") as raised:
         decode_payload(bytes([flags, kind]) + b"data: x\n\n")

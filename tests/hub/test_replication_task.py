@@ -168,7 +168,7 @@ class TestUp:
         await ready(hub)
         sink = start(hub, "a")
         stranger = MemoryBroker(log)
-        for payload in b"", b"\xffwhat", b"\x11\xff\xff":
+        for payload in b"\x00", b"\xffwhat", b"\x11\xff\xff":
             await stranger.publish("a", payload)
         await until(lambda: hub.history.end == 3)
         await hub.publish("a", "x")

@@ -250,8 +250,9 @@ def test_the_limit_of_label_values_is_checked(value, error):
 
 
 async def test_a_hub_is_measured(serve, session):
-    hub = Hub(history=2, latest=10)
+    hub = Hub(history=2, latest=10, max_topics=1)
     site = await Site(hub).get("/", as_handler(start_topic_stream(hub, "a"))).start(serve, session)
+    await hub.publish("b", "x")
     ids = [await hub.publish("a", str(number), key="k") for number in range(5)]
     async with site.stream(last_event_id=ids[0]) as stream:
         assert (await stream.next()).name == "gap"
@@ -262,12 +263,13 @@ async def test_a_hub_is_measured(serve, session):
     assert samples["hub_subscribers", "default", "caught_up"] == 1
     assert samples["hub_subscribers", "default", "catching_up"] == 0
     assert samples["hub_gaps_total", "default", "evicted"] == 1
-    assert samples["hub_published_events_total", "default"] == 6
+    assert samples["hub_published_events_total", "default"] == 7
+    assert samples["hub_evicted_records_total", "default"] == 1
     assert samples["hub_delivered_events_total", "default"] == 3
     assert samples["hub_flush_seconds_count", "default"] >= 1
     assert 0 < samples["hub_flush_seconds_sum", "default"] < 30
     assert samples["hub_records", "default"] == 2
-    assert samples["hub_latest_records", "default"] == 2  # of the key, and of none
+    assert samples["hub_latest_records", "default"] == 3  # of the key, of none, and of the other topic
     assert samples["hub_topics", "default"] == 1
     assert samples["hub_groups", "default"] == 1
     assert samples["hub_history_bytes", "default"] == hub.statistics().bytes > 0

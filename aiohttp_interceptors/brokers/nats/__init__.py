@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from ..._checks import check_count, check_seconds
 from ...exceptions import BrokerDown, OutcomeUnknown
-from ...hub.broker import IDEMPOTENCY_WINDOW
+from ...hub.broker import IDEMPOTENCY_WINDOW, LogPosition
 from ..base import AppendRequest, AppendResult, BaseBroker, LogRetention
 from .connection import Connect, NatsConnection, NoStreamResponse
 from .stream import NatsStream
@@ -128,6 +128,13 @@ class NatsBroker(BaseBroker):
                 if self._connection is None:
                     await connection.close()
         return self._connection
+
+    async def _erase(self, topic: str, before: LogPosition) -> None:
+        connection = await NatsConnection.open(self._connect, self._read_timeout)
+        try:
+            await self._stream.erase(connection, topic, before)
+        finally:
+            await connection.close()
 
     async def _open_tail(self) -> NatsTail:
         return NatsTail(await NatsConnection.open(self._connect, self._read_timeout), self._stream)

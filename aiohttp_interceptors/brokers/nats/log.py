@@ -15,10 +15,11 @@ from hashlib import sha256
 from typing import NamedTuple, TypedDict, cast
 from urllib.parse import quote, unquote
 
-from ...hub.broker import Entry, LogPosition, TailItem, Trimmed, Truncated
+from ...hub.broker import Entry, Erased, LogPosition, TailItem, Trimmed, Truncated
 from ...hub.epochs import successor
 
 __all__ = [
+    "ERASED_KEY",
     "METADATA_KEY",
     "Checkpoint",
     "Checkpoints",
@@ -31,6 +32,7 @@ __all__ = [
 
 
 METADATA_KEY = "aiohttp_interceptors_epochs"  # the first epoch, then epoch:offset of each later one
+ERASED_KEY = "aiohttp_interceptors_erased"  # in the metadata: the first epoch, then the offset of ``erased``
 MAX_EPOCHS = 16  # in the metadata
 MAX_CHECKPOINTS = 1000
 
@@ -77,6 +79,8 @@ class NatsLog(NamedTuple):
     """The offset of the last entry that was ever stored."""
     clock: float
     """The server's time, in seconds."""
+    erased: int = 0
+    """The offset of the last entry before which a topic was erased, or 0."""
 
     @classmethod
     def from_info(cls, info: StreamInfo) -> NatsLog:
@@ -90,7 +94,9 @@ class NatsLog(NamedTuple):
         state = info["state"]
         last = state["last_seq"]
         clock = datetime.fromisoformat(info["ts"]).timestamp()
-        return cls(tuple(epochs), state["first_seq"] or last + 1, last, clock)
+        owner, _, erased = metadata.get(ERASED_KEY, "").partition(" ")
+        is_own = owner == first_epoch.epoch and erased.isdecimal()
+        return cls(tuple(epochs), state["first_seq"] or last + 1, last, clock, int(erased) if is_own else 0)
 
     @property
     def epoch(self) -> str:
@@ -117,10 +123,15 @@ class NatsLog(NamedTuple):
         epochs = [*kept, LogPosition(successor(f"{self.epoch}-{offset}"), offset)]
         return " ".join([self.epochs[0].epoch, *(f"{epoch.epoch}:{epoch.offset}" for epoch in epochs)])
 
+    def with_erased(self, offset: int) -> str:
+        """Return the metadata that says that a topic was erased before an offset."""
+        return f"{self.epochs[0].epoch} {offset}"
+
     def items(self, position: LogPosition, entries: Sequence[Entry]) -> Iterator[TailItem]:
         """Yield what follows a position, up to the last of the entries that the server delivered after it.
 
-        A missing sequence becomes ``Trimmed``, and the end of the position's epoch becomes ``Truncated``.
+        A missing sequence becomes ``Trimmed``, or ``Erased`` if it is between others and a topic was erased after it.
+        The end of the position's epoch becomes ``Truncated``.
         """
         numbers = {epoch.epoch: number for number, epoch in enumerate(self.epochs)}
         done = 0
@@ -134,7 +145,8 @@ class NatsLog(NamedTuple):
             following = entries[done].offset if done < len(entries) else self.first
             if following - 1 > position.offset:
                 through = following - 1 if truncation is None else min(following - 1, truncation.offset)
-                yield Trimmed(through)
+                is_erased = self.first <= position.offset + 1 and through < self.erased
+                yield Erased(through, self.erased) if is_erased else Trimmed(through)
                 position = LogPosition(position.epoch, through)
                 continue
             if done == len(entries):

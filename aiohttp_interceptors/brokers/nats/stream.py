@@ -11,9 +11,9 @@ from typing import NamedTuple, cast
 from ..._logging import log as logger
 from ...exceptions import BrokerDown, BrokerError, BrokerRefused, OutcomeUnknown
 from ...hub.broker import IDEMPOTENCY_WINDOW, LogPosition
-from ..base import AppendRequest, AppendResult, LogRetention
+from ..base import AppendRequest, AppendResult, LogRetention, lost_before_erasing
 from .connection import RETRY_INTERVAL, JsonObject, Msg, NatsConnection, check_response, decode_response
-from .log import METADATA_KEY, Checkpoint, Checkpoints, NatsLog, StreamInfo, message_id, subject_of
+from .log import ERASED_KEY, METADATA_KEY, Checkpoint, Checkpoints, NatsLog, StreamInfo, message_id, subject_of
 
 __all__ = ["NatsStream"]
 
@@ -23,6 +23,8 @@ NANOSECONDS = 10**9
 
 # Error codes of JetStream (err_code).
 _NO_MESSAGE = 10037
+_BAD_SEQUENCE = 10043
+_NOT_DELETED = 10057
 _NAME_IN_USE = 10058
 _NO_STREAM = 10059
 
@@ -98,6 +100,35 @@ class NatsStream:
             self.checkpoints.add_acknowledged(Checkpoint(offset, content))
         log = self._log
         return [log.position(ack.seq) if isinstance(ack, _PubAck) else ack for ack in acks]
+
+    async def erase(self, connection: NatsConnection, topic: str, before: LogPosition) -> None:
+        """Delete the messages of a topic before a position. A note in the metadata says so before.
+
+        Each is deleted on its own, because then the server overwrites it, which a purge of the subject does not. It
+        takes some milliseconds, in which the server stores nothing: they are deleted one after the other.
+        """
+        info = _stream_info(await self._request_info(connection))
+        log = NatsLog.from_info(info)
+        if before.epoch != log.epoch or before.offset > log.last:
+            raise lost_before_erasing(topic)
+        if log.erased < before.offset:
+            metadata = cast("dict[str, str]", info["config"].get("metadata") or {})
+            config = {**info["config"], "metadata": {**metadata, ERASED_KEY: log.with_erased(before.offset)}}
+            check_response(await connection.request(f"STREAM.UPDATE.{self.name}", config))
+        offset = 0
+        while (found := await self._find_next(connection, topic, offset)) is not None and found < before.offset:
+            response = await connection.request(f"STREAM.MSG.DELETE.{self.name}", {"seq": found})
+            if not _is_not_found(response):  # otherwise another process was faster
+                check_response(response)
+            offset = found
+
+    async def _find_next(self, connection: NatsConnection, topic: str, after: int) -> int | None:
+        """Return the offset of the next message of a topic, or ``None`` if there is none."""
+        selection: JsonObject = {"seq": after + 1, "next_by_subj": subject_of(self.name, topic)}
+        response = await connection.request(f"STREAM.MSG.GET.{self.name}", selection)
+        if _error_code(response) == _NO_MESSAGE:
+            return None
+        return cast("int", cast("JsonObject", check_response(response)["message"])["seq"])
 
     async def _publish(self, connection: NatsConnection, request: AppendRequest) -> asyncio.Future[Msg] | BrokerError:
         key = request.idempotency_key
@@ -233,6 +264,12 @@ def _ack_of(sent: asyncio.Future[Msg] | BrokerError) -> _PubAck | BrokerError:
 
 def _error_code(response: JsonObject) -> object:
     return cast("JsonObject", response.get("error") or {}).get("err_code")
+
+
+def _is_not_found(response: JsonObject) -> bool:
+    """Return whether there was no message to delete."""
+    error, code = cast("JsonObject", response.get("error") or {}), _error_code(response)
+    return code == _BAD_SEQUENCE or (code == _NOT_DELETED and "no message found" in str(error.get("description")))
 
 
 def _stream_info(response: JsonObject) -> StreamInfo:

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 from uuid import uuid4
 
 from ...exceptions import BrokerDown, BrokerError
-from ...hub.broker import CaughtUp, Entry, LogPosition, Subscribed, TailItem, Trimmed, Truncated
+from ...hub.broker import CaughtUp, Entry, Erased, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .connection import JsonObject, Msg, NatsConnection, check_response
 from .log import Checkpoint, NatsLog, topic_of
 from .stream import NatsStream
@@ -63,7 +63,7 @@ class NatsTail:
         """Return the next entries, or ``CaughtUp``, or nothing after a heartbeat."""
         consumer = self._consumer
         if self._confirmation is None:
-            if items := self._items([]):  # Truncated and Trimmed before the first entry
+            if items := await self._items([]):  # Truncated and Trimmed before the first entry
                 return items
             await consumer.create(self._position.offset)
             self._clock_offset = self._log.clock - _now()
@@ -77,7 +77,7 @@ class NatsTail:
             return [CaughtUp()]
         messages = await consumer.fetch()
         self._may_confirm = True
-        return self._items(self._entries(messages)) if messages else []
+        return await self._items(self._entries(messages)) if messages else []
 
     async def close(self) -> None:
         """Delete the consumer and close the connection."""
@@ -93,9 +93,12 @@ class NatsTail:
             confirmation.add_answer(log.last, consumer.heartbeats, asked, _now())
         return confirmation.is_complete(self._position.offset, consumer.heartbeats, _now())
 
-    def _items(self, entries: Sequence[Entry]) -> list[TailItem]:
+    async def _items(self, entries: Sequence[Entry]) -> list[TailItem]:
         """Return the items for the next entries, and advance the position to the last of them."""
         items = list(self._log.items(self._position, entries))
+        if entries and any(isinstance(item, Trimmed) for item in items):  # or erased since the last answer
+            self._log = await self._stream.confirm(self._connection, self._log)
+            items = list(self._log.items(self._position, entries))
         for item in items:
             self._position = _position_after(self._position, item)
         return items
@@ -275,9 +278,9 @@ class Confirmation:
 def _position_after(position: LogPosition, item: TailItem) -> LogPosition:
     if isinstance(item, Truncated):
         return item.position
-    return LogPosition(
-        position.epoch, item.through if isinstance(item, Trimmed) else cast("Sequence[Entry]", item)[-1].offset
-    )
+    if isinstance(item, Trimmed | Erased):
+        return LogPosition(position.epoch, item.through)
+    return LogPosition(position.epoch, cast("Sequence[Entry]", item)[-1].offset)
 
 
 def _now() -> float:

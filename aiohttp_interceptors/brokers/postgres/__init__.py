@@ -163,6 +163,13 @@ class PostgresBroker(BaseBroker):
                     await self._log.trim(self._writing, self._read_timeout)
             return positions
 
+    async def _erase(self, topic: str, before: LogPosition) -> None:
+        connection = await self._open(self._publish_timeout / 2, self._read_timeout)
+        try:
+            await self._log.erase(connection, topic, before)
+        finally:
+            await connection.close()
+
     async def _open_tail(self) -> PostgresTail:
         connection = await self._open(self._read_timeout, self._read_timeout)
         return PostgresTail(connection, self._log, self._notifier, self._poll_interval)

@@ -11,13 +11,14 @@ from typing import NamedTuple, cast
 
 from ...hub.broker import Entry, LogPosition
 from ...hub.epochs import successor
-from ..base import AppendRequest, LogRetention
+from ..base import AppendRequest, LogRetention, lost_before_erasing
 from .connection import PostgresConnection, Row
 
 __all__ = ["Checkpoint", "PostgresLog", "PostgresPage"]
 
 
 TRIM_INTERVAL = 10.0  # seconds between two deletions of old entries by a tail
+ERASE_STEP = 10_000  # positions that one statement erases
 TRIM_AFTER = 500  # appended entries until the next deletion by publishing
 MAX_RUN_IDS = 64  # runs of the server to remember; entries of earlier ones were trimmed long ago
 
@@ -39,6 +40,14 @@ _APPEND = "SELECT * FROM {table}_append(%s::text[], %s::bytea[], %s::text[], %s:
 _BEGIN_EPOCH = "SELECT {table}_begin_epoch(%s::text, %s::bigint, %s::text[]::integer[], %s::text, %s::text)"
 _SELECT_SHARED = "SELECT (past_epochs ->> %s::text)::bigint FROM {table}_log"
 _SELECT_RUN_IDS = "SELECT DISTINCT run_id::text FROM {table} WHERE position > %s AND position <= %s"
+# The epoch is that of the same snapshot: in another one, the positions may be those of other entries.
+_ERASE = """
+WITH erased AS (
+  UPDATE {table} SET payload = '' WHERE topic = %(topic)s AND octet_length(payload) > 0
+    AND position > %(after)s AND position <= %(through)s AND %(epoch)s = (SELECT epoch FROM {table}_log)
+)
+SELECT epoch, trimmed_through FROM {table}_log
+"""
 _TRIM = "SELECT {table}_trim(%s::bigint, %s::float8)"
 
 
@@ -178,6 +187,16 @@ class PostgresLog:
         rows = await connection.request(_SELECT_SHARED, (position.epoch,))
         shared = cast("int | None", rows[0][0]) if rows else None
         return None if shared is None else min(shared, position.offset)
+
+    async def erase(self, connection: PostgresConnection, topic: str, before: LogPosition) -> None:
+        """Erase the payloads of a topic before a position, step by step."""
+        after, last = 0, before.offset - 1
+        while after < last:
+            parameters = {"topic": topic, "after": after, "through": min(after + ERASE_STEP, last)}
+            rows = await connection.request(_ERASE, {**parameters, "epoch": before.epoch})
+            if not rows or rows[0][0] != before.epoch:
+                raise lost_before_erasing(topic)
+            after = max(after + ERASE_STEP, cast("int", rows[0][1]))
 
     def is_trim_due(self, *, after_append: bool = False) -> bool:
         """Return whether ``trim`` is due: after an append by the number of entries, else by the time."""

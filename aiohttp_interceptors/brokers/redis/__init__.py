@@ -90,6 +90,13 @@ class RedisBroker(BaseBroker):
             await self._disconnect()
             raise
 
+    async def _erase(self, topic: str, before: LogPosition) -> None:
+        connection = await RedisConnection.open(self._connect, self._publish_timeout / 2, self._read_timeout)
+        try:
+            await self._log.erase(connection, topic, before)
+        finally:
+            await connection.close()
+
     async def _open_tail(self) -> RedisTail:
         connection = await RedisConnection.open(self._connect, self._read_timeout, self._read_timeout)
         return RedisTail(connection, self._log, self._read_timeout, self._settings_check, self._guard)

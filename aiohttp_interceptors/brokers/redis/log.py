@@ -1,6 +1,6 @@
 """The log of a Hub in a Redis stream: append, read, and find out whether entries were lost.
 
-The decisions are in the script ``append.lua``, which also describes the stored format.
+The decisions are in the script ``append.lua``, which also describes the stored format, and in ``erase.lua``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias, cast
 from ...exceptions import BrokerRefused
 from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, LogPosition
 from ...hub.epochs import new_epoch
-from ..base import AppendRequest, LogRetention
+from ..base import AppendRequest, LogRetention, lost_before_erasing
 from .connection import Argument, RedisConnection, Reply, Script
 
 __all__ = [
@@ -34,6 +34,9 @@ SEQUENCE_BITS = 20  # of an offset; append.lua assigns no larger sequence number
 KEY_TTL = int(IDEMPOTENCY_WINDOW * 1.25 * 1000)  # milliseconds that an idempotency key is stored
 MAX_RUNS = 8  # runs whose ancestry is remembered: those that the two connections are in, and a few more
 
+ERASE_STEP = 100  # entries that one call of the script reads: the server does nothing else meanwhile
+
+_ERASE_SCRIPT = Script(resources.files(__package__).joinpath("erase.lua").read_text("utf-8"))
 _SCRIPT = Script(resources.files(__package__).joinpath("append.lua").read_text("utf-8"))
 _WRONG_SERVER = b""  # first element of the reply if the script has done nothing, because the server is another one
 
@@ -136,6 +139,24 @@ class RedisLog:
         """
         _, positions = await self._call(connection, None, requests, server_run_id)
         return positions
+
+    async def erase(self, connection: RedisConnection, topic: str, before: LogPosition) -> None:
+        """Delete the entries of a topic before a position, step by step."""
+        start: Argument = "0-0"
+        fixed = before.epoch, entry_id(before.offset), topic
+        while start:
+            reply = await connection.run_script(
+                _ERASE_SCRIPT, 2, self.key, f"{self.key}:log", *fixed, start, ERASE_STEP
+            )
+            if reply is None:
+                raise lost_before_erasing(topic)
+            start = cast("bytes", reply)
+
+    async def erased(self, connection: RedisConnection) -> tuple[int, int]:
+        """Return the offset of the first entry, and the one before which entries were erased; 0 if there is none."""
+        first = cast("list[RawEntry]", await connection.request("XRANGE", self.key, "-", "+", "COUNT", 1))
+        erased = cast("bytes | None", await connection.request("HGET", f"{self.key}:log", "erased"))
+        return offset_of(first[0][0]) if first else 0, 0 if erased is None else offset_of(erased)
 
     async def locate(self, connection: RedisConnection, position: LogPosition | None) -> LogState:
         """Find out whether the log still has the entries up to a position. ``None`` is before the first entry."""

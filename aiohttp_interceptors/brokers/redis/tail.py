@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from ...exceptions import BrokerDown
-from ...hub.broker import CaughtUp, LogPosition, Subscribed, TailItem, Trimmed, Truncated
+from ...hub.broker import CaughtUp, Erased, LogPosition, Subscribed, TailItem, Trimmed, Truncated
 from .connection import RedisConnection
 from .log import Discontinuity, LogState, RawEntry, RedisLog, entry_id, offset_of
 from .topology import SettingsCheck
@@ -164,10 +164,13 @@ class RedisTail:
             items += await self._resolve(discontinuity)
         return items
 
-    async def _resolve(self, discontinuity: Discontinuity) -> Sequence[Trimmed | Truncated]:
+    async def _resolve(self, discontinuity: Discontinuity) -> Sequence[Trimmed | Erased | Truncated]:
         """Find out why the next entry does not follow. It is read again afterwards."""
         if discontinuity.previous > self._position.offset:
-            return [self._trim(discontinuity.previous)]
+            first, erased = await self._log.erased(self._connection)
+            is_trimmed = first > self._position.offset or discontinuity.previous > erased
+            trimmed = self._trim(discontinuity.previous)
+            return [trimmed if is_trimmed else Erased(discontinuity.previous, erased)]
         await self._check(self._position)
         if self._truncated_to is not None:
             return [self._truncate(self._truncated_to)]

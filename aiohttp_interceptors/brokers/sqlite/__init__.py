@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..._checks import check_count, check_seconds
+from ...exceptions import OutcomeUnknown
 from ...hub.broker import LogPosition
 from ..base import AppendRequest, BaseBroker, LogRetention
 from .log import HighWaterMark, SqliteLog
@@ -78,6 +79,7 @@ class SqliteBroker(BaseBroker):
                 file, publish_timeout / 2, synchronous, retention, corruption_suspected, self._high_water_mark
             )
 
+        self._publish_timeout = publish_timeout
         self._notifier = Notifier(Path(f"{file}-notify"))
         self._writing = SqliteThread(log(), "write")
         self._reading = SqliteThread(log(), "read")
@@ -94,6 +96,19 @@ class SqliteBroker(BaseBroker):
         self._high_water_mark.advance(max(positions))
         self._notifier.notify()
         return positions
+
+    async def _erase(self, topic: str, before: LogPosition) -> None:
+        after: int | None = 0
+        while after is not None:
+            after = await self._erase_step(topic, after, before)
+        await self._writing.run(SqliteLog.checkpoint)
+
+    async def _erase_step(self, topic: str, after: int, before: LogPosition) -> int | None:
+        try:
+            async with asyncio.timeout(self._publish_timeout):
+                return await self._writing.run(lambda log: log.erase(topic, after, before))
+        except TimeoutError:
+            raise OutcomeUnknown(f"the disk has not answered for {self._publish_timeout} s") from None
 
     async def _open_tail(self) -> SqliteTail:
         return SqliteTail(self._reading, self._notifier, self._high_water_mark)

@@ -121,7 +121,7 @@ class SqliteFile:
         """
         deadline = time.monotonic() + self._options.lock_timeout
         if self._disk_full:
-            self._checkpoint()
+            self.checkpoint()
         while True:
             try:
                 return work(self._open())
@@ -138,9 +138,15 @@ class SqliteFile:
                     self._corruption_suspected.set()
                 if _is_disk_full(error) and not self._disk_full:
                     self._disk_full = True
-                    self._checkpoint()
+                    self.checkpoint()
                     continue
                 raise _translate(error, self._options.path) from error
+
+    def checkpoint(self) -> None:
+        """Move the content of the ``-wal`` into the file and truncate it, unless another connection uses it."""
+        with suppress(sqlite3.Error, OSError, BrokerError):
+            (busy, _, _) = self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._disk_full = self._disk_full and bool(busy)  # it may be most of what fills the disk
 
     def close(self) -> None:
         """Close the connection. The last one of all processes checkpoints the ``-wal`` and deletes it. Idempotent."""
@@ -221,12 +227,6 @@ class SqliteFile:
             raise BlockingIOError("the file is missing, but its -wal or -shm is still there")
         self._delete(SUFFIXES[1:])
         return [None] * len(SUFFIXES)
-
-    def _checkpoint(self) -> None:
-        """Move the content of the ``-wal`` into the file and truncate it: it may be most of what fills the disk."""
-        with suppress(sqlite3.Error, OSError, BrokerError):
-            (busy, _, _) = self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._disk_full = bool(busy)
 
     def _stat_files(self) -> list[_FileStat | None]:
         return [_stat(self._options.path), *(_stat(f"{self._path}{suffix}") for suffix in SUFFIXES[1:])]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from ...hub.broker import IDEMPOTENCY_WINDOW, Entry, LogPosition
 from ...hub.epochs import new_epoch
-from ..base import AppendRequest, LogRetention
+from ..base import AppendRequest, LogRetention, lost_before_erasing
 from .connection import FileOptions, SqliteFile, transaction
 
 __all__ = ["HighWaterMark", "SqliteLog", "SqlitePage"]
@@ -23,6 +23,7 @@ MAX_PAGE_ENTRIES = 1000
 MAX_PAGE_BYTES = 2**20  # of payload; a page with one entry may have more
 # A write deletes twice as many rows as it inserts and this many more: no write takes long, and deleting catches up.
 DELETE_STEP = 100
+ERASE_STEP = 10_000  # offsets that one transaction erases: others publish between two
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _SCHEMA = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
@@ -35,6 +36,7 @@ SELECT min(last_offset) FROM past_epoch WHERE number >= (SELECT number FROM past
 _SELECT_EXPIRED = """
 SELECT max(offset) FROM (SELECT offset, published_at FROM entry ORDER BY offset LIMIT ?) WHERE published_at < ?
 """
+_ERASE = "UPDATE entry SET payload = x'' WHERE topic = ? AND offset > ? AND offset <= ? AND payload <> x''"
 _DELETE_KEYS = """
 DELETE FROM idempotency_key WHERE used_at < ? AND number < (SELECT min(number) FROM idempotency_key) + ?
 """
@@ -129,6 +131,30 @@ class SqliteLog:
 
         return self._file.run(work)
 
+    def erase(self, topic: str, after: int, before: LogPosition) -> int | None:
+        """Erase the payloads of a topic in a part of the log, which begins after an offset.
+
+        Returns:
+            The offset after which to continue, or ``None`` if this was the last part.
+        """
+
+        def work(connection: sqlite3.Connection) -> int | None:
+            with _secure_delete(connection), transaction(connection):
+                epoch, trimmed = connection.execute("SELECT epoch, trimmed_through FROM log").fetchone()
+                if epoch != before.epoch:
+                    raise lost_before_erasing(topic)
+                end = max(after, trimmed) + ERASE_STEP
+                limits = max(after, trimmed), min(end, before.offset - 1)
+                connection.execute(_ERASE, (topic, *limits))
+                connection.execute("DELETE FROM idempotency_key WHERE used_at < ?", (time.time() - IDEMPOTENCY_WINDOW,))
+            return end if end < before.offset - 1 else None
+
+        return self._file.run(work)
+
+    def checkpoint(self) -> None:
+        """Empty the ``-wal``, which has former contents of the file, unless another process reads."""
+        self._file.checkpoint()
+
     def close(self) -> None:
         """Close the connection. Idempotent."""
         self._file.close()
@@ -150,6 +176,17 @@ class SqliteLog:
         """Begin an epoch that shares nothing with the last one: its lost offsets may be in use again."""
         with transaction(connection):
             _begin_epoch(connection, shared_through=0)
+
+
+@contextmanager
+def _secure_delete(connection: sqlite3.Connection) -> Iterator[None]:
+    """Overwrite what is deleted with zeros. Otherwise it stays in the file until its space is used again."""
+    (before,) = connection.execute("PRAGMA secure_delete").fetchone()
+    connection.execute("PRAGMA secure_delete = ON")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA secure_delete = {before}")
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:

@@ -40,6 +40,9 @@ __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
 # Seconds, at most, that a handler has to return after its stream ended because the server stops.
 MAX_HANDLER_GRACE = 5.0
+# The seconds of idleness after which the stream sends a heartbeat. A client that receives nothing for longer knows that
+# the connection is dead.
+HEARTBEAT_HEADER = "Event-Stream-Heartbeat"
 
 _DISCONNECTED = "the client has disconnected from the event stream"
 _DISCARDED = "the event stream is not sent, because another response was committed before"
@@ -192,7 +195,11 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """Write the headers, without those that an ``on_response_prepare`` handler added to frame the body."""
         request = cast("web.BaseRequest", self._req)
         remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
+        self._announce_heartbeat()
         await super()._write_headers()
+
+    def _announce_heartbeat(self) -> None:
+        """Do nothing: the headers are those of aiohttp-sse."""
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -430,6 +437,14 @@ class ChannelResponse(EventStreamResponse):
 
     def _register(self, request: web.BaseRequest) -> None:
         pass
+
+    def _announce_heartbeat(self) -> None:
+        """Add the header with the interval, which a page of another origin may read if it may read the response."""
+        if self._heartbeat is None or HEARTBEAT_HEADER in self._headers:
+            return
+        CIMultiDict.add(self._headers, HEARTBEAT_HEADER, f"{self._heartbeat:g}")
+        if hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
+            CIMultiDict.add(self._headers, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, HEARTBEAT_HEADER)
 
     def _heartbeat_frame(self) -> bytes:
         return HEARTBEAT

@@ -1,0 +1,72 @@
+"""The ES module ``event-stream.js``, which reads event streams in a page, and the handler that serves it.
+
+The module needs no build step: the file is what browsers load, and what a bundler takes from this folder. The
+declarations for TypeScript are beside it, in ``event-stream.d.ts``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from importlib import resources
+
+from aiohttp import ETag, hdrs, web
+
+__all__ = ["add_client", "check_client"]
+
+
+_SOURCE = resources.files(__package__).joinpath("event-stream.js").read_bytes()
+_COMPRESSED = gzip.compress(_SOURCE, mtime=0)
+VERSION = hashlib.sha256(_SOURCE).hexdigest()[:16]
+"""Identifies the content of the module. It is the ``v`` in the URL of a module that browsers may cache for ever."""
+
+
+def check_client(client: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` if ``client`` is not the path of a route."""
+    if not isinstance(client, str):
+        raise TypeError(f"client is the path of a route, such as '/event-stream.js', not {client!r}")
+    if not client.startswith("/") or "{" in client or not client.endswith(".js"):
+        raise ValueError(f"client is the path of a route, such as '/event-stream.js', not {client!r}")
+
+
+def add_client(app: web.Application, path: str) -> web.AbstractResource:
+    """Add the route that serves the module.
+
+    Args:
+        app: The application.
+        path: The path of the route, within the application.
+
+    Returns:
+        The resource of the route, whose URL has the prefix of the application.
+
+    Raises:
+        RuntimeError: The application has started.
+    """
+    resource = app.router.add_resource(path)
+    resource.add_route(hdrs.METH_GET, _serve)
+    resource.add_route(hdrs.METH_HEAD, _serve)
+    return resource
+
+
+async def _serve(request: web.Request) -> web.StreamResponse:
+    """Respond with the module, or with 304 to a browser that has it."""
+    compressed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "").lower()
+    tag = f"{VERSION}-gzip" if compressed else VERSION
+    is_permanent = request.query.get("v") == VERSION
+    headers = {
+        hdrs.CACHE_CONTROL: "public, max-age=31536000, immutable" if is_permanent else "no-cache",
+        hdrs.VARY: hdrs.ACCEPT_ENCODING,
+        # The code is public, and a page of another origin may import it.
+        hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if any(each.value in ("*", tag) for each in request.if_none_match or ()):
+        response = web.Response(status=304, headers=headers)
+    else:
+        if compressed:
+            headers[hdrs.CONTENT_ENCODING] = "gzip"
+        body = _COMPRESSED if compressed else _SOURCE
+        response = web.Response(body=body, headers=headers, content_type="text/javascript", charset="utf-8")
+    response.etag = ETag(tag)
+    return response

@@ -118,3 +118,364 @@ async def test_seven_tabs_share_one_connection_and_still_load_pages(site, tabs):
     for page in pages:
         await seen(page, ["one"])
     await tabs(site.url)
+
+
+@asynccontextmanager
+async def publishing(hub, interval=0.003):
+    """Publish numbers all the time, and yield a list of those that were published."""
+    published = []
+
+    async def publish():
+        while True:
+            await hub.publish("news", str(len(published)))
+            published.append(str(len(published)))
+            await asyncio.sleep(interval)
+
+    task = asyncio.create_task(publish())
+    try:
+        yield published
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def received_without_loss_or_repeat(pages, published):
+    """Wait until each page has the last number, and check that it has all others since its first."""
+    for page in pages:
+        try:
+            await page.wait_for_function(f"seen.at(-1) === '{published[-1]}'", timeout=TIMEOUT * 1000)
+        except Exception:
+            got = await page.evaluate("seen")
+            print("LAST", got[-3:], "want", published[-1], await page.evaluate("states"), await page.evaluate("errors"))
+            raise
+        got = await page.evaluate("seen")
+        assert got == published[int(got[0]) :]
+
+
+async def several(page, count=20):
+    before = await page.evaluate("seen.length")
+    await page.wait_for_function(f"seen.length >= {before + count}", timeout=TIMEOUT * 1000)
+
+
+async def one_connection(site):
+    """Wait until the tabs have one connection. They may have more while the position of one is not known."""
+    await until(lambda: len(site.streams) == 1)
+
+
+async def test_another_tab_takes_over_when_the_leader_is_closed(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(4)]
+    async with publishing(site.hub) as published:
+        for page in pages:
+            await start(page, identity="user:7")
+            await several(page)
+        await one_connection(site)
+        while len(pages) > 1:
+            await pages.pop(0).close()
+            await several(pages[-1], 50)
+    await received_without_loss_or_repeat(pages, published)
+
+
+async def test_another_tab_takes_over_when_the_leader_crashes(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+    async with publishing(site.hub) as published:
+        for page in pages:
+            await start(page, identity="user:7")
+            await several(page)
+        await one_connection(site)
+        session = await tabs.context.new_cdp_session(pages[0])
+        crash = asyncio.ensure_future(session.send("Page.crash"))
+        await several(pages[1], 50)
+        await several(pages[2], 50)
+        crash.cancel()
+    await received_without_loss_or_repeat(pages[1:], published)
+
+
+async def test_another_tab_takes_over_when_the_leader_is_frozen_and_both_go_on_later(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+    async with publishing(site.hub) as published:
+        for page in pages:
+            await start(page, identity="user:7")
+            await several(page)
+        await one_connection(site)
+        session = await tabs.context.new_cdp_session(pages[0])
+        await session.send("Page.setWebLifecycleState", {"state": "frozen"})
+        await several(pages[1], 50)
+        await session.send("Page.setWebLifecycleState", {"state": "active"})
+        await several(pages[0], 50)
+        await one_connection(site)
+    await received_without_loss_or_repeat(pages, published)
+
+
+async def test_another_tab_takes_over_from_a_leader_that_does_not_answer(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+    async with publishing(site.hub, 0.02) as published:
+        for page in pages:
+            await start(page, identity="user:7")
+            await several(page)
+        await one_connection(site)
+        # The main thread of the leader is blocked, and it keeps its lock.
+        blocked = asyncio.ensure_future(
+            pages[0].evaluate("() => { const end = Date.now() + 28000; while (Date.now() < end); return seen.length; }")
+        )
+        await several(pages[1], 1)
+        before = await pages[1].evaluate("seen.length")
+        await pages[1].wait_for_function(f"seen.length > {before} + 100", timeout=TIMEOUT * 1000)
+        assert not blocked.done()
+        await blocked
+        await several(pages[0])
+        await one_connection(site)
+    await received_without_loss_or_repeat(pages, published)
+
+
+async def test_a_tab_that_joins_gets_the_snapshot_and_what_comes_after_it(site, tabs):
+    state = []
+
+    async def snapshot(context):
+        return [",".join(state)] if state else []
+
+    site.routes = [web.get("/news", topic_stream(site.hub, "news", snapshot=snapshot, retry=20))]
+    await site.start()
+    pages = []
+    async with publishing(site.hub) as published:
+        for _ in range(4):
+            pages.append(await tabs(site.url))
+            await start(pages[-1], identity="user:7")
+            await several(pages[-1])
+            state[:] = published  # it is older than the records that a tab gets after it
+        await one_connection(site)
+    for page in pages:
+        await page.wait_for_function(f"seen.at(-1) === '{published[-1]}'", timeout=TIMEOUT * 1000)
+        first, *others = await page.evaluate("seen")
+        assert others == published[int(others[0]) :]
+        assert page is pages[0] or first == ",".join(published[: first.count(",") + 1])
+
+
+@pytest.mark.parametrize("replay", [5, "latest"])
+async def test_a_tab_that_joins_an_idle_stream_gets_what_a_stream_of_its_own_would_start_with(site, tabs, replay):
+    site.hub = Hub(latest=100)
+    site.routes = [web.get("/news", topic_stream(site.hub, "news", replay=replay, retry=20))]
+    await site.start()
+    first, second = [await tabs(site.url) for _ in range(2)]
+    await start(first, identity="user:7")
+    await first.wait_for_function("source.readyState === 1")
+    for number in range(3):
+        await site.hub.publish("news", f"{number}", key=f"{number}")
+        await site.hub.publish("other", "not for them")
+    await seen(first, ["0", "1", "2"])
+    await start(second, identity="user:7")
+    await seen(second, ["0", "1", "2"])
+    await one_connection(site)
+    await site.hub.publish("news", "3")
+    await seen(first, ["0", "1", "2", "3"])
+    await seen(second, ["0", "1", "2", "3"])
+    assert len(site.requested("/news")) == 2
+
+
+async def test_a_reload_resumes_after_the_last_event_if_the_page_asks_for_it(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+    stored = {id(page): [] for page in pages}
+
+    async def reload(page):
+        stored[id(page)] += await page.evaluate("source.close(), seen")
+        await page.reload()
+        await page.wait_for_function("window.ready")
+        await start(page, identity="user:7", resume=True)
+        await several(page)
+
+    async with publishing(site.hub) as published:
+        for page in pages:
+            await start(page, identity="user:7", resume=True)
+            await several(page)
+        for page in pages * 2:
+            await reload(page)
+        await one_connection(site)
+    for page in pages:
+        await page.wait_for_function(f"seen.at(-1) === '{published[-1]}'", timeout=TIMEOUT * 1000)
+        got = stored[id(page)] + await page.evaluate("seen")
+        assert got == published[int(got[0]) :]
+
+
+async def test_without_resume_a_reload_starts_anew(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await start(page)
+    await page.wait_for_function("source.readyState === 1")
+    await site.hub.publish("news", "before")
+    await seen(page, ["before"])
+    await page.close()
+    await site.hub.publish("news", "meanwhile")
+    page = await tabs(site.url)
+    await start(page)
+    await page.wait_for_function("source.readyState === 1")
+    await site.hub.publish("news", "after")
+    await seen(page, ["after"])
+
+
+async def test_tabs_of_two_identities_and_tabs_without_one_share_nothing(site, tabs):
+    async def own(context):
+        return "news." + context.request.cookies["user"]
+
+    site.routes = [web.get("/news", topic_stream(site.hub, own, retry=20))]
+    await site.start()
+    pages = []
+    for number, options in enumerate([{"identity": "ada"}, {"identity": "grace"}, {}, {}]):
+        pages.append(await tabs(site.url))
+        await pages[-1].evaluate(f"document.cookie = 'user={number}'")
+        await start(pages[-1], **options)
+        await pages[-1].wait_for_function("source.readyState === 1")
+    assert len(site.streams) == 4
+    for number, page in enumerate(pages):
+        await site.hub.publish(f"news.{number}", f"for {number}")
+        await seen(page, [f"for {number}"])
+
+
+async def test_a_stream_without_ids_is_shared_too(site, tabs):
+    clients = []
+
+    async def idle(channel, context):
+        clients.append(channel)
+
+    from aiohttp_interceptors import event_stream
+
+    site.routes = [web.get("/idle", event_stream(idle, retry=20))]
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+    for page in pages:
+        await start(page, "/idle", identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    for channel in clients:
+        channel.put_nowait("tick")
+    for page in pages:
+        await seen(page, ["tick"])
+
+
+async def test_a_page_that_is_offline_resumes_when_it_is_back(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await start(page)
+    await page.wait_for_function("source.readyState === 1")
+    await site.hub.publish("news", "before")
+    await seen(page, ["before"])
+    await tabs.context.set_offline(True)
+    for stream in site.streams:
+        stream.abort()
+    await page.wait_for_function("errors.length >= 3")
+    await site.hub.publish("news", "meanwhile")
+    await tabs.context.set_offline(False)
+    await seen(page, ["before", "meanwhile"])
+    reasons = [error["reason"] for error in await page.evaluate("errors")]
+    assert reasons[0] == "cut"
+    assert set(reasons[1:]) == {"unreachable"}
+
+
+async def test_tabs_resume_when_the_server_is_restarted(site, tabs, tmp_path):
+    from aiohttp_interceptors.brokers.sqlite import SqliteBroker
+
+    async def serve():
+        site.hub = Hub(SqliteBroker(tmp_path / "hub"))
+        site.routes = [web.get("/news", topic_stream(site.hub, "news", retry=20))]
+        await site.start()
+
+    await serve()
+    pages = [await tabs(site.url) for _ in range(3)]
+    for page in pages:
+        await start(page, identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    await site.hub.publish("news", "before")
+    for page in pages:
+        await seen(page, ["before"])
+    await site.stop()
+    for page in pages:
+        await page.wait_for_function("source.readyState === 0")
+    await serve()
+    await site.hub.publish("news", "after")
+    for page in pages:
+        await seen(page, ["before", "after"])
+        assert (await page.evaluate("errors"))[0]["reason"] == "ended"
+    await one_connection(site)
+
+
+async def test_a_stalled_connection_is_replaced(site, tabs):
+    await site.start()
+    async with TcpProxy("127.0.0.1", site.port) as proxy:
+        page = await tabs(f"http://localhost:{proxy.port}/")
+        await start(page)
+        await page.wait_for_function("source.readyState === 1")
+        proxy.stall()
+        await page.wait_for_function("errors.length", timeout=TIMEOUT * 1000)
+        assert (await page.evaluate("errors"))[0]["reason"] == "stalled"
+        await site.hub.publish("news", "meanwhile")
+        proxy.restore()
+        await seen(page, ["meanwhile"])
+
+
+async def test_a_page_of_another_origin_knows_the_interval_of_heartbeats(site, tabs):
+    from aiohttp_interceptors.ready import cors
+
+    page_site = Site()
+    site.routes = [web.route("*", "/news", as_handler(cors("*"), site.routes[0].handler))]
+    await site.start()
+    await page_site.start()
+    try:
+        page = await tabs(page_site.url)
+        url = f"{site.url}news"
+        interval = await page.evaluate(
+            f"fetch({url!r}).then(response => response.headers.get('Event-Stream-Heartbeat'))"
+        )
+        assert interval == "0.2"
+        await start(page, url)
+        await page.wait_for_function("source.readyState === 1")
+        await site.hub.publish("news", "one")
+        await seen(page, ["one"])
+        for stream in site.streams:
+            stream.abort()
+        await page.wait_for_function("errors.length")
+        await site.hub.publish("news", "two")
+        await seen(page, ["one", "two"])  # after a preflight request, which allows Last-Event-ID
+    finally:
+        await page_site.stop()
+
+
+async def test_a_gap_is_told_to_all_tabs(site, tabs):
+    site.hub = Hub(history=2)
+    site.routes = [web.get("/news", topic_stream(site.hub, "news", retry=20))]
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(2)]
+    for page in pages:
+        await start(page, identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    await site.hub.publish("news", "0")
+    for page in pages:
+        await seen(page, ["0"])
+    await tabs.context.set_offline(True)
+    for stream in site.streams:
+        stream.abort()
+    await pages[0].wait_for_function("errors.length")
+    for number in range(1, 6):
+        await site.hub.publish("news", str(number))
+    await tabs.context.set_offline(False)
+    for page in pages:
+        await seen(page, ["0", "gap", "4", "5"])
+
+
+async def test_a_finished_topic_closes_all_tabs(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+    for page in pages:
+        await start(page, identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    await site.hub.finish("news", "the end")
+    for page in pages:
+        await page.wait_for_function("source.readyState === 2", timeout=TIMEOUT * 1000)
+        assert await page.evaluate("seen") == ["the end"]
+        assert (await page.evaluate("errors"))[-1] == {"reason": "finished", "status": 204, "delay": None, "final": True}
+    assert len(site.streams) == 0

@@ -1,23 +1,15 @@
-/**
- * Event streams for pages: an `EventSource` that sends headers and bodies, backs off, notices a dead connection, renews
- * its access, and shares one connection between all tabs. See `event-stream.d.ts` for the interface.
- *
- * `Parser` turns bytes into entries, `Connection` keeps a response open, `Sharing` decides which tab has a connection,
- * and `EventStream` is what a page uses. No dependency, no build step.
- */
+// event-stream.d.ts describes the interface, docs/browser.md the protocol between tabs. Times are in milliseconds.
 
-const CONNECT_TIMEOUT = 30_000; // milliseconds until the response headers, of a request that may be repeated
-const MAX_DELAY = 30_000; // milliseconds between two attempts, unless the server asks for more
-const STABLE = 10_000; // milliseconds after which an open connection counts as a success, even without an event
-const SETTLE = 2_000; // milliseconds without an event, after which two idle connections are at the same position
-const PING = 10_000; // milliseconds between two questions of a tab to the leader
-const ANSWER = 5_000; // milliseconds that a leader has to answer
-const REMEMBERED = 1_000; // entries that a tab on its own connection compares with those of the leader
+const CONNECT_TIMEOUT = 30_000; // until the response headers
+const MAX_DELAY = 30_000; // between two attempts, unless the server asks for more
+const SETTLE = 2_000; // without an event, after which a connection has caught up
+const PING = 10_000; // between two questions to the leader
+const ANSWER = 5_000; // that the leader has to answer
+const REMEMBERED = 200; // entries that are compared with those of the leader
 
-// The last event ID of a Hub is an epoch and an offset. Those of one epoch have an order.
-const HUB_ID = /^([0-9a-f]{10})-(\d+)$/;
+const HUB_ID = /^([0-9a-f]{10})-(\d+)$/; // an epoch and an offset
 
-/** Compare two event IDs: a number like that of a sort function, or NaN if they have no known order. */
+/** Compare like a sort function; NaN if the order is not known. */
 function compareIds(a, b) {
   if (a === b) return 0;
   const [, epoch, left] = HUB_ID.exec(a) ?? [];
@@ -26,448 +18,429 @@ function compareIds(a, b) {
   return left.length - right.length || (left < right ? -1 : 1);
 }
 
-/** Parse an event stream incrementally, as WHATWG HTML 9.2.6 specifies. */
+/** An incremental parser of event streams (WHATWG HTML 9.2.6). */
 export class Parser {
-  retry = null; // milliseconds
-  #decoder = new TextDecoder(); // removes a byte order mark
+  retry = null;
+  #decoder = new TextDecoder();
   #line = "";
   #afterCr = false;
+  #id = null; // of the current event
   #data = [];
   #type = "";
-  #id;
 
   constructor(lastEventId = "") {
-    this.lastEventId = this.#id = lastEventId;
+    this.lastEventId = lastEventId;
   }
 
-  /** Return the entries that a chunk completes: `{type, data, id}` of an event, or `{id}` if only the ID has changed. */
+  /** Return the entries that a chunk completes: events, and IDs without one. `hasId` says whether it is a new ID. */
   push(bytes) {
     let text = this.#decoder.decode(bytes, { stream: true });
     const entries = [];
     if (!text) return entries;
-    const endsWithCr = text.endsWith("\r");
-    if (this.#afterCr && text.startsWith("\n")) text = text.slice(1);
-    this.#afterCr = endsWithCr;
     const lines = text.split(/\r\n|\r|\n/);
+    if (this.#afterCr && text[0] === "\n") lines.shift();
+    this.#afterCr = text.endsWith("\r");
     lines[0] = this.#line + lines[0];
     this.#line = lines.pop();
     for (const line of lines) {
-      if (line) this.#field(line);
-      else this.#dispatch(entries);
+      if (line) this.#onField(line);
+      else this.#onBlankLine(entries);
     }
     return entries;
   }
 
-  #field(line) {
-    const colon = line.indexOf(":");
-    const name = colon < 0 ? line : line.slice(0, colon);
-    const value = colon < 0 ? "" : line.slice(colon + (line[colon + 1] === " " ? 2 : 1));
+  #onField(line) {
+    const [, name, value = ""] = /^([^:]*)(?:: ?(.*))?$/s.exec(line);
     if (name === "data") this.#data.push(value);
     else if (name === "event") this.#type = value;
     else if (name === "id" && !value.includes("\0")) this.#id = value;
-    else if (name === "retry" && /^\d+$/.test(value)) this.retry = Math.min(Number(value), 2 ** 31 - 1);
+    else if (name === "retry" && /^\d+$/.test(value)) this.retry = Math.min(value, 2 ** 31 - 1);
   }
 
-  #dispatch(entries) {
-    const id = this.#id;
-    if (this.#data.length) entries.push({ type: this.#type || "message", data: this.#data.join("\n"), id });
-    else if (id !== this.lastEventId) entries.push({ id });
-    this.lastEventId = id;
+  #onBlankLine(entries) {
+    const hasId = this.#id !== null;
+    if (hasId) this.lastEventId = this.#id;
+    const entry = { id: this.lastEventId, hasId };
+    if (this.#data.length) entries.push({ ...entry, type: this.#type || "message", data: this.#data.join("\n") });
+    else if (hasId) entries.push(entry);
+    this.#id = null;
     this.#data = [];
     this.#type = "";
   }
 }
 
-/** Return the milliseconds that a `Retry-After` asks for (RFC 9110, 10.2.3), or 0. */
+/** Parse a Retry-After (RFC 9110, 10.2.3). */
 function retryAfter(value) {
-  if (!value) return 0;
   return Math.max((/^\d+$/.test(value) ? value * 1000 : Date.parse(value) - Date.now()) || 0, 0);
 }
 
-/** Write an ID as an `EventSource` does: in UTF-8, of which a header value holds the bytes. */
-function headerValue(id) {
-  return String.fromCharCode(...new TextEncoder().encode(id));
-}
-
-/**
- * A response that is requested again until it ends for good. `listener` has `onOpen()`, `onEntries(entries)`, and
- * `onError(outcome)`, whose outcome has `final` if there is no further attempt.
- */
+/** Requests a stream until it ends for good. */
 class Connection {
   open = false;
-  #stopped = false;
-  #failures = 0;
-  #renewed = false;
-  #access = {}; // what onUnauthorized returned
-  #abort = new AbortController();
-  #wake = () => {};
+  stopped = false;
+  retry = 1_000;
+  failures = 0;
+  access = {}; // what onUnauthorized returned
+  wake = () => {};
 
-  constructor(url, options, lastEventId, listener) {
-    this.url = url;
-    this.options = options;
-    this.lastEventId = lastEventId;
-    this.retry = 1_000;
-    this.listener = listener;
-    this.#run();
+  constructor(tab) {
+    this.tab = tab;
+    this.lastEventId = tab.lastEventId;
+    this.run();
   }
 
   stop() {
-    this.#stopped = true;
+    this.stopped = true;
     this.open = false;
-    this.#abort.abort();
-    this.#wake();
+    this.abort.abort();
+    this.wake();
   }
 
-  /** Make the next attempt now, unless the server asked to wait. */
   hurry() {
-    if (!this.waitsForServer) this.#wake();
+    if (!this.serverDelay) this.wake();
   }
 
-  async #run() {
-    while (!this.#stopped) {
-      const outcome = await this.#attempt();
+  async run() {
+    while (!this.stopped) {
+      const outcome = await this.attempt();
       this.open = false;
-      if (this.#stopped) return;
+      if (this.stopped) return;
       if (outcome.again) continue;
       if (!outcome.final) {
-        const growing = Math.min(this.retry * 2 ** this.#failures++, Math.max(MAX_DELAY, this.retry));
-        this.waitsForServer = outcome.retryAfter > 0;
-        outcome.delay = Math.max(growing, outcome.retryAfter ?? 0) * (1 + Math.random() / 4);
+        const delay = Math.min(Math.max(this.retry, 10) * 2 ** this.failures++, Math.max(this.retry, MAX_DELAY));
+        this.serverDelay = outcome.retryAfter;
+        outcome.delay = Math.max(delay, this.serverDelay || 0) * (1 + Math.random() / 4);
       }
-      this.listener.onError(outcome);
-      if (outcome.final) return;
-      if (!this.#stopped) await this.#sleep(outcome.delay);
+      this.tab.onError(outcome);
+      if (outcome.final || this.stopped) return;
+      await new Promise((resolve) => {
+        const timer = setTimeout(resolve, Math.min(outcome.delay, 2 ** 31 - 1));
+        this.wake = () => resolve(clearTimeout(timer));
+      });
     }
   }
 
-  async #sleep(milliseconds) {
-    await new Promise((resolve) => {
-      this.#wake = resolve;
-      setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1));
-    });
-  }
-
-  /** Request the stream and read it to its end. Returns why it ended. */
-  async #attempt() {
-    const { method = "GET", body, credentials, reconnect } = this.options;
-    const abort = (this.#abort = new AbortController());
-    let reason = "unreachable";
-    let status;
+  async attempt() {
+    const { method, headers: given, body, credentials, reconnect, heartbeat } = this.tab.options;
+    const abort = (this.abort = new AbortController());
+    const { signal } = abort;
+    const outcome = { reason: "unreachable", final: !reconnect };
+    let timer;
     const giveUp = () => {
-      reason = "stalled";
+      outcome.reason = "stalled";
       abort.abort();
     };
-    let timer = reconnect ? setTimeout(giveUp, CONNECT_TIMEOUT) : undefined;
+    if (reconnect) timer = setTimeout(giveUp, CONNECT_TIMEOUT);
     try {
-      const given = this.options.headers;
       const headers = new Headers(typeof given === "function" ? await given() : given);
-      new Headers(this.#access.headers).forEach((value, name) => headers.set(name, value));
+      new Headers(this.access.headers).forEach((value, name) => headers.set(name, value));
       headers.set("Accept", "text/event-stream");
-      if (this.lastEventId) headers.set("Last-Event-ID", headerValue(this.lastEventId));
-      if (this.#stopped) return {};
-      const url = this.#access.url ?? this.url;
-      const { signal } = abort;
-      const response = await fetch(url, { method, headers, body, credentials, cache: "no-store", signal });
+      // in UTF-8, as an EventSource sends it
+      const id = String.fromCharCode(...new TextEncoder().encode(this.lastEventId));
+      if (id) headers.set("Last-Event-ID", id);
+      const url = this.access.url ?? this.tab.url;
+      const response = await fetch(url, { method, headers, body, credentials, signal, cache: "no-store" });
       clearTimeout(timer);
-      status = response.status;
-      const refusal = await this.#refusal(response);
-      if (refusal) return { status, ...refusal };
-      reason = "cut";
-      this.#renewed = false;
+      outcome.status = response.status;
+      if (!(await this.accepts(response, outcome))) return outcome;
+      outcome.reason = "cut";
       this.open = true;
-      const opened = Date.now();
-      this.listener.onOpen();
+      this.tab.onOpen();
       const parser = new Parser(this.lastEventId);
-      const reader = response.body.getReader();
-      const limit = this.#limit(response);
-      let heard = performance.now();
+      const seconds = heartbeat ?? response.headers.get("Event-Stream-Heartbeat");
+      const limit = seconds > 0 ? seconds * 2_000 + 1_000 : 0;
+      let heard = Date.now();
+      let wasLate;
       const watch = () => {
-        const due = heard + limit - performance.now();
-        // A timer that is much too late is that of a page that was not running: what has arrived is read first.
-        if (due > 0 || due < -1_000 - limit) timer = setTimeout(watch, Math.max(due, 1_000));
+        const silence = Date.now() - heard;
+        // The page did not run for some time: first read what has arrived.
+        const isLate = silence > limit + 1_000 && !wasLate;
+        wasLate = isLate;
+        if (silence < limit || isLate) timer = setTimeout(watch, isLate ? 1_000 : limit - silence);
         else giveUp();
       };
-      if (limit) timer = setTimeout(watch, limit);
-      for (;;) {
+      if (limit) watch();
+      for (const reader = response.body.getReader(); ; ) {
         const { done, value } = await reader.read();
-        if (this.#stopped) return {};
-        if (Date.now() - opened > STABLE) this.#failures = 0;
-        if (done) return { reason: "ended", status, final: !reconnect };
-        heard = performance.now();
+        if (this.stopped) return;
+        if (done) return { ...outcome, reason: "ended" };
+        heard = Date.now();
+        this.failures = 0;
         const entries = parser.push(value);
         this.retry = parser.retry ?? this.retry;
         this.lastEventId = parser.lastEventId;
-        if (entries.length) {
-          this.#failures = 0;
-          this.listener.onEntries(entries);
-        }
+        if (entries.length) this.tab.onEntries(entries);
       }
     } catch (error) {
-      return { reason, status, error, final: !reconnect };
+      return { ...outcome, error };
     } finally {
       clearTimeout(timer);
       abort.abort();
     }
   }
 
-  /** Return the milliseconds without a byte after which the connection is dead; 0 for no limit. */
-  #limit(response) {
-    const seconds = Number(this.options.heartbeat ?? response.headers.get("Event-Stream-Heartbeat"));
-    return seconds > 0 ? seconds * 2_000 + 1_000 : 0;
+  async accepts({ status, headers }, outcome) {
+    if (status === 401 || status === 403) {
+      outcome.reason = "unauthorized";
+      const { onUnauthorized } = this.tab.options;
+      const access = !this.renewed && (await onUnauthorized?.({ status, url: this.access.url ?? this.tab.url }));
+      // What is refused at once is not renewed again.
+      this.renewed = outcome.again = Boolean(access);
+      outcome.final ||= !access;
+      Object.assign(this.access, access);
+      return false;
+    }
+    this.renewed = false;
+    const isStream = /^text\/event-stream *(;|$)/i.test(headers.get("Content-Type"));
+    if (status === 200 && isStream) return true;
+    outcome.reason = status === 204 ? "finished" : "refused";
+    outcome.final ||= status < 500 && ![408, 425, 429].includes(status);
+    outcome.retryAfter = retryAfter(headers.get("Retry-After"));
+    return false;
+  }
+}
+
+/** For a browser that cannot read a response as it arrives. */
+class NativeConnection {
+  types = new Set();
+
+  constructor(tab) {
+    this.tab = tab;
+    const url = new URL(tab.url);
+    if (tab.lastEventId) url.searchParams.set("last_event_id", tab.lastEventId);
+    this.source = new EventSource(url, { withCredentials: tab.options.credentials === "include" });
+    this.source.onopen = () => tab.onOpen();
+    this.source.onerror = () => {
+      const final = this.source.readyState === CLOSED;
+      tab.onError({ reason: final ? "refused" : "cut", final });
+    };
+    tab.types.forEach((type) => this.listen(type));
   }
 
-  /** Return the outcome of a response that is no stream, or undefined. */
-  async #refusal(response) {
-    const { status, headers } = response;
-    if (status === 401 || status === 403) return this.#renew(status);
-    if (status === 204) return { reason: "finished", final: true };
-    if (status === 200 && /^text\/event-stream(;|$)/i.test(headers.get("Content-Type") ?? "")) return;
-    const temporary = status === 408 || status === 425 || status === 429 || status >= 500;
-    const final = !temporary || !this.options.reconnect;
-    return { reason: "refused", retryAfter: retryAfter(headers.get("Retry-After")), final };
+  listen(type) {
+    if (this.types.has(type)) return;
+    this.types.add(type);
+    this.source.addEventListener(type, ({ data, lastEventId: id }) => {
+      if (data !== undefined) this.tab.onEntries([{ type, data, id }]);
+    });
   }
 
-  /** Ask the page for other headers or another URL. Access that is refused at once is not asked for again. */
-  async #renew(status) {
-    const { onUnauthorized } = this.options;
-    const refused = { reason: "unauthorized", final: true };
-    if (!onUnauthorized || this.#renewed) return refused;
-    const access = await onUnauthorized({ status, url: this.#access.url ?? this.url });
-    if (!access) return refused;
-    this.#renewed = true;
-    this.#access = { ...this.#access, ...access };
-    return { again: true };
+  stop() {
+    this.source.close();
   }
 }
 
 /**
- * Decides whether a tab has a connection. The tab with the Web Lock leads: it sends what it receives to the others.
- *
- * Each tab starts on a connection of its own, from its own position, as an `EventSource` would. It follows the leader
- * as soon as its position is known to be one of the leader's. A tab that cannot be sure (another leader with another
- * position, a lost message, a page that was frozen) goes on alone from its last event ID, until it is sure again.
+ * The tab with the Web Lock leads, and sends what it receives to the others. Each of them has its own connection until
+ * its position is known to be one of the leader's, and again when it cannot be sure any more.
  */
 class Sharing {
-  #term = 0; // of the leader; a later leader has a higher one
-  #leads = false;
-  #follows = false;
-  #sequence = 0; // of the next entry that the leader sends
-  #leader = null; // its latest position: {id, isEvent, total, open}
-  #anchor = null; // the leader's position when the buffer starts
-  #buffer = []; // the entries of the leader since then, while this tab is alone
-  #own = []; // the latest entries of this tab's own connection
-  #lastEntryAt = 0;
-  #through = ""; // a follower skips entries up to this ID
-  #skipped = []; // and these entries
-  #asked = 0; // when the leader was asked, or 0 once it has answered
-  #lock = null;
+  term = 0; // a later leader has a higher one
+  leads = false;
+  follows = false;
+  sequence = 0; // of the leader's next entry
+  leader = null; // its position when the buffer began
+  buffer = []; // its entries since then
+  own = []; // the latest ones of the own connection
+  quietSince = 0;
+  through = ""; // a follower skips entries up to this ID
+  skipped = []; // and these
+  asked = 0; // when the leader was asked that has not answered
 
-  constructor(name, tab) {
-    this.name = name;
+  constructor(tab) {
     this.tab = tab;
-    this.channel = new BroadcastChannel(name);
-    this.channel.onmessage = ({ data }) => this.#onMessage(data);
-    this.#request({ ifAvailable: true });
+    this.channel = new BroadcastChannel(tab.key);
+    this.channel.onmessage = ({ data }) => this.onMessage(data);
+    this.requestLock({ ifAvailable: true });
   }
 
   leave() {
     clearTimeout(this.timer);
     this.channel.close();
-    this.#lock?.abort();
-    this.#lock = null;
+    this.lock.abort();
+    this.lock = null;
   }
 
-  // The lock
-
-  #request(options) {
-    this.#lock?.abort();
-    const lock = (this.#lock = new AbortController());
+  requestLock(options) {
+    this.lock?.abort();
+    const lock = (this.lock = new AbortController());
     const onGrant = (held) => {
-      if (this.#lock !== lock) return;
-      if (!held) {
-        this.#request();
-        return this.#goAlone();
+      if (this.lock !== lock) return;
+      if (held) {
+        this.lead();
+        return new Promise((release) => lock.signal.addEventListener("abort", release));
       }
-      this.#lead();
-      return new Promise((release) => lock.signal.addEventListener("abort", release));
+      this.requestLock();
+      this.goAlone();
     };
-    navigator.locks.request(this.name, options ?? { signal: lock.signal }, onGrant).catch(() => {
-      if (this.#lock !== lock) return;
-      if (this.#leads) this.#stepDown(); // another tab has taken the lock
-      else this.tab.stopSharing(); // the browser refuses locks to this page
+    navigator.locks.request(this.tab.key, options ?? { signal: lock.signal }, onGrant).catch(() => {
+      if (this.lock !== lock) return;
+      if (this.leads) this.stepDown(); // another tab has taken the lock
+      else this.tab.start(false); // the page may have no locks
     });
   }
 
-  #lead() {
+  lead() {
     clearTimeout(this.timer);
-    this.#term = Math.max(Date.now(), this.#term + 1);
-    this.#leads = true;
-    this.#follows = false;
-    this.#sequence = 0;
+    this.term = Math.max(Date.now(), this.term + 1);
+    this.leads = true;
+    this.follows = false;
+    this.sequence = 0;
     this.tab.connect();
     this.announce();
   }
 
-  #stepDown() {
-    this.#leads = false;
-    this.#request();
-    this.#startAgain();
+  stepDown() {
+    this.leads = false;
+    this.requestLock();
+    this.compareAnew();
   }
 
-  /** Tell the other tabs the position and the state of this one, if it leads. */
+  goAlone() {
+    this.follows = false;
+    this.tab.connect();
+    this.compareAnew();
+  }
+
   announce(error) {
-    if (!this.#leads) return;
+    if (!this.leads) return;
     const { lastEventId: id, isEvent, total, connection } = this.tab;
-    this.#post({ type: "lead", sequence: this.#sequence, leader: { id, isEvent, total, open: connection.open }, error });
+    this.post({ type: "lead", leader: { id, isEvent, total, open: connection.open }, error });
   }
 
-  #post(message) {
-    this.channel.postMessage({ ...message, term: this.#term });
+  post(message) {
+    this.channel.postMessage({ ...message, term: this.term, sequence: this.sequence });
   }
-
-  // The own connection
 
   onOpen() {
-    if (this.#leads) this.announce();
-    else this.#startAgain();
+    if (this.leads) this.announce();
+    else this.compareAnew();
   }
 
-  onEntries(entries) {
-    if (this.#leads) {
-      this.#post({ type: "entries", sequence: this.#sequence, entries });
-      this.#sequence += entries.length;
-    }
+  beforeEntries(entries) {
+    if (!this.leads) return;
+    this.post({ type: "entries", entries });
+    this.sequence += entries.length;
   }
 
-  /** Called after the page has received entries of the own connection. */
   afterEntries(entries) {
-    if (this.#leads) return;
-    this.#lastEntryAt = Date.now();
-    this.#own = [...this.#own, ...entries].slice(-REMEMBERED);
-    this.#follow();
+    if (this.leads) return;
+    this.quietSince = Date.now();
+    this.own = [...this.own, ...entries].slice(-REMEMBERED);
+    this.tryToFollow();
   }
 
-  #goAlone() {
-    this.#follows = false;
-    this.tab.connect();
-    this.#startAgain();
+  compareAnew() {
+    this.leader = null;
+    this.own = [];
+    this.ask();
   }
 
-  /** Compare with the leader from here on. */
-  #startAgain() {
-    this.#anchor = null;
-    this.#own = [];
-    this.#lastEntryAt = Date.now();
-    this.#ask();
-  }
-
-  // Messages
-
-  #ask() {
-    this.#asked ||= Date.now();
-    this.#post({ type: "ask" });
+  ask() {
+    this.asked ||= Date.now();
+    this.post({ type: "ask" });
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.#onTimer(), this.#follows ? PING : SETTLE);
+    this.timer = setTimeout(() => this.onTimer(), this.follows ? PING : SETTLE);
   }
 
-  #onTimer() {
-    if (this.#asked && Date.now() - this.#asked >= ANSWER) {
-      this.#asked = 0;
-      this.#request({ steal: true }); // the leader does not run any more
+  onTimer() {
+    if (this.asked && Date.now() - this.asked >= ANSWER) {
+      this.asked = 0;
+      this.requestLock({ steal: true }); // the leader does not run any more
     } else {
-      this.#follow();
-      this.#ask();
+      this.tryToFollow();
+      this.ask();
     }
   }
 
-  #onMessage(message) {
+  onMessage(message) {
     if (message.type === "ask") return this.announce();
-    if (message.term < this.#term) return;
-    const isNew = message.term > this.#term;
-    if (this.#leads) {
-      if (isNew) this.#stepDown();
-      return;
-    }
-    this.#asked = 0;
-    if (message.type === "lead") this.#onLead(message, isNew);
-    else if (!isNew) this.#onLeaderEntries(message);
+    if (message.term < this.term) return;
+    const isNew = message.term > this.term;
+    if (this.leads) return isNew && this.stepDown();
+    this.asked = 0;
+    if (message.type === "lead") this.onLead(message, isNew);
+    else if (!isNew) this.onLeaderEntries(message);
   }
 
-  #onLead({ term, sequence, leader, error }, isNew) {
-    this.#term = term;
-    this.#leader = leader;
-    if (this.#follows) {
-      if (isNew ? compareIds(this.tab.lastEventId, leader.id) >= 0 : sequence === this.#sequence) {
-        if (isNew) this.#through = this.tab.lastEventId;
-        this.#sequence = sequence;
-        this.tab.onLeaderState(leader.open, error);
-      } else this.#goAlone();
-      return;
-    }
-    if (isNew || !this.#anchor || sequence !== this.#sequence) {
-      this.#anchor = leader;
-      this.#buffer = [];
-      this.#sequence = sequence;
-      this.#lastEntryAt = Date.now();
-    }
-    this.#follow();
-  }
-
-  #onLeaderEntries({ sequence, entries }) {
-    if (sequence !== this.#sequence) {
-      if (this.#follows) this.#goAlone();
-      else this.#startAgain();
-      return;
-    }
-    this.#sequence += entries.length;
-    if (this.#follows) return this.tab.deliver(entries.filter((entry) => !this.#isKnown(entry)));
-    this.#buffer.push(...entries);
-    if (this.#buffer.length > REMEMBERED) this.#startAgain();
-    else this.#follow();
-  }
-
-  /** Return whether a follower has already had an entry, from a connection of its own. */
-  #isKnown(entry) {
-    if (this.#through && compareIds(entry.id, this.#through) <= 0) return true;
-    this.#through = "";
-    if (this.#skipped.length && isSame(this.#skipped[0], entry)) return Boolean(this.#skipped.shift());
-    this.#skipped = [];
-    return false;
-  }
-
-  /** Follow the leader, if the position of this tab is known to be one of those in the buffer. */
-  #follow() {
-    if (!this.#anchor || this.#leads || this.#follows) return;
+  onLead({ term, sequence, leader, error }, isNew) {
     const position = this.tab.lastEventId;
-    const buffer = this.#buffer;
-    const last = this.#own.at(-1);
-    const index = last ? buffer.findLastIndex((entry) => isSame(entry, last)) : -1;
-    const ahead = buffer.length ? this.#own.findLastIndex((entry) => isSame(entry, buffer.at(-1))) : -1;
-    if (index >= 0) this.#startFollowing(buffer.slice(index + 1));
-    else if (ahead >= 0) this.#startFollowing([], "", this.#own.slice(ahead + 1));
-    else if (position && compareIds(position, this.#anchor.id) >= 0) {
-      this.#startFollowing(buffer.filter((entry) => !(compareIds(entry.id, position) <= 0)), position);
-    } else if (this.#isIdle(position)) this.#startFollowing([]);
+    const isInLine = isNew ? compareIds(position, leader.id) >= 0 : sequence === this.sequence;
+    this.term = term;
+    this.sequence = sequence;
+    if (!this.follows) {
+      if (!isInLine || isNew || !this.leader) {
+        this.buffer = [];
+        this.quietSince = Date.now();
+        this.leader = leader;
+      }
+      this.leader.open = leader.open;
+      this.tryToFollow();
+    } else if (isInLine) {
+      if (isNew) this.through = position;
+      this.tab.onLeaderState(leader.open, error);
+    } else this.goAlone();
   }
 
-  /** Return whether both connections are open and have nothing more to send. */
-  #isIdle(position) {
-    const { total, id, isEvent } = this.#anchor;
-    if (!this.tab.connection?.open || !this.#leader.open || this.#buffer.length) return false;
-    if (Date.now() - this.#lastEntryAt < SETTLE || (isEvent && compareIds(position, id) < 0)) return false;
-    return this.#own.length > 0 || total === 0;
+  onLeaderEntries({ sequence, entries }) {
+    const isInLine = sequence === this.sequence;
+    this.sequence = sequence + entries.length;
+    if (this.follows) {
+      if (isInLine) this.tab.deliver(entries.filter((entry) => !this.isKnown(entry)));
+      else this.goAlone();
+    } else if (this.leader) {
+      this.buffer.push(...entries);
+      if (isInLine && this.buffer.length <= REMEMBERED) this.tryToFollow();
+      else this.compareAnew();
+    }
   }
 
-  #startFollowing(entries, through = "", skipped = []) {
-    this.#follows = true;
-    this.#through = through;
-    this.#skipped = skipped;
-    this.#buffer = this.#own = [];
-    this.#anchor = null;
+  /** Return whether the own connection had an entry. */
+  isKnown(entry) {
+    if (this.through && entry.hasId) {
+      if (compareIds(entry.id, this.through) <= 0) return true;
+      this.through = "";
+    }
+    const isKnown = this.skipped.length > 0 && isSame(this.skipped[0], entry);
+    this.skipped = isKnown ? this.skipped.slice(1) : [];
+    return isKnown;
+  }
+
+  tryToFollow() {
+    const { leader, buffer, own } = this;
+    if (!leader || this.leads || this.follows) return;
+    const position = this.tab.lastEventId;
+    let known;
+    const common = buffer.findLastIndex((entry) => (known = own.findLastIndex((each) => isSame(each, entry))) >= 0);
+    if (common >= 0) this.follow(common + 1, "", own.slice(known + 1));
+    else if (position && compareIds(position, leader.id) >= 0) {
+      this.follow(buffer.findLastIndex(({ id }) => compareIds(id, position) <= 0) + 1, position);
+    } else if (this.isIdle()) {
+      this.tab.lastEventId = leader.id || position;
+      this.follow(0);
+    }
+  }
+
+  isIdle() {
+    const { id, isEvent, total, open } = this.leader;
+    const quiet = Date.now() - this.quietSince;
+    if (!open || !this.tab.connection?.open || this.buffer.length || quiet < SETTLE) return false;
+    if (isEvent && compareIds(this.tab.lastEventId, id) < 0) return false;
+    return this.own.length > 0 || !total || quiet > PING;
+  }
+
+  follow(start, through = "", skipped = []) {
+    const entries = this.buffer.slice(start);
+    const { open } = this.leader;
+    this.follows = true;
+    this.through = through;
+    this.skipped = skipped;
+    this.buffer = this.own = [];
+    this.leader = null;
     this.tab.disconnect();
-    this.#ask();
+    this.ask();
     this.tab.deliver(entries);
-    this.tab.onLeaderState(this.#leader.open);
+    this.tab.onLeaderState(open);
   }
 }
 
@@ -475,49 +448,44 @@ function isSame(one, other) {
   return one.id === other.id && one.type === other.type && one.data === other.data;
 }
 
-/** What one `EventStream` has received and holds: its position, and a connection or a part in a shared one. */
-class Tab {
-  connection = null;
-  total = 0; // entries received
-  #sharing = null;
-  #running = false;
+const canStream = () => typeof ReadableStream === "function" && "body" in Response.prototype;
 
-  constructor(page, key, url, options) {
-    this.page = page;
-    this.key = key;
+class Tab {
+  state = CONNECTING;
+  connection = null;
+  sharing = null;
+  running = false;
+  closed = new AbortController();
+  types = new Set();
+  total = 0;
+  isEvent = false; // whether the last one was an event, and not only an ID
+
+  constructor(target, url, options) {
+    this.target = target;
     this.url = url;
     this.options = options;
-    const stored = options.resume ? stored(key) : null;
-    this.lastEventId = stored?.id ?? options.lastEventId ?? "";
-    this.isEvent = stored?.isEvent ?? false; // whether the last entry was an event, and not a mere ID
-    this.start();
+    this.key = `event-stream ${JSON.stringify([url, options.identity, options.credentials])}`;
+    this.lastEventId = options.lastEventId ?? "";
+    if (options.resume) Object.assign(this, JSON.parse(sessionStorage.getItem(this.key)));
   }
 
-  start() {
-    if (this.#running) return;
-    this.#running = true;
-    const canShare = this.options.identity != null && globalThis.navigator?.locks && globalThis.BroadcastChannel;
-    if (canShare && canStream()) this.#sharing = new Sharing(this.key, this);
+  start(canShare = this.options.identity != null && navigator.locks && canStream()) {
+    if (this.state === CLOSED) return;
+    this.stop();
+    this.running = true;
+    if (canShare) this.sharing = new Sharing(this);
     else this.connect();
   }
 
-  /** Let go of everything that a page must not hold while it does not run. */
   stop() {
-    this.#running = false;
-    this.#sharing?.leave();
-    this.#sharing = null;
+    this.running = false;
+    this.sharing?.leave();
+    this.sharing = null;
     this.disconnect();
   }
 
-  stopSharing() {
-    this.#sharing?.leave();
-    this.#sharing = null;
-    this.connect();
-  }
-
   connect() {
-    const Kind = canStream() ? Connection : NativeConnection;
-    this.connection ??= new Kind(this.url, this.options, this.lastEventId, this);
+    this.connection ??= new (canStream() ? Connection : NativeConnection)(this);
   }
 
   disconnect() {
@@ -525,99 +493,49 @@ class Tab {
     this.connection = null;
   }
 
-  // What the connection calls
-
   onOpen() {
-    this.#sharing?.onOpen();
-    this.page.onOpen();
+    this.sharing?.onOpen();
+    this.setState(OPEN, new Event("open"));
   }
 
   onEntries(entries) {
-    this.#sharing?.onEntries(entries);
+    this.sharing?.beforeEntries(entries);
     this.deliver(entries);
-    this.#sharing?.afterEntries(entries);
+    this.sharing?.afterEntries(entries);
   }
 
   onError(outcome) {
-    const { reason, status, delay } = outcome;
-    if (outcome.final) this.stop();
-    else this.#sharing?.announce({ reason, status, delay });
-    this.page.onError(outcome);
+    const { reason, status, delay, final } = outcome;
+    if (final) this.stop();
+    else this.sharing?.announce({ reason, status, delay });
+    this.setState(final ? CLOSED : CONNECTING);
+    this.target.dispatchEvent(Object.assign(new Event("error"), outcome));
   }
 
-  // What the connection of another tab has received
-
   onLeaderState(open, error) {
-    if (open) this.page.onOpen();
-    else this.page.onError(error);
+    this.setState(open ? OPEN : CONNECTING, open && new Event("open"));
+    if (error) this.target.dispatchEvent(Object.assign(new Event("error"), error));
   }
 
   deliver(entries) {
+    const { origin } = new URL(this.url);
     for (const { type, data, id } of entries) {
+      if (!this.running) break;
       this.lastEventId = id;
       this.isEvent = data !== undefined;
       this.total += 1;
-      if (this.isEvent) this.page.onEvent(type, data, id);
-      if (!this.#running) break;
+      if (this.isEvent) this.target.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin }));
     }
-    if (this.options.resume) store(this.key, { id: this.lastEventId, isEvent: this.isEvent });
-  }
-}
-
-function store(key, position) {
-  try {
-    sessionStorage.setItem(key, JSON.stringify(position));
-  } catch {
-    // no storage, or a full one: a reload starts anew
-  }
-}
-
-function stored(key) {
-  try {
-    return JSON.parse(sessionStorage.getItem(key));
-  } catch {
-    return null;
-  }
-}
-
-function canStream() {
-  return typeof ReadableStream === "function" && "body" in Response.prototype;
-}
-
-/** The connection of a browser that cannot read a response as it arrives: its own `EventSource`. */
-class NativeConnection {
-  #source;
-  #types = new Set();
-
-  constructor(url, { withCredentials }, lastEventId, listener) {
-    const target = new URL(url);
-    if (lastEventId) target.searchParams.set("last_event_id", lastEventId);
-    this.#source = new EventSource(target, { withCredentials });
-    this.listener = listener;
-    this.#source.onopen = () => listener.onOpen();
-    this.#source.onerror = () => {
-      const final = this.#source.readyState === 2;
-      listener.onError({ reason: final ? "refused" : "cut", final });
-    };
-    listener.page.types.forEach((type) => this.listen(type));
+    const { lastEventId, isEvent } = this;
+    if (this.options.resume) sessionStorage.setItem(this.key, JSON.stringify({ lastEventId, isEvent }));
   }
 
-  get open() {
-    return this.#source.readyState === 1;
-  }
-
-  listen(type) {
-    if (this.#types.has(type)) return;
-    this.#types.add(type);
-    this.#source.addEventListener(type, ({ data, lastEventId: id }) => {
-      if (data !== undefined) this.listener.onEntries([{ type, data, id }]);
-    });
-  }
-
-  hurry() {}
-
-  stop() {
-    this.#source.close();
+  setState(state, event) {
+    if (this.state === state || this.state === CLOSED) return;
+    this.state = state;
+    if (state === CLOSED) this.closed.abort();
+    this.target.dispatchEvent(new Event("statechange"));
+    if (event && this.state === state) this.target.dispatchEvent(event);
   }
 }
 
@@ -625,99 +543,63 @@ const CONNECTING = 0;
 const OPEN = 1;
 const CLOSED = 2;
 
-/** An event stream for a page. The interface is that of `EventSource`, and more: see `event-stream.d.ts`. */
 export class EventStream extends EventTarget {
-  onopen = null;
-  onmessage = null;
-  onerror = null;
-  ongap = null;
-  onstatechange = null;
-  #url;
-  #origin;
-  #state = CONNECTING;
   #tab;
-  #types = new Set();
-  #listening = new AbortController();
 
   constructor(url, options = {}) {
     super();
-    const { method = "GET", identity, withCredentials, reconnect = method === "GET" } = options;
-    if (identity != null && method !== "GET") throw new TypeError(`a ${method} request cannot be shared by tabs`);
-    if (!canStream() && (method !== "GET" || options.headers)) {
-      throw new TypeError("this browser cannot read a response as it arrives, and its EventSource sends no such request");
-    }
-    const address = new URL(url, globalThis.location?.href);
-    this.#url = address.href;
-    this.#origin = address.origin;
+    const { method = "GET", withCredentials, identity = null, reconnect = method === "GET" } = options;
     const credentials = options.credentials ?? (withCredentials ? "include" : "same-origin");
-    const key = `event-stream ${JSON.stringify([this.#url, identity ?? null, credentials])}`;
+    if (identity !== null && method !== "GET") throw new TypeError(`tabs cannot share a ${method} request`);
+    if (!canStream() && (method !== "GET" || options.headers)) {
+      throw new TypeError("the EventSource of this browser sends no headers and no body");
+    }
+    const { href } = new URL(url, globalThis.location?.href);
+    const tab = (this.#tab = new Tab(this, href, { ...options, method, identity, credentials, reconnect }));
     for (const type of ["open", "message", "error", "gap", "statechange"]) {
+      this[`on${type}`] = null;
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));
     }
-    const page = {
-      types: this.#types,
-      onOpen: () => this.#setState(OPEN) && this.dispatchEvent(new Event("open")),
-      onEvent: (type, data, lastEventId) =>
-        this.dispatchEvent(new MessageEvent(type, { data, lastEventId, origin: this.#origin })),
-      onError: (outcome) => this.#onError(outcome),
+    // A page that is frozen, or kept for the back button, has no connection and does not lead.
+    const stop = () => {
+      tab.stop();
+      tab.setState(CONNECTING);
     };
-    this.#tab = new Tab(page, key, this.#url, { ...options, method, credentials, reconnect });
-    this.#watchPage();
+    const start = () => tab.running || tab.start();
+    const hurry = () => tab.connection?.hurry?.();
+    const { document } = globalThis;
+    const { signal } = tab.closed;
+    const listen = (target, type, listener) => target?.addEventListener?.(type, listener, { signal });
+    listen(globalThis, "pagehide", stop);
+    listen(globalThis, "pageshow", start);
+    listen(globalThis, "online", hurry);
+    listen(document, "freeze", stop);
+    listen(document, "resume", start);
+    tab.start();
   }
 
   get url() {
-    return this.#url;
+    return this.#tab.url;
   }
 
   get readyState() {
-    return this.#state;
+    return this.#tab.state;
   }
 
   get lastEventId() {
     return this.#tab.lastEventId;
   }
 
-  addEventListener(type, listener, options) {
-    super.addEventListener(type, listener, options);
-    this.#types.add(type);
-    this.#tab?.connection?.listen?.(type);
+  addEventListener(type, ...others) {
+    super.addEventListener(type, ...others);
+    this.#tab.types.add(type);
+    this.#tab.connection?.listen?.(type);
   }
 
   close() {
     this.#tab.stop();
-    this.#setState(CLOSED);
-    this.#listening.abort();
-  }
-
-  #setState(state) {
-    if (this.#state === state || this.#state === CLOSED) return false;
-    this.#state = state;
-    this.dispatchEvent(new Event("statechange"));
-    return this.#state === state;
-  }
-
-  #onError(outcome) {
-    if (this.#state === CLOSED) return;
-    this.#setState(outcome?.final ? CLOSED : CONNECTING);
-    if (outcome?.final) this.#listening.abort();
-    if (outcome) this.dispatchEvent(Object.assign(new Event("error"), outcome));
-  }
-
-  /** A page that is frozen, or kept for the back button, holds no connection and does not lead. */
-  #watchPage() {
-    const { signal } = this.#listening;
-    const stop = () => {
-      this.#tab.stop();
-      this.#setState(CONNECTING);
-    };
-    const start = () => this.#tab.start();
-    const listen = (target, type, listener) => target?.addEventListener?.(type, listener, { signal });
-    listen(globalThis, "pagehide", stop);
-    listen(globalThis, "pageshow", start);
-    listen(globalThis.document, "freeze", stop);
-    listen(globalThis.document, "resume", start);
-    listen(globalThis, "online", () => this.#tab.connection?.hurry());
+    this.#tab.setState(CLOSED);
   }
 }
 
-[EventStream, EventStream.prototype].forEach((each) => Object.assign(each, { CONNECTING, OPEN, CLOSED }));
+for (const each of [EventStream, EventStream.prototype]) Object.assign(each, { CONNECTING, OPEN, CLOSED });

@@ -23,7 +23,7 @@ from ..facts import EventsDropped, StreamClosed, StreamFact, StreamObserver, Str
 from ..hub.hub import Hub
 from ..hub.owners import Owners, check_disconnect
 from ..sse import Event
-from .client import VERSION, add_client, check_client
+from .client import VERSION, add_client
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
 from .request import route_of, server_stopping
@@ -421,8 +421,6 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     for hub in hubs:
         if not isinstance(hub, Hub):
             raise TypeError(f"setup takes the application and its Hubs, not {hub!r}")
-    if client is not None:
-        check_client(client)
     limits = Limits(max_streams, max_streams_per_key, key, on_limit, kick_event)
     streams = Streams(drain, limits, observer)
     if STREAMS in app:
@@ -432,8 +430,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
         return
     if app.frozen or app.pre_frozen:
         raise RuntimeError("call setup(app) before the application starts, and before add_subapp")
-    if client is not None:
-        streams._client = add_client(app, client)
+    streams._client = add_client(app, client)
     app[STREAMS] = streams
     app.on_response_prepare.append(before_commit)
     app.on_startup.append(_on_startup)

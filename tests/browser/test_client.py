@@ -3,107 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import asynccontextmanager
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 
-from aiohttp_interceptors import STREAMS, Hub, as_handler, before, setup, topic_stream
+from aiohttp_interceptors import Hub, as_handler, event_stream, topic_stream
+from aiohttp_interceptors.brokers.sqlite import SqliteBroker
+from aiohttp_interceptors.ready import cors
 from aiohttp_interceptors.testing import TcpProxy
+from tests.browser.client_site import Site, seen, start
 from tests.waiting import TIMEOUT, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
-
-PAGE = """<!doctype html><link rel=icon href="data:,"><title>client</title>
-<script type=module>
-import { EventStream, Parser } from "/event-stream.js";
-window.seen = []; window.errors = []; window.states = []; window.EventStream = EventStream; window.Parser = Parser;
-window.open_ = (url, options) => {
-  window.source = new EventStream(url, options);
-  for (const type of ["message", "gap", "other"]) source.addEventListener(type, ({ type, data }) => seen.push(type === "message" ? data : type));
-  source.onerror = ({ reason, status, delay, final }) => errors.push({ reason, status, delay, final });
-  source.onstatechange = () => states.push(source.readyState);
-};
-window.ready = true;
-</script>"""
-
-
-class Site:
-    """An application with a Hub and a page, on a port that stays the same when it is restarted."""
-
-    def __init__(self):
-        self.hub = Hub()
-        self.requests = []
-        self.routes = []
-        self.runner = None
-        self.port = 0
-
-    @property
-    def url(self):
-        return f"http://localhost:{self.port}/"
-
-    @property
-    def streams(self):
-        return self.runner.app[STREAMS]
-
-    def requested(self, path):
-        return [request for request in self.requests if request.path == path]
-
-    async def page(self, request):
-        return web.Response(text=PAGE, content_type="text/html")
-
-    async def note(self, request, response):
-        self.requests.append(request)
-
-    async def start(self):
-        app = web.Application()
-        setup(app, self.hub, client="/event-stream.js")
-        app.on_response_prepare.append(self.note)
-        app.add_routes([web.get("/", self.page), *self.routes])
-        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
-        self.port = self.runner.addresses[0][1]
-
-    async def stop(self):
-        await self.runner.cleanup()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def site():
-    site = Site()
-    site.routes = [web.get("/news", topic_stream(site.hub, "news", retry=20, heartbeat=0.2))]
-    yield site
-    if site.runner is not None:
-        await site.stop()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def tabs(browser):
-    """Open tabs of one browser context."""
-    context = await browser.new_context()
-
-    async def open_tab(url):
-        page = await context.new_page()
-        await page.goto(url)
-        await page.wait_for_function("window.ready", timeout=TIMEOUT * 1000)
-        return page
-
-    open_tab.context = context
-    yield open_tab
-    await context.close()
-
-
-async def start(page, url="/news", **options):
-    await page.evaluate(f"open_({json.dumps(url)}, {json.dumps(options)})")
-
-
-async def seen(page, expected):
-    """Wait until a page has received as many events as expected, and compare them."""
-    await page.wait_for_function(f"seen.length >= {len(expected)}", timeout=TIMEOUT * 1000)
-    assert await page.evaluate("seen") == expected
 
 
 async def test_seven_tabs_share_one_connection_and_still_load_pages(site, tabs):
@@ -142,12 +54,7 @@ async def publishing(hub, interval=0.003):
 async def received_without_loss_or_repeat(pages, published):
     """Wait until each page has the last number, and check that it has all others since its first."""
     for page in pages:
-        try:
-            await page.wait_for_function(f"seen.at(-1) === '{published[-1]}'", timeout=TIMEOUT * 1000)
-        except Exception:
-            got = await page.evaluate("seen")
-            print("LAST", got[-3:], "want", published[-1], await page.evaluate("states"), await page.evaluate("errors"))
-            raise
+        await page.wait_for_function(f"seen.at(-1) === '{published[-1]}'", timeout=TIMEOUT * 1000)
         got = await page.evaluate("seen")
         assert got == published[int(got[0]) :]
 
@@ -340,8 +247,6 @@ async def test_a_stream_without_ids_is_shared_too(site, tabs):
     async def idle(channel, context):
         clients.append(channel)
 
-    from aiohttp_interceptors import event_stream
-
     site.routes = [web.get("/idle", event_stream(idle, retry=20))]
     await site.start()
     pages = [await tabs(site.url) for _ in range(3)]
@@ -375,8 +280,6 @@ async def test_a_page_that_is_offline_resumes_when_it_is_back(site, tabs):
 
 
 async def test_tabs_resume_when_the_server_is_restarted(site, tabs, tmp_path):
-    from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-
     async def serve():
         site.hub = Hub(SqliteBroker(tmp_path / "hub"))
         site.routes = [web.get("/news", topic_stream(site.hub, "news", retry=20))]
@@ -417,8 +320,6 @@ async def test_a_stalled_connection_is_replaced(site, tabs):
 
 
 async def test_a_page_of_another_origin_knows_the_interval_of_heartbeats(site, tabs):
-    from aiohttp_interceptors.ready import cors
-
     page_site = Site()
     site.routes = [web.route("*", "/news", as_handler(cors("*"), site.routes[0].handler))]
     await site.start()
@@ -477,5 +378,10 @@ async def test_a_finished_topic_closes_all_tabs(site, tabs):
     for page in pages:
         await page.wait_for_function("source.readyState === 2", timeout=TIMEOUT * 1000)
         assert await page.evaluate("seen") == ["the end"]
-        assert (await page.evaluate("errors"))[-1] == {"reason": "finished", "status": 204, "delay": None, "final": True}
+        assert (await page.evaluate("errors"))[-1] == {
+            "reason": "finished",
+            "status": 204,
+            "delay": None,
+            "final": True,
+        }
     assert len(site.streams) == 0

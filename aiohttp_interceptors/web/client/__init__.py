@@ -12,7 +12,7 @@ from importlib import resources
 
 from aiohttp import ETag, hdrs, web
 
-__all__ = ["add_client", "check_client"]
+__all__ = ["VERSION", "add_client"]
 
 
 _SOURCE = resources.files(__package__).joinpath("event-stream.js").read_bytes()
@@ -21,27 +21,24 @@ VERSION = hashlib.sha256(_SOURCE).hexdigest()[:16]
 """Identifies the content of the module. It is the ``v`` in the URL of a module that browsers may cache for ever."""
 
 
-def check_client(client: object) -> None:
-    """Raise ``TypeError`` or ``ValueError`` if ``client`` is not the path of a route."""
-    if not isinstance(client, str):
-        raise TypeError(f"client is the path of a route, such as '/event-stream.js', not {client!r}")
-    if not client.startswith("/") or "{" in client or not client.endswith(".js"):
-        raise ValueError(f"client is the path of a route, such as '/event-stream.js', not {client!r}")
-
-
-def add_client(app: web.Application, path: str) -> web.AbstractResource:
-    """Add the route that serves the module.
+def add_client(app: web.Application, path: str | None) -> web.AbstractResource | None:
+    """Add the route that serves the module, and return its resource; ``None`` if there is to be no such route.
 
     Args:
-        app: The application.
+        app: The application, which has not started.
         path: The path of the route, within the application.
 
-    Returns:
-        The resource of the route, whose URL has the prefix of the application.
-
     Raises:
-        RuntimeError: The application has started.
+        TypeError: The path is not a ``str``.
+        ValueError: The path does not start with a slash, does not end with ``.js``, or has parameters.
     """
+    if path is None:
+        return None
+    example = "client is the path of a route, such as '/event-stream.js'"
+    if not isinstance(path, str):
+        raise TypeError(f"{example}, not {path!r}")
+    if not path.startswith("/") or not path.endswith(".js") or "{" in path or "?" in path:
+        raise ValueError(f"{example}, not {path!r}")
     resource = app.router.add_resource(path)
     resource.add_route(hdrs.METH_GET, _serve)
     resource.add_route(hdrs.METH_HEAD, _serve)

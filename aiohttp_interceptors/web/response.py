@@ -442,7 +442,7 @@ class ChannelResponse(EventStreamResponse):
         """Add the header with the interval, which a page of another origin may read if it may read the response."""
         if self._heartbeat is None or HEARTBEAT_HEADER in self._headers:
             return
-        CIMultiDict.add(self._headers, HEARTBEAT_HEADER, f"{self._heartbeat:g}")
+        CIMultiDict.add(self._headers, HEARTBEAT_HEADER, f"{self._heartbeat:.10g}")
         if hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
             CIMultiDict.add(self._headers, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, HEARTBEAT_HEADER)
 

@@ -126,7 +126,7 @@ async def test_another_tab_takes_over_from_a_leader_that_does_not_answer(site, t
         await one_connection(site)
         # The main thread of the leader is blocked, and it keeps its lock.
         blocked = asyncio.ensure_future(
-            pages[0].evaluate("() => { const end = Date.now() + 28000; while (Date.now() < end); return seen.length; }")
+            pages[0].evaluate("() => { const end = Date.now() + 16000; while (Date.now() < end); return seen.length; }")
         )
         await several(pages[1], 1)
         before = await pages[1].evaluate("seen.length")

@@ -2,20 +2,17 @@
 
 const CONNECT_TIMEOUT = 30_000; // until the response headers
 const MAX_DELAY = 30_000; // between two attempts, unless the server asks for more
-const SETTLE = 2_000; // without an event, after which a connection has caught up
-const PING = 10_000; // between two questions to the leader
-const ANSWER = 5_000; // that the leader has to answer
+const SETTLE = 500; // without an event, after which a connection is quiet
+const PING = 5_000; // between two questions to the leader, which it answers at once
 const REMEMBERED = 200; // entries that are compared with those of the leader
 
 const HUB_ID = /^([0-9a-f]{10})-(\d+)$/; // an epoch and an offset
 
-/** Compare like a sort function; NaN if the order is not known. */
+/** Compare two IDs; NaN if their order is not known. */
 function compareIds(a, b) {
-  if (a === b) return 0;
-  const [, epoch, left] = HUB_ID.exec(a) ?? [];
-  const [, other, right] = HUB_ID.exec(b) ?? [];
-  if (!epoch || epoch !== other) return NaN;
-  return left.length - right.length || (left < right ? -1 : 1);
+  const [left, right] = [a, b].map((id) => HUB_ID.exec(id));
+  if (left && left[1] === right?.[1]) return Number(BigInt(left[2]) - BigInt(right[2]));
+  return a === b ? 0 : NaN;
 }
 
 /** An incremental parser of event streams (WHATWG HTML 9.2.6). */
@@ -24,7 +21,7 @@ export class Parser {
   #decoder = new TextDecoder();
   #line = "";
   #afterCr = false;
-  #id = null; // of the current event
+  #id = null;
   #data = [];
   #type = "";
 
@@ -32,7 +29,6 @@ export class Parser {
     this.lastEventId = lastEventId;
   }
 
-  /** Return the entries that a chunk completes: events, and IDs without one. `hasId` says whether it is a new ID. */
   push(bytes) {
     let text = this.#decoder.decode(bytes, { stream: true });
     const entries = [];
@@ -54,7 +50,7 @@ export class Parser {
     if (name === "data") this.#data.push(value);
     else if (name === "event") this.#type = value;
     else if (name === "id" && !value.includes("\0")) this.#id = value;
-    else if (name === "retry" && /^\d+$/.test(value)) this.retry = Math.min(value, 2 ** 31 - 1);
+    else if (name === "retry" && /^\d+$/.test(value)) this.retry = Number(value);
   }
 
   #onBlankLine(entries) {
@@ -70,11 +66,8 @@ export class Parser {
 }
 
 /** Parse a Retry-After (RFC 9110, 10.2.3). */
-function retryAfter(value) {
-  return Math.max((/^\d+$/.test(value) ? value * 1000 : Date.parse(value) - Date.now()) || 0, 0);
-}
+const retryAfter = (value) => Math.max((/^\d+$/.test(value) ? value * 1000 : Date.parse(value) - Date.now()) || 0, 0);
 
-/** Requests a stream until it ends for good. */
 class Connection {
   open = false;
   stopped = false;
@@ -108,8 +101,8 @@ class Connection {
       if (outcome.again) continue;
       if (!outcome.final) {
         const delay = Math.min(Math.max(this.retry, 10) * 2 ** this.failures++, Math.max(this.retry, MAX_DELAY));
-        this.serverDelay = outcome.retryAfter;
-        outcome.delay = Math.max(delay, this.serverDelay || 0) * (1 + Math.random() / 4);
+        this.serverDelay = outcome.retryAfter ?? 0;
+        outcome.delay = Math.max(delay, this.serverDelay) * (1 + Math.random() / 2);
       }
       this.tab.onError(outcome);
       if (outcome.final || this.stopped) return;
@@ -148,23 +141,19 @@ class Connection {
       this.tab.onOpen();
       const parser = new Parser(this.lastEventId);
       const seconds = heartbeat ?? response.headers.get("Event-Stream-Heartbeat");
-      const limit = seconds > 0 ? seconds * 2_000 + 1_000 : 0;
-      let heard = Date.now();
-      let wasLate;
-      const watch = () => {
-        const silence = Date.now() - heard;
-        // The page did not run for some time: first read what has arrived.
-        const isLate = silence > limit + 1_000 && !wasLate;
-        wasLate = isLate;
-        if (silence < limit || isLate) timer = setTimeout(watch, isLate ? 1_000 : limit - silence);
-        else giveUp();
+      let chunks = 0;
+      const watch = (wait, isLast) => {
+        const before = chunks;
+        // A page that did not run first reads what has arrived.
+        const check = () => (chunks > before ? watch(seconds * 1_500) : isLast ? giveUp() : watch(SETTLE, true));
+        timer = setTimeout(check, wait);
       };
-      if (limit) watch();
+      if (seconds > 0) watch(seconds * 1_500);
       for (const reader = response.body.getReader(); ; ) {
         const { done, value } = await reader.read();
         if (this.stopped) return;
         if (done) return { ...outcome, reason: "ended" };
-        heard = Date.now();
+        chunks += 1;
         this.failures = 0;
         const entries = parser.push(value);
         this.retry = parser.retry ?? this.retry;
@@ -184,15 +173,13 @@ class Connection {
       outcome.reason = "unauthorized";
       const { onUnauthorized } = this.tab.options;
       const access = !this.renewed && (await onUnauthorized?.({ status, url: this.access.url ?? this.tab.url }));
-      // What is refused at once is not renewed again.
       this.renewed = outcome.again = Boolean(access);
       outcome.final ||= !access;
       Object.assign(this.access, access);
       return false;
     }
     this.renewed = false;
-    const isStream = /^text\/event-stream *(;|$)/i.test(headers.get("Content-Type"));
-    if (status === 200 && isStream) return true;
+    if (status === 200 && /^text\/event-stream *(;|$)/i.test(headers.get("Content-Type"))) return true;
     outcome.reason = status === 204 ? "finished" : "refused";
     outcome.final ||= status < 500 && ![408, 425, 429].includes(status);
     outcome.retryAfter = retryAfter(headers.get("Retry-After"));
@@ -200,10 +187,8 @@ class Connection {
   }
 }
 
-/** For a browser that cannot read a response as it arrives. */
+/** For browsers that cannot read a response as it arrives. */
 class NativeConnection {
-  types = new Set();
-
   constructor(tab) {
     this.tab = tab;
     const url = new URL(tab.url);
@@ -217,13 +202,15 @@ class NativeConnection {
     tab.types.forEach((type) => this.listen(type));
   }
 
+  onEvent = ({ type, data, lastEventId: id }) => {
+    if (data !== undefined) this.tab.onEntries([{ type, data, id }]);
+  };
+
   listen(type) {
-    if (this.types.has(type)) return;
-    this.types.add(type);
-    this.source.addEventListener(type, ({ data, lastEventId: id }) => {
-      if (data !== undefined) this.tab.onEntries([{ type, data, id }]);
-    });
+    this.source.addEventListener(type, this.onEvent);
   }
+
+  hurry() {}
 
   stop() {
     this.source.close();
@@ -245,7 +232,7 @@ class Sharing {
   quietSince = 0;
   through = ""; // a follower skips entries up to this ID
   skipped = []; // and these
-  asked = 0; // when the leader was asked that has not answered
+  asked = 0; // when a question without an answer was asked
 
   constructor(tab) {
     this.tab = tab;
@@ -293,13 +280,7 @@ class Sharing {
   stepDown() {
     this.leads = false;
     this.requestLock();
-    this.compareAnew();
-  }
-
-  goAlone() {
-    this.follows = false;
-    this.tab.connect();
-    this.compareAnew();
+    this.goAlone();
   }
 
   announce(error) {
@@ -314,7 +295,7 @@ class Sharing {
 
   onOpen() {
     if (this.leads) this.announce();
-    else this.compareAnew();
+    else this.goAlone();
   }
 
   beforeEntries(entries) {
@@ -330,9 +311,11 @@ class Sharing {
     this.tryToFollow();
   }
 
-  compareAnew() {
+  goAlone() {
+    this.follows = false;
     this.leader = null;
     this.own = [];
+    this.tab.connect();
     this.ask();
   }
 
@@ -344,7 +327,7 @@ class Sharing {
   }
 
   onTimer() {
-    if (this.asked && Date.now() - this.asked >= ANSWER) {
+    if (this.asked && Date.now() - this.asked >= PING) {
       this.asked = 0;
       this.requestLock({ steal: true }); // the leader does not run any more
     } else {
@@ -378,7 +361,7 @@ class Sharing {
       this.tryToFollow();
     } else if (isInLine) {
       if (isNew) this.through = position;
-      this.tab.onLeaderState(leader.open, error);
+      this.tab.onState(leader.open, error);
     } else this.goAlone();
   }
 
@@ -391,11 +374,10 @@ class Sharing {
     } else if (this.leader) {
       this.buffer.push(...entries);
       if (isInLine && this.buffer.length <= REMEMBERED) this.tryToFollow();
-      else this.compareAnew();
+      else this.goAlone();
     }
   }
 
-  /** Return whether the own connection had an entry. */
   isKnown(entry) {
     if (this.through && entry.hasId) {
       if (compareIds(entry.id, this.through) <= 0) return true;
@@ -407,26 +389,22 @@ class Sharing {
   }
 
   tryToFollow() {
-    const { leader, buffer, own } = this;
+    const { leader, buffer, own, tab } = this;
     if (!leader || this.leads || this.follows) return;
-    const position = this.tab.lastEventId;
+    const position = tab.lastEventId;
+    const quiet = Date.now() - this.quietSince;
     let known;
     const common = buffer.findLastIndex((entry) => (known = own.findLastIndex((each) => isSame(each, entry))) >= 0);
     if (common >= 0) this.follow(common + 1, "", own.slice(known + 1));
     else if (position && compareIds(position, leader.id) >= 0) {
+      if (quiet < SETTLE) return; // an event without an ID may follow
       this.follow(buffer.findLastIndex(({ id }) => compareIds(id, position) <= 0) + 1, position);
-    } else if (this.isIdle()) {
-      this.tab.lastEventId = leader.id || position;
+    } else if (leader.open && tab.connection?.open && !buffer.length && !(leader.isEvent && position)) {
+      // Both are idle. A start that comes late is waited for.
+      if (quiet < (own.length || !leader.total ? 4 * SETTLE : 2 * PING)) return;
+      tab.lastEventId = leader.id || position;
       this.follow(0);
     }
-  }
-
-  isIdle() {
-    const { id, isEvent, total, open } = this.leader;
-    const quiet = Date.now() - this.quietSince;
-    if (!open || !this.tab.connection?.open || this.buffer.length || quiet < SETTLE) return false;
-    if (isEvent && compareIds(this.tab.lastEventId, id) < 0) return false;
-    return this.own.length > 0 || !total || quiet > PING;
   }
 
   follow(start, through = "", skipped = []) {
@@ -435,25 +413,18 @@ class Sharing {
     this.follows = true;
     this.through = through;
     this.skipped = skipped;
-    this.buffer = this.own = [];
-    this.leader = null;
     this.tab.disconnect();
     this.ask();
     this.tab.deliver(entries);
-    this.tab.onLeaderState(open);
+    this.tab.onState(open);
   }
 }
 
-function isSame(one, other) {
-  return one.id === other.id && one.type === other.type && one.data === other.data;
-}
-
-const canStream = () => typeof ReadableStream === "function" && "body" in Response.prototype;
+const isSame = (one, other) => one.id === other.id && one.type === other.type && one.data === other.data;
+const canStream = () => globalThis.ReadableStream && "body" in Response.prototype;
 
 class Tab {
   state = CONNECTING;
-  connection = null;
-  sharing = null;
   running = false;
   closed = new AbortController();
   types = new Set();
@@ -470,18 +441,18 @@ class Tab {
   }
 
   start(canShare = this.options.identity != null && navigator.locks && canStream()) {
+    this.stop(CONNECTING);
     if (this.state === CLOSED) return;
-    this.stop();
     this.running = true;
     if (canShare) this.sharing = new Sharing(this);
     else this.connect();
   }
 
-  stop() {
+  stop(state) {
     this.running = false;
-    this.sharing?.leave();
-    this.sharing = null;
+    this.sharing = this.sharing?.leave();
     this.disconnect();
+    this.setState(state);
   }
 
   connect() {
@@ -489,13 +460,12 @@ class Tab {
   }
 
   disconnect() {
-    this.connection?.stop();
-    this.connection = null;
+    this.connection = this.connection?.stop();
   }
 
   onOpen() {
     this.sharing?.onOpen();
-    this.setState(OPEN, new Event("open"));
+    this.onState(true);
   }
 
   onEntries(entries) {
@@ -506,14 +476,13 @@ class Tab {
 
   onError(outcome) {
     const { reason, status, delay, final } = outcome;
-    if (final) this.stop();
+    if (final) this.stop(CLOSED);
     else this.sharing?.announce({ reason, status, delay });
-    this.setState(final ? CLOSED : CONNECTING);
-    this.target.dispatchEvent(Object.assign(new Event("error"), outcome));
+    this.onState(false, outcome);
   }
 
-  onLeaderState(open, error) {
-    this.setState(open ? OPEN : CONNECTING, open && new Event("open"));
+  onState(open, error) {
+    this.setState(open ? OPEN : CONNECTING);
     if (error) this.target.dispatchEvent(Object.assign(new Event("error"), error));
   }
 
@@ -527,21 +496,23 @@ class Tab {
       if (this.isEvent) this.target.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin }));
     }
     const { lastEventId, isEvent } = this;
-    if (this.options.resume) sessionStorage.setItem(this.key, JSON.stringify({ lastEventId, isEvent }));
+    try {
+      if (this.options.resume) sessionStorage.setItem(this.key, JSON.stringify({ lastEventId, isEvent }));
+    } catch {
+      this.options.resume = false; // the storage is full
+    }
   }
 
-  setState(state, event) {
+  setState(state) {
     if (this.state === state || this.state === CLOSED) return;
     this.state = state;
     if (state === CLOSED) this.closed.abort();
     this.target.dispatchEvent(new Event("statechange"));
-    if (event && this.state === state) this.target.dispatchEvent(event);
+    if (this.state === OPEN) this.target.dispatchEvent(new Event("open"));
   }
 }
 
-const CONNECTING = 0;
-const OPEN = 1;
-const CLOSED = 2;
+const [CONNECTING, OPEN, CLOSED] = [0, 1, 2];
 
 export class EventStream extends EventTarget {
   #tab;
@@ -560,21 +531,17 @@ export class EventStream extends EventTarget {
       this[`on${type}`] = null;
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));
     }
-    // A page that is frozen, or kept for the back button, has no connection and does not lead.
-    const stop = () => {
-      tab.stop();
-      tab.setState(CONNECTING);
-    };
-    const start = () => tab.running || tab.start();
-    const hurry = () => tab.connection?.hurry?.();
-    const { document } = globalThis;
     const { signal } = tab.closed;
-    const listen = (target, type, listener) => target?.addEventListener?.(type, listener, { signal });
-    listen(globalThis, "pagehide", stop);
-    listen(globalThis, "pageshow", start);
-    listen(globalThis, "online", hurry);
-    listen(document, "freeze", stop);
-    listen(document, "resume", start);
+    const listen = (types, listener) => {
+      // Some events are those of the document.
+      for (const type of types) globalThis.addEventListener?.(type, listener, { signal, capture: true });
+    };
+    if (reconnect) {
+      // A page that does not run has no connection, and does not lead.
+      listen(["pagehide", "freeze"], () => tab.stop(CONNECTING));
+      listen(["pageshow", "resume"], () => tab.running || tab.start());
+      listen(["online"], () => tab.connection?.hurry());
+    }
     tab.start();
   }
 
@@ -597,8 +564,7 @@ export class EventStream extends EventTarget {
   }
 
   close() {
-    this.#tab.stop();
-    this.#tab.setState(CLOSED);
+    this.#tab.stop(CLOSED);
   }
 }
 

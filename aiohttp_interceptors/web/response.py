@@ -40,8 +40,8 @@ __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
 # Seconds, at most, that a handler has to return after its stream ended because the server stops.
 MAX_HANDLER_GRACE = 5.0
-# The seconds of idleness after which the stream sends a heartbeat. A client that receives nothing for longer knows that
-# the connection is dead.
+# Says after how many seconds of idleness the stream sends a heartbeat. A client that receives nothing for longer knows
+# that the connection is dead.
 HEARTBEAT_HEADER = "Event-Stream-Heartbeat"
 
 _DISCONNECTED = "the client has disconnected from the event stream"
@@ -89,6 +89,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     _streams: Streams | None = None
     _cancel_handle: asyncio.TimerHandle | None = None  # cancels the handler, once the server stops
     _early_heartbeat = False  # aiohttp-sse sends its first ping after the interval
+    _tells_heartbeat = False  # the headers are those of aiohttp-sse
     _high_water = 64 * 1024  # bytes; asyncio's default, so that send() waits no earlier than aiohttp-sse's
 
     def __init__(
@@ -112,6 +113,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             ping_interval=self.DEFAULT_PING_INTERVAL if ping_interval is None else ping_interval,
         )
         self._heartbeat = ping_interval
+        if self._tells_heartbeat and ping_interval is not None:
+            self._headers[HEARTBEAT_HEADER] = f"{ping_interval:.10g}"
         self._ended: asyncio.Event | None = None  # made when first needed
         self._head_writer: AbstractStreamWriter | None = None  # aiohttp forgets its own at the end of the body
         del self._headers[hdrs.CONNECTION]
@@ -195,11 +198,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """Write the headers, without those that an ``on_response_prepare`` handler added to frame the body."""
         request = cast("web.BaseRequest", self._req)
         remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
-        self._announce_heartbeat()
+        if HEARTBEAT_HEADER in self._headers and hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
+            CIMultiDict.add(self._headers, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, HEARTBEAT_HEADER)
         await super()._write_headers()
-
-    def _announce_heartbeat(self) -> None:
-        """Do nothing: the headers are those of aiohttp-sse."""
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -433,18 +434,11 @@ class ChannelResponse(EventStreamResponse):
 
     DEFAULT_SEPARATOR = "\n"
     _early_heartbeat = True
+    _tells_heartbeat = True
     _high_water = HIGH_WATER
 
     def _register(self, request: web.BaseRequest) -> None:
         pass
-
-    def _announce_heartbeat(self) -> None:
-        """Add the header with the interval, which a page of another origin may read if it may read the response."""
-        if self._heartbeat is None or HEARTBEAT_HEADER in self._headers:
-            return
-        CIMultiDict.add(self._headers, HEARTBEAT_HEADER, f"{self._heartbeat:.10g}")
-        if hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
-            CIMultiDict.add(self._headers, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, HEARTBEAT_HEADER)
 
     def _heartbeat_frame(self) -> bytes:
         return HEARTBEAT

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from aiohttp_interceptors import Hub, as_handler, event_stream, topic_stream
+from aiohttp_interceptors import Event, Hub, as_handler, event_stream, topic_stream
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.ready import cors
 from aiohttp_interceptors.testing import TcpProxy
@@ -385,3 +385,193 @@ async def test_a_finished_topic_closes_all_tabs(site, tabs):
             "final": True,
         }
     assert len(site.streams) == 0
+
+
+async def test_a_tab_that_misses_a_message_of_the_leader_gets_its_events_from_the_server(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+    for page in pages:
+        await start(page, identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    await site.hub.publish("news", "0")
+    for page in pages:
+        await seen(page, ["0"])
+    await pages[0].evaluate(
+        """() => {
+          const { postMessage } = BroadcastChannel.prototype;
+          BroadcastChannel.prototype.postMessage = function (message) {
+            if (message.type !== "entries") return postMessage.call(this, message);
+            window.dropped = message.entries.length;
+            BroadcastChannel.prototype.postMessage = postMessage;
+          };
+        }"""
+    )
+    await site.hub.publish("news", "1")
+    await pages[0].wait_for_function("window.dropped")
+    await site.hub.publish("news", "2")
+    for page in pages:
+        await seen(page, ["0", "1", "2"])
+    await one_connection(site)
+
+
+async def test_a_tab_whose_message_was_lost_notices_it_without_another_event(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(2)]
+    for page in pages:
+        await start(page, identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    await pages[0].evaluate("BroadcastChannel.prototype.postMessage = () => { window.dropped = true; }")
+    await site.hub.publish("news", "1")
+    await pages[0].wait_for_function("window.dropped")
+    await pages[0].reload()  # which takes the lost message with it
+    await seen(pages[1], ["1"])
+
+
+async def test_a_slow_snapshot_is_waited_for(site, tabs):
+    loading = asyncio.Event()
+
+    async def snapshot(context):
+        if len(site.requested("/news")) > 1:
+            await loading.wait()
+        return ["state"]
+
+    site.routes = [web.get("/news", topic_stream(site.hub, "news", snapshot=snapshot, retry=20))]
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(2)]
+    await start(pages[0], identity="user:7")
+    await seen(pages[0], ["state"])
+    await tabs.context.clock.install()
+    await start(pages[1], identity="user:7")
+    await until(lambda: len(site.streams) == 2)
+    for _ in range(16):
+        await tabs.context.clock.run_for(500)
+    assert len(site.streams) == 2
+    await tabs.context.clock.resume()
+    loading.set()
+    await seen(pages[1], ["state"])
+    await one_connection(site)
+    await site.hub.publish("news", "one")
+    for page in pages:
+        await seen(page, ["state", "one"])
+
+
+async def test_a_tab_that_joins_is_told_who_is_present(site, tabs):
+    stream = topic_stream(site.hub, "news", identity=lambda context: "ada", presence_event="other", retry=20)
+    site.routes = [web.get("/news", stream)]
+    await site.start()
+    for _ in range(3):
+        page = await tabs(site.url)
+        await start(page, identity="user:7")
+        await seen(page, ["other"])
+        await one_connection(site)
+        assert site.hub.presence("news") == {"ada"}
+
+
+async def test_a_stream_with_other_ids_is_shared_without_loss_or_repeat(site, tabs):
+    """Each connection gets what comes after its last event ID, which is a number, or what comes from now on."""
+    events = []
+    clients = set()
+
+    async def count(channel, context):
+        last = context.last_event_id
+        position = len(events) if last is None else int(last.removeprefix("no. ")) + 1
+        wake = asyncio.Event()
+        clients.add(wake)
+        try:
+            while True:
+                while position < len(events):
+                    if not await channel.put(Event(events[position], id=f"no. {position}")):
+                        return
+                    position += 1
+                wake.clear()
+                await wake.wait()
+        finally:
+            clients.discard(wake)
+
+    site.routes = [web.get("/news", event_stream(count, retry=20))]
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(3)]
+
+    async def publish():
+        while True:
+            events.append(str(len(events)))
+            for wake in clients:
+                wake.set()
+            await asyncio.sleep(0.005)
+
+    publishing = asyncio.create_task(publish())
+    try:
+        for page in pages:
+            await start(page, identity="user:7")
+            await several(page)
+        await one_connection(site)
+        await pages.pop(0).close()
+        for page in pages:
+            await several(page)
+        await one_connection(site)
+    finally:
+        publishing.cancel()
+        await asyncio.wait([publishing])
+    await received_without_loss_or_repeat(pages, events)
+
+
+async def test_a_stream_that_differs_from_connection_to_connection_is_not_shared(site, tabs):
+    async def own(channel, context):
+        name = str(len(site.requested("/own")))
+        while await channel.put(name):
+            await asyncio.sleep(0.05)
+
+    site.routes = [web.get("/own", event_stream(own, retry=20))]
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(2)]
+    for page in pages:
+        await start(page, "/own", identity="user:7")
+        await several(page, 100)
+    names = [set(await page.evaluate("seen")) for page in pages]
+    assert [len(each) for each in names] == [1, 1]
+    assert names[0] != names[1]
+
+
+async def test_a_leader_that_closes_its_stream_hands_over(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(2)]
+    for page in pages:
+        await start(page, identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    await pages[0].evaluate("source.close()")
+    await site.hub.publish("news", "one")
+    await seen(pages[1], ["one"])
+    assert await pages[0].evaluate("[seen, source.readyState, errors]") == [[], 2, []]
+
+
+async def test_without_locks_each_tab_has_its_own_connection(site, tabs):
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(2)]
+    for broken in ("undefined", "{ request: async () => { throw new DOMException('no', 'SecurityError'); } }"):
+        for page in pages:
+            await page.evaluate(f"Object.defineProperty(navigator, 'locks', {{ value: {broken}, configurable: true }})")
+            await page.evaluate("seen.length = 0")
+            await start(page, identity="user:7")
+            await page.wait_for_function("source.readyState === 1")
+        assert len(site.streams) == 2
+        await site.hub.publish("news", "one")
+        for page in pages:
+            await seen(page, ["one"])
+            await page.evaluate("source.close()")
+        await until(lambda: len(site.streams) == 0)
+
+
+async def test_a_handler_that_raises_does_not_end_the_stream(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await start(page)
+    await page.wait_for_function("source.readyState === 1")
+    await page.evaluate("source.onmessage = () => { throw new Error('mine'); }, source.onopen = source.onmessage, 0")
+    await site.hub.publish("news", "one")
+    await site.hub.publish("news", "two")
+    await seen(page, ["one", "two"])
+    assert await page.evaluate("errors") == []
+    assert len(site.requested("/news")) == 1

@@ -429,15 +429,15 @@ class Tab {
   closed = new AbortController();
   types = new Set();
   total = 0;
-  isEvent = false; // whether the last one was an event, and not only an ID
 
   constructor(target, url, options) {
     this.target = target;
     this.url = url;
     this.options = options;
     this.key = `event-stream ${JSON.stringify([url, options.identity, options.credentials])}`;
-    this.lastEventId = options.lastEventId ?? "";
-    if (options.resume) Object.assign(this, JSON.parse(sessionStorage.getItem(this.key)));
+    const stored = options.resume && JSON.parse(sessionStorage.getItem(this.key));
+    // isEvent: whether the last entry was an event, and not only an ID
+    [this.lastEventId, this.isEvent] = stored || [options.lastEventId ?? "", false];
   }
 
   start(canShare = this.options.identity != null && navigator.locks && canStream()) {
@@ -495,9 +495,8 @@ class Tab {
       this.total += 1;
       if (this.isEvent) this.target.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin }));
     }
-    const { lastEventId, isEvent } = this;
     try {
-      if (this.options.resume) sessionStorage.setItem(this.key, JSON.stringify({ lastEventId, isEvent }));
+      if (this.options.resume) sessionStorage.setItem(this.key, JSON.stringify([this.lastEventId, this.isEvent]));
     } catch {
       this.options.resume = false; // the storage is full
     }

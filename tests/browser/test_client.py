@@ -64,6 +64,12 @@ async def several(page, count=20):
     await page.wait_for_function(f"seen.length >= {before + count}", timeout=TIMEOUT * 1000)
 
 
+async def pass_time(context, seconds):
+    """Let the clock of all tabs pass, with pauses in which they answer each other."""
+    for _ in range(2 * seconds):
+        await context.clock.run_for(500)
+
+
 async def one_connection(site):
     """Wait until the tabs have one connection. They may have more while the position of one is not known."""
     await until(lambda: len(site.streams) == 1)
@@ -112,6 +118,7 @@ async def test_another_tab_takes_over_when_the_leader_is_frozen_and_both_go_on_l
         await several(pages[1], 50)
         await session.send("Page.setWebLifecycleState", {"state": "active"})
         await several(pages[0], 50)
+        assert 0 in await pages[0].evaluate("states")  # it let go of its connection by itself
         await one_connection(site)
     await received_without_loss_or_repeat(pages, published)
 
@@ -230,11 +237,13 @@ async def test_tabs_of_two_identities_and_tabs_without_one_share_nothing(site, t
     site.routes = [web.get("/news", topic_stream(site.hub, own, retry=20))]
     await site.start()
     pages = []
+    await tabs.context.clock.install()
     for number, options in enumerate([{"identity": "ada"}, {"identity": "grace"}, {}, {}]):
         pages.append(await tabs(site.url))
         await pages[-1].evaluate(f"document.cookie = 'user={number}'")
         await start(pages[-1], **options)
         await pages[-1].wait_for_function("source.readyState === 1")
+    await pass_time(tabs.context, 20)
     assert len(site.streams) == 4
     for number, page in enumerate(pages):
         await site.hub.publish(f"news.{number}", f"for {number}")
@@ -445,8 +454,7 @@ async def test_a_slow_snapshot_is_waited_for(site, tabs):
     await tabs.context.clock.install()
     await start(pages[1], identity="user:7")
     await until(lambda: len(site.streams) == 2)
-    for _ in range(16):
-        await tabs.context.clock.run_for(500)
+    await pass_time(tabs.context, 8)
     assert len(site.streams) == 2
     await tabs.context.clock.resume()
     loading.set()
@@ -455,6 +463,37 @@ async def test_a_slow_snapshot_is_waited_for(site, tabs):
     await site.hub.publish("news", "one")
     for page in pages:
         await seen(page, ["state", "one"])
+
+
+async def test_a_tab_does_not_get_from_the_leader_what_its_snapshot_contains(site, tabs):
+    state = []
+    site.routes = [web.get("/news", topic_stream(site.hub, "news", snapshot=lambda context: list(state), retry=20))]
+    await site.start()
+    pages = [await tabs(site.url) for _ in range(2)]
+    await start(pages[0], identity="user:7")
+    await pages[0].wait_for_function("source.readyState === 1")
+    await pages[0].evaluate(
+        """() => {
+          const { read } = ReadableStreamDefaultReader.prototype;
+          const gate = new Promise((resolve) => { window.release = resolve; });
+          ReadableStreamDefaultReader.prototype.read = async function () {
+            const chunk = await read.call(this);
+            await gate;
+            return chunk;
+          };
+        }"""
+    )
+    await site.hub.publish("news", "0")  # the leader was reading already
+    await seen(pages[0], ["0"])
+    await site.hub.publish("news", "1")  # it is slow from here on
+    state[:] = ["0", "1"]
+    await start(pages[1], identity="user:7")
+    await seen(pages[1], ["0", "1"])
+    await one_connection(site)
+    await pages[0].evaluate("release()")
+    await site.hub.publish("news", "2")
+    for page in pages:
+        await seen(page, ["0", "1", "2"])
 
 
 async def test_a_tab_that_joins_is_told_who_is_present(site, tabs):

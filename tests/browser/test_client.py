@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from aiohttp_interceptors import Event, Hub, as_handler, event_stream, topic_stream
@@ -62,6 +63,48 @@ async def received_without_loss_or_repeat(pages, published):
 async def several(page, count=20):
     before = await page.evaluate("seen.length")
     await page.wait_for_function(f"seen.length >= {before + count}", timeout=TIMEOUT * 1000)
+
+
+# From its next chunk on, a page reads each one only when it is released.
+SLOW = """() => {
+  const { read } = ReadableStreamDefaultReader.prototype;
+  const waiting = [];
+  let released = 0;
+  window.release = () => { released += 1; waiting.shift()?.(); };
+  ReadableStreamDefaultReader.prototype.read = async function () {
+    const chunk = await read.call(this);
+    if (!released) await new Promise((resolve) => waiting.push(resolve));
+    released -= 1;
+    return chunk;
+  };
+}"""
+
+
+class Script:
+    """Streams whose frames a test writes: ``streams`` has a queue for each request, in their order."""
+
+    def __init__(self):
+        self.streams = []
+
+    async def handler(self, request):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        self.streams.append(frames := asyncio.Queue())
+        while True:
+            await response.write((await frames.get()).encode())
+
+    def write(self, *frames):
+        """Write a frame to each stream that gets one, in the order of the requests."""
+        for stream, frame in zip(self.streams, frames, strict=False):
+            stream.put_nowait(frame)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def script(site):
+    script = Script()
+    site.routes = [web.get("/script", script.handler)]
+    await site.start()
+    return script
 
 
 async def pass_time(context, seconds):
@@ -387,7 +430,9 @@ async def test_a_finished_topic_closes_all_tabs(site, tabs):
     for page in pages:
         await page.wait_for_function("source.readyState === 2", timeout=TIMEOUT * 1000)
         assert await page.evaluate("seen") == ["the end"]
-        assert (await page.evaluate("errors"))[-1] == {
+        *others, last = await page.evaluate("errors")
+        assert {error["reason"] for error in others} == {"ended"}  # each tab has asked for itself
+        assert last == {
             "reason": "finished",
             "status": 204,
             "delay": None,
@@ -472,17 +517,7 @@ async def test_a_tab_does_not_get_from_the_leader_what_its_snapshot_contains(sit
     pages = [await tabs(site.url) for _ in range(2)]
     await start(pages[0], identity="user:7")
     await pages[0].wait_for_function("source.readyState === 1")
-    await pages[0].evaluate(
-        """() => {
-          const { read } = ReadableStreamDefaultReader.prototype;
-          const gate = new Promise((resolve) => { window.release = resolve; });
-          ReadableStreamDefaultReader.prototype.read = async function () {
-            const chunk = await read.call(this);
-            await gate;
-            return chunk;
-          };
-        }"""
-    )
+    await pages[0].evaluate(SLOW)
     await site.hub.publish("news", "0")  # the leader was reading already
     await seen(pages[0], ["0"])
     await site.hub.publish("news", "1")  # it is slow from here on
@@ -492,6 +527,7 @@ async def test_a_tab_does_not_get_from_the_leader_what_its_snapshot_contains(sit
     await one_connection(site)
     await pages[0].evaluate("release()")
     await site.hub.publish("news", "2")
+    await pages[0].evaluate("release()")
     for page in pages:
         await seen(page, ["0", "1", "2"])
 
@@ -554,6 +590,82 @@ async def test_a_stream_with_other_ids_is_shared_without_loss_or_repeat(site, ta
         publishing.cancel()
         await asyncio.wait([publishing])
     await received_without_loss_or_repeat(pages, events)
+
+
+async def test_a_tab_that_is_ahead_of_a_leader_with_other_ids_repeats_nothing(site, tabs, script):
+    pages = [await tabs(site.url) for _ in range(2)]
+    await start(pages[0], "/script", identity="user:7")
+    await pages[0].wait_for_function("source.readyState === 1")
+    await pages[0].evaluate(SLOW)
+    script.write("id: no. 0\ndata: 0\n\n")
+    await seen(pages[0], ["0"])  # it was reading already
+    await start(pages[1], "/script", identity="user:7")
+    await pages[1].wait_for_function("source.readyState === 1")
+    for number in range(1, 4):
+        script.write(*[f"id: no. {number}\ndata: {number}\n\n"] * 2)
+        await seen(pages[1], [str(each) for each in range(1, number + 1)])
+    await pages[0].evaluate("release()")
+    await pages[1].wait_for_function("performance.getEntriesByType('resource').at(-1).responseEnd")  # it follows
+    for _ in range(3):
+        await pages[0].evaluate("release()")
+    script.write("id: no. 4\ndata: 4\n\n")
+    for page in pages:
+        await page.wait_for_function("seen.at(-1) === '4'", timeout=TIMEOUT * 1000)
+    assert await pages[0].evaluate("seen") == ["0", "1", "2", "3", "4"]
+    assert await pages[1].evaluate("seen") == ["1", "2", "3", "4"]
+
+
+async def test_a_tab_waits_for_an_event_that_follows_its_id(site, tabs, script):
+    pages = [await tabs(site.url) for _ in range(2)]
+    await tabs.context.clock.install()
+    await tabs.context.clock.pause_at(2_000_000_000)
+    for page in pages:
+        await start(page, "/script", identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+        await until(lambda page=page: len(script.streams) == pages.index(page) + 1)
+        script.streams[-1].put_nowait("id: abcdef0123-5\n\n")
+        await page.wait_for_function("source.lastEventId")
+    await tabs.context.clock.run_for(400)
+    script.write("", "data: who is here\n\n")
+    await seen(pages[1], ["who is here"])
+    await pass_time(tabs.context, 2)
+    script.write("id: abcdef0123-6\ndata: six\n\n")  # to the leader alone
+    await seen(pages[1], ["who is here", "six"])
+
+
+async def test_a_tab_that_resumes_with_another_id_waits_for_what_it_missed(site, tabs, script):
+    pages = [await tabs(site.url) for _ in range(2)]
+    await tabs.context.clock.install()
+    await start(pages[0], "/script", identity="user:7")
+    await until(lambda: len(script.streams) == 1)
+    script.write("id: no. 9\ndata: 9\n\n")
+    await seen(pages[0], ["9"])
+    await start(pages[1], "/script", identity="user:7", lastEventId="no. 7")
+    await until(lambda: len(script.streams) == 2)
+    script.write("", "id: no. 8\ndata: 8\n\n")
+    await seen(pages[1], ["8"])
+    await pass_time(tabs.context, 20)
+    script.write("", "id: no. 9\ndata: 9\n\n")
+    await seen(pages[1], ["8", "9"])
+    await pass_time(tabs.context, 2)
+    script.write("id: no. 10\ndata: 10\n\n")  # to the leader alone
+    await seen(pages[1], ["8", "9", "10"])
+
+
+async def test_a_tab_does_not_follow_a_leader_that_gets_other_events(site, tabs, script):
+    pages = [await tabs(site.url) for _ in range(2)]
+    await tabs.context.clock.install()
+    for page in pages:
+        await start(page, "/script", identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await until(lambda: len(script.streams) == 2)
+    script.write("data: first\n\n", "data: second\n\n")
+    await seen(pages[0], ["first"])
+    await seen(pages[1], ["second"])
+    await pass_time(tabs.context, 20)
+    script.write("data: one\n\n", "data: two\n\n")
+    await seen(pages[0], ["first", "one"])
+    await seen(pages[1], ["second", "two"])
 
 
 async def test_a_stream_that_differs_from_connection_to_connection_is_not_shared(site, tabs):

@@ -81,7 +81,15 @@ async def test_the_parser_dispatches_what_a_browser_and_the_decoder_do(site, tab
                 last_id = last_id if event.id is None else event.id
                 if event.data is not None:
                     decoded.append([event.name or "message", event.data, last_id])
+        pushed = await page.evaluate(
+            """(chunks) => {
+              const parser = new Parser(), entries = chunks.flatMap((chunk) => parser.push(Uint8Array.from(chunk)));
+              return entries.filter(({ type }) => type).map(({ type, data, id }) => [type, data, id]);
+            }""",
+            [list(chunk) for chunk in soup(seed)],
+        )
         assert ours == native, soup(seed)
+        assert pushed == decoded, soup(seed)
         assert ours == [each for each in decoded if each[0] in ("message", "other")], soup(seed)
         dispatched += len(ours)
     assert dispatched > 100
@@ -307,9 +315,9 @@ async def test_a_retry_after_is_waited_for(site, tabs, form):
     await site.start()
     page = await tabs(site.url)
     await start(page, "/busy")
+    (error,) = await failed(page)
+    await page.evaluate("dispatchEvent(new Event('online'))")  # it is the server that asked to wait
     await page.wait_for_function("source.readyState === 1", timeout=TIMEOUT * 1000)
-    await page.evaluate("dispatchEvent(new Event('online'))")
-    (error,) = await page.evaluate("errors")
     assert (error["reason"], error["status"], error["final"]) == ("refused", 503, False)
     assert times[1] - times[0] >= 1.9  # without it, the delay would be a second and a half at most
     assert 1900 <= error["delay"] <= 4600

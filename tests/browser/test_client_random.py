@@ -31,10 +31,8 @@ class Tab:
         await self.page.wait_for_function("window.ready")
         await start(self.page, identity="user:7", resume=True)
 
-    async def set_state(self, state):
-        session = await self.page.context.new_cdp_session(self.page)
-        await session.send("Page.setWebLifecycleState", {"state": state})
-        await session.detach()
+    async def dispatch(self, event):
+        await self.page.evaluate(f"document.dispatchEvent(new Event('{event}')), 0")
 
     async def all_received(self):
         return self.received + await self.page.evaluate("seen")
@@ -75,9 +73,9 @@ async def test_tabs_lose_and_repeat_nothing(site, tabs, seed):
                 await rng.choice(running).reload()
             elif step == "freeze" and len(running) > 1:
                 frozen.add(running[0])
-                await running[0].set_state("frozen")
+                await running[0].dispatch("freeze")
             elif step == "thaw" and frozen:
-                await frozen.pop().set_state("active")
+                await frozen.pop().dispatch("resume")
             elif step == "cut":
                 for stream in site.streams:
                     stream.abort()
@@ -89,7 +87,7 @@ async def test_tabs_lose_and_repeat_nothing(site, tabs, seed):
                 await tabs.context.set_offline(False)
             await asyncio.sleep(rng.choice([0, 0.02, 0.3]))
         for tab in frozen:
-            await tab.set_state("active")
+            await tab.dispatch("resume")
         for tab in open_tabs:  # one that has no position yet starts with what comes
             await tab.page.wait_for_function("source.readyState === 1 && source.lastEventId", timeout=TIMEOUT * 1000)
     finally:

@@ -4,7 +4,7 @@ export type ErrorReason =
   | "ended"
   /** The connection was lost in the middle of the response. */
   | "cut"
-  /** No byte arrived for more than twice the interval of heartbeats, or no response within 30 seconds. */
+  /** No byte arrived for one and a half intervals of heartbeats, or no response within 30 seconds. */
   | "stalled"
   /** The request failed: there is no network, or no server, or the server does not allow the origin of the page. */
   | "unreachable"
@@ -42,7 +42,7 @@ export interface StreamEventMap {
 export interface Access {
   /** Headers to add, or to send with another value. */
   headers?: HeadersInit;
-  /** The absolute URL to request from now on. */
+  /** The URL to request from now on. */
   url?: string;
 }
 
@@ -75,8 +75,8 @@ export interface EventStreamOptions {
    */
   heartbeat?: number;
   /**
-   * Called when a request is refused with 401 or 403. Returns other access, which is requested at once, or nothing, which
-   * ends the stream. If it raises, the request is repeated later.
+   * Called when a request is refused with 401 or 403. Returns other access, with which the request is repeated at once
+   * (`{}` if `headers` returns it), or nothing, which ends the stream. If it raises, the request is repeated later.
    */
   onUnauthorized?: (refusal: { status: 401 | 403; url: string }) => Access | null | undefined | void | Promise<Access | null | undefined | void>;
 }

@@ -23,7 +23,7 @@ from ..facts import EventsDropped, StreamClosed, StreamFact, StreamObserver, Str
 from ..hub.hub import Hub
 from ..hub.owners import Owners, check_disconnect
 from ..sse import Event
-from .client import VERSION, add_client
+from .client import add_client, client_url
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
 from .request import route_of, server_stopping
@@ -163,7 +163,7 @@ class Streams:
         """
         if self._client is None:
             raise RuntimeError("setup(app) was called without client, so that the application serves no module")
-        return str(self._client.url_for().with_query(v=VERSION))
+        return client_url(self._client)
 
     def disconnect(self, owner: str, event: Event | None = None) -> None:
         """End all streams of an owner as ``kicked``, in this application and its sub-applications on this process.

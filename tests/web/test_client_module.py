@@ -100,10 +100,13 @@ async def test_the_module_is_served_and_validated_by_its_tag(serve, session):
         assert response.headers["Cache-Control"] == "no-cache"
         assert response.headers["Access-Control-Allow-Origin"] == "*"
         tag = response.headers["ETag"]
-    async with session.get(server.url + PATH, headers={"Accept-Encoding": "identity"}) as response:
-        assert await response.text() == SOURCE
-        assert "Content-Encoding" not in response.headers
-        assert response.headers["ETag"] != tag
+    for encodings in ("identity", "br", "br, gzip;q=0", "gzip; q=0.0, br"):
+        async with session.get(server.url + PATH, headers={"Accept-Encoding": encodings}) as response:
+            assert await response.text() == SOURCE
+            assert "Content-Encoding" not in response.headers
+            assert response.headers["ETag"] != tag
+    async with session.get(server.url + PATH, headers={"Accept-Encoding": "br;q=0.1, GZIP;q=0.5"}) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
     async with session.get(server.url + PATH, headers={"If-None-Match": f'"x", {tag}'}) as response:
         assert (response.status, await response.read(), response.headers["ETag"]) == (304, b"", tag)
     async with session.get(server.url + PATH, headers={"If-None-Match": '"x"'}) as response:

@@ -8,17 +8,37 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
+from functools import cache
 from importlib import resources
+from typing import NamedTuple
 
 from aiohttp import ETag, hdrs, web
 
-__all__ = ["VERSION", "add_client"]
+__all__ = ["add_client", "client_url"]
 
 
-_SOURCE = resources.files(__package__).joinpath("event-stream.js").read_bytes()
-_COMPRESSED = gzip.compress(_SOURCE, mtime=0)
-VERSION = hashlib.sha256(_SOURCE).hexdigest()[:16]
-"""Identifies the content of the module. It is the ``v`` in the URL of a module that browsers may cache for ever."""
+_ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))", re.IGNORECASE)
+
+
+class _Module(NamedTuple):
+    """The content of the module, and what identifies it."""
+
+    source: bytes
+    compressed: bytes
+    version: str
+
+
+@cache
+def _load() -> _Module:
+    """Read the module when an application serves it."""
+    source = resources.files(__package__).joinpath("event-stream.js").read_bytes()
+    return _Module(source, gzip.compress(source, mtime=0), hashlib.sha256(source).hexdigest()[:16])
+
+
+def client_url(resource: web.AbstractResource) -> str:
+    """Return the URL of the module with the version of its content, which browsers may cache for ever."""
+    return str(resource.url_for().with_query(v=_load().version))
 
 
 def add_client(app: web.Application, path: str | None) -> web.AbstractResource | None:
@@ -39,6 +59,7 @@ def add_client(app: web.Application, path: str | None) -> web.AbstractResource |
         raise TypeError(f"{example}, not {path!r}")
     if not path.startswith("/") or not path.endswith(".js") or "{" in path or "?" in path:
         raise ValueError(f"{example}, not {path!r}")
+    _load()
     resource = app.router.add_resource(path)
     resource.add_route(hdrs.METH_GET, _serve)
     resource.add_route(hdrs.METH_HEAD, _serve)
@@ -47,9 +68,10 @@ def add_client(app: web.Application, path: str | None) -> web.AbstractResource |
 
 async def _serve(request: web.Request) -> web.StreamResponse:
     """Respond with the module, or with 304 to a browser that has it."""
-    compressed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "").lower()
-    tag = f"{VERSION}-gzip" if compressed else VERSION
-    is_permanent = request.query.get("v") == VERSION
+    compressed = _ACCEPTS_GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, "")) is not None
+    module = _load()
+    tag = f"{module.version}-gzip" if compressed else module.version
+    is_permanent = request.query.get("v") == module.version
     headers = {
         hdrs.CACHE_CONTROL: "public, max-age=31536000, immutable" if is_permanent else "no-cache",
         hdrs.VARY: hdrs.ACCEPT_ENCODING,
@@ -63,7 +85,7 @@ async def _serve(request: web.Request) -> web.StreamResponse:
     else:
         if compressed:
             headers[hdrs.CONTENT_ENCODING] = "gzip"
-        body = _COMPRESSED if compressed else _SOURCE
+        body = module.compressed if compressed else module.source
         response = web.Response(body=body, headers=headers, content_type="text/javascript", charset="utf-8")
     response.etag = ETag(tag)
     return response

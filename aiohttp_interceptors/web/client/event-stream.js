@@ -71,7 +71,6 @@ const retryAfter = (value) => Math.max((/^\d+$/.test(value) ? value * 1000 : Dat
 class Connection {
   open = false;
   stopped = false;
-  retry = 1_000;
   failures = 0;
   access = {}; // what onUnauthorized returned
   wake = () => {};
@@ -100,7 +99,8 @@ class Connection {
       if (this.stopped) return;
       if (outcome.again) continue;
       if (!outcome.final) {
-        const delay = Math.min(Math.max(this.retry, 10) * 2 ** this.failures++, Math.max(this.retry, MAX_DELAY));
+        const { retry } = this.tab;
+        const delay = Math.min(Math.max(retry, 10) * 2 ** this.failures++, Math.max(retry, MAX_DELAY));
         this.serverDelay = outcome.retryAfter ?? 0;
         outcome.delay = Math.max(delay, this.serverDelay) * (1 + Math.random() / 2);
       }
@@ -156,7 +156,7 @@ class Connection {
         chunks += 1;
         this.failures = 0;
         const entries = parser.push(value);
-        this.retry = parser.retry ?? this.retry;
+        this.tab.retry = parser.retry ?? this.tab.retry;
         this.lastEventId = parser.lastEventId;
         if (entries.length) this.tab.onEntries(entries);
       }
@@ -429,6 +429,7 @@ class Tab {
   closed = new AbortController();
   types = new Set();
   total = 0;
+  retry = 1_000;
 
   constructor(target, url, options) {
     this.target = target;

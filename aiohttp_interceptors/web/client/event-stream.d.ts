@@ -46,6 +46,9 @@ export interface Access {
   url?: string;
 }
 
+/** What `onUnauthorized` returns: other access, or nothing. */
+export type Renewal = Access | null | undefined | false | void;
+
 export interface EventStreamOptions {
   /** The method. Default: `"GET"`. */
   method?: string;
@@ -78,7 +81,7 @@ export interface EventStreamOptions {
    * Called when a request is refused with 401 or 403. Returns other access, with which the request is repeated at once
    * (`{}` if `headers` returns it), or nothing, which ends the stream. If it raises, the request is repeated later.
    */
-  onUnauthorized?: (refusal: { status: 401 | 403; url: string }) => Access | null | undefined | void | Promise<Access | null | undefined | void>;
+  onUnauthorized?: (refusal: { status: 401 | 403; url: string }) => Renewal | Promise<Renewal>;
 }
 
 /**

@@ -184,6 +184,54 @@ async def test_an_event_id_is_sent_as_an_event_source_sends_it(site, tabs):
         sent.clear()
 
 
+async def test_headers_may_be_a_function_that_is_called_for_each_request(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await page.evaluate(
+        """() => {
+          let calls = 0;
+          open_("/news", { headers: async () => {
+            if (++calls === 1) throw new Error("not yet");
+            return { "X-Call": `${calls}` };
+          } });
+        }"""
+    )
+    await page.wait_for_function("source.readyState === 1", timeout=TIMEOUT * 1000)
+    for stream in site.streams:
+        stream.abort()
+    await until(lambda: len(site.requested("/news")) == 2)
+    assert [request.headers["X-Call"] for request in site.requested("/news")] == ["2", "3"]
+    assert [error["reason"] for error in await failed(page, 2)] == ["unreachable", "cut"]
+
+
+async def test_a_get_request_is_not_repeated_if_the_page_says_so(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await start(page, reconnect=False)
+    await page.wait_for_function("source.readyState === 1")
+    for stream in site.streams:
+        stream.abort()
+    assert await failed(page) == [{"reason": "cut", "status": 200, "delay": None, "final": True}]
+    assert await page.evaluate("source.readyState") == 2
+
+
+@pytest.mark.parametrize(("server", "page_option", "stalls"), [(None, 0.2, True), (None, None, False), (0.2, 0, False)])
+async def test_the_page_may_know_the_interval_of_heartbeats_better(site, tabs, server, page_option, stalls):
+    site.routes = [web.get("/news", topic_stream(site.hub, "news", heartbeat=server, retry=20))]
+    await site.start()
+    page = await tabs(site.url)
+    await tabs.context.clock.install()
+    await start(page, **({} if page_option is None else {"heartbeat": page_option}))
+    await page.wait_for_function("source.readyState === 1")
+    await tabs.context.clock.run_for(10_000)  # the server's clock stands still meanwhile
+    if stalls:
+        assert (await failed(page))[0]["reason"] == "stalled"
+    else:
+        await site.hub.publish("news", "one")
+        await seen(page, ["one"])
+        assert await page.evaluate("errors") == []
+
+
 # Access.
 
 

@@ -24,6 +24,7 @@ from ..facts import EventsDropped, StreamClosed, StreamFact, StreamObserver, Str
 from ..hub.hub import Hub
 from ..hub.owners import Owners, check_disconnect
 from ..sse import Event
+from .client import add_client, client_url
 from .context import before_commit
 from .limits import DEFAULT_KICK_EVENT, Key, LimitReached, Limits, OnLimit, Slot, acquire_slot, check_slot
 from .request import invalid_value, route_of, server_stopping
@@ -121,6 +122,7 @@ class Streams:
         self._open: set[Drainable] = set()
         self._opening: set[asyncio.Timeout] = set()  # of requests in run_unless_shutdown
         self._discarded: asyncio.Future[None] | None = None  # done when the next stream is discarded
+        self._client: web.AbstractResource | None = None  # the route of the client module
 
     def __len__(self) -> int:
         """Return the number of open streams."""
@@ -192,6 +194,20 @@ class Streams:
             observer: The function that was added.
         """
         self._observers.remove(observer)
+
+    @property
+    def client_url(self) -> str:
+        """The path of the module that ``setup(app, client=...)`` serves, with the version of its content.
+
+        Browsers keep what they load from it, and load it again when a new release has another content. Plain
+        ``client`` is a valid URL too, for which they ask the server each time.
+
+        Raises:
+            RuntimeError: The application does not serve the module.
+        """
+        if self._client is None:
+            raise RuntimeError("setup(app) was called without client, so that the application serves no module")
+        return client_url(self._client)
 
     def disconnect(self, owner: str, event: Event | None = None) -> None:
         """End all streams of an owner as ``kicked``, in this application and its sub-applications on this process.
@@ -430,6 +446,7 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     on_limit: OnLimit = "refuse",
     kick_event: Event | None = DEFAULT_KICK_EVENT,
     observer: StreamObserver | Sequence[StreamObserver] | None = None,
+    client: str | None = None,
 ) -> None:
     """Set up the streams and the Hubs of an application.
 
@@ -464,10 +481,12 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
         observer: A plain function, or a sequence of them, that is called with each fact: ``StreamOpened``,
             ``StreamFirstEvent``, ``StreamClosed``, ``StreamRefused`` and ``EventsDropped``. One that raises is logged
             and removed; the others stay.
+        client: The path, such as ``"/event-stream.js"``, at which the application serves the module with which a page
+            reads streams; ``None`` to serve no module. ``Streams.client_url`` is the URL for pages.
 
     Raises:
         TypeError: An argument has the wrong type, or only one of ``key`` and ``max_streams_per_key`` is given.
-        ValueError: A limit is negative, or ``on_limit`` is invalid.
+        ValueError: A limit is negative, or ``on_limit`` or ``client`` is invalid.
         RuntimeError: The application has started or was added to another one, or a second call has options.
     """
     if not isinstance(app, web.Application):
@@ -480,12 +499,13 @@ def setup(  # noqa: PLR0913  # each option is independent and has a default
     limits = Limits(max_streams, max_streams_per_key, key, on_limit, kick_event)
     streams = Streams(drain, limits, observer)
     if STREAMS in app:
-        options = (drain, max_streams, max_streams_per_key, key, observer)
+        options = (drain, max_streams, max_streams_per_key, key, observer, client)
         if hubs or any(option is not None for option in options) or kick_event is not DEFAULT_KICK_EVENT:
             raise RuntimeError("setup(app) was called before; give it all its options in one call")
         return
     if app.frozen or app.pre_frozen:
         raise RuntimeError("call setup(app) before the application starts, and before add_subapp")
+    streams._client = add_client(app, client)
     app[STREAMS] = streams
     _ALL.add(streams)
     app.on_response_prepare.append(before_commit)

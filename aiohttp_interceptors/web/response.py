@@ -43,6 +43,9 @@ __all__ = ["ChannelResponse", "EventStreamResponse", "TopicResponse"]
 
 # Seconds, at most, that a handler has to return after its stream ended because the server stops.
 MAX_HANDLER_GRACE = 5.0
+# Says after how many seconds of idleness the stream sends a heartbeat. A client that receives nothing for longer knows
+# that the connection is dead.
+HEARTBEAT_HEADER = "Event-Stream-Heartbeat"
 
 _DISCONNECTED = "the client has disconnected from the event stream"
 _DISCARDED = "the event stream is not sent, because another response was committed before"
@@ -91,6 +94,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     _cancel_handle: asyncio.TimerHandle | None = None  # cancels the handler, once the server stops
     _opened_at = 0.0  # when the stream was registered, in seconds of the event loop's clock
     _early_heartbeat = False  # aiohttp-sse sends its first ping after the interval
+    _tells_heartbeat = False  # the headers are those of aiohttp-sse
     _high_water = 64 * 1024  # bytes; asyncio's default, so that send() waits no earlier than aiohttp-sse's
 
     def __init__(
@@ -114,6 +118,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             ping_interval=self.DEFAULT_PING_INTERVAL if ping_interval is None else ping_interval,
         )
         self._heartbeat = ping_interval
+        if self._tells_heartbeat and ping_interval is not None:
+            self._headers[HEARTBEAT_HEADER] = f"{ping_interval:.10g}"
         self._ended: asyncio.Event | None = None  # made when first needed
         self._head_writer: AbstractStreamWriter | None = None  # aiohttp forgets its own at the end of the body
         del self._headers[hdrs.CONNECTION]
@@ -200,6 +206,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         request = cast("web.BaseRequest", self._req)
         remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
         add_late_cookies(self, self._written_cookies)
+        if HEARTBEAT_HEADER in self._headers and hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
+            CIMultiDict.add(self._headers, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, HEARTBEAT_HEADER)
         await super()._write_headers()
 
     @property
@@ -435,6 +443,7 @@ class ChannelResponse(EventStreamResponse):
 
     DEFAULT_SEPARATOR = "\n"
     _early_heartbeat = True
+    _tells_heartbeat = True
     _high_water = HIGH_WATER
 
     def _register(self, request: web.BaseRequest) -> None:

@@ -13,6 +13,8 @@ from aiohttp import web
 from playwright.async_api import async_playwright, expect
 
 from example_app.app import make_app
+from tests.browser.client_site import Site
+from tests.waiting import TIMEOUT
 
 expect.set_options(timeout=30_000)  # milliseconds
 
@@ -102,3 +104,27 @@ async def visit(browser, console_errors):
 async def page(server, visit):
     """The page of the machine."""
     return await visit(server.address)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site():
+    site = Site()
+    yield site
+    if site.runner is not None:
+        await site.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def tabs(browser):
+    """Open tabs of one browser context."""
+    context = await browser.new_context()
+
+    async def open_tab(url):
+        page = await context.new_page()
+        await page.goto(url)
+        await page.wait_for_function("window.ready", timeout=TIMEOUT * 1000)
+        return page
+
+    open_tab.context = context
+    yield open_tab
+    await context.close()

@@ -347,7 +347,7 @@ class TestOtherChanges:
 
         outer = Interceptor("outer", leave=lambda context: left.append(context.error))
         app = web.Application(middlewares=[interceptor_middleware(outer)])
-        app.router.add_get("/", as_handler(Interceptor("late", leave=offend), start_event_stream(two_events)))
+        app.router.add_get("/", as_handler(Interceptor("late", leave=offend), KINDS["event stream"]))
         tried = undated(await (await serve(app)).exchange(GET))
         plain = undated(await (await serve(application(KINDS["event stream"]))).exchange(GET))
         assert tried == plain

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
@@ -63,7 +64,7 @@ class Site:
                 web.post("/answer", event_stream(self.answer, heartbeat=None)),
                 web.get("/unauthorized", self.refuse),
                 web.get("/finished", event_stream(self.finish)),
-                web.get("/ping", self.ping),
+                web.get("/ping", self.pong),
             ]
         )
         return app
@@ -80,7 +81,7 @@ class Site:
         raise StopReconnecting
         yield
 
-    async def ping(self, request):
+    async def pong(self, request):
         return web.Response(text="pong", headers={"Cache-Control": "no-store"})
 
     async def start(self):
@@ -103,22 +104,21 @@ class Site:
     async def reachable(self, session) -> None:
         """Wait until the proxy has noticed that the application is back. Varnish waits for 0.25 s."""
         async with asyncio.timeout(TIMEOUT):
-            status = 0
-            while status != 200:
-                async with session.get(f"{self.proxy.url}/ping") as response:
-                    status = response.status
+            while await self.ping(session) != 200:
+                pass
 
-    async def overtaken(self, awaitable, session) -> bool:
-        """Return whether what is awaited arrives before the answers to some requests through the same proxy."""
-        task = asyncio.ensure_future(awaitable)
-        for _ in range(REQUESTS):
-            async with session.get(f"{self.proxy.url}/ping") as response:
-                assert response.status == 200
-            if task.done():
-                await task
-                return False
-        task.cancel()
-        return True
+    async def ping(self, session) -> int:
+        """Make a request through the proxy, and return its status."""
+        async with session.get(f"{self.proxy.url}/ping") as response:
+            return response.status
+
+    async def soon(self, condition, session, requests: int = REQUESTS) -> bool:
+        """Return whether a condition holds before some requests are answered, which are made one after the other."""
+        for _ in range(requests):
+            assert await self.ping(session) == 200
+            if condition():
+                return True
+        return False
 
 
 @pytest.fixture(scope="module", params=PROXIES)
@@ -131,6 +131,13 @@ def proxy(request, tmp_path_factory):
 
 @pytest.fixture
 async def site(proxy):
+    async with served(proxy) as site:
+        yield site
+
+
+@asynccontextmanager
+async def served(proxy):
+    """Serve an application behind a proxy that runs."""
     site = Site(proxy)
     await site.start()
     yield site
@@ -138,6 +145,20 @@ async def site(proxy):
         leave(listener)
     await run_other_tasks()  # their transports close
     await site.stop()
+
+
+@pytest.fixture
+async def changed(tmp_path):
+    """Return a function that serves an application behind a proxy whose configuration was changed."""
+    async with AsyncExitStack() as stack:
+
+        async def start(program: str, changes: dict[str, str], **attributes: object) -> Site:
+            proxy = PROXIES[program](tmp_path, changes, **attributes)
+            proxy.start()
+            stack.callback(proxy.kill)
+            return await stack.enter_async_context(served(proxy))
+
+        yield start
 
 
 @pytest.fixture
@@ -159,32 +180,44 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+async def arrives_soon(site: Site, listener: Listener, data: str, session, requests: int = REQUESTS) -> bool:
+    """Publish an event, wait for it, and return whether it arrived before some requests were answered."""
+    await site.publish(data)
+    arriving = asyncio.ensure_future(listener.event())
+    soon = await site.soon(arriving.done, session, requests)
+    assert (await within(arriving)).data == data
+    return soon
+
+
+async def until_noticed(site: Site, session, count: int) -> None:
+    """Wait until the application has seen the clients leave. Apache sees it by writing."""
+    async with asyncio.timeout(TIMEOUT):
+        while site.proxy.program == "apache2" and len(site.reasons) < count:
+            await site.publish("x")
+            await site.ping(session)
+    await until(lambda: len(site.reasons) == count)
+    assert set(site.reasons) == {CloseReason.CLIENT_LEFT}
+
+
 def leave(listener: Listener) -> None:
     """Close a connection as a browser whose tab is closed: without waiting for the end of TLS."""
     listener.raw.writer.transport.abort()
 
 
 async def test_an_event_arrives_before_the_next_one_is_published(site, session):
-    """It overtakes requests through the same proxy, so that nothing held it back."""
+    """It passes requests through the same proxy, so that nothing held it back."""
     listener = await site.listen("/silent")
     for number in range(EVENTS):
-        await site.publish(str(number))
-        assert not await site.overtaken(listener.event(), session)
+        assert await arrives_soon(site, listener, str(number), session)
     assert [listener.status, listener.body.count(b"data: ")] == [200, EVENTS]
 
 
-async def test_a_client_that_leaves_is_noticed(site):
+async def test_a_client_that_leaves_is_noticed(site, session):
     listener = await site.listen("/silent")
     await site.publish("x")
     assert await listener.data(1) == ["x"]
     leave(listener)
-    if site.proxy.program == "apache2":  # the second write fails
-        for _ in range(2):
-            assert site.reasons == []
-            await site.publish("x")
-            await run_other_tasks()
-    await until(lambda: site.reasons)
-    assert site.reasons == [CloseReason.CLIENT_LEFT]
+    await until_noticed(site, session, 1)
 
 
 @pytest.mark.parametrize("how", ["closes", "closes its end of TLS", "resets"])
@@ -211,8 +244,7 @@ async def test_a_stop_ends_streams_completely_and_clients_resume_at_the_next_sta
     assert [event.name for event in events] == ["farewell"]
     assert (listener.complete, listener.retry) == (True, 700)
     assert site.reasons == [CloseReason.SHUTDOWN]
-    async with session.get(f"{site.proxy.url}/ping") as response:
-        assert response.status in (502, 503)  # a browser's EventSource gives up at these
+    assert await site.ping(session) in (502, 503)  # a browser's EventSource gives up at these
     await site.publish("two")
     await site.start()
     await site.reachable(session)
@@ -240,17 +272,101 @@ async def test_the_answer_to_a_post_passes_word_by_word(site, session, accept):
     assert await within(response.content.readuntil(b"\n\n")) == b"data: word 0\n\n"
     for number in range(1, EVENTS):
         await site.words.put(f"word {number}")
-        assert not await site.overtaken(response.content.readuntil(b"\n\n"), session)
+        reading = asyncio.ensure_future(response.content.readuntil(b"\n\n"))
+        assert await site.soon(reading.done, session)
+        assert await reading == f"data: word {number}\n\n".encode()
     await site.words.put(None)
     assert await within(response.read()) == b""
 
 
-async def test_many_streams_pass_and_leave(site, many_files):
-    listeners = await asyncio.gather(*[site.listen("/lively") for _ in range(STREAMS)])
+async def test_many_streams_pass_and_leave(site, session, many_files):
+    listeners = await asyncio.gather(*[site.listen("/silent") for _ in range(STREAMS)])
     for word in ("one", "two"):
         await site.publish(word)
         assert await asyncio.gather(*[listener.data(1) for listener in listeners]) == [[word]] * STREAMS
     for listener in listeners:
         leave(listener)
-    await until(lambda: len(site.reasons) == STREAMS)
-    assert set(site.reasons) == {CloseReason.CLIENT_LEFT}
+    await until_noticed(site, session, STREAMS)
+
+
+# What each line of a configuration is for, and what it must not contain.
+
+TIMEOUTS = {
+    "nginx": {"proxy_http_version 1.1;": "proxy_http_version 1.1; proxy_read_timeout 1s;"},
+    "haproxy": {"timeout client 50s": "timeout client 1s", "timeout server 50s": "timeout server 1s"},
+    "apache2": {"retry=0\n": "retry=0 timeout=1\n"},
+    "varnishd": {},
+}
+
+
+@pytest.mark.parametrize("program", TIMEOUTS)
+async def test_heartbeats_keep_a_stream_open_and_without_them_the_proxy_cuts_it(changed, program):
+    """The timeout is a second here."""
+    site = await changed(program, TIMEOUTS[program], parameters=("-p", "pipe_timeout=1"))
+    silent, lively = await site.listen("/silent"), await site.listen("/lively")
+    assert await within(silent.rest()) == []
+    assert not silent.complete
+    await until(lambda: site.reasons == [CloseReason.CLIENT_LEFT])
+    await site.publish("x")
+    assert await lively.data(1) == ["x"]
+
+
+async def test_nginx_that_ignores_our_header_holds_a_stream_back_until_its_end(changed, session):
+    site = await changed("nginx", {"location / {": "location / { proxy_ignore_headers X-Accel-Buffering;"})
+    opening = asyncio.ensure_future(session.get(f"{site.proxy.url}/silent", headers=EVENT_SOURCE))
+    await until(lambda: site.history.subscribers("a"))
+    await site.publish("x")
+    assert not await site.soon(opening.done, session)
+    await site.stop()
+    assert b"data: x\n\n" in await within((await within(opening)).read())
+
+
+async def test_caddy_that_compresses_sends_a_stream_as_it_is_from_the_first_heartbeat_on(changed, session):
+    site = await changed("caddy", {"\treverse_proxy": "\tencode gzip\n\treverse_proxy"})
+    async with session.get(f"{site.proxy.url}/lively", headers=EVENT_SOURCE) as response:
+        assert "Content-Encoding" not in response.headers
+        for number in range(EVENTS):
+            await site.publish(str(number))
+            reading = asyncio.ensure_future(response.content.readuntil(f"data: {number}\n\n".encode()))
+            assert await site.soon(reading.done, session)
+
+
+UNNOTICED = {
+    "nginx": {"location / {": "location / { proxy_ignore_client_abort on;"},
+    "haproxy": {"    option abortonclose": "    #"},
+    "apache2": {},
+    "varnishd": {"return (pipe)": "return (pass)"},
+}
+
+
+@pytest.mark.parametrize("program", UNNOTICED)
+async def test_apache_and_others_with_other_settings_notice_only_by_writing_that_a_client_left(
+    changed, session, program
+):
+    site = await changed(program, UNNOTICED[program])
+    listener = await site.listen("/silent")
+    leave(listener)
+    assert not await site.soon(lambda: site.reasons, session)
+    async with asyncio.timeout(TIMEOUT):
+        while not site.reasons:
+            await site.publish("x")
+            await site.ping(session)
+    assert site.reasons == [CloseReason.CLIENT_LEFT]
+
+
+PLAIN = {" ssl crt /etc/ssl/shop-and-key.pem alpn h2,http/1.1": ""}
+
+
+async def test_haproxy_without_tls_passes_an_event_at_once(changed, session):
+    site = await changed("haproxy", PLAIN, scheme="http")
+    listener = await site.listen("/silent")
+    for number in range(EVENTS):
+        assert await arrives_soon(site, listener, str(number), session)
+
+
+async def test_haproxy_without_tls_and_http_no_delay_delays_events(changed, session):
+    """By 0.2 s. On a busy machine a few of the requests may take longer."""
+    site = await changed("haproxy", {**PLAIN, "    option http-no-delay": "    #"}, scheme="http")
+    listener = await site.listen("/silent")
+    soon = [await arrives_soon(site, listener, str(number), session, requests=5) for number in range(EVENTS)]
+    assert not all(soon)

@@ -6,6 +6,8 @@ import asyncio
 import shutil
 import ssl
 from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import trustme
@@ -16,7 +18,7 @@ from tests.servers.process import ServerProcess, free_port
 
 DEPLOY = Path(__file__).parents[2] / "docs/deploy"
 MODULES = Path("/usr/lib/apache2/modules")
-APACHE_MODULES = ("mpm_event", "authz_core", "proxy", "proxy_http", "socache_shmcb", "ssl", "http2")
+APACHE_MODULES = ("mpm_event", "authz_core", "proxy", "proxy_http", "socache_shmcb", "ssl")
 
 
 def find(name: str) -> str:
@@ -30,19 +32,31 @@ class Proxy(ServerProcess):
     Args:
         folder: The folder of the process.
         changes: Texts of the configuration to replace, which it must contain.
+        scheme: The scheme of its URL, if the changes alter it.
+        parameters: Further arguments of the program.
     """
 
     program: str
     configuration: str  # the file in docs/deploy
     scheme = "https"
+    http2 = True
 
-    def __init__(self, folder: Path, changes: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        changes: dict[str, str] | None = None,
+        *,
+        scheme: str | None = None,
+        parameters: Sequence[str] = (),
+    ) -> None:
         super().__init__(folder)
+        self.scheme = scheme or self.scheme
+        self._parameters = parameters
         self._binary = find(self.program)
         self.backend = free_port()
         self.certificate, self.key, self.both = (folder / name for name in ("shop.pem", "shop.key", "both.pem"))
         self.authority = folder / "authority.pem"
-        if self.scheme == "https":
+        if type(self).scheme == "https":
             authority = trustme.CA()
             authority.cert_pem.write_to_path(str(self.authority))
             issued = authority.issue_cert("127.0.0.1", "localhost", "shop.example")
@@ -50,7 +64,7 @@ class Proxy(ServerProcess):
             issued.private_key_pem.write_to_path(str(self.key))
             issued.private_key_and_cert_chain_pem.write_to_path(str(self.both))
         text = (DEPLOY / self.configuration).read_text()
-        for old, new in {**self.places(), **(changes or {})}.items():
+        for old, new in [*(changes or {}).items(), *self.places().items()]:
             assert old in text, f"{self.configuration} does not contain {old!r}"
             text = text.replace(old, new)
         (folder / self.configuration).write_text(text)
@@ -65,10 +79,14 @@ class Proxy(ServerProcess):
 
     async def connect(self, request: str) -> Raw:
         """Open a connection and send the text of a request; line feeds become CRLF."""
-        trusted = ssl.create_default_context(cafile=self.authority) if self.scheme == "https" else None
+        trusted = self._trusted if self.scheme == "https" else None
         raw = Raw(*await asyncio.open_connection("127.0.0.1", self.port, ssl=trusted))
         raw.writer.write(request.replace("\n", "\r\n").encode())
         return raw
+
+    @cached_property
+    def _trusted(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.authority)
 
     def answers(self) -> bool:
         return self.accepts()
@@ -104,7 +122,7 @@ class HAProxy(Proxy):
             "127.0.0.1:8080": f"127.0.0.1:{self.backend}",
             "maxconn 20000": "maxconn 4000",
             "bind :443": f"bind 127.0.0.1:{self.port}",
-            "/etc/ssl/shop-and-key.pem": str(self.both),
+            **({"/etc/ssl/shop-and-key.pem": str(self.both)} if self.scheme == "https" else {}),
         }
 
     def command(self) -> list[str]:
@@ -114,6 +132,7 @@ class HAProxy(Proxy):
 class Apache(Proxy):
     program = "apache2"
     configuration = "apache.conf"
+    http2 = False
 
     def places(self) -> dict[str, str]:
         return {
@@ -151,6 +170,7 @@ class Varnish(Proxy):
     program = "varnishd"
     configuration = "varnish.vcl"
     scheme = "http"
+    http2 = False
 
     def places(self) -> dict[str, str]:
         return {'.port = "8080"': f'.port = "{self.backend}"'}
@@ -158,7 +178,7 @@ class Varnish(Proxy):
     def command(self) -> list[str]:
         return [
             self._binary, "-F", "-j", "none", "-n", str(self.folder), "-a", f"127.0.0.1:{self.port}",
-            "-f", str(self.folder / self.configuration), "-s", "malloc,32m",
+            "-f", str(self.folder / self.configuration), "-s", "malloc,32m", *self._parameters,
         ]  # fmt: skip
 
 

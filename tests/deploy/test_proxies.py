@@ -12,6 +12,9 @@ import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
 from aiohttp_interceptors import (
+    STREAMS as OPEN_STREAMS,
+)
+from aiohttp_interceptors import (
     CloseReason,
     Drain,
     Event,
@@ -22,6 +25,7 @@ from aiohttp_interceptors import (
     topic_stream,
 )
 from tests.listener import Listener, listen
+from tests.servers.process import free_port
 from tests.servers.proxies import PROXIES
 from tests.waiting import TIMEOUT, run_other_tasks, until, within
 
@@ -40,8 +44,9 @@ NO_LINGER = struct.pack("ii", 1, 0)  # l_onoff and l_linger
 class Site:
     """An application behind a proxy, which may stop and start again."""
 
-    def __init__(self, proxy):
+    def __init__(self, proxy, port: int | None = None):
         self.proxy = proxy
+        self.port = port or proxy.backend
         self.history = Hub()
         self.reasons: list[CloseReason] = []
         self.words: asyncio.Queue[str | None] = asyncio.Queue()
@@ -65,6 +70,7 @@ class Site:
                 web.get("/unauthorized", self.refuse),
                 web.get("/finished", event_stream(self.finish)),
                 web.get("/ping", self.pong),
+                web.get("/address", self.address),
             ]
         )
         return app
@@ -84,10 +90,13 @@ class Site:
     async def pong(self, request):
         return web.Response(text="pong", headers={"Cache-Control": "no-store"})
 
+    async def address(self, request):
+        return web.Response(text=request.headers.getall("X-Forwarded-For")[-1].rpartition(",")[2].strip())
+
     async def start(self):
         self._runner = web.AppRunner(self.make_app(), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.proxy.backend, backlog=4096).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096).start()
 
     async def stop(self):
         await self._runner.cleanup()
@@ -97,6 +106,19 @@ class Site:
         listener = await listen(self.proxy, path, **options)
         self.listeners.append(listener)
         return listener
+
+    async def status(self, path: str) -> int | None:
+        """Request a stream, and return the status, or ``None`` if the connection is closed without a response."""
+        raw = await self.proxy.connect(f"GET {path} HTTP/1.1\nHost: x\nAccept: text/event-stream\n\n")
+        line = await within(raw.reader.readline())
+        raw.reset()
+        await run_other_tasks()  # the transport closes
+        return int(line.split()[1]) if line else None
+
+    def cut(self) -> None:
+        """Cut all streams."""
+        for stream in self._runner.app[OPEN_STREAMS]:
+            stream.abort()
 
     async def publish(self, data: str) -> None:
         await self.history.publish("a", data)
@@ -136,9 +158,9 @@ async def site(proxy):
 
 
 @asynccontextmanager
-async def served(proxy):
+async def served(proxy, port: int | None = None):
     """Serve an application behind a proxy that runs."""
-    site = Site(proxy)
+    site = Site(proxy, port)
     await site.start()
     yield site
     for listener in site.listeners:
@@ -235,6 +257,10 @@ async def test_with_heartbeats_a_client_that_leaves_in_any_way_is_noticed(site, 
     assert site.reasons == [CloseReason.CLIENT_LEFT]
 
 
+# The status while the application is down, at which an EventSource gives up. Without a response it tries again.
+DOWN = {"nginx": 502, "haproxy": 503, "apache2": 503, "caddy": 502, "varnishd": None}
+
+
 async def test_a_stop_ends_streams_completely_and_clients_resume_at_the_next_start(site, session):
     listener = await site.listen("/silent")
     await site.publish("one")
@@ -244,12 +270,26 @@ async def test_a_stop_ends_streams_completely_and_clients_resume_at_the_next_sta
     assert [event.name for event in events] == ["farewell"]
     assert (listener.complete, listener.retry) == (True, 700)
     assert site.reasons == [CloseReason.SHUTDOWN]
-    assert await site.ping(session) in (502, 503)  # a browser's EventSource gives up at these
+    assert await site.status("/silent") == DOWN[site.proxy.program]
     await site.publish("two")
     await site.start()
     await site.reachable(session)
     again = await site.listen("/silent", after=listener.last_event_id)
     assert await again.data(1) == ["two"]
+
+
+async def test_a_stream_that_is_cut_does_not_look_complete_except_behind_caddy(site):
+    listener = await site.listen("/silent")
+    await site.publish("x")
+    assert await listener.data(1) == ["x"]
+    site.cut()
+    assert await within(listener.rest()) == []
+    assert listener.complete is (site.proxy.program == "caddy")
+
+
+async def test_the_last_address_of_the_last_x_forwarded_for_is_that_of_the_client(site, session):
+    async with session.get(f"{site.proxy.url}/address", headers={"X-Forwarded-For": "192.0.2.1"}) as response:
+        assert await response.text() == "127.0.0.1"
 
 
 async def test_refusals_pass(site, session):
@@ -311,6 +351,14 @@ async def test_heartbeats_keep_a_stream_open_and_without_them_the_proxy_cuts_it(
     assert await lively.data(1) == ["x"]
 
 
+async def test_behind_nginx_with_http_1_0_a_stream_that_is_cut_looks_complete(changed):
+    site = await changed("nginx", {"proxy_http_version 1.1;": ""})
+    listener = await site.listen("/silent")
+    site.cut()
+    await within(listener.rest())
+    assert listener.complete
+
+
 async def test_nginx_that_ignores_our_header_holds_a_stream_back_until_its_end(changed, session):
     site = await changed("nginx", {"location / {": "location / { proxy_ignore_headers X-Accel-Buffering;"})
     opening = asyncio.ensure_future(session.get(f"{site.proxy.url}/silent", headers=EVENT_SOURCE))
@@ -370,3 +418,35 @@ async def test_haproxy_without_tls_and_http_no_delay_delays_events(changed, sess
     listener = await site.listen("/silent")
     soon = [await arrives_soon(site, listener, str(number), session, requests=5) for number in range(EVENTS)]
     assert not all(soon)
+
+
+SEVERAL = {
+    "nginx": {
+        "http {": "http { upstream shop { server 127.0.0.1:8080; server 127.0.0.1:8081; }",
+        "http://127.0.0.1:8080": "http://shop",
+    },
+    "haproxy": {
+        "server one 127.0.0.1:8080": "server one 127.0.0.1:8080\n    server two 127.0.0.1:8081\n    option redispatch 1"
+    },
+    "caddy": {
+        "reverse_proxy 127.0.0.1:8080": "reverse_proxy 127.0.0.1:8080 127.0.0.1:8081 {\n\t\tlb_try_duration 5s\n\t}"
+    },
+}
+
+
+@pytest.mark.parametrize("program", SEVERAL)
+async def test_the_streams_of_a_server_that_stops_go_to_the_other_one(changed, program):
+    """No request is answered with an error, also the first one after the stop."""
+    port = free_port()
+    changes = {old: new.replace("8081", str(port)) for old, new in SEVERAL[program].items()}
+    first = await changed(program, changes)
+    async with served(first.proxy, port) as second:
+        listeners = [await first.listen("/silent") for _ in range(6)]
+        stay = second.history.subscribers("a")
+        assert first.history.subscribers("a") + stay == len(listeners)
+        await first.stop()
+        again = [await first.listen("/silent") for _ in range(6)]
+        assert [listener.status for listener in again] == [200] * 6
+        assert second.history.subscribers("a") == stay + 6
+        await second.publish("x")
+        assert [await listener.data(1) for listener in again] == [["x"]] * 6

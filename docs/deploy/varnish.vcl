@@ -7,12 +7,13 @@ backend shop {
 }
 
 sub vcl_recv {
+    # Otherwise the application learns that a client has left by writing only.
     if (req.http.Accept ~ "text/event-stream") {
         return (pipe);
     }
 }
 
 sub vcl_pipe {
-    # A piped connection ends with its stream. Otherwise its next request would not be looked at.
+    # A piped connection carries one request. The next one of the client would pass unseen.
     set bereq.http.Connection = "close";
 }

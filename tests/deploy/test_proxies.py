@@ -20,8 +20,10 @@ from aiohttp_interceptors import (
     Event,
     Hub,
     StopReconnecting,
+    as_handler,
     event_stream,
     setup,
+    start_event_stream,
     topic_stream,
 )
 from tests.listener import Listener, listen
@@ -66,6 +68,7 @@ class Site:
             [
                 web.get("/silent", topic_stream(self.history, "a", heartbeat=None, **options)),
                 web.get("/lively", topic_stream(self.history, "a", heartbeat=0.1, **options)),
+                web.get("/flood", as_handler(start_event_stream(flood, stall_timeout=1, **options))),
                 web.post("/answer", event_stream(self.answer, heartbeat=None)),
                 web.get("/unauthorized", self.refuse),
                 web.get("/finished", event_stream(self.finish)),
@@ -141,6 +144,12 @@ class Site:
             if condition():
                 return True
         return False
+
+
+async def flood(channel, context) -> None:
+    """Put events until the stream ends."""
+    while await channel.put("x" * 1000):
+        pass
 
 
 @pytest.fixture(scope="module", params=PROXIES)
@@ -242,6 +251,13 @@ async def test_a_client_that_leaves_is_noticed(site, session):
     await until_noticed(site, session, 1)
 
 
+async def test_a_client_that_stops_reading_is_stalled(site):
+    listener = await site.listen("/flood")
+    listener.raw.writer.transport.pause_reading()
+    await until(lambda: site.reasons)
+    assert site.reasons == [CloseReason.STALLED]
+
+
 @pytest.mark.parametrize("how", ["closes", "closes its end of TLS", "resets"])
 async def test_with_heartbeats_a_client_that_leaves_in_any_way_is_noticed(site, how):
     listener = await site.listen("/lively")
@@ -334,7 +350,7 @@ async def test_many_streams_pass_and_leave(site, session, many_files):
 TIMEOUTS = {
     "nginx": {"proxy_http_version 1.1;": "proxy_http_version 1.1; proxy_read_timeout 1s;"},
     "haproxy": {"timeout client 50s": "timeout client 1s", "timeout server 50s": "timeout server 1s"},
-    "apache2": {"retry=0\n": "retry=0 timeout=1\n"},
+    "apache2": {"127.0.0.1:8080/": "127.0.0.1:8080/ timeout=1"},
     "varnishd": {},
 }
 

@@ -8,6 +8,7 @@ import ssl
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from getpass import getuser
 from pathlib import Path
 
 import trustme
@@ -101,7 +102,8 @@ class Nginx(Proxy):
             "127.0.0.1:8080": f"127.0.0.1:{self.backend}",
             "worker_rlimit_nofile 65536": "worker_rlimit_nofile 8192",
             "worker_connections 32768": "worker_connections 4096",
-            "worker_processes auto": "user root; daemon off; pid nginx.pid; error_log stderr; worker_processes 2",
+            "user www-data": f"user {getuser()}",
+            "worker_processes auto": "daemon off; pid nginx.pid; error_log stderr; worker_processes 2",
             "http {": "http { access_log off; "
             + " ".join(f"{kind}_temp_path {kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi", "client_body")),
             "listen 443": f"listen 127.0.0.1:{self.port}",
@@ -120,6 +122,7 @@ class HAProxy(Proxy):
     def places(self) -> dict[str, str]:
         return {
             "127.0.0.1:8080": f"127.0.0.1:{self.backend}",
+            "    user haproxy\n    group haproxy\n": "",
             "maxconn 20000": "maxconn 4000",
             "bind :443": f"bind 127.0.0.1:{self.port}",
             **({"/etc/ssl/shop-and-key.pem": str(self.both)} if self.scheme == "https" else {}),
@@ -137,7 +140,6 @@ class Apache(Proxy):
     def places(self) -> dict[str, str]:
         return {
             "127.0.0.1:8080": f"127.0.0.1:{self.backend}",
-            "Listen 443": f"Listen 127.0.0.1:{self.port}",
             "*:443": f"127.0.0.1:{self.port}",
             "/etc/ssl/shop.pem": str(self.certificate),
             "/etc/ssl/shop.key": str(self.key),
@@ -146,6 +148,7 @@ class Apache(Proxy):
     def command(self) -> list[str]:
         whole = self.folder / "httpd.conf"
         lines = [f"ServerRoot {self.folder}", f"DefaultRuntimeDir {self.folder}", f"PidFile {self.folder}/pid"]
+        lines.append(f"Listen 127.0.0.1:{self.port}")
         lines += [f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in APACHE_MODULES]
         lines += ["ErrorLog /dev/stderr", "User www-data", "Group www-data", f"Include {self.configuration}"]
         whole.write_text("\n".join(lines) + "\n")

@@ -12,18 +12,19 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from aiohttp import ClientSession, TCPConnector
 
 from aiohttp_interceptors import Drain, Hub, live_handler
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.testing import open_stream
 from tests.servers.engines import needs
 from tests.servers.process import free_port
-from tests.servers.proxies import DEPLOY
+from tests.servers.proxies import DEPLOY, PROXIES
 from tests.waiting import TIMEOUT, until, within
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither systemd nor gunicorn")
@@ -87,6 +88,26 @@ async def hub(shop):
     await hub.close()
 
 
+@pytest.fixture
+def started(tmp_path):
+    """Return a function that starts a proxy."""
+    with ExitStack() as stack:
+
+        def start(program: str):
+            proxy = PROXIES[program](tmp_path / program)
+            proxy.start()
+            stack.callback(proxy.kill)
+            return proxy
+
+        yield start
+
+
+@pytest.fixture
+async def session():
+    async with ClientSession(connector=TCPConnector(ssl=False)) as session:
+        yield session
+
+
 def activated(shop: Shop, listener: socket.socket):
     """Run the application as systemd does: the socket is descriptor 3, and it stays open when the process ends."""
     fd = listener.fileno()
@@ -94,9 +115,13 @@ def activated(shop: Shop, listener: socket.socket):
     return shop.run(sys.executable, "-c", ACTIVATE, str(fd), pass_fds=(fd,), env=environment)
 
 
-async def test_a_browser_that_reconnects_while_systemd_restarts_the_application_waits(shop, hub, session):
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/prices"
+@pytest.mark.parametrize("program", ["nginx", "haproxy"])
+async def test_a_browser_that_reconnects_while_systemd_restarts_the_application_waits(
+    shop, hub, program, started, session
+):
+    proxy = started(program)
+    with socket.create_server(("127.0.0.1", proxy.backend), backlog=4096) as listener:
+        url = f"{proxy.url}/prices"
         async with activated(shop, listener) as process, open_stream(session, url, timeout=TIMEOUT) as stream:
             await within(hub.publish("prices", "one"))
             assert (await stream.next()).data == "one"

@@ -12,9 +12,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
 from aiohttp_interceptors import (
-    STREAMS as OPEN_STREAMS,
-)
-from aiohttp_interceptors import (
+    STREAMS,
     CloseReason,
     Drain,
     Event,
@@ -38,7 +36,7 @@ import resource
 
 EVENTS = 10
 REQUESTS = 20  # an event passes a proxy faster than so many requests, which are made one after the other
-STREAMS = 500
+CLIENTS = 500
 EVENT_SOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
 NO_LINGER = struct.pack("ii", 1, 0)  # l_onoff and l_linger
 
@@ -96,8 +94,8 @@ class Site:
     async def address(self, request):
         return web.Response(text=request.headers.getall("X-Forwarded-For")[-1].rpartition(",")[2].strip())
 
-    async def start(self):
-        self._runner = web.AppRunner(self.make_app(), access_log=None, shutdown_timeout=1.0)
+    async def start(self, **settings):
+        self._runner = web.AppRunner(self.make_app(), access_log=None, shutdown_timeout=1.0, **settings)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096).start()
 
@@ -120,7 +118,7 @@ class Site:
 
     def cut(self) -> None:
         """Cut all streams."""
-        for stream in self._runner.app[OPEN_STREAMS]:
+        for stream in self._runner.app[STREAMS]:
             stream.abort()
 
     async def publish(self, data: str) -> None:
@@ -161,16 +159,17 @@ def proxy(request, tmp_path_factory):
 
 
 @pytest.fixture
-async def site(proxy):
-    async with served(proxy) as site:
+async def site(proxy, request):
+    cancellation = "handler_cancellation" in request.fixturenames and request.getfixturevalue("handler_cancellation")
+    async with served(proxy, handler_cancellation=cancellation) as site:
         yield site
 
 
 @asynccontextmanager
-async def served(proxy, port: int | None = None):
+async def served(proxy, port: int | None = None, **settings: object):
     """Serve an application behind a proxy that runs."""
     site = Site(proxy, port)
-    await site.start()
+    await site.start(**settings)
     yield site
     for listener in site.listeners:
         leave(listener)
@@ -202,7 +201,7 @@ async def session():
 def many_files():
     """Allow as many open files as the streams and their clients need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = 3 * STREAMS
+    need = 3 * CLIENTS
     if soft != resource.RLIM_INFINITY and soft < need:
         if hard != resource.RLIM_INFINITY and hard < need:
             pytest.skip(f"a process may open {hard} files here")
@@ -243,7 +242,7 @@ async def test_an_event_arrives_before_the_next_one_is_published(site, session):
     assert [listener.status, listener.body.count(b"data: ")] == [200, EVENTS]
 
 
-async def test_a_client_that_leaves_is_noticed(site, session):
+async def test_a_client_that_leaves_is_noticed(site, session, handler_cancellation):
     listener = await site.listen("/silent")
     await site.publish("x")
     assert await listener.data(1) == ["x"]
@@ -336,13 +335,13 @@ async def test_the_answer_to_a_post_passes_word_by_word(site, session, accept):
 
 
 async def test_many_streams_pass_and_leave(site, session, many_files):
-    listeners = await asyncio.gather(*[site.listen("/silent") for _ in range(STREAMS)])
+    listeners = await asyncio.gather(*[site.listen("/silent") for _ in range(CLIENTS)])
     for word in ("one", "two"):
         await site.publish(word)
-        assert await asyncio.gather(*[listener.data(1) for listener in listeners]) == [[word]] * STREAMS
+        assert await asyncio.gather(*[listener.data(1) for listener in listeners]) == [[word]] * CLIENTS
     for listener in listeners:
         leave(listener)
-    await until_noticed(site, session, STREAMS)
+    await until_noticed(site, session, CLIENTS)
 
 
 # What each line of a configuration is for, and what it must not contain.

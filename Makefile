@@ -8,6 +8,7 @@ export VENV
 bin := $(VENV)/bin
 # Programs that the tests need and their Debian packages.
 servers := redis-server=redis-server nginx=nginx pgbouncer=pgbouncer
+proxies := haproxy=haproxy apache2=apache2 caddy=caddy varnishd=varnish
 # A limit for a whole run of pytest, which then prints the stacks of its threads. Each test has its own limit as well.
 pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --kill-after=30 40m) $(bin)/python -m pytest
 # Pyright looks for Python in PATH. Its version is pinned in pyproject.toml, so it need not announce newer ones.
@@ -40,11 +41,11 @@ types: setup ## Check types, and that all public names are completely typed
 	$(pyright) --verifytypes aiohttp_interceptors --ignoreexternal
 
 unit: setup ## Run the tests that do not need a browser
-	@scripts/debian $(servers)
+	@scripts/debian $(servers) $(proxies)
 	$(pytest) -m "not browser"
 
 browser: setup ## Run the tests in a browser
-	@scripts/debian chromium=chromium $(servers)
+	@scripts/debian chromium=chromium $(servers) $(proxies)
 	$(pytest) -m browser
 
 compat: setup ## Run the tests of aiohttp-sse with EventStreamResponse, and those of aiohttp with our middleware
@@ -52,7 +53,7 @@ compat: setup ## Run the tests of aiohttp-sse with EventStreamResponse, and thos
 	@scripts/aiohttp-tests
 
 test: lint types docs compat ## Check everything: lint, types, documentation, all tests, coverage
-	@scripts/debian chromium=chromium $(servers)
+	@scripts/debian chromium=chromium $(servers) $(proxies)
 	$(pytest) --cov
 
 oldest: ## Run `make unit` with the oldest supported dependencies

@@ -78,7 +78,10 @@ def console_errors():
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def visit(browser, console_errors):
-    """Open a URL in a new browser context. Fails at the end if the console has errors that the test did not expect."""
+    """Open a URL in a new browser context. Fails at the end if the console has errors that the test did not expect.
+
+    Further arguments are those of ``browser.new_context``.
+    """
     contexts = []
 
     def on_console(line):
@@ -86,8 +89,8 @@ async def visit(browser, console_errors):
         if line.type in ("error", "warning") and "willReadFrequently" not in line.text:
             console_errors.append(line.text)
 
-    async def visit(address):
-        contexts.append(await browser.new_context())
+    async def visit(address, **options):
+        contexts.append(await browser.new_context(**options))
         page = await contexts[-1].new_page()
         page.on("console", on_console)
         page.on("pageerror", lambda error: console_errors.append(str(error)))

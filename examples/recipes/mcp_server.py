@@ -26,7 +26,7 @@ from aiohttp_interceptors import (
     interceptor_middleware,
     setup,
 )
-from aiohttp_interceptors.ready import json_body
+from aiohttp_interceptors.ready import InvalidBody, json_body
 
 VERSIONS = ("2025-11-25", "2025-06-18")
 ORIGINS = {"http://localhost:8080"}  # change: the pages that may use this server
@@ -39,12 +39,18 @@ sessions: set[str] = set()  # change: your sessions, and whose they are
 readers: dict[str, RequestContext] = {}  # by topic: a message is sent on one connection only
 
 
+def check_message(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(value.get("params", {}), dict):
+        raise InvalidBody("expected a JSON-RPC message")
+    return value
+
+
 def reply(number: object, **content: object) -> dict[str, object]:
     return {"jsonrpc": "2.0", "id": number, **content}
 
 
 async def call(message: dict[str, Any]) -> AsyncGenerator[object, None]:  # change: your tools
-    params = message["params"]
+    params = message.get("params", {})
     last, token = int(params["arguments"]["to"]), params.get("_meta", {}).get("progressToken")
     for number in range(1, last + 1):
         await asyncio.sleep(0.2)
@@ -95,10 +101,10 @@ async def messages(context: RequestContext) -> AsyncIterator[Event]:
 @before
 async def post(context: RequestContext) -> None:
     message, session = context[MESSAGE], context[SESSION]
-    method, number = message.get("method"), message.get("id")
+    method, number, params = message.get("method"), message.get("id"), message.get("params", {})
     if method == "initialize":
         sessions.add(session := token_hex())
-        version = message["params"]["protocolVersion"]
+        version = params.get("protocolVersion")
         result: dict[str, object] = {
             "protocolVersion": version if version in VERSIONS else VERSIONS[0],
             "capabilities": {"tools": {}},
@@ -109,7 +115,7 @@ async def post(context: RequestContext) -> None:
     elif not session:
         raise web.HTTPBadRequest(text="Mcp-Session-Id is missing")
     elif method == "notifications/cancelled":
-        run = hub.find_run(topic_of(session, message["params"]["requestId"]))
+        run = hub.find_run(topic_of(session, params.get("requestId")))
         if run is not None:
             await run.cancel()
         context.response = web.Response(status=202)
@@ -149,7 +155,7 @@ async def end(context: RequestContext) -> None:
 
 app = web.Application(middlewares=[interceptor_middleware(check)])
 setup(app, hub)
-app.router.add_post("/mcp", as_handler(json_body(MESSAGE, dict), post, messages))
+app.router.add_post("/mcp", as_handler(json_body(MESSAGE, check_message), post, messages))
 app.router.add_get("/mcp", as_handler(resume, messages))
 app.router.add_delete("/mcp", as_handler(end))
 if __name__ == "__main__":

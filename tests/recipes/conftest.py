@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,15 @@ from tests.servers.process import ServerProcess
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Recipe]]:
-    """Start the program of a recipe: ``run("progress")``. At the end it is stopped, and its log has no error."""
+def run(tmp_path: Path, own: object) -> Iterator[Callable[..., Recipe]]:
+    """Start the program of a recipe: ``run("progress")``. At the end it is stopped, before the servers of ``own``.
+
+    Its log must have no error that the test does not expect.
+    """
     started: list[Recipe] = []
 
-    def start(name: str, *arguments: str, folder: str = "recipe", **options: object) -> Recipe:
-        recipe = Recipe(tmp_path / folder, name, *arguments, **options)
+    def start(name: str, *, folder: str = "recipe", **options: Any) -> Recipe:
+        recipe = Recipe(tmp_path / folder, name, **options)
         started.append(recipe)
         recipe.start()
         return recipe

@@ -20,9 +20,11 @@ class Recipe(ServerProcess):
     The program is a copy, beside a copy of its page, in which texts are replaced: at least the port.
     """
 
-    def __init__(self, folder: Path, name: str, *arguments: str, replace: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, *, port_as_argument: bool = False, replace: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(folder)
-        self._arguments = arguments
+        self._arguments = [str(self.port)] if port_as_argument else []
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._program = folder / f"{name}.py"
         self._expected: list[str] = []

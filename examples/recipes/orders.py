@@ -22,13 +22,25 @@ from aiohttp_interceptors import (
     topic_stream,
 )
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.ready import Problem, json_body, problem_details, rate_limit, request_id, transaction
+from aiohttp_interceptors.ready import (
+    InvalidBody,
+    Problem,
+    json_body,
+    problem_details,
+    rate_limit,
+    request_id,
+    transaction,
+)
 
 
 @dataclass
 class Order:
     article: str
     count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InvalidBody("expected 1 or more", "$.count")
 
 
 class OutOfStock(Exception):
@@ -77,7 +89,8 @@ async def create(context: RequestContext) -> None:
 
 
 async def show(request: web.Request) -> web.Response:
-    row = database.execute("SELECT * FROM orders WHERE id = ?", [request.match_info["id"]]).fetchone()
+    async with lock:  # otherwise it would see what is not committed
+        row = database.execute("SELECT * FROM orders WHERE id = ?", [request.match_info["id"]]).fetchone()
     if row is None:
         raise LookupError
     return web.json_response(dict(zip(("id", "article", "count"), row, strict=True)))

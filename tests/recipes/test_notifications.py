@@ -141,9 +141,9 @@ async def test_the_page_of_another_origin_shows_notifications_and_resumes(visit,
     recipe.kill()
     await expect(state).to_have_text("connecting")
     recipe.restart()
+    await page.evaluate(notify, ["ann", "missed"])  # before the page reconnects
+    await expect(items).to_have_text(["one", "missed"])
     await expect(state).to_have_text("signed in")
-    await page.evaluate(notify, ["ann", "two"])
-    await expect(items).to_have_text(["one", "two"])
     await page.get_by_role("button", name="Sign out").click()
     await expect(state).to_have_text("signed out")
     assert await page.evaluate("""async () => (await post("/users/ann", "three")).ok""") is False

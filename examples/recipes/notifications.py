@@ -37,7 +37,7 @@ def authenticate(context: RequestContext) -> None:
 
 async def login(request: web.Request) -> web.Response:
     user = str((await request.post()).get("user", ""))
-    if not user.isalnum():  # change: check the password
+    if not (user.isascii() and user.isalnum()):  # change: check the password
         raise web.HTTPForbidden
     session = token_urlsafe()
     sessions.execute("INSERT INTO session VALUES (?, ?)", [session, user])

@@ -1,6 +1,7 @@
 """A JSON API whose events are written in the transaction that changes the data (an outbox in SQLite)."""
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -104,7 +105,8 @@ async def relay() -> None:
         for number, topic, data in rows:
             try:
                 await hub.publish(topic, Event(data, "order"), idempotency_key=f"outbox-{number}")
-            except BrokerError:
+            except BrokerError as error:
+                logging.getLogger("outbox").warning("%r is not published, and is tried again: %s", topic, error)
                 await asyncio.sleep(1)
                 break
             async with lock:

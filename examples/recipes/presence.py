@@ -12,14 +12,14 @@ hub = Hub()  # change: a broker, for several processes
 
 def user_of(context: RequestContext) -> str:  # change: the user of your session
     user = context.request.cookies.get("user", "")
-    if not user.isalnum():
+    if not (user.isascii() and user.isalnum()):
         raise web.HTTPUnauthorized
     return user
 
 
 async def enter(request: web.Request) -> web.Response:  # change: your login
     user = str((await request.post()).get("user", ""))
-    if not user.isalnum():
+    if not (user.isascii() and user.isalnum()):
         raise web.HTTPBadRequest(text="a name has letters and digits")
     response = web.HTTPSeeOther("/")
     response.set_cookie("user", user, httponly=True, samesite="Lax")

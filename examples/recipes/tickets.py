@@ -28,7 +28,7 @@ authenticate = bearer(jwt_verifier(KEY, algorithms=["HS256"], audience=AUDIENCE,
 
 async def login(request: web.Request) -> web.Response:  # change: your identity provider does this
     user = str((await request.post()).get("user", ""))
-    if not user.isalnum():
+    if not (user.isascii() and user.isalnum()):
         raise web.HTTPForbidden
     claims = {"sub": user, "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 600}
     return web.json_response({"token": jwt.encode(claims, KEY, algorithm="HS256")})

@@ -45,6 +45,12 @@ async def test_the_post_is_answered_token_by_token(run, ask):
     assert told(events) == [("token", "one "), ("token", "two "), ("end", "finished")]
 
 
+async def test_the_post_has_all_tokens_of_an_answer_that_is_complete_before_its_stream_is_open(run, ask):
+    recipe = run("chat", replace={**FASTER, "    context[TOPIC] =": "    await run.wait()\n    context[TOPIC] ="})
+    events = Decoder().feed(await within((await ask(recipe, "one two")).read()))
+    assert told(events) == [("token", "one "), ("token", "two "), ("end", "finished")]
+
+
 async def test_an_answer_goes_on_without_its_reader_and_is_read_again_from_the_first_token(session, run, ask):
     recipe = run("chat", replace=FASTER)
     response = await ask(recipe, "one two three")

@@ -51,6 +51,17 @@ async def test_a_job_goes_on_in_the_next_process(session, run, end):
         assert [step["done"] for step in steps] == list(range(state["done"] + 1, 9))
 
 
+async def test_a_page_gets_the_state_of_a_job_of_which_nothing_is_published_any_more(session, run):
+    recipe = run("progress", replace={"STEPS = 100": "STEPS = 2"})
+    job = await job_of(session, recipe)
+    async with open_stream(session, f"{job}/events") as stream:
+        await stream.rest()
+    recipe.stop()
+    recipe.restart()
+    async with open_stream(session, f"{job}/events") as stream:
+        assert json.loads((await stream.next()).data) == {"done": 2, "steps": 2, "state": "finished"}
+
+
 async def test_the_stream_of_a_job_that_does_not_exist_is_a_404(session, run):
     recipe = run("progress")
     for job in "missing", ">", "*":

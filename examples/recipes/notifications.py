@@ -61,6 +61,10 @@ async def notify(request: web.Request) -> web.Response:  # change: what happens 
     return web.Response(status=204)
 
 
+async def close(app: web.Application) -> None:
+    sessions.close()
+
+
 stream = start_topic_stream(
     hub,
     lambda context: f"users.{context[USER]}",
@@ -69,6 +73,7 @@ stream = start_topic_stream(
 )
 app = web.Application()
 setup(app, hub)
+app.on_cleanup.append(close)
 app.middlewares.append(interceptor_middleware(cors(ORIGINS, credentials=True), csrf(origins=ORIGINS)))
 app.router.add_post("/login", login)
 app.router.add_post("/logout", as_handler(authenticate, logout))

@@ -122,6 +122,7 @@ async def relaying(app: web.Application) -> AsyncIterator[None]:
     yield
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+    database.close()
 
 
 app = web.Application()

@@ -9,7 +9,7 @@ import pytest
 from tests.recipes.pages import PAGES, shown
 from tests.recipes.site import FOLDER, ROOT
 
-FILES = sorted(file.name for file in FOLDER.iterdir() if file.is_file())
+FILES = sorted(file.name for file in FOLDER.iterdir() if file.suffix in {".py", ".html", ".conf"})
 RECIPES = sorted(page for page in PAGES.glob("*.md") if page.stem != "index")
 
 

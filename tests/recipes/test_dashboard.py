@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -70,6 +71,16 @@ async def test_the_page_goes_on_when_a_process_is_killed_or_stopped(visit, proce
     await expect(rows).to_have_count(1)
     await expect(state).to_have_text("connected")
     console_errors[:] = [each for each in console_errors if "ERR_" not in each and "502" not in each]
+
+
+async def test_a_new_page_gets_the_last_report_of_a_process_that_was_killed(session, processes):
+    one, two = processes
+    async with open_stream(session, f"{one.url}/reports") as stream:
+        while json.loads((await stream.next()).data)["process"] != two.port:
+            pass  # it has reported
+        two.kill()
+    async with open_stream(session, f"{one.url}/reports") as stream:
+        assert {json.loads((await stream.next()).data)["process"] for _ in range(2)} == {one.port, two.port}
 
 
 async def test_a_process_that_has_lost_valkey_is_not_ready_and_comes_back(session, processes, valkey):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 
 import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors import Decoder
 from aiohttp_interceptors.testing import open_stream
-from tests.waiting import within
+from tests.waiting import TIMEOUT, within
 
 SHORT_LEASES = {
     "app = web.App": "from aiohttp_interceptors.hub import nodes\n"
@@ -111,6 +113,22 @@ async def test_too_many_answers_at_a_time_are_a_503(session, run, ask):
     await ask(recipe, "word " * 1000)
     async with session.post(f"{recipe.url}/answers", json={"prompt": "word"}) as response:
         assert response.status == 503
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_says_that_an_answer_is_not_kept_any_more(visit, run):
+    recipe = run("chat", replace={**FASTER, "history=10_000": "history=10_000, history_age=1"})
+    page = await visit(recipe.url)
+    state, ask = page.locator("#state"), page.get_by_role("button", name="Ask")
+    await page.get_by_label("Question").fill("one two")
+    await ask.click()
+    await expect(state).to_have_text("finished")
+    async with asyncio.timeout(TIMEOUT):
+        while await state.text_content() != "The answer is no longer kept.":
+            await page.reload()
+            await expect(state).to_have_text(re.compile("finished|kept"))
+    await expect(ask).to_be_enabled()
 
 
 @pytest.mark.browser

@@ -107,7 +107,7 @@ async def test_a_client_that_was_cut_before_the_first_message_resumes(client):
 
 
 async def test_a_message_is_sent_on_one_connection_only(client):
-    async with client.post(call(1, 30, progressToken="t")) as first:
+    async with client.post(call(1, 60, progressToken="t")) as first:
         body = await within(first.content.readuntil(b"\n\n"))
         async with client.stream(body.decode().rpartition("id: ")[2].strip()) as second:
             seen = [await second.next()]
@@ -115,7 +115,7 @@ async def test_a_message_is_sent_on_one_connection_only(client):
                 await events_of(first)
             seen += await second.rest()
     *progress, answer = messages(seen)
-    assert [each["params"]["progress"] for each in progress] == list(range(1, 31))
+    assert [each["params"]["progress"] for each in progress] == list(range(1, 61))
     assert answer["id"] == 1
 
 

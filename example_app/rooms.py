@@ -88,10 +88,10 @@ def enter(context: RequestContext) -> None:
 async def logout(request: web.Request) -> web.Response:
     """Forget the session, and end all its streams, on all servers."""
     context = RequestContext.of(request)
-    whose = context and owner(context)
+    whose = None if context is None else owner(context)
     response = web.Response(status=204)
     response.del_cookie(SESSION)
-    if whose:
+    if whose is not None:
         await request.app[HUB].disconnect(whose, Event("signed out", "logout"))
     return response
 

@@ -32,6 +32,10 @@ class TestValues:
         assert context.pop("d") == 4
         assert "d" not in context
 
+    def test_a_context_is_true_also_without_values(self) -> None:
+        assert Context()
+        assert len(Context()) == 0
+
     def test_keys_may_be_context_keys_or_strings(self) -> None:
         context = Context()
         context[USER] = "alice"

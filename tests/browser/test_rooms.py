@@ -254,10 +254,10 @@ async def test_the_page_works_with_the_keyboard_and_announces_only_new_lines(ser
     await expect(lines(page)).to_have_text(["hello"])
     await expect(page.get_by_label("Your line")).to_be_focused()
     reached = []
-    for _ in range(12):
+    for _ in range(16):
         await page.keyboard.press("Tab")
         reached.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    for element in ("Machine monitor", "drop", "lobby", "kitchen", "other", "Go", "lines", "name"):
+    for element in ("Machine monitor", "Inspector", "drop", "logout", "lobby", "kitchen", "other", "Go", "lines", "name"):
         assert element in reached
     assert await page.locator("#room-state").get_attribute("role") == "status"
     assert await page.locator("[aria-live], [role=status], [role=alert], output").count() == 3

@@ -96,12 +96,19 @@ async def test_the_first_stream_tells_the_time(write, session):
             assert re.fullmatch(r"\d\d:\d\d:\d\d", (await stream.next()).data)
 
 
-async def test_the_chat_survives_a_restart_with_the_two_lines_of_the_page(write, session):
+def chat():
+    """Return ``app.py`` as the reader of the first page has it at the end."""
+    text = BLOCKS[1][1]
+    main = text[text.index("if __name__") :]
+    broker, interceptor, route = (block for _, block in BLOCKS[2:5])
+    imports, _, last_lines = broker.partition("\n\n")
+    text = text.replace(main, last_lines).replace("def make_app", f"{interceptor}\n\ndef make_app")
+    return f"{imports}\n{text.replace('    return app', f'    {route}    return app')}"
+
+
+async def test_the_chat_survives_a_restart_with_the_broker_of_the_page(write, session):
     write, folder, port = write
-    name, text = BLOCKS[1]
-    _, broker = BLOCKS[2]
-    assert "hub = Hub()\n" in text
-    write(name, text.replace("hub = Hub()\n", broker))
+    write("app.py", chat())
     async with running(folder, port) as url:
         async with session.get(url) as response:
             assert "EventSource" in await response.text()
@@ -120,16 +127,27 @@ async def test_the_chat_survives_a_restart_with_the_two_lines_of_the_page(write,
             assert [(await stream.next()).data for _ in range(3)] == ["one", "two", "three"]
 
 
-def test_the_test_of_the_first_page_passes_and_its_interceptor_refuses(write):
-    write, folder, _ = write
-    chat, interceptor, (name, test) = BLOCKS[1][1], BLOCKS[3][1], BLOCKS[4]
-    write("app.py", chat + interceptor)
-    refusal = '    assert (await client.get("/mine")).status == 401\n'
-    (folder / name).write_text(test + refusal)
+async def test_the_signed_in_stream_of_the_page_asks_for_a_cookie(write, session):
+    write, folder, port = write
+    write("app.py", chat())
+    async with running(folder, port) as url:
+        async with session.get(f"{url}/mine") as response:
+            assert response.status == 401
+        async with open_stream(session, f"{url}/mine", headers={"Cookie": "user=ann"}) as stream:
+            assert stream.response.status == 200
+
+
+async def test_the_test_of_the_page_passes_beside_the_chat_of_yesterday(write, session):
+    write, folder, port = write
+    write("app.py", chat())
+    name, text = BLOCKS[5]
+    (folder / name).write_text(text)
+    async with running(folder, port) as url, session.post(f"{url}/say", data={"text": "yesterday"}) as response:
+        assert response.status == 204
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", name]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout

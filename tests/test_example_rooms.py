@@ -222,6 +222,7 @@ async def test_a_logout_on_one_server_ends_the_pages_of_the_browser_on_the_other
     async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser, ClientSession() as stranger:
         async with browser.get(f"{servers[0].url}/rooms") as response:
             assert response.cookies["session"]["httponly"]
+            secret = response.cookies["session"].value
         async with (
             open_stream(browser, f"{servers[1].url}/events/room") as page,
             open_stream(stranger, f"{servers[1].url}/events/room") as other,
@@ -232,6 +233,9 @@ async def test_a_logout_on_one_server_ends_the_pages_of_the_browser_on_the_other
                 assert (await page.rest())[-1].name == "logout"
             async with stranger.post(f"{servers[0].url}/say", data={"name": "Ada", "text": "still here"}):
                 assert await texts(other, 1) == ["still here"]
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+    assert b"session:" in stored, "the logout"
+    assert secret.encode() not in stored
 
 
 async def test_metrics_health_and_inspector_are_for_this_machine(client):

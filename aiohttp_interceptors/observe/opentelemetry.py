@@ -1,6 +1,6 @@
 """OpenTelemetry spans of requests and streams, and a histogram of how long streams last.
 
-``pip install aiohttp-interceptors[opentelemetry]``, and an SDK that the application configures.
+``pip install 'aiohttp-interceptors[opentelemetry]'``, and an SDK that the application configures.
 
     traces = OpenTelemetryTraces()
     setup(app, observer=traces.streams)

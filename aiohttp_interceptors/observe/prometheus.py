@@ -1,6 +1,6 @@
 """Prometheus metrics of an application's streams, Hubs and interceptors.
 
-``pip install aiohttp-interceptors[prometheus]``
+``pip install 'aiohttp-interceptors[prometheus]'``
 
     metrics = PrometheusMetrics()
     metrics.watch(hub)

@@ -1,6 +1,7 @@
 """Notifications of a logged-in user, for a page of another origin, until the logout on any node."""
 
 import sqlite3
+from hashlib import sha256
 from secrets import token_urlsafe
 
 from aiohttp import web
@@ -24,6 +25,11 @@ USER, SESSION = ContextKey[str]("user"), ContextKey[str]("session")
 sessions = sqlite3.connect("sessions.sqlite3", isolation_level=None)  # change: your sessions, which all nodes share
 sessions.execute("CREATE TABLE IF NOT EXISTS session (id TEXT PRIMARY KEY, user TEXT NOT NULL)")
 hub = Hub(SqliteBroker("notifications.sqlite3"))
+
+
+def owner_of(session: str) -> str:
+    # A hash: the broker stores owners, and the inspector shows them.
+    return f"session:{sha256(session.encode()).hexdigest()}"
 
 
 @before
@@ -50,7 +56,7 @@ async def login(request: web.Request) -> web.Response:
 async def logout(context: RequestContext) -> None:
     session = context[SESSION]
     sessions.execute("DELETE FROM session WHERE id = ?", [session])  # first, so that no stream opens in between
-    await hub.disconnect(f"session:{session}", Event("signed out", "logout"))
+    await hub.disconnect(owner_of(session), Event("signed out", "logout"))
     context.response = web.Response(status=204)
     context.response.del_cookie("session")
 
@@ -68,7 +74,7 @@ async def close(app: web.Application) -> None:
 stream = start_topic_stream(
     hub,
     lambda context: f"users.{context[USER]}",
-    owner=lambda context: [f"session:{context[SESSION]}", f"user:{context[USER]}"],
+    owner=lambda context: [owner_of(context[SESSION]), f"user:{context[USER]}"],
     replay=10,
 )
 app = web.Application()

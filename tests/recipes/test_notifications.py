@@ -66,7 +66,7 @@ async def notify(session, node, user, name, text):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-async def test_a_user_gets_the_notifications_from_all_nodes_until_the_logout_on_any(session, nodes, name):
+async def test_a_user_gets_the_notifications_from_all_nodes_until_the_logout_on_any(session, nodes, name, tmp_path):
     one, two = nodes(name)
     ann, bob = await logged_in(session, one, "ann"), await logged_in(session, two, "bob")
     url = await ann.url(session, one)
@@ -78,6 +78,10 @@ async def test_a_user_gets_the_notifications_from_all_nodes_until_the_logout_on_
         async with session.post(f"{two.url}/logout", headers=ann.headers) as response:
             assert response.status == 204
         assert [event.name for event in await stream.rest()] == ["logout"]
+    secret = ann.headers.get("Cookie", ann.headers.get("Authorization")).replace("=", " ", 1).split()[1]
+    log = b"".join(file.read_bytes() for file in tmp_path.glob("notifications.sqlite3*") if file.is_file())
+    assert b"for ann" in log
+    assert secret.encode() not in log
     async with session.get(url, headers=ann.headers) as response:
         assert response.status == 401
     async with open_stream(session, await bob.url(session, two), headers=bob.headers) as stream:

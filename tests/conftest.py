@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,12 @@ from tests.limit import (  # noqa: F401  # pytest finds hooks by their names
     pytest_unconfigure,
 )
 from tests.waiting import TIMEOUT
+
+
+def pytest_collection_finish() -> None:
+    """Leave the tests themselves out of garbage collection, of which tests of leaks ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass

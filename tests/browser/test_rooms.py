@@ -257,7 +257,18 @@ async def test_the_page_works_with_the_keyboard_and_announces_only_new_lines(ser
     for _ in range(16):
         await page.keyboard.press("Tab")
         reached.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    for element in ("Machine monitor", "Inspector", "drop", "logout", "lobby", "kitchen", "other", "Go", "lines", "name"):
+    for element in (
+        "Machine monitor",
+        "Inspector",
+        "drop",
+        "logout",
+        "lobby",
+        "kitchen",
+        "other",
+        "Go",
+        "lines",
+        "name",
+    ):
         assert element in reached
     assert await page.locator("#room-state").get_attribute("role") == "status"
     assert await page.locator("[aria-live], [role=status], [role=alert], output").count() == 3

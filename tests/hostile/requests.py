@@ -172,5 +172,5 @@ def growth(before: Counter[str], after: Counter[str]) -> dict[str, int]:
     return {
         name: grown
         for name, grown in (after - before).items()
-        if grown > MAX_GROWTH and name.partition(".")[0] not in ("MemoryLog", "_Stored")
+        if grown > MAX_GROWTH and name.partition(".")[0] not in ("MemoryLog", "_Stored", "_LabelValues")
     }

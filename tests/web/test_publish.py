@@ -139,7 +139,7 @@ async def test_the_body_is_utf_8_whatever_its_content_type_says(serve, session, 
 async def test_a_body_that_does_not_arrive_is_a_408(serve):
     app = web.Application()
     app.router.add_post("/publish", publish_handler(Hub(), read_timeout=0.01))
-    server = await serve(app)
+    server = await serve(app, lingering_time=0.1)  # seconds that aiohttp waits for the rest of the body
     answer = await server.exchange("POST /publish HTTP/1.1\nHost: x\nConnection: close\nContent-Length: 5\n\n{")
     assert answer.startswith(b"HTTP/1.1 408 ")
 

@@ -252,11 +252,14 @@ class _Inspector:
         connection.tap(view)
         try:
             yield Event(json.dumps({"masked": not self._show_data}), "tap")
-            while not view.has_ended:
+            has_ended = False
+            while not has_ended:
                 await view.changed.wait()
+                has_ended = view.has_ended  # what was written before is taken, too
                 writes, skipped = view.take()
                 yield Event(json.dumps({"writes": list(map(self._shown, writes)), "skipped": skipped}), "writes")
-                await asyncio.sleep(RAW_INTERVAL)
+                if not has_ended:
+                    await asyncio.sleep(RAW_INTERVAL)
             yield Event("", "ended")
         finally:
             connection.untap(view)

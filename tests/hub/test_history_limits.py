@@ -120,13 +120,24 @@ class TestBytes:
     async def test_an_event_larger_than_all_of_them_may_be_is_sent_and_not_kept(self):
         hub = Hub(max_bytes=1000)
         stream = await live(hub, "a")
-        await publish(hub, "a", "b")
+        first, _ = await publish(hub, "a", "b")
         last = await hub.publish("a", "x" * 2000)
-        assert (hub.history.records, hub.history.bytes) == (0, 0)
         await run_other_tasks(1)
         assert [len(text) for text in stream.texts] == [1, 2000]
         assert await read(hub, "a", after=last) == []
-        await publish(hub, "b")
+        assert await read(hub, "a", after=first) == ["gap"]
+        await publish(hub, "a")
+        assert topics_of(hub) == ["a", "b"]
+
+    async def test_an_event_larger_than_all_of_them_may_be_evicts_no_other_topic(self):
+        hub = Hub(max_bytes=1000)
+        first, _ = await publish(hub, "b", "b")
+        await publish(hub, "a")
+        await hub.publish("a", "x" * 2000)
+        assert topics_of(hub) == ["b"]
+        assert (hub.statistics().evicted, hub.history.bytes) == (2, 2 * len(hub.history.newest("b").frame))
+        assert await read(hub, "b", after=first) == ["x"]
+        await hub.publish("c", "x" * 2000)
         assert topics_of(hub) == ["b"]
 
 

@@ -188,6 +188,12 @@ def test_only_hubs_are_taken():
         inspector(web.Application(), public=True)
 
 
+def test_a_hub_is_taken_once():
+    hub = Hub()
+    with pytest.raises(ValueError, match="inspector takes each Hub once"):
+        inspector(hub, Hub(), hub, public=True)
+
+
 # Authorization. Each address of the inspector, and one that it does not have.
 
 ADDRESSES = [

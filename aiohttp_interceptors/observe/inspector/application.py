@@ -112,11 +112,13 @@ def inspector(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: There is no interceptor, and ``public`` is not set.
+        ValueError: There is no interceptor, and ``public`` is not set, or a Hub is given twice.
     """
     for hub in hubs:
         if not isinstance(hub, Hub):
             raise TypeError(f"inspector takes Hubs, not {hub!r}")
+        if hubs.count(hub) > 1:
+            raise ValueError(f"inspector takes each Hub once, and was given {hub!r} twice")
     for name, flag in ("public", public), ("show_data", show_data):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is a bool, not {flag!r}")

@@ -791,7 +791,8 @@ class SubscriberGroup:
         delivered = 0
         if records:
             self.flushing = True
-            self.offset = max(self.offset, _offset_before(records, end))
+            if not records[0].offset or self.select is not None:  # otherwise the first write advances it
+                self.offset = max(self.offset, _offset_before(records, end))
             try:
                 delivered = self._write_to_live(records, now)
             finally:

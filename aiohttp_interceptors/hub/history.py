@@ -565,7 +565,7 @@ class History:
             self._keep_empty(topic_history)
 
     def _evict_for_limits(self, topic_history: TopicHistory, max_bytes: int) -> None:
-        """Evict and count the oldest records of a topic. The caller indexes that, and keeps the topic if it is empty."""
+        """Evict and count the oldest records of a topic. The caller indexes that, and keeps the topic if empty."""
         if not self.evicted:
             logger.warning("hub_history_full", topics=self.topics, records=self.records, bytes=self.bytes)
         while topic_history and self.bytes > max_bytes:

@@ -946,7 +946,8 @@ async def test_what_is_written_last_is_shown_before_the_view_ends(site, monkeypa
         await hub.publish("a", "last")
         await hub.disconnect("user:7", Event("goodbye", "kicked"))
         events = await raw.rest()
-    text = "".join(write["text"] for event in events if event.name == "writes" for write in json.loads(event.data)["writes"])
+    writes = [write for event in events if event.name == "writes" for write in json.loads(event.data)["writes"]]
+    text = "".join(write["text"] for write in writes)
     assert "data: last" in text
     assert "data: goodbye" in text
     assert events[-1].name == "ended"

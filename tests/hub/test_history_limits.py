@@ -226,6 +226,22 @@ async def test_with_a_broker_each_process_has_its_own_limits():
         await hub.close()
 
 
+async def test_a_process_that_starts_keeps_of_a_larger_log_what_was_used_last():
+    log = MemoryLog()
+    before = Hub(MemoryBroker(log))
+    ids = await publish(before, *"abcabc")
+    await before.close()
+    hub = Hub(MemoryBroker(log), max_bytes=60)
+    hub.open()
+    await until(lambda: hub.ready)
+    assert hub.history.bytes <= 60
+    assert (topics_of(hub), hub.statistics().evicted) == (["b", "c"], 4)
+    assert await read(hub, "a", after=ids[0]) == ["gap"]
+    assert await read(hub, "a", after=ids[3]) == []
+    assert await read(hub, "b", after=ids[1]) == ["x"]
+    await hub.close()
+
+
 async def test_the_first_eviction_is_logged(logged):
     hub = Hub(max_topics=2)
     await publish(hub, *"abcdef")

@@ -229,7 +229,7 @@ class Subscription:
         """The offset up to which the subscription has received the records of its topics."""
         if self._cursor is not None:
             return self._cursor.offset
-        return self._group.offset if self._group.unflushed else self._dispatcher.history.end
+        return self._group.written_through(self._dispatcher.history.end)
 
     @property
     def behind(self) -> int:
@@ -589,9 +589,7 @@ class Subscription:
         self._dispatcher.live -= 1
         self._events += group.events
         self._bytes += group.bytes
-        # The group's offset does not advance when other topics receive records. If there is nothing to flush, the end
-        # of the history is equivalent, and there are fewer records to scan.
-        offset = group.offset if group.unflushed or group.flushing else self._dispatcher.history.end
+        offset = group.written_through(self._dispatcher.history.end)
         self._cursor = Cursor(self._dispatcher.reader, self._policy, StartPosition(offset), announced=True)
         if group.presence_event is not None and not group.flushing:
             self._cursor.presence_known = group.presence_changes - group.unflushed_presence
@@ -764,11 +762,24 @@ class SubscriberGroup:
             if not self._not_live:
                 self._not_live = None
 
-    def flush(self, now: float, budget: TimeBudget) -> int:
+    def written_through(self, end: int) -> int:
+        """Return the offset up to which the live subscriptions have all records, if the history ends at ``end``.
+
+        ``offset`` alone does not advance when other topics receive records. Of those topics too many may have been
+        evicted to remember each, so that a gap would be reported after an older offset.
+        """
+        return self.offset if self.flushing else _offset_before(self.unflushed, end)
+
+    def flush(self, now: float, budget: TimeBudget, end: int) -> int:
         """Write new records to the live subscriptions, then let other subscriptions catch up.
 
         If a sink or a ``select`` function calls this method during a flush, do nothing and return 0. Otherwise, newer
         records would be written before the current flush is complete.
+
+        Args:
+            now: The current time of the event loop, in seconds.
+            budget: The time that remains for catching up.
+            end: The offset of the end of the history.
 
         Returns:
             The number of deliveries.
@@ -780,6 +791,8 @@ class SubscriberGroup:
         delivered = 0
         if records:
             self.flushing = True
+            if not records[0].offset or self.select is not None:  # otherwise the first write advances it
+                self.offset = max(self.offset, _offset_before(records, end))
             try:
                 delivered = self._write_to_live(records, now)
             finally:
@@ -882,6 +895,14 @@ class SubscriberGroup:
             subscription.fail(error)
             return 0
         return len(ephemeral)
+
+
+def _offset_before(records: list[Record], end: int) -> int:
+    """Return the offset before the first of the records that is in the history, or ``end`` if none is."""
+    first = records[0].offset if records else 0
+    if not first:  # an ephemeral one, or one that tells who is present
+        first = next((record.offset for record in records if record.offset), end + 1)
+    return first - 1
 
 
 _NO_GROUP = SubscriberGroup(frozenset(), None, bytes, 0)
@@ -1177,7 +1198,7 @@ class Dispatcher:
         loop = self._loop
         assert loop is not None  # noqa: S101  # a Hub is bound before anything is published
         try:
-            self.delivered += group.flush(loop.time(), budget)
+            self.delivered += group.flush(loop.time(), budget, self.history.end)
             if group.is_finished() and not group.flushing:
                 for subscription in group.subscriptions():
                     subscription.finish()

@@ -177,6 +177,8 @@ class History:
             max_bytes is not None and topic_history.bytes > max_bytes
         ):
             self._evict(topic_history)
+        if len(record.frame) > self._max_bytes and topic_history:  # evicting other topics would make no room for it
+            self._evict_for_limits(topic_history, 0)
         self._topic_index.update(topic_history)
         if topic_history.evicted_through > evicted_through:
             self._schedule_indexing(topic_history)
@@ -556,15 +558,19 @@ class History:
 
     def _evict_least_recently_used(self, max_bytes: int) -> None:
         """Evict the oldest records of one topic, until all topics together have ``max_bytes`` or it has no more."""
-        if not self.evicted:
-            logger.warning("hub_history_full", topics=self.topics, records=self.records, bytes=self.bytes)
         topic_history = self._least_recently_used()
-        while topic_history and self.bytes > max_bytes:
-            self._evict(topic_history)
-            self.evicted += 1
+        self._evict_for_limits(topic_history, max_bytes)
         self._schedule_indexing(topic_history)
         if not topic_history:
             self._keep_empty(topic_history)
+
+    def _evict_for_limits(self, topic_history: TopicHistory, max_bytes: int) -> None:
+        """Evict and count the oldest records of a topic. The caller indexes that, and keeps the topic if empty."""
+        if not self.evicted:
+            logger.warning("hub_history_full", topics=self.topics, records=self.records, bytes=self.bytes)
+        while topic_history and self.bytes > max_bytes:
+            self._evict(topic_history)
+            self.evicted += 1
 
     # Topics.
 

@@ -48,6 +48,16 @@ class Access(NamedTuple):
     expires_at: float | None
     """When it expires, in seconds of the Unix epoch; ``None``: never."""
 
+    @property
+    def expires_in(self) -> float:
+        """The seconds until it expires."""
+        return float("inf") if self.expires_at is None else self.expires_at - time.time()
+
+    def check_expiry(self) -> None:
+        """Raise a 401 if it has expired."""
+        if self.expires_in <= 0:
+            raise web.HTTPUnauthorized(text="The credentials have expired.\n")
+
 
 def access_of(context: RequestContext, owner: Owner | None, expires_at: ExpiresAt | None) -> Access:
     """Ask the application's functions about a stream.
@@ -166,8 +176,7 @@ class AccessGuard:
 
     def check_expiry(self) -> None:
         """Raise a 401 if the stream has expired."""
-        if self._expires_in() <= 0:
-            raise web.HTTPUnauthorized(text="The credentials have expired.\n")
+        self._access.check_expiry()
 
     def register(self) -> None:
         """Register the owners. ``stop`` is to be called in any case."""
@@ -205,10 +214,6 @@ class AccessGuard:
         if self._asking is not None and self._asking is not asyncio.current_task():
             self._asking.cancel()
 
-    def _expires_in(self) -> float:
-        expires_at = self._access.expires_at
-        return float("inf") if expires_at is None else expires_at - time.time()
-
     def _random_interval(self) -> float:
         return self._interval * random.uniform(1 - JITTER, 1)  # noqa: S311  # not for security
 
@@ -216,7 +221,7 @@ class AccessGuard:
         """Return when the stream expires, is asked about, or looks at the clock again, whichever comes first."""
         due = [] if self._revalidate is None else [self._ask_at]
         if self._access.expires_at is not None:
-            due.append(now + min(max(self._expires_in(), 0.0), MAX_CLOCK_ERROR))
+            due.append(now + min(max(self._access.expires_in, 0.0), MAX_CLOCK_ERROR))
         return min(due)
 
     def on_timer(self, now: float) -> float | None:
@@ -224,7 +229,7 @@ class AccessGuard:
         stream = self._stream
         if stream is None or stream.reason is not None:
             return None
-        if self._expires_in() <= TIMER_SLACK:
+        if self._access.expires_in <= TIMER_SLACK:
             stream.end(CloseReason.EXPIRED)
             return None
         if self._revalidate is not None and self._ask_at <= now + TIMER_SLACK:

@@ -17,7 +17,7 @@ from ..encoder import Encoder, check_encoder, default_encoder, to_json
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped
 from ..interceptor import Interceptor
-from .access import ExpiresAt, Owner, Revalidate
+from .access import ExpiresAt, Owner, Revalidate, access_of
 from .app import Streams
 from .context import RequestContext
 from .generators import collect, is_generator_function, ready_from_generator
@@ -183,7 +183,8 @@ def event_stream(
         open_after: Seconds to wait for the first event before the headers are sent without one.
         as_json: A plain or async function that makes the JSON answer from the list of what a generator yields, or
             returns a response. It answers a client that does not ask for a stream, see ``wants_event_stream``, once
-            the generator has ended. By default every client gets a stream.
+            the generator has ended. By default every client gets a stream. ``owner`` and ``expires_at`` refuse such a
+            client, too; ``revalidate`` and a disconnect are for streams only.
         **options: Options of ``start_event_stream``. A generator takes no ``grace``.
 
     Returns:
@@ -306,9 +307,12 @@ class _Opener:
                 body = functools.partial(read_body, request, self.settings.stall_timeout)
                 await streams.run_unless_shutdown(request, context.execution_id, body)
             if not await wants_event_stream(request):
+                access = access_of(context, self.settings.owner, self.settings.expires_at)
+                access.check_expiry()
                 generate = bind_function(self._function, 1, bound, is_view=is_view)
                 collecting = functools.partial(collect, self._function, generate, context)
                 values = await streams.run_unless_shutdown(request, context.execution_id, collecting)
+                access.check_expiry()
                 return await _json_response(self._as_json(values))
         await run_stream(context, self.settings, *self.bind(bound, is_view=is_view))
         return cast("web.StreamResponse", context.response)

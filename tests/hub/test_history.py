@@ -85,6 +85,9 @@ class HistoryAgainstAList(RuleBasedStateMachine):
             if len(of_topic) <= self.retention.history and (max_bytes is None or size <= max_bytes):
                 break
             self.evict(of_topic[0])
+        if self.retention.max_bytes is not None and len(record.frame) > self.retention.max_bytes:
+            for kept in of_topic:  # there is no room for it
+                self.evict(kept)
         self.uses[topic] = record.offset, self.uses[topic][1] if topic in self.uses else record.offset
         self.evict_beyond_limits()
         self.check_known_topics(topic)

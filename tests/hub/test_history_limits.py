@@ -11,7 +11,7 @@ from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub import history as history_module
 from aiohttp_interceptors.hub.history import History
 from aiohttp_interceptors.hub.topic_history import RetentionPolicy
-from tests.hub.sink import live, start
+from tests.hub.sink import Sink, drain, live, start
 from tests.waiting import run_other_tasks, until
 
 
@@ -83,7 +83,7 @@ class TestTopics:
         await publish(hub, "a", "b")
         stream.resume()
         ending.resume()
-        await run_other_tasks(1)
+        await until(lambda: stream.texts and ending.ends)
         assert stream.texts == ["gap"]
         assert ending.ends == [(CloseReason.LAGGED, None)]
 
@@ -120,14 +120,75 @@ class TestBytes:
     async def test_an_event_larger_than_all_of_them_may_be_is_sent_and_not_kept(self):
         hub = Hub(max_bytes=1000)
         stream = await live(hub, "a")
-        await publish(hub, "a", "b")
+        first, _ = await publish(hub, "a", "b")
         last = await hub.publish("a", "x" * 2000)
-        assert (hub.history.records, hub.history.bytes) == (0, 0)
         await run_other_tasks(1)
         assert [len(text) for text in stream.texts] == [1, 2000]
         assert await read(hub, "a", after=last) == []
-        await publish(hub, "b")
+        assert await read(hub, "a", after=first) == ["gap"]
+        await publish(hub, "a")
+        assert topics_of(hub) == ["a", "b"]
+
+    async def test_an_event_larger_than_all_of_them_may_be_evicts_no_other_topic(self):
+        hub = Hub(max_bytes=1000)
+        first, _ = await publish(hub, "b", "b")
+        await publish(hub, "a")
+        await hub.publish("a", "x" * 2000)
         assert topics_of(hub) == ["b"]
+        assert (hub.statistics().evicted, hub.history.bytes) == (2, 2 * len(hub.history.newest("b").frame))
+        assert await read(hub, "b", after=first) == ["x"]
+        await hub.publish("c", "x" * 2000)
+        assert topics_of(hub) == ["b"]
+
+
+class TestManyTopics:
+    """Of more topics than are remembered, one that is not known may have lost what is newer than a stream has."""
+
+    @pytest.fixture(autouse=True)
+    def few_are_remembered(self, monkeypatch):
+        monkeypatch.setattr(history_module, "MAX_EMPTY_TOPICS", 1)
+
+    @pytest.fixture
+    async def hub(self):
+        return Hub(max_topics=1)
+
+    async def stream(self, hub, **options):
+        """Open a stream of a topic that is not used, while others are."""
+        stream = await live(hub, "quiet", **options)
+        await publish(hub, *"abcdef")
+        await run_other_tasks(1)
+        return stream
+
+    async def test_a_stream_that_an_ephemeral_event_has_paused_has_no_gap(self, hub):
+        stream = await self.stream(hub, sink=Sink(room=1))
+        await hub.publish("quiet", "x", ephemeral=True)
+        await until(lambda: stream.paused)
+        await drain(stream)
+        await publish(hub, "quiet")
+        await until(lambda: len(stream.texts) == 2)
+        assert stream.texts == ["x", "x"]
+
+    async def test_a_stream_that_is_paused_before_it_is_sent_an_event_has_no_gap(self, hub):
+        stream = await self.stream(hub)
+        await publish(hub, "quiet")
+        stream.pause()
+        await drain(stream)
+        assert stream.texts == ["x"]
+
+    async def test_a_stream_that_is_paused_before_it_is_told_who_joins_has_no_gap(self, hub):
+        stream = await self.stream(hub, presence_event="who")
+        listener = hub.listen("quiet", identity="ann")
+        stream.pause()
+        await drain(stream)
+        assert "gap" not in stream.texts
+        await listener.aclose()
+
+    async def test_a_stream_that_was_paused_meanwhile_has_one(self, hub):
+        stream = await live(hub, "quiet")
+        stream.pause()
+        await publish(hub, *"abcdef")
+        await drain(stream)
+        assert stream.texts == ["gap"]
 
 
 async def test_the_latest_records_are_kept_with_their_own_limits():
@@ -163,6 +224,22 @@ async def test_with_a_broker_each_process_has_its_own_limits():
     assert await read(large, "a", after=ids[0]) == ["x"]
     for hub in small, large:
         await hub.close()
+
+
+async def test_a_process_that_starts_keeps_of_a_larger_log_what_was_used_last():
+    log = MemoryLog()
+    before = Hub(MemoryBroker(log))
+    ids = await publish(before, *"abcabc")
+    await before.close()
+    hub = Hub(MemoryBroker(log), max_bytes=60)
+    hub.open()
+    await until(lambda: hub.ready)
+    assert hub.history.bytes <= 60
+    assert (topics_of(hub), hub.statistics().evicted) == (["b", "c"], 4)
+    assert await read(hub, "a", after=ids[0]) == ["gap"]
+    assert await read(hub, "a", after=ids[3]) == []
+    assert await read(hub, "b", after=ids[1]) == ["x"]
+    await hub.close()
 
 
 async def test_the_first_eviction_is_logged(logged):

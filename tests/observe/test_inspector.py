@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 import weakref
@@ -29,7 +30,7 @@ from aiohttp_interceptors import (
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.hub.history import History
 from aiohttp_interceptors.hub.topic_history import RetentionPolicy
-from aiohttp_interceptors.observe.inspector import inspector, pacer, streams
+from aiohttp_interceptors.observe.inspector import application, inspector, pacer, streams
 from aiohttp_interceptors.observe.inspector.order import FirstEntries
 from aiohttp_interceptors.observe.inspector.raw import MAX_SHOWN, MAX_WAITING, MAX_WAITING_BYTES, RawView, Write, mask
 from aiohttp_interceptors.observe.inspector.recorder import MAX_FACTS, Recorder
@@ -185,6 +186,12 @@ def test_options_of_a_wrong_type_are_refused(options):
 def test_only_hubs_are_taken():
     with pytest.raises(TypeError, match="inspector takes Hubs, not <Application"):
         inspector(web.Application(), public=True)
+
+
+def test_a_hub_is_taken_once():
+    hub = Hub()
+    with pytest.raises(ValueError, match="inspector takes each Hub once"):
+        inspector(hub, Hub(), hub, public=True)
 
 
 # Authorization. Each address of the inspector, and one that it does not have.
@@ -673,6 +680,19 @@ async def test_hubs_are_shown_with_the_state_of_their_brokers(serve, session, mo
         assert told == [(name, "Hub 2", True) for name in ("HubUp", "HubDown", "HubResumed")]
 
 
+async def test_hubs_are_shown_with_all_numbers_of_their_statistics(site):
+    hub = Hub(max_topics=1, latest=10)
+    site = await site(hub).start()
+    for topic in "abc":
+        await hub.publish(topic, "x")
+    async with site.page() as page:
+        shown = page.sample["hubs"][0]
+    numbers = dataclasses.asdict(hub.statistics())
+    del numbers["connected"]  # it is the state
+    assert {name: shown.get(name, "not shown") for name in numbers} == numbers
+    assert shown["evicted"] == 2
+
+
 # Facts and samples.
 
 
@@ -911,6 +931,27 @@ async def test_the_view_ends_with_its_stream(site):
             assert (await raw.rest())[-1].name == "ended"
         async with site.stream(path) as raw:
             assert raw.response.status == 404
+
+
+async def test_what_is_written_last_is_shown_before_the_view_ends(site, monkeypatch):
+    """A page takes the writes four times a second, and a stream may end in between."""
+    monkeypatch.setattr(application, "RAW_INTERVAL", 0.2)
+    hub = Hub()
+    site = await site(hub, options={"show_data": True}).start()
+    client = await listen(site.server, "/news/a?owner=user:7")
+    async with site.page() as page, site.stream(page.raw("/news/a")) as raw:
+        await opened_raw(raw)
+        await hub.publish("a", "first")
+        assert "data: first" in await written(raw)
+        await hub.publish("a", "last")
+        await hub.disconnect("user:7", Event("goodbye", "kicked"))
+        events = await raw.rest()
+    writes = [write for event in events if event.name == "writes" for write in json.loads(event.data)["writes"]]
+    text = "".join(write["text"] for write in writes)
+    assert "data: last" in text
+    assert "data: goodbye" in text
+    assert events[-1].name == "ended"
+    await client.close()
 
 
 async def test_the_view_ends_when_the_client_leaves(site):

@@ -689,6 +689,51 @@ class TestExpiry:
         await listener.close()
 
 
+class TestJson:
+    """A client that asks for JSON has no stream, and is refused as a stream is."""
+
+    @staticmethod
+    def application(stage=None, **options):
+        started = []
+
+        @event_stream(as_json=list, **options)
+        async def generate(context):
+            started.append(context)
+            yield "hello"
+            if stage is not None:
+                stage()
+
+        app = web.Application()
+        setup(app)
+        app.router.add_route("*", "/", generate)
+        return app, started
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({"expires_at": in_seconds(-0.001)}, 401),
+            ({"expires_at": in_seconds(100)}, 200),
+            ({"owner": raising(web.HTTPForbidden)}, 403),
+            ({"owner": returning("a\nb")}, 400),
+            ({"owner": returning("ann")}, 200),
+        ],
+    )
+    async def test_the_functions_of_the_application_decide_about_it(self, serve, logged, method, options, expected):
+        app, started = self.application(**options)
+        listener = await listen(await serve(app), "/", method=method, browser=False)
+        assert listener.status == expected
+        assert len(started) == (expected == 200)
+        assert app[STREAMS].owners.count("ann") == 0
+        await listener.close()
+
+    async def test_access_that_is_over_when_the_values_are_known_is_a_401(self, serve, logged, clock):
+        app, _ = self.application(lambda: setattr(clock, "offset", 100.0), expires_at=in_seconds(50))
+        listener = await listen(await serve(app), browser=False)
+        assert listener.status == 401
+        await listener.close()
+
+
 class Question:
     """A revalidate function with a plain answer, which may change."""
 

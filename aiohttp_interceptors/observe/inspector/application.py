@@ -112,11 +112,13 @@ def inspector(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: There is no interceptor, and ``public`` is not set.
+        ValueError: There is no interceptor, and ``public`` is not set, or a Hub is given twice.
     """
     for hub in hubs:
         if not isinstance(hub, Hub):
             raise TypeError(f"inspector takes Hubs, not {hub!r}")
+        if hubs.count(hub) > 1:
+            raise ValueError(f"inspector takes each Hub once, and was given {hub!r} twice")
     for name, flag in ("public", public), ("show_data", show_data):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is a bool, not {flag!r}")
@@ -252,11 +254,14 @@ class _Inspector:
         connection.tap(view)
         try:
             yield Event(json.dumps({"masked": not self._show_data}), "tap")
-            while not view.has_ended:
+            has_ended = False
+            while not has_ended:
                 await view.changed.wait()
+                has_ended = view.has_ended  # what was written before is taken, too
                 writes, skipped = view.take()
                 yield Event(json.dumps({"writes": list(map(self._shown, writes)), "skipped": skipped}), "writes")
-                await asyncio.sleep(RAW_INTERVAL)
+                if not has_ended:
+                    await asyncio.sleep(RAW_INTERVAL)
             yield Event("", "ended")
         finally:
             connection.untap(view)

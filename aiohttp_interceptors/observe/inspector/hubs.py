@@ -53,6 +53,8 @@ def _hub_row(name: str, hub: Hub, down: HubDown | None) -> Row:
         "topics": statistics.topics,
         "records": statistics.records,
         "bytes": statistics.bytes,
+        "evicted": statistics.evicted,
+        "latest": statistics.latest,
         "subscribers": statistics.subscribers,
         "catching_up": statistics.catching_up,
         "runs": statistics.runs,

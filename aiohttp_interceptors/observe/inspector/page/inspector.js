@@ -218,7 +218,7 @@ const HUB_NUMBERS = [
   ["published", "published", number], ["delivered", "delivered", number], ["subscribers", "subscribers", number],
   ["catching up", "catching_up", number], ["groups", "groups", number], ["gaps", "gaps", number],
   ["runs", "runs", number], ["topics", "topics", number], ["records", "records", number], ["size", "bytes", size],
-  ["offset", "offset", number], ["epoch", "epoch", String],
+  ["evicted", "evicted", number], ["latest", "latest", number], ["offset", "offset", number], ["epoch", "epoch", String],
 ];
 
 function hubState(hub) {

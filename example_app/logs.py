@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
@@ -13,7 +14,9 @@ __all__ = ["configure"]
 
 def configure() -> None:
     """Configure structlog and the standard library's logging, which aiohttp uses, with the same format."""
+    node = {"node": os.environ["NODE"]} if "NODE" in os.environ else {}  # one of several servers on this terminal
     processors: list[Processor] = [
+        lambda _logger, _method, line: {**node, **line},
         structlog.contextvars.merge_contextvars,  # adds the execution_id of the request to each line
         structlog.processors.add_log_level,
     ]

@@ -1,16 +1,20 @@
 // The load of the machine: its stream, numbers and charts.
 
-import { Chart } from "./chart.js";
+import { Chart, clock } from "./chart.js";
 import { bytes, percent, rate, show, showState } from "./show.js";
 
 const WINDOW = 60; // samples that are drawn
+const STALE = 5000; // milliseconds without a sample; the server takes one per second
 
 const mean = ({ cores }) => cores.reduce((sum, core) => sum + core, 0) / cores.length;
 
 export class Load {
   constructor(url) {
     this.url = url;
+    this.samples = []; // and {time, lost} in place of those that were lost
+    this.received = Date.now();
     this.reset("");
+    setInterval(() => this.checkAge(), 500);
   }
 
   follow() {
@@ -23,7 +27,7 @@ export class Load {
       // A browser reconnects after a lost connection, but not after an error response such as a proxy's 502. A new
       // EventSource has no last event ID, so it receives the history, as a new page does.
       if (source.readyState === EventSource.CLOSED) {
-        setTimeout(() => { this.reset(""); this.follow(); }, 3000);
+        setTimeout(() => { this.samples = []; this.reset(""); this.follow(); }, 3000);
       }
     });
   }
@@ -31,11 +35,26 @@ export class Load {
   setState(state, text) {
     this.state = state;
     showState("load-state", state, text);
+    this.checkAge();
+  }
+
+  // Dim the numbers that are no longer true. A server that is frozen leaves the connection open.
+  checkAge() {
+    const age = Date.now() - this.received;
+    const stale = this.last !== null && (this.state === "lost" || age > STALE);
+    document.body.classList.toggle("stale-numbers", stale);
+    show("load-stale", stale ? `The numbers are from ${clock(this.samples.at(-1).time)}.` : "");
+  }
+
+  // Mark what is missing between the previous sample and this one.
+  markLost(sample, reason) {
+    const before = this.samples.findLast(({ lost }) => !lost);
+    if (before === undefined || before.time >= sample.time) return;
+    this.samples.push({ time: (before.time + sample.time) / 2, lost: { from: before.time, to: sample.time, reason } });
   }
 
   reset(runId) {
     this.runId = runId;
-    this.samples = [];
     this.count = this.missing = this.repeated = 0;
     this.last = null;
   }
@@ -43,16 +62,23 @@ export class Load {
   onSample(event) {
     const sample = JSON.parse(event.data);
     const [runId] = event.lastEventId.split("-");
-    if (runId !== this.runId) this.reset(runId); // the server was restarted, and counts from 1
+    if (runId !== this.runId) { // the server was restarted, and counts from 1
+      if (this.runId) this.markLost(sample, "The server was restarted and lost its history");
+      this.reset(runId);
+    }
     if (this.last !== null && sample.number <= this.last) {
       this.repeated++;
       return;
     }
-    if (this.last !== null) this.missing += sample.number - this.last - 1;
+    const missing = this.last === null ? 0 : sample.number - this.last - 1;
+    if (missing > 0) this.markLost(sample, `The page was away for too long and lost ${missing} samples`);
+    this.missing += missing;
+    this.received = Date.now();
     this.last = sample.number;
     this.count++;
     this.samples = [...this.samples, sample].slice(-WINDOW);
     this.draw(sample);
+    this.checkAge();
   }
 
   draw(sample) {
@@ -72,9 +98,11 @@ export class Load {
     const format = (count) => (count === 0 ? "none" : `${count}`);
     const line = document.getElementById("load-count");
     Object.assign(line.dataset, {
-      first: this.samples[0].number, last: this.last, count: this.count, missing: this.missing, repeated: this.repeated,
+      last: this.last, count: this.count, missing: this.missing, repeated: this.repeated,
     });
     show("load-count", `${this.count} samples, ${format(this.missing)} missing, ${format(this.repeated)} repeated`);
+    const lost = this.samples.findLast((each) => each.lost)?.lost;
+    show("load-lost", lost ? `${lost.reason}: nothing is known from ${clock(lost.from)} to ${clock(lost.to)}.` : "");
   }
 }
 

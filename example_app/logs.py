@@ -14,7 +14,8 @@ __all__ = ["configure"]
 
 def configure() -> None:
     """Configure structlog and the standard library's logging, which aiohttp uses, with the same format."""
-    node = {"node": os.environ["NODE"]} if "NODE" in os.environ else {}  # one of several servers on this terminal
+    name = os.environ.get("EXAMPLE_NODE")  # of one of several servers on this terminal
+    node = {} if name is None else {"node": name}
     processors: list[Processor] = [
         lambda _logger, _method, line: {**node, **line},
         structlog.contextvars.merge_contextvars,  # adds the execution_id of the request to each line

@@ -74,7 +74,7 @@ def _valkey() -> str:
 
 def _start_node(name: str, port: int, url: str) -> subprocess.Popen[bytes]:
     # The name is in the lines that the node logs, and on its pages.
-    environment = {**os.environ, "NODE": name}
+    environment = {**os.environ, "EXAMPLE_NODE": name}
     return subprocess.Popen([sys.executable, "-m", "example_app", "--port", str(port), "--redis", url], env=environment)
 
 

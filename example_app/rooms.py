@@ -20,7 +20,7 @@ __all__ += ["logout", "owner", "say", "topic_of", "topics"]
 
 HUB = web.AppKey("hub", Hub)
 STORE = web.AppKey("store", str)  # what keeps the lines: the class of the broker, or memory
-SERVER = os.environ.get("NODE") or token_hex(4)  # the name of this process among the servers that share the rooms
+SERVER = os.environ.get("EXAMPLE_NODE") or token_hex(4)  # the name of this process among those that share the rooms
 COUNT_INTERVAL = 5.0  # seconds between two announcements of the number of pages; presence.js expires them after 12
 ROOM = re.compile(r"[a-z0-9-]{1,30}")
 KEY = re.compile(r"[0-9a-zA-Z-]{1,64}")

@@ -32,6 +32,7 @@ export class Chart {
     this.samples = samples;
     this.plot.setData(this.data());
     this.figure.dataset.samples = samples.filter(({ lost }) => !lost).length;
+    this.figure.dataset.times = samples.map(({ time }) => time).join(" ");
     this.figure.dataset.lost = samples.length - this.figure.dataset.samples;
   }
 

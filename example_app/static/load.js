@@ -13,22 +13,21 @@ export class Load {
     this.url = url;
     this.samples = []; // and {time, lost} in place of those that were lost
     this.received = Date.now();
+    this.lastEventId = "";
     this.reset("");
     setInterval(() => this.checkAge(), 500);
   }
 
   follow() {
-    const source = new EventSource(this.url);
+    const source = new EventSource(`${this.url}&${new URLSearchParams({ last_event_id: this.lastEventId })}`);
     this.setState("connecting");
     source.addEventListener("open", () => this.setState("open"));
     source.addEventListener("load", (event) => this.onSample(event));
     source.addEventListener("error", () => {
       this.setState("lost", "lost, reconnecting");
       // A browser reconnects after a lost connection, but not after an error response such as a proxy's 502. A new
-      // EventSource has no last event ID, so it receives the history, as a new page does.
-      if (source.readyState === EventSource.CLOSED) {
-        setTimeout(() => { this.samples = []; this.reset(""); this.follow(); }, 3000);
-      }
+      // EventSource gets the ID in its URL.
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.follow(), 3000);
     });
   }
 
@@ -46,11 +45,11 @@ export class Load {
     show("load-stale", stale ? `The numbers are from ${clock(this.samples.at(-1).time)}.` : "");
   }
 
-  // Mark what is missing between the previous sample and this one.
+  // Mark what is missing between the previous sample and this one. The text stays when the mark has left the charts.
   markLost(sample, reason) {
-    const before = this.samples.findLast(({ lost }) => !lost);
-    if (before === undefined || before.time >= sample.time) return;
+    const before = this.samples.at(-1);
     this.samples.push({ time: (before.time + sample.time) / 2, lost: { from: before.time, to: sample.time, reason } });
+    show("load-lost", `${reason}: nothing is known from ${clock(before.time)} to ${clock(sample.time)}.`);
   }
 
   reset(runId) {
@@ -61,9 +60,17 @@ export class Load {
 
   onSample(event) {
     const sample = JSON.parse(event.data);
+    this.lastEventId = event.lastEventId;
     const [runId] = event.lastEventId.split("-");
-    if (runId !== this.runId) { // the server was restarted, and counts from 1
-      if (this.runId) this.markLost(sample, "The server was restarted and lost its history");
+    if (runId !== this.runId) { // a server that was restarted, or another one; each counts from 1
+      // Its history may overlap with the samples of this page.
+      this.samples = this.samples.filter(({ time }) => time < sample.time);
+      if (this.samples.at(-1)?.lost) this.samples.pop();
+      const [first, last] = [this.samples[0], this.samples.at(-1)];
+      const interval = (last?.time - first?.time) / (this.samples.length - 1);
+      if (sample.time - last?.time > 2 * interval) {
+        this.markLost(sample, "The server was restarted or replaced, and its history is lost");
+      }
       this.reset(runId);
     }
     if (this.last !== null && sample.number <= this.last) {
@@ -101,8 +108,6 @@ export class Load {
       last: this.last, count: this.count, missing: this.missing, repeated: this.repeated,
     });
     show("load-count", `${this.count} samples, ${format(this.missing)} missing, ${format(this.repeated)} repeated`);
-    const lost = this.samples.findLast((each) => each.lost)?.lost;
-    show("load-lost", lost ? `${lost.reason}: nothing is known from ${clock(lost.from)} to ${clock(lost.to)}.` : "");
   }
 }
 

@@ -14,8 +14,10 @@ export class Run {
     this.source = null;
     this.setState("idle", "not started");
     // The topic, and the ID after which its events begin.
-    [this.topic, this.lastEventId] = new URLSearchParams(location.search).get(kind)?.split("@") ?? [];
-    if (this.topic) this.follow();
+    const known = /^([a-z]+\.[0-9a-f]{32})@(.*)$/.exec(new URLSearchParams(location.search).get(kind) ?? "");
+    if (!known?.[1].startsWith(`${kind}.`)) return;
+    [, this.topic, this.lastEventId] = known;
+    this.follow();
   }
 
   setState(state, text) {
@@ -56,6 +58,7 @@ export class Run {
   }
 
   follow() {
+    this.source?.close(); // of another run, if the button was pressed twice
     const source = this.source = new EventSource(this.url);
     this.setState("connecting");
     source.addEventListener("open", () => this.setState("open", "running"));

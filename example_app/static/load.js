@@ -48,7 +48,7 @@ export class Load {
   // Mark what is missing between the previous sample and this one. The text stays when the mark has left the charts.
   markLost(sample, reason) {
     const before = this.samples.at(-1);
-    this.samples.push({ time: (before.time + sample.time) / 2, lost: { from: before.time, to: sample.time, reason } });
+    this.samples.push({ time: (before.time + sample.time) / 2, lost: { from: before.time, to: sample.time } });
     show("load-lost", `${reason}: nothing is known from ${clock(before.time)} to ${clock(sample.time)}.`);
   }
 
@@ -66,9 +66,8 @@ export class Load {
       // Its history may overlap with the samples of this page.
       this.samples = this.samples.filter(({ time }) => time < sample.time);
       if (this.samples.at(-1)?.lost) this.samples.pop();
-      const [first, last] = [this.samples[0], this.samples.at(-1)];
-      const interval = (last?.time - first?.time) / (this.samples.length - 1);
-      if (sample.time - last?.time > 2 * interval) {
+      const steps = this.samples.slice(1).map(({ time }, index) => time - this.samples[index].time);
+      if (sample.time - this.samples.at(-1)?.time > 2 * Math.min(...steps)) {
         this.markLost(sample, "The server was restarted or replaced, and its history is lost");
       }
       this.reset(runId);

@@ -58,7 +58,7 @@ export class Chart {
       ctx.fillRect(left, bbox.top, width, bbox.height);
       ctx.globalAlpha = 1;
       ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
-      ctx.textBaseline = "top";
+      Object.assign(ctx, { textAlign: "left", textBaseline: "top" });
       if (width > ctx.measureText("lost").width) ctx.fillText("lost", left + 2, bbox.top + 2);
     }
     ctx.restore();

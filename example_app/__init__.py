@@ -1,1 +1,1 @@
-"""A machine monitor and chat rooms: a small application that uses the library. Run ``python -m example_app``."""
+"""A tour of the library: a machine monitor, chat rooms and experiments. Run ``python -m example_app``."""

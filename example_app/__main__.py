@@ -66,7 +66,7 @@ def main() -> int:
     log = structlog.get_logger("example_app")
 
     def announce(_: object) -> None:
-        log.info("serving", url=f"http://{HOST}:{port}", stop="Ctrl-C")
+        log.info("serving", url=f"http://{HOST}:{port}", what="a tour of aiohttp_interceptors", stop="Ctrl-C")
 
     try:
         web.run_app(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
@@ -13,7 +14,10 @@ __all__ = ["configure"]
 
 def configure() -> None:
     """Configure structlog and the standard library's logging, which aiohttp uses, with the same format."""
+    name = os.environ.get("EXAMPLE_NODE")  # of one of several servers on this terminal
+    node = {} if name is None else {"node": name}
     processors: list[Processor] = [
+        lambda _logger, _method, line: {**node, **line},
         structlog.contextvars.merge_contextvars,  # adds the execution_id of the request to each line
         structlog.processors.add_log_level,
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -19,29 +20,7 @@ __all__ = ["run"]
 HOST = "127.0.0.1"
 POLL_INTERVAL = 0.2  # seconds between two checks whether a server has ended
 STOP_TIMEOUT = 10.0  # seconds that a process has to end
-
-CONFIGURATION = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
-events {{ worker_connections 10000; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    upstream nodes {{ {servers} }}
-    server {{
-        listen {host}:{port};
-        location / {{
-            proxy_pass http://nodes;
-            proxy_http_version 1.1;
-            proxy_set_header Host $http_host;
-            proxy_set_header Connection "";
-            proxy_buffering off;
-            proxy_read_timeout 1h;
-            proxy_next_upstream error timeout http_503 non_idempotent;
-        }}
-    }}
-}}
-"""
+CONFIGURATION = Path(__file__).parent / "nginx.conf"
 
 
 def run(count: int, port: int) -> int:
@@ -56,14 +35,18 @@ def run(count: int, port: int) -> int:
         started: list[subprocess.Popen[bytes]] = []
         try:
             url = _start_valkey(Path(folder), started)
-            log.info("valkey", pid=started[0].pid, url=url)
-            nodes = [_start_node(node, url) for node in ports]
+            log.info("valkey", name="Valkey, which all nodes share", pid=started[0].pid, url=url)
+            names = [f"node-{number}" for number in range(1, count + 1)]
+            nodes = [_start_node(name, node, url) for name, node in zip(names, ports, strict=True)]
             started[:0] = nodes  # they are stopped before Valkey
-            for node, node_port in zip(nodes, ports, strict=True):
-                log.info("node", pid=node.pid, url=f"http://{HOST}:{node_port}/rooms", kill=f"kill -9 {node.pid}")
+            for name, node, node_port in zip(names, nodes, ports, strict=True):
+                address = f"http://{HOST}:{node_port}/rooms"
+                log.info("node", name=name, pid=node.pid, url=address, kill=f"kill -9 {node.pid}")
             if nginx:
                 started.insert(0, _start_nginx(nginx, Path(folder), port, ports))
-                log.info("front", url=f"http://{HOST}:{port}/rooms", what="nginx, to any of them")
+                log.info("front", name="nginx", url=f"http://{HOST}:{port}/rooms", leads_to=" or ".join(names))
+            else:
+                log.warning("no_front", why="nginx is not installed", instead="open the address of each node")
             return _wait(nodes, stop)
         finally:
             _stop(started)
@@ -89,14 +72,19 @@ def _valkey() -> str:
     return program
 
 
-def _start_node(port: int, url: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "example_app", "--port", str(port), "--redis", url])
+def _start_node(name: str, port: int, url: str) -> subprocess.Popen[bytes]:
+    # The name is in the lines that the node logs, and on its pages.
+    environment = {**os.environ, "EXAMPLE_NODE": name}
+    return subprocess.Popen([sys.executable, "-m", "example_app", "--port", str(port), "--redis", url], env=environment)
 
 
 def _start_nginx(program: str, folder: Path, port: int, ports: list[int]) -> subprocess.Popen[bytes]:
     servers = " ".join(f"server {HOST}:{node} max_fails=1 fail_timeout=2s;" for node in ports)
     configuration = folder / "nginx.conf"
-    configuration.write_text(CONFIGURATION.format(folder=folder, host=HOST, port=port, servers=servers))
+    text = CONFIGURATION.read_text("utf-8")
+    for name, value in {"folder": str(folder), "host": HOST, "port": str(port), "servers": servers}.items():
+        text = text.replace(f"@{name}@", value)
+    configuration.write_text(text)
     return subprocess.Popen([program, "-p", str(folder), "-c", str(configuration)], start_new_session=True)
 
 

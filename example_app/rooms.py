@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from contextlib import suppress
@@ -15,23 +16,12 @@ from aiohttp_interceptors import BrokerError, CloseReason, Event, Hub, RequestCo
 
 from .pages import PAGES
 
-__all__ = [
-    "HUB",
-    "SERVER",
-    "announce_counts",
-    "announce_join",
-    "announce_leave",
-    "enter",
-    "health",
-    "logout",
-    "owner",
-    "say",
-    "topic_of",
-    "topics",
-]
+__all__ = ["HUB", "SERVER", "STORE", "announce_counts", "announce_join", "announce_leave", "enter", "health"]
+__all__ += ["logout", "owner", "say", "topic_of", "topics"]
 
 HUB = web.AppKey("hub", Hub)
-SERVER = token_hex(4)  # the name of this process among the servers that share the rooms
+STORE = web.AppKey("store", str)  # what keeps the lines: the class of the broker, or memory
+SERVER = os.environ.get("EXAMPLE_NODE") or token_hex(4)  # the name of this process among those that share the rooms
 COUNT_INTERVAL = 5.0  # seconds between two announcements of the number of pages; presence.js expires them after 12
 ROOM = re.compile(r"[a-z0-9-]{1,30}")
 KEY = re.compile(r"[0-9a-zA-Z-]{1,64}")
@@ -105,9 +95,9 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def announce_join(_: Subscriber, context: RequestContext) -> None:
-    """Send the server's name to a new page, and the new number of pages to its room."""
-    hub = context.request.app[HUB]
-    await _publish(hub, f"servers.{SERVER}", Event(SERVER, "server"))
+    """Send the server's name and store to a new page, and the new number of pages to its room."""
+    hub, store = context.request.app[HUB], context.request.app[STORE]
+    await _publish(hub, f"servers.{SERVER}", Event.json({"name": SERVER, "store": store}, "server"))
     await _publish_count(hub, topic_of(context.request))
 
 

@@ -215,7 +215,20 @@ async def test_each_request_is_logged_once_with_its_duration(client):
     assert len({line["execution_id"] for line in requests}) == 3
 
 
-@pytest.mark.parametrize("path", ["/", "/rooms", "/static/page.js", "/events/load", "/events/room", "/nowhere"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/rooms",
+        "/rooms?room=*",
+        "/experiments",
+        "/static/page.js",
+        "/source/README.md",
+        "/events/load",
+        "/events/room",
+        "/nowhere",
+    ],
+)
 async def test_every_response_has_the_content_security_policy(client, path):
     async with client.get(path) as response:
         assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
@@ -228,7 +241,10 @@ async def test_a_plain_response_has_server_timing_and_a_stream_does_not(client):
         assert "Server-Timing" not in stream.response.headers
 
 
-@pytest.mark.parametrize(("page", "script"), [("/", "/static/page.js"), ("/rooms", "/static/rooms.js")])
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [("/", "/static/page.js"), ("/rooms", "/static/rooms.js"), ("/experiments", "/static/experiments.js")],
+)
 async def test_all_files_that_a_page_loads_exist(client, page, script):
     html = await (await client.get(page)).text()
     script = await (await client.get(script)).text()

@@ -11,7 +11,7 @@ from yarl import URL
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.testing import open_stream
 from example_app.app import LATEST, make_app
-from example_app.rooms import HUB, MAX_NAME, MAX_TEXT
+from example_app.rooms import HUB, MAX_NAME, MAX_TEXT, SERVER
 from tests.waiting import until
 
 INVALID_ROOMS = ["", "*", ">", "lobby.*", "a.b", ".", "a b", "a\n", "a/b", "ä", "²", "x" * 31, "a&room=b>"]
@@ -92,6 +92,14 @@ async def test_the_default_room_is_the_lobby_and_names_are_case_insensitive(clie
         await say(client, "two", room="tea")
         assert await texts(lobby, 1) == ["one"]
         assert await texts(tea, 1) == ["two"]
+
+
+async def test_a_page_is_told_its_server_and_what_keeps_its_lines(aiohttp_client, tmp_path):
+    for broker, store in [(None, "memory"), (SqliteBroker(tmp_path / "history.sqlite3"), "SqliteBroker")]:
+        async with room(await aiohttp_client(make_app(broker))) as stream:
+            while (event := await stream.next()).name != "server":
+                pass
+            assert json.loads(event.data) == {"name": SERVER, "store": store}
 
 
 # Presence.

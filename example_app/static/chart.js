@@ -13,7 +13,7 @@ function computed(figure, color) {
   return result;
 }
 
-const clock = (second) => new Date(second * 1000).toLocaleTimeString();
+export const clock = (second) => new Date(second * 1000).toLocaleTimeString();
 
 export class Chart {
   // `lines` are {color, width, dash, value(sample)}. The scale ends at `top`, or follows the data if it is null.
@@ -31,12 +31,37 @@ export class Chart {
   draw(samples) {
     this.samples = samples;
     this.plot.setData(this.data());
-    this.figure.dataset.samples = samples.length;
+    this.figure.dataset.samples = samples.filter(({ lost }) => !lost).length;
+    this.figure.dataset.times = samples.map(({ time }) => time).join(" ");
+    this.figure.dataset.lost = samples.length - this.figure.dataset.samples;
   }
 
   data() {
     const { samples } = this;
-    return [samples.map((sample) => sample.time), ...this.lines.map((line) => samples.map(line.value))];
+    return [samples.map((sample) => sample.time), ...this.lines.map((line) => samples.map(
+      (sample) => (sample.lost ? null : line.value(sample)), // null interrupts the line
+    ))];
+  }
+
+  // Fill the time of which nothing is known.
+  drawLost({ ctx, bbox, valToPos }, color) {
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    ctx.fillStyle = color;
+    for (const { lost } of this.samples) {
+      if (!lost) continue;
+      const left = valToPos(lost.from, "x", true);
+      const width = Math.max(2, valToPos(lost.to, "x", true) - left);
+      ctx.globalAlpha = 0.15;
+      ctx.fillRect(left, bbox.top, width, bbox.height);
+      ctx.globalAlpha = 1;
+      ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+      Object.assign(ctx, { textAlign: "left", textBaseline: "top" });
+      if (width > ctx.measureText("lost").width) ctx.fillText("lost", left + 2, bbox.top + 2);
+    }
+    ctx.restore();
   }
 
   size() {
@@ -53,9 +78,11 @@ export class Chart {
     const end = () => this.samples.at(-1)?.time ?? Date.now() / 1000;
     // No label at the far left, where it would overlap the scale.
     const label = (second) => (second < end() - SECONDS + 5 ? "" : clock(second));
+    const wait = computed(this.figure, "var(--wait)");
     const options = {
       ...this.size(),
       legend: { show: false },
+      hooks: { draw: [(plot) => this.drawLost(plot, wait)] },
       cursor: { show: false },
       padding: [8, 12, 0, 0],
       scales: {

@@ -8,6 +8,14 @@ import { show, showState } from "./show.js";
 const room = (new URLSearchParams(location.search).get("room") ?? "lobby").toLowerCase();
 const conversation = new Conversation(document.getElementById("lines"));
 const presence = new Presence((text) => show("here", text));
+
+// How long the lines are kept, by what keeps them.
+const STORES = {
+  memory: "Lines are kept for an hour, in the memory of the server.",
+  SqliteBroker: "Lines are kept for an hour in a file, also when the server is restarted.",
+  RedisBroker: "Lines are kept for an hour in Valkey or Redis, also when this server is restarted.",
+};
+
 let state = "connecting";
 let lastEventId = "";
 
@@ -28,7 +36,11 @@ function follow() {
     presence.set(server, count);
     conversation.announce(); // this event comes after the history
   });
-  source.addEventListener("server", ({ data }) => show("server", `on server ${data}`));
+  source.addEventListener("server", ({ data }) => {
+    const server = JSON.parse(data);
+    show("server", `on server ${server.name}`);
+    conversation.list.dataset.empty = `Nothing here yet. ${STORES[server.store] ?? ""}`;
+  });
   source.addEventListener("logout", () => {
     source.close();
     presence.clear();
@@ -102,4 +114,4 @@ show("room", room);
 
 document.getElementById("logout").addEventListener("click", () => fetch("/logout", { method: "POST" }));
 follow();
-dropOnClick(() => state === "open");
+dropOnClick(() => (state === "open" ? [client] : []));

@@ -1,28 +1,51 @@
-// The seed: a stream of twenty events, which the server ends.
+// A stream of twenty events, which the server ends.
 
 import { show, showState } from "./show.js";
 
 const SEEDS = 20;
 
-export function followSeed(url) {
-  const list = document.getElementById("seed-events");
-  for (let number = 1; number <= SEEDS; number++) list.append(document.createElement("li"));
-  [...list.children].forEach((item, index) => { item.textContent = `${index + 1}`; });
-  let count = 0;
+export class Seed {
+  constructor(url, client) {
+    this.client = client;
+    this.url = `${url}?${new URLSearchParams({ client })}`;
+    this.list = document.getElementById("seed-events");
+    this.source = null;
+    this.reset();
+  }
 
-  const source = new EventSource(url);
-  source.addEventListener("open", () => showState("seed-state", "open"));
-  source.addEventListener("foo", (event) => {
-    count++;
-    show("seed-count", `${count}`);
-    const item = list.children[Number(event.lastEventId) - 1];
-    item.textContent = `foo ${event.data}`;
-    item.classList.add("received");
-  });
-  source.addEventListener("error", () => {
-    // This page never closes the stream. The browser stops reconnecting after a 204 or an error response.
-    if (source.readyState === EventSource.CONNECTING) showState("seed-state", "lost", "lost, reconnecting");
-    else if (count >= SEEDS) showState("seed-state", "finished");
-    else showState("seed-state", "lost", "refused; reload the page");
-  });
+  setState(state, text) {
+    this.state = state;
+    showState("seed-state", state, text);
+  }
+
+  reset() {
+    this.source?.close();
+    this.count = 0;
+    show("seed-count", "0");
+    this.list.replaceChildren(...Array.from({ length: SEEDS }, (_, index) => {
+      const item = document.createElement("li");
+      item.textContent = `${index + 1}`;
+      return item;
+    }));
+  }
+
+  start() {
+    this.reset();
+    this.setState("connecting");
+    const source = this.source = new EventSource(this.url);
+    source.addEventListener("open", () => this.setState("open"));
+    source.addEventListener("foo", (event) => {
+      this.count++;
+      show("seed-count", `${this.count}`);
+      const item = this.list.children[Number(event.lastEventId) - 1];
+      item.textContent = `foo ${event.data}`;
+      item.classList.add("received");
+    });
+    source.addEventListener("error", () => {
+      // This page does not close the stream. The browser stops reconnecting after a 204 or an error response.
+      if (source.readyState === EventSource.CONNECTING) this.setState("lost", "lost, reconnecting");
+      else if (this.count >= SEEDS) this.setState("finished");
+      else this.setState("lost", "refused; start it again");
+    });
+  }
 }

@@ -41,7 +41,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}/"
 
     async def start(self):
-        self.runner = web.AppRunner(make_app(sample_interval=0.05, seed_interval=0.02), access_log=None)
+        app = make_app(sample_interval=0.05, seed_interval=0.02, run_interval=0.05)
+        self.runner = web.AppRunner(app, access_log=None)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
         self.port = self.runner.addresses[0][1]

@@ -79,6 +79,9 @@ async def test_a_line_reaches_all_servers_and_the_pages_of_a_killed_server_recon
         logged = await until_serving(process, 2)
         reading = asyncio.create_task(drain(process))
         (front,) = logged["front"]
+        assert [node["name"] for node in logged["node"]] == ["node-1", "node-2"]
+        assert sorted(line["node"] for line in logged["serving"]) == ["node-1", "node-2"]
+        assert front["leads_to"] == "node-1 or node-2"
         pids = {node["url"]: node["pid"] for node in logged["node"]}
         pages = [await opened(await visit(url)) for url in pids]
         through = await opened(await visit(front["url"]))
@@ -88,6 +91,7 @@ async def test_a_line_reaches_all_servers_and_the_pages_of_a_killed_server_recon
             await expect(lines(page)).to_have_text(["from the first", "from the second"])
             await expect(page.locator("#here")).to_have_text("3 here")
         servers = [await page.locator("#server").text_content() for page in (*pages, through)]
+        assert servers[:2] == ["on server node-1", "on server node-2"]
         dead = servers.index(servers[2])
         os.kill(list(pids.values())[dead], signal.SIGKILL)
         await say(pages[1 - dead], "meanwhile")
@@ -103,6 +107,25 @@ async def test_a_line_reaches_all_servers_and_the_pages_of_a_killed_server_recon
         async with asyncio.timeout(START_TIMEOUT):
             await reading
             assert await process.wait() == 0
+    console_errors[:] = [text for text in console_errors if not re.search("ERR_|502|503", text)]
+
+
+async def test_a_run_of_a_killed_node_is_read_and_ended_on_another(visit, console_errors):
+    async with nodes() as process:
+        logged = await until_serving(process, 2)
+        reading = asyncio.create_task(drain(process))
+        (one, other) = [(node["url"].removesuffix("/rooms"), node["pid"]) for node in logged["node"]]
+        page = await visit(f"{one[0]}/experiments")
+        await page.get_by_role("button", name="Start a job").click()
+        await expect(page.locator("#job-state")).to_have_text("running")
+        page = await visit(page.url.replace(one[0], other[0]))
+        await expect(page.locator("#job-count")).to_have_text(re.compile(r"^\d+ %$"))
+        await expect(page.locator("#job-count")).not_to_have_text("0 %")
+        os.kill(one[1], signal.SIGKILL)
+        await expect(page.locator("#job-state")).to_have_text("failed: its server died")  # about 15 seconds later
+        process.send_signal(signal.SIGTERM)
+        await page.context.close()
+        await reading
     console_errors[:] = [text for text in console_errors if not re.search("ERR_|502|503", text)]
 
 

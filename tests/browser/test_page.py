@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+import signal
 
 import pytest
 from playwright.async_api import expect
 
-from aiohttp_interceptors.testing import captured_logs
 from tests.browser.color import color, contrast, luminance
+from tests.program import program, serving
+from tests.servers.process import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -34,10 +36,6 @@ async def samples(page, number):
 async def opened(page):
     await expect(page.locator("#load-state")).to_have_text("open", timeout=TIMEOUT * 1000)
     await samples(page, 1)
-
-
-async def seed_finished(page):
-    await expect(page.locator("#seed-state")).to_have_text("finished", timeout=TIMEOUT * 1000)
 
 
 async def record_changes(page, element, attribute):
@@ -104,11 +102,8 @@ async def test_a_page_that_opens_later_gets_the_history_at_once(page, server):
 
 async def test_reloading_starts_again(page):
     await opened(page)
-    await seed_finished(page)
     await page.reload()
     await opened(page)
-    await seed_finished(page)
-    await expect(page.locator("#seed-count")).to_have_text("20")
     await expect(page.locator("#load-count")).to_have_text(re.compile(r"^\d+ samples, none missing, none repeated$"))
 
 
@@ -152,33 +147,87 @@ async def test_the_page_resumes_after_a_restart_of_the_server(page, server, cons
     console_errors[:] = [text for text in console_errors if "ERR_CONNECTION_REFUSED" not in text]
 
 
-async def test_the_seed_ends_after_twenty_events_and_does_not_restart(page):
-    await seed_finished(page)
-    requests = []
-    page.on("request", lambda request: requests.append(request) if "/events/seed" in request.url else None)
-    await page.reload()
-    await seed_finished(page)
-    await expect(page.locator("#seed-count")).to_have_text("20")
-    await expect(page.locator("#seed-events .received")).to_have_text(["foo bar"] * 20)
-    await samples(page, 60)  # three seconds of the other stream; a browser reconnects after one
-    headers = [await request.all_headers() for request in requests]
-    assert [sent.get("last-event-id") for sent in headers] == [None, "20"]
-    assert [(await request.response()).status for request in requests] == [200, 204]
-    await expect(page.locator("#seed-count")).to_have_text("20")
-    await expect(page.locator("#seed-state")).to_have_text("finished")
+async def test_numbers_that_are_no_longer_true_are_dimmed(page, server, console_errors):
+    await opened(page)
+    number = page.locator("#cpu .number")
+    fresh = await number.evaluate("element => getComputedStyle(element).color")
+    await expect(page.locator("#load-stale")).to_be_empty()
+    await server.stop()
+    await expect(page.locator("#load-stale")).to_have_text(re.compile(r"^The numbers are from .*\d.*\.$"))
+    assert await number.evaluate("element => getComputedStyle(element).color") != fresh
+    assert contrast(await color(page, "#cpu .number", "color"), await color(page, ".card", "background-color")) >= 4.5
+    await server.start()
+    await expect(page.locator("#load-stale")).to_be_empty(timeout=TIMEOUT * 1000)
+    assert await number.evaluate("element => getComputedStyle(element).color") == fresh
+    console_errors[:] = [text for text in console_errors if "ERR_CONNECTION_REFUSED" not in text]
 
 
-async def test_the_late_cookie_is_dropped_and_logged(page):
-    await seed_finished(page)
-    with captured_logs() as lines:
-        await page.reload()
-        await seed_finished(page)
-    dropped = [line for line in lines if line["event"] == "change_after_commit_dropped"]
-    assert [(line["interceptor"], line["stage"], line["log_level"]) for line in dropped] == [
-        ("late_cookie", "leave", "error")
-    ]
-    assert await page.context.cookies() == []
-    await expect(page.locator("#cookies")).to_have_text("none")
+async def test_numbers_of_a_server_that_is_silent_are_dimmed_although_the_connection_is_open(visit):
+    async with program("--port", str(free_port())) as process:
+        page = await visit((await serving(process))["url"])
+        await opened(page)
+        process.send_signal(signal.SIGSTOP)
+        await expect(page.locator("#load-stale")).to_have_text(re.compile("^The numbers are from "))
+        await expect(page.locator("#load-state")).to_have_text("open")
+        process.send_signal(signal.SIGCONT)
+        await expect(page.locator("#load-stale")).to_be_empty()
+        await page.context.close()
+
+
+async def test_the_charts_show_where_a_restarted_server_lost_its_history(page, server, console_errors):
+    await samples(page, 30)
+    await expect(page.locator("#load-lost")).to_be_empty()
+    await expect(page.locator("#memory figure")).to_have_attribute("data-lost", "0")
+    await server.stop()
+    async with asyncio.timeout(TIMEOUT):
+        while not console_errors:  # the browser has tried to reconnect
+            await samples(page, 0)
+    await server.start()
+    await until(page, "[...document.querySelectorAll('figure')].every(({ dataset }) => dataset.lost === '1')")
+    await expect(page.locator("#load-lost")).to_have_text(
+        re.compile("^The server was restarted or replaced, and its history is lost: nothing is known from .* to .*"),
+        timeout=TIMEOUT * 1000,
+    )
+    await samples(page, 65)
+    await expect(page.locator("#memory figure")).to_have_attribute("data-lost", "0")  # it has left the chart
+    await expect(page.locator("#load-lost")).not_to_be_empty()
+    console_errors[:] = [text for text in console_errors if "ERR_CONNECTION_REFUSED" not in text]
+
+
+async def test_a_page_that_moves_to_another_server_draws_each_moment_once(page, server, visit, console_errors):
+    async with program("--port", str(free_port())) as process:
+        url = (await serving(process))["url"]
+        other = await visit(url)
+        await samples(other, 3)  # its history begins before the page moves there
+        await samples(page, 10)
+        await page.route("**/events/load?*", lambda route: route.fulfill(status=502, body="bad gateway"))
+        await page.get_by_role("button", name="Drop my connection").click()
+        await expect(page.locator("#load-state")).to_have_text("lost, reconnecting")
+        await page.unroute("**/events/load?*")
+        await page.route("**/events/load?*", lambda route: route.continue_(url=f"{url}/events/load"))
+        await expect(page.locator("#load-state")).to_have_text("open")
+        await samples(page, 3)
+        times = await page.evaluate("document.querySelector('#memory figure').dataset.times.split(' ').map(Number)")
+        assert times == sorted(set(times))
+        for tab in (page, other):
+            await tab.context.close()
+    console_errors[:] = [text for text in console_errors if not re.search("ERR_|502", text)]
+
+
+async def test_a_page_that_was_away_for_too_long_shows_what_it_lost(page, server, visit, console_errors):
+    other = await visit(server.address)
+    await opened(page)
+    await page.route("**/events/load?*", lambda route: route.abort())
+    await page.get_by_role("button", name="Drop my connection").click()
+    await expect(page.locator("#load-state")).to_have_text("lost, reconnecting")
+    last = int(await page.evaluate(f"{COUNT}.last"))
+    await until(other, f"{COUNT}.last > {last + 70}")  # the server keeps 60 samples
+    await page.unroute("**/events/load?*")
+    await expect(page.locator("#load-lost")).to_have_text(
+        re.compile(r"^The page was away for too long and lost \d+ samples: "), timeout=TIMEOUT * 1000
+    )
+    await expect(page.locator("#load-count")).to_have_text(re.compile(r"samples, \d+ missing, none repeated$"))
+    console_errors[:] = [text for text in console_errors if "ERR_FAILED" not in text]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -204,13 +253,12 @@ async def test_the_page_fits_its_window(page, width, scheme):
 async def test_text_is_readable_in_light_and_dark(page, scheme, light):
     await page.emulate_media(color_scheme=scheme)
     await opened(page)
-    await seed_finished(page)
     assert (luminance(await color(page, "body", "background-color")) > 0.5) is light
     card = await color(page, ".card", "background-color")
     body = await color(page, "body", "background-color")
     for selector, background in [
         ("h1", body), ("header .quiet", body), ("header nav :link", body), ("#load-state", body), ("footer", body),
-        ("h2", card), (".card .quiet", card), ("#seed-state", card), (".number", card), ("#seed-events li", card),
+        ("h2", card), (".card .quiet", card), (".number", card),
         ("#drop", await color(page, "#drop", "background-color")),
     ]:  # fmt: skip
         assert contrast(await color(page, selector, "color"), background) >= 4.5, selector

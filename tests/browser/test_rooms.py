@@ -197,6 +197,30 @@ async def test_a_new_event_source_after_an_error_response_resumes(enter, console
     console_errors[:] = [text for text in console_errors if "502" not in text]
 
 
+async def test_an_invalid_room_leads_back_to_the_lobby(server, visit, console_errors):
+    page = await visit(f"{server.address}rooms?room=<b>a.>")
+    await expect(page.get_by_text("not “<b>a.>”")).to_be_visible()
+    await page.get_by_role("link", name="Go to the lobby").click()
+    await opened(page)
+    await expect(page.get_by_role("heading", name="lobby")).to_be_visible()
+    console_errors[:] = [text for text in console_errors if "400" not in text]
+
+
+async def test_an_empty_room_tells_how_long_its_lines_are_kept(enter, visit, console_errors, tmp_path):
+    def empty(page):
+        return page.evaluate("getComputedStyle(lines, '::before').content")
+
+    page = await enter()
+    assert await empty(page) == '"Nothing here yet. Lines are kept for an hour, in the memory of the server."'
+    await say(page, "hello")
+    assert await empty(page) == "none"
+    async with program("--port", str(free_port()), environment={"HISTORY": str(tmp_path / "rooms.sqlite3")}) as process:
+        page = await opened(await visit((await serving(process))["url"] + "/rooms"))
+        assert "in a file, also when the server is restarted." in await empty(page)
+        await page.context.close()
+    console_errors[:] = [text for text in console_errors if "ERR_" not in text]
+
+
 async def test_rooms_are_separate_and_can_be_changed_by_link_form_and_back_button(enter):
     page, other = await enter(), await enter("kitchen")
     await say(page, "in the lobby")
@@ -254,21 +278,11 @@ async def test_the_page_works_with_the_keyboard_and_announces_only_new_lines(ser
     await expect(lines(page)).to_have_text(["hello"])
     await expect(page.get_by_label("Your line")).to_be_focused()
     reached = []
-    for _ in range(16):
+    for _ in range(24):
         await page.keyboard.press("Tab")
         reached.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    for element in (
-        "Machine monitor",
-        "Inspector",
-        "drop",
-        "logout",
-        "lobby",
-        "kitchen",
-        "other",
-        "Go",
-        "lines",
-        "name",
-    ):
+    pages = ("README", "Machine monitor", "Experiments")
+    for element in (*pages, "Inspector", "drop", "logout", "lobby", "kitchen", "other", "Go", "lines", "name"):
         assert element in reached
     assert await page.locator("#room-state").get_attribute("role") == "status"
     assert await page.locator("[aria-live], [role=status], [role=alert], output").count() == 3

@@ -10,7 +10,7 @@ bin := $(VENV)/bin
 servers := redis-server=redis-server nginx=nginx pgbouncer=pgbouncer
 proxies := haproxy=haproxy apache2=apache2 caddy=caddy varnishd=varnish
 # A limit for a whole run of pytest, which then prints the stacks of its threads. Each test has its own limit as well.
-pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --kill-after=30 55m) $(bin)/python -m pytest
+pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --kill-after=30 65m) $(bin)/python -m pytest
 # Pyright looks for Python in PATH. Its version is pinned in pyproject.toml, so it need not announce newer ones.
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 

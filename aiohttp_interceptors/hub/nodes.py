@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from .._logging import log as logger
 from .._tasks import cancel_and_wait, run_with_timeout
@@ -37,26 +38,34 @@ ControlMessage: TypeAlias = dict[str, Any]
 """The content of a control message: JSON with the members ``type`` and ``node``, and others."""
 
 
-class NodeState(Protocol):
-    """What the nodes of a Hub tell each other about one subject."""
+class NodeState(ABC):
+    """What the nodes of a Hub tell each other about one subject.
 
+    A subject whose messages are sent by a call, and which needs no lease, has only ``receive``.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
     def receive(self, node: str, message: ControlMessage, age: float) -> None:
         """Handle a message of any node, also of this one, that was sent ``age`` seconds ago."""
 
-    def caught_up(self) -> None:
+    def caught_up(self) -> None:  # noqa: B027  # nothing to do by default
         """Called when this node has caught up with the log. It may have missed messages, and others its own."""
 
-    def node_died(self, node: str) -> None:
+    def node_died(self, node: str) -> None:  # noqa: B027  # nothing to do by default
         """Forget a node whose lease has expired, or that has stopped."""
 
     def unsent(self) -> Iterable[ControlMessage]:
         """Return the messages to send, once each."""
+        return ()
 
-    def send_failed(self) -> None:
+    def send_failed(self) -> None:  # noqa: B027  # nothing to do by default
         """Called when messages that ``unsent`` returned may not have been sent."""
 
     def leases(self) -> Iterable[ControlMessage]:
         """Return messages that renew this node's lease, or nothing if none is needed."""
+        return ()
 
 
 class Nodes:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from .._logging import log as logger
 from ..exceptions import EXIT_EXCEPTIONS
 from ..sse import Decoder, Event, encode
-from .nodes import ControlMessage, Nodes
+from .nodes import ControlMessage, Nodes, NodeState
 
 __all__ = ["OwnedStream", "Owners", "check_disconnect", "check_owner"]
 
@@ -60,7 +60,7 @@ class _Disconnect(NamedTuple):
     event: Event | None
 
 
-class Owners:
+class Owners(NodeState):
     """The streams of each owner."""
 
     def __init__(self) -> None:
@@ -165,20 +165,3 @@ class Owners:
             frame = message["event"]
             event = None if frame is None else next(iter(Decoder().feed(frame.encode())), None)
             self.disconnect(check_owner(message["owner"]), event, max(age, 0.0), message.get("at"))
-
-    def caught_up(self) -> None:
-        """Do nothing: the log has all disconnects, except those that it has deleted or lost."""
-
-    def node_died(self, node: str) -> None:
-        """Do nothing: streams end with their process."""
-
-    def unsent(self) -> Iterable[ControlMessage]:
-        """Return nothing: ``Hub.disconnect`` sends its message itself."""
-        return ()
-
-    def send_failed(self) -> None:
-        """Do nothing, for the same reason."""
-
-    def leases(self) -> Iterable[ControlMessage]:
-        """Return nothing: no lease is needed."""
-        return ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from ..sse import Event
-from .nodes import ControlMessage, Nodes
+from .nodes import ControlMessage, Nodes, NodeState
 from .topics import check_pattern, is_wildcard
 
 __all__ = ["Presence", "check_identity"]
@@ -26,7 +26,7 @@ def check_identity(identity: object) -> str:
     return identity
 
 
-class Presence:
+class Presence(NodeState):
     """The identities that are present in each topic.
 
     An identity is present in a topic while it has a stream of it on any node. Wildcards do not count.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..exceptions import OutcomeUnknown
 from .broker import IDEMPOTENCY_WINDOW
-from .nodes import ControlMessage, Nodes
+from .nodes import ControlMessage, Nodes, NodeState
 from .publisher import Publisher
 
 __all__ = ["MAX_TOKEN_AGE", "Redemptions"]
@@ -32,7 +31,7 @@ class _Redemption:
     """The call that the broker has stored, once this node has received it."""
 
 
-class Redemptions:
+class Redemptions(NodeState):
     """The tokens that were redeemed.
 
     With a broker, the redemption is a control message with the token as its idempotency key. The broker stores only the
@@ -101,20 +100,3 @@ class Redemptions:
             redemption = self._redemptions.get(message["token"])
             if redemption is not None and redemption.stored is None:
                 redemption.stored = message["call"]
-
-    def caught_up(self) -> None:
-        """Do nothing: a call that is in progress waits for its entry, or raises."""
-
-    def node_died(self, node: str) -> None:
-        """Do nothing: what a node has redeemed stays redeemed."""
-
-    def unsent(self) -> Iterable[ControlMessage]:
-        """Return nothing: ``redeem`` sends its message itself."""
-        return ()
-
-    def send_failed(self) -> None:
-        """Do nothing, for the same reason."""
-
-    def leases(self) -> Iterable[ControlMessage]:
-        """Return nothing: no lease is needed."""
-        return ()

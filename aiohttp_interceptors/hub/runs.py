@@ -30,7 +30,7 @@ from ..exceptions import (
 from ..sse import Event
 from .dispatcher import Dispatcher
 from .message import Kind
-from .nodes import ControlMessage, Nodes
+from .nodes import ControlMessage, Nodes, NodeState
 from .publisher import Publisher
 from .topics import check_topic
 
@@ -193,7 +193,7 @@ class Run:
         return f"Run(id={self.id!r}, topic={self.topic!r}, state={str(self.state)!r})"
 
 
-class Runs:
+class Runs(NodeState):
     """The runs of a Hub on all nodes.
 
     Args:
@@ -534,9 +534,6 @@ class Runs:
         if execution.state is RunState.RUNNING:
             logger.warning("hub_run_lost", topic=execution.topic, run=execution.id)
             await self._publish_end(execution, RunState.FAILED, "lost")
-
-    def caught_up(self) -> None:
-        """Do nothing: the next lease names the runs of this node."""
 
     def unsent(self) -> list[ControlMessage]:
         """Return the messages about runs that were given up. ``start`` and ``cancel`` send theirs themselves."""

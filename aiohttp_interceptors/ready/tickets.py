@@ -191,8 +191,11 @@ class Tickets:
             raise _unavailable()
         now = time.time()
         name, target = _cookie_name(claims, request), _target(claims, request)
-        access = self._access_by_cookie(request, name, target, claims, now)
-        if claims["exp"] > now and not self._is_revoked(claims["sub"], claims["at"], request):
+        registries = self._registries(request)
+        access = self._access_by_cookie(request, name, target, now)
+        if access is not None and self._is_revoked(claims["sub"], access["at"], registries):
+            access = None
+        if claims["exp"] > now and not self._is_revoked(claims["sub"], claims["at"], registries):
             if request.method == hdrs.METH_HEAD:  # does not open a stream
                 access = {**claims, "exp": claims["until"]}
             elif (access is None or access["jti"] != claims["jti"]) and await self._redeem(request, claims, access):
@@ -201,7 +204,7 @@ class Tickets:
                 for header in self._set_cookies(name, access, request):
                     context.response_headers.add(hdrs.SET_COOKIE, header)
         # Redeeming took time, in which the owner may have been disconnected.
-        if access is None or self._is_revoked(claims["sub"], access["at"], request):
+        if access is None or self._is_revoked(claims["sub"], access["at"], registries):
             raise _unauthorized()
         context[TICKET] = Ticket(claims["sub"], tuple(claims["topics"]), access["exp"])
 
@@ -227,22 +230,19 @@ class Tickets:
                 raise _unavailable() from error
             return False
 
-    def _access_by_cookie(
-        self, request: web.Request, name: str, target: str, ticket: _Claims, now: float
-    ) -> _Claims | None:
+    def _access_by_cookie(self, request: web.Request, name: str, target: str, now: float) -> _Claims | None:
         """Return the claims of the cookie that an earlier ticket for the same access and path set, if it is valid."""
         cookie = self._read(request.cookies.get(name, ""), _COOKIE_USE)
-        if cookie is None or cookie["exp"] <= now or cookie["for"] != target:
-            return None
-        return None if self._is_revoked(ticket["sub"], cookie["at"], request) else cookie
+        return None if cookie is None or cookie["exp"] <= now or cookie["for"] != target else cookie
 
-    def _is_revoked(self, owner: str, issued_at: float, request: web.Request) -> bool:
+    def _is_revoked(self, owner: str, issued_at: float, registries: Iterable[Owners]) -> bool:
         """Return whether a ticket was issued before its owner was disconnected, or before this process knows that."""
         if issued_at < self._knows_since:
             return True
-        return any(registry.was_disconnected_since(owner, issued_at) for registry in self._owners(request))
+        return any(registry.was_disconnected_since(owner, issued_at) for registry in registries)
 
-    def _owners(self, request: web.Request) -> list[Owners]:
+    def _registries(self, request: web.Request) -> list[Owners]:
+        """Return where the disconnects of owners are known, for as long as access may last."""
         registries = [streams.owners for streams in Streams.all_of(request)]
         for registry in registries:
             registry.remember_for(self._max_age)

@@ -46,16 +46,6 @@ local max_entries, max_age, key_ttl = ARGV[6], tonumber(ARGV[7]), ARGV[8]
 local FIRST_CHECKPOINT, FIRST_REQUEST = 9, 19  -- in ARGV
 local MAX_ENDS = 32  -- former runs, epochs and forks to remember, each
 
-local function parse(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-local function is_later(a, b)
-  local a_ms, a_seq = parse(a)
-  local b_ms, b_seq = parse(b)
-  return a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
-end
-
 -- Return the former runs, epochs or forks, each with the ID of its last entry.
 local function ends_of(kind)
   local ends, fields = {}, redis.call('HGETALL', log)

@@ -12,16 +12,6 @@
 local stream, log = KEYS[1], KEYS[2]
 local epoch, before, topic, start, count = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
-local function parse(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-local function is_later(a, b)
-  local a_ms, a_seq = parse(a)
-  local b_ms, b_seq = parse(b)
-  return a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
-end
-
 local stored = redis.call('HMGET', log, 'epoch', 'last', 'erased')
 if stored[1] ~= epoch or is_later(before, stored[2]) then return false end
 if not stored[3] or is_later(before, stored[3]) then redis.call('HSET', log, 'erased', before) end

@@ -36,8 +36,10 @@ MAX_RUNS = 8  # runs whose ancestry is remembered: those that the two connection
 
 ERASE_STEP = 100  # entries that one call of the script reads: the server does nothing else meanwhile
 
-_ERASE_SCRIPT = Script(resources.files(__package__).joinpath("erase.lua").read_text("utf-8"))
-_SCRIPT = Script(resources.files(__package__).joinpath("append.lua").read_text("utf-8"))
+_IDS, _APPEND, _ERASE = [
+    resources.files(__package__).joinpath(f"{name}.lua").read_text("utf-8") for name in ("ids", "append", "erase")
+]
+_SCRIPT, _ERASE_SCRIPT = Script(_IDS + _APPEND), Script(_IDS + _ERASE)
 _WRONG_SERVER = b""  # first element of the reply if the script has done nothing, because the server is another one
 
 RawEntry: TypeAlias = tuple[bytes, list[bytes]]

@@ -1,4 +1,4 @@
-"""A fixture that measures cost independently of the machine."""
+"""Fixtures of the Hub's tests: Hubs that are ready, a server that is in this process, and the cost of a function."""
 
 from __future__ import annotations
 
@@ -7,6 +7,38 @@ import sys
 from collections.abc import Callable
 
 import pytest
+
+from aiohttp_interceptors import Hub
+from aiohttp_interceptors.brokers.memory import MemoryBroker
+from aiohttp_interceptors.hub import pending, replication
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Reconnect without delay: the server is in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replication, "MIN_RECONNECT_DELAY", 0.0001)
+        patch.setattr(replication, "MAX_RECONNECT_DELAY", 0.001)
+        patch.setattr(pending, "FUTURE_ID_TIMEOUT", 0.05)
+        patch.setattr(MemoryBroker, "confirms", 0.02)
+        yield
+
+
+@pytest.fixture
+async def hub_on():
+    """Make Hubs that are ready, and close them after the test."""
+    hubs = []
+
+    async def make(broker=None, **options):
+        hubs.append(hub := Hub(broker, **options))
+        hub.open()
+        await until(lambda: hub.ready)
+        return hub
+
+    yield make
+    for hub in hubs:
+        await hub.close()
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from aiohttp_interceptors import BrokerDown, Event, GapReason, Hub
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import pending, replication
 from tests.hub.reference import matches
 from tests.hub.sink import Sink, start
 from tests.waiting import run_other_tasks, until
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 TOPICS = ["a", "b", "b.c"]
 SUBSCRIPTIONS = [("a",), ("b",), (">",), ("a", "b.>"), ("*",)]
@@ -196,8 +197,8 @@ def steps(*, lossy: bool):
     return st.lists(st.one_of(kinds), min_size=20, max_size=60)
 
 
-async def run(story) -> None:
-    cluster = Cluster()
+async def run(cluster: Cluster, story) -> None:
+    """Have two clients, tell a story, and check what they received."""
     try:
         for which in range(2):
             await cluster.connect(which, (">",))
@@ -208,24 +209,13 @@ async def run(story) -> None:
         await cluster.close()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Reconnect without delay: the server is in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replication, "MIN_RECONNECT_DELAY", 0.0001)
-        patch.setattr(replication, "MAX_RECONNECT_DELAY", 0.001)
-        patch.setattr(pending, "FUTURE_ID_TIMEOUT", 0.05)
-        patch.setattr(MemoryBroker, "confirms", 0.02)
-        yield
-
-
 @given(steps(lossy=False))
 @settings(max_examples=150, deadline=None)
 def test_outages_and_new_processes_cause_no_loss_repetition_or_gap(story):
-    asyncio.run(run(story))
+    asyncio.run(run(Cluster(), story))
 
 
 @given(steps(lossy=True))
 @settings(max_examples=300, deadline=None)
 def test_only_records_that_the_server_lost_or_trimmed_are_missing_and_they_are_reported(story):
-    asyncio.run(run(story))
+    asyncio.run(run(Cluster(), story))

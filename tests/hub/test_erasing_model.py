@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from aiohttp_interceptors import BrokerDown, Event, Hub, OutcomeUnknown
 from aiohttp_interceptors.brokers.memory import MemoryBroker
-from aiohttp_interceptors.hub import pending, publisher, replication
+from aiohttp_interceptors.hub import publisher
 from aiohttp_interceptors.hub.broker import Erased
 from tests.hub.sink import start
-from tests.hub.test_delivery_over_a_broker import TOPICS, Client, Cluster, Page, steps
+from tests.hub.test_delivery_over_a_broker import TOPICS, Client, Cluster, Page, run, steps
 from tests.waiting import run_other_tasks
 
 
@@ -165,27 +165,11 @@ def _merged(parts):
     return story
 
 
-async def run(broker, options, story):
-    cluster = ErasingCluster(broker, **options)
-    try:
-        for which in range(2):
-            await cluster.connect(which, (">",))
-        for what, *arguments in story:
-            await getattr(cluster, what)(*arguments)
-        await cluster.check()
-    finally:
-        await cluster.close()
-
-
 @pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Reconnect without delay: the server is in this process."""
+def short_wait(quick):
+    """Do not wait long for an entry that does not come, either."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replication, "MIN_RECONNECT_DELAY", 0.0001)
-        patch.setattr(replication, "MAX_RECONNECT_DELAY", 0.001)
-        patch.setattr(pending, "FUTURE_ID_TIMEOUT", 0.05)
         patch.setattr(publisher, "RECEIVE_TIMEOUT", 0.02)
-        patch.setattr(MemoryBroker, "confirms", 0.02)
         yield
 
 
@@ -198,14 +182,14 @@ limits = st.fixed_dictionaries(
 @given(options=limits, story=stories(lossy=False))
 @settings(max_examples=150, deadline=None)
 def test_what_is_erased_or_evicted_is_a_gap_and_is_not_sent_afterwards(broker, options, story):
-    asyncio.run(run(broker, options, story))
+    asyncio.run(run(ErasingCluster(broker, **options), story))
 
 
 @pytest.mark.parametrize("broker", [MemoryBroker, DeletingBroker])
 @given(options=limits, story=stories(lossy=True))
 @settings(max_examples=100, deadline=None)
 def test_that_holds_also_if_the_server_loses_and_trims_records(broker, options, story):
-    asyncio.run(run(broker, options, story))
+    asyncio.run(run(ErasingCluster(broker, **options), story))
 
 
 class Alone(ErasingCluster):

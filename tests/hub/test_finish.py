@@ -11,40 +11,14 @@ from hypothesis import strategies as st
 from aiohttp_interceptors import BrokerDown, CloseReason, Event, EventTooLarge, Hub, TopicFinished
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
-from aiohttp_interceptors.hub import pending, replication
 from tests.hub.reference import matches
 from tests.hub.sink import Sink, at_once, live, start, subscribe
 from tests.hub.watcher import Cable
 from tests.waiting import run_other_tasks, until, within
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 CLOSED = [(CloseReason.CLOSED, None)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Reconnect without delay: the server is in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replication, "MIN_RECONNECT_DELAY", 0.0001)
-        patch.setattr(replication, "MAX_RECONNECT_DELAY", 0.001)
-        patch.setattr(pending, "FUTURE_ID_TIMEOUT", 0.05)
-        patch.setattr(MemoryBroker, "confirms", 0.02)
-        yield
-
-
-@pytest.fixture
-async def hub_on():
-    """Make Hubs that are ready, and close them after the test."""
-    hubs = []
-
-    async def make(broker=None, **options):
-        hubs.append(hub := Hub(broker, **options))
-        hub.open()
-        await until(lambda: hub.ready)
-        return hub
-
-    yield make
-    for hub in hubs:
-        await hub.close()
 
 
 @pytest.fixture(params=["alone", "with a broker"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aiohttp_interceptors import CloseReason, Decoder, Event, Gap, Hub, Lagged, start_topic_stream
 from aiohttp_interceptors.brokers.memory import MemoryBroker, MemoryLog
-from aiohttp_interceptors.hub import cursor, pending, replication
+from aiohttp_interceptors.hub import cursor, pending
 from aiohttp_interceptors.hub.cursor import PARTIAL
 from aiohttp_interceptors.hub.latest import LatestRecords
 from aiohttp_interceptors.hub.record import Record, Tombstone
@@ -1214,14 +1214,10 @@ async def run(story: Story, told) -> None:
 
 
 @pytest.fixture(scope="module")
-def quick():
-    """Read in small batches, and reconnect without delay."""
+def quick(quick):
+    """Read in small batches, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cursor, "BATCH_SIZE", 100)
-        patch.setattr(replication, "MIN_RECONNECT_DELAY", 0.0001)
-        patch.setattr(replication, "MAX_RECONNECT_DELAY", 0.001)
-        patch.setattr(pending, "FUTURE_ID_TIMEOUT", 0.05)
-        patch.setattr(MemoryBroker, "confirms", 0.02)
         yield
 
 

@@ -118,14 +118,29 @@ async def one_connection(site):
     await until(lambda: len(site.streams) == 1)
 
 
+async def sharing(site, tabs, count, url="/news"):
+    """Open tabs that share a stream on which nothing happens, and return their pages."""
+    pages = [await tabs(site.url) for _ in range(count)]
+    for page in pages:
+        await start(page, url, identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+    await one_connection(site)
+    return pages
+
+
+async def share(site, pages):
+    """Let pages share a stream on which events come all the time."""
+    for page in pages:
+        await start(page, identity="user:7")
+        await several(page)
+    await one_connection(site)
+
+
 async def test_another_tab_takes_over_when_the_leader_is_closed(site, tabs):
     await site.start()
     pages = [await tabs(site.url) for _ in range(4)]
     async with publishing(site.hub) as published:
-        for page in pages:
-            await start(page, identity="user:7")
-            await several(page)
-        await one_connection(site)
+        await share(site, pages)
         while len(pages) > 1:
             await pages.pop(0).close()
             await several(pages[-1], 50)
@@ -136,10 +151,7 @@ async def test_another_tab_takes_over_when_the_leader_crashes(site, tabs):
     await site.start()
     pages = [await tabs(site.url) for _ in range(3)]
     async with publishing(site.hub) as published:
-        for page in pages:
-            await start(page, identity="user:7")
-            await several(page)
-        await one_connection(site)
+        await share(site, pages)
         session = await tabs.context.new_cdp_session(pages[0])
         crash = asyncio.ensure_future(session.send("Page.crash"))
         await several(pages[1], 50)
@@ -152,10 +164,7 @@ async def test_another_tab_takes_over_when_the_leader_is_frozen_and_both_go_on_l
     await site.start()
     pages = [await tabs(site.url) for _ in range(3)]
     async with publishing(site.hub) as published:
-        for page in pages:
-            await start(page, identity="user:7")
-            await several(page)
-        await one_connection(site)
+        await share(site, pages)
         # Headless pages are visible, and are never frozen: the events are those of the page.
         before = await pages[0].evaluate("document.dispatchEvent(new Event('freeze')), seen.length")
         await several(pages[1], 50)
@@ -170,10 +179,7 @@ async def test_another_tab_takes_over_from_a_leader_that_does_not_answer(site, t
     await site.start()
     pages = [await tabs(site.url) for _ in range(3)]
     async with publishing(site.hub, 0.02) as published:
-        for page in pages:
-            await start(page, identity="user:7")
-            await several(page)
-        await one_connection(site)
+        await share(site, pages)
         # The main thread of the leader is blocked, and it keeps its lock.
         blocked = asyncio.ensure_future(
             pages[0].evaluate("() => { const end = Date.now() + 16000; while (Date.now() < end); return seen.length; }")
@@ -301,11 +307,7 @@ async def test_a_stream_without_ids_is_shared_too(site, tabs):
 
     site.routes = [web.get("/idle", event_stream(idle, retry=20))]
     await site.start()
-    pages = [await tabs(site.url) for _ in range(3)]
-    for page in pages:
-        await start(page, "/idle", identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-    await one_connection(site)
+    pages = await sharing(site, tabs, 3, "/idle")
     for channel in clients:
         channel.put_nowait("tick")
     for page in pages:
@@ -338,11 +340,7 @@ async def test_tabs_resume_when_the_server_is_restarted(site, tabs, tmp_path):
         await site.start()
 
     await serve()
-    pages = [await tabs(site.url) for _ in range(3)]
-    for page in pages:
-        await start(page, identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-    await one_connection(site)
+    pages = await sharing(site, tabs, 3)
     await site.hub.publish("news", "before")
     for page in pages:
         await seen(page, ["before"])
@@ -400,11 +398,7 @@ async def test_a_gap_is_told_to_all_tabs(site, tabs):
     site.hub = Hub(history=2)
     site.routes = [web.get("/news", topic_stream(site.hub, "news", retry=20))]
     await site.start()
-    pages = [await tabs(site.url) for _ in range(2)]
-    for page in pages:
-        await start(page, identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-    await one_connection(site)
+    pages = await sharing(site, tabs, 2)
     await site.hub.publish("news", "0")
     for page in pages:
         await seen(page, ["0"])
@@ -421,11 +415,7 @@ async def test_a_gap_is_told_to_all_tabs(site, tabs):
 
 async def test_a_finished_topic_closes_all_tabs(site, tabs):
     await site.start()
-    pages = [await tabs(site.url) for _ in range(3)]
-    for page in pages:
-        await start(page, identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-    await one_connection(site)
+    pages = await sharing(site, tabs, 3)
     await site.hub.finish("news", "the end")
     for page in pages:
         await page.wait_for_function("source.readyState === 2", timeout=TIMEOUT * 1000)
@@ -443,11 +433,7 @@ async def test_a_finished_topic_closes_all_tabs(site, tabs):
 
 async def test_a_tab_that_misses_a_message_of_the_leader_gets_its_events_from_the_server(site, tabs):
     await site.start()
-    pages = [await tabs(site.url) for _ in range(3)]
-    for page in pages:
-        await start(page, identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-    await one_connection(site)
+    pages = await sharing(site, tabs, 3)
     await site.hub.publish("news", "0")
     for page in pages:
         await seen(page, ["0"])
@@ -471,11 +457,7 @@ async def test_a_tab_that_misses_a_message_of_the_leader_gets_its_events_from_th
 
 async def test_a_tab_whose_message_was_lost_notices_it_without_another_event(site, tabs):
     await site.start()
-    pages = [await tabs(site.url) for _ in range(2)]
-    for page in pages:
-        await start(page, identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-    await one_connection(site)
+    pages = await sharing(site, tabs, 2)
     await pages[0].evaluate("BroadcastChannel.prototype.postMessage = () => { window.dropped = true; }")
     await site.hub.publish("news", "1")
     await pages[0].wait_for_function("window.dropped")
@@ -578,10 +560,7 @@ async def test_a_stream_with_other_ids_is_shared_without_loss_or_repeat(site, ta
 
     publishing = asyncio.create_task(publish())
     try:
-        for page in pages:
-            await start(page, identity="user:7")
-            await several(page)
-        await one_connection(site)
+        await share(site, pages)
         await pages.pop(0).close()
         for page in pages:
             await several(page)
@@ -687,11 +666,7 @@ async def test_a_stream_that_differs_from_connection_to_connection_is_not_shared
 
 async def test_a_leader_that_closes_its_stream_hands_over(site, tabs):
     await site.start()
-    pages = [await tabs(site.url) for _ in range(2)]
-    for page in pages:
-        await start(page, identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-    await one_connection(site)
+    pages = await sharing(site, tabs, 2)
     await pages[0].evaluate("source.close()")
     await site.hub.publish("news", "one")
     await seen(pages[1], ["one"])

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .chain import execute as execute
     from .channel import CloseReason as CloseReason
     from .channel import EventChannel as EventChannel
+    from .compression import Compression as Compression
     from .debug import debug_observer as debug_observer
     from .decorators import after as after
     from .decorators import around as around
@@ -131,6 +132,7 @@ __version__ = "0.1.0"
 _NAMES_BY_MODULE = {
     "chain": "Context ContextKey Failure execute",
     "channel": "CloseReason EventChannel",
+    "compression": "Compression",
     "debug": "debug_observer",
     "decorators": "after around before on_error",
     "encoder": "default_encoder",

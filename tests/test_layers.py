@@ -21,6 +21,7 @@ ORDER = (
         "schema",
         "queues",
         "channel",
+        "compression",
         "hub",
         "brokers",
         "web",

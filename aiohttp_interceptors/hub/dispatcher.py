@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable, Iterable
 from enum import Enum
 from operator import itemgetter
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 from .._logging import log as logger
 from .._observers import Observers
 from ..channel import CloseReason
+from ..compression import Audience, StreamEncoder
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import HubFact, HubFlushed, HubGap
 from ..sse import encode
@@ -826,13 +827,23 @@ class SubscriberGroup:
 
     def _write(self, records: list[Record], frames: bytes, now: float) -> int:
         """Write a batch to every live subscription."""
-        self._advance(records)  # before writing, so that a subscription paused by a write resumes after it
+        self._count(records, frames)
+        sinks = self._live_sinks()
+        self._write_payload(self.encoder(frames), sinks, now)
+        return len(sinks) * len(records)
+
+    def _count(self, records: list[Record], frames: bytes) -> None:
+        """Count a batch before it is written, so that a subscription paused by the write resumes after it."""
+        self._advance(records)
         self.events += len(records)
         self.bytes += len(frames)
-        payload = self.encoder(frames)
-        sinks = self._sinks
-        if sinks is None:
-            sinks = self._sinks = tuple([subscription.sink for subscription in self._live])
+
+    def _live_sinks(self) -> tuple[Sink, ...]:
+        if self._sinks is None:
+            self._sinks = tuple([subscription.sink for subscription in self._live])
+        return self._sinks
+
+    def _write_payload(self, payload: bytes, sinks: Iterable[Sink], now: float) -> None:
         for sink in sinks:
             try:
                 sink.write(payload, now)
@@ -840,7 +851,6 @@ class SubscriberGroup:
                 raise
             except BaseException as error:  # noqa: BLE001  # the transport raised, so only this stream ends
                 self._fail(sink, error)
-        return len(sinks) * len(records)
 
     def _advance(self, records: list[Record]) -> None:
         self.offset = max(self.offset, *(record.offset for record in records), 0)  # ephemeral records have offset 0
@@ -952,16 +962,47 @@ class _RecordGroup(SubscriberGroup):
     __slots__ = ()
 
     def _write(self, records: list[Record], frames: bytes, now: float) -> int:  # noqa: ARG002
-        self._advance(records)
-        self.events += len(records)
-        self.bytes += len(frames)
+        self._count(records, frames)
         subscriptions = self.live_subscriptions()
         for subscription in subscriptions:
             cast("RecordSink", subscription.sink).write_records(records, None)
         return len(subscriptions) * len(records)
 
 
+class _CompressedGroup(SubscriberGroup):
+    """A group whose sinks compress. What the live ones are sent is compressed once for all."""
+
+    __slots__ = ("_audience",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        encoder = cast("StreamEncoder", self.encoder)
+        self._audience: Audience[Sink] = Audience(encoder.framing, encoder.settings, _encoder_of)
+
+    def add_live(self, subscription: Subscription) -> None:
+        super().add_live(subscription)
+        _encoder_of(subscription.sink).enter(self._audience)
+
+    def remove(self, subscription: Subscription) -> None:
+        if subscription in self._live:
+            _encoder_of(subscription.sink).leave()
+        super().remove(subscription)
+
+    def _write(self, records: list[Record], frames: bytes, now: float) -> int:
+        self._count(records, frames)
+        sinks = self._live_sinks()
+        for payload, part in self._audience.encode(frames, sinks):
+            self._write_payload(payload, part, now)
+        return len(sinks) * len(records)
+
+
+def _encoder_of(sink: Sink) -> StreamEncoder:
+    return cast("StreamEncoder", sink.encoder)
+
+
 def _group_class(encoder: Callable[[bytes], bytes]) -> type[SubscriberGroup]:
+    if isinstance(encoder, StreamEncoder):
+        return _CompressedGroup
     return _RecordGroup if encoder is as_records else SubscriberGroup
 
 

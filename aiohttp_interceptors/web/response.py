@@ -7,6 +7,7 @@ interceptors.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -18,6 +19,7 @@ from multidict import CIMultiDict
 
 from .._threads import check_loop
 from ..channel import CloseReason
+from ..compression import GZIP_HEAD, ChannelEncoder, Compression, StreamEncoder, accepts_gzip
 from ..sse import HEARTBEAT, Event, encode
 from .app import CANCEL_FRACTION, Drain, Streams
 from .commit import (
@@ -46,6 +48,8 @@ MAX_HANDLER_GRACE = 5.0
 # Says after how many seconds of idleness the stream sends a heartbeat. A client that receives nothing for longer knows
 # that the connection is dead.
 HEARTBEAT_HEADER = "Event-Stream-Heartbeat"
+
+CACHE_CONTROL = "no-cache, no-transform"
 
 _DISCONNECTED = "the client has disconnected from the event stream"
 _DISCARDED = "the event stream is not sent, because another response was committed before"
@@ -95,6 +99,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     _opened_at = 0.0  # when the stream was registered, in seconds of the event loop's clock
     _early_heartbeat = False  # aiohttp-sse sends its first ping after the interval
     _tells_heartbeat = False  # the headers are those of aiohttp-sse
+    _compressed: functools.partial[ChannelEncoder | StreamEncoder] | None = None  # makes the encoder of the connection
     _high_water = 64 * 1024  # bytes; asyncio's default, so that send() waits no earlier than aiohttp-sse's
 
     def __init__(
@@ -123,7 +128,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         self._ended: asyncio.Event | None = None  # made when first needed
         self._head_writer: AbstractStreamWriter | None = None  # aiohttp forgets its own at the end of the body
         del self._headers[hdrs.CONNECTION]
-        self._headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
+        self._headers[hdrs.CACHE_CONTROL] = CACHE_CONTROL
         self.connection: Connection | None = None
         """The connection to the client, for internal use; ``None`` before ``prepare``, and for HEAD."""
 
@@ -160,7 +165,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 self._heartbeat_frame(),
                 self._high_water,
                 early_heartbeat=self._early_heartbeat,
+                compressed=self._compressed,
             )
+            self._begin_body()
             self._register(request)
         return self._head_writer
 
@@ -205,10 +212,17 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """Write the headers, without those that frame the body and with the cookies of ``on_response_prepare``."""
         request = cast("web.BaseRequest", self._req)
         remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
+        self._set_content_encoding()
         add_late_cookies(self, self._written_cookies)
         if HEARTBEAT_HEADER in self._headers and hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
             CIMultiDict.add(self._headers, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, HEARTBEAT_HEADER)
         await super()._write_headers()
+
+    def _set_content_encoding(self) -> None:
+        """Do nothing: aiohttp-sse does not compress."""
+
+    def _begin_body(self) -> None:
+        """Do nothing: the body begins with the first event or heartbeat."""
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -330,6 +344,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 self.connection.listener.response_ended()
             if self.connection.pipeline_overflowed:
                 self.force_close()
+            if not self._incomplete:
+                data += self.connection.finish()
             self.connection.detach()
         if not self._incomplete:
             await super().write_eof(data)
@@ -445,6 +461,31 @@ class ChannelResponse(EventStreamResponse):
     _early_heartbeat = True
     _tells_heartbeat = True
     _high_water = HIGH_WATER
+    _encoder_class: type[ChannelEncoder | StreamEncoder] = ChannelEncoder
+
+    compression: Compression | None = None
+    """How the body is compressed. ``None`` if the client does not accept it."""
+
+    async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
+        if self.compression is not None:
+            CIMultiDict.add(self._headers, hdrs.VARY, hdrs.ACCEPT_ENCODING)
+            staged = None if context is None else context._staged_headers
+            # The stream's own no-transform is for proxies.
+            if (staged and _forbids_coding(staged)) or not accepts_gzip(_combined(request, hdrs.ACCEPT_ENCODING)):
+                self.compression = None
+        return await super()._commit(request, context)
+
+    def _set_content_encoding(self) -> None:
+        if self.compression is not None:
+            if _forbids_coding(self._headers) and self._headers[hdrs.CACHE_CONTROL] != CACHE_CONTROL:
+                self.compression = None  # set by an on_response_prepare handler
+                return
+            CIMultiDict.add(self._headers, hdrs.CONTENT_ENCODING, "gzip")
+            self._compressed = functools.partial(self._encoder_class, settings=self.compression)
+
+    def _begin_body(self) -> None:
+        if self.compression is not None and self.connection is not None and self._send_headers_immediately:
+            self.connection.write_head(GZIP_HEAD)
 
     def _register(self, request: web.BaseRequest) -> None:
         pass
@@ -457,6 +498,7 @@ class TopicResponse(ChannelResponse):
     """The response of a topic stream, whose headers are sent together with the first frames."""
 
     _send_headers_immediately = False
+    _encoder_class = StreamEncoder
     _early_heartbeat = False  # scheduled by send_headers() if there are no frames
     # What the kernel does not accept stays in the history, which all clients share. uvloop writes immediately only what
     # exceeds the mark.
@@ -467,6 +509,9 @@ class TopicResponse(ChannelResponse):
         writer = self._payload_writer
         if writer is None:
             return
+        encoder = None if self.connection is None else self.connection.encoder
+        if isinstance(encoder, StreamEncoder):
+            frames = GZIP_HEAD + (encoder.encode(frames) if frames else b"")
         try:
             if frames:
                 await cast("StreamWriter", writer).write(frames, drain=False)
@@ -484,6 +529,15 @@ class TopicResponse(ChannelResponse):
 def _shared_headers(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
     """Return a multidict that open streams with equal headers share, which saves 800 bytes for each of them."""
     return CIMultiDict(headers)
+
+
+def _forbids_coding(headers: Mapping[str, str]) -> bool:
+    return "no-transform" in headers.get(hdrs.CACHE_CONTROL, "").lower()
+
+
+def _combined(request: web.BaseRequest, name: str) -> str:
+    """Return the value of a header, whose lines are joined (RFC 9110, 5.3)."""
+    return ",".join(request.headers.getall(name, []))
 
 
 def _is_committed(request: web.BaseRequest) -> bool:

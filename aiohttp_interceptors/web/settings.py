@@ -9,6 +9,7 @@ from typing import TypeAlias, TypedDict
 
 from .._checks import check_call, check_max_event_size, check_seconds
 from ..channel import CloseReason, EventChannel, EventQueue, check_buffer
+from ..compression import Compression
 from ..hub.owners import Owners
 from ..sse import Event
 from .access import ExpiresAt, Owner, Revalidate
@@ -50,6 +51,7 @@ class StreamOptions(TypedDict, total=False):
     expires_at: ExpiresAt | None
     revalidate: Revalidate | None
     revalidate_interval: float
+    compress: bool | Compression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,12 @@ class StreamSettings:
     expires_at: ExpiresAt | None = None
     revalidate: Revalidate | None = None
     revalidate_interval: float = 60.0
+    compress: bool | Compression = False
+
+    @property
+    def compression(self) -> Compression | None:
+        """How the streams are compressed, or ``None``."""
+        return Compression.of(self.compress)
 
     @property
     def has_access(self) -> bool:
@@ -93,6 +101,7 @@ class StreamSettings:
         check_seconds("max_age", self.max_age, "no limit")
         check_seconds("grace", self.grace, "", minimum=0)
         Event("", retry=self.retry)  # checks retry
+        Compression.of(self.compress)
         check_seconds("revalidate_interval", self.revalidate_interval, "")
         for name in ("owner", "expires_at", "revalidate"):
             function = getattr(self, name)

@@ -15,6 +15,7 @@ from aiohttp import web
 from .._checks import check_call, check_synchronous
 from .._threads import check_loop
 from ..channel import CloseReason
+from ..compression import Compression
 from ..encoder import Encoder, encode_value, has_named_fields
 from ..hub.cursor import OnGap, Replay, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
@@ -85,6 +86,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
     expires_at: ExpiresAt | None = None,
     revalidate: Revalidate | None = None,
     revalidate_interval: float = 60.0,
+    compress: bool | Compression = False,
     name: str | None = None,
 ) -> Interceptor[RequestContext]:
     """Make an interceptor that opens a stream of a Hub's topics, and pauses the chain until the stream has closed.
@@ -151,6 +153,9 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
             ask again.
         revalidate_interval: Seconds between two calls of ``revalidate``, shortened by a random part of up to a fifth.
             It is also the time that an async one may take.
+        compress: Whether streams are compressed with gzip for clients that accept it, or how. What streams of the same
+            topics are sent is compressed once for all of them. Not together with ``select``, unless
+            ``Compression(with_select=True)`` says that no secret is in the records.
         name: Name of the interceptor. Default: made from the topics.
 
     Returns:
@@ -191,6 +196,7 @@ def start_topic_stream(  # noqa: PLR0913  # each option is independent and has a
         expires_at=expires_at,
         revalidate=revalidate,
         revalidate_interval=revalidate_interval,
+        compress=compress,
     )
     topics_function = topics if callable(topics) else None
     fixed_topics = () if topics_function is not None else _topic_names(topics)
@@ -245,6 +251,7 @@ class TopicStreamOptions(TypedDict, total=False):
     expires_at: ExpiresAt | None
     revalidate: Revalidate | None
     revalidate_interval: float
+    compress: bool | Compression
     name: str | None
 
 
@@ -361,6 +368,11 @@ class TopicSettings(StreamSettings):
             check_function("identity", self.identity, "context")
         if self.snapshot is not None and self.policy.replay:
             raise ValueError("a stream starts with a snapshot or with a replay of records, not with both")
+        if self.select is not None and self.compression is not None and not self.compression.with_select:
+            raise ValueError(
+                "the length of a compressed stream tells something about what select leaves in it; without secrets in "
+                "the records, use compress=Compression(with_select=True)"
+            )
 
 
 SnapshotEvents: TypeAlias = Iterable[object] | AsyncIterable[object]

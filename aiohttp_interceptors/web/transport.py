@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 from aiohttp import web
 
 from ..channel import CloseReason
+from ..compression import ChannelEncoder, StreamEncoder
 from ..sse import HEARTBEAT
 from .timers import TIMER_SLACK, Timer, timer_queue
 
@@ -165,6 +166,8 @@ class Connection:
         high_water: High-water mark of the write buffer, in bytes.
         early_heartbeat: Whether to send a heartbeat within ``TIMER_SLACK`` seconds, unless another frame is sent first.
             This is useful because some proxies do not forward the response headers until they receive part of the body.
+        compressed: Function that makes the encoder of a body that is compressed, of the function that frames it. If
+            ``None``, the body is not compressed.
     """
 
     __slots__ = (
@@ -199,12 +202,14 @@ class Connection:
         high_water: int = HIGH_WATER,
         *,
         early_heartbeat: bool = False,
+        compressed: Callable[[Callable[[bytes], bytes]], ChannelEncoder | StreamEncoder] | None = None,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
-        self.encoder: Callable[[bytes], bytes] = _chunk if cast("StreamWriter", request.writer).chunked else _identity
-        """Function that encodes frames as HTTP chunks. For HTTP/1.0, it returns them unchanged."""
+        framing = _chunk if cast("StreamWriter", request.writer).chunked else _identity
+        self.encoder: Callable[[bytes], bytes] = framing if compressed is None else compressed(framing)
+        """Function that encodes frames as HTTP chunks, compressed or not. For HTTP/1.0, there are no chunks."""
         self.listener: ConnectionListener | None = None
         self._waiters: list[asyncio.Future[None]] | None = None  # created by wait_writable()
 
@@ -327,6 +332,19 @@ class Connection:
         self.bytes_sent += len(payload)
         self.last_write = self.loop.time()
         return True
+
+    def write_head(self, head: bytes) -> None:
+        """Write the first bytes of a body that is compressed, which are not compressed themselves."""
+        encoder = self.encoder
+        if isinstance(encoder, (ChannelEncoder, StreamEncoder)) and self._transport is not None:
+            payload = encoder.framing(head)
+            self._transport.write(payload)
+            self.bytes_sent += len(payload)
+
+    def finish(self) -> bytes:
+        """Return what ends the body before the last chunk: the end of what is compressed."""
+        encoder = self.encoder
+        return encoder.finish() if isinstance(encoder, (ChannelEncoder, StreamEncoder)) else b""
 
     async def wait_writable(self) -> bool:
         """Wait until writing can resume, the client disconnects, or ``detach`` is called.
@@ -484,7 +502,8 @@ class Connection:
         This is always false for HTTP/1.0. If an HTTP/1.0 client saves a short response to a file, the file should not
         begin with a comment.
         """
-        return not self.bytes_sent and self._heartbeat is not None and self.encoder is _chunk
+        is_chunked = cast("StreamWriter", self._writer).chunked
+        return not self.bytes_sent and self._heartbeat is not None and is_chunked
 
     def on_timer(self, now: float) -> float | None:
         """Called when a heartbeat or a stall check is due.

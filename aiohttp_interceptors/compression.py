@@ -3,7 +3,7 @@
 A gzip body is a head, blocks of DEFLATE and a trailer with the checksum and the size of what was compressed. A block
 may refer to the 32 KiB before it, so a stream decodes a shared block only if it was sent the same 32 KiB, or everything
 that the compressor has seen since its last boundary. ``Audience`` holds that rule: it knows for each stream since when
-it was sent only what all are sent. ``StreamEncoder`` is the side of one stream. What it compresses for its stream alone
+it was sent only what all are sent. ``SharedEncoder`` is the side of one stream. What it compresses for its stream alone
 refers to nothing, and lets the stream enter the audience anew.
 
 Source: RFC 1951, RFC 1952.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,17 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from ._checks import check_count
 
-__all__ = ["GZIP_HEAD", "MIN_SHARED", "Audience", "ChannelEncoder", "Compression", "StreamEncoder", "accepts_gzip"]
+__all__ = [
+    "GZIP_HEAD",
+    "MIN_SHARED",
+    "Audience",
+    "BodyEncoder",
+    "ChannelEncoder",
+    "Compression",
+    "Framing",
+    "SharedEncoder",
+    "accepts_gzip",
+]
 
 
 GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
@@ -34,7 +45,8 @@ MIN_WINDOW = 2**9
 # without what came before them.
 MIN_SHARED = 16
 
-_Framing: TypeAlias = Callable[[bytes], bytes]
+Framing: TypeAlias = Callable[[bytes], bytes]
+"""Frames bytes of the body, for example as an HTTP chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,11 @@ class Compression:
             return compress
         if not isinstance(compress, bool):
             raise TypeError(f"compress is a bool or a Compression, not {compress!r}")
-        return cls() if compress else None
+        return DEFAULT if compress else None
+
+
+DEFAULT = Compression()
+"""What ``compress=True`` means."""
 
 
 def accepts_gzip(accept_encoding: str | None) -> bool:
@@ -148,46 +164,78 @@ _compress_cached = lru_cache(8)(compress_alone)
 # Streams.
 
 
-class StreamEncoder:
-    """Compresses what is sent to one stream, and follows what its audience is sent.
-
-    Encoders are equal if streams that have them can share what an audience compresses.
+class BodyEncoder(ABC):
+    """Compresses the body of one stream.
 
     Args:
-        framing: The function that frames bytes of the body, for example as an HTTP chunk.
+        framing: The function that frames bytes of the body.
         settings: The level and the window.
     """
 
-    __slots__ = ("_crc", "_left", "_size", "audience", "entered", "framing", "settings")
+    __slots__ = ("_crc", "_size", "framing")
 
-    def __init__(self, framing: _Framing, settings: Compression) -> None:
-        self.framing: _Framing = framing
-        self.settings: Compression = settings
-        self.audience: Audience[Any] | None = None
-        """The audience whose frames the stream is sent."""
-        self.entered: int = 0
-        """The size of the audience when the stream entered it, or was last sent something alone."""
-        # The checksum and the size of everything sent. In an audience, what follows from that of the audience is left
-        # out of both, and added when the stream leaves: see _settle.
-        self._crc = self._size = 0
-        self._left: tuple[int, int] | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StreamEncoder) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> tuple[_Framing, Compression]:
-        return self.framing, self.settings
+    def __init__(self, framing: Framing) -> None:
+        self.framing: Framing = framing
+        self._crc = self._size = 0  # of what was compressed
 
     def __call__(self, frames: bytes) -> bytes:
         """Return what only this stream is sent, framed."""
         return self.framing(self.encode(frames))
 
+    @abstractmethod
     def encode(self, frames: bytes) -> bytes:
-        """Return what only this stream is sent."""
+        """Return what only this stream is sent, without framing."""
+
+    def finish(self) -> bytes:
+        """Return the end of the body, without framing. Source: RFC 1952, 2.3.1."""
+        return _LAST_BLOCK + self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+class ChannelEncoder(BodyEncoder):
+    """Compresses what is sent to one stream, with a compressor of its own."""
+
+    __slots__ = ("_compressor",)
+
+    def __init__(self, framing: Framing, settings: Compression) -> None:
+        super().__init__(framing)
+        self._compressor = _Compressor(settings)
+
+    def encode(self, frames: bytes) -> bytes:
+        self._crc = zlib.crc32(frames, self._crc)
+        self._size += len(frames)
+        return self._compressor.encode(frames)
+
+
+class SharedEncoder(BodyEncoder):
+    """Compresses what only one stream is sent, and follows what its audience is sent.
+
+    Encoders are equal if their streams can be in one audience.
+    """
+
+    __slots__ = ("_left", "audience", "entered", "settings")
+
+    def __init__(self, framing: Framing, settings: Compression) -> None:
+        super().__init__(framing)
+        self.settings: Compression = settings
+        self.audience: Audience[Any] | None = None
+        """The audience whose frames the stream is sent."""
+        self.entered: int = 0
+        """The size of the audience when the stream entered it, or was last sent something alone."""
+        # The checksum and the size of what the audience was sent until the stream left. In an audience, _crc is that of
+        # the stream combined with that of the audience, so that neither changes with a write.
+        self._left: tuple[int, int] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SharedEncoder) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Framing, Compression]:
+        return self.framing, self.settings
+
+    def encode(self, frames: bytes) -> bytes:
         audience = self.audience
         if audience is not None:
             self.leave()
@@ -195,7 +243,7 @@ class StreamEncoder:
         self._crc = zlib.crc32(frames, self._crc)
         self._size += len(frames)
         if audience is not None:
-            self.enter(audience)
+            self.enter(audience)  # anew: what it was sent now is not what the others were sent
         return _compress_cached(self.settings, frames)
 
     def enter(self, audience: Audience[Any]) -> None:
@@ -214,10 +262,9 @@ class StreamEncoder:
             audience.changed()
 
     def finish(self) -> bytes:
-        """Return the end of the body, and follow no audience. Source: RFC 1952, 2.3.1."""
         self.leave()
         self._settle()
-        return _LAST_BLOCK + self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
+        return super().finish()
 
     def _settle(self) -> None:
         """Add what the audience was sent, which takes some microseconds. Most streams end without it."""
@@ -225,31 +272,6 @@ class StreamEncoder:
             (crc, size), self._left = self._left, None
             self._crc = _append_zeros(self._crc, size) ^ crc
             self._size += size
-
-
-class ChannelEncoder:
-    """Compresses what is sent to one stream, with a compressor of its own.
-
-    Args:
-        framing: The function that frames bytes of the body, for example as an HTTP chunk.
-        settings: The level and the window.
-    """
-
-    __slots__ = ("_compressor", "_crc", "_size", "framing")
-
-    def __init__(self, framing: _Framing, settings: Compression) -> None:
-        self.framing: _Framing = framing
-        self._compressor = _Compressor(settings)
-        self._crc = self._size = 0
-
-    def __call__(self, frames: bytes) -> bytes:
-        self._crc = zlib.crc32(frames, self._crc)
-        self._size += len(frames)
-        return self.framing(self._compressor.encode(frames))
-
-    def finish(self) -> bytes:
-        """Return the end of the body. Source: RFC 1952, 2.3.1."""
-        return _LAST_BLOCK + self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 # Audiences.
@@ -272,12 +294,23 @@ class Audience(Generic[S]):
         encoder_of: Returns the encoder of a stream.
     """
 
-    __slots__ = ("_encoder_of", "_extra", "_framing", "_main", "_parts", "_recent", "_recent_since", "_sinks", "_warm_up", "_warming",
-        "crc", "settings", "size")
+    __slots__ = (
+        "_encoder_of",
+        "_extra",
+        "_framing",
+        "_main",
+        "_parts",
+        "_recent",
+        "_recent_since",
+        "_sinks",
+        "_warm_up",
+        "_warming",
+        "crc",
+        "settings",
+        "size",
+    )
 
-    def __init__(
-        self, framing: _Framing, settings: Compression, encoder_of: Callable[[S], StreamEncoder]
-    ) -> None:
+    def __init__(self, framing: Framing, settings: Compression, encoder_of: Callable[[S], SharedEncoder]) -> None:
         self._framing = framing
         self.settings: Compression = settings
         self.crc: int = 0
@@ -373,6 +406,8 @@ class Audience(Generic[S]):
 
 # Checksums.
 
+SIZE_BITS = 64
+
 
 def _multiply(a: int, b: int) -> int:
     """Multiply two polynomials modulo that of CRC-32, whose highest power is the lowest bit."""
@@ -390,7 +425,7 @@ def _multiply(a: int, b: int) -> int:
 def _squares() -> list[int]:
     """Return x to the powers 8, 16, 32 and so on, as far as a size in bytes has bits."""
     squares = [1 << (31 - 8)]
-    while len(squares) < 64:
+    while len(squares) < SIZE_BITS:
         squares.append(_multiply(squares[-1], squares[-1]))
     return squares
 

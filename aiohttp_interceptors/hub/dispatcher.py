@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 from .._logging import log as logger
 from .._observers import Observers
 from ..channel import CloseReason
-from ..compression import Audience, StreamEncoder
+from ..compression import Audience, SharedEncoder
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import HubFact, HubFlushed, HubGap
 from ..sse import encode
@@ -976,7 +976,7 @@ class _CompressedGroup(SubscriberGroup):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        encoder = cast("StreamEncoder", self.encoder)
+        encoder = cast("SharedEncoder", self.encoder)
         self._audience: Audience[Sink] = Audience(encoder.framing, encoder.settings, _encoder_of)
 
     def add_live(self, subscription: Subscription) -> None:
@@ -996,12 +996,12 @@ class _CompressedGroup(SubscriberGroup):
         return len(sinks) * len(records)
 
 
-def _encoder_of(sink: Sink) -> StreamEncoder:
-    return cast("StreamEncoder", sink.encoder)
+def _encoder_of(sink: Sink) -> SharedEncoder:
+    return cast("SharedEncoder", sink.encoder)
 
 
 def _group_class(encoder: Callable[[bytes], bytes]) -> type[SubscriberGroup]:
-    if isinstance(encoder, StreamEncoder):
+    if isinstance(encoder, SharedEncoder):
         return _CompressedGroup
     return _RecordGroup if encoder is as_records else SubscriberGroup
 

@@ -13,6 +13,7 @@ from aiohttp.abc import AbstractView
 from .._checks import check_seconds, unwrap_partial
 from ..chain import EMPTY_CHAIN, compile_chain
 from ..channel import CloseReason, EventChannel, EventQueue
+from ..compression import Compression
 from ..encoder import Encoder, check_encoder, default_encoder, to_json
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import EventsDropped
@@ -57,6 +58,7 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
     expires_at: ExpiresAt | None = None,
     revalidate: Revalidate | None = None,
     revalidate_interval: float = 60.0,
+    compress: bool | Compression = False,
 ) -> Interceptor[RequestContext]:
     """Make an interceptor that opens an event stream, and pauses the chain until the stream has closed.
 
@@ -109,6 +111,8 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
             ask again.
         revalidate_interval: Seconds between two calls of ``revalidate``, shortened by a random part of up to a fifth.
             It is also the time that an async one may take.
+        compress: Whether the stream is compressed with gzip for clients that accept it, or how. Each stream has a
+            compressor of its own, which takes 256 KiB, or less with ``Compression(window=...)``.
 
     Returns:
         An interceptor for a chain that runs for an aiohttp request.
@@ -134,6 +138,7 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         expires_at=expires_at,
         revalidate=revalidate,
         revalidate_interval=revalidate_interval,
+        compress=compress,
     )
     if name is None:
         name = f"start_event_stream({getattr(stream_ready, '__name__', 'stream_ready')})"

@@ -530,7 +530,7 @@ async def _commit_and_make(
     response = (TopicResponse if defer_headers else ChannelResponse)(
         allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
     )
-    response.compression = settings.compression
+    response.make_encoder = settings.make_encoder()
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
         return None

@@ -7,8 +7,7 @@ interceptors.
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -19,7 +18,7 @@ from multidict import CIMultiDict
 
 from .._threads import check_loop
 from ..channel import CloseReason
-from ..compression import GZIP_HEAD, ChannelEncoder, Compression, StreamEncoder, accepts_gzip
+from ..compression import GZIP_HEAD, BodyEncoder, Framing, accepts_gzip
 from ..sse import HEARTBEAT, Event, encode
 from .app import CANCEL_FRACTION, Drain, Streams
 from .commit import (
@@ -99,7 +98,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     _opened_at = 0.0  # when the stream was registered, in seconds of the event loop's clock
     _early_heartbeat = False  # aiohttp-sse sends its first ping after the interval
     _tells_heartbeat = False  # the headers are those of aiohttp-sse
-    _compressed: functools.partial[ChannelEncoder | StreamEncoder] | None = None  # makes the encoder of the connection
+    make_encoder: Callable[[Framing], BodyEncoder] | None = None
+    """Makes the encoder of a compressed body, unless the request forbids it. ``None`` for no compression."""
+
     _high_water = 64 * 1024  # bytes; asyncio's default, so that send() waits no earlier than aiohttp-sse's
 
     def __init__(
@@ -165,7 +166,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 self._heartbeat_frame(),
                 self._high_water,
                 early_heartbeat=self._early_heartbeat,
-                compressed=self._compressed,
+                make_encoder=self.make_encoder,
             )
             self._begin_body()
             self._register(request)
@@ -461,30 +462,24 @@ class ChannelResponse(EventStreamResponse):
     _early_heartbeat = True
     _tells_heartbeat = True
     _high_water = HIGH_WATER
-    _encoder_class: type[ChannelEncoder | StreamEncoder] = ChannelEncoder
-
-    compression: Compression | None = None
-    """How the body is compressed. ``None`` if the client does not accept it."""
 
     async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
-        if self.compression is not None:
+        if self.make_encoder is not None:
             CIMultiDict.add(self._headers, hdrs.VARY, hdrs.ACCEPT_ENCODING)
             staged = None if context is None else context._staged_headers
             # The stream's own no-transform is for proxies.
             if (staged and _forbids_coding(staged)) or not accepts_gzip(_combined(request, hdrs.ACCEPT_ENCODING)):
-                self.compression = None
+                self.make_encoder = None
         return await super()._commit(request, context)
 
     def _set_content_encoding(self) -> None:
-        if self.compression is not None:
-            if _forbids_coding(self._headers) and self._headers[hdrs.CACHE_CONTROL] != CACHE_CONTROL:
-                self.compression = None  # set by an on_response_prepare handler
-                return
+        if _forbids_coding(self._headers) and self._headers[hdrs.CACHE_CONTROL] != CACHE_CONTROL:
+            self.make_encoder = None  # an on_response_prepare handler forbids it
+        if self.make_encoder is not None:
             CIMultiDict.add(self._headers, hdrs.CONTENT_ENCODING, "gzip")
-            self._compressed = functools.partial(self._encoder_class, settings=self.compression)
 
     def _begin_body(self) -> None:
-        if self.compression is not None and self.connection is not None and self._send_headers_immediately:
+        if self.make_encoder is not None and self.connection is not None and self._send_headers_immediately:
             self.connection.write_head(GZIP_HEAD)
 
     def _register(self, request: web.BaseRequest) -> None:
@@ -498,7 +493,6 @@ class TopicResponse(ChannelResponse):
     """The response of a topic stream, whose headers are sent together with the first frames."""
 
     _send_headers_immediately = False
-    _encoder_class = StreamEncoder
     _early_heartbeat = False  # scheduled by send_headers() if there are no frames
     # What the kernel does not accept stays in the history, which all clients share. uvloop writes immediately only what
     # exceeds the mark.
@@ -510,7 +504,7 @@ class TopicResponse(ChannelResponse):
         if writer is None:
             return
         encoder = None if self.connection is None else self.connection.encoder
-        if isinstance(encoder, StreamEncoder):
+        if isinstance(encoder, BodyEncoder):
             frames = GZIP_HEAD + (encoder.encode(frames) if frames else b"")
         try:
             if frames:

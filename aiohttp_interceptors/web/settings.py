@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TypeAlias, TypedDict
 
 from .._checks import check_call, check_max_event_size, check_seconds
 from ..channel import CloseReason, EventChannel, EventQueue, check_buffer
-from ..compression import Compression
+from ..compression import BodyEncoder, ChannelEncoder, Compression, Framing, SharedEncoder
 from ..hub.owners import Owners
 from ..sse import Event
 from .access import ExpiresAt, Owner, Revalidate
@@ -76,9 +77,14 @@ class StreamSettings:
     compress: bool | Compression = False
 
     @property
-    def compression(self) -> Compression | None:
-        """How the streams are compressed, or ``None``."""
-        return Compression.of(self.compress)
+    def encoder_class(self) -> type[ChannelEncoder | SharedEncoder]:
+        """The class of the encoders of compressed streams."""
+        return ChannelEncoder
+
+    def make_encoder(self) -> Callable[[Framing], BodyEncoder] | None:
+        """Return the function that makes the encoder of a stream, or ``None`` if streams are not compressed."""
+        compression = Compression.of(self.compress)
+        return None if compression is None else functools.partial(self.encoder_class, settings=compression)
 
     @property
     def has_access(self) -> bool:

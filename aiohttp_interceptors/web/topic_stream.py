@@ -15,7 +15,7 @@ from aiohttp import web
 from .._checks import check_call, check_synchronous
 from .._threads import check_loop
 from ..channel import CloseReason
-from ..compression import Compression
+from ..compression import Compression, SharedEncoder
 from ..encoder import Encoder, encode_value, has_named_fields
 from ..hub.cursor import OnGap, Replay, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
@@ -343,6 +343,10 @@ class TopicSettings(StreamSettings):
         return self.snapshot is None and self.stream_ready is None
 
     @property
+    def encoder_class(self) -> type[SharedEncoder]:
+        return SharedEncoder
+
+    @property
     def hub_owners(self) -> Owners:
         return self.hub._owners
 
@@ -368,7 +372,8 @@ class TopicSettings(StreamSettings):
             check_function("identity", self.identity, "context")
         if self.snapshot is not None and self.policy.replay:
             raise ValueError("a stream starts with a snapshot or with a replay of records, not with both")
-        if self.select is not None and self.compression is not None and not self.compression.with_select:
+        compression = Compression.of(self.compress)
+        if self.select is not None and compression is not None and not compression.with_select:
             raise ValueError(
                 "the length of a compressed stream tells something about what select leaves in it; without secrets in "
                 "the records, use compress=Compression(with_select=True)"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 from aiohttp import web
 
 from ..channel import CloseReason
-from ..compression import ChannelEncoder, StreamEncoder
+from ..compression import BodyEncoder, Framing
 from ..sse import HEARTBEAT
 from .timers import TIMER_SLACK, Timer, timer_queue
 
@@ -166,8 +166,8 @@ class Connection:
         high_water: High-water mark of the write buffer, in bytes.
         early_heartbeat: Whether to send a heartbeat within ``TIMER_SLACK`` seconds, unless another frame is sent first.
             This is useful because some proxies do not forward the response headers until they receive part of the body.
-        compressed: Function that makes the encoder of a body that is compressed, of the function that frames it. If
-            ``None``, the body is not compressed.
+        make_encoder: Makes the encoder of a compressed body from the function that frames it. If ``None``, the body is
+            not compressed.
     """
 
     __slots__ = (
@@ -202,13 +202,13 @@ class Connection:
         high_water: int = HIGH_WATER,
         *,
         early_heartbeat: bool = False,
-        compressed: Callable[[Callable[[bytes], bytes]], ChannelEncoder | StreamEncoder] | None = None,
+        make_encoder: Callable[[Framing], BodyEncoder] | None = None,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._transport = request.transport
         self._writer = request.writer
         framing = _chunk if cast("StreamWriter", request.writer).chunked else _identity
-        self.encoder: Callable[[bytes], bytes] = framing if compressed is None else compressed(framing)
+        self.encoder: Callable[[bytes], bytes] = framing if make_encoder is None else make_encoder(framing)
         """Function that encodes frames as HTTP chunks, compressed or not. For HTTP/1.0, there are no chunks."""
         self.listener: ConnectionListener | None = None
         self._waiters: list[asyncio.Future[None]] | None = None  # created by wait_writable()
@@ -336,7 +336,7 @@ class Connection:
     def write_head(self, head: bytes) -> None:
         """Write the first bytes of a body that is compressed, which are not compressed themselves."""
         encoder = self.encoder
-        if isinstance(encoder, (ChannelEncoder, StreamEncoder)) and self._transport is not None:
+        if isinstance(encoder, BodyEncoder) and self._transport is not None:
             payload = encoder.framing(head)
             self._transport.write(payload)
             self.bytes_sent += len(payload)
@@ -344,7 +344,7 @@ class Connection:
     def finish(self) -> bytes:
         """Return what ends the body before the last chunk: the end of what is compressed."""
         encoder = self.encoder
-        return encoder.finish() if isinstance(encoder, (ChannelEncoder, StreamEncoder)) else b""
+        return encoder.finish() if isinstance(encoder, BodyEncoder) else b""
 
     async def wait_writable(self) -> bool:
         """Wait until writing can resume, the client disconnects, or ``detach`` is called.

@@ -7,15 +7,17 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from aiohttp_interceptors import compression
 from aiohttp_interceptors.channel import CloseReason
 from aiohttp_interceptors.hub.hub import Hub
-from aiohttp_interceptors.sse import Event, encode
+from aiohttp_interceptors.sse import HEARTBEAT, Event, encode
 from tests.hub.reference import matches
-from tests.hub.sink import Sink, live, plain, sized, subscribe
+from tests.hub.sink import Sink, compressed, live, plain, sized, subscribe
 from tests.waiting import TIMEOUT, run_other_tasks
 
 HISTORY, HISTORY_BYTES = 4, 60_000
@@ -70,6 +72,7 @@ class Client(Sink):
 
     def __init__(self, history: History, topics, on_gap, select, room, encoder, after=0) -> None:
         super().__init__(room, encoder)
+        self.coding = encoder
         self.history = history
         self.topics = dict.fromkeys(topics, after)  # and the offset after which each counts
         self.on_gap, self.select = on_gap, select
@@ -154,6 +157,8 @@ class Delivery(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(compression, "MIN_SHARED", 2)  # there are only a few clients
         self.loop = asyncio.new_event_loop()
         self.hub = Hub(history=HISTORY, history_bytes=HISTORY_BYTES, history_age=None)
         self.history = History()
@@ -199,7 +204,7 @@ class Delivery(RuleBasedStateMachine):
         on_gap=st.sampled_from(["signal", "conflate", "close"]),
         selects=st.sampled_from([False, False, True]),
         room=st.sampled_from([float("inf"), float("inf"), 80, 300, 20_000]),
-        encoder=st.sampled_from([sized, sized, plain]),
+        encoder=st.sampled_from([sized, plain, compressed, compressed, compressed]),
         turns=turns,
     )
     def subscribe(self, topics, on_gap, selects, room, encoder, turns):
@@ -233,6 +238,16 @@ class Delivery(RuleBasedStateMachine):
         self.publish(burst, size, False, turns)
         if resumes:
             self.resume(number, 0)
+
+    @rule(number=numbers, turns=turns)
+    def send_alone(self, number, turns):
+        """Send a heartbeat, of which the group knows nothing."""
+
+        async def send(client):
+            client.write(client.encoder(HEARTBEAT), 0)
+
+        self._on(number, send)
+        self._then(turns)
 
     @rule(number=numbers, turns=turns)
     def resume(self, number, turns):
@@ -277,6 +292,8 @@ class Delivery(RuleBasedStateMachine):
             client.open = False
             self.clients.remove(client)
             self.check(client)
+            if client.coding is compressed:
+                client.finish()
             if reconnects and client.last_event_id:
                 await self._reconnect(client)
 
@@ -284,7 +301,7 @@ class Delivery(RuleBasedStateMachine):
         self._then(turns)
 
     async def _reconnect(self, client):
-        options = client.on_gap, client.select, client.room, client.encoder, client.last_event_id
+        options = client.on_gap, client.select, client.room, client.coding, client.last_event_id
         await self._subscribe(list(client.topics), *options)
 
     def _then(self, turns):
@@ -329,6 +346,7 @@ class Delivery(RuleBasedStateMachine):
         try:
             self.loop.run_until_complete(self._close_clients())
         finally:
+            self.patch.undo()
             self.loop.close()
 
     async def _close_clients(self):
@@ -340,6 +358,8 @@ class Delivery(RuleBasedStateMachine):
                 await self._turn(1)
         for client in self.clients:
             client.subscription.close()
+            if client.coding is compressed:
+                client.finish()
         self.clients.clear()
         self.count()
 

@@ -11,6 +11,7 @@ from playwright.async_api import expect
 
 from aiohttp_interceptors import Decoder
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.waiting import TIMEOUT, within
 
 SHORT_LEASES = {
@@ -149,3 +150,14 @@ async def test_the_page_shows_the_answer_again_after_a_reload_and_stops_it(visit
     await expect(answer).to_have_text("short The model does not answer, please try again.")
     await expect(state).to_have_text("failed")
     recipe.log_may_have("RuntimeError")
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_has_no_violations_for_axe(visit, run):
+    page = await visit(run("chat", replace=FASTER).url)
+    assert await violations(page) == []
+    await page.get_by_label("Question").fill("one two")
+    await page.get_by_role("button", name="Ask").click()
+    await expect(page.locator("#state")).to_have_text("finished")
+    assert await violations(page) == []

@@ -11,6 +11,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.recipes.site import FOLDER
 from tests.servers.engines import needs
 from tests.servers.process import ServerProcess
@@ -103,3 +104,15 @@ async def test_a_process_that_has_lost_valkey_is_not_ready_and_comes_back(sessio
         assert (await stream.next()).name in {"report", "gap"}
     for process in processes:
         process.log_may_have("hub_down")
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_has_no_violations_for_axe_also_with_a_process_that_was_killed(visit, processes):
+    one, two = processes
+    page = await visit(one.url)
+    await expect(page.locator("tbody tr")).to_have_count(2)
+    two.kill()
+    await expect(page.locator("tr.old")).to_have_count(1)
+    assert await violations(page) == []
+    await page.context.close()

@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.servers.process import free_port
 
 ORIGIN = {"Origin": "http://localhost:3000"}
@@ -152,3 +153,20 @@ async def test_the_page_of_another_origin_shows_notifications_and_resumes(visit,
     await expect(state).to_have_text("signed out")
     assert await page.evaluate("""async () => (await post("/users/ann", "three")).ok""") is False
     console_errors[:] = [each for each in console_errors if "40" not in each and "ERR_" not in each]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", RECIPES)
+async def test_the_page_has_no_violations_for_axe(visit, run, pages, name, console_errors):
+    run(name, replace={"http://localhost:3000": pages})
+    page = await visit(f"{pages}/{name}.html")
+    assert await violations(page) == []
+    await page.get_by_label("User").fill("ann")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.locator("#state")).to_have_text("signed in")
+    await page.evaluate("""() => post("/users/ann", "one")""")
+    await expect(page.locator("li")).to_have_text(["one"])
+    assert await violations(page) == []
+    await page.context.close()
+    console_errors[:] = [each for each in console_errors if "401" not in each]

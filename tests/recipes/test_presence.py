@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import expect
 
+from tests.browser.accessibility import violations
+
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 
@@ -49,3 +51,13 @@ async def test_a_page_has_the_whole_list_after_the_server_was_killed(visit, run,
         await expect(page.locator("#state")).to_have_text("")
         await expect(page.locator("li")).to_have_text(["ann", "bob"])
     console_errors[:] = [each for each in console_errors if "401" not in each and "ERR_" not in each]
+
+
+async def test_the_page_has_no_violations_for_axe(visit, run, console_errors):
+    page = await visit(run("presence").url)
+    await expect(page.locator("#state")).to_have_text("Enter your name.")
+    assert await violations(page) == []
+    await enter(page, "ann")
+    await expect(page.locator("li")).to_have_text(["ann"])
+    assert await violations(page) == []
+    console_errors[:] = [each for each in console_errors if "401" not in each]

@@ -518,6 +518,10 @@ class TopicStream(StreamLifecycle):
     def behind(self) -> int:
         return self._subscription.behind
 
+    @property
+    def lacks_evicted(self) -> bool:
+        return self._subscription.lacks_evicted
+
     def statistics(self) -> StreamStatistics:
         return StreamStatistics(
             events=self._snapshot_events + self._subscription.events_written,

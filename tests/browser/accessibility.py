@@ -16,4 +16,5 @@ async def violations(page):
                 for rule in response["violations"]
                 for node in rule["nodes"]
             ]
+    await page.emulate_media(color_scheme="null", reduced_motion="null")
     return found

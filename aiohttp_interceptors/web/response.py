@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -128,6 +128,19 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         """The connection to the client, for internal use; ``None`` before ``prepare``, and for HEAD."""
 
     # Sending the headers
+
+    def enable_compression(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported, because aiohttp holds events back until it has enough bytes to compress.
+
+        Raises:
+            NotImplementedError: Always, unless the headers are already sent.
+        """
+        if not self._headers_sent:
+            raise NotImplementedError(
+                "aiohttp cannot compress the response of an event stream, because it would hold events back; call "
+                "enable_compression() only for responses that are no EventStreamResponse"
+            )
+        super().enable_compression(*args, **kwargs)  # dropped and logged
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send the headers, with those that interceptors staged, and start to watch the connection. Idempotent.

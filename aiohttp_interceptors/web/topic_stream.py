@@ -267,6 +267,8 @@ def topic_stream(hub: Hub, topics: Topics, **options: Unpack[TopicStreamOptions]
         TypeError: As for ``start_topic_stream``.
         ValueError: As for ``start_topic_stream``.
     """
+    if unknown := options.keys() - TopicStreamOptions.__annotations__.keys():
+        raise TypeError(f"topic_stream() has no option {min(unknown)!r}")
     return as_handler(start_topic_stream(hub, topics, **options))
 
 

@@ -36,9 +36,10 @@ format: setup ## Fix style and format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-types: setup ## Check types, and that all public names are completely typed
+types: setup ## Check types, that all public names are completely typed, and what they refuse
 	$(bin)/mypy
 	$(pyright) --verifytypes aiohttp_interceptors --ignoreexternal
+	$(bin)/python -m tests.typing.check
 
 unit: setup ## Run the tests that do not need a browser
 	@scripts/debian $(servers) $(proxies)

@@ -15,7 +15,7 @@ pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser compat test oldest latest lock matrix bench compare soak failover fuzz docs clean
+.PHONY: help setup demo lint format types unit browser compat test package oldest latest lock matrix bench compare soak failover fuzz docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -56,6 +56,9 @@ compat: setup ## Run the tests of aiohttp-sse with EventStreamResponse, and thos
 test: lint types docs compat ## Check everything: lint, types, documentation, all tests, coverage
 	@scripts/debian chromium=chromium $(servers) $(proxies)
 	$(pytest) --cov
+
+package: setup ## Build the distributions in dist/, and try the wheel with each extra alone, in environments of their own
+	@scripts/package
 
 oldest: ## Run `make unit` with the oldest supported dependencies
 	@VENV=$(VENV)-oldest OLDEST=1 scripts/setup test

@@ -300,7 +300,7 @@ class _Opener:
 
     async def respond(self, bound: tuple[object, ...], request: web.Request, *, is_view: bool) -> web.StreamResponse:
         """Respond to a request with a stream, or with JSON."""
-        context = cast("RequestContext", RequestContext.of(request))
+        context = RequestContext.of(request)
         if self._as_json is not None:
             context.response_headers.add(hdrs.VARY, hdrs.ACCEPT)
             streams = Streams.of(request)

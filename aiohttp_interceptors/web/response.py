@@ -162,7 +162,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             return self._discard(request)
         if request.version < (1, 1):
             self.force_close()  # without chunks, the end of the connection is the end of the stream
-        self._head_writer = await self._commit(request, RequestContext.of(request))
+        self._head_writer = await self._commit(request, RequestContext.find(request))
         if request.method == hdrs.METH_HEAD:
             self._set_ended()
         else:
@@ -179,7 +179,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     def _discard(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Send nothing, because another response was committed: this one can only end the body of that one."""
-        context = RequestContext.of(request)
+        context = RequestContext.find(request)
         attempted = f"prepare {self!r}"
         if context is None:
             log_dropped_change(attempted, None)
@@ -217,7 +217,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     async def _write_headers(self) -> None:
         """Write the headers, without those that frame the body and with the cookies of ``on_response_prepare``."""
         request = cast("web.BaseRequest", self._req)
-        remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
+        remove_framing_headers(self._headers, RequestContext.find(request), ("content-length", "content-encoding"))
         add_late_cookies(self, self._written_cookies)
         if HEARTBEAT_HEADER in self._headers and hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
             CIMultiDict.add(self._headers, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, HEARTBEAT_HEADER)
@@ -500,5 +500,5 @@ def _shared_headers(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
 
 
 def _is_committed(request: web.BaseRequest) -> bool:
-    context = RequestContext.of(request)
+    context = RequestContext.find(request)
     return is_committed(request.writer) if context is None else context.committed

@@ -152,3 +152,32 @@ async def test_the_page_of_another_origin_shows_notifications_and_resumes(visit,
     await expect(state).to_have_text("signed out")
     assert await page.evaluate("""async () => (await post("/users/ann", "three")).ok""") is False
     console_errors[:] = [each for each in console_errors if "40" not in each and "ERR_" not in each]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", RECIPES)
+async def test_the_next_user_of_the_page_does_not_see_the_notifications_of_the_last(
+    visit, run, pages, name, console_errors
+):
+    run(name, replace={"http://localhost:3000": pages})
+    page = await visit(f"{pages}/{name}.html")
+    state, items = page.locator("#state"), page.locator("li")
+
+    async def sign_in(user):
+        await page.get_by_label("User").fill(user)
+        await page.get_by_role("button", name="Sign in").click()
+
+    await sign_in("ann")
+    await expect(state).to_have_text("signed in")
+    await page.evaluate("""() => post("/users/ann", "for ann")""")
+    await expect(items).to_have_text(["for ann"])
+    await sign_in("bob")  # without signing out
+    await expect(items).to_have_count(0)
+    await expect(state).to_have_text("signed in")
+    await page.evaluate("""() => post("/users/bob", "for bob")""")
+    await expect(items).to_have_text(["for bob"])
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(state).to_have_text("signed out")
+    await expect(items).to_have_count(0)
+    console_errors[:] = [each for each in console_errors if "401" not in each]

@@ -110,6 +110,17 @@ async def test_a_page_of_another_origin_cannot_post_with_the_cookie(session, run
         assert response.status == 403
 
 
+async def test_a_login_in_a_browser_ends_the_session_and_the_streams_of_the_last_user(session, run):
+    node = run("notifications")
+    ann = await logged_in(session, node, "ann")
+    async with open_stream(session, f"{node.url}/notifications", headers=ann.headers) as stream:
+        async with session.post(f"{node.url}/login", data={"user": "bob"}, headers=ann.headers) as response:
+            assert response.status == 204
+        assert [event.name for event in await stream.rest()] == ["logout"]
+    async with session.post(f"{node.url}/users/bob", data="x", headers=ann.headers) as response:
+        assert response.status == 401
+
+
 @pytest.fixture
 def pages(tmp_path):
     """Serve the folder of a recipe from another port, as ``python -m http.server 3000`` does."""

@@ -15,7 +15,7 @@ pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --
 pyright := PATH="$(abspath $(bin)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format types unit browser compat test oldest latest lock matrix bench compare soak failover fuzz docs clean
+.PHONY: help setup demo lint format types unit browser compat test package oldest latest lock matrix bench compare soak failover fuzz docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
@@ -36,9 +36,10 @@ format: setup ## Fix style and format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-types: setup ## Check types, and that all public names are completely typed
+types: setup ## Check types, that all public names are completely typed, and what they refuse
 	$(bin)/mypy
 	$(pyright) --verifytypes aiohttp_interceptors --ignoreexternal
+	$(bin)/python -m tests.typing.check
 
 unit: setup ## Run the tests that do not need a browser
 	@scripts/debian $(servers) $(proxies)
@@ -55,6 +56,9 @@ compat: setup ## Run the tests of aiohttp-sse with EventStreamResponse, and thos
 test: lint types docs compat ## Check everything: lint, types, documentation, all tests, coverage
 	@scripts/debian chromium=chromium $(servers) $(proxies)
 	$(pytest) --cov
+
+package: setup ## Build the distributions in dist/, and try the wheel with each extra alone, in environments of their own
+	@scripts/package
 
 oldest: ## Run `make unit` with the oldest supported dependencies
 	@VENV=$(VENV)-oldest OLDEST=1 scripts/setup test

@@ -10,10 +10,11 @@ interceptors for an application, ``intercept`` for a handler, and ``as_handler``
 
 **Hub.** A ``Hub`` keeps each published event as a ``Record`` of its topic, and ``topic_stream`` is a handler that sends
 the records of some topics to a client; ``start_topic_stream`` is the interceptor in it. A client that resumes receives
-what it missed, a ``Snapshot``, or a ``Gap`` with its ``GapReason``. A ``Subscriber`` changes the topics of an open
-stream. ``Hub.listen`` returns a ``Listener``, which iterates over records in the process and raises ``Lagged`` if some
-are missing, and ``publish_handler`` publishes what it is sent. ``Hub.run`` returns a ``Run`` with a ``RunState``: a
-generator whose events are published, and which goes on when its readers have left.
+what it missed, a ``Snapshot``, or a ``Gap`` with its ``GapReason``. ``Compression`` says how streams are compressed. A
+``Subscriber`` changes the topics of an open stream. ``Hub.listen`` returns a ``Listener``, which iterates over records
+in the process and raises ``Lagged`` if some are missing, and ``publish_handler`` publishes what it is sent. ``Hub.run``
+returns a ``Run`` with a ``RunState``: a generator whose events are published, and which goes on when its readers have
+left.
 
 **Operating.** ``Drain`` says how the open streams end when the server stops. ``STREAMS`` is the key of an application's
 ``Streams``, which contains each open ``Stream`` with its ``StreamStatistics``; ``HubStatistics`` are those of a Hub.

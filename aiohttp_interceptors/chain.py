@@ -196,7 +196,7 @@ class Context(BaseContext):
         return len(self._values)
 
     def __bool__(self) -> bool:
-        return True  # also without values, so that "RequestContext.of(request) and ..." is about the context
+        return True  # also without values, so that "RequestContext.find(request) and ..." is about the context
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.execution_id} {self._values!r}>"

@@ -31,6 +31,7 @@ __all__ = [
     "Framing",
     "SharedEncoder",
     "accepts_gzip",
+    "compression_of",
 ]
 
 
@@ -77,18 +78,18 @@ class Compression:
         if self.window > MAX_WINDOW or self.window & (self.window - 1):
             raise ValueError(f"window is a power of two and at most {MAX_WINDOW}, not {self.window}")
 
-    @classmethod
-    def of(cls, compress: bool | Compression) -> Compression | None:  # noqa: FBT001  # the value of an option
-        """Return what the option ``compress`` means. Raises ``TypeError`` if it is neither a bool nor of this class."""
-        if isinstance(compress, cls):
-            return compress
-        if not isinstance(compress, bool):
-            raise TypeError(f"compress is a bool or a Compression, not {compress!r}")
-        return DEFAULT if compress else None
-
 
 DEFAULT = Compression()
 """What ``compress=True`` means."""
+
+
+def compression_of(compress: bool | Compression) -> Compression | None:  # noqa: FBT001  # the value of an option
+    """Return what the option ``compress`` means. Raises ``TypeError`` if it is neither a bool nor a ``Compression``."""
+    if isinstance(compress, Compression):
+        return compress
+    if not isinstance(compress, bool):
+        raise TypeError(f"compress is a bool or a Compression, not {compress!r}")
+    return DEFAULT if compress else None
 
 
 def accepts_gzip(accept_encoding: str | None) -> bool:

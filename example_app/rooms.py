@@ -79,7 +79,7 @@ def enter(context: RequestContext) -> None:
 
 async def logout(request: web.Request) -> web.Response:
     """Forget the session, and end all its streams, on all servers."""
-    context = RequestContext.of(request)
+    context = RequestContext.find(request)
     whose = None if context is None else owner(context)
     response = web.Response(status=204)
     response.del_cookie(SESSION)

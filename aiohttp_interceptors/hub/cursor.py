@@ -185,6 +185,13 @@ class Cursor:
         """Return the number of records of these topics that are still to be read."""
         return self._reader.history.count_after(self._offset, topics, self._since)
 
+    def lacks_evicted(self, topics: frozenset[str]) -> bool:
+        """Return whether records of these topics were evicted before they were read."""
+        if self._gap is not None:
+            return True
+        missing_through, _ = self._reader.history.missing_after(self._offset, topics, self._since)
+        return missing_through > self._ignore_gaps_through
+
     def take_prefix(self) -> bytes:
         """Return the prefix of the next frame, which the caller sends."""
         prefix, self._prefix = self._prefix, b""

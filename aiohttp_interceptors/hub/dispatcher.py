@@ -239,6 +239,11 @@ class Subscription:
             return self._cursor.count_missing(self._group.topics)
         return len(self._group.unflushed)
 
+    @property
+    def lacks_evicted(self) -> bool:
+        """Whether records were evicted that it had to receive, which ``behind`` does not count."""
+        return self._cursor is not None and self._cursor.lacks_evicted(self._group.topics)
+
     # Starting, pausing and resuming.
 
     def find_gap(self) -> Gap | None:

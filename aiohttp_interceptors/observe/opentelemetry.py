@@ -19,12 +19,18 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from aiohttp import web
-from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
-from opentelemetry.context import Context as OTelContext
-from opentelemetry.metrics import MeterProvider, get_meter
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
-from opentelemetry.util.types import AttributeValue
+
+try:
+    from opentelemetry import context as otel_context
+    from opentelemetry import propagate, trace
+    from opentelemetry.context import Context as OTelContext
+    from opentelemetry.metrics import MeterProvider, get_meter
+    from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
+    from opentelemetry.util.types import AttributeValue
+except ImportError as _error:
+    raise ImportError(
+        "OpenTelemetryTraces needs the OpenTelemetry API: pip install 'aiohttp-interceptors[opentelemetry]'"
+    ) from _error
 
 from ..decorators import around
 from ..facts import StreamClosed, StreamFact, StreamFirstEvent, StreamOpened

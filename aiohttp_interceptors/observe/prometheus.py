@@ -17,11 +17,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from aiohttp import hdrs, web
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
+except ImportError as _error:
+    raise ImportError(
+        "PrometheusMetrics needs prometheus-client: pip install 'aiohttp-interceptors[prometheus]'"
+    ) from _error
 
 from .._checks import check_count
 from ..chain import Context

@@ -21,7 +21,7 @@ from ._fields import check_flag, check_function, check_key, check_printable, quo
 __all__ = ["CLAIMS", "InvalidToken", "Verify", "bearer", "jwt_verifier"]
 
 
-Claims: TypeAlias = Mapping[str, object]
+Claims: TypeAlias = Mapping[str, Any]
 Verify: TypeAlias = Callable[[str], Claims | Awaitable[Claims]]
 """A plain or async function that returns the claims of a token, or raises ``InvalidToken``."""
 

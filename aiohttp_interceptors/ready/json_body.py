@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
@@ -28,6 +29,7 @@ T = TypeVar("T")
 MEBIBYTE = 2**20
 MAX_MISTAKES = 100  # that a response lists
 JSON = "application/json"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class InvalidBody(ValueError):
@@ -56,7 +58,19 @@ class _Mistakes(ValueError):
 
 
 def _strict_loads(body: bytes) -> object:
-    return json.loads(body, parse_constant=_refuse_constant)
+    text = body.decode("utf-8-sig")
+    value = json.loads(text, parse_constant=_refuse_constant)
+    if _SURROGATE.search(text):
+        _check_surrogates(value)
+    return value
+
+
+def _check_surrogates(value: object) -> None:
+    """Raise ``ValueError`` if a text has half of a surrogate pair: no database, file or event can store it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is not a character") from None
 
 
 def _refuse_constant(name: str) -> None:

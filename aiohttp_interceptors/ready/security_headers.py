@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from .._checks import check_count, check_synchronous
 from ..interceptor import Interceptor
@@ -30,6 +30,7 @@ ReferrerPolicy = Literal[
 
 CSP = "Content-Security-Policy"
 FRAME_OPTIONS = "X-Frame-Options"
+STRICT_TRANSPORT_SECURITY = "Strict-Transport-Security"  # the hdrs of aiohttp 3.12 lacks it
 _FRAME_ANCESTORS = {"deny": "frame-ancestors 'none'", "sameorigin": "frame-ancestors 'self'"}
 _HAS_FRAME_ANCESTORS = re.compile(r"(^|[;,])\s*frame-ancestors(\s|;|,|$)", re.IGNORECASE)
 
@@ -98,7 +99,7 @@ def security_headers(
             if frames is not None and (sent[CSP] == policy or not _HAS_FRAME_ANCESTORS.search(sent[CSP])):
                 sent.setdefault(FRAME_OPTIONS, frames.upper())
             if hsts is not None and check_synchronous(is_secure(context), f"is_secure, {is_secure!r},"):
-                sent.setdefault(hdrs.STRICT_TRANSPORT_SECURITY, transport)
+                sent.setdefault(STRICT_TRANSPORT_SECURITY, transport)
 
         context.on_commit(committed)
 

@@ -100,7 +100,25 @@ class RequestContext(Context):
         return getattr(self, "_requested_at", float("-inf"))
 
     @staticmethod
-    def of(request: web.BaseRequest) -> RequestContext | None:
+    def of(request: web.BaseRequest) -> RequestContext:
+        """Return the context of a request, in a handler whose chain is running.
+
+        Args:
+            request: The request, or a clone of it.
+
+        Raises:
+            LookupError: None of its chains is running.
+        """
+        context = contexts.get(request.writer)
+        if context is None:
+            raise LookupError(
+                f"no chain runs for {request!r}: put interceptor_middleware() into the application's middlewares, or "
+                "wrap the handler with @intercept; RequestContext.find returns None instead"
+            )
+        return context
+
+    @staticmethod
+    def find(request: web.BaseRequest) -> RequestContext | None:
         """Return the context of a request, or ``None`` if none of its chains is running.
 
         Args:
@@ -440,7 +458,7 @@ async def before_commit(request: web.Request, response: web.StreamResponse) -> N
     """Merge staged headers into a response that a handler prepares itself. A handler of ``on_response_prepare``."""
     if not is_framed(request.writer):
         unframed.add(request.writer)
-    context = RequestContext.of(request)
+    context = RequestContext.find(request)
     if context is not None:
         written = cookie_lines(response)
         try:

@@ -256,7 +256,8 @@ def _check_decorated(
         if as_json is not None:
             raise TypeError(f"as_json is for a generator, whose values it collects, and {function!r} is none")
         try:
-            check_function_or_method("stream_ready", "stream_ready", function, "channel", "context")
+            what = "the function of event_stream()"
+            check_function_or_method(what, "stream_ready", function, "channel", "context")
         except TypeError as error:
             error.add_note("If it should be a generator of one argument, it has no yield.")
             raise
@@ -304,7 +305,7 @@ class _Opener:
 
     async def respond(self, bound: tuple[object, ...], request: web.Request, *, is_view: bool) -> web.StreamResponse:
         """Respond to a request with a stream, or with JSON."""
-        context = cast("RequestContext", RequestContext.of(request))
+        context = RequestContext.of(request)
         if self._as_json is not None:
             context.response_headers.add(hdrs.VARY, hdrs.ACCEPT)
             streams = Streams.of(request)

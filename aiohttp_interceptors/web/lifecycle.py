@@ -346,6 +346,11 @@ class StreamLifecycle(Stream):
     def behind(self) -> int:
         """The number of events that wait in the channel, or of records that are still to be read from the history."""
 
+    @property
+    def lacks_evicted(self) -> bool:
+        """Whether records were evicted from the history before the stream received them."""
+        return False
+
     # What the application's registry and its limits call
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -135,6 +135,20 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     # Sending the headers
 
+    def enable_compression(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported, because aiohttp holds events back until it has enough bytes to compress.
+
+        Raises:
+            NotImplementedError: Always, unless the headers are already sent.
+        """
+        if not self._headers_sent:
+            raise NotImplementedError(
+                "aiohttp cannot compress the response of an event stream, because it would hold events back; use "
+                "compress=True of start_event_stream and start_topic_stream, and call enable_compression() only for "
+                "responses that are no EventStreamResponse"
+            )
+        super().enable_compression(*args, **kwargs)  # dropped and logged
+
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send the headers, with those that interceptors staged, and start to watch the connection. Idempotent.
 
@@ -155,7 +169,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             return self._discard(request)
         if request.version < (1, 1):
             self.force_close()  # without chunks, the end of the connection is the end of the stream
-        self._head_writer = await self._commit(request, RequestContext.of(request))
+        self._head_writer = await self._commit(request, RequestContext.find(request))
         if request.method == hdrs.METH_HEAD:
             self._set_ended()
         else:
@@ -174,7 +188,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
 
     def _discard(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Send nothing, because another response was committed: this one can only end the body of that one."""
-        context = RequestContext.of(request)
+        context = RequestContext.find(request)
         attempted = f"prepare {self!r}"
         if context is None:
             log_dropped_change(attempted, None)
@@ -212,7 +226,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     async def _write_headers(self) -> None:
         """Write the headers, without those that frame the body and with the cookies of ``on_response_prepare``."""
         request = cast("web.BaseRequest", self._req)
-        remove_framing_headers(self._headers, RequestContext.of(request), ("content-length", "content-encoding"))
+        remove_framing_headers(self._headers, RequestContext.find(request), ("content-length", "content-encoding"))
         self._set_content_encoding()
         add_late_cookies(self, self._written_cookies)
         if HEARTBEAT_HEADER in self._headers and hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self._headers:
@@ -535,5 +549,5 @@ def _combined(request: web.BaseRequest, name: str) -> str:
 
 
 def _is_committed(request: web.BaseRequest) -> bool:
-    context = RequestContext.of(request)
+    context = RequestContext.find(request)
     return is_committed(request.writer) if context is None else context.committed

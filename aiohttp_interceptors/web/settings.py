@@ -10,7 +10,7 @@ from typing import TypeAlias, TypedDict
 
 from .._checks import check_call, check_max_event_size, check_seconds
 from ..channel import CloseReason, EventChannel, EventQueue, check_buffer
-from ..compression import BodyEncoder, ChannelEncoder, Compression, Framing, SharedEncoder
+from ..compression import BodyEncoder, ChannelEncoder, Compression, Framing, SharedEncoder, compression_of
 from ..hub.owners import Owners
 from ..sse import Event
 from .access import ExpiresAt, Owner, Revalidate
@@ -83,7 +83,7 @@ class StreamSettings:
 
     def make_encoder(self) -> Callable[[Framing], BodyEncoder] | None:
         """Return the function that makes the encoder of a stream, or ``None`` if streams are not compressed."""
-        compression = Compression.of(self.compress)
+        compression = compression_of(self.compress)
         return None if compression is None else functools.partial(self.encoder_class, settings=compression)
 
     @property
@@ -107,7 +107,7 @@ class StreamSettings:
         check_seconds("max_age", self.max_age, "no limit")
         check_seconds("grace", self.grace, "", minimum=0)
         Event("", retry=self.retry)  # checks retry
-        Compression.of(self.compress)
+        compression_of(self.compress)
         check_seconds("revalidate_interval", self.revalidate_interval, "")
         for name in ("owner", "expires_at", "revalidate"):
             function = getattr(self, name)

@@ -15,7 +15,7 @@ from aiohttp import web
 from .._checks import check_call, check_synchronous
 from .._threads import check_loop
 from ..channel import CloseReason
-from ..compression import Compression, SharedEncoder
+from ..compression import Compression, SharedEncoder, compression_of
 from ..encoder import Encoder, encode_value, has_named_fields
 from ..hub.cursor import OnGap, Replay, SubscriptionPolicy
 from ..hub.hub import Hub, Subscriber
@@ -274,6 +274,8 @@ def topic_stream(hub: Hub, topics: Topics, **options: Unpack[TopicStreamOptions]
         TypeError: As for ``start_topic_stream``.
         ValueError: As for ``start_topic_stream``.
     """
+    if unknown := options.keys() - TopicStreamOptions.__annotations__.keys():
+        raise TypeError(f"topic_stream() has no option {min(unknown)!r}")
     return as_handler(start_topic_stream(hub, topics, **options))
 
 
@@ -372,7 +374,7 @@ class TopicSettings(StreamSettings):
             check_function("identity", self.identity, "context")
         if self.snapshot is not None and self.policy.replay:
             raise ValueError("a stream starts with a snapshot or with a replay of records, not with both")
-        compression = Compression.of(self.compress)
+        compression = compression_of(self.compress)
         if self.select is not None and compression is not None and not compression.with_select:
             raise ValueError(
                 "the length of a compressed stream tells something about what select leaves in it; without secrets in "
@@ -534,6 +536,10 @@ class TopicStream(StreamLifecycle):
     @property
     def behind(self) -> int:
         return self._subscription.behind
+
+    @property
+    def lacks_evicted(self) -> bool:
+        return self._subscription.lacks_evicted
 
     def statistics(self) -> StreamStatistics:
         return StreamStatistics(

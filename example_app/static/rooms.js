@@ -46,6 +46,7 @@ function follow() {
     presence.clear();
     show("server", "");
     setState("lost", "signed out; reload to come back");
+    setSignedOut(true);
   });
   source.addEventListener("open", () => setState("open"));
   source.addEventListener("error", () => {
@@ -56,6 +57,11 @@ function follow() {
     // proxy's 502. A new EventSource gets the ID in its URL.
     if (source.readyState === EventSource.CLOSED) setTimeout(follow, 3000);
   });
+}
+
+// Firefox remembers which buttons were disabled when the page is reloaded, so the page says it each time.
+function setSignedOut(signedOut) {
+  for (const button of document.querySelectorAll("#say button, #drop, #logout")) button.disabled = signedOut;
 }
 
 const form = document.getElementById("say");
@@ -113,5 +119,6 @@ document.title = `${room} – Rooms`;
 show("room", room);
 
 document.getElementById("logout").addEventListener("click", () => fetch("/logout", { method: "POST" }));
+setSignedOut(false);
 follow();
 dropOnClick(() => (state === "open" ? [client] : []));

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from aiohttp_interceptors import Event, Hub, RequestContext, setup, topic_stream
+from aiohttp_interceptors import Event, Hub, RequestContext, interceptor_middleware, setup, topic_stream
+from aiohttp_interceptors.ready import csrf
 
 PAGE = Path(__file__).with_suffix(".html")
 OPTIONS = ("tea", "coffee")
@@ -33,7 +34,7 @@ async def page(request: web.Request) -> web.FileResponse:
     return web.FileResponse(PAGE)
 
 
-app = web.Application()
+app = web.Application(middlewares=[interceptor_middleware(csrf())])
 setup(app, hub)
 app.router.add_get("/", page)
 app.router.add_get("/votes", topic_stream(hub, "votes", snapshot=snapshot))

@@ -19,6 +19,7 @@ from aiohttp_interceptors import (
     Record,
     RequestContext,
     RunExists,
+    TooManyRuns,
     TopicFinished,
     as_handler,
     before,
@@ -34,14 +35,21 @@ TOOLS = [{"name": "count", "inputSchema": {"type": "object", "properties": {"to"
 MESSAGE, SESSION = ContextKey[dict[str, Any]]("message"), ContextKey[str]("session")
 TOPIC, AFTER = ContextKey[str]("topic"), ContextKey[str | None]("after")
 LISTENING = "0" * 32  # the name of the stream of a GET without Last-Event-ID
-hub = Hub()
-sessions: set[str] = set()  # change: your sessions, and whose they are
+MAX_SESSIONS, MAX_COUNT = 10_000, 1000
+hub = Hub(max_runs=100)
+# Hashes of the IDs, so that topics and owners do not give access. The one that was used last is last.
+sessions: dict[str, None] = {}  # change: your sessions, and whose they are
 readers: dict[str, RequestContext] = {}  # by topic: a message is sent on one connection only
 
 
 def check_message(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(value.get("params", {}), dict):
+    if not isinstance(value, dict) or not isinstance(params := value.get("params", {}), dict):
         raise InvalidBody("expected a JSON-RPC message")
+    if not isinstance(meta := params.get("_meta", {}), dict):
+        raise InvalidBody("expected an object", "$.params._meta")
+    for number in value.get("id", 0), meta.get("progressToken", 0):
+        if type(number) not in (int, str):
+            raise InvalidBody("an ID and a progressToken are a string or an integer")
     return value
 
 
@@ -49,15 +57,41 @@ def reply(number: object, **content: object) -> dict[str, object]:
     return {"jsonrpc": "2.0", "id": number, **content}
 
 
-async def call(message: dict[str, Any]) -> AsyncGenerator[object, None]:  # change: your tools
-    params = message.get("params", {})
-    last, token = int(params["arguments"]["to"]), params.get("_meta", {}).get("progressToken")
-    for number in range(1, last + 1):
+def text(value: str, *, is_error: bool = False) -> dict[str, object]:
+    return {"content": [{"type": "text", "text": value}], "isError": is_error}
+
+
+async def call(number: object, params: dict[str, Any]) -> AsyncGenerator[object, None]:  # change: your tools
+    match params.get("arguments"):
+        case {"to": int(last)} if last <= MAX_COUNT:
+            token = params.get("_meta", {}).get("progressToken")
+        case _:
+            yield reply(number, result=text(f"to is an integer up to {MAX_COUNT}", is_error=True))
+            return
+    for step in range(1, last + 1):
         await asyncio.sleep(0.2)
         if token is not None:
-            progress = {"progressToken": token, "progress": number, "total": last}
+            progress = {"progressToken": token, "progress": step, "total": last}
             yield {"jsonrpc": "2.0", "method": "notifications/progress", "params": progress}
-    yield reply(message["id"], result={"content": [{"type": "text", "text": f"counted to {last}"}]})
+    yield reply(number, result=text(f"counted to {last}"))
+
+
+def digest(value: str) -> str:
+    return sha256(value.encode(errors="replace")).hexdigest()[:32]
+
+
+def begin_session() -> str:
+    if len(sessions) >= MAX_SESSIONS:  # the client of the oldest one gets a 404, and begins a new one
+        del sessions[next(iter(sessions))]
+    session = token_hex()
+    sessions[digest(session)] = None
+    return session
+
+
+def require_session(context: RequestContext) -> str:
+    if not context[SESSION]:
+        raise web.HTTPBadRequest(text="Mcp-Session-Id is missing")
+    return context[SESSION]
 
 
 @before
@@ -67,14 +101,16 @@ def check(context: RequestContext) -> None:
         raise web.HTTPForbidden
     if headers.get("MCP-Protocol-Version", VERSIONS[0]) not in VERSIONS:
         raise web.HTTPBadRequest(text="unsupported MCP-Protocol-Version")
-    context[SESSION] = headers.get("Mcp-Session-Id", "")
-    if context[SESSION] and context[SESSION] not in sessions:
-        raise web.HTTPNotFound
+    context[SESSION] = session = digest(headers["Mcp-Session-Id"]) if headers.get("Mcp-Session-Id") else ""
+    if session:
+        if session not in sessions:
+            raise web.HTTPNotFound
+        sessions[session] = sessions.pop(session)
 
 
 def topic_of(session: str, number: object) -> str:
     """Name the stream of a request by its ID, which a client uses once in a session."""
-    return f"mcp.{session}.{sha256(dumps(number).encode()).hexdigest()[:32]}"
+    return f"mcp.{session}.{digest(dumps(number))}"
 
 
 @event_stream(owner=lambda context: f"session:{context[SESSION]}")
@@ -86,7 +122,8 @@ async def messages(context: RequestContext) -> AsyncIterator[Event]:
         previous.stream.end(CloseReason.KICKED)
     readers[topic] = context
     try:
-        if context.last_event_id is None and after is not None:
+        version = context.request.headers.get("MCP-Protocol-Version", VERSIONS[0])
+        if context.last_event_id is None and after is not None and version == VERSIONS[0]:  # older clients parse it
             yield Event("", id=f"{name}_{after}")  # from here on the client can resume
         async for record in hub.listen(topic, after=after):
             if isinstance(record, Record) and record.event.name is None:  # the end of a run is none of its messages
@@ -98,23 +135,34 @@ async def messages(context: RequestContext) -> AsyncIterator[Event]:
             del readers[topic]
 
 
+async def start_call(session: str, number: object, params: dict[str, Any]) -> tuple[str, str | None]:
+    """Start the tool, and return its topic and where its messages begin."""
+    failed = Event.json(reply(number, error={"code": -32603, "message": "the tool has failed"}))
+    try:
+        run = await hub.run(topic_of(session, number), call(number, params), error_event=failed)
+    except (RunExists, TopicFinished):
+        raise web.HTTPBadRequest(text="this request ID was used before") from None
+    except TooManyRuns:
+        raise web.HTTPServiceUnavailable from None
+    return run.topic, run.start_id
+
+
 @before
 async def post(context: RequestContext) -> None:
-    message, session = context[MESSAGE], context[SESSION]
+    message = context[MESSAGE]
     method, number, params = message.get("method"), message.get("id"), message.get("params", {})
-    if method == "initialize":
-        sessions.add(session := token_hex())
+    if method == "initialize" and number is not None:
         version = params.get("protocolVersion")
         result: dict[str, object] = {
             "protocolVersion": version if version in VERSIONS else VERSIONS[0],
             "capabilities": {"tools": {}},
             "serverInfo": {"name": "recipe", "version": "1"},
         }
-        headers = {"Mcp-Session-Id": session}
+        headers = {"Mcp-Session-Id": begin_session()}
         context.response = web.json_response(reply(number, result=result), headers=headers)
-    elif not session:
-        raise web.HTTPBadRequest(text="Mcp-Session-Id is missing")
-    elif method == "notifications/cancelled":
+        return
+    session = require_session(context)
+    if method == "notifications/cancelled":
         run = hub.find_run(topic_of(session, params.get("requestId")))
         if run is not None:
             await run.cancel()
@@ -125,31 +173,28 @@ async def post(context: RequestContext) -> None:
         context.response = web.json_response(reply(number, result={}))
     elif method == "tools/list":
         context.response = web.json_response(reply(number, result={"tools": TOOLS}))
+    elif method == "tools/call" and params.get("name") not in [tool["name"] for tool in TOOLS]:
+        context.response = web.json_response(reply(number, error={"code": -32602, "message": "unknown tool"}))
     elif method == "tools/call":
-        failed = Event.json(reply(number, error={"code": -32603, "message": "the tool has failed"}))
-        try:
-            run = await hub.run(topic_of(session, number), call(message), error_event=failed)
-        except (RunExists, TopicFinished):
-            raise web.HTTPBadRequest(text="this request ID was used before") from None
-        context[TOPIC], context[AFTER] = run.topic, run.start_id
+        context[TOPIC], context[AFTER] = await start_call(session, number, params)
     else:
         context.response = web.json_response(reply(number, error={"code": -32601, "message": "unknown method"}))
 
 
 @before
 def resume(context: RequestContext) -> None:
-    if not context[SESSION]:
-        raise web.HTTPBadRequest(text="Mcp-Session-Id is missing")
+    session = require_session(context)
     name, _, after = (context.last_event_id or LISTENING).partition("_")
     if not re.fullmatch("[0-9a-f]{32}", name):
         raise web.HTTPBadRequest(text="Last-Event-ID is not one of this server")
-    context[TOPIC], context[AFTER] = f"mcp.{context[SESSION]}.{name}", after or None
+    context[TOPIC], context[AFTER] = f"mcp.{session}.{name}", after or None
 
 
 @before
 async def end(context: RequestContext) -> None:
-    sessions.discard(context[SESSION])
-    await hub.disconnect(f"session:{context[SESSION]}")
+    session = require_session(context)
+    sessions.pop(session, None)
+    await hub.disconnect(f"session:{session}")
     context.response = web.Response(status=204)
 
 

@@ -41,10 +41,17 @@ def authenticate(context: RequestContext) -> None:
     context[USER], context[SESSION] = row[0], session
 
 
+async def end_session(session: str) -> None:
+    sessions.execute("DELETE FROM session WHERE id = ?", [session])  # first, so that no stream opens in between
+    await hub.disconnect(owner_of(session), Event("signed out", "logout"))
+
+
 async def login(request: web.Request) -> web.Response:
     user = str((await request.post()).get("user", ""))
     if not (user.isascii() and user.isalnum()):  # change: check the password
         raise web.HTTPForbidden
+    if previous := request.cookies.get("session"):  # that of the last user, whose other tabs are open
+        await end_session(previous)
     session = token_urlsafe()
     sessions.execute("INSERT INTO session VALUES (?, ?)", [session, user])
     response = web.Response(status=204)
@@ -54,9 +61,7 @@ async def login(request: web.Request) -> web.Response:
 
 @before
 async def logout(context: RequestContext) -> None:
-    session = context[SESSION]
-    sessions.execute("DELETE FROM session WHERE id = ?", [session])  # first, so that no stream opens in between
-    await hub.disconnect(owner_of(session), Event("signed out", "logout"))
+    await end_session(context[SESSION])
     context.response = web.Response(status=204)
     context.response.del_cookie("session")
 

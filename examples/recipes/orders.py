@@ -33,6 +33,8 @@ from aiohttp_interceptors.ready import (
     transaction,
 )
 
+MAX_COUNT = 1000
+
 
 @dataclass
 class Order:
@@ -40,8 +42,8 @@ class Order:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InvalidBody("expected 1 or more", "$.count")
+        if not 1 <= self.count <= MAX_COUNT:
+            raise InvalidBody(f"expected 1 to {MAX_COUNT}", "$.count")
 
 
 class OutOfStock(Exception):
@@ -97,24 +99,27 @@ async def show(request: web.Request) -> web.Response:
     return web.json_response(dict(zip(("id", "article", "count"), row, strict=True)))
 
 
-async def relay() -> None:
-    """Publish what is in the outbox, in its order, and delete it."""
-    while True:
+async def publish_outbox() -> bool:
+    """Publish what is in the outbox, in its order, and delete it. Return whether there was something."""
+    async with lock:
+        rows = database.execute("SELECT id, topic, data FROM outbox ORDER BY id LIMIT 100").fetchall()
+    for number, topic, data in rows:
+        await hub.publish(topic, Event(data, "order"), idempotency_key=f"outbox-{number}")
         async with lock:
-            rows = database.execute("SELECT id, topic, data FROM outbox ORDER BY id LIMIT 100").fetchall()
-        for number, topic, data in rows:
-            try:
-                await hub.publish(topic, Event(data, "order"), idempotency_key=f"outbox-{number}")
-            except BrokerError as error:
-                logging.getLogger("outbox").warning("%r is not published, and is tried again: %s", topic, error)
-                await asyncio.sleep(1)
-                break
-            async with lock:
-                with database:
-                    database.execute("DELETE FROM outbox WHERE id = ?", [number])
-        if not rows:
-            await filled.wait()
-            filled.clear()
+            with database:
+                database.execute("DELETE FROM outbox WHERE id = ?", [number])
+    return bool(rows)
+
+
+async def relay() -> None:
+    while True:
+        try:
+            if not await publish_outbox():
+                await filled.wait()
+                filled.clear()
+        except (BrokerError, sqlite3.Error) as error:
+            logging.getLogger("outbox").warning("The outbox is not published, and is tried again: %s", error)
+            await asyncio.sleep(1)
 
 
 async def relaying(app: web.Application) -> AsyncIterator[None]:

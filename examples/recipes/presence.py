@@ -4,7 +4,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from aiohttp_interceptors import Hub, RequestContext, setup, topic_stream
+from aiohttp_interceptors import Hub, RequestContext, as_handler, before, interceptor_middleware, setup, topic_stream
+from aiohttp_interceptors.ready import csrf
 
 PAGE = Path(__file__).with_suffix(".html")
 hub = Hub()  # change: a broker, for several processes
@@ -22,23 +23,25 @@ async def enter(request: web.Request) -> web.Response:  # change: your login
     if not (user.isascii() and user.isalnum()):
         raise web.HTTPBadRequest(text="a name has letters and digits")
     response = web.HTTPSeeOther("/")
-    response.set_cookie("user", user, httponly=True, samesite="Lax")
+    response.set_cookie("user", user, httponly=True, samesite="Lax", secure=True)
     raise response
 
 
-async def members(request: web.Request) -> web.Response:
-    return web.json_response(sorted(hub.presence("room")))
+@before
+def members(context: RequestContext) -> None:
+    user_of(context)
+    context.response = web.json_response(sorted(hub.presence("room")))
 
 
 async def page(request: web.Request) -> web.FileResponse:
     return web.FileResponse(PAGE)
 
 
-app = web.Application()
+app = web.Application(middlewares=[interceptor_middleware(csrf())])
 setup(app, hub)
 app.router.add_get("/", page)
 app.router.add_post("/", enter)
-app.router.add_get("/members", members)
+app.router.add_get("/members", as_handler(members))
 app.router.add_get("/room", topic_stream(hub, "room", identity=user_of, presence_event="who"))
 if __name__ == "__main__":
     web.run_app(app, host="127.0.0.1", port=8080)

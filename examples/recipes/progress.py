@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from aiohttp_interceptors import Event, Hub, RequestContext, setup, topic_stream
+from aiohttp_interceptors import Event, Hub, RequestContext, interceptor_middleware, setup, topic_stream
+from aiohttp_interceptors.ready import csrf
 
 STEPS = 100
 PAGE = Path(__file__).with_suffix(".html")
@@ -82,7 +83,7 @@ async def page(request: web.Request) -> web.FileResponse:
     return web.FileResponse(PAGE)
 
 
-app = web.Application()
+app = web.Application(middlewares=[interceptor_middleware(csrf())])
 setup(app, hub)
 app.cleanup_ctx.append(jobs)
 app.router.add_get("/", page)

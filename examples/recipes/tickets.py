@@ -36,7 +36,7 @@ async def login(request: web.Request) -> web.Response:  # change: your identity 
 
 @before
 def ticket(context: RequestContext) -> None:
-    user, end = context[CLAIMS]["sub"], float(str(context[CLAIMS]["exp"]))
+    user, end = context[CLAIMS]["sub"], float(context[CLAIMS]["exp"])
     value = tickets.issue(f"user:{user}", f"users.{user}", expires_at=end)
     context.response = web.json_response({"ticket": value}, headers={"Cache-Control": "no-store"})
 

@@ -673,12 +673,21 @@ async def test_a_leader_that_closes_its_stream_hands_over(site, tabs):
     assert await pages[0].evaluate("[seen, source.readyState, errors]") == [[], 2, []]
 
 
-async def test_without_locks_each_tab_has_its_own_connection(site, tabs):
+async def test_without_locks_or_channels_each_tab_has_its_own_connection(site, tabs):
     await site.start()
     pages = [await tabs(site.url) for _ in range(2)]
-    for broken in ("undefined", "{ request: async () => { throw new DOMException('no', 'SecurityError'); } }"):
+    for page in pages:
+        await page.evaluate(
+            "Object.defineProperty(navigator, 'locks', { get: () => window.locks, configurable: true })"
+        )
+    denied = "{ throw new DOMException('no', 'SecurityError'); }"
+    for broken in (
+        "window.locks = undefined",
+        f"window.locks = {{ request: async () => {denied} }}",
+        f"delete navigator.locks, window.BroadcastChannel = class {{ constructor() {denied} }}",
+    ):
         for page in pages:
-            await page.evaluate(f"Object.defineProperty(navigator, 'locks', {{ value: {broken}, configurable: true }})")
+            await page.evaluate(f"{broken}, 0")
             await page.evaluate("seen.length = 0")
             await start(page, identity="user:7")
             await page.wait_for_function("source.readyState === 1")
@@ -688,6 +697,62 @@ async def test_without_locks_each_tab_has_its_own_connection(site, tabs):
             await seen(page, ["one"])
             await page.evaluate("source.close()")
         await until(lambda: len(site.streams) == 0)
+
+
+async def test_a_tab_does_not_give_up_its_connection_for_a_leader_that_waits(site, tabs):
+    async def busy_once(request):
+        if len(site.requested("/busy")) == 1:
+            raise web.HTTPServiceUnavailable(headers={"Retry-After": "3600"})
+        return await news(request)
+
+    news = topic_stream(site.hub, "news", heartbeat=None, retry=20)
+    site.routes = [web.get("/busy", busy_once)]
+    await site.start()
+    leader, page = [await tabs(site.url) for _ in range(2)]
+    await tabs.context.clock.install()
+    await start(leader, "/busy", identity="user:7")
+    await leader.wait_for_function("source.readyState === 1")
+    for stream in site.streams:
+        stream.abort()
+    await leader.wait_for_function("errors.at(-1)?.status === 503", timeout=TIMEOUT * 1000)
+    await start(page, "/busy", identity="user:7")
+    await page.wait_for_function("source.readyState === 1")
+    await pass_time(tabs.context, 20)
+    await site.hub.publish("news", "one")
+    await seen(page, ["one"])
+    assert await page.evaluate("states") == [1]
+
+
+async def test_a_listener_may_close_the_stream_while_its_tab_joins(site, tabs, script):
+    pages = [await tabs(site.url) for _ in range(2)]
+    raised = []
+    pages[1].on("pageerror", lambda error: raised.append(str(error)))
+    await tabs.context.clock.install()
+    await tabs.context.clock.pause_at(2_000_000_000)
+    for page in pages:
+        await start(page, "/script", identity="user:7")
+        await page.wait_for_function("source.readyState === 1")
+        await until(lambda page=page: len(script.streams) == pages.index(page) + 1)
+        script.streams[-1].put_nowait("id: abcdef0123-5\n\n")
+        await page.wait_for_function("source.lastEventId")
+    script.write("id: abcdef0123-6\ndata: six\n\n")  # to the leader alone
+    await seen(pages[0], ["six"])
+    await pages[1].evaluate("source.onmessage = () => source.close(), 0")
+    await pass_time(tabs.context, 10)
+    await seen(pages[1], ["six"])
+    assert await pages[1].evaluate("source.readyState") == 2
+    assert raised == []
+
+
+async def test_all_tabs_are_told_that_an_error_is_not_the_end(site, tabs):
+    await site.start()
+    pages = await sharing(site, tabs, 2)
+    for stream in site.streams:
+        stream.abort()
+    for page in pages:
+        await page.wait_for_function("errors.length", timeout=TIMEOUT * 1000)
+        (error, *_) = await page.evaluate("errors")
+        assert (error["reason"], error["final"]) == ("cut", False)
 
 
 async def test_a_handler_that_raises_does_not_end_the_stream(site, tabs):

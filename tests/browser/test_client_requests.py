@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_interceptors import Decoder, Event, as_handler, event_stream, topic_stream
-from aiohttp_interceptors.ready import TICKET, Tickets
+from aiohttp_interceptors.ready import TICKET, Tickets, cors
 from tests.browser.client_site import seen, start
 from tests.waiting import TIMEOUT, until
 
@@ -314,6 +314,52 @@ async def test_a_hook_that_fails_is_called_again(site, tabs):
     assert error["delay"] > 0
 
 
+@pytest.mark.parametrize("between", ["freeze", "offline"])
+async def test_other_access_stays_and_is_renewed_after_a_pause(site, tabs, between):
+    valid = ["Bearer 2"]
+
+    async def guarded(request):
+        if request.headers.get("Authorization") not in valid:
+            raise web.HTTPUnauthorized
+        return await site.news(request)
+
+    site.routes = [web.get("/guarded", guarded)]
+    await site.start()
+    page = await tabs(site.url)
+    await page.evaluate(
+        """() => {
+          let tokens = 1;
+          window.renewed = (headers) => headers;
+          open_("/guarded", { headers: { Authorization: "Bearer 1" }, onUnauthorized: async () => {
+            return renewed({ headers: { Authorization: `Bearer ${++tokens}` } });
+          } });
+        }"""
+    )
+    await page.wait_for_function("source.readyState === 1")
+    if between == "freeze":
+        await page.evaluate("for (const type of ['freeze', 'resume']) document.dispatchEvent(new Event(type)); 0")
+    else:
+        # The network is lost while the token is renewed, and that token is not valid any more when it is back.
+        await page.evaluate(
+            """() => {
+              const { fetch } = window;
+              renewed = (access) => {
+                window.fetch = async () => { window.fetch = fetch; throw new TypeError("offline"); };
+                return access;
+              };
+            }"""
+        )
+        valid[:] = ["Bearer 4"]
+        for stream in site.streams:
+            stream.abort()
+        await until(lambda: len(site.requested("/guarded")) == 4)
+        await page.evaluate("renewed = (access) => access, 0")
+    await page.wait_for_function("source.readyState === 1", timeout=TIMEOUT * 1000)
+    sent = [request.headers["Authorization"] for request in site.requested("/guarded")]
+    numbers = {"freeze": [1, 2, 2], "offline": [1, 2, 2, 3, 4]}[between]
+    assert sent == [f"Bearer {number}" for number in numbers]
+
+
 async def test_the_hook_fetches_a_ticket_for_all_tabs(site, tabs):
     tickets = Tickets("a secret of the tests, which is long enough", site.hub)
 
@@ -467,11 +513,97 @@ async def test_the_interface_is_that_of_an_event_source(site, tabs):
 async def test_options_that_exclude_each_other_are_refused(site, tabs):
     await site.start()
     page = await tabs(site.url)
-    for options in ('{ method: "POST", identity: "user:7" }',):
+    for options in (
+        '{ method: "POST", identity: "user:7" }',
+        '{ method: "POST", identity: "user:7", reconnect: true }',
+        '{ identity: "user:7", reconnect: false }',
+        "{ identity: 7 }",
+        '{ identity: Promise.resolve("user:7") }',  # each user would share with all others
+    ):
         error = await page.evaluate(
             f"(() => {{ try {{ new EventStream('/', {options}) }} catch (e) {{ return e.message }} }})()"
         )
-        assert "POST" in error
+        assert "an identity is a string, of a GET request" in error
+
+
+async def test_a_relative_url_is_that_of_an_event_source(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await page.evaluate("document.head.insertAdjacentHTML('afterbegin', '<base href=\"/app/\">')")
+    for kind in ("EventSource", "EventStream"):
+        url = await page.evaluate(f"window.source = new {kind}('news'), source.close(), source.url")
+        assert url == f"{site.url}app/news"
+
+
+FRAMES = """<!doctype html><link rel=icon href="data:,"><script>window.ready = true;</script>
+<iframe sandbox=allow-scripts src="/"></iframe>
+<iframe sandbox=allow-scripts srcdoc='<script type=module>
+import { EventStream } from "/event-stream.js";
+window.EventStream = EventStream;
+window.seen = [];
+window.open_ = (url, options) => {
+  window.source = new EventStream(url, options);
+  source.onmessage = ({ data }) => seen.push(data);
+};
+window.ready = true;
+</script>'></iframe>"""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_sandboxed_frame_has_a_stream_of_its_own(site, tabs, number):
+    async def frames(request):
+        return web.Response(text=FRAMES, content_type="text/html")
+
+    site.routes = [web.get("/frames", frames), web.route("*", "/news", as_handler(cors("*"), site.news))]
+    await site.start()
+    page = await tabs(f"{site.url}frames")
+    frame = page.frames[number]
+    await frame.wait_for_function("window.ready")
+    await start(frame, identity="user:7", resume=True)
+    await frame.wait_for_function("source.readyState === 1", timeout=TIMEOUT * 1000)
+    await site.hub.publish("news", "one")
+    await seen(frame, ["one"])
+
+
+async def test_what_something_else_has_stored_does_not_keep_a_stream_from_opening(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await start(page, resume=True)
+    await page.wait_for_function("sessionStorage.length")
+    for stored in ("{", "7", "null"):
+        await page.evaluate(
+            f"source.close(), seen.length = 0, sessionStorage.setItem(sessionStorage.key(0), {stored!r})"
+        )
+        await start(page, resume=True)
+        await page.wait_for_function("source.readyState === 1")
+        await site.hub.publish("news", stored)
+        await seen(page, [stored])
+
+
+async def test_a_stream_that_is_closed_when_its_state_changes_tells_no_more(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await start(page)
+    await page.wait_for_function("source.readyState === 1")
+    await page.evaluate("source.onstatechange = () => source.close(), 0")
+    for stream in site.streams:
+        stream.abort()
+    await page.wait_for_function("source.readyState === 2")
+    assert await page.evaluate("new Promise((resolve) => setTimeout(() => resolve(errors)))") == []
+
+
+async def test_a_stream_that_is_closed_by_its_headers_has_no_connection(site, tabs):
+    await site.start()
+    page = await tabs(site.url)
+    await page.evaluate("open_('/news', { headers: () => window.signedOut && source.close() })")
+    await page.wait_for_function("source.readyState === 1")
+    await page.evaluate("window.signedOut = true")
+    await page.evaluate("for (const type of ['freeze', 'resume']) document.dispatchEvent(new Event(type)); 0")
+    await page.wait_for_function("source.readyState === 2")
+    await until(lambda: len(site.streams) == 0)
+    await start(page, "/news?later")
+    await page.wait_for_function("source.readyState === 1")
+    assert len(site.streams) == 1
 
 
 async def test_a_browser_without_streams_uses_its_event_source(site, tabs):
@@ -489,6 +621,11 @@ async def test_a_browser_without_streams_uses_its_event_source(site, tabs):
     await site.hub.publish("news", "three")
     await seen(page, ["gap", "one", "other", "three"])
     assert site.requests[-1].query.get("last_event_id") == "x"
+    await start(page, reconnect=False)
+    await page.wait_for_function("source.readyState === 1")
+    for stream in site.streams:
+        stream.abort()
+    await page.wait_for_function("source.readyState === 2")
     error = await page.evaluate(
         "(() => { try { new EventStream('/', { headers: {} }) } catch (e) { return e.message } })()"
     )

@@ -12,6 +12,7 @@ from playwright.async_api import expect
 from aiohttp_interceptors import STREAMS, Hub, as_handler, before, setup, start_event_stream, topic_stream
 from aiohttp_interceptors.observe.inspector import inspector
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.browser.color import color, contrast
 from tests.listener import listen
 from tests.waiting import until
@@ -170,6 +171,42 @@ async def test_all_streams_of_an_owner_end_by_a_click(site, visit):
         await expect(page.locator(ROWS)).to_contain_text("user:8")
 
 
+async def test_a_click_anywhere_in_a_row_opens_its_stream(site, visit):
+    site = await site()
+    async with site.streams("/clock", "/news/a?owner=user:7"):
+        page = await visit(site.address)
+        await row(page, "/news/a").get_by_role("cell", name="user:7").click()
+        await expect(page.locator("#detail-title")).to_have_text("/news/a")
+
+
+async def test_a_selection_of_text_in_a_row_opens_nothing(site, visit):
+    site = await site()
+    async with site.streams("/clock?owner=user:7"):
+        page = await visit(site.address)
+        box = await row(page, "/clock").get_by_role("cell", name="user:7").bounding_box()
+        await page.mouse.move(box["x"] + 10, box["y"] + 12)
+        await page.mouse.down()
+        await page.mouse.move(box["x"] + 40, box["y"] + 12)
+        await page.mouse.up()
+        assert await page.evaluate("getSelection().toString()") in "user:7"
+        await expect(page.locator("#detail")).to_be_hidden()
+
+
+async def test_nothing_can_be_done_with_a_stream_that_has_ended(site, visit):
+    site = await site()
+    async with site.streams("/clock?owner=user:7"):
+        page = await visit(site.address)
+        await row(page, "/clock").get_by_role("button").click()
+        buttons = page.locator("#detail").get_by_role("button", name=re.compile("^(End|Watch)"))
+        await expect(buttons).to_have_text(["End this stream", "End all of user:7", "Watch"])
+        for number in range(3):
+            await expect(buttons.nth(number)).to_be_enabled()
+        await buttons.last.focus()
+    for number in range(3):
+        await expect(buttons.nth(number)).to_be_disabled()
+    await expect(page.get_by_role("button", name="Close")).to_be_focused()
+
+
 async def test_an_action_that_is_refused_says_so(site, visit, console_errors):
     site = await site()
     async with site.streams("/clock"):
@@ -240,6 +277,32 @@ async def test_markup_in_paths_topics_owners_and_facts_is_shown_as_text(site, vi
 
 
 # How it looks.
+
+
+async def test_the_page_and_its_dialogs_have_no_violations_for_axe(site, visit):
+    site = await site()
+    page = await visit(site.address)
+    await live(page)
+    assert await violations(page) == []  # without streams
+    stalled = await listen(site, "/news/a?owner=slow", receive_buffer=4096)
+    async with site.streams("/clock", "/news/b?owner=user:7"):
+        await expect(page.locator(ROWS)).to_have_count(3)
+        for _ in range(200):
+            await site.hub.publish("a", "x" * 4000)
+        await expect(page.locator(".slow").first).to_be_visible()
+        assert await violations(page) == []
+        await row(page, "/news/b").get_by_role("button").click()
+        await page.get_by_role("button", name="Watch").click()
+        await expect(page.locator("#raw-state")).to_contain_text("Waiting for the next write")
+        await site.hub.publish("b", "x")
+        await expect(page.locator("#raw .end").first).to_be_visible()
+        assert await violations(page) == []
+        await page.get_by_role("button", name="End this stream").click()
+        assert await violations(page) == []
+        await page.get_by_role("button", name="End stream", exact=True).click()
+        await expect(page.locator("#detail-gone")).to_be_visible()
+        assert await violations(page) == []
+    await stalled.raw.close()
 
 
 @pytest.mark.parametrize("width", [400, 1400])
@@ -342,7 +405,7 @@ async def test_a_stream_is_found_and_ended_with_the_keyboard_alone(site, visit):
         await expect(page.locator("#detail-gone")).to_be_visible()
         await page.keyboard.press("Escape")
         await expect(page.locator("#detail")).to_be_hidden()
-        assert await page.evaluate("document.activeElement.closest('#streams tbody') !== null")
+        await expect(page.locator("#streams tbody :focus")).to_have_count(1)
 
 
 async def test_the_focus_stays_on_a_stream_while_the_list_changes(site, visit):
@@ -367,15 +430,16 @@ async def test_the_page_dims_when_the_server_is_away_and_comes_back(site, visit,
     site = await site()
     page = await visit(site.address)
     await live(page)
-    await expect(page.locator("main")).to_have_css("opacity", "1")
+    fresh = await color(page, "main", "color")
     await site.stop()
     await expect(page.locator("#state")).to_have_text("The connection was lost. Reconnecting …")
-    await expect(page.locator("main")).to_have_css("opacity", "0.45")
+    await expect(page.locator("main")).not_to_have_css("color", f"rgb({', '.join(map(str, fresh))})")
+    assert await violations(page) == []
     await site.start()
     async with site.streams("/clock"):
         await live(page)
         await expect(page.locator(ROWS)).to_have_count(1)
-        await expect(page.locator("main")).to_have_css("opacity", "1")
+        await expect(page.locator("main")).to_have_css("color", f"rgb({', '.join(map(str, fresh))})")
     console_errors[:] = [text for text in console_errors if "ERR_CONNECTION_REFUSED" not in text]
 
 

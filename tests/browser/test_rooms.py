@@ -76,6 +76,26 @@ async def test_a_page_that_opens_later_shows_the_history(enter):
     await expect(lines(ada)).to_have_text(["hello"])
 
 
+async def test_all_pages_of_a_browser_sign_out_and_offer_nothing_until_they_are_reloaded(enter):
+    ada, other_browser = await enter(), await enter()
+    tab = await ada.context.new_page()
+    await tab.goto(ada.url)
+    await opened(tab)
+    await ada.get_by_role("button", name="Sign out all my pages").click()
+    for page in (ada, tab):
+        await expect(page.locator("#room-state")).to_have_text("signed out; reload to come back")
+        for name in ("Send", "Drop my connection", "Sign out all my pages"):
+            await expect(page.get_by_role("button", name=name)).to_be_disabled()
+    await expect(other_browser.locator("#here")).to_have_text("only you")
+    await expect(other_browser.get_by_role("button", name="Send")).to_be_enabled()
+    await tab.get_by_label("Your line").fill("not sent")
+    await tab.keyboard.press("Enter")
+    await tab.reload()
+    await opened(tab)
+    await say(tab, "back again")
+    await expect(lines(other_browser)).to_have_text(["back again"])
+
+
 async def test_markup_in_a_line_is_shown_as_text(enter):
     ada, grace = await enter(), await enter()
     markup = "<img src=x onerror=document.title='broken'><b>&amp;</b>"

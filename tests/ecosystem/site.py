@@ -85,7 +85,7 @@ async def save_session(request: web.Request, response: web.StreamResponse) -> No
         return  # the middleware of aiohttp-session saves that of a plain response
     if not (session.new and session.empty):
         await request[aiohttp_session.STORAGE_KEY].save_session(request, response, session)
-    if (context := RequestContext.of(request)) is not None:
+    if (context := RequestContext.find(request)) is not None:
         context[SENT] = dict(session)
 
 

@@ -459,6 +459,27 @@ async def test_a_stream_that_is_caught_up_is_at_the_end_whatever_the_topic_of_th
         assert page.row("/news/a")["behind"] == 0
 
 
+@pytest.mark.parametrize("topic", ["a", "*"])
+async def test_a_stream_whose_records_were_evicted_is_marked_and_comes_first(site, topic):
+    hub = Hub(history=2)
+    site = await site(hub).get("/stalled", topic_stream(hub, topic)).start()
+    async with site.stream("/news/b"), site.page() as page:  # the older one comes first if both are caught up
+        stalled = await listen(site.server, "/stalled", receive_buffer=4096)
+        await page.until(lambda page: len(page.rows) == 2)
+        assert [(row["path"], row["behind"], row["evicted"]) for row in page.rows.values()] == [
+            ("/news/b", 0, 0),
+            ("/stalled", 0, 0),
+        ]
+        while not page.row("/stalled")["evicted"]:
+            await hub.publish("a", "x" * 4000)
+            await page.next()
+        assert page.row("/stalled")["behind"] == 2
+        await hub.erase("a")
+        await page.until(lambda page: page.row("/stalled")["behind"] == 0)
+        assert [(row["path"], row["evicted"]) for row in page.rows.values()] == [("/stalled", 1), ("/news/b", 0)]
+    await stalled.close()
+
+
 async def test_events_that_wait_in_a_channel_are_behind(site):
     async def floods(channel, context):
         while await channel.put("x" * 10_000):
@@ -583,12 +604,12 @@ async def test_streams_are_filtered_by_route_topic_owner_and_address(site, words
 async def test_streams_are_sorted_by_each_column(site, sort, order):
     hub = Hub()
     site = await site(hub).start()
-    async with (
-        site.stream("/news/b?owner=x"),
-        site.stream("/clock?owner=z"),
-        site.stream("/news/a?owner=y"),
-        site.page(sort=sort, order=order) as page,
-    ):
+    async with AsyncExitStack() as stack:
+        for path in ("/news/b?owner=x", "/clock?owner=z", "/news/a?owner=y"):
+            await stack.enter_async_context(site.stream(path))
+            opened_at = asyncio.get_running_loop().time()  # uvloop's clock has milliseconds
+            await until(lambda opened_at=opened_at: asyncio.get_running_loop().time() > opened_at)
+        page = await stack.enter_async_context(site.page(sort=sort, order=order))
         expected = {
             "path": ["/clock", "/news/a", "/news/b"],
             "kind": ["/clock", "/news/b", "/news/a"],
@@ -677,7 +698,7 @@ async def test_hubs_are_shown_with_the_state_of_their_brokers(serve, session, mo
         assert page.sample["hubs"][1]["since"] is None
         await page.until(lambda page: page.facts[-1]["name"] == "HubResumed")
         told = [(fact["name"], fact["where"], fact["notable"]) for fact in page.facts]
-        assert told == [(name, "Hub 2", True) for name in ("HubUp", "HubDown", "HubResumed")]
+        assert told == [("HubUp", "Hub 2", False), ("HubDown", "Hub 2", True), ("HubResumed", "Hub 2", True)]
 
 
 async def test_hubs_are_shown_with_all_numbers_of_their_statistics(site):

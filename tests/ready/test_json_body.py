@@ -181,6 +181,11 @@ async def test_nested_dataclasses_are_made(post):
         (b'"\xff"', "The body is not UTF-8 (byte 1).\n"),
         (b"NaN", "The body is not JSON: NaN is not JSON.\n"),
         (b"[" * 100_000, "The body is nested too deeply.\n"),
+        (b'["\\ud800"]', "The body is not JSON: half of a surrogate pair is not a character.\n"),
+        (b'{"\\uDFFF": 1}', "The body is not JSON: half of a surrogate pair is not a character.\n"),
+        (b'"\\udf75\\ud83c"', "The body is not JSON: half of a surrogate pair is not a character.\n"),
+        (b'"\xed\xa0\x80"', "The body is not UTF-8 (byte 1).\n"),
+        ('"a"'.encode("utf-16"), "The body is not UTF-8 (byte 0).\n"),
     ],
 )
 async def test_what_is_not_json_is_a_400_with_the_place(post, body, text):
@@ -197,9 +202,16 @@ async def test_a_body_that_is_nested_too_deeply_for_its_type_is_a_400(post, dept
 
 
 @pytest.mark.parametrize("into", [Item, dict[str, int], Model, Struct])
-async def test_half_of_a_surrogate_pair_in_a_member_is_a_422(post, into, raised):
-    status, text = await refusal(post, b'{"name": "a", "price": "\\ud800", "\\udfff": "x"}', into)
+async def test_half_of_a_surrogate_pair_that_another_parser_accepts_in_a_member_is_a_422(post, into, raised):
+    body = b'{"name": "a", "price": "\\ud800", "\\udfff": "x"}'
+    status, text = await refusal(post, body, into, loads=json.loads)
     assert (status, raised()) == (422, []), text
+
+
+@pytest.mark.parametrize("body", [b'"\\ud83c\\udf75"', '"🍵"'.encode()])
+async def test_a_character_of_two_surrogates_is_one(post, body):
+    status, text, _ = await post(body, str)
+    assert (status, json.loads(text)["value"]) == (200, "'🍵'")
 
 
 async def test_a_number_that_no_float_has_is_a_422(post):

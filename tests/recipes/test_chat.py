@@ -11,6 +11,7 @@ from playwright.async_api import expect
 
 from aiohttp_interceptors import Decoder
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.waiting import TIMEOUT, within
 
 SHORT_LEASES = {
@@ -149,3 +150,41 @@ async def test_the_page_shows_the_answer_again_after_a_reload_and_stops_it(visit
     await expect(answer).to_have_text("short The model does not answer, please try again.")
     await expect(state).to_have_text("failed")
     recipe.log_may_have("RuntimeError")
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_has_no_violations_for_axe(visit, run):
+    page = await visit(run("chat", replace=FASTER).url)
+    assert await violations(page) == []
+    await page.get_by_label("Question").fill("one two")
+    await page.get_by_role("button", name="Ask").click()
+    await expect(page.locator("#state")).to_have_text("finished")
+    assert await violations(page) == []
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_reads_on_when_the_stream_of_the_post_ends_before_the_answer(visit, run):
+    recipe = run("chat", replace={**FASTER, "replay=10_000)": "replay=10_000, max_age=1)"})
+    page = await visit(recipe.url)
+    words = [f"w{number}" for number in range(200)]
+    await page.get_by_label("Question").fill(" ".join(words))
+    await page.get_by_role("button", name="Ask").click()
+    await expect(page.locator("#state")).to_have_text("finished")
+    await expect(page.locator("#answer")).to_have_text(" ".join(words))
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("url", ["/", "/answers", "/answers.00/../x?last_event_id=1", "//localhost:1/answers.00"])
+async def test_a_link_cannot_make_the_page_read_or_delete_something_else(visit, run, url):
+    recipe = run("chat")
+    page = await visit(f"{recipe.url}/#{url}")
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    await page.get_by_role("button", name="Stop").click()
+    await page.get_by_label("Question").fill("")
+    await page.get_by_role("button", name="Ask").click()
+    await expect(page.locator("#state")).to_have_text("finished")
+    assert requests == [f"{recipe.url}/answers"]

@@ -11,6 +11,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.recipes.site import FOLDER
 from tests.servers.engines import needs
 from tests.servers.process import ServerProcess
@@ -103,3 +104,44 @@ async def test_a_process_that_has_lost_valkey_is_not_ready_and_comes_back(sessio
         assert (await stream.next()).name in {"report", "gap"}
     for process in processes:
         process.log_may_have("hub_down")
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_has_no_violations_for_axe_also_with_a_process_that_was_killed(visit, processes):
+    one, two = processes
+    page = await visit(one.url)
+    await expect(page.locator("tbody tr")).to_have_count(2)
+    two.kill()
+    await expect(page.locator("tr.old")).to_have_count(1)
+    assert await violations(page) == []
+    await page.context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_goes_on_after_all_processes_were_down(visit, processes, own, tmp_path, console_errors):
+    nginx = own(Nginx(tmp_path / "nginx", *(process.port for process in processes)))
+    page = await visit(nginx.url)
+    rows, state = page.locator("tbody tr"), page.locator("#state")
+    await expect(rows).to_have_count(2)
+    async with page.expect_response(lambda response: response.status == 502):  # the source gives up
+        for process in processes:
+            process.kill()
+    await expect(state).to_have_text("connecting")
+    processes[0].restart()
+    await expect(state).to_have_text("connected")
+    await expect(page.locator("tbody tr:not(.old)")).to_have_count(1)
+    console_errors[:] = [each for each in console_errors if "ERR_" not in each and "502" not in each]
+
+
+async def test_a_process_stops_without_valkey(session, processes, valkey):
+    """The log of the process has no exception of the last report."""
+    process = processes[0]
+    async with open_stream(session, f"{process.url}/reports") as stream:
+        await stream.next()
+    valkey.kill()
+    for process in processes:
+        process.stop()
+        process.log_may_have("hub_down")
+        assert "Traceback" not in (process.folder / "log").read_text()

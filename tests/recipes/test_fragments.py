@@ -9,6 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 
 HTMX = """
 const [connect] = document.querySelectorAll("[sse-connect]");
@@ -44,6 +45,14 @@ for (const button of document.querySelectorAll("[data-on\\\\:click]"))
   button.onclick = () => fetch(url(button, "data-on:click"), { method: "POST" });
 """
 SCRIPTS = {"htmx": HTMX, "datastar": DATASTAR}
+
+
+def with_stand_in(recipe, name):
+    """Put the stand-in into the page in place of the script."""
+    page_file = recipe.folder / f"{name}.html"
+    lines = [line for line in page_file.read_text().splitlines(keepends=True) if "<script" not in line]
+    page_file.write_text("".join(lines) + f"<script>{SCRIPTS[name]}</script>")
+    return recipe
 
 
 async def vote(session, recipe, option):
@@ -96,10 +105,7 @@ async def test_datastar_gets_each_line_and_each_option_on_a_line_of_its_own(sess
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", SCRIPTS)
 async def test_the_page_shows_the_votes_of_all_also_after_the_server_was_killed(visit, run, name, console_errors):
-    recipe = run(name)
-    page_file = recipe.folder / f"{name}.html"
-    lines = [line for line in page_file.read_text().splitlines(keepends=True) if "<script" not in line]
-    page_file.write_text("".join(lines) + f"<script>{SCRIPTS[name]}</script>")
+    recipe = with_stand_in(run(name), name)
     one, two = await visit(recipe.url), await visit(recipe.url)
     for page in one, two:
         await expect(page.locator("p")).to_have_text(["tea: 0", "coffee: 0"])
@@ -111,3 +117,13 @@ async def test_the_page_shows_the_votes_of_all_also_after_the_server_was_killed(
     for page in one, two:  # the votes were in the memory of the process
         await expect(page.locator("p")).to_have_text(["tea: 0", "coffee: 0"])
     console_errors[:] = [each for each in console_errors if "ERR_" not in each]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_the_page_has_no_violations_for_axe(visit, run, name):
+    page = await visit(with_stand_in(run(name), name).url)
+    await expect(page.locator("p")).to_have_text(["tea: 0", "coffee: 0"])
+    assert await violations(page) == []
+    await page.context.close()

@@ -169,8 +169,73 @@ async def test_the_stream_of_another_session_cannot_be_resumed(client):
 
 
 async def test_wrong_messages_are_refused(client):
-    for body in [], 5, {"method": "tools/call", "params": 5, "id": 1}:
+    wrong = [{"id": None}, {"id": [1]}, {"id": 1.5}, {"params": 5}, {"params": {"_meta": 5}}]
+    wrong += [{"params": {"_meta": {"progressToken": token}}} for token in ([1], None, {})]
+    for body in [], 5, *({"id": 1, "method": "ping", **each} for each in wrong):
         async with client.post(body) as response:
             assert response.status == 422
     async with client.post(call(7, 1)), client.post(call(7, 1)) as response:
+        assert response.status == 400
+
+
+async def test_an_unknown_tool_is_an_error_and_wrong_arguments_are_a_result_that_the_model_reads(
+    client,
+):
+    async with client.post({**call(1, 1), "params": {"name": "nothing"}}) as response:
+        assert (await response.json())["error"]["code"] == -32602
+    for number, arguments in enumerate([None, [], {}, {"to": "x"}, {"to": 10**9}], 2):
+        async with client.post({**call(number, 1), "params": {"name": "count", "arguments": arguments}}) as response:
+            (answer,) = messages(await events_of(response))
+            assert (answer["id"], answer["result"]["isError"]) == (number, True)
+
+
+async def test_a_client_of_an_older_revision_gets_no_event_without_a_message(client):
+    """Clients of 2025-06-18 parse the data of each event."""
+    client.headers["MCP-Protocol-Version"] = "2025-06-18"
+    async with client.post(call(1, 1)) as response:
+        events = await events_of(response)
+    assert [bool(event.data) for event in events] == [True]
+
+
+async def test_a_session_id_is_in_no_topic_and_no_owner(session, run):
+    secret = "from aiohttp_interceptors.brokers.sqlite import SqliteBroker\nhub = Hub(SqliteBroker('log.sqlite3'), "
+    recipe = run("mcp_server", replace={"hub = Hub(": secret})
+    client = Client(session, recipe)
+    await client.initialize()
+    async with client.post(call("secret-free", 1)) as response:
+        assert len(messages(await events_of(response))) == 1
+    async with client.http.delete(client.url, headers=client.headers) as response:
+        assert response.status == 204
+    log = b"".join(file.read_bytes() for file in recipe.folder.glob("log.sqlite3*") if file.is_file())
+    assert b"secret-free" in log
+    assert client.headers["Mcp-Session-Id"].encode() not in log
+
+
+async def test_the_session_that_was_not_used_for_the_longest_time_makes_room(session, run):
+    recipe = run("mcp_server", replace={"MAX_SESSIONS, MAX_COUNT = 10_000": "MAX_SESSIONS, MAX_COUNT = 2"})
+    one, two, three = [Client(session, recipe) for _ in range(3)]
+    await one.initialize()
+    await two.initialize()
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    async with one.post(ping) as response:
+        assert response.status == 200
+    await three.initialize()
+    for client, status in (one, 200), (three, 200), (two, 404):
+        async with client.post(ping) as response:
+            assert response.status == status
+
+
+async def test_more_calls_than_the_process_takes_are_a_503(session, run):
+    client = Client(session, run("mcp_server", replace={"max_runs=100": "max_runs=1"}))
+    await client.initialize()
+    async with client.post(call(1, 1000)), client.post(call(2, 1)) as response:
+        assert response.status == 503
+
+
+async def test_what_is_not_for_a_session_is_a_400(session, run):
+    client = Client(session, run("mcp_server"))
+    notification = {key: value for key, value in INITIALIZE.items() if key != "id"}
+    async with client.post(notification) as response:
+        assert (response.status, "Mcp-Session-Id" in response.headers) == (400, False)
+    async with client.http.delete(client.url, headers=client.headers) as response:
         assert response.status == 400

@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.servers.process import free_port
 
 ORIGIN = {"Origin": "http://localhost:3000"}
@@ -110,6 +111,17 @@ async def test_a_page_of_another_origin_cannot_post_with_the_cookie(session, run
         assert response.status == 403
 
 
+async def test_a_login_in_a_browser_ends_the_session_and_the_streams_of_the_last_user(session, run):
+    node = run("notifications")
+    ann = await logged_in(session, node, "ann")
+    async with open_stream(session, f"{node.url}/notifications", headers=ann.headers) as stream:
+        async with session.post(f"{node.url}/login", data={"user": "bob"}, headers=ann.headers) as response:
+            assert response.status == 204
+        assert [event.name for event in await stream.rest()] == ["logout"]
+    async with session.post(f"{node.url}/users/bob", data="x", headers=ann.headers) as response:
+        assert response.status == 401
+
+
 @pytest.fixture
 def pages(tmp_path):
     """Serve the folder of a recipe from another port, as ``python -m http.server 3000`` does."""
@@ -152,3 +164,49 @@ async def test_the_page_of_another_origin_shows_notifications_and_resumes(visit,
     await expect(state).to_have_text("signed out")
     assert await page.evaluate("""async () => (await post("/users/ann", "three")).ok""") is False
     console_errors[:] = [each for each in console_errors if "40" not in each and "ERR_" not in each]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", RECIPES)
+async def test_the_page_has_no_violations_for_axe(visit, run, pages, name, console_errors):
+    run(name, replace={"http://localhost:3000": pages})
+    page = await visit(f"{pages}/{name}.html")
+    assert await violations(page) == []
+    await page.get_by_label("User").fill("ann")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.locator("#state")).to_have_text("signed in")
+    await page.evaluate("""() => post("/users/ann", "one")""")
+    await expect(page.locator("li")).to_have_text(["one"])
+    assert await violations(page) == []
+    await page.context.close()
+    console_errors[:] = [each for each in console_errors if "401" not in each]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", RECIPES)
+async def test_the_next_user_of_the_page_does_not_see_the_notifications_of_the_last(
+    visit, run, pages, name, console_errors
+):
+    run(name, replace={"http://localhost:3000": pages})
+    page = await visit(f"{pages}/{name}.html")
+    state, items = page.locator("#state"), page.locator("li")
+
+    async def sign_in(user):
+        await page.get_by_label("User").fill(user)
+        await page.get_by_role("button", name="Sign in").click()
+
+    await sign_in("ann")
+    await expect(state).to_have_text("signed in")
+    await page.evaluate("""() => post("/users/ann", "for ann")""")
+    await expect(items).to_have_text(["for ann"])
+    await sign_in("bob")  # without signing out
+    await expect(items).to_have_count(0)
+    await expect(state).to_have_text("signed in")
+    await page.evaluate("""() => post("/users/bob", "for bob")""")
+    await expect(items).to_have_text(["for bob"])
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(state).to_have_text("signed out")
+    await expect(items).to_have_count(0)
+    console_errors[:] = [each for each in console_errors if "401" not in each]

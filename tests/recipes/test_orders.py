@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 
 from aiohttp_interceptors import Hub
 from aiohttp_interceptors.brokers.sqlite import SqliteBroker
 from aiohttp_interceptors.testing import open_stream
 from tests.recipes.site import FOLDER
-from tests.waiting import within
+from tests.waiting import until, within
 
 
 async def order(session, recipe, article="tea", count=1):
@@ -40,7 +41,8 @@ async def test_an_order_that_is_refused_leaves_nothing(session, run):
 
 async def test_errors_are_problems(session, run):
     recipe = run("orders")
-    for body, status in (({}, 422), ({"article": "tea", "count": "x"}, 422), ({"article": "tea", "count": -1}, 422)):
+    wrong = [{}, *({"article": "tea", "count": count} for count in ("x", -1, 10**30))]
+    for body, status in [*((each, 422) for each in wrong), ({"article": "\ud800"}, 400)]:
         async with session.post(f"{recipe.url}/orders", json=body) as response:
             assert (response.status, response.content_type) == (status, "application/problem+json")
     async with session.get(f"{recipe.url}/orders/7") as response:
@@ -66,6 +68,30 @@ async def test_a_client_that_is_too_fast_is_a_429(session, run):
     assert [(await order(session, recipe))[0] for _ in range(3)] == [201, 201, 429]
 
 
+async def test_the_outbox_is_published_when_a_program_has_unlocked_the_database(session, run):
+    """It is locked when the relay deletes the first event, and until that was logged."""
+    wait = "while not os.path.exists('locked'):\n            await asyncio.sleep(0.01)\n        async with lock:"
+    recipe = run(
+        "orders",
+        replace={
+            'connect("orders.sqlite3")': 'connect("orders.sqlite3", timeout=0.1)',
+            "import asyncio\n": "import asyncio\nimport os\n",
+            "async with lock:\n            with database:": f"{wait}\n            with database:",
+        },
+    )
+    async with open_stream(session, f"{recipe.url}/orders/events") as stream:
+        assert (await order(session, recipe))[0] == 201
+        assert json.loads((await stream.next()).data)["id"] == 1
+        other = sqlite3.connect(recipe.folder / "orders.sqlite3", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        (recipe.folder / "locked").touch()
+        await until(lambda: "database is locked" in (recipe.folder / "log").read_text())
+        other.execute("ROLLBACK")
+        other.close()
+        assert (await order(session, recipe))[0] == 201
+        assert json.loads((await stream.next()).data)["id"] == 2
+
+
 async def test_what_a_dead_process_left_in_the_outbox_is_published_once(session, run):
     """The process dies before it publishes the first event, and then again before it deletes it from the outbox."""
     recipe = run("orders", replace={"await hub.publish(topic": "await asyncio.Event().wait()  # hub.publish(topic"})
@@ -74,7 +100,7 @@ async def test_what_a_dead_process_left_in_the_outbox_is_published_once(session,
     program, text = recipe.folder / "orders.py", (FOLDER / "orders.py").read_text().replace("8080", str(recipe.port))
     program.write_text(
         text.replace(
-            'database.execute("DELETE', 'await asyncio.Event().wait()\n                    database.execute("DELETE'
+            'database.execute("DELETE', 'await asyncio.Event().wait()\n                database.execute("DELETE'
         )
     )
     recipe.restart()

@@ -11,6 +11,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.servers.postgres import Postgres
 from tests.waiting import within
 
@@ -84,3 +85,13 @@ async def test_the_page_shows_the_table(visit, run, postgres, console_errors):
     await change(recipe, "IBM=241")
     await expect(rows).to_have_text(["IBM241", "SAP180"])
     console_errors[:] = [each for each in console_errors if "ERR_" not in each]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_has_no_violations_for_axe(visit, run, postgres):
+    recipe = run("price_table", replace={DSN: postgres.dsn})
+    page = await visit(recipe.url)
+    await change(recipe, "IBM=240", "SAP=180")
+    await expect(page.locator("tr")).to_have_count(2)
+    assert await violations(page) == []

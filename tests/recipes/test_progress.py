@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from aiohttp_interceptors.testing import open_stream
+from tests.browser.accessibility import violations
 from tests.waiting import within
 
 
@@ -95,3 +96,13 @@ async def test_the_page_shows_the_progress_after_a_reload_and_while_the_server_r
     await page.reload()
     await expect(output).to_have_text("100 of 100, finished")
     console_errors[:] = [each for each in console_errors if "ERR_" not in each]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_page_has_no_violations_for_axe(visit, run):
+    page = await visit(run("progress").url)
+    assert await violations(page) == []
+    await page.get_by_role("button", name="Start a job").click()
+    await expect(page.locator("output")).to_contain_text("of 100, running")
+    assert await violations(page) == []

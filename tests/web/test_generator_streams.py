@@ -572,7 +572,7 @@ class TestForms:
         async def forgotten(request):
             return web.Response()
 
-        with pytest.raises(TypeError, match="stream_ready is called as") as caught:
+        with pytest.raises(TypeError, match=r"the function of event_stream\(\) is called as stream_ready") as caught:
             event_stream(forgotten)
         assert caught.value.__notes__ == ["If it should be a generator of one argument, it has no yield."]
         with pytest.raises(TypeError, match=r"event_stream\(\) has no option 'as_jsn'"):

@@ -116,7 +116,9 @@ async def test_a_middleware_can_respond_for_a_handler_that_it_left_running(serve
         await asyncio.wait(left)
     assert gate.let_in == 0
     assert raised() == []
-    assert RequestContext.of(contexts[0].request) is None
+    assert RequestContext.find(contexts[0].request) is None
+    with pytest.raises(LookupError, match="no chain runs for <Request GET /"):
+        RequestContext.of(contexts[0].request)
     if kind != "outside":
         with pytest.raises(RuntimeError, match="twice at the same time"):
             left[0].result()

@@ -495,7 +495,7 @@ class TestSlot:
         enclosed = EnclosedStream(interceptor)
         answer = await (await serve(enclosed.app)).exchange(GET)
         assert answer.count(b"HTTP/1.1") == 1
-        assert not answer.endswith(LAST)
+        assert not answer.partition(b"\r\n\r\n")[2].endswith(LAST)  # the headers may end like it: aiohttp/3.12.0
         await within(done[0])
         assert [line["event"] for line in errors(logged)] == ["stream_left_open"]
         assert enclosed.slots_in_use == 0

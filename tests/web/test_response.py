@@ -174,7 +174,7 @@ async def test_content_length_is_removed_and_staged_headers_are_sent(serve, sess
 def test_invalid_fields_are_refused():
     with pytest.raises(ValueError, match="ping interval must be positive"):
         EventStreamResponse(ping_interval=0)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="only for responses that are no EventStreamResponse"):
         EventStreamResponse().enable_compression()
     with pytest.raises(RuntimeError, match="Response is not started"):
         asyncio.run(EventStreamResponse().send("x"))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from aiohttp_interceptors import Hub, start_topic_stream
+from aiohttp_interceptors import Hub, start_topic_stream, topic_stream
 
 
 async def select_later(context, record):
@@ -42,6 +42,11 @@ async def select_later(context, record):
 def test_an_invalid_option_is_refused_when_the_interceptor_is_made(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         start_topic_stream(Hub(), "a", **options)
+
+
+def test_an_unknown_option_is_refused_by_the_function_that_it_was_given_to():
+    with pytest.raises(TypeError, match=r"^topic_stream\(\) has no option 'topic'$"):
+        topic_stream(Hub(), "a", topic="b")
 
 
 @pytest.mark.parametrize(

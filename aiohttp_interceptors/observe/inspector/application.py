@@ -274,14 +274,14 @@ class _Inspector:
 
     async def end(self, request: web.Request) -> web.Response:
         """End one stream."""
-        body = _context_of(request)[END]
+        body = RequestContext.of(request)[END]
         (await self._find(request, body.process, body.stream)).kick(None)
         return web.json_response({"ended": 1}, headers=HEADERS)
 
     async def disconnect(self, request: web.Request) -> web.Response:
         """End all streams of an owner: of this process first, then on all nodes."""
         try:
-            owner = check_owner(_context_of(request)[DISCONNECT].owner)
+            owner = check_owner(RequestContext.of(request)[DISCONNECT].owner)
         except ValueError as error:
             raise web.HTTPUnprocessableEntity(text=f"{error}\n") from None
         for streams in self._scope_of(request).registries:
@@ -294,12 +294,6 @@ class _Inspector:
             if result is not None:
                 raise result
         return web.json_response({"disconnected": owner}, headers=HEADERS)
-
-
-def _context_of(request: web.Request) -> RequestContext:
-    context = RequestContext.of(request)
-    assert context is not None  # noqa: S101  # the middleware of this application has made it
-    return context
 
 
 async def _redirect(request: web.Request) -> web.Response:

@@ -166,9 +166,10 @@ class Recorder:
                 return
         elif isinstance(fact, HubDown):
             self.down[name] = fact
-        elif isinstance(fact, HubUp | HubResumed):
+        elif isinstance(fact, HubResumed):
             self.down.pop(name, None)
-        self.note(name, fact, notable=True)
+        # A Hub is up once, when it starts. After a lost connection it has resumed.
+        self.note(name, fact, notable=not isinstance(fact, HubUp))
 
     # Reading
 

@@ -74,6 +74,10 @@ class ListedStream(Protocol):
         """The number of records, or of events of a channel, that wait for it."""
 
     @property
+    def lacks_evicted(self) -> bool:
+        """Whether records were evicted before it received them, which ``behind`` does not count."""
+
+    @property
     def reason(self) -> CloseReason | None:
         """Why it ended; ``None`` while it is open."""
 
@@ -91,6 +95,7 @@ class _ResponseStream:
     topics: frozenset[str] = frozenset()
     offset = None
     behind = 0
+    lacks_evicted = False
 
     def __init__(self, response: EventStreamResponse, request: web.Request, connection: Connection) -> None:
         self.response = response
@@ -167,7 +172,7 @@ _SORT: Mapping[str, Callable[[ListedStream], float | str]] = {
     "age": lambda stream: -stream.opened_at,
     "topics": lambda stream: min(stream.topics, default=""),
     "offset": lambda stream: -1 if stream.offset is None else stream.offset,
-    "behind": lambda stream: stream.behind,
+    "behind": lambda stream: stream.behind + stream.lacks_evicted,
     "unsent": lambda stream: stream.connection.unsent,
     "peer": lambda stream: stream.request.remote or "",
     "owners": lambda stream: ", ".join(stream.owners),
@@ -289,6 +294,7 @@ def row_of(stream: ListedStream, epoch: float) -> Row:
         "topic_count": len(stream.topics),
         "offset": stream.offset,
         "behind": stream.behind,
+        "evicted": int(stream.lacks_evicted),
         "unsent": connection.unsent,
         "paused": int(connection.paused),
         "peer": request.remote or "",

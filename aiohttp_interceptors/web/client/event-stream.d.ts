@@ -10,7 +10,7 @@ export type ErrorReason =
   | "unreachable"
   /** The response was no event stream; `status` says what it was. */
   | "refused"
-  /** The response was 401 or 403, and `onUnauthorized` gave no other access. */
+  /** The response was 401 or 403, and `onUnauthorized` gave no other access, or raised. */
   | "unauthorized"
   /** The response was 204: there is nothing more to come. */
   | "finished";
@@ -56,17 +56,20 @@ export interface EventStreamOptions {
   headers?: HeadersInit | (() => HeadersInit | Promise<HeadersInit>);
   /** The body, which is sent with each request. */
   body?: BodyInit;
-  /** As for `fetch`. Default: `"same-origin"`. */
+  /** As for `fetch`, unless there is `withCredentials`. Default: `"same-origin"`. */
   credentials?: RequestCredentials;
   /** As for `EventSource`: `credentials: "include"`. */
   withCredentials?: boolean;
   /**
    * Who reads the stream, such as the ID of the user who is signed in. Tabs with the same URL, identity and credentials
    * share one connection. `""` is an identity too, that of a stream that is the same for everyone. Default: `null`, and
-   * this tab has its own connection.
+   * this tab has its own connection. A request that is not repeated cannot be shared.
    */
   identity?: string | null;
-  /** Whether a reload of the tab resumes after its last event, which `sessionStorage` holds. Default: `false`. */
+  /**
+   * Whether a reload of the tab resumes after its last event, which `sessionStorage` holds, as far as the browser allows
+   * it. Default: `false`.
+   */
   resume?: boolean;
   /** The event ID after which the stream starts, if `resume` has found none. */
   lastEventId?: string;
@@ -120,6 +123,21 @@ export class EventStream extends EventTarget {
     type: string,
     listener: EventListenerOrEventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof StreamEventMap>(
+    type: K,
+    listener: (event: StreamEventMap[K]) => void,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: (event: MessageEvent<string>) => void,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | EventListenerOptions,
   ): void;
   /** End the stream. Idempotent. Another tab with the same identity takes over its connection. */
   close(): void;

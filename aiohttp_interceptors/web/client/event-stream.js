@@ -1,9 +1,9 @@
-// event-stream.d.ts describes the interface, docs/browser.md the protocol between tabs. Times are in milliseconds.
+// docs/browser.md describes the protocol between tabs. Times are in milliseconds.
 
 const CONNECT_TIMEOUT = 30_000; // until the response headers
 const MAX_DELAY = 30_000; // between two attempts, unless the server asks for more
 const SETTLE = 500; // without an event, after which a connection is quiet
-const PING = 5_000; // between two questions to the leader, which it answers at once
+const PING = 5_000; // between questions to the leader
 const REMEMBERED = 200; // entries that are compared with those of the leader
 
 const HUB_ID = /^([0-9a-f]{10})-(\d+)$/; // an epoch and an offset
@@ -65,14 +65,13 @@ export class Parser {
   }
 }
 
-/** Parse a Retry-After (RFC 9110, 10.2.3). */
+/** RFC 9110, 10.2.3 */
 const retryAfter = (value) => Math.max((/^\d+$/.test(value) ? value * 1000 : Date.parse(value) - Date.now()) || 0, 0);
 
 class Connection {
   open = false;
   stopped = false;
   failures = 0;
-  access = {}; // what onUnauthorized returned
   wake = () => {};
 
   constructor(tab) {
@@ -83,7 +82,6 @@ class Connection {
 
   stop() {
     this.stopped = true;
-    this.open = false;
     this.abort.abort();
     this.wake();
   }
@@ -97,7 +95,8 @@ class Connection {
       const outcome = await this.attempt();
       this.open = false;
       if (this.stopped) return;
-      if (outcome.again) continue;
+      this.renewed = outcome.again;
+      if (this.renewed) continue;
       if (!outcome.final) {
         const { retry } = this.tab;
         const delay = Math.min(Math.max(retry, 10) * 2 ** this.failures++, Math.max(retry, MAX_DELAY));
@@ -114,7 +113,8 @@ class Connection {
   }
 
   async attempt() {
-    const { method, headers: given, body, credentials, reconnect, heartbeat } = this.tab.options;
+    const { access, options } = this.tab;
+    const { method, headers: given, body, credentials, reconnect, heartbeat } = options;
     const abort = (this.abort = new AbortController());
     const { signal } = abort;
     const outcome = { reason: "unreachable", final: !reconnect };
@@ -125,13 +125,13 @@ class Connection {
     };
     if (reconnect) timer = setTimeout(giveUp, CONNECT_TIMEOUT);
     try {
+      await null; // close() in headers() ends this connection
       const headers = new Headers(typeof given === "function" ? await given() : given);
-      new Headers(this.access.headers).forEach((value, name) => headers.set(name, value));
+      new Headers(access.headers).forEach((value, name) => headers.set(name, value));
       headers.set("Accept", "text/event-stream");
-      // in UTF-8, as an EventSource sends it
-      const id = String.fromCharCode(...new TextEncoder().encode(this.lastEventId));
+      const id = unescape(encodeURIComponent(this.lastEventId)); // in UTF-8, as an EventSource sends it
       if (id) headers.set("Last-Event-ID", id);
-      const url = this.access.url ?? this.tab.url;
+      const url = access.url ?? this.tab.url;
       const response = await fetch(url, { method, headers, body, credentials, signal, cache: "no-store" });
       clearTimeout(timer);
       outcome.status = response.status;
@@ -171,14 +171,13 @@ class Connection {
   async accepts({ status, headers }, outcome) {
     if (status === 401 || status === 403) {
       outcome.reason = "unauthorized";
-      const { onUnauthorized } = this.tab.options;
-      const access = !this.renewed && (await onUnauthorized?.({ status, url: this.access.url ?? this.tab.url }));
-      this.renewed = outcome.again = Boolean(access);
-      outcome.final ||= !access;
-      Object.assign(this.access, access);
+      const { access, options, url } = this.tab;
+      const renewal = !this.renewed && (await options.onUnauthorized?.({ status, url: access.url ?? url }));
+      outcome.again = Boolean(renewal);
+      outcome.final ||= !renewal;
+      Object.assign(access, renewal);
       return false;
     }
-    this.renewed = false;
     if (status === 200 && /^text\/event-stream *(;|$)/i.test(headers.get("Content-Type"))) return true;
     outcome.reason = status === 204 ? "finished" : "refused";
     outcome.final ||= status < 500 && ![408, 425, 429].includes(status);
@@ -196,7 +195,7 @@ class NativeConnection {
     this.source = new EventSource(url, { withCredentials: tab.options.credentials === "include" });
     this.source.onopen = () => tab.onOpen();
     this.source.onerror = () => {
-      const final = this.source.readyState === CLOSED;
+      const final = this.source.readyState === CLOSED || !tab.options.reconnect;
       tab.onError({ reason: final ? "refused" : "cut", final });
     };
     tab.types.forEach((type) => this.listen(type));
@@ -219,7 +218,7 @@ class NativeConnection {
 
 /**
  * The tab with the Web Lock leads, and sends what it receives to the others. Each of them has its own connection until
- * its position is known to be one of the leader's, and again when it cannot be sure any more.
+ * its position is known to be one of the leader's.
  */
 class Sharing {
   term = 0; // a later leader has a higher one
@@ -272,6 +271,7 @@ class Sharing {
     this.term = Math.max(Date.now(), this.term + 1);
     this.leads = true;
     this.follows = false;
+    this.asked = 0;
     this.sequence = 0;
     this.tab.connect();
     this.announce();
@@ -331,8 +331,8 @@ class Sharing {
       this.asked = 0;
       this.requestLock({ steal: true }); // the leader does not run any more
     } else {
-      this.tryToFollow();
       this.ask();
+      this.tryToFollow();
     }
   }
 
@@ -390,7 +390,7 @@ class Sharing {
 
   tryToFollow() {
     const { leader, buffer, own, tab } = this;
-    if (!leader || this.leads || this.follows) return;
+    if (!leader || this.leads || this.follows || (tab.connection?.open && !leader.open)) return;
     const position = tab.lastEventId;
     const quiet = Date.now() - this.quietSince;
     let known;
@@ -400,7 +400,7 @@ class Sharing {
       if (quiet < SETTLE) return; // an event without an ID may follow
       this.follow(buffer.findLastIndex(({ id }) => compareIds(id, position) <= 0) + 1, position);
     } else if (leader.open && tab.connection?.open && !buffer.length && !(leader.isEvent && position)) {
-      // Both are idle. A start that comes late is waited for.
+      // Both are idle. A late start is waited for.
       if (quiet < (own.length || !leader.total ? 4 * SETTLE : 2 * PING)) return;
       tab.lastEventId = leader.id || position;
       this.follow(0);
@@ -421,6 +421,14 @@ class Sharing {
 }
 
 const isSame = (one, other) => one.id === other.id && one.type === other.type && one.data === other.data;
+
+/** Do what a browser may forbid, such as to a sandboxed frame. */
+function tryTo(callback) {
+  try {
+    callback();
+  } catch {}
+}
+
 const canStream = () => globalThis.ReadableStream && "body" in Response.prototype;
 
 class Tab {
@@ -430,23 +438,24 @@ class Tab {
   types = new Set();
   total = 0;
   retry = 1_000;
+  access = {}; // what onUnauthorized returned
 
   constructor(target, url, options) {
     this.target = target;
     this.url = url;
     this.options = options;
     this.key = `event-stream ${JSON.stringify([url, options.identity, options.credentials])}`;
-    const stored = options.resume && JSON.parse(sessionStorage.getItem(this.key));
-    // isEvent: whether the last entry was an event, and not only an ID
-    [this.lastEventId, this.isEvent] = stored || [options.lastEventId ?? "", false];
+    this.lastEventId = options.lastEventId ?? "";
+    this.isEvent = false; // whether the last entry was an event, and not only an ID
+    if (options.resume) tryTo(() => ([this.lastEventId, this.isEvent] = JSON.parse(sessionStorage.getItem(this.key))));
   }
 
   start(canShare = this.options.identity != null && navigator.locks && canStream()) {
     this.stop(CONNECTING);
     if (this.state === CLOSED) return;
     this.running = true;
-    if (canShare) this.sharing = new Sharing(this);
-    else this.connect();
+    if (canShare) tryTo(() => (this.sharing = new Sharing(this)));
+    if (!this.sharing) this.connect();
   }
 
   stop(state) {
@@ -478,13 +487,13 @@ class Tab {
   onError(outcome) {
     const { reason, status, delay, final } = outcome;
     if (final) this.stop(CLOSED);
-    else this.sharing?.announce({ reason, status, delay });
+    else this.sharing?.announce({ reason, status, delay, final });
     this.onState(false, outcome);
   }
 
   onState(open, error) {
     this.setState(open ? OPEN : CONNECTING);
-    if (error) this.target.dispatchEvent(Object.assign(new Event("error"), error));
+    if (error && (this.running || error.final)) this.target.dispatchEvent(Object.assign(new Event("error"), error));
   }
 
   deliver(entries) {
@@ -496,11 +505,8 @@ class Tab {
       this.total += 1;
       if (this.isEvent) this.target.dispatchEvent(new MessageEvent(type, { data, lastEventId: id, origin }));
     }
-    try {
-      if (this.options.resume) sessionStorage.setItem(this.key, JSON.stringify([this.lastEventId, this.isEvent]));
-    } catch {
-      this.options.resume = false; // the storage is full
-    }
+    const stored = JSON.stringify([this.lastEventId, this.isEvent]);
+    if (this.options.resume) tryTo(() => sessionStorage.setItem(this.key, stored));
   }
 
   setState(state) {
@@ -519,14 +525,17 @@ export class EventStream extends EventTarget {
 
   constructor(url, options = {}) {
     super();
-    const { method = "GET", withCredentials, identity = null, reconnect = method === "GET" } = options;
-    const credentials = options.credentials ?? (withCredentials ? "include" : "same-origin");
-    if (identity !== null && method !== "GET") throw new TypeError(`tabs cannot share a ${method} request`);
-    if (!canStream() && (method !== "GET" || options.headers)) {
-      throw new TypeError("the EventSource of this browser sends no headers and no body");
+    const { identity } = options;
+    const asked = { method: options.method, credentials: options.withCredentials ? "include" : options.credentials };
+    const { url: href, method, credentials } = new Request(url, asked);
+    const { reconnect = method === "GET" } = options;
+    if (identity != null && (typeof identity !== "string" || method !== "GET" || !reconnect)) {
+      throw new TypeError("an identity is a string, of a GET request that is repeated");
     }
-    const { href } = new URL(url, globalThis.location?.href);
-    const tab = (this.#tab = new Tab(this, href, { ...options, method, identity, credentials, reconnect }));
+    if (!canStream() && (method !== "GET" || options.headers)) {
+      throw new TypeError("an EventSource sends no headers and no body");
+    }
+    const tab = (this.#tab = new Tab(this, href, { ...options, method, credentials, reconnect }));
     for (const type of ["open", "message", "error", "gap", "statechange"]) {
       this[`on${type}`] = null;
       this.addEventListener(type, (event) => this[`on${type}`]?.(event));

@@ -53,7 +53,7 @@ const STREAM_COLUMNS = [
   { name: "peer", title: "Peer", label: "peer", of: (row) => row.peer },
   { name: "age", title: "Age", label: "age", kind: "number", down: true, of: (row) => duration(now - row.opened) },
   { name: "offset", title: "Offset", label: "offset", kind: "number", down: true, of: (row) => (row.offset === null ? "" : number(row.offset)) },
-  { name: "behind", title: "Behind", label: "behind", kind: "number", down: true, of: (row) => number(row.behind), slow: (row) => row.behind > 0 },
+  { name: "behind", title: "Behind", label: "behind", kind: "number", down: true, of: (row) => number(row.behind) + (row.evicted ? "+" : ""), slow: (row) => row.behind + row.evicted > 0 },
   { name: "unsent", title: "Unsent", label: "unsent", kind: "number", down: true, of: (row) => size(row.unsent), slow: (row) => row.unsent > 0 },
 ];
 
@@ -154,8 +154,9 @@ const topics = new Table("topics", TOPIC_COLUMNS);
 let now = Date.now() / 1000; // the server's clock
 
 streams.body.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-key]");
-  if (button) openDetail(button.dataset.key);
+  const button = event.target.closest("tr").querySelector("button[data-key]");
+  // A click that ends a selection of text opens nothing.
+  if (button.contains(event.target) || getSelection().isCollapsed) openDetail(button.dataset.key);
 });
 
 // One row is in the order of the Tab key, and the arrow keys go to the others.
@@ -385,7 +386,7 @@ const FIELDS = [
   ["sent", (row) => (row.events === undefined ? "not counted" : `${number(row.events)} events, ${size(row.bytes)}`)],
   ["dropped", (row) => (row.dropped === undefined ? "not counted" : `${number(row.dropped)} events`)],
   ["offset", (row) => (row.offset === null ? "none" : number(row.offset))],
-  ["behind", (row) => `${number(row.behind)} ${row.kind === "topics" ? "records" : "events"}`],
+  ["behind", (row) => `${number(row.behind)} ${row.kind === "topics" ? "records" : "events"}${row.evicted ? ", and others that the history does not keep any more" : ""}`],
   ["unsent", (row) => size(row.unsent) + (row.paused ? ", and the client does not read" : "")],
 ];
 const fields = FIELDS.map(([title, of]) => {
@@ -406,7 +407,9 @@ function showDetail() {
   if (chosen === null) return;
   const row = streams.rows.get(chosen);
   element("detail-gone").hidden = Boolean(row);
-  element("end-stream").disabled = !row;
+  for (const button of [element("end-stream"), ...element("end-owners").children]) button.disabled = !row;
+  element("raw-toggle").disabled = !row && !watching;
+  if (!row) keepFocus();
   if (!row) return;
   setText(element("detail-title"), row.data.path);
   for (const { value, of } of fields) setText(value, of(row.data));
@@ -419,6 +422,11 @@ function showDetail() {
       return button;
     }));
   }
+}
+
+// A button that is disabled loses the focus, and the next key would go to no element of the dialog.
+function keepFocus() {
+  if (document.activeElement.matches("#detail :disabled")) element("detail-close").focus();
 }
 
 element("detail-close").addEventListener("click", () => detail.close());

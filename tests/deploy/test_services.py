@@ -211,6 +211,25 @@ def test_a_process_has_time_to_stop_before_it_is_killed():
     assert container["livenessProbe"]["timeoutSeconds"] > max_lag
 
 
+async def test_the_command_of_a_pod_answers_its_probes_and_receives_the_signal_of_its_end(shop, session):
+    (pod,) = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"containerPort": 8080}]
+    port = free_port()
+    program = shop.folder / "shop.py"
+    program.write_text(replaced(program.read_text(), '"port": 8080', f'"port": {port}'))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"
+    async with shop.run(*container["command"], env={**shop.environment, "PATH": path}) as process:
+        await listening(port)
+        for probe in ("readinessProbe", "livenessProbe"):
+            asked = container[probe]["httpGet"]
+            assert asked["port"] == 8080
+            async with session.get(f"http://127.0.0.1:{port}{asked['path']}") as response:
+                assert response.status == 200
+        process.send_signal(signal.SIGTERM)
+        assert await within(process.wait()) == 0
+
+
 def test_the_page_shows_the_files_that_are_tested():
     page = (DEPLOY.parent / "deploy.md").read_text()
     shown = re.findall(r"^```\w*\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)

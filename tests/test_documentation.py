@@ -19,6 +19,7 @@ import pytest
 import aiohttp_interceptors
 from aiohttp_interceptors.testing import open_stream
 from tests.servers.process import free_port
+from tests.wheel import write_wheel
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -150,6 +151,32 @@ async def test_the_test_of_the_page_passes_beside_the_chat_of_yesterday(write, s
         subprocess.run, command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+SHELL = re.findall(r"^```sh\n(.*?)^```", START, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the page shows the commands of a POSIX shell")
+def test_the_commands_of_the_page_lead_from_an_empty_folder_to_a_test_that_passes(tmp_path):
+    """The packages that ``pip`` finds lead to the checkout and to the packages of the tests."""
+    install, test = SHELL
+    for name in ("aiohttp_interceptors", "pytest_aiohttp"):
+        write_wheel(tmp_path, name)
+    (tmp_path / "app.py").write_text(chat())
+    name, text = BLOCKS[5]
+    (tmp_path / name).write_text(text)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+    }
+    script = f"set -e\n{install}python -c 'import aiohttp_interceptors, sys; print(sys.prefix)'\n{test}"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path / "venv") in done.stdout.splitlines()
     assert "1 passed" in done.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,9 +25,10 @@ from aiohttp_interceptors import (
     start_event_stream,
     topic_stream,
 )
+from aiohttp_interceptors.ready import csrf
 from tests.listener import Listener, listen
 from tests.servers.process import free_port
-from tests.servers.proxies import PROXIES
+from tests.servers.proxies import DEPLOY, PROXIES
 from tests.waiting import TIMEOUT, run_other_tasks, until, within
 
 if sys.platform == "win32":
@@ -72,6 +74,8 @@ class Site:
                 web.get("/finished", event_stream(self.finish)),
                 web.get("/ping", self.pong),
                 web.get("/address", self.address),
+                web.get("/socket", self.echo),
+                web.post("/form", as_handler(csrf(), self.pong)),
             ]
         )
         return app
@@ -90,6 +94,13 @@ class Site:
 
     async def pong(self, request):
         return web.Response(text="pong", headers={"Cache-Control": "no-store"})
+
+    async def echo(self, request):
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            await socket.send_str(message.data)
+        return socket
 
     async def address(self, request):
         return web.Response(text=request.headers.getall("X-Forwarded-For")[-1].rpartition(",")[2].strip())
@@ -307,6 +318,14 @@ async def test_the_last_address_of_the_last_x_forwarded_for_is_that_of_the_clien
         assert await response.text() == "127.0.0.1"
 
 
+async def test_a_form_of_the_page_itself_passes_the_check_of_its_origin(site, session):
+    statuses = {}
+    for origin in (site.proxy.url, "https://evil.example"):
+        async with session.post(f"{site.proxy.url}/form", headers={"Origin": origin}) as response:
+            statuses[origin] = response.status
+    assert statuses == {site.proxy.url: 200, "https://evil.example": 403}
+
+
 async def test_refusals_pass(site, session):
     async with session.get(f"{site.proxy.url}/unauthorized", headers=EVENT_SOURCE) as response:
         assert (response.status, response.headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -437,7 +456,7 @@ async def test_haproxy_without_tls_and_http_no_delay_delays_events(changed, sess
 
 SEVERAL = {
     "nginx": {
-        "http {": "http { upstream shop { server 127.0.0.1:8080; server 127.0.0.1:8081; }",
+        "http {": "http { upstream shop { server 127.0.0.1:8080 max_fails=0; server 127.0.0.1:8081 max_fails=0; }",
         "http://127.0.0.1:8080": "http://shop",
     },
     "haproxy": {
@@ -465,3 +484,99 @@ async def test_the_streams_of_a_server_that_stops_go_to_the_other_one(changed, p
         assert second.history.subscribers("a") == stay + 6
         await second.publish("x")
         assert [await listener.data(1) for listener in again] == [["x"]] * 6
+
+
+@pytest.mark.parametrize("program", SEVERAL)
+async def test_servers_that_restart_one_after_the_other_leave_no_request_without_an_answer(changed, session, program):
+    """Each comes back long before nginx, by default, would try it again."""
+    port = free_port()
+    changes = {old: new.replace("8081", str(port)) for old, new in SEVERAL[program].items()}
+    first = await changed(program, changes)
+    async with served(first.proxy, port) as second:
+        for server in (first, second):
+            await server.stop()
+            assert [await first.ping(session) for _ in range(6)] == [200] * 6
+            await server.start()
+            assert [await first.ping(session) for _ in range(6)] == [200] * 6
+
+
+@pytest.mark.parametrize("program", PROXIES)
+async def test_a_reload_of_the_proxy_leaves_open_streams_as_they_are(changed, session, program):
+    """The new configuration names another server."""
+    first = await changed(program, {})
+    async with served(first.proxy, free_port()) as second:
+        stream = await first.listen("/silent")
+        first.proxy.reload({str(first.port): str(second.port)})
+        async with asyncio.timeout(TIMEOUT):
+            while not second.history.subscribers("a"):
+                await first.listen("/silent")
+        await first.publish("x")
+        assert await stream.data(1) == ["x"]
+        count = first.history.subscribers("a")
+        for listener in first.listeners[:count]:
+            leave(listener)
+        await until_noticed(first, session, count)
+
+
+WEBSOCKETS = {
+    "nginx": {
+        "location / {": """location /socket {
+            proxy_pass http://127.0.0.1:8080;
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+        }
+        location / {"""
+    },
+    "haproxy": {},
+    "apache2": {"127.0.0.1:8080/": "127.0.0.1:8080/ upgrade=websocket"},
+    "caddy": {},
+    "varnishd": {
+        'event-stream") {': 'event-stream" || req.http.Upgrade) {',
+        'set bereq.http.Connection = "close";': """if (req.http.Upgrade) {
+        set bereq.http.Upgrade = req.http.Upgrade;
+        set bereq.http.Connection = req.http.Connection;
+    } else {
+        set bereq.http.Connection = "close";
+    }""",
+    },
+}
+
+
+@pytest.mark.parametrize("program", WEBSOCKETS)
+async def test_a_websocket_passes_beside_a_stream(changed, session, program):
+    site = await changed(program, WEBSOCKETS[program])
+    listener = await site.listen("/silent")
+    async with session.ws_connect(f"{site.proxy.url}/socket") as socket:
+        await socket.send_str("one")
+        assert await within(socket.receive_str()) == "one"
+    assert await arrives_soon(site, listener, "two", session)
+
+
+# Requests that a connection carries at the same time.
+CONCURRENT = {"nginx": 128, "haproxy": 100, "caddy": 250}
+
+
+@pytest.mark.parametrize("program", CONCURRENT)
+async def test_a_connection_with_http_2_carries_as_many_streams_as_the_page_says(tmp_path, program):
+    proxy = PROXIES[program](tmp_path)
+    proxy.start()
+    try:
+        assert await concurrent_requests(proxy) == CONCURRENT[program]
+    finally:
+        proxy.kill()
+    page = (DEPLOY.parent / "deploy.md").read_text()
+    assert f"{CONCURRENT['nginx']} | {CONCURRENT['haproxy']} | six streams, see below | {CONCURRENT['caddy']} |" in page
+
+
+async def concurrent_requests(proxy) -> int:
+    """Return SETTINGS_MAX_CONCURRENT_STREAMS, which is number 3 (RFC 9113, 6.5)."""
+    trusted = ssl.create_default_context(cafile=proxy.authority)
+    trusted.set_alpn_protocols(["h2"])
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=trusted)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    head = await within(reader.readexactly(9))
+    settings = await within(reader.readexactly(int.from_bytes(head[:3])))
+    writer.transport.abort()
+    await run_other_tasks()  # it closes
+    return dict(struct.iter_unpack(">HI", settings))[3]

@@ -211,6 +211,34 @@ def test_a_process_has_time_to_stop_before_it_is_killed():
     assert container["livenessProbe"]["timeoutSeconds"] > max_lag
 
 
+async def test_the_command_of_a_pod_answers_its_probes_and_receives_the_signal_of_its_end(shop, session):
+    (pod,) = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"containerPort": 8080}]
+    port = free_port()
+    program = shop.folder / "shop.py"
+    program.write_text(replaced(program.read_text(), '"port": 8080', f'"port": {port}'))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"
+    async with shop.run(*container["command"], env={**shop.environment, "PATH": path}) as process:
+        await listening(port)
+        for probe in ("readinessProbe", "livenessProbe"):
+            asked = container[probe]["httpGet"]
+            assert asked["port"] == 8080
+            await answers(session, f"http://127.0.0.1:{port}{asked['path']}")
+        process.send_signal(signal.SIGTERM)
+        assert await within(process.wait()) == 0
+
+
+async def answers(session: ClientSession, url: str) -> None:
+    """Wait until a probe is answered with 200. The process is not ready before its Hub has read the history."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            async with session.get(url) as response:
+                assert response.status in (200, 503)
+                if response.status == 200:
+                    return
+
+
 def test_the_page_shows_the_files_that_are_tested():
     page = (DEPLOY.parent / "deploy.md").read_text()
     shown = re.findall(r"^```\w*\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import ssl
+import subprocess
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -92,6 +95,20 @@ class Proxy(ServerProcess):
     def answers(self) -> bool:
         return self.accepts()
 
+    def reload(self, changes: dict[str, str]) -> None:
+        """Change the configuration, and have the running proxy take it. New requests follow a moment later."""
+        file = self.folder / self.configuration
+        text = file.read_text()
+        for old, new in changes.items():
+            assert old in text, f"{self.configuration} does not contain {old!r}"
+            text = text.replace(old, new)
+        file.write_text(text)
+        self.apply()
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Have the running proxy read its configuration again, as its unit of Debian does."""
+
 
 class Nginx(Proxy):
     program = "nginx"
@@ -114,6 +131,9 @@ class Nginx(Proxy):
     def command(self) -> list[str]:
         return [self._binary, "-p", str(self.folder), "-e", "stderr", "-c", str(self.folder / self.configuration)]
 
+    def apply(self) -> None:
+        os.kill(self.pid, signal.SIGHUP)
+
 
 class HAProxy(Proxy):
     program = "haproxy"
@@ -129,7 +149,10 @@ class HAProxy(Proxy):
         }
 
     def command(self) -> list[str]:
-        return [self._binary, "-db", "-f", str(self.folder / self.configuration)]
+        return [self._binary, "-W", "-f", str(self.folder / self.configuration)]
+
+    def apply(self) -> None:
+        os.kill(self.pid, signal.SIGUSR2)
 
 
 class Apache(Proxy):
@@ -154,19 +177,33 @@ class Apache(Proxy):
         whole.write_text("\n".join(lines) + "\n")
         return [self._binary, "-D", "FOREGROUND", "-f", str(whole)]
 
+    def apply(self) -> None:
+        os.kill(self.pid, signal.SIGUSR1)
+
 
 class Caddy(Proxy):
     program = "caddy"
     configuration = "Caddyfile"
 
     def places(self) -> dict[str, str]:
-        settings = "{\n\tadmin off\n\tauto_https disable_redirects\n}\n"
+        settings = f"{{\n\tadmin {self._control}\n\tauto_https disable_redirects\n}}\n"
         site = f"https://:{self.port} {{\n\ttls {self.certificate} {self.key}"
         return {"127.0.0.1:8080": f"127.0.0.1:{self.backend}", "shop.example {": settings + site}
 
     def command(self) -> list[str]:
         self.environment = {"HOME": str(self.folder), "PATH": "/usr/bin:/bin"}
-        return [self._binary, "run", "--adapter", "caddyfile", "--config", str(self.folder / self.configuration)]
+        return [self._binary, "run", *self._file]
+
+    def apply(self) -> None:
+        subprocess.run([self._binary, "reload", "--force", "--address", self._control, *self._file], check=True)
+
+    @property
+    def _control(self) -> str:
+        return f"unix//{self.folder}/control.sock"
+
+    @property
+    def _file(self) -> list[str]:
+        return ["--adapter", "caddyfile", "--config", str(self.folder / self.configuration)]
 
 
 class Varnish(Proxy):
@@ -183,6 +220,10 @@ class Varnish(Proxy):
             self._binary, "-F", "-j", "none", "-n", str(self.folder), "-a", f"127.0.0.1:{self.port}",
             "-f", str(self.folder / self.configuration), "-s", "malloc,32m", *self._parameters,
         ]  # fmt: skip
+
+    def apply(self) -> None:
+        for command in (["vcl.load", "changed", str(self.folder / self.configuration)], ["vcl.use", "changed"]):
+            subprocess.run([find("varnishadm"), "-n", str(self.folder), *command], check=True)
 
 
 PROXIES = {proxy.program: proxy for proxy in (Nginx, HAProxy, Apache, Caddy, Varnish)}

@@ -186,8 +186,7 @@ class Load:
         self.open: list[socket.socket] = []
         for _ in range(streams):
             self.add()
-        while any(self.read(0.05)):
-            pass
+        self.wait_for_heads()
 
     def add(self) -> None:
         """Open a stream. Every hundredth one is decompressed."""
@@ -199,6 +198,14 @@ class Load:
         self.selector.register(stream, selectors.EVENT_READ, checked)
         self.open.append(stream)
         self.opened += 1
+
+    def wait_for_heads(self) -> None:
+        """Wait until each stream has its response head, and is subscribed."""
+        waiting = {stream.fileno() for stream in self.open}
+        while waiting:
+            for key, _ in self.selector.select(1):
+                waiting.discard(key.fd)
+            list(self.read(0))
 
     def replace(self) -> None:
         """Close the oldest stream, and open another one."""

@@ -46,6 +46,7 @@ unit: setup ## Run the tests that do not need a browser
 	$(pytest) -m "not browser"
 
 browser: setup ## Run the tests in a browser
+	@scripts/setup docs
 	@scripts/debian chromium=chromium $(servers) $(proxies)
 	$(pytest) -m browser
 

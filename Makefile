@@ -98,7 +98,7 @@ failover: setup ## Fail over each broker under load, and print what was lost or 
 
 docs: ## Build the documentation in build/site, and check its links
 	@scripts/setup docs
-	PATH="$(abspath $(bin)):$$PATH" NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
+	PATH="$(abspath $(bin)):$$PATH" NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 clean: ## Remove everything that these targets created
 	rm -rf example_app/history.sqlite3*

@@ -55,6 +55,26 @@ def test_the_tiers_of_the_reference_are_those_of_the_package():
         assert described <= mentioned, f"{tier}: {described - mentioned} is on its page, and not in its paragraph"
 
 
+# ``make docs`` checks the links of the site. These pages are not in it.
+
+OUTSIDE = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", OUTSIDE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_outside_of_the_site_lead_somewhere(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", prose):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
 # The first page is followed word by word.
 
 START = (DOCS / "start.md").read_text()

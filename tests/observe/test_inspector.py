@@ -374,6 +374,20 @@ async def test_streams_without_setup_are_shown_and_those_of_other_applications_a
                 assert page.paths == [path]
 
 
+async def test_on_a_port_of_its_own_the_page_is_at_the_root(serve, session):
+    server = await serve(inspector(Hub(), public=True))
+    async with session.get(server.url) as response:
+        assert (response.status, response.content_type) == (200, "text/html")
+
+
+async def test_the_path_of_a_mounted_inspector_redirects_to_its_page(serve, session):
+    app = web.Application()
+    app.add_subapp("/inspector", inspector(Hub(), public=True))
+    server = await serve(app)
+    async with session.get(f"{server.url}/inspector") as response:
+        assert (response.url.path, response.content_type) == ("/inspector/", "text/html")
+
+
 async def test_on_a_port_of_its_own_it_shows_all_applications_of_the_process(site, serve):
     hub = Hub()
     bare = web.Application()

@@ -158,8 +158,8 @@ class _Inspector:
         app.on_startup.append(self._start)
         app.on_cleanup.append(self._stop)
         router = app.router
-        router.add_get("", _redirect)
         router.add_get("/", _file_handler("index.html", "text/html"))
+        router.add_get("", _redirect)  # second: in an application that is served by itself both paths are "/"
         for name, content_type in FILES.items():
             router.add_get(f"/{name}", _file_handler(name, content_type))
         stream = event_stream(buffer=1, retry=RETRY, max_age=MAX_AGE, max_event_size=None)

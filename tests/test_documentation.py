@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import os
 import re
@@ -198,22 +197,3 @@ def test_the_commands_of_the_page_lead_from_an_empty_folder_to_a_test_that_passe
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(tmp_path / "venv") in done.stdout.splitlines()
     assert "1 passed" in done.stdout
-
-
-# All pages.
-
-CODE = [
-    pytest.param(code, id=f"{page.relative_to(ROOT)}:{number}")
-    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-    for number, code in enumerate(re.findall(r"^```python.*?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
-]
-
-
-@pytest.mark.parametrize("code", CODE)
-def test_each_program_of_the_documentation_is_valid_and_imports_what_there_is(code):
-    tree = ast.parse(code)
-    compile(code, "a page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("aiohttp_interceptors"):
-            module = import_module(node.module)
-            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []

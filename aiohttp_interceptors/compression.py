@@ -31,7 +31,9 @@ __all__ = [
     "Framing",
     "SharedEncoder",
     "accepts_gzip",
+    "compress_replay",
     "compression_of",
+    "forget_replays",
 ]
 
 
@@ -159,7 +161,12 @@ def compress_alone(settings: Compression, frames: bytes) -> bytes:
 
 
 # Clients that reconnect together are sent the same replay, and idle streams the same heartbeat.
-_compress_cached = lru_cache(8)(compress_alone)
+compress_replay = lru_cache(8)(compress_alone)
+
+
+def forget_replays() -> None:
+    """Forget the frames that were compressed for streams alone, because some were erased."""
+    compress_replay.cache_clear()
 
 
 # Streams.
@@ -245,7 +252,7 @@ class SharedEncoder(BodyEncoder):
         self._size += len(frames)
         if audience is not None:
             self.enter(audience)  # anew: what it was sent now is not what the others were sent
-        return _compress_cached(self.settings, frames)
+        return compress_replay(self.settings, frames)
 
     def enter(self, audience: Audience[Any]) -> None:
         """Follow an audience from now on."""

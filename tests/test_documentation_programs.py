@@ -143,6 +143,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
         "verify": jwt_verifier(PRIVATE_KEY.public_key(), algorithms=["RS256"], audience=AUDIENCE, issuer=ISSUER),
     },
     "docs/browser.md": application(),
+    "docs/compression.md": dict,
     "docs/explanations/brokers.md": dict,
     "docs/explanations/commit.md": dict,
     "docs/hub.md": lambda: {

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 from .._logging import log as logger
 from .._observers import Observers
 from ..channel import CloseReason
-from ..compression import Audience, SharedEncoder
+from ..compression import Audience, SharedEncoder, forget_replays
 from ..exceptions import EXIT_EXCEPTIONS
 from ..facts import HubFact, HubFlushed, HubGap
 from ..sse import encode
@@ -1285,6 +1285,7 @@ class Dispatcher:
                 self.flush(group)
         self.history.erase(topic)
         self.reader.invalidate()
+        forget_replays()
 
     def change_history(self, change: Callable[[], None]) -> None:
         """Call ``change`` after flushing all groups and switching every live subscription to a cursor.

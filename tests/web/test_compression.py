@@ -24,7 +24,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from aiohttp_interceptors.compression import MIN_SHARED
+from aiohttp_interceptors.compression import MIN_SHARED, compress_replay
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import STREAMS
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
@@ -242,6 +242,15 @@ async def test_a_client_that_resumes_gets_what_it_missed(site, hub, connect):
     await hub.publish("t", "1")
     client = await connect(server, "/topics", **{"Last-Event-ID": first})
     assert await client.read(1) == ["1"]
+
+
+async def test_an_erased_record_is_not_kept_as_a_replay_either(site, hub, connect):
+    server = await site(replay=1)
+    await hub.publish("t", "personal data")
+    assert await (await connect(server, "/topics")).read(1) == ["personal data"]
+    assert compress_replay.cache_info().currsize > 0
+    await hub.erase("t")
+    assert compress_replay.cache_info().currsize == 0
 
 
 async def test_a_client_that_pauses_gets_everything(site, hub, connect):

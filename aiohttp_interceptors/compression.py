@@ -160,8 +160,10 @@ def compress_alone(settings: Compression, frames: bytes) -> bytes:
     return compressor.encode_alone(frames)
 
 
-# Clients that reconnect together are sent the same replay, and idle streams the same heartbeat.
-compress_replay = lru_cache(8)(compress_alone)
+@lru_cache(8)
+def compress_replay(settings: Compression, frames: bytes) -> bytes:
+    """Return the same blocks. Clients that reconnect together are sent the same, as are idle ones."""
+    return compress_alone(settings, frames)
 
 
 def forget_replays() -> None:

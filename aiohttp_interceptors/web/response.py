@@ -476,6 +476,7 @@ class ChannelResponse(EventStreamResponse):
     _early_heartbeat = True
     _tells_heartbeat = True
     _high_water = HIGH_WATER
+    make_encoder: Callable[[Framing], BodyEncoder] | None = None
 
     async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
         if self.make_encoder is not None:

@@ -7,8 +7,8 @@ export VENV
 
 bin := $(VENV)/bin
 # Programs that the tests need and their Debian packages.
-servers := redis-server=redis-server nginx=nginx pgbouncer=pgbouncer
-proxies := haproxy=haproxy apache2=apache2 caddy=caddy varnishd=varnish
+servers := redis-server=redis-server nginx=nginx pgbouncer=pgbouncer curl=curl node=nodejs
+proxies := haproxy=haproxy apache2=apache2 caddy=caddy varnishd=varnish systemd-socket-activate=systemd ip=iproute2
 # A limit for a whole run of pytest, which then prints the stacks of its threads. Each test has its own limit as well.
 pytest := $(if $(shell command -v timeout),timeout --foreground --signal=ABRT --kill-after=30 65m) $(bin)/python -m pytest
 # Pyright looks for Python in PATH. Its version is pinned in pyproject.toml, so it need not announce newer ones.

@@ -167,8 +167,9 @@ def compress_replay(settings: Compression, frames: bytes) -> bytes:
 
 
 def forget_replays() -> None:
-    """Forget the frames that were compressed for streams alone, because some were erased."""
+    """Forget the frames that this thread has compressed for streams alone, because some were erased."""
     compress_replay.cache_clear()
+    _compressors.by_settings.clear()  # their windows hold the latest 32 KiB
 
 
 # Streams.
@@ -336,8 +337,12 @@ class Audience(Generic[S]):
         self._forget_costs()
 
     def changed(self) -> None:
-        """Divide the streams anew, because one has entered or left."""
-        self._sinks = None
+        """Divide the streams anew, because one has entered or left. One that left is not referred to any more."""
+        self._sinks, self._parts = None, ((), ())
+
+    def forget(self) -> None:
+        """Keep nothing of the frames so far. The next ones refer to nothing before them."""
+        self._main = self._recent = None
 
     def encode(self, frames: bytes, sinks: Sequence[S]) -> list[tuple[bytes, Sequence[S]]]:
         """Compress frames for all streams, and return what each part of them is sent.

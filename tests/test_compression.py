@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import struct
+import weakref
 import zlib
 
 import pytest
@@ -197,6 +199,35 @@ def test_an_audience_that_becomes_small_and_large_again_begins_anew():
         group.send(text(generator, 2000))
 
 
+def test_an_audience_that_forgets_refers_to_nothing_before():
+    group = Group(Compression())
+    frames = text(random.Random(6), 2000)
+    group.join(MIN_SHARED)
+    group.send(frames)
+    before = group.streams[0].bytes
+    group.audience.forget()
+    group.send(frames)
+    assert group.streams[0].bytes == 2 * before
+    for stream in group.streams:
+        stream.check()
+        stream.finish()
+
+
+def test_a_silent_audience_does_not_keep_the_streams_that_left():
+    group = Group(Compression())
+    group.join(MIN_SHARED)
+    group.send(b"data: 1\n\n")
+    group.join()
+    group.send(b"data: 2\n\n")  # to settled and recent streams
+    references = [weakref.ref(stream) for stream in group.streams]
+    for stream in group.streams:
+        stream.encoder.leave()
+    del stream
+    group.streams = ()
+    gc.collect()
+    assert not any(reference() for reference in references)
+
+
 def test_equal_options_share_and_others_do_not():
     assert SharedEncoder(framed, Compression()) == SharedEncoder(framed, Compression())
     assert hash(SharedEncoder(framed, Compression())) == hash(SharedEncoder(framed, Compression()))
@@ -242,6 +273,10 @@ def test_a_stream_with_a_compressor_of_its_own(window):
         ("gzip;level=9", True),
         ("gzip ; q=0.5", True),
         ("identity;q=0", False),
+        ("gzip;q=nan", False),
+        ("gzip;q=-1", False),
+        ("," * 8000, False),
+        ("gzip;q=1" + "=" * 8000, False),
     ],
 )
 def test_the_client_chooses(accept_encoding, accepted):

@@ -711,6 +711,9 @@ class SubscriberGroup:
         """Read the sinks of the live subscriptions again, because one of them has changed."""
         self._sinks = None
 
+    def forget_frames(self) -> None:
+        """Keep nothing of the frames that were written, because records were erased."""
+
     def live_subscriptions(self) -> list[Subscription]:
         """Return the live subscriptions."""
         return list(self._live)
@@ -992,6 +995,9 @@ class _CompressedGroup(SubscriberGroup):
         if subscription in self._live:
             _encoder_of(subscription.sink).leave()
         super().remove(subscription)
+
+    def forget_frames(self) -> None:
+        self._audience.forget()
 
     def _write(self, records: list[Record], frames: bytes, now: float) -> int:
         self._count(records, frames)
@@ -1283,6 +1289,7 @@ class Dispatcher:
         for group in self._patterns.matching(topic):
             if group.unflushed:
                 self.flush(group)
+            group.forget_frames()
         self.history.erase(topic)
         self.reader.invalidate()
         forget_replays()
@@ -1300,7 +1307,9 @@ class Dispatcher:
             change()
         finally:
             self.reader.invalidate()
+            forget_replays()
             for group in self._groups.values():
+                group.forget_frames()
                 group.offset = self.history.end
 
     def _expire(self) -> None:

@@ -924,7 +924,7 @@ async def test_the_bytes_of_a_stream_are_shown_as_they_go_out(site, show_data):
     site = await site(hub, options={"show_data": show_data}).start()
     client = await listen(site.server, "/news/a")
     async with site.page() as page, site.stream(page.raw("/news/a")) as raw:
-        assert await opened_raw(raw) == {"masked": not show_data}
+        assert await opened_raw(raw) == {"masked": not show_data, "compressed": False}
         event_id = await hub.publish("a", Event("first line\nsecond: 2", "name"))
         text = await written(raw)
     size, _, frame = text.partition("\r\n")
@@ -935,6 +935,25 @@ async def test_the_bytes_of_a_stream_are_shown_as_they_go_out(site, show_data):
         hidden = "x" * len(event_id)
         assert frame == f"id: {hidden}\nevent: name\ndata: {'x' * 10}\ndata: {'x' * 9}\n\n\r\n"
     await client.close()
+
+
+@pytest.mark.parametrize("show_data", [False, True])
+async def test_of_a_compressed_stream_only_the_sizes_of_writes_are_shown(site, session, show_data):
+    hub = Hub()
+    site = site(hub, options={"show_data": show_data}).get("/packed", topic_stream(hub, "a", compress=True))
+    site = await site.start()
+    async with (
+        open_stream(session, f"{site.server.url}/packed", headers={"Accept-Encoding": "gzip"}) as client,
+        site.page() as page,
+        site.stream(page.raw("/packed")) as raw,
+    ):
+        assert await opened_raw(raw) == {"masked": not show_data, "compressed": True}
+        await hub.publish("a", "secret " * 1000)
+        assert (await client.next()).data == "secret " * 1000
+        while not (writes := json.loads((await raw.next()).data)["writes"]):
+            pass
+        assert [(write["shown"], write["text"]) for write in writes] == [(0, "")]
+        assert 0 < writes[0]["size"] < 1000
 
 
 async def test_the_tap_exists_while_a_view_is_open(site):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 import zlib
 from pathlib import Path
@@ -24,7 +25,7 @@ from aiohttp_interceptors import (
     start_event_stream,
     start_topic_stream,
 )
-from aiohttp_interceptors.compression import MIN_SHARED, compress_replay
+from aiohttp_interceptors.compression import MIN_SHARED, _compressors, compress_replay
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import STREAMS
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
@@ -251,6 +252,23 @@ async def test_an_erased_record_is_not_kept_as_a_replay_either(site, hub, connec
     assert compress_replay.cache_info().currsize > 0
     await hub.erase("t")
     assert compress_replay.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("count", [1, MIN_SHARED])
+async def test_no_compressor_remembers_an_erased_record(site, hub, connect, count):
+    server = await site()
+    clients = [await connect(server, "/topics") for _ in range(count)]
+    words = random.Random(1).randbytes(1000).hex()
+    sizes = []
+    for number in (1, 2):
+        before = len(clients[0].received)
+        await hub.publish("t", words)
+        for client in clients:
+            await client.read(number)
+        sizes.append(len(clients[0].received) - before)
+        await hub.erase("t")
+    assert min(sizes) > 1000  # the second one does not refer to the first
+    assert not _compressors.by_settings
 
 
 async def test_a_client_that_pauses_gets_everything(site, hub, connect):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import ssl
+import sys
 from contextlib import AsyncExitStack
 
 import httpx
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, TCPConnector, web
 from httpx_sse import aconnect_sse
 
 from aiohttp_interceptors import Event, Hub, as_handler, setup, start_topic_stream
 from aiohttp_interceptors.compression import MIN_SHARED
 from aiohttp_interceptors.testing import open_stream
+from tests.conftest import Server
+from tests.servers.proxies import PROXIES
 from tests.waiting import TIMEOUT, within
 
 GZIP = {"Accept-Encoding": "gzip"}
@@ -40,8 +44,8 @@ def text(number: int) -> str:
 class Site:
     """A compressed stream, and the streams that share it."""
 
-    def __init__(self, hub: Hub, url: str) -> None:
-        self.hub, self.url = hub, url
+    def __init__(self, hub: Hub, server: Server) -> None:
+        self.hub, self.runner, self.url = hub, server.runner, f"{server.url}/"
         self.number = 0
 
     async def publish(self) -> str:
@@ -57,7 +61,7 @@ async def site(serve, session):
     setup(app, hub)
     app.router.add_get("/", as_handler(start_topic_stream(hub, "t", compress=True, prime=False)))
     server = await serve(app)
-    site = Site(hub, f"{server.url}/")
+    site = Site(hub, server)
     async with AsyncExitStack() as stack:
         others = [
             await stack.enter_async_context(open_stream(session, site.url, headers=GZIP)) for _ in range(MIN_SHARED)
@@ -101,3 +105,23 @@ async def test_a_program(site, program):
     finally:
         process.kill()
         await process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the proxies are those of Debian")
+@pytest.mark.parametrize("program", ["nginx", "haproxy", "caddy"])
+async def test_a_client_behind_a_proxy(site, program, tmp_path):
+    proxy = PROXIES[program](tmp_path)
+    proxy.start()
+    try:
+        await web.TCPSite(site.runner, "127.0.0.1", proxy.backend).start()
+        trusted = TCPConnector(ssl=ssl.create_default_context(cafile=proxy.authority))
+        async with (
+            ClientSession(connector=trusted) as session,
+            open_stream(session, f"{proxy.url}/", headers=GZIP) as stream,
+        ):
+            assert stream.response.headers["Content-Encoding"] == "gzip"
+            for _ in range(10):
+                expected = await site.publish()
+                assert (await stream.next()).data == expected
+    finally:
+        proxy.kill()

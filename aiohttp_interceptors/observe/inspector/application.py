@@ -12,6 +12,7 @@ from secrets import token_hex
 from aiohttp import web
 
 from ...chain import ContextKey
+from ...compression import BodyEncoder
 from ...exceptions import BrokerError
 from ...facts import HubObserver, StreamObserver
 from ...hub.hub import Hub
@@ -253,13 +254,15 @@ class _Inspector:
         view, connection = RawView(), stream.connection
         connection.tap(view)
         try:
-            yield Event(json.dumps({"masked": not self._show_data}), "tap")
+            compressed = isinstance(connection.encoder, BodyEncoder)
+            shown = _size_only if compressed else self._shown
+            yield Event(json.dumps({"masked": not self._show_data, "compressed": compressed}), "tap")
             has_ended = False
             while not has_ended:
                 await view.changed.wait()
                 has_ended = view.has_ended  # what was written before is taken, too
                 writes, skipped = view.take()
-                yield Event(json.dumps({"writes": list(map(self._shown, writes)), "skipped": skipped}), "writes")
+                yield Event(json.dumps({"writes": list(map(shown, writes)), "skipped": skipped}), "writes")
                 if not has_ended:
                     await asyncio.sleep(RAW_INTERVAL)
             yield Event("", "ended")
@@ -294,6 +297,10 @@ class _Inspector:
             if result is not None:
                 raise result
         return web.json_response({"disconnected": owner}, headers=HEADERS)
+
+
+def _size_only(write: Write) -> dict[str, object]:
+    return {"at": write.at, "size": write.size, "shown": 0, "text": ""}
 
 
 async def _redirect(request: web.Request) -> web.Response:

@@ -508,18 +508,20 @@ function watch(key) {
   element("raw-toggle").setAttribute("aria-pressed", "true");
   element("raw-toggle").textContent = "Stop";
   element("raw-state").textContent = "Opening …";
-  let masked = "";
+  let note = "";
   watching = new EventSource(`raw?${new URLSearchParams({ process: process.key, stream: key })}`);
   watching.addEventListener("tap", (event) => {
-    masked = JSON.parse(event.data).masked ? "Each byte of data, IDs and comments is shown as x. " : "";
-    element("raw-state").textContent = `${masked}Waiting for the next write …`;
+    const tap = JSON.parse(event.data);
+    if (tap.compressed) note = "The stream is compressed: only the sizes of its writes are shown. ";
+    else note = tap.masked ? "Each byte of data, IDs and comments is shown as x. " : "";
+    element("raw-state").textContent = `${note}Waiting for the next write …`;
   });
   watching.addEventListener("writes", (event) => {
     const { writes, skipped } = JSON.parse(event.data);
     for (const write of writes) showWrite(write);
     if (skipped) raw.append(make("span", "at", `${number(skipped)} writes are not shown, because they came too fast.\n`));
     while (raw.children.length > MAX_WRITES) raw.firstElementChild.remove();
-    element("raw-state").textContent = `${masked}Only part of what is written is shown if it comes too fast.`;
+    element("raw-state").textContent = `${note}Only part of what is written is shown if it comes too fast.`;
     raw.scrollTop = raw.scrollHeight;
   });
   watching.addEventListener("ended", () => stopWatching("The stream has ended."));
@@ -535,7 +537,7 @@ function showWrite({ at, size: bytes, shown, text }) {
     if (/^[\r\n]/.test(part)) line.append(make("span", "end", part.replace("\r", "\\r").replace("\n", "\\n")), "\n");
     else if (part) line.append(part);
   }
-  if (shown < bytes) line.append(make("span", "at", `… and ${number(bytes - shown)} bytes more\n`));
+  if (shown && shown < bytes) line.append(make("span", "at", `… and ${number(bytes - shown)} bytes more\n`));
   line.append("\n");
   raw.append(line);
 }

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aiohttp_interceptors import Hub
@@ -110,14 +109,14 @@ def _registered():
 
 @pytest.mark.usefixtures("_registered")
 async def test_the_programs_of_the_page_on_operating_run(serve, session):
-    app = web.Application()
-    exec(PROGRAMS[0], {"app": app})
-    server = await serve(app)
+    metered: dict[str, object] = {}
+    exec(PROGRAMS[0], metered)
+    server = await serve(metered["app"])
     async with session.get(f"{server.url}/metrics") as response:
         assert 'aiohttp_interceptors_hub_ready{hub="default"} 1.0' in await response.text()
-    traced = web.Application()
-    exec(PROGRAMS[1], {"app": traced})
-    server = await serve(traced)
+    traced: dict[str, object] = {}
+    exec(PROGRAMS[1], traced)
+    server = await serve(traced["app"])
     async with session.get(f"{server.url}/nowhere") as response:
         assert response.status == 404
     readers = []

@@ -491,8 +491,9 @@ function confirmed(title, text, action) {
 }
 
 element("confirm-yes").addEventListener("click", () => { answer(true); confirmation.close(); });
-element("confirm-no").addEventListener("click", () => confirmation.close());
-confirmation.addEventListener("close", () => answer(false));
+element("confirm-no").addEventListener("click", () => { answer(false); confirmation.close(); });
+// Its close event is late, and would answer the next question.
+confirmation.addEventListener("cancel", () => answer(false));
 
 // The raw view
 

@@ -180,7 +180,6 @@ class BodyEncoder(ABC):
 
     Args:
         framing: The function that frames bytes of the body.
-        settings: The level and the window.
     """
 
     __slots__ = ("_crc", "_size", "framing")
@@ -197,6 +196,10 @@ class BodyEncoder(ABC):
     def encode(self, frames: bytes) -> bytes:
         """Return what only this stream is sent, without framing."""
 
+    def _count(self, frames: bytes) -> None:
+        self._crc = zlib.crc32(frames, self._crc)
+        self._size += len(frames)
+
     def finish(self) -> bytes:
         """Return the end of the body, without framing. Source: RFC 1952, 2.3.1."""
         return _LAST_BLOCK + self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
@@ -212,8 +215,7 @@ class ChannelEncoder(BodyEncoder):
         self._compressor = _Compressor(settings)
 
     def encode(self, frames: bytes) -> bytes:
-        self._crc = zlib.crc32(frames, self._crc)
-        self._size += len(frames)
+        self._count(frames)
         return self._compressor.encode(frames)
 
 
@@ -248,11 +250,9 @@ class SharedEncoder(BodyEncoder):
 
     def encode(self, frames: bytes) -> bytes:
         audience = self.audience
-        if audience is not None:
-            self.leave()
+        self.leave()
         self._settle()
-        self._crc = zlib.crc32(frames, self._crc)
-        self._size += len(frames)
+        self._count(frames)
         if audience is not None:
             self.enter(audience)  # anew: what it was sent now is not what the others were sent
         return compress_replay(self.settings, frames)

@@ -837,8 +837,13 @@ class SubscriberGroup:
         """Write a batch to every live subscription."""
         self._count(records, frames)
         sinks = self._live_sinks()
-        self._write_payload(self.encoder(frames), sinks, now)
+        for payload, part in self._encode(frames, sinks):
+            self._write_payload(payload, part, now)
         return len(sinks) * len(records)
+
+    def _encode(self, frames: bytes, sinks: tuple[Sink, ...]) -> Iterable[tuple[bytes, Iterable[Sink]]]:
+        """Return what each part of the sinks is to be written."""
+        return ((self.encoder(frames), sinks),)
 
     def _count(self, records: list[Record], frames: bytes) -> None:
         """Count a batch before it is written, so that a subscription paused by the write resumes after it."""
@@ -999,12 +1004,8 @@ class _CompressedGroup(SubscriberGroup):
     def forget_frames(self) -> None:
         self._audience.forget()
 
-    def _write(self, records: list[Record], frames: bytes, now: float) -> int:
-        self._count(records, frames)
-        sinks = self._live_sinks()
-        for payload, part in self._audience.encode(frames, sinks):
-            self._write_payload(payload, part, now)
-        return len(sinks) * len(records)
+    def _encode(self, frames: bytes, sinks: tuple[Sink, ...]) -> Iterable[tuple[bytes, Iterable[Sink]]]:
+        return self._audience.encode(frames, sinks)
 
 
 def _encoder_of(sink: Sink) -> SharedEncoder:

@@ -29,7 +29,7 @@ from .commit import log_dropped_change
 from .context import RequestContext
 from .limits import Slot
 from .producer import EarlyProducer, Producer
-from .request import accepts_event_stream, not_acceptable, read_body, route_of
+from .request import accepts_event_stream, combined_header, not_acceptable, read_body, route_of
 from .response import ChannelResponse, TopicResponse
 from .settings import StreamSettings
 from .stream import Stream
@@ -457,7 +457,7 @@ async def _open(
         context.response = context.response  # attaches the committed response, which ends the way in
         return None
     request = context.request
-    if settings.strict and not accepts_event_stream(_combined_header(request, hdrs.ACCEPT)):
+    if settings.strict and not accepts_event_stream(combined_header(request, hdrs.ACCEPT)):
         raise not_acceptable()
     streams = Streams.of(request)
     if request.method != hdrs.METH_HEAD and request.can_read_body:
@@ -576,9 +576,3 @@ async def _commit(context: RequestContext, response: ChannelResponse) -> None:
         if not _client_disconnected(context.request):
             raise  # raised by an on_response_prepare handler: the client waits for an answer
     context.response = response
-
-
-def _combined_header(request: web.Request, name: str) -> str | None:
-    """Return the value of a header, whose lines are joined (RFC 9110, 5.3)."""
-    lines = request.headers.getall(name, [])
-    return ",".join(lines) if lines else None

@@ -14,6 +14,7 @@ from aiohttp.http import HttpProcessingError
 __all__ = [
     "StopReconnecting",
     "accepts_event_stream",
+    "combined_header",
     "has_json_body",
     "invalid_value",
     "is_event_source_request",
@@ -45,6 +46,12 @@ def route_of(request: web.Request) -> str:
     route = getattr(request.match_info, "route", None)  # an application's own router may have none
     canonical = getattr(getattr(route, "resource", None), "canonical", "")
     return canonical if isinstance(canonical, str) else ""  # that of a mocked request is a mock
+
+
+def combined_header(request: web.BaseRequest, name: str) -> str | None:
+    """Return the value of a header, whose lines are joined (RFC 9110, 5.3)."""
+    lines = request.headers.getall(name, [])
+    return ",".join(lines) if lines else None
 
 
 # The Accept header and the kind of client.

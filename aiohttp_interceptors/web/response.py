@@ -34,6 +34,7 @@ from .commit import (
     remove_framing_headers,
 )
 from .context import RequestContext
+from .request import combined_header
 from .transport import HIGH_WATER, Connection
 
 if TYPE_CHECKING:
@@ -483,7 +484,7 @@ class ChannelResponse(EventStreamResponse):
             CIMultiDict.add(self._headers, hdrs.VARY, hdrs.ACCEPT_ENCODING)
             staged = None if context is None else context._staged_headers
             # The stream's own no-transform is for proxies.
-            if (staged and _forbids_coding(staged)) or not accepts_gzip(_combined(request, hdrs.ACCEPT_ENCODING)):
+            if (staged and _forbids_coding(staged)) or not accepts_gzip(combined_header(request, hdrs.ACCEPT_ENCODING)):
                 self.make_encoder = None
         return await super()._commit(request, context)
 
@@ -542,11 +543,6 @@ def _shared_headers(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
 
 def _forbids_coding(headers: Mapping[str, str]) -> bool:
     return "no-transform" in headers.get(hdrs.CACHE_CONTROL, "").lower()
-
-
-def _combined(request: web.BaseRequest, name: str) -> str:
-    """Return the value of a header, whose lines are joined (RFC 9110, 5.3)."""
-    return ",".join(request.headers.getall(name, []))
 
 
 def _is_committed(request: web.BaseRequest) -> bool:

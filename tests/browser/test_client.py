@@ -594,8 +594,8 @@ async def test_a_tab_that_is_ahead_of_a_leader_with_other_ids_repeats_nothing(si
     assert await pages[1].evaluate("seen") == ["1", "2", "3", "4"]
 
 
-async def test_a_tab_waits_for_an_event_that_follows_its_id(site, tabs, script):
-    pages = [await tabs(site.url) for _ in range(2)]
+async def reach_five(pages, tabs, script):
+    """Stop the clock of two tabs, and open the stream in both: each on its own connection, with the ID of event 5."""
     await tabs.context.clock.install()
     await tabs.context.clock.pause_at(2_000_000_000)
     for page in pages:
@@ -604,6 +604,11 @@ async def test_a_tab_waits_for_an_event_that_follows_its_id(site, tabs, script):
         await until(lambda page=page: len(script.streams) == pages.index(page) + 1)
         script.streams[-1].put_nowait("id: abcdef0123-5\n\n")
         await page.wait_for_function("source.lastEventId")
+
+
+async def test_a_tab_waits_for_an_event_that_follows_its_id(site, tabs, script):
+    pages = [await tabs(site.url) for _ in range(2)]
+    await reach_five(pages, tabs, script)
     await tabs.context.clock.run_for(400)
     script.write("", "data: who is here\n\n")
     await seen(pages[1], ["who is here"])
@@ -727,14 +732,7 @@ async def test_a_listener_may_close_the_stream_while_its_tab_joins(site, tabs, s
     pages = [await tabs(site.url) for _ in range(2)]
     raised = []
     pages[1].on("pageerror", lambda error: raised.append(str(error)))
-    await tabs.context.clock.install()
-    await tabs.context.clock.pause_at(2_000_000_000)
-    for page in pages:
-        await start(page, "/script", identity="user:7")
-        await page.wait_for_function("source.readyState === 1")
-        await until(lambda page=page: len(script.streams) == pages.index(page) + 1)
-        script.streams[-1].put_nowait("id: abcdef0123-5\n\n")
-        await page.wait_for_function("source.lastEventId")
+    await reach_five(pages, tabs, script)
     script.write("id: abcdef0123-6\ndata: six\n\n")  # to the leader alone
     await seen(pages[0], ["six"])
     await pages[1].evaluate("source.onmessage = () => source.close(), 0")

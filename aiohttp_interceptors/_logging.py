@@ -77,12 +77,22 @@ def _built_in_configuration() -> dict[str, Any]:
 _BUILT_IN = _built_in_configuration()
 
 
-def _structlog_is_configured() -> bool:
-    """Return whether the application configured structlog, or captures its log lines now.
+def _structlog_configuration() -> dict[str, Any] | None:
+    """Return structlog's configuration if the application made it, or captures its log lines now, or else ``None``.
 
     ``structlog.is_configured()`` is not enough: it stays true after the first ``capture_logs()``.
     """
-    return structlog.is_configured() and structlog.get_config() != _BUILT_IN
+    if not structlog.is_configured():
+        return None
+    configuration = structlog.get_config()
+    return None if configuration == _BUILT_IN else configuration
+
+
+# Classes of structlog's loggers that ignore lines below a level. Asking costs less than making a logger and a line.
+_FILTERS: dict[object, int] = {
+    structlog.make_filtering_bound_logger(level): level
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+}
 
 
 class _Logger:
@@ -93,35 +103,38 @@ class _Logger:
 
     def debug(self, event: str, /, **values: object) -> None:
         """Log at DEBUG."""
-        if _structlog_is_configured():
+        if _structlog_configuration():
             _structlog.debug(event, **values)
         elif _stdlib.isEnabledFor(logging.DEBUG):
             _log_to_stdlib(logging.DEBUG, event, values)
 
     def info(self, event: str, /, **values: object) -> None:
         """Log at INFO."""
-        if _structlog_is_configured():
+        if _structlog_configuration():
             _structlog.info(event, **values)
         elif _stdlib.isEnabledFor(logging.INFO):
             _log_to_stdlib(logging.INFO, event, values)
 
     def warning(self, event: str, /, **values: object) -> None:
         """Log at WARNING."""
-        if _structlog_is_configured():
+        if _structlog_configuration():
             _structlog.warning(event, **values)
         elif _stdlib.isEnabledFor(logging.WARNING):
             _log_to_stdlib(logging.WARNING, event, values)
 
     def exception(self, event: str, /, **values: object) -> None:
         """Log at ERROR, with the traceback of ``exc_info`` or of the exception that is being handled."""
-        if _structlog_is_configured():
+        if _structlog_configuration():
             _structlog.exception(event, **values)
         elif _stdlib.isEnabledFor(logging.ERROR):
             _log_to_stdlib(logging.ERROR, event, {"exc_info": True, **values})
 
     def enabled_for(self, level: int) -> bool:
         """Return whether a line of this level may be logged; a structlog processor can still drop it."""
-        return _stdlib.isEnabledFor(level) or _structlog_is_configured()
+        configuration = _structlog_configuration()
+        if configuration is not None:
+            return level >= _FILTERS.get(configuration["wrapper_class"], logging.NOTSET)
+        return _stdlib.isEnabledFor(level)
 
 
 def _log_to_stdlib(level: int, event: str, values: dict[str, object]) -> None:

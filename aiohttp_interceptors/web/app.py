@@ -259,10 +259,11 @@ class Streams:
     ) -> T:
         limit = ""
         try:
-            for streams in [self, *_registries(request.match_info.apps)]:
+            registries = _registries(request.match_info.apps)
+            for streams in (self, *registries):
                 if streams.closing:  # an application stops before its sub-applications do
                     raise server_stopping(streams._drain.spread)
-            return acquire(_limits_of(request.match_info.apps), request)
+            return acquire(_limits_of(registries), request)
         except LimitReached as reached:
             refusal = reached.response
             limit = reached.limit + _location_of(reached.limits, request.match_info.apps)
@@ -574,10 +575,10 @@ def _registries(apps: Sequence[web.Application]) -> list[Streams]:
     return [app[STREAMS] for app in apps if STREAMS in app]
 
 
-def _limits_of(apps: Sequence[web.Application]) -> list[Limits]:
-    """Return the limits of the applications with ``setup``, innermost first, up to one whose streams are separate."""
+def _limits_of(registries: Sequence[Streams]) -> list[Limits]:
+    """Return the limits of these applications, innermost first, up to one whose streams are separate."""
     found: list[Limits] = []
-    for streams in reversed(_registries(apps)):
+    for streams in reversed(registries):
         if streams._limits.enabled:
             found.append(streams._limits)
         if streams.separate:

@@ -273,6 +273,15 @@ class RequestContext(Context):
         elif response is not self._committed_response(response) and not getattr(response, "_discarded", False):
             log_dropped_change(f"{attempted} {response!r}", self)
 
+    def _attach_committed(self, response: web.StreamResponse) -> None:
+        """Attach a response whose headers were just sent."""
+        if self._response is not None:
+            self.response = response  # drops the other one
+            return
+        self._response = response
+        if self._execution is not None:
+            self._execution.note_result()
+
     def _drop_if_committed(self, attempted: str) -> bool:
         """Return whether a response is committed, and if so log that another one is dropped."""
         if not self.committed:

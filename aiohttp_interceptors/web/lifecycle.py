@@ -532,9 +532,7 @@ async def _commit_and_make(
     """Acquire a slot, send the headers and make the stream; ``None`` if there is no stream."""
     request = context.request
     defer_headers = settings.defers_headers and request.method != hdrs.METH_HEAD
-    response = (TopicResponse if defer_headers else ChannelResponse)(
-        allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
-    )
+    response = (TopicResponse if defer_headers else ChannelResponse).of(settings.heartbeat, settings.stall_timeout)
     response.make_encoder = settings.make_encoder()
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
@@ -575,4 +573,5 @@ async def _commit(context: RequestContext, response: ChannelResponse) -> None:
     except ConnectionError:
         if not _client_disconnected(context.request):
             raise  # raised by an on_response_prepare handler: the client waits for an answer
-    context.response = response
+    if context._response is not response:  # a copy of the request's context opens the stream
+        context.response = response

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import rfc822_formatted_time
 from aiohttp_sse import EventSourceResponse
 from multidict import CIMultiDict
 
@@ -33,7 +34,7 @@ from .commit import (
     log_dropped_change,
     remove_framing_headers,
 )
-from .context import RequestContext
+from .context import RequestContext, before_commit
 from .request import combined_header
 from .transport import HIGH_WATER, Connection
 
@@ -221,7 +222,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         self._headers = _shared_headers(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
         freeze_response(self)
         if context is not None:
-            context.response = self
+            context._attach_committed(self)
         return writer
 
     async def _write_headers(self) -> None:
@@ -479,14 +480,51 @@ class ChannelResponse(EventStreamResponse):
     _high_water = HIGH_WATER
     make_encoder: Callable[[Framing], BodyEncoder] | None = None
 
+    @classmethod
+    def of(cls, heartbeat: float | None, stall_timeout: float | None) -> Self:
+        """Make a response of any method, for a third of the constructor's time."""
+        response = cls.__new__(cls)
+        for name, value in _attributes(cls, heartbeat, stall_timeout):
+            setattr(response, name, value)
+        response._state, response._headers = {}, CIMultiDict(response._headers)
+        return response
+
     async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
-        if self.make_encoder is not None:
+        varies = self.make_encoder is not None
+        if varies:
             CIMultiDict.add(self._headers, hdrs.VARY, hdrs.ACCEPT_ENCODING)
             staged = None if context is None else context._staged_headers
             # The stream's own no-transform is for proxies.
             if (staged and _forbids_coding(staged)) or not accepts_gzip(combined_header(request, hdrs.ACCEPT_ENCODING)):
                 self.make_encoder = None
-        return await super()._commit(request, context)
+        if context is None or not _has_usual_headers(request, context):
+            return await super()._commit(request, context)
+        kind = type(self), self._heartbeat, varies, self.make_encoder is not None
+        usual = _usual_headers.get(kind)
+        if usual is not None:
+            return await self._commit_usual(request, context, usual)
+        writer = await super()._commit(request, context)
+        if len(_usual_headers) == MAX_KINDS:
+            _usual_headers.clear()
+        _usual_headers[kind] = _UsualHeaders(self._headers)
+        return writer
+
+    async def _commit_usual(
+        self, request: web.BaseRequest, context: RequestContext, usual: _UsualHeaders
+    ) -> AbstractStreamWriter:
+        """Send the headers that aiohttp has made for another response of this kind, with a new date."""
+        writer = cast("StreamWriter", request.writer)
+        self._req, self._payload_writer = request, writer
+        self._must_be_empty_body, self._keep_alive = False, True
+        self._headers, self._date = usual.headers, rfc822_formatted_time()
+        writer.enable_chunking()
+        context._merge_staged_headers(self)  # of which there are none
+        await writer.write_headers(STATUS_LINE, usual.dated(self._date))
+        if self._send_headers_immediately:
+            writer.send_headers()
+        self._headers_sent = True  # there are no cookies to freeze
+        context._attach_committed(self)
+        return writer
 
     def _set_content_encoding(self) -> None:
         if _forbids_coding(self._headers) and self._headers[hdrs.CACHE_CONTROL] != CACHE_CONTROL:
@@ -503,6 +541,15 @@ class ChannelResponse(EventStreamResponse):
 
     def _heartbeat_frame(self) -> bytes:
         return HEARTBEAT
+
+
+@lru_cache(64)
+def _attributes(
+    cls: type[ChannelResponse], heartbeat: float | None, stall_timeout: float | None
+) -> tuple[tuple[str, object], ...]:
+    """Return what the constructor sets."""
+    response = cls(allow_all_methods=True, ping_interval=heartbeat, send_timeout=stall_timeout)
+    return tuple(vars(response).items())
 
 
 class TopicResponse(ChannelResponse):
@@ -539,6 +586,55 @@ class TopicResponse(ChannelResponse):
 def _shared_headers(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
     """Return a multidict that open streams with equal headers share, which saves 800 bytes for each of them."""
     return CIMultiDict(headers)
+
+
+# The headers of streams with the same settings differ in their date only, unless the application adds some.
+
+MAX_KINDS = 64
+STATUS_LINE = "HTTP/1.1 200 OK"
+
+
+class _UsualHeaders:
+    """The headers that aiohttp has made for a stream, and that others of its kind are sent.
+
+    Args:
+        headers: The headers without their date.
+    """
+
+    __slots__ = ("_date", "_dated", "headers")
+
+    def __init__(self, headers: CIMultiDict[str]) -> None:
+        self.headers: CIMultiDict[str] = headers
+        self._date = ""
+        self._dated = headers
+
+    def dated(self, date: str) -> CIMultiDict[str]:
+        """Return the headers with a date, which the streams of a second share."""
+        if date != self._date:
+            self._date, self._dated = date, CIMultiDict(self.headers)
+            self._dated.add(hdrs.DATE, date)
+        return self._dated
+
+
+_Kind: TypeAlias = tuple[type[ChannelResponse], float | None, bool, bool]
+_usual_headers: dict[_Kind, _UsualHeaders] = {}
+
+
+def _has_usual_headers(request: web.BaseRequest, context: RequestContext) -> bool:
+    """Return whether the headers depend on the kind of stream only: the application cannot have added any."""
+    if (
+        context._staged_headers is not None
+        or type(request) is not web.Request
+        or request.method != hdrs.METH_GET
+        or request.version != (1, 1)
+        or not request.keep_alive
+    ):
+        return False
+    for app in request.match_info.apps:
+        hooks = app.on_response_prepare
+        if len(hooks) > 1 or (hooks and hooks[0] is not before_commit):
+            return False
+    return True
 
 
 def _forbids_coding(headers: Mapping[str, str]) -> bool:

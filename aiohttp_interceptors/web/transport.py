@@ -723,10 +723,12 @@ class SocketOptions:
         self._options: tuple[SocketOption, ...] = ()
         self._previous: tuple[int, ...] = ()
         if self._socket is not None:
-            with suppress(*_SOCKET_ERRORS):  # not TCP, or closed, which the transport reports itself
+            try:
                 for option in socket_options(PLATFORM, stall_timeout):
-                    self._previous += (self._replace(*option),)
+                    self._previous += (_replace(self._socket, *option),)
                     self._options += (option,)
+            except _SOCKET_ERRORS:  # not TCP, or closed, which the transport reports itself
+                pass
 
     def restore(self) -> None:
         """Restore the previous values of the options. Calling this method more than once has no effect."""
@@ -760,12 +762,13 @@ class SocketOptions:
         except _SOCKET_ERRORS:
             return 0
 
-    def _replace(self, level: int, name: int, value: int) -> int:
-        """Set a socket option and return its previous value."""
-        assert self._socket is not None  # noqa: S101  # checked by the caller
-        previous = self._socket.getsockopt(level, name)
-        self._socket.setsockopt(level, name, value)
-        return previous
+
+
+def _replace(sock: socket.socket, level: int, name: int, value: int) -> int:
+    """Set a socket option and return its previous value."""
+    previous = sock.getsockopt(level, name)
+    sock.setsockopt(level, name, value)
+    return previous
 
 
 @lru_cache(64)  # streams use only a few different timeouts

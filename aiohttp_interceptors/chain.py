@@ -551,7 +551,8 @@ class Execution:
         """Empty the queue for good."""
         self._record("terminate")
         self.terminated = self.needs_attention = True
-        self.interceptors = self.interceptors[: self.position]
+        if self.position < len(self.interceptors):
+            self.interceptors = self.interceptors[: self.position]
 
     def terminate_when(self, predicate: Callable[[Any], object]) -> None:
         """Evaluate a predicate after each ``enter``."""

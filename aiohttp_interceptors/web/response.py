@@ -479,6 +479,7 @@ class ChannelResponse(EventStreamResponse):
     _tells_heartbeat = True
     _high_water = HIGH_WATER
     make_encoder: Callable[[Framing], BodyEncoder] | None = None
+    _usual: _UsualHeaders | None = None  # to be sent, because another stream of this kind was sent them
 
     @classmethod
     def of(cls, heartbeat: float | None, stall_timeout: float | None) -> Self:
@@ -500,30 +501,31 @@ class ChannelResponse(EventStreamResponse):
         if context is None or not _has_usual_headers(request, context):
             return await super()._commit(request, context)
         kind = type(self), self._heartbeat, varies, self.make_encoder is not None
-        usual = _usual_headers.get(kind)
-        if usual is not None:
-            return await self._commit_usual(request, context, usual)
-        writer = await super()._commit(request, context)
-        if len(_usual_headers) == MAX_KINDS:
-            _usual_headers.clear()
-        _usual_headers[kind] = _UsualHeaders(self._headers)
+        self._usual = _usual_headers.get(kind)
+        if self._usual is None:
+            writer = await super()._commit(request, context)
+            if len(_usual_headers) == MAX_KINDS:
+                _usual_headers.clear()
+            _usual_headers[kind] = _UsualHeaders(self._headers)
+            return writer
+        writer = await super(EventSourceResponse, self).prepare(request)
+        self._headers_sent = True  # there are no cookies to freeze
+        context._merge_staged_headers(self)  # there are none
+        context._attach_committed(self)
         return writer
 
-    async def _commit_usual(
-        self, request: web.BaseRequest, context: RequestContext, usual: _UsualHeaders
-    ) -> AbstractStreamWriter:
-        """Send the headers that aiohttp has made for another response of this kind, with a new date."""
+    async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Write the headers. aiohttp's ``prepare`` calls this, also one that an instrumentation has wrapped."""
+        usual = self._usual
+        if usual is None:
+            return await super()._start(request)
         writer = cast("StreamWriter", request.writer)
-        self._req, self._payload_writer = request, writer
-        self._must_be_empty_body, self._keep_alive = False, True
+        self._req, self._payload_writer, self._keep_alive = request, writer, True
         self._headers, self._date = usual.headers, rfc822_formatted_time()
         writer.enable_chunking()
-        context._merge_staged_headers(self)  # of which there are none
         await writer.write_headers(STATUS_LINE, usual.dated(self._date))
         if self._send_headers_immediately:
             writer.send_headers()
-        self._headers_sent = True  # there are no cookies to freeze
-        context._attach_committed(self)
         return writer
 
     def _set_content_encoding(self) -> None:

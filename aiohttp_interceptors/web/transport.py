@@ -763,7 +763,6 @@ class SocketOptions:
             return 0
 
 
-
 def _replace(sock: socket.socket, level: int, name: int, value: int) -> int:
     """Set a socket option and return its previous value."""
     previous = sock.getsockopt(level, name)

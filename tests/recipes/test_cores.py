@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from aiohttp import ClientError, ClientSession, TCPConnector
 
 from aiohttp_interceptors.testing import open_stream
 from tests.recipes.site import Recipe
+from tests.servers.engines import needs
 from tests.servers.proxies import DEPLOY
 from tests.waiting import TIMEOUT, until, within
 
@@ -79,8 +83,21 @@ async def events_reach_streams_of_the_other_worker(session, server):
         assert published_by == streams.keys()
 
 
+def has_long_backlogs(port):
+    """Return whether 4,096 connections, or as many as the kernel allows, may wait at each of two sockets."""
+    ss = needs("ss", shutil.which("ss"))
+    done = subprocess.run([ss, "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=True)
+    longest = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    return [int(line.split()[2]) for line in done.stdout.splitlines()] == [min(4096, longest)] * 2
+
+
 async def test_an_event_of_each_worker_reaches_the_streams_of_both(session, two_workers):
     await events_reach_streams_of_the_other_worker(session, two_workers)
+
+
+async def test_browsers_that_reconnect_at_once_wait_at_a_socket_of_each_worker(session, two_workers):
+    async with streams_of_two_workers(session, two_workers):
+        assert has_long_backlogs(two_workers.port)
 
 
 async def test_a_worker_that_was_killed_is_started_again_and_its_client_resumes(session, two_workers):
@@ -155,5 +172,15 @@ class Gunicorn(Recipe):
         return [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "cores:app"]
 
 
-async def test_gunicorn_runs_the_workers_too(session, own, tmp_path):
-    await events_reach_streams_of_the_other_worker(session, own(Gunicorn(tmp_path / "gunicorn")))
+@pytest.fixture
+def gunicorn(own, tmp_path):
+    return own(Gunicorn(tmp_path / "gunicorn"))
+
+
+async def test_with_gunicorn_an_event_of_each_worker_reaches_the_streams_of_both(session, gunicorn):
+    await events_reach_streams_of_the_other_worker(session, gunicorn)
+
+
+async def test_with_gunicorn_browsers_wait_at_a_socket_of_each_worker(session, gunicorn):
+    async with streams_of_two_workers(session, gunicorn):
+        assert has_long_backlogs(gunicorn.port)

@@ -52,7 +52,7 @@ async def keep_running(stop: asyncio.Event) -> None:
     """Start a worker, and another one whenever it has ended."""
     stopping = asyncio.create_task(stop.wait())
     while not stop.is_set():
-        # In a session of its own it does not get Ctrl-C too: a second signal would cut its streams off.
+        # In a session of its own it does not get Ctrl-C too: a second signal may cut off its streams.
         worker = await asyncio.create_subprocess_exec(sys.executable, __file__, "worker", start_new_session=True)
         ended = asyncio.create_task(worker.wait())
         await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -361,7 +361,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             if self.connection.pipeline_overflowed:
                 self.force_close()
             if not self._incomplete:
-                data += self.connection.finish()
+                data = (self.connection.encode(data) if data else b"") + self.connection.finish()
             self.connection.detach()
         if not self._incomplete:
             await super().write_eof(data)
@@ -497,6 +497,12 @@ class ChannelResponse(EventStreamResponse):
     def _begin_body(self) -> None:
         if self.make_encoder is not None and self.connection is not None and self._send_headers_immediately:
             self.connection.write_head(GZIP_HEAD)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes of the body. In a compressed stream they are compressed like an event."""
+        if self.connection is not None and not self._eof_sent:
+            data = self.connection.encode(data)
+        await super().write(data)
 
     def _register(self, request: web.BaseRequest) -> None:
         pass

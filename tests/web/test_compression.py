@@ -152,6 +152,24 @@ class TestNegotiation:
         async with open_stream(session, server.url + path, headers=GZIP) as stream:
             assert "Content-Encoding" not in stream.response.headers
 
+    async def test_an_accept_encoding_of_several_lines_is_read_as_one(self, site, path):
+        server = await site()
+        raw = await server.connect(f"GET {path} HTTP/1.0\nHost: x\nAccept-Encoding: br\nAccept-Encoding: gzip\n\n")
+        assert b"Content-Encoding: gzip" in await raw.until(b"\r\n\r\n")
+        await raw.close()
+
+    @pytest.mark.parametrize("error", [web.HTTPForbidden, RuntimeError])
+    async def test_an_error_before_the_headers_is_answered_without_compression(self, site, session, path, error):
+        async def refuse(request, response):
+            if response.content_type == "text/event-stream":
+                raise error
+
+        server = await site(on_response_prepare=refuse)
+        async with session.get(server.url + path, headers=GZIP) as response:
+            assert response.status in {403, 500}
+            assert not {"Content-Encoding", "Transfer-Encoding"} & response.headers.keys()
+            assert response.content_length == len(await response.read())
+
     async def test_without_the_option_nothing_is_compressed(self, site, session, path):
         server = await site(compress=False)
         async with session.get(server.url + path, headers=GZIP) as response:

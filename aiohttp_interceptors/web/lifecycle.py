@@ -535,7 +535,7 @@ async def _commit_and_make(
     response = (TopicResponse if defer_headers else ChannelResponse)(
         allow_all_methods=True, ping_interval=settings.heartbeat, send_timeout=settings.stall_timeout
     )
-    response.make_encoder = settings.make_encoder()
+    response._make_encoder = settings.make_encoder()
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
         return None

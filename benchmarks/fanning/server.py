@@ -3,7 +3,7 @@
     python -m fanning.server ours|ours-prometheus|aiohttp-sse|sse-starlette|bare asyncio|uvloop
 
 Prints its port. ``GET /stream`` opens a stream, ``POST /publish`` publishes each line of its body as an event, and
-``POST /collect`` runs the garbage collector.
+``POST /collect`` runs the garbage collector. Servers of aiohttp answer ``POST /connections`` with their number.
 """
 
 from __future__ import annotations
@@ -126,15 +126,20 @@ def bare() -> web.Application:
     return app
 
 
-async def serve_aiohttp(app: web.Application, listening: socket.socket) -> None:
-    """Serve until killed."""
+async def serve_aiohttp(app: web.Application, listening: socket.socket, *, cancel: bool = False) -> None:
+    """Serve until killed, and cancel the handlers of clients that leave if that is asked for."""
 
     async def collect(request: web.Request) -> web.Response:
         gc.collect()
         return web.Response(status=204)
 
+    async def connections(request: web.Request) -> web.Response:
+        assert runner.server is not None
+        return web.json_response(len(runner.server.connections))
+
     app.router.add_post("/collect", collect)
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=NEVER)
+    app.router.add_post("/connections", connections)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=NEVER, handler_cancellation=cancel)
     await runner.setup()
     await web.SockSite(runner, listening, backlog=4096).start()
     await asyncio.Event().wait()
@@ -190,7 +195,7 @@ async def serve(name: str, listening: socket.socket) -> None:
             "aiohttp-sse": aiohttp_sse,
             "bare": bare,
         }
-        await serve_aiohttp(applications[name](), listening)
+        await serve_aiohttp(applications[name](), listening, cancel=name == "bare")
 
 
 def main() -> None:

@@ -75,6 +75,11 @@ def _built_in_configuration() -> dict[str, Any]:
 
 
 _BUILT_IN = _built_in_configuration()
+_MINIMUM_LEVELS: dict[object, int] = {
+    structlog.make_filtering_bound_logger(level): level
+    for level in (logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+}
+"""The levels of structlog's loggers that filter by level. structlog makes one class for each level."""
 
 
 def _structlog_is_configured() -> bool:
@@ -121,7 +126,9 @@ class _Logger:
 
     def enabled_for(self, level: int) -> bool:
         """Return whether a line of this level may be logged; a structlog processor can still drop it."""
-        return _stdlib.isEnabledFor(level) or _structlog_is_configured()
+        if _structlog_is_configured():
+            return level >= _MINIMUM_LEVELS.get(structlog.get_config()["wrapper_class"], logging.NOTSET)
+        return _stdlib.isEnabledFor(level)
 
 
 def _log_to_stdlib(level: int, event: str, values: dict[str, object]) -> None:

@@ -13,6 +13,7 @@
  *     rate HERTZ COUNT SIZE SKIP           publish one event at a time at a fixed rate; measures the latencies of all
  *                                          streams but the first SKIP, and of the last stream that receives an event
  *     stop N                               stop reading the first N streams
+ *     close N                              close the first N streams, which are the oldest
  *     id NUMBER                            the ID of an event on the first stream
  *     collect                              POST /collect, and ignore the status
  *
@@ -248,6 +249,20 @@ static void stop(int count) {
     printf("{}\n");
 }
 
+static void close_streams(int count) {
+    if (count > opened)
+        fail("only %d streams are open", opened);
+    for (int i = 0; i < count; i++)
+        close(streams[i].fd);
+    memmove(streams, streams + count, (opened -= count) * sizeof *streams);
+    for (int i = 0; i < opened; i++) {
+        struct epoll_event event = {.events = EPOLLIN, .data.u64 = i};
+        if (streams[i].read && epoll_ctl(epoll, EPOLL_CTL_MOD, streams[i].fd, &event) < 0)
+            fail("epoll_ctl: %s", strerror(errno));
+    }
+    printf("{}\n");
+}
+
 int main(int argc, char **argv) {
     static char line[4096], path[256], id[256];
     int a, b, c, d;
@@ -269,6 +284,8 @@ int main(int argc, char **argv) {
             rate(a, b, c, d);
         } else if (sscanf(line, "stop %d", &a) == 1) {
             stop(a);
+        } else if (sscanf(line, "close %d", &a) == 1) {
+            close_streams(a);
         } else if (sscanf(line, "id %d", &a) == 1) {
             printf("{\"id\": \"%s\"}\n", ids[a % IDS]);
         } else if (!strncmp(line, "collect", 7)) {

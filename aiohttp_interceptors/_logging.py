@@ -75,6 +75,11 @@ def _built_in_configuration() -> dict[str, Any]:
 
 
 _BUILT_IN = _built_in_configuration()
+_MINIMUM_LEVELS: dict[object, int] = {
+    structlog.make_filtering_bound_logger(level): level
+    for level in (logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+}
+"""The levels of structlog's loggers that filter by level. structlog makes one class for each level."""
 
 
 def _structlog_configuration() -> dict[str, Any] | None:
@@ -86,13 +91,6 @@ def _structlog_configuration() -> dict[str, Any] | None:
         return None
     configuration = structlog.get_config()
     return None if configuration == _BUILT_IN else configuration
-
-
-# Classes of structlog's loggers that ignore lines below a level. Asking costs less than making a logger and a line.
-_FILTERS: dict[object, int] = {
-    structlog.make_filtering_bound_logger(level): level
-    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
-}
 
 
 class _Logger:
@@ -133,7 +131,7 @@ class _Logger:
         """Return whether a line of this level may be logged; a structlog processor can still drop it."""
         configuration = _structlog_configuration()
         if configuration is not None:
-            return level >= _FILTERS.get(configuration["wrapper_class"], logging.NOTSET)
+            return level >= _MINIMUM_LEVELS.get(configuration["wrapper_class"], logging.NOTSET)
         return _stdlib.isEnabledFor(level)
 
 

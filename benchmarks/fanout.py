@@ -44,7 +44,7 @@ def measure(peers: Sequence[Peer], cases: Sequence[str], size: Size, rounds: int
             print(f"round {number + 1} of {rounds}: {case}", file=sys.stderr, flush=True)
             for peer in peers:
                 name = f"{peer.name} in {case}"
-                if {name, peer.name} & figures.skipped.keys() or not (peer.publishes or case in SILENT):
+                if {name, peer.name} & figures.skipped.keys() or not measured(peer, case):
                     continue
                 try:
                     CASES[case](peer, size, figures)
@@ -53,6 +53,11 @@ def measure(peers: Sequence[Peer], cases: Sequence[str], size: Size, rounds: int
                 except Failed as failed:
                     figures.skipped[name] = str(failed)
     return figures
+
+
+def measured(peer: Peer, case: str) -> bool:
+    """Return whether a peer is measured in a case."""
+    return case == "open" if peer.opens_only else peer.publishes or case in SILENT
 
 
 def curves(figures: Figures, peers: Sequence[Peer]) -> list[Curve]:

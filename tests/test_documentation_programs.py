@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gc
 import inspect
 import json
 import os
@@ -256,6 +257,8 @@ async def run(tmp_path, monkeypatch, raised) -> AsyncIterator[Callable[..., Any]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("aiohttp_interceptors.observe.prometheus.REGISTRY", CollectorRegistry())
     async with AsyncExitStack() as stack:
+        stack.callback(gc.set_threshold, *gc.get_threshold())  # a page changes this process's collector
+        stack.callback(gc.unfreeze)
 
         async def run_page(name: str, routes: Callable[[Page], list] = lambda page: []) -> Page:
             replaced = {"/var/lib/shop/": f"{tmp_path}/", '"127.0.0.1", 9000': f'"127.0.0.1", {free_port()}'}

@@ -533,7 +533,7 @@ async def _commit_and_make(
     request = context.request
     defer_headers = settings.defers_headers and request.method != hdrs.METH_HEAD
     response = (TopicResponse if defer_headers else ChannelResponse).of(settings.heartbeat, settings.stall_timeout)
-    response.make_encoder = settings.make_encoder()
+    response._make_encoder = settings.make_encoder()
     if request.method == hdrs.METH_HEAD:
         await _commit(context, response)
         return None

@@ -100,8 +100,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
     _opened_at = 0.0  # when the stream was registered, in seconds of the event loop's clock
     _early_heartbeat = False  # aiohttp-sse sends its first ping after the interval
     _tells_heartbeat = False  # the headers are those of aiohttp-sse
-    make_encoder: Callable[[Framing], BodyEncoder] | None = None
-    """Makes the encoder of a compressed body, unless the request forbids it. ``None`` for no compression."""
+    _make_encoder: Callable[[Framing], BodyEncoder] | None = None  # of ChannelResponse alone, which sends the head
 
     _high_water = 64 * 1024  # bytes; asyncio's default, so that send() waits no earlier than aiohttp-sse's
 
@@ -182,7 +181,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 self._heartbeat_frame(),
                 self._high_water,
                 early_heartbeat=self._early_heartbeat,
-                make_encoder=self.make_encoder,
+                make_encoder=self._make_encoder,
             )
             self._begin_body()
             self._register(request)
@@ -362,7 +361,7 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             if self.connection.pipeline_overflowed:
                 self.force_close()
             if not self._incomplete:
-                data += self.connection.finish()
+                data = (self.connection.encode(data) if data else b"") + self.connection.finish()
             self.connection.detach()
         if not self._incomplete:
             await super().write_eof(data)
@@ -478,7 +477,7 @@ class ChannelResponse(EventStreamResponse):
     _early_heartbeat = True
     _tells_heartbeat = True
     _high_water = HIGH_WATER
-    make_encoder: Callable[[Framing], BodyEncoder] | None = None
+    _varies = False  # other clients get the stream in another coding
     _usual: _UsualHeaders | None = None  # to be sent, because another stream of this kind was sent them
 
     @classmethod
@@ -491,16 +490,16 @@ class ChannelResponse(EventStreamResponse):
         return response
 
     async def _commit(self, request: web.BaseRequest, context: RequestContext | None) -> AbstractStreamWriter | None:
-        varies = self.make_encoder is not None
-        if varies:
+        self._varies = self._make_encoder is not None
+        if self._varies:
             CIMultiDict.add(self._headers, hdrs.VARY, hdrs.ACCEPT_ENCODING)
             staged = None if context is None else context._staged_headers
             # The stream's own no-transform is for proxies.
             if (staged and _forbids_coding(staged)) or not accepts_gzip(combined_header(request, hdrs.ACCEPT_ENCODING)):
-                self.make_encoder = None
+                self._make_encoder = None
         if context is None or not _has_usual_headers(request, context):
             return await super()._commit(request, context)
-        kind = type(self), self._heartbeat, varies, self.make_encoder is not None
+        kind = type(self), self._heartbeat, self._varies, self._make_encoder is not None
         self._usual = _usual_headers.get(kind)
         if self._usual is None:
             writer = await super()._commit(request, context)
@@ -530,13 +529,21 @@ class ChannelResponse(EventStreamResponse):
 
     def _set_content_encoding(self) -> None:
         if _forbids_coding(self._headers) and self._headers[hdrs.CACHE_CONTROL] != CACHE_CONTROL:
-            self.make_encoder = None  # an on_response_prepare handler forbids it
-        if self.make_encoder is not None:
+            self._make_encoder = None  # an on_response_prepare handler forbids it
+        if self._make_encoder is not None:
             CIMultiDict.add(self._headers, hdrs.CONTENT_ENCODING, "gzip")
+        if self._varies and "accept-encoding" not in ",".join(self._headers.getall(hdrs.VARY, ())).lower():
+            CIMultiDict.add(self._headers, hdrs.VARY, hdrs.ACCEPT_ENCODING)  # such a handler has replaced it
 
     def _begin_body(self) -> None:
-        if self.make_encoder is not None and self.connection is not None and self._send_headers_immediately:
+        if self._make_encoder is not None and self.connection is not None and self._send_headers_immediately:
             self.connection.write_head(GZIP_HEAD)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes of the body. In a compressed stream they are compressed like an event."""
+        if self.connection is not None and not self._eof_sent:
+            data = self.connection.encode(data)
+        await super().write(data)
 
     def _register(self, request: web.BaseRequest) -> None:
         pass

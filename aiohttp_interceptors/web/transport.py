@@ -341,6 +341,11 @@ class Connection:
             self._transport.write(payload)
             self.bytes_sent += len(payload)
 
+    def encode(self, data: bytes | bytearray | memoryview) -> bytes:
+        """Return bytes of the body as they are sent, compressed or not, without framing."""
+        encoder, data = self.encoder, bytes(memoryview(data))
+        return encoder.encode(data) if isinstance(encoder, BodyEncoder) else data
+
     def finish(self) -> bytes:
         """Return what ends the body before the last chunk: the end of what is compressed."""
         encoder = self.encoder

@@ -56,12 +56,16 @@ def burst(peer: Peer, size: Size, figures: Figures) -> None:
 
 
 def opens(peer: Peer, size: Size, figures: Figures) -> None:
-    """Open streams without an ID, and streams that resume after some missed events."""
+    """Open streams without an ID, close them, and open streams that resume after some missed events."""
     with Running(peer, figures) as server:
         server.open(300)
         before = server.cpu()
         server.open(size.opens)
         figures.add("open", peer.name, (server.cpu() - before) / size.opens * 1e6)
+        if peer.closes:
+            before = server.cpu()
+            server.close(size.opens)
+            figures.add("close", peer.name, (server.cpu() - before) / size.opens * 1e6)
     if peer.replays:
         with Running(peer, figures) as server:
             server.open(1)

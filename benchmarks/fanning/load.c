@@ -1,6 +1,8 @@
 /* The load of the fan-out benchmark: it opens streams, publishes events, and checks what it receives.
  *
- *     load PORT
+ *     load PORT [PUBLISHER]
+ *
+ * Events are published at the port PUBLISHER, or at that of the streams.
  *
  * A command is a line on stdin, its result one line of JSON on stdout. After {"error": ...} the process ends.
  *
@@ -9,8 +11,9 @@
  *     publish ROUNDS N SIZE POSTS          publish N events of SIZE bytes in POSTS (1 or N) requests; a round ends
  *                                          when every stream that is read has received them
  *     rate HERTZ COUNT SIZE SKIP           publish one event at a time at a fixed rate; measures the latencies of all
- *                                          streams but the first SKIP
+ *                                          streams but the first SKIP, and of the last stream that receives an event
  *     stop N                               stop reading the first N streams
+ *     close N                              close the first N streams, which are the oldest
  *     id NUMBER                            the ID of an event on the first stream
  *     collect                              POST /collect, and ignore the status
  *
@@ -50,7 +53,7 @@ static uint64_t own_cpu(void) {
     return (uint64_t)at.tv_sec * 1000000000u + at.tv_nsec;
 }
 
-static int connect_to_server(void) {
+static int connect_to(int port) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -141,7 +144,7 @@ static void open_streams(int count, const char *path, int window, uint64_t first
     while (opened < last || opening) {
         while (opened < last && opening < window) {
             struct stream *s = &streams[opened];
-            *s = (struct stream){.fd = connect_to_server(), .read = 1, .opening = 1, .next = events ? first : published};
+            *s = (struct stream){.fd = connect_to(port), .read = 1, .opening = 1, .next = events ? first : published};
             watch(s->fd, opened++);
             opening++;
             if (send(s->fd, request, size, MSG_NOSIGNAL) != size)
@@ -215,19 +218,27 @@ static void rate(int hertz, int count, int size, int skipped) {
     latencies = realloc(latencies, (latency_room = (uint64_t)count * opened) * sizeof *latencies);
     latency_count = 0, skip = skipped;
     expect(count);
+    timed_from = published, timed = count, readers = waiting;
+    arrivals = calloc(count, sizeof *arrivals);
+    last = calloc(count, sizeof *last);
     timerfd_settime(timer, 0, &spec, NULL);
     for (int sent = 0; sent < count;)
         if (poll_once(1000))
             post(1, size, 1), sent++;
     timerfd_settime(timer, 0, &(struct itimerspec){0}, NULL);
     wait_for_all();
-    latency_room = 0;
+    uint64_t ns = now() - started, used = own_cpu() - cpu;
+    latency_room = 0, timed = 0;
     if (!latency_count)
         fail("no stream received an event");
     qsort(latencies, latency_count, sizeof *latencies, ascending);
-    printf("{\"deliveries\": %lu, \"ns\": %lu, \"cpu\": %lu, \"p50\": %u, \"p99\": %u, \"max\": %u}\n",
-           deliveries - before, now() - started, own_cpu() - cpu, latencies[latency_count / 2],
-           latencies[latency_count * 99 / 100], latencies[latency_count - 1]);
+    qsort(last, count, sizeof *last, ascending);
+    printf("{\"deliveries\": %lu, \"ns\": %lu, \"cpu\": %lu, \"p50\": %u, \"p99\": %u, \"max\": %u, "
+           "\"last50\": %u, \"last99\": %u}\n",
+           deliveries - before, ns, used, latencies[latency_count / 2],
+           latencies[latency_count * 99 / 100], latencies[latency_count - 1], last[count / 2], last[count * 99 / 100]);
+    free(arrivals);
+    free(last);
 }
 
 static void stop(int count) {
@@ -238,16 +249,30 @@ static void stop(int count) {
     printf("{}\n");
 }
 
+static void close_streams(int count) {
+    if (count > opened)
+        fail("only %d streams are open", opened);
+    for (int i = 0; i < count; i++)
+        close(streams[i].fd);
+    memmove(streams, streams + count, (opened -= count) * sizeof *streams);
+    for (int i = 0; i < opened; i++) {
+        struct epoll_event event = {.events = EPOLLIN, .data.u64 = i};
+        if (streams[i].read && epoll_ctl(epoll, EPOLL_CTL_MOD, streams[i].fd, &event) < 0)
+            fail("epoll_ctl: %s", strerror(errno));
+    }
+    printf("{}\n");
+}
+
 int main(int argc, char **argv) {
     static char line[4096], path[256], id[256];
     int a, b, c, d;
     uint64_t first, events;
-    if (argc != 2)
+    if (argc != 2 && argc != 3)
         return 2;
     port = atoi(argv[1]);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    control = connect_to_server();
+    control = connect_to(argc == 3 ? atoi(argv[2]) : port);
     watch(control, CONTROL);
     watch(timer, TIMER);
     while (fgets(line, sizeof line, stdin)) {
@@ -259,6 +284,8 @@ int main(int argc, char **argv) {
             rate(a, b, c, d);
         } else if (sscanf(line, "stop %d", &a) == 1) {
             stop(a);
+        } else if (sscanf(line, "close %d", &a) == 1) {
+            close_streams(a);
         } else if (sscanf(line, "id %d", &a) == 1) {
             printf("{\"id\": \"%s\"}\n", ids[a % IDS]);
         } else if (!strncmp(line, "collect", 7)) {

@@ -41,6 +41,8 @@ class Peer(NamedTuple):
     publishes: bool = True
     pipelines: bool = False  # needs one request per event, instead of one with several lines
     replays: bool = False
+    closes: bool = False  # says how many connections it has
+    opens_only: bool = False
 
 
 def compiled(name: str) -> Path:
@@ -56,14 +58,14 @@ def compiled(name: str) -> Path:
     return program
 
 
-def python_server(name: str, loop: str, *modules: str) -> Callable[[], Start]:
+def python_server(name: str, loop: str, *modules: str, logs: str = "filtered") -> Callable[[], Start]:
     """Return a function that starts a server of ``server.py``, which needs some modules."""
 
     def start() -> Start:
         missing = [module for module in modules if find_spec(module) is None]
         if missing:
             raise Missing(f"needs {', '.join(missing)}: scripts/setup bench")
-        return Start([sys.executable, "-m", "fanning.server", name, loop])
+        return Start([sys.executable, "-m", "fanning.server", name, loop, logs])
 
     return start
 
@@ -148,6 +150,19 @@ OURS = Peer(
     python_server("ours", "asyncio"),
     package_versions("aiohttp-interceptors", "aiohttp"),
     replays=True,
+    closes=True,
+)
+OURS_UNCONFIGURED = OURS._replace(
+    name="ours with structlog unconfigured",
+    start=python_server("ours", "asyncio", logs="unconfigured"),
+    version=package_versions("structlog"),
+    opens_only=True,
+)
+OURS_RENDERED = OURS._replace(
+    name="ours with lines rendered",
+    start=python_server("ours", "asyncio", logs="rendered"),
+    version=package_versions("structlog"),
+    opens_only=True,
 )
 OURS_PROMETHEUS = Peer(
     "ours with Prometheus",
@@ -168,5 +183,16 @@ SSE_STARLETTE = Peer(
     python_server("sse-starlette", "uvloop", "uvicorn", "sse_starlette", "uvloop"),
     package_versions("sse-starlette", "uvicorn", "uvloop"),
 )
-BARE = Peer("bare", python_server("bare", "asyncio"), package_versions("aiohttp"), publishes=False)
-PEERS = (FLOOR, OURS, OURS_UVLOOP, NCHAN, BETTER_SSE, AIOHTTP_SSE, SSE_STARLETTE, BARE)
+BARE = Peer("bare", python_server("bare", "asyncio"), package_versions("aiohttp"), publishes=False, closes=True)
+PEERS = (
+    FLOOR,
+    OURS,
+    OURS_UNCONFIGURED,
+    OURS_RENDERED,
+    OURS_UVLOOP,
+    NCHAN,
+    BETTER_SSE,
+    AIOHTTP_SSE,
+    SSE_STARLETTE,
+    BARE,
+)

@@ -18,6 +18,7 @@ from .peers import Peer, compiled
 
 SERVER_CORE, LOAD_CORE = 0, 1
 START_TIMEOUT = 20.0  # seconds that a server has to listen
+STOP_TIMEOUT = 60.0  # seconds in which streams whose clients have left end
 CONCURRENT_OPENS = 64
 
 
@@ -67,9 +68,20 @@ class Running:
             self._figures.max_load = max(self._figures.max_load, result["cpu"] / result["ns"])
         return result
 
-    def open(self, streams: int, *, first: int = 0, events: int = 0, after: str = "-") -> None:
+    def open(
+        self, streams: int, *, window: int = CONCURRENT_OPENS, first: int = 0, events: int = 0, after: str = "-"
+    ) -> None:
         """Open more streams, and wait until each received its response head and ``events`` events."""
-        self.command("open", streams, "/stream", CONCURRENT_OPENS, first, events, after)
+        self.command("open", streams, "/stream", window, first, events, after)
+
+    def close(self, streams: int) -> None:
+        """Close the oldest streams, and wait until a server of aiohttp has ended them."""
+        left = int(self.post("/connections")) - streams
+        self.command("close", streams)
+        end = time.monotonic() + STOP_TIMEOUT
+        while int(self.post("/connections")) > left:
+            if time.monotonic() > end:
+                raise Failed("streams of clients that left do not end")
 
     def publish(self, rounds: int, events: int = 1, size: int = 100) -> float:
         """Publish, and return the server's CPU seconds per delivery."""
@@ -78,12 +90,15 @@ class Running:
         deliveries: int = result["deliveries"]
         return (self.cpu() - before) / max(1, deliveries)
 
-    def post(self, path: str) -> None:
-        """Send the server a POST request, and wait for the response."""
+    def post(self, path: str) -> bytes:
+        """Send the server a POST request, and return the body of the response."""
         connection = HTTPConnection("127.0.0.1", self._port, timeout=START_TIMEOUT)
         connection.request("POST", path)
-        assert connection.getresponse().status < HTTPStatus.BAD_REQUEST
+        response = connection.getresponse()
+        body = response.read()
+        assert response.status < HTTPStatus.BAD_REQUEST, body
         connection.close()
+        return body
 
     def cpu(self) -> float:
         """Return the CPU seconds of the server's processes, in user and system mode."""

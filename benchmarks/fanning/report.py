@@ -18,6 +18,7 @@ COLUMNS = {
     "one 8000": "8,000 streams, µs",
     "burst": "burst of 50, µs",
     "open": "open, µs",
+    "close": "close, µs",
     "reconnect": "reconnect, µs",
     "memory": "idle stream, KiB",
     "latency p50": "latency p50, ms",

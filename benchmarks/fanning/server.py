@@ -1,9 +1,10 @@
 """The Python servers: for each library the usual program that sends an event to all streams.
 
-    python -m fanning.server ours|ours-prometheus|aiohttp-sse|sse-starlette|bare asyncio|uvloop
+    python -m fanning.server ours|ours-prometheus|aiohttp-sse|sse-starlette|bare asyncio|uvloop [LOGS]
 
 Prints its port. ``GET /stream`` opens a stream, ``POST /publish`` publishes each line of its body as an event, and
-``POST /collect`` runs the garbage collector.
+``POST /collect`` runs the garbage collector. Servers of aiohttp answer ``POST /connections`` with their number.
+LOGS is ``filtered`` by structlog at WARNING, the default, ``unconfigured``, or ``rendered``: two lines for each stream.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -126,15 +129,20 @@ def bare() -> web.Application:
     return app
 
 
-async def serve_aiohttp(app: web.Application, listening: socket.socket) -> None:
-    """Serve until killed."""
+async def serve_aiohttp(app: web.Application, listening: socket.socket, *, cancel: bool = False) -> None:
+    """Serve until killed, and cancel the handlers of clients that leave if that is asked for."""
 
     async def collect(request: web.Request) -> web.Response:
         gc.collect()
         return web.Response(status=204)
 
+    async def connections(request: web.Request) -> web.Response:
+        assert runner.server is not None
+        return web.json_response(len(runner.server.connections))
+
     app.router.add_post("/collect", collect)
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=NEVER)
+    app.router.add_post("/connections", connections)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=NEVER, handler_cancellation=cancel)
     await runner.setup()
     await web.SockSite(runner, listening, backlog=4096).start()
     await asyncio.Event().wait()
@@ -190,13 +198,16 @@ async def serve(name: str, listening: socket.socket) -> None:
             "aiohttp-sse": aiohttp_sse,
             "bare": bare,
         }
-        await serve_aiohttp(applications[name](), listening)
+        await serve_aiohttp(applications[name](), listening, cancel=name == "bare")
 
 
 def main() -> None:
     """Serve with the library and the event loop of the command line."""
-    name, loop = sys.argv[1:]
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    name, loop, *logs = sys.argv[1:]
+    if logs == ["rendered"]:
+        structlog.configure(cache_logger_on_first_use=True)
+    elif logs != ["unconfigured"]:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
         import uvloop  # noqa: PLC0415  # only in this server
@@ -204,6 +215,8 @@ def main() -> None:
         factory = uvloop.new_event_loop
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
     print(listening.getsockname()[1], flush=True)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serve(name, listening))
 

@@ -11,8 +11,8 @@ enum { HEAD = 2048 };
 struct stream streams[STREAMS];
 char ids[IDS][LINE];
 int opening, skip;
-uint64_t goal, target, waiting, deliveries, latency_count, latency_room;
-uint32_t *latencies;
+uint64_t goal, target, waiting, deliveries, latency_count, latency_room, timed_from, timed, readers;
+uint32_t *latencies, *arrivals, *last;
 
 void fail(const char *format, ...) {
     va_list arguments;
@@ -36,6 +36,9 @@ static void received(struct stream *s, uint64_t at) {
         memcpy(ids[s->number % IDS], s->id, LINE);
     if (index >= skip && latency_count < latency_room)
         latencies[latency_count++] = (at - s->stamp) / 1000;
+    uint64_t event = s->number - timed_from;
+    if (event < timed && ++arrivals[event] == readers)
+        last[event] = (at - s->stamp) / 1000;
     if (s->opening) {
         if (s->next == goal)
             s->opening = 0, opening--;

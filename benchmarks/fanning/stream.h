@@ -23,6 +23,8 @@ extern uint64_t goal, target;                /* next numbers at which a stream i
 extern uint64_t waiting, deliveries;         /* streams that are not complete; events of all streams */
 extern uint32_t *latencies;                  /* microseconds; not recorded without room */
 extern uint64_t latency_count, latency_room;
+extern uint32_t *arrivals, *last;            /* streams that received each timed event; latency of the last one */
+extern uint64_t timed_from, timed, readers;  /* first timed event, their number; streams that receive them */
 extern int skip;                             /* streams whose latencies are not recorded */
 
 /* Print an error and exit. */

@@ -333,10 +333,11 @@ async def test_a_page_that_is_offline_resumes_when_it_is_back(site, tabs):
     assert set(reasons[1:]) == {"unreachable"}
 
 
-async def test_tabs_resume_when_the_server_is_restarted(site, tabs, tmp_path):
+@pytest.mark.parametrize("compress", [False, True])
+async def test_tabs_resume_when_the_server_is_restarted(site, tabs, tmp_path, compress):
     async def serve():
         site.hub = Hub(SqliteBroker(tmp_path / "hub"))
-        site.routes = [web.get("/news", topic_stream(site.hub, "news", retry=20))]
+        site.routes = [web.get("/news", topic_stream(site.hub, "news", retry=20, compress=compress))]
         await site.start()
 
     await serve()

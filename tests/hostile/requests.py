@@ -74,6 +74,11 @@ fields = st.one_of(
         | st.sampled_from([b'"\\' * 4000, b"a/b," * 2000, b"text/html;" * 800, b"text/event-stream"]),
     ),
     st.tuples(
+        st.just(b"Accept-Encoding"),
+        pieces_of(*b"gzip|x-gzip|identity|*|br|;|,|q|=|0|1|.|nan|inf|1e9|-| ".split(b"|"))
+        | st.sampled_from([b"gzip", b"," * 8000, b"gzip;q=1" + b"=" * 8000]),
+    ),
+    st.tuples(
         st.just(b"Origin"),
         pieces_of(b"https://", b"example.com", b"null", b":", b"[", b"]", b"@", b"/", b"x", b"99999", b"%"),
     ),

@@ -97,7 +97,7 @@ async def _generated(request: web.Request) -> AsyncIterator[str]:
     await asyncio.Event().wait()
 
 
-@event_stream(heartbeat=None, stall_timeout=BODY_TIMEOUT, as_json=lambda values: values, owner=_owner)
+@event_stream(heartbeat=None, stall_timeout=BODY_TIMEOUT, as_json=lambda values: values, owner=_owner, compress=True)
 async def _answer(request: web.Request) -> AsyncIterator[str]:
     yield "one"
 
@@ -172,7 +172,7 @@ class Site:
                 snapshot=lambda context: ["state"],
                 **options,
             ),
-            "/latest": topic_stream(self.latest, "news", replay="latest", on_gap="conflate", **options),
+            "/latest": topic_stream(self.latest, "news", replay="latest", on_gap="conflate", compress=True, **options),
             "/finished": topic_stream(self.hub, "finished", **options),
             "/topic/{name}": topic_stream(self.hub, lambda context: context.request.match_info["name"], **options),
             "/topics": topic_stream(self.hub, lambda context: context.request.query.getall("topic", []), **options),

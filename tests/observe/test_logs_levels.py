@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import pytest
 import structlog
 
-from aiohttp_interceptors._logging import _built_in_configuration, log
+from aiohttp_interceptors import EventsDropped, HubResumed, StreamOpened
+from aiohttp_interceptors._logging import _built_in_configuration, log, log_fact, logs_everyday_facts
 from aiohttp_interceptors.testing import captured_logs
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "exception": logging.ERROR}
@@ -34,6 +36,53 @@ def test_captured_lines_go_to_structlog(caplog, method):
         getattr(log, method)("something_happened", interceptor="auth")
     assert [(line["event"], line["interceptor"]) for line in lines] == [("something_happened", "auth")]
     assert caplog.records == []
+
+
+@pytest.fixture
+def structlog_defaults():
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("structlog_defaults")
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL])
+def test_facts_that_happen_all_day_are_not_made_for_a_structlog_logger_that_drops_them(level):
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+    assert not logs_everyday_facts()
+
+
+@pytest.mark.usefixtures("structlog_defaults")
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        structlog.make_filtering_bound_logger(logging.DEBUG),
+        structlog.BoundLogger,
+        structlog.stdlib.BoundLogger,
+        type("Subclass", (structlog.make_filtering_bound_logger(logging.INFO),), {}),
+    ],
+)
+def test_facts_that_happen_all_day_are_made_for_each_other_structlog_logger(wrapper):
+    structlog.configure(wrapper_class=wrapper, cache_logger_on_first_use=False, processors=[])
+    assert logs_everyday_facts()
+
+
+@pytest.mark.usefixtures("structlog_defaults")
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR])
+def test_structlog_receives_the_facts_that_its_level_lets_pass(level):
+    facts = {
+        logging.DEBUG: StreamOpened(1, "/news"),
+        logging.INFO: HubResumed(missed=2, seconds=0.5),
+        logging.WARNING: EventsDropped(1, "/news", count=3, total=3),
+    }
+    output = io.StringIO()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(output),
+        processors=[structlog.processors.KeyValueRenderer()],
+    )
+    for fact in facts.values():
+        log_fact(fact)
+    assert output.getvalue().count("\n") == sum(of >= level for of in facts)
 
 
 def test_the_default_configuration_is_found_although_the_application_configured_structlog():

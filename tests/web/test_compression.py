@@ -13,6 +13,7 @@ import trustme
 from aiohttp import ClientSession, TCPConnector, web
 
 from aiohttp_interceptors import (
+    CloseReason,
     Compression,
     Decoder,
     Drain,
@@ -150,6 +151,24 @@ class TestNegotiation:
         server = await site(on_response_prepare=forbid)
         async with open_stream(session, server.url + path, headers=GZIP) as stream:
             assert "Content-Encoding" not in stream.response.headers
+
+    async def test_an_accept_encoding_of_several_lines_is_read_as_one(self, site, path):
+        server = await site()
+        raw = await server.connect(f"GET {path} HTTP/1.0\nHost: x\nAccept-Encoding: br\nAccept-Encoding: gzip\n\n")
+        assert b"Content-Encoding: gzip" in await raw.until(b"\r\n\r\n")
+        await raw.close()
+
+    @pytest.mark.parametrize("error", [web.HTTPForbidden, RuntimeError])
+    async def test_an_error_before_the_headers_is_answered_without_compression(self, site, session, path, error):
+        async def refuse(request, response):
+            if response.content_type == "text/event-stream":
+                raise error
+
+        server = await site(on_response_prepare=refuse)
+        async with session.get(server.url + path, headers=GZIP) as response:
+            assert response.status in {403, 500}
+            assert not {"Content-Encoding", "Transfer-Encoding"} & response.headers.keys()
+            assert response.content_length == len(await response.read())
 
     async def test_without_the_option_nothing_is_compressed(self, site, session, path):
         server = await site(compress=False)
@@ -295,6 +314,48 @@ async def test_the_final_event_of_a_stopping_server_is_in_it(serve, hub, connect
     for client in clients:
         assert await client.read() == [TEXT, "bye"]
         assert client.decompressor.eof
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+async def test_what_an_application_writes_itself_is_compressed_like_an_event(serve, connect, hub, make):
+    async def put(channel, context):
+        await channel.put("1")
+        await context.response.send("2")  # written before what waits in the channel
+        await context.response.write(make(b"data: 3\n\n"))
+        await channel.put("4")
+        channel.close()
+
+    async def publish(subscriber, context):
+        await hub.publish("t", "1")
+        await context.response.send("2")
+        await context.response.write(make(b"data: 3\n\n"))
+        await hub.publish("t", "4")
+        subscriber.close()
+
+    app = web.Application()
+    setup(app, hub)
+    app.router.add_get("/channel", as_handler(start_event_stream(put, compress=True)))
+    app.router.add_get("/topics", as_handler(start_topic_stream(hub, "t", stream_ready=publish, compress=True)))
+    server = await serve(app)
+    for path in ("/channel", "/topics"):
+        client = await connect(server, path)
+        assert sorted(await client.read()) == ["1", "2", "3", "4"]
+        assert client.decompressor.eof
+
+
+async def test_the_last_bytes_that_an_application_writes_are_before_the_trailer(serve, connect):
+    async def end(channel, context):
+        await channel.put("1")
+        await until(lambda: not channel.buffered)
+        context.stream.end(CloseReason.EXPIRED)
+        await context.response.write_eof(b"data: 2\n\n")
+
+    app = web.Application()
+    setup(app)
+    app.router.add_get("/", as_handler(start_event_stream(end, compress=True)))
+    client = await connect(await serve(app), "/")
+    assert await client.read() == ["1", "2"]
+    assert client.decompressor.eof
 
 
 async def test_a_stream_that_fails_has_no_trailer(serve, raised, connect):

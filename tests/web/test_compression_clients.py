@@ -108,13 +108,14 @@ async def test_a_program(site, program):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the proxies are those of Debian")
-@pytest.mark.parametrize("program", ["nginx", "haproxy", "caddy"])
+@pytest.mark.parametrize("program", PROXIES)
 async def test_a_client_behind_a_proxy(site, program, tmp_path):
     proxy = PROXIES[program](tmp_path)
     proxy.start()
     try:
         await web.TCPSite(site.runner, "127.0.0.1", proxy.backend).start()
-        trusted = TCPConnector(ssl=ssl.create_default_context(cafile=proxy.authority))
+        tls = proxy.scheme == "https" and ssl.create_default_context(cafile=proxy.authority)
+        trusted = TCPConnector(ssl=tls)
         async with (
             ClientSession(connector=trusted) as session,
             open_stream(session, f"{proxy.url}/", headers=GZIP) as stream,

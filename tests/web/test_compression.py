@@ -152,6 +152,14 @@ class TestNegotiation:
         async with open_stream(session, server.url + path, headers=GZIP) as stream:
             assert "Content-Encoding" not in stream.response.headers
 
+    async def test_a_vary_of_a_signal_does_not_hide_it_from_caches(self, site, session, path):
+        async def vary(request, response):
+            response.headers["Vary"] = "Cookie"
+
+        server = await site(on_response_prepare=vary)
+        async with session.get(server.url + path, headers=GZIP) as response:
+            assert response.headers.getall("Vary") == ["Cookie", "Accept-Encoding"]
+
     async def test_an_accept_encoding_of_several_lines_is_read_as_one(self, site, path):
         server = await site()
         raw = await server.connect(f"GET {path} HTTP/1.0\nHost: x\nAccept-Encoding: br\nAccept-Encoding: gzip\n\n")

@@ -271,6 +271,28 @@ async def test_no_compressor_remembers_an_erased_record(site, hub, connect, coun
     assert not _compressors.by_settings
 
 
+@pytest.mark.parametrize("count", [1, MIN_SHARED])
+async def test_no_compressor_or_replay_outlives_the_age_of_the_history(serve, connect, count):
+    hub = Hub(history_age=0.05)
+    app = web.Application()
+    setup(app, hub)
+    app.router.add_get("/", as_handler(start_topic_stream(hub, "t", compress=True, heartbeat=None)))
+    server = await serve(app)
+    clients = [await connect(server, "/") for _ in range(count)]
+    words = random.Random(1).randbytes(1000).hex()
+    sizes = []
+    for number in (1, 2, 3):
+        before = len(clients[0].received)
+        await hub.publish("t", words)
+        for client in clients:
+            await client.read(number)
+        sizes.append(len(clients[0].received) - before)
+        await until(lambda: not hub.statistics().records)
+        assert compress_replay.cache_info().currsize == 0
+        assert not _compressors.by_settings
+    assert min(sizes) > 1000  # none refers to an expired one
+
+
 async def test_a_client_that_pauses_gets_everything(site, hub, connect):
     server = await site()
     others = [await connect(server, "/topics") for _ in range(MIN_SHARED)]

@@ -1320,19 +1320,19 @@ class Dispatcher:
         if loop is not None and age is not None:
             now = loop.time()
             self.history.expire(now, EXPIRE_BATCH)
-            self._forget_expired(now, age)
             due = self.history.next_expiry()
+            forget_replays()
+            if due is None or self._forgotten + age <= now:  # without records, there is no further check
+                self._forget_frames(now)
             if due is not None:
                 when = now if due <= now else max(due, now + age / EXPIRY_CHECKS)
                 self._expiry = loop.call_at(when, self._expire)
 
-    def _forget_expired(self, now: float, age: float) -> None:
-        """Keep no expired record in a cache, or in the window of a compressor."""
-        forget_replays()
-        if now - self._forgotten >= age:  # more often, groups that write all the time would compress worse
-            self._forgotten = now
-            for group in self._groups.values():
-                group.forget_frames()
+    def _forget_frames(self, now: float) -> None:
+        """Keep nothing of the frames that were written. Called rarely, because groups compress worse after it."""
+        self._forgotten = now
+        for group in self._groups.values():
+            group.forget_frames()
 
     # Groups.
 

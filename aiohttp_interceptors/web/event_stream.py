@@ -419,6 +419,7 @@ class ChannelStream(StreamLifecycle):
         return StreamStatistics(
             events=self._events_sent,
             bytes=self._connection.frame_bytes,
+            bytes_sent=self._connection.bytes_sent,
             buffered=self._buffered,
             unsent=self._connection.unsent,
             dropped=self.channel.dropped,

@@ -44,9 +44,13 @@ _LAST_BLOCK = b"\x03\x00"  # empty, with the fixed codes
 MAX_LEVEL = 9
 MAX_WINDOW = 2**15  # bytes; what every decoder of gzip holds
 MIN_WINDOW = 2**9
-# The smallest audience for which a compressor is kept, which takes 256 KiB. Frames for fewer streams are compressed
+# The smallest audience for which a compressor is kept, which takes 192 KiB. Frames for fewer streams are compressed
 # without what came before them.
 MIN_SHARED = 16
+# Bytes that frames can refer to which are compressed alone, of which there are at most some 16 KiB. It makes them as
+# small as a larger window does, in a third of the memory.
+WINDOW_ALONE = 2**13
+MAX_MEMORY_LEVEL = 7  # of zlib; 8, its default, takes 64 KiB more, and saves nothing
 
 Framing: TypeAlias = Callable[[bytes], bytes]
 """Frames bytes of the body, for example as an HTTP chunk."""
@@ -59,7 +63,7 @@ class Compression:
     Args:
         level: From 1, the fastest, to 9, the smallest.
         window: Bytes that a compressor can refer to, a power of two from 512 to 32768. A stream with a channel has a
-            compressor of its own, which takes about eight times as much memory. The streams of a Hub share theirs.
+            compressor of its own, which takes six to eight times as much memory. The streams of a Hub share theirs.
         with_select: Whether streams with a ``select`` function may be compressed. The length of a compressed stream
             tells an observer of the network something about secrets that are compressed together with text of others.
 
@@ -118,15 +122,16 @@ class _Compressor:
     """A compressor whose output ends with each call at a whole byte.
 
     Args:
-        settings: The level and the window.
+        level: The level.
+        window: Bytes that it can refer to.
         boundary: The size of the audience from which on it refers to what it has compressed.
     """
 
     __slots__ = ("_compress", "boundary")
 
-    def __init__(self, settings: Compression, boundary: int = 0) -> None:
-        bits = settings.window.bit_length() - 1
-        self._compress = zlib.compressobj(settings.level, zlib.DEFLATED, -bits, min(8, bits - 7))
+    def __init__(self, level: int, window: int, boundary: int = 0) -> None:
+        bits = window.bit_length() - 1
+        self._compress = zlib.compressobj(level, zlib.DEFLATED, -bits, min(MAX_MEMORY_LEVEL, bits - 7))
         self.boundary: int = boundary
 
     def encode(self, frames: bytes) -> bytes:
@@ -156,7 +161,8 @@ def compress_alone(settings: Compression, frames: bytes) -> bytes:
     """Return blocks that can be decoded after any others."""
     compressor = _compressors.by_settings.get(settings)
     if compressor is None:
-        compressor = _compressors.by_settings[settings] = _Compressor(settings)
+        compressor = _Compressor(settings.level, min(settings.window, WINDOW_ALONE))
+        _compressors.by_settings[settings] = compressor
     return compressor.encode_alone(frames)
 
 
@@ -167,9 +173,9 @@ def compress_replay(settings: Compression, frames: bytes) -> bytes:
 
 
 def forget_replays() -> None:
-    """Forget the frames that this thread has compressed for streams alone, because some were erased."""
+    """Forget the frames that this thread has compressed for streams alone, because the history has lost some."""
     compress_replay.cache_clear()
-    _compressors.by_settings.clear()  # their windows hold the latest 32 KiB
+    _compressors.by_settings.clear()  # their windows hold the latest frames
 
 
 # Streams.
@@ -212,7 +218,7 @@ class ChannelEncoder(BodyEncoder):
 
     def __init__(self, framing: Framing, settings: Compression) -> None:
         super().__init__(framing)
-        self._compressor = _Compressor(settings)
+        self._compressor = _Compressor(settings.level, settings.window)
 
     def encode(self, frames: bytes) -> bytes:
         self._count(frames)
@@ -263,14 +269,14 @@ class SharedEncoder(BodyEncoder):
         self._crc ^= audience.crc
         self.entered = audience.size
         self.audience = audience
-        audience.changed()
+        audience.add()
 
     def leave(self) -> None:
         """Follow no audience. Idempotent."""
         audience, self.audience = self.audience, None
         if audience is not None:
             self._left = audience.crc, audience.size - self.entered
-            audience.changed()
+            audience.remove(self.entered)
 
     def finish(self) -> bytes:
         self.leave()
@@ -310,10 +316,13 @@ class Audience(Generic[S]):
         "_extra",
         "_framing",
         "_main",
+        "_newest",
         "_parts",
         "_recent",
         "_recent_since",
         "_sinks",
+        "_streams",
+        "_unsent",
         "_warm_up",
         "_warming",
         "crc",
@@ -329,16 +338,37 @@ class Audience(Generic[S]):
         self.size: int = 0
         """The number of bytes of all frames so far, before compression."""
         self._encoder_of = encoder_of
+        self._streams = 0
+        self._unsent = 0  # streams that were sent nothing since they entered
         self._main: _Compressor | None = None
         self._recent: _Compressor | None = None  # for the streams that entered lately
         self._sinks: Sequence[S] | None = None  # those that were divided into _parts
         self._parts: tuple[tuple[S, ...], tuple[S, ...]] = (), ()
-        self._recent_since = 0  # when the oldest of the recent streams entered
+        self._recent_since = self._newest = 0  # when the oldest and the newest of the recent streams entered
         self._forget_costs()
 
-    def changed(self) -> None:
+    def add(self) -> None:
+        """Count a stream that enters."""
+        self._streams += 1
+        self._unsent += 1
+        self._changed()
+
+    def remove(self, entered: int) -> None:
+        """Count a stream that leaves.
+
+        Args:
+            entered: The size of the audience when it entered.
+        """
+        self._streams -= 1
+        if entered == self.size:
+            self._unsent -= 1
+        self._changed()
+
+    def _changed(self) -> None:
         """Divide the streams anew, because one has entered or left. One that left is not referred to any more."""
         self._sinks, self._parts = None, ((), ())
+        if self._unsent == self._streams:  # each had a heartbeat since the last frames, so none can refer to them
+            self.forget()
 
     def forget(self) -> None:
         """Keep nothing of the frames so far. The next ones refer to nothing before them."""
@@ -354,11 +384,13 @@ class Audience(Generic[S]):
         start = self.size
         self.crc = zlib.crc32(frames, self.crc)
         self.size = start + len(frames)
+        if frames:
+            self._unsent = 0
         if len(sinks) < MIN_SHARED:
             self._main = self._recent = None
             return [(self._framing(compress_alone(self.settings, frames)), sinks)]
         if self._main is None:
-            self._main = _Compressor(self.settings, start)
+            self._main = _Compressor(self.settings.level, self.settings.window, start)
             self._forget_costs()
         settled, recent = self._divide(sinks, self._horizon(self._main, start))
         if recent and self._boundary_pays(settled):
@@ -383,7 +415,7 @@ class Audience(Generic[S]):
             entered = [self._encoder_of(sink).entered for sink in sinks]
             later = [since for since in entered if since > horizon]
             if later:
-                self._recent_since = min(later)
+                self._recent_since, self._newest = min(later), max(later)
                 settled = tuple([sink for sink, since in zip(sinks, entered, strict=True) if since <= horizon])
                 recent = tuple([sink for sink, since in zip(sinks, entered, strict=True) if since > horizon])
             else:
@@ -406,9 +438,8 @@ class Audience(Generic[S]):
         """Compress frames for the recent streams, and note what they are sent more than ``shared_size`` bytes."""
         compressor, (_, recent) = self._recent, self._parts
         if compressor is None:
-            compressor = self._recent = _Compressor(self.settings, start)
-        newest = max(self._encoder_of(sink).entered for sink in recent)
-        if newest > self._horizon(compressor, start):
+            compressor = self._recent = _Compressor(self.settings.level, self.settings.window, start)
+        if self._newest > self._horizon(compressor, start):
             compressor.reset(start)
             self._warming = 0
         encoded = compressor.encode(frames)

@@ -98,10 +98,11 @@ class StreamClosed:
         path: Path of the request.
         reason: A ``CloseReason``.
         events: Number of events sent, without heartbeats.
-        bytes: Bytes of the events sent, without heartbeats and HTTP chunk framing.
+        bytes: Bytes of the events sent, before compression, and without heartbeats and HTTP chunk framing.
         dropped: Number of events that a lossy queue has dropped.
         seconds: Seconds from the response headers to the end.
         route: Path of the route with its parameters; ``""`` if there is none.
+        bytes_sent: Bytes of the body sent: compressed, with heartbeats and HTTP chunk framing.
         exception: What the producer raised, or ``None``. It is not in the line that is logged of this fact.
     """
 
@@ -113,6 +114,7 @@ class StreamClosed:
     dropped: int
     seconds: float
     route: str = ""
+    bytes_sent: int = 0
     exception: BaseException | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import struct
+import tracemalloc
 import weakref
 import zlib
 
@@ -226,6 +227,73 @@ def test_a_silent_audience_does_not_keep_the_streams_that_left():
     group.streams = ()
     gc.collect()
     assert not any(reference() for reference in references)
+
+
+@pytest.fixture
+def allocated():
+    """Return a function that returns how many bytes are allocated, those of compressors included."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+
+COMPRESSOR = 128 * 1024  # bytes; less than one takes
+
+
+@pytest.mark.parametrize("recent", [0, 3])
+def test_an_idle_audience_keeps_no_compressor_once_each_stream_had_a_heartbeat(allocated, recent):
+    group = Group(Compression())
+    group.join(MIN_SHARED)
+    group.send(text(random.Random(7), 2000))
+    if recent:
+        group.join(recent)
+        group.send(b"data: to the recent ones, too\n\n")
+    *most, last = group.streams
+    last.send_alone(b":\n\n")  # makes the compressor for what is sent alone
+    group.send(b"data: all\n\n")
+    busy = allocated()
+    for stream in most:
+        stream.send_alone(b":\n\n")
+    assert allocated() > busy - COMPRESSOR  # the last one can still refer to it
+    last.send_alone(b":\n\n")
+    assert allocated() < busy - COMPRESSOR
+    for number in range(3):
+        group.send(b"data: %d\n\n" % number)
+    for stream in group.streams:
+        stream.finish()
+
+
+def test_an_audience_that_all_streams_leave_keeps_no_compressor(allocated):
+    group = Group(Compression())
+    group.join(MIN_SHARED)
+    group.send(b"data: 1\n\n")
+    busy = allocated()
+    for stream in group.streams:
+        stream.encoder.leave()
+    assert allocated() < busy - COMPRESSOR
+
+
+def test_an_audience_without_its_last_stream_that_is_not_idle_keeps_no_compressor(allocated):
+    group = Group(Compression())
+    group.join(MIN_SHARED + 1)
+    group.send(b"data: 1\n\n")
+    *others, last = group.streams
+    for stream in others:
+        stream.send_alone(b":\n\n")
+    busy = allocated()
+    group.leave(last)
+    assert allocated() < busy - COMPRESSOR
+    group.send(b"data: 2\n\n")
+
+
+def test_frames_of_no_bytes_are_none_for_the_streams_that_entered(allocated):
+    group = Group(Compression())
+    group.join(MIN_SHARED)
+    group.send(b"")
+    busy = allocated()
+    for stream in group.streams:
+        stream.encoder.leave()
+    assert allocated() < busy - COMPRESSOR
 
 
 def test_equal_options_share_and_others_do_not():

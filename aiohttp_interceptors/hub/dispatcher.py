@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from enum import Enum
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 from .._logging import log as logger
@@ -1008,8 +1008,7 @@ class _CompressedGroup(SubscriberGroup):
         return self._audience.encode(frames, sinks)
 
 
-def _encoder_of(sink: Sink) -> SharedEncoder:
-    return cast("SharedEncoder", sink.encoder)
+_encoder_of: Callable[[Sink], SharedEncoder] = attrgetter("encoder")
 
 
 def _group_class(encoder: Callable[[bytes], bytes]) -> type[SubscriberGroup]:
@@ -1072,6 +1071,7 @@ class Dispatcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._expiry: asyncio.TimerHandle | None = None
+        self._forgotten = 0.0  # when the groups last forgot the frames that they had written
 
     # Event loop.
 
@@ -1321,9 +1321,18 @@ class Dispatcher:
             now = loop.time()
             self.history.expire(now, EXPIRE_BATCH)
             due = self.history.next_expiry()
+            forget_replays()
+            if due is None or self._forgotten + age <= now:  # without records, there is no further check
+                self._forget_frames(now)
             if due is not None:
                 when = now if due <= now else max(due, now + age / EXPIRY_CHECKS)
                 self._expiry = loop.call_at(when, self._expire)
+
+    def _forget_frames(self, now: float) -> None:
+        """Keep nothing of the frames that were written. Called rarely, because groups compress worse after it."""
+        self._forgotten = now
+        for group in self._groups.values():
+            group.forget_frames()
 
     # Groups.
 

@@ -228,6 +228,7 @@ def _end_stream(span: Span, fact: StreamClosed, attributes: dict[str, AttributeV
     span.set_attributes(attributes)
     span.set_attribute("aiohttp_interceptors.stream.events", fact.events)
     span.set_attribute("aiohttp_interceptors.stream.bytes", fact.bytes)
+    span.set_attribute("aiohttp_interceptors.stream.bytes_sent", fact.bytes_sent)
     span.set_attribute("aiohttp_interceptors.stream.dropped", fact.dropped)
     if fact.exception is not None:
         _set_error(span, fact.exception)

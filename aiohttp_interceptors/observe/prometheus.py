@@ -134,7 +134,12 @@ class PrometheusMetrics:
             FIRST_EVENT,
         )
         self._events = self._counter("stream_events", "Events sent, counted when a stream has ended.", route)
-        self._bytes = self._counter("stream_sent_bytes", "Bytes of events, counted when a stream has ended.", route)
+        self._event_bytes = self._counter(
+            "stream_event_bytes", "Bytes of events before compression, counted when a stream has ended.", route
+        )
+        self._sent_bytes = self._counter(
+            "stream_sent_bytes", "Bytes of bodies as they were sent, counted when a stream has ended.", route
+        )
         self._dropped = self._counter("stream_dropped_events", "Events that lossy queues have dropped.", route)
 
     def _make_hub_metrics(self) -> None:
@@ -173,7 +178,8 @@ class PrometheusMetrics:
             self._closed.labels(route, fact.reason).inc()
             self._lifetime.labels(route).observe(fact.seconds)
             self._events.labels(route).inc(fact.events)
-            self._bytes.labels(route).inc(fact.bytes)
+            self._event_bytes.labels(route).inc(fact.bytes)
+            self._sent_bytes.labels(route).inc(fact.bytes_sent)
         elif isinstance(fact, StreamRefused):
             self._refused.labels(route, str(fact.status)).inc()
         elif isinstance(fact, EventsDropped):

@@ -112,7 +112,7 @@ def start_event_stream(  # noqa: PLR0913  # each option is independent and has a
         revalidate_interval: Seconds between two calls of ``revalidate``, shortened by a random part of up to a fifth.
             It is also the time that an async one may take.
         compress: Whether the stream is compressed with gzip for clients that accept it, or how. Each stream has a
-            compressor of its own, which takes 256 KiB, or less with ``Compression(window=...)``.
+            compressor of its own, which takes 192 KiB, or less with ``Compression(window=...)``.
 
     Returns:
         An interceptor for a chain that runs for an aiohttp request.
@@ -419,6 +419,7 @@ class ChannelStream(StreamLifecycle):
         return StreamStatistics(
             events=self._events_sent,
             bytes=self._connection.frame_bytes,
+            bytes_sent=self._connection.bytes_sent,
             buffered=self._buffered,
             unsent=self._connection.unsent,
             dropped=self.channel.dropped,

@@ -261,6 +261,7 @@ class StreamLifecycle(Stream):
                 dropped=statistics.dropped,
                 seconds=round(statistics.seconds, 3),
                 route=route_of(self._context.request),
+                bytes_sent=statistics.bytes_sent,
                 exception=self._producer_error,
             )
         )

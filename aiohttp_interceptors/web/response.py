@@ -364,7 +364,11 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 data = (self.connection.encode(data) if data else b"") + self.connection.finish()
             self.connection.detach()
         if not self._incomplete:
+            writer = self._head_writer
+            before = 0 if writer is None else writer.output_size
             await super().write_eof(data)
+            if writer is not None and self.connection is not None:
+                self.connection.count_sent_by_aiohttp(writer.output_size - before)
 
     @property
     def body_length(self) -> int:

@@ -84,7 +84,7 @@ class StreamSettings:
     def make_encoder(self) -> Callable[[Framing], BodyEncoder] | None:
         """Return the function that makes the encoder of a stream, or ``None`` if streams are not compressed."""
         compression = compression_of(self.compress)
-        return None if compression is None else functools.partial(self.encoder_class, settings=compression)
+        return None if compression is None else _encoder_factory(self.encoder_class, compression)
 
     @property
     def has_access(self) -> bool:
@@ -140,6 +140,14 @@ class ChannelSettings(StreamSettings):
     def create_channel(self) -> EventChannel:
         """Create the channel of a new stream. Raises what the application's queue factory raises."""
         return EventChannel(self.buffer, retry=self.retry, max_event_size=self.max_event_size)
+
+
+@functools.lru_cache(64)
+def _encoder_factory(
+    encoder_class: type[ChannelEncoder | SharedEncoder], compression: Compression
+) -> Callable[[Framing], BodyEncoder]:
+    """Return what makes the encoder of a stream. Streams with the same options share it, as they keep it."""
+    return functools.partial(encoder_class, settings=compression)
 
 
 def check_function(name: str, function: object, *arguments: str) -> None:

@@ -17,7 +17,9 @@ class StreamStatistics:
     events: int
     """Events sent, without heartbeats."""
     bytes: int
-    """Bytes of the events sent, without HTTP chunk framing."""
+    """Bytes of the events sent, before compression, and without heartbeats and HTTP chunk framing."""
+    bytes_sent: int
+    """Bytes of the body sent: compressed, with heartbeats and HTTP chunk framing."""
     buffered: int
     """Events waiting in the channel."""
     unsent: int

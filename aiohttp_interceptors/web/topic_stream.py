@@ -545,6 +545,7 @@ class TopicStream(StreamLifecycle):
         return StreamStatistics(
             events=self._snapshot_events + self._subscription.events_written,
             bytes=self._connection.frame_bytes + self._subscription.bytes_written,
+            bytes_sent=self._connection.bytes_sent,
             buffered=0,
             unsent=self._connection.unsent,
             dropped=0,

@@ -237,7 +237,7 @@ class Connection:
         This does not include the bytes written with ``write``.
         """
         self.bytes_sent: int = 0
-        """Number of bytes of the body that were passed to the transport."""
+        """Number of bytes of the body that were passed to the transport: compressed, with heartbeats and chunks."""
         self._bytes_reported = 0  # part of bytes_sent that was already added to output_size
         self.paused: bool = False
         """Whether the write buffer is above the high-water mark."""
@@ -368,10 +368,16 @@ class Connection:
         return not self.disconnected and self._transport is not None
 
     def count_sent_with_headers(self, size: int) -> None:
-        """Count bytes of the body that aiohttp sent together with the headers.
+        """Count bytes of the body that aiohttp sent together with the headers, as one chunk.
 
-        aiohttp has already added these bytes to ``output_size``.
+        Args:
+            size: Number of bytes without the framing of the chunk.
         """
+        is_chunked = cast("StreamWriter", self._writer).chunked
+        self.count_sent_by_aiohttp(size + (len(f"{size:x}") + CHUNK_FRAMING if is_chunked else 0))
+
+    def count_sent_by_aiohttp(self, size: int) -> None:
+        """Count bytes of the body that aiohttp sent, and that it has already added to ``output_size``."""
         self.bytes_sent += size
         self._bytes_reported += size
 
@@ -571,6 +577,9 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+CHUNK_FRAMING = 4  # bytes of the framing of a chunk: two line breaks, beside the digits of its size
 
 
 def _chunk(frames: bytes) -> bytes:

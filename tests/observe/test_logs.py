@@ -99,7 +99,9 @@ def test_a_disconnect_is_logged_at_debug_and_a_slow_client_as_a_warning(reason) 
     """Operators need not look at closed tabs."""
     with captured_logs() as logs:
         exception = ValueError("logged elsewhere")
-        log_fact(StreamClosed("run 1", "/a", str(reason), 1, 9, dropped=2, seconds=0.5, exception=exception))
+        log_fact(
+            StreamClosed("run 1", "/a", str(reason), 1, 9, dropped=2, seconds=0.5, bytes_sent=7, exception=exception)
+        )
     assert logs == [
         {
             "event": "stream_closed",
@@ -112,5 +114,6 @@ def test_a_disconnect_is_logged_at_debug_and_a_slow_client_as_a_warning(reason) 
             "dropped": 2,
             "seconds": 0.5,
             "route": "",
+            "bytes_sent": 7,
         }
     ]

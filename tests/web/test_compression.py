@@ -30,7 +30,7 @@ from aiohttp_interceptors.compression import MIN_SHARED, _compressors, compress_
 from aiohttp_interceptors.testing import open_stream
 from aiohttp_interceptors.web.app import STREAMS
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
-from tests.waiting import until, within
+from tests.waiting import run_other_tasks, until, within
 
 pytestmark = BOTH_LOOPS
 GZIP = {"Accept-Encoding": "gzip"}
@@ -296,6 +296,37 @@ async def test_no_compressor_remembers_an_erased_record(site, hub, connect, coun
         await hub.erase("t")
     assert min(sizes) > 1000  # the second one does not refer to the first
     assert not _compressors.by_settings
+
+
+@pytest.mark.parametrize("count", [1, MIN_SHARED])
+@pytest.mark.parametrize("busy", [False, True])
+async def test_no_compressor_or_replay_outlives_the_age_of_the_history(serve, connect, count, busy):
+    """Also while there always is something in the history: records of another topic."""
+    hub = Hub(history_age=0.05)
+    app = web.Application()
+    setup(app, hub)
+    app.router.add_get("/", as_handler(start_topic_stream(hub, "t", compress=True, heartbeat=None)))
+    server = await serve(app)
+    clients = [await connect(server, "/") for _ in range(count)]
+    words = random.Random(1).randbytes(1000).hex()
+    sizes = []
+    for number in (1, 2, 3):
+        before = len(clients[0].received)
+        compress_replay(Compression(), b"forgotten when records expire")
+        await hub.publish("t", words)
+        for client in clients:
+            await client.read(number)
+        sizes.append(len(clients[0].received) - before)
+        if busy:
+            await hub.publish("other", "x")
+            while hub.statistics().topics == 2:
+                await hub.publish("other", "x")
+                await run_other_tasks()
+            await hub.publish("other", "x")
+            compress_replay(Compression(), b"forgotten when the record above expires")
+        await until(lambda: compress_replay.cache_info().currsize == 0)
+        assert not _compressors.by_settings
+    assert min(sizes) > 1000  # none refers to an expired one
 
 
 async def test_a_client_that_pauses_gets_everything(site, hub, connect):

@@ -858,7 +858,8 @@ class TestStatistics:
         opened, _, closed = facts
         run = stream.context.execution_id
         assert opened == StreamOpened(run, "/", "/")
-        assert dataclasses.replace(closed, seconds=0) == StreamClosed(run, "/", "closed", 2, size, 0, 0, "/")
+        expected = StreamClosed(run, "/", "closed", 2, size, 0, 0, "/", len(body))
+        assert dataclasses.replace(closed, seconds=0) == expected
         lines = [line for line in logged if line["event"].startswith("stream_")]
         assert [(line["event"], line["log_level"]) for line in lines] == [
             ("stream_opened", "debug"),

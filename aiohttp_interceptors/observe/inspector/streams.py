@@ -304,4 +304,5 @@ def row_of(stream: ListedStream, epoch: float) -> Row:
     if isinstance(stream, StreamLifecycle):
         statistics = stream.statistics()
         row |= {"events": statistics.events, "bytes": statistics.bytes, "dropped": statistics.dropped}
+        row["bytes_sent"] = statistics.bytes_sent
     return row

@@ -383,7 +383,7 @@ const FIELDS = [
   ["kind", (row) => KINDS[row.kind] ?? row.kind], ["owners", (row) => list(row.owners, row.owner_count) || "none"],
   ["topics", (row) => list(row.topics, row.topic_count) || "none"], ["peer", (row) => row.peer || "unknown"],
   ["open since", (row) => `${clock(row.opened)}, for ${duration(now - row.opened)}`],
-  ["sent", (row) => (row.events === undefined ? "not counted" : `${number(row.events)} events, ${size(row.bytes)}`)],
+  ["sent", (row) => (row.events === undefined ? "not counted" : `${number(row.events)} events of ${size(row.bytes)}, as ${size(row.bytes_sent)}`)],
   ["dropped", (row) => (row.dropped === undefined ? "not counted" : `${number(row.dropped)} events`)],
   ["offset", (row) => (row.offset === null ? "none" : number(row.offset))],
   ["behind", (row) => `${number(row.behind)} ${row.kind === "topics" ? "records" : "events"}${row.evicted ? ", and others that the history does not keep any more" : ""}`],

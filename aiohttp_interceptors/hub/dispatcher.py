@@ -500,6 +500,10 @@ class Subscription:
 
         The owner of the sink calls this method. It does not call ``on_end``. It is idempotent.
         """
+        self._close()
+        self._on_end = _ignore_end
+
+    def _close(self) -> None:
         self._flush_pending()
         if self.state is State.CLOSED:
             return
@@ -516,7 +520,7 @@ class Subscription:
         if self._group.is_finished():
             self.finish()
         if self.state is not State.CLOSED:
-            self.close()
+            self._close()
             self._call_on_end(reason, None)
 
     def finish(self) -> None:
@@ -532,7 +536,7 @@ class Subscription:
         needs_id = self._policy.prime and (group.select is not None or group.finished_without_event(history))
         if needs_id and self.live:
             self._attach_cursor()
-        self.close()
+        self._close()
         if needs_id and self._backlog is not None:
             last_frame = b"id: %b\n\n" % history.id_of(self._backlog.through).encode()
             self._backlog = self._backlog._replace(last_frame=last_frame)
@@ -548,8 +552,9 @@ class Subscription:
             self._call_on_end(reason, error)
 
     def _call_on_end(self, reason: CloseReason, error: BaseException | None) -> None:
+        on_end, self._on_end = self._on_end, _ignore_end  # which mostly refers to the subscription
         try:
-            self._on_end(reason, error)
+            on_end(reason, error)
         except EXIT_EXCEPTIONS:
             raise
         except BaseException as failure:  # noqa: BLE001  # the other streams must still be served
@@ -625,6 +630,10 @@ class Subscription:
         group = self._group
         if self.live and len(group.unflushed) > group.unflushed_presence:
             self._dispatcher.flush(group)
+
+
+def _ignore_end(reason: CloseReason, error: BaseException | None) -> None:
+    """Do nothing: a subscription ends once."""
 
 
 class TimeBudget:

@@ -233,8 +233,15 @@ class StreamLifecycle(Stream):
                     await self._producer.finish(self._settings.on_close, grace)
         finally:
             self._streams.discard(self)
+            if self._connection.disconnected:  # aiohttp does not end the body, which would detach it
+                self._connection.detach()
             if self._streams.reports_everyday_facts or self.reason in WARN_REASONS:
                 self._report_closed()
+
+    def _release(self) -> None:
+        """Let go of a producer that has ended. Called when the chain has ended."""
+        if self._closed_at is not None:
+            self._producer = None
 
     def _mark_ended(self) -> None:
         """Release the slot, cancel the timer, and wake ``run_stream``. Idempotent."""

@@ -431,6 +431,8 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
         if self._streams is not None:
             self._streams.discard(self)
         self._handler = self._streams = self._cancel_handle = None
+        if self.connection is not None and self.connection.disconnected:  # aiohttp does not end the body
+            self.connection.detach()
 
     @property
     def finite(self) -> bool:

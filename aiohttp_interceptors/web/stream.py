@@ -66,5 +66,9 @@ class Stream(ABC):
         """Return whether the producer raised this exception, or it wraps what the producer raised."""
 
     @abstractmethod
+    def _release(self) -> None:
+        """Let go of what has ended with the stream. Called when the chain has ended."""
+
+    @abstractmethod
     def _log_producer_error(self) -> None:
         """Log what the producer raised, when it is not raised to aiohttp."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -68,15 +69,21 @@ def opens(peer: Peer, size: Size, figures: Figures) -> None:
             figures.add("close", peer.name, (server.cpu() - before) / size.opens * 1e6)
     if peer.replays:
         with Running(peer, figures) as server:
-            server.open(1)
-            server.publish(3 * MISSED)
-            first = 2 * MISSED
-            last = server.command("id", first - 1)["id"]
-            server.open(300, first=first, events=MISSED, after=last)
+            reconnect = prepare_reconnects(server)
+            reconnect(300)
             before = server.cpu()
-            server.open(size.opens, first=first, events=MISSED, after=last)
+            reconnect(size.opens)
             figures.add("reconnect", peer.name, (server.cpu() - before) / size.opens * 1e6)
             server.publish(1)  # fails if a stream received too many events
+
+
+def prepare_reconnects(server: Running) -> Callable[[int], None]:
+    """Publish events, and return a function that opens streams which have missed some of them."""
+    server.open(1)
+    server.publish(3 * MISSED)
+    first = 2 * MISSED
+    last = server.command("id", first - 1)["id"]
+    return partial(server.open, first=first, events=MISSED, after=last)
 
 
 def stopped(peer: Peer, size: Size, figures: Figures) -> None:
@@ -111,6 +118,13 @@ def memory(peer: Peer, size: Size, figures: Figures) -> None:
         before = server.memory()
         server.open(size.idle)
         figures.add("memory", peer.name, (server.memory() - before) / size.idle / 1024)
+    if peer.replays:
+        with Running(peer, figures) as server:
+            reconnect = prepare_reconnects(server)
+            reconnect(1_000)
+            before = server.memory()
+            reconnect(size.idle)
+            figures.add("memory again", peer.name, (server.memory() - before) / size.idle / 1024)
 
 
 def metrics(peer: Peer, size: Size, figures: Figures) -> None:

@@ -172,7 +172,7 @@ OURS_PROMETHEUS = Peer(
 )
 """Measured beside ``OURS`` in one case, and not a peer of its own."""
 OURS_UVLOOP = Peer(
-    "ours on uvloop", python_server("ours", "uvloop", "uvloop"), package_versions("uvloop"), replays=True
+    "ours on uvloop", python_server("ours", "uvloop", "uvloop"), package_versions("uvloop"), replays=True, closes=True
 )
 FLOOR = Peer("C", floor, floor_version)
 NCHAN = Peer("nchan", nchan, nchan_version, pipelines=True, replays=True)
@@ -184,6 +184,7 @@ SSE_STARLETTE = Peer(
     package_versions("sse-starlette", "uvicorn", "uvloop"),
 )
 BARE = Peer("bare", python_server("bare", "asyncio"), package_versions("aiohttp"), publishes=False, closes=True)
+BARE_UVLOOP = BARE._replace(name="bare on uvloop", start=python_server("bare", "uvloop", "uvloop"), opens_only=True)
 PEERS = (
     FLOOR,
     OURS,
@@ -195,4 +196,5 @@ PEERS = (
     AIOHTTP_SSE,
     SSE_STARLETTE,
     BARE,
+    BARE_UVLOOP,
 )

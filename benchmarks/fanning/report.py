@@ -10,7 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 from .figures import Figures
-from .peers import AIOHTTP_SSE, BARE, FLOOR, NCHAN, OURS, OURS_UVLOOP, Missing, Peer
+from .peers import AIOHTTP_SSE, BARE, BARE_UVLOOP, FLOOR, NCHAN, OURS, OURS_UVLOOP, Missing, Peer
 
 COLUMNS = {
     "one 100": "100 streams, µs",
@@ -21,6 +21,7 @@ COLUMNS = {
     "close": "close, µs",
     "reconnect": "reconnect, µs",
     "memory": "idle stream, KiB",
+    "memory again": "… that reconnected, KiB",
     "latency p50": "latency p50, ms",
     "latency p99": "p99, ms",
     "reading p99": "p99 of large events, ms",
@@ -59,8 +60,13 @@ def goals(figures: Figures) -> Iterator[Goal]:
     yield Goal("burst of 50: ours on asyncio against aiohttp-sse", 0.06, " x", ratio("burst", OURS, AIOHTTP_SSE))
     more = figures.map_rounds(operator.sub, ("memory", OURS.name), ("memory", BARE.name))
     yield Goal("memory of an open stream: ours on asyncio over a bare StreamResponse", 1.5, " KiB", more)
+    more = figures.map_rounds(operator.sub, ("memory again", OURS.name), ("memory", BARE.name))
+    yield Goal("… of one that reconnected with 100 events", 1.8, " KiB", more)
+    yield Goal("open: ours on asyncio against a bare StreamResponse", 1.65, " x", ratio("open", OURS, BARE))
+    yield Goal("… on uvloop against the same on uvloop", 1.65, " x", ratio("open", OURS_UVLOOP, BARE_UVLOOP))
     again = figures.map_rounds(operator.truediv, ("reconnect", OURS.name), ("open", BARE.name))
-    yield Goal("reconnect with 100 events: ours on asyncio against opening a bare StreamResponse", 1.6, " x", again)
+    yield Goal("reconnect with 100 events: ours on asyncio against opening a bare StreamResponse", 1.65, " x", again)
+    yield Goal("close: ours on asyncio against a bare StreamResponse", 1.6, " x", ratio("close", OURS, BARE))
     counted = figures.map_rounds(operator.truediv, ("with metrics", OURS.name), ("without metrics", OURS.name))
     yield Goal("one at a time: with Prometheus metrics against without", 1.03, " x", counted)
     for mine in both:

@@ -59,7 +59,7 @@ class RequestContext(Context):
 
     Attributes:
         request: The request. A stage may replace it with a clone, which the handler then gets.
-        stream: The event stream of the response, or ``None`` until it is open, and when the chain has ended.
+        stream: The event stream of the response, or ``None`` until it is open.
     """
 
     __slots__ = (
@@ -402,9 +402,8 @@ class RequestContext(Context):
 
     def _end_execution(self) -> None:
         self._execution = None
-        stream, self.stream = self.stream, None  # which refers to the context: so both are freed at once
-        if stream is not None:
-            stream._release()
+        if self.stream is not None:
+            self.stream._release()
         registered = contexts.pop(self._writer, None)
         if registered is not self and registered is not None:  # this context is a copy that was executed separately
             contexts[self._writer] = registered

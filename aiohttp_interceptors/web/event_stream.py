@@ -461,7 +461,8 @@ class ChannelStream(StreamLifecycle):
         """End the stream because the application's queue raised."""
         if not self._queue_failed:
             self._queue_failed = True
-            self._producer.fail(error)
+            if self._closed_at is None:
+                self._producer.fail(error)
         self.end(CloseReason.ERROR)
 
     # Writing
@@ -525,7 +526,7 @@ class ChannelStream(StreamLifecycle):
         total = self.channel.dropped
         if total != self._reported_dropped:
             count, self._reported_dropped = total - self._reported_dropped, total
-            request = self._context.request
+            request = self._request
             self._streams.report(
                 EventsDropped(self._context.execution_id, request.path, count, total, route=route_of(request))
             )

@@ -58,6 +58,7 @@ class StreamLifecycle(Stream):
         "_guard",
         "_opened_at",
         "_producer",
+        "_request",
         "_response",
         "_settings",
         "_slot",
@@ -77,7 +78,8 @@ class StreamLifecycle(Stream):
         settings: StreamSettings,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._context = context
+        self._context = context  # until the chain has ended
+        self._request = context.request
         self._response = response
         self._connection = connection
         self._settings = settings
@@ -132,7 +134,7 @@ class StreamLifecycle(Stream):
     async def open(self) -> None:
         """Register the stream, send deferred headers, and start the producer."""
         if self._streams.reports_everyday_facts:
-            request = self._context.request
+            request = self._request
             self._streams.report(StreamOpened(self._context.execution_id, request.path, route_of(request)))
         self._streams.add(self)
         if self._guard is not None:
@@ -206,7 +208,7 @@ class StreamLifecycle(Stream):
             log.exception(
                 "stream_left_open",
                 execution_id=self._context.execution_id,
-                path=self._context.request.path,
+                path=self._request.path,
                 exc_info=RuntimeError("the stage returned while its stream was open; await what its enter returns"),
             )
             self._response._mark_incomplete()
@@ -239,9 +241,9 @@ class StreamLifecycle(Stream):
                 self._report_closed()
 
     def _release(self) -> None:
-        """Let go of a producer that has ended. Called when the chain has ended."""
         if self._closed_at is not None:
-            self._producer = None
+            self._producer = self._guard = None
+            del self._context
 
     def _mark_ended(self) -> None:
         """Release the slot, cancel the timer, and wake ``run_stream``. Idempotent."""
@@ -261,13 +263,13 @@ class StreamLifecycle(Stream):
         self._streams.report(
             StreamClosed(
                 self._context.execution_id,
-                self._context.request.path,
+                self._request.path,
                 reason=str(statistics.reason),
                 events=statistics.events,
                 bytes=statistics.bytes,
                 dropped=statistics.dropped,
                 seconds=round(statistics.seconds, 3),
-                route=route_of(self._context.request),
+                route=route_of(self._request),
                 bytes_sent=statistics.bytes_sent,
                 exception=self._producer_error,
             )
@@ -275,7 +277,7 @@ class StreamLifecycle(Stream):
 
     def _report_first_event(self, began: float) -> None:
         """Tell the observers that the first event was written, and when the wait for it began, by the loop's clock."""
-        request, seconds = self._context.request, asyncio.get_running_loop().time() - began
+        request, seconds = self._request, asyncio.get_running_loop().time() - began
         execution_id = self._context.execution_id
         self._streams._observers.tell(StreamFirstEvent(execution_id, request.path, route_of(request), seconds))
 
@@ -322,7 +324,7 @@ class StreamLifecycle(Stream):
     @property
     def request(self) -> web.Request:
         """The request for the stream."""
-        return self._context.request
+        return self._request
 
     @property
     def connection(self) -> Connection:
@@ -368,7 +370,7 @@ class StreamLifecycle(Stream):
 
     def _is_finite(self) -> bool:
         finite = self._settings.finite
-        return self._context.request.method != hdrs.METH_GET if finite is None else finite
+        return self._request.method != hdrs.METH_GET if finite is None else finite
 
     def shut_down(self, drain: Drain) -> None:
         """End the stream because the server stops, with a final event and a delayed reconnection."""

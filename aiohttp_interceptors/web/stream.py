@@ -67,7 +67,10 @@ class Stream(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Let go of what has ended with the stream. Called when the chain has ended."""
+        """Let go of the context, which refers to the stream, so that both are freed at once.
+
+        Called when the chain has ended.
+        """
 
     @abstractmethod
     def _log_producer_error(self) -> None:

@@ -644,6 +644,10 @@ class TopicStream(StreamLifecycle):
             subscription.replace_sink(connection)
             self._report_first_event(self._opened_at)
 
+    def _release(self) -> None:
+        super()._release()
+        self._subscription.drop_backlog()
+
     # Flow control
 
     def connection_changed(self) -> None:

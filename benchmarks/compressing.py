@@ -10,10 +10,11 @@ rounds, and ratios are medians of the rounds' ratios to the streams without comp
 * ``own``: a plain aiohttp handler with a queue and a compressor for each stream, as a peer does it.
 * ``nginx``: the streams of ``plain`` behind nginx, which compresses each of them.
 
-    python benchmarks/compressing.py [--rounds N] [--streams N] [--audience N] [--churn] [--servers NAME,NAME]
+    python benchmarks/compressing.py [--rounds N] [--streams N] [--audience N] [--churn] [--servers NAME,NAME] [--write]
 
 With ``--audience`` the streams are divided among as many topics as needed. With ``--churn`` 1 % of the streams a second
-are replaced by new ones. Linux with two cores only.
+are replaced by new ones. With ``--write`` all ``CASES`` are measured, which takes a quarter of an hour, and are written
+to ``results/compression.*``, with a plot. Linux with two cores only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import random
 import resource
 import selectors
@@ -33,17 +35,20 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import structlog
 from aiohttp import web
+from fanning.plot import bars
 
 from aiohttp_interceptors import Event, Hub, as_handler, setup, start_topic_stream
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).with_name("results") / "compression"
 SERVERS = ("plain", "shared", "own", "nginx")
 EVENTS = {"100 B of JSON": 100, "1 kB of JSON": 1000, "5 kB of HTML": 5000}
 PAUSE = 0.02  # seconds between two events
@@ -267,23 +272,90 @@ def _chunks(body: bytes) -> Iterator[bytes]:
         body = body[int(size, 16) + 2 :]
 
 
-def measure(name: str, size: int, options: argparse.Namespace) -> tuple[float, float, float]:
+class Case(NamedTuple):
+    """What is measured."""
+
+    streams: int = 1000
+    audience: int = 1000  # streams of a topic
+    churn: bool = False
+    servers: Sequence[str] = ("plain", "shared")
+    rounds: int = 5
+    events: int = 100  # of a round
+
+    @property
+    def title(self) -> str:
+        """What the case is about."""
+        audience = "of one topic" if self.audience >= self.streams else f"{self.audience} of each topic"
+        churn = ", 1 % replaced a second" * self.churn
+        return f"{self.streams:,} streams, {audience}{churn}; {self.rounds} rounds of {self.events} events"
+
+
+CASES = (
+    Case(rounds=9),
+    Case(rounds=3, events=30, servers=SERVERS),
+    Case(rounds=5, churn=True),
+    Case(streams=8000, audience=8000, rounds=3, events=30),
+    Case(audience=10, rounds=3, events=40),
+    Case(audience=1, rounds=3, events=20),
+)
+
+
+class Row(NamedTuple):
+    """The medians of one server, and of its rounds' ratios to the streams without compression."""
+
+    event: str
+    server: str
+    cpu: float  # µs per delivery
+    cpu_ratio: float
+    size: float  # bytes per delivery
+    size_ratio: float
+    memory: float  # KiB a stream
+
+
+def measure(name: str, size: int, case: Case) -> tuple[float, float, float]:
     """Return the CPU in µs and the bytes per delivery, and the memory of a stream in KiB."""
-    topics = max(1, options.streams // options.audience)
-    events = max(10, options.events // (min(20, topics)))
+    topics = max(1, case.streams // case.audience)
     with running(name) as (port, command_port, processes):
         before = sum(process.memory_full_info().uss for process in processes)
-        load = Load(port, options.streams, topics)
+        load = Load(port, case.streams, topics)
         load.publish(command_port, size, 5, churn=False)
         memory = sum(process.memory_full_info().uss for process in processes) - before
         load.bytes = 0
         used = _cpu(processes)
-        load.publish(command_port, size, events, churn=options.churn)
+        load.publish(command_port, size, case.events, churn=case.churn)
         used = _cpu(processes) - used
-        if not options.churn and name in ("plain", "shared"):
-            load.check(events + 5)
-    deliveries = events * options.streams
-    return used / deliveries * 1e6, load.bytes / deliveries, memory / options.streams / 1024
+        if not case.churn and name in ("plain", "shared"):
+            load.check(case.events + 5)
+    deliveries = case.events * case.streams
+    return used / deliveries * 1e6, load.bytes / deliveries, memory / case.streams / 1024
+
+
+def rows_of(case: Case) -> Iterator[Row]:
+    """Measure a case."""
+    for label, size in EVENTS.items():
+        rounds = [{name: measure(name, size, case) for name in case.servers} for _ in range(case.rounds)]
+        for name in case.servers:
+            cpu, sent, memory = (statistics.median(each[name][index] for each in rounds) for index in range(3))
+            ratios = [
+                statistics.median(each[name][index] / each["plain"][index] for each in rounds) for index in (0, 1)
+            ]
+            yield Row(label, name, cpu, ratios[0], sent, ratios[1], memory)
+
+
+def report(case: Case) -> tuple[list[str], list[Row]]:
+    """Measure a case and print its table. Returns the lines of the table, and the rows."""
+    lines = [f"**{case.title}**", "", "| events | server | CPU µs | x plain | bytes | x plain | KiB a stream |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    print("\n".join(lines), flush=True)
+    rows: list[Row] = []
+    for row in rows_of(case):
+        cells = [row.event, row.server, f"{row.cpu:.2f}", f"{row.cpu_ratio:.2f}"]
+        cells += [f"{row.size:.0f}", f"{row.size_ratio:.2f}", f"{row.memory:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+        rows.append(row)
+    print()
+    return [*lines, ""], rows
 
 
 def _cpu(processes: list[psutil.Process]) -> float:
@@ -292,39 +364,35 @@ def _cpu(processes: list[psutil.Process]) -> float:
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure and print tables."""
     parser = argparse.ArgumentParser(description="Measure the compression of one event to many streams.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--audience", type=int, help="streams of a topic; all by default")
-    parser.add_argument("--events", type=int, default=200, help="events of a round")
+    parser.add_argument("--events", type=int, default=100, help="events of a round")
     parser.add_argument("--churn", action="store_true", help="replace 1 %% of the streams a second")
     parser.add_argument("--servers", default=",".join(SERVERS), help=f"some of {', '.join(SERVERS)}")
+    parser.add_argument("--write", action="store_true", help=f"measure all cases, and write {RESULTS.name}.*")
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.audience = options.audience or options.streams
+    _raise_limit()
     if options.serve:
-        _raise_limit()
         asyncio.run(serve(options.serve))
         return
-    _raise_limit()
     os.sched_setaffinity(0, {LOAD_CORE})
     names = [name for name in options.servers.split(",") if name != "nginx" or shutil.which("nginx")]
-    what = f"{options.streams} streams, {options.audience} of each topic" + (", 1 % replaced a second" * options.churn)
-    print(f"**{what}**, {options.rounds} rounds\n")
-    print("| events | server | CPU µs | x plain | bytes | x plain | KiB a stream |")
-    print("|---|---|---|---|---|---|---|")
-    for label, size in EVENTS.items():
-        rounds = [{name: measure(name, size, options) for name in names} for _ in range(options.rounds)]
-        for name in names:
-            cpu, sent, memory = (statistics.median(each[name][index] for each in rounds) for index in range(3))
-            ratios = [
-                statistics.median(each[name][index] / each["plain"][index] for each in rounds) for index in (0, 1)
-            ]
-            print(
-                f"| {label} | {name} | {cpu:.2f} | {ratios[0]:.2f} | {sent:.0f} | {ratios[1]:.2f} | {memory:.1f} |",
-                flush=True,
-            )
+    audience = options.audience or options.streams
+    one = Case(options.streams, audience, options.churn, names, options.rounds, options.events)
+    found = [report(case) for case in (CASES if options.write else (one,))]
+    if options.write:
+        where = f"{datetime.now(UTC):%Y-%m-%d}, Linux {platform.release()}, Python {platform.python_version()}"
+        lines = ["# Compression, measured", "", "![CPU and bytes of a delivery](compression.svg)", "", f"{where}.", ""]
+        text = "\n".join([*lines, *(line for table, _ in found for line in table)])
+        RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
+        peers = found[1][1]
+        groups = {"CPU": [(row.event, row.server, row.cpu_ratio) for row in peers]}
+        groups["bytes"] = [(row.event, row.server, row.size_ratio) for row in peers]
+        RESULTS.with_suffix(".svg").write_text(bars(groups), encoding="utf-8")
 
 
 def _raise_limit() -> None:

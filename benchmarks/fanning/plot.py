@@ -1,8 +1,8 @@
-"""A plot of the cost of a delivery over the number of streams, as SVG for light and dark colour schemes."""
+"""Plots of what a delivery costs, as SVG for light and dark colour schemes: curves over streams, and bars of ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log10
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -67,6 +67,51 @@ def plot(curves: Sequence[Curve]) -> str:
         name = f"{escape(curve.name)} {curve.points[-1][1]:.1f}"
         parts.append(f'<g class="{kind}"><polyline points="{" ".join(points)}"/>{dots}')
         parts.append(f'<text class="name" x="{WIDTH - RIGHT + 14}" y="{label + 4:.1f}">{name}</text></g>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+COLOURS = 0, 1, 5, 3  # of the bars
+BAR, GAP = 16, 14  # height of a bar, and the distance of two groups
+
+
+def bars(panels: Mapping[str, Sequence[tuple[str, str, float]]]) -> str:
+    """Return an SVG of ratios as bars, with a panel for each quantity. The first server is what the others relate to.
+
+    Args:
+        panels: For each quantity the group, the name of the server, and the ratio of each bar, in order.
+    """
+    first = next(iter(panels.values()))
+    groups, names = (
+        list(dict.fromkeys(group for group, _, _ in first)),
+        list(dict.fromkeys(name for _, name, _ in first)),
+    )
+    height = TOP + len(groups) * (len(names) * BAR + GAP) + 34
+    width = (WIDTH - 110) / len(panels)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        f"<title>{escape(' and '.join(panels))} of a delivery, in relation to {escape(names[0])}</title>",
+        f"<style>{STYLE} .bar {{ fill: var(--line) }}</style>",
+        f'<rect width="{WIDTH}" height="{height}"/>',
+    ]
+    for column, (quantity, found) in enumerate(panels.items()):
+        left = 110 + column * width
+        scale = (width - 60) / max(ratio for _, _, ratio in found)
+        parts.append(f'<text x="{left}" y="28" font-size="16">{escape(quantity)}, x {escape(names[0])}</text>')
+        for group, name, ratio in found:
+            y = TOP - 14 + groups.index(group) * (len(names) * BAR + GAP) + names.index(name) * BAR
+            if not column and name == names[0]:
+                parts.append(f'<text x="10" y="{y + BAR - 3}">{escape(group)}</text>')
+            parts.append(f'<g class="c{COLOURS[names.index(name)]}"><rect class="bar" x="{left}" y="{y}" ')
+            parts.append(f'width="{max(1.0, ratio * scale):.1f}" height="{BAR - 3}"/></g>')
+            parts.append(
+                f'<text x="{left + ratio * scale + 6:.1f}" y="{y + BAR - 5}" font-size="11">{ratio:.2f}</text>'
+            )
+    for number, name in enumerate(names):
+        x = 110 + number * 110
+        parts.append(
+            f'<g class="c{COLOURS[number]}"><rect class="bar" x="{x}" y="{height - 24}" width="12" height="12"/></g>'
+        )
+        parts.append(f'<text x="{x + 18}" y="{height - 13}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

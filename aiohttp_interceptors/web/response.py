@@ -488,9 +488,12 @@ class ChannelResponse(EventStreamResponse):
 
     @classmethod
     def of(cls, heartbeat: float | None, stall_timeout: float | None) -> Self:
-        """Make a response of any method, for a third of the constructor's time."""
+        """Make a response to any method, for a third of the constructor's time."""
+        attributes = _attributes(cls, heartbeat, stall_timeout)
+        if attributes is None:
+            return cls(allow_all_methods=True, ping_interval=heartbeat, send_timeout=stall_timeout)
         response = cls.__new__(cls)
-        for name, value in _attributes(cls, heartbeat, stall_timeout):
+        for name, value in attributes:
             setattr(response, name, value)
         response._state, response._headers = {}, CIMultiDict(response._headers)
         return response
@@ -561,10 +564,14 @@ class ChannelResponse(EventStreamResponse):
 @lru_cache(64)
 def _attributes(
     cls: type[ChannelResponse], heartbeat: float | None, stall_timeout: float | None
-) -> tuple[tuple[str, object], ...]:
-    """Return what the constructor sets."""
+) -> tuple[tuple[str, object], ...] | None:
+    """Return what the constructor sets, or ``None`` if two responses must not share it: with another aiohttp."""
     response = cls(allow_all_methods=True, ping_interval=heartbeat, send_timeout=stall_timeout)
-    return tuple(vars(response).items())
+    attributes = vars(response)
+    shared = {name: attributes[name] for name in attributes.keys() - {"_state", "_headers"}}
+    if not all(value is None or isinstance(value, (str, int, float)) for value in shared.values()):
+        return None
+    return tuple(attributes.items())
 
 
 class TopicResponse(ChannelResponse):

@@ -174,6 +174,25 @@ async def test_no_stream_can_change_the_headers_of_the_others(serve, hub, kind, 
         await until(all_are_dropped)
 
 
+async def test_responses_share_nothing_that_another_aiohttp_gives_them(serve, hub, kind, monkeypatch):
+    responses: list[web.StreamResponse] = []
+    make = web.StreamResponse.__init__
+
+    def make_another(self, **options):
+        make(self, **options)
+        self._notes = []
+
+    monkeypatch.setattr(web.StreamResponse, "__init__", make_another)
+    keep = Interceptor("keep", leave=lambda context: responses.append(context.response))
+    server = await serve(application(hub, keep, kind(hub, 71)))
+    for _ in range(2):
+        await head_of(server)
+    await until(lambda: len(responses) == 2)
+    first, second = responses
+    assert first._notes is not second._notes
+    assert first._state is not second._state
+
+
 async def test_an_instrumentation_of_prepare_sees_each_stream(serve, hub, kind, monkeypatch):
     prepared: list[web.StreamResponse] = []
     prepare = web.StreamResponse.prepare

@@ -27,8 +27,16 @@ async def name_worker(request: web.Request, response: web.StreamResponse) -> Non
     response.headers["X-Worker"] = str(os.getpid())
 
 
+async def wait_until_ready(_: web.Application) -> None:
+    """Let a worker listen once it has read the history, so that its first streams miss nothing."""
+    async with asyncio.timeout(60):
+        while not hub.ready:
+            await asyncio.sleep(0.01)
+
+
 app = web.Application()
 setup(app, hub)
+app.on_startup.append(wait_until_ready)
 app.on_response_prepare.append(name_worker)
 app.router.add_get("/news", topic_stream(hub, "news", retry=1000))
 app.router.add_post("/news", say)

@@ -39,13 +39,6 @@ def two_workers(run, monkeypatch):
 @asynccontextmanager
 async def streams_of_two_workers(session, server):
     """Open streams until there is one of each worker, and yield them by the PID of their worker."""
-    ready = set()
-    async with asyncio.timeout(TIMEOUT):
-        while len(ready) < 2:  # a stream of a worker that is not ready starts later, with what is published then
-            with suppress(ClientError):
-                async with session.get(f"{server.url}/ready") as response:
-                    if response.status == 200:
-                        ready.add(worker_of(response))
     async with AsyncExitStack() as stack:
         found = {}
         async with asyncio.timeout(TIMEOUT):

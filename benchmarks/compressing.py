@@ -193,6 +193,14 @@ class Load:
             self.add()
         self.wait_for_heads()
 
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.selector.close()
+        for stream in self.open:
+            stream.close()
+
     def add(self) -> None:
         """Open a stream. Every hundredth one is decompressed."""
         stream = socket.create_connection(("127.0.0.1", self.port))
@@ -317,15 +325,15 @@ def measure(name: str, size: int, case: Case) -> tuple[float, float, float]:
     topics = max(1, case.streams // case.audience)
     with running(name) as (port, command_port, processes):
         before = sum(process.memory_full_info().uss for process in processes)
-        load = Load(port, case.streams, topics)
-        load.publish(command_port, size, 5, churn=False)
-        memory = sum(process.memory_full_info().uss for process in processes) - before
-        load.bytes = 0
-        used = _cpu(processes)
-        load.publish(command_port, size, case.events, churn=case.churn)
-        used = _cpu(processes) - used
-        if not case.churn and name in ("plain", "shared"):
-            load.check(case.events + 5)
+        with Load(port, case.streams, topics) as load:
+            load.publish(command_port, size, 5, churn=False)
+            memory = sum(process.memory_full_info().uss for process in processes) - before
+            load.bytes = 0
+            used = _cpu(processes)
+            load.publish(command_port, size, case.events, churn=case.churn)
+            used = _cpu(processes) - used
+            if not case.churn and name in ("plain", "shared"):
+                load.check(case.events + 5)
     deliveries = case.events * case.streams
     return used / deliveries * 1e6, load.bytes / deliveries, memory / case.streams / 1024
 

@@ -39,7 +39,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import psutil
 import structlog
@@ -53,6 +53,7 @@ SERVERS = ("plain", "shared", "own", "nginx")
 EVENTS = {"100 B of JSON": 100, "1 kB of JSON": 1000, "5 kB of HTML": 5000}
 PAUSE = 0.02  # seconds between two events
 SERVER_CORE, LOAD_CORE = 0, 1
+TIMEOUT = 120.0  # seconds for one step
 CHURN = 0.01  # of the streams, per second
 NGINX = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; worker_rlimit_nofile 65536;
@@ -168,13 +169,15 @@ def running(name: str) -> Iterator[tuple[int, int, list[psutil.Process]]]:
 
 
 def _wait_for(port: int) -> None:
-    while True:
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:
             time.sleep(0.01)
         else:
             return
+    raise TimeoutError("nginx does not listen")
 
 
 # The load.
@@ -193,7 +196,7 @@ class Load:
             self.add()
         self.wait_for_heads()
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -248,6 +251,7 @@ class Load:
         command.settimeout(0)
         answer, replaced, began = b"", 0, time.monotonic()
         while not answer.endswith(b"}"):
+            assert time.monotonic() - began < TIMEOUT, "the server does not answer"
             list(self.read(0.005))
             if churn and (time.monotonic() - began) * CHURN * len(self.open) > replaced:
                 replaced += 1

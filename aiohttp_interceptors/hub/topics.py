@@ -34,6 +34,13 @@ def check_pattern(pattern: object) -> str:
     """Return a topic or wildcard to subscribe to. Raises ``TypeError`` or ``ValueError`` if it is neither."""
     if not isinstance(pattern, str):
         raise TypeError(f"a topic is a str, not {pattern!r}")
+    _check_name(pattern)
+    return pattern
+
+
+@lru_cache(1024)
+def _check_name(pattern: str) -> None:
+    """Raise ``ValueError`` if a text is neither a topic nor a wildcard."""
     if not _NAME.fullmatch(pattern):
         raise ValueError(
             f"a topic is 1 to {MAX_TOPIC} characters without whitespace and control characters, not {pattern[:300]!r}"
@@ -45,7 +52,6 @@ def check_pattern(pattern: object) -> str:
         raise ValueError(
             f"the wildcard > matches the rest of a topic and must be the last token, not as in {pattern!r}"
         )
-    return pattern
 
 
 def is_wildcard(pattern: str) -> bool:

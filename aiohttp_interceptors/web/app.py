@@ -572,7 +572,8 @@ def _call(method: Callable[[], None], event: str) -> bool:
 
 def _registries(apps: Sequence[web.Application]) -> list[Streams]:
     """Return the registries of the applications with ``setup``, outermost first."""
-    return [app[STREAMS] for app in apps if STREAMS in app]
+    found = [app.get(STREAMS) for app in apps]
+    return [streams for streams in found if streams is not None]
 
 
 def _limits_of(registries: Sequence[Streams]) -> list[Limits]:

@@ -443,6 +443,7 @@ async def _run(
     context: RequestContext, settings: StreamSettings, make: StreamFactory, prepare: Prepare | None, stage: _Stage
 ) -> None:
     stream = await _open(context, settings, make, prepare, stage)
+    del stage  # each open stream would keep it
     if stream is None:
         return
     try:

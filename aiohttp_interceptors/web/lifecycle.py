@@ -55,6 +55,7 @@ class StreamLifecycle(Stream):
         "_connection",
         "_context",
         "_final_frame",
+        "_finished",
         "_guard",
         "_opened_at",
         "_producer",
@@ -91,6 +92,7 @@ class StreamLifecycle(Stream):
         self._final_frame = b""  # written after all events
         self._opened_at = loop.time()
         self._closed_at: float | None = None
+        self._finished = False  # close() has returned, and the context is still there
         self.ended: asyncio.Future[None] = loop.create_future()
         """Done when the stream has ended, for any reason."""
 
@@ -239,10 +241,11 @@ class StreamLifecycle(Stream):
                 self._connection.detach()
             if self._streams.reports_everyday_facts or self.reason in WARN_REASONS:
                 self._report_closed()
+            self._finished = True
 
     def _release(self) -> None:
-        if self._closed_at is not None:
-            self._producer = self._guard = None
+        if self._finished:
+            self._finished, self._producer, self._guard = False, None, None
             del self._context
 
     def _mark_ended(self) -> None:

@@ -14,9 +14,11 @@ from aiohttp_interceptors import (
     EventStreamResponse,
     Hub,
     Interceptor,
+    RequestContext,
     Stream,
     as_handler,
     event_stream,
+    execute,
     interceptor_middleware,
     setup,
     start_event_stream,
@@ -141,3 +143,25 @@ def left_since(before: Counter[str]) -> set[str]:
     """Return the names of the classes of which there is one object more for each stream, or a context more."""
     left = objects() - before
     return {name for name, count in left.items() if count >= STREAMS_CLOSED} | (left.keys() & {"RequestContext"})
+
+
+async def test_what_a_closed_stream_tells_can_be_read_when_its_chain_has_ended(serve, hub):
+    """The context can be executed again, and the stream ended once more."""
+    contexts: list[RequestContext] = []
+    look = Interceptor("look", contexts.append)
+    app = web.Application()
+    setup(app, hub)
+    app.router.add_get("/", as_handler(look, start_topic_stream(hub, "t", owner=lambda context: "ann")))
+    server = await serve(app)
+    raw = await server.connect(GET)
+    await raw.until(b"\r\n\r\n")
+    await raw.close()
+    await until(lambda: contexts and contexts[0]._execution is None)
+    (context,) = contexts
+    for _ in range(2):
+        await execute(context, Interceptor("again", lambda context: None))
+        stream = context.stream
+        assert stream.statistics().reason is stream.reason is CloseReason.CLIENT_LEFT
+        assert stream.request is context.request
+        stream.end(CloseReason.KICKED)
+        assert stream.reason is CloseReason.CLIENT_LEFT

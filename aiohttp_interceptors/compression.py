@@ -101,6 +101,8 @@ def compression_of(compress: bool | Compression) -> Compression | None:  # noqa:
 def accepts_gzip(accept_encoding: str | None) -> bool:
     """Return whether a client prefers gzip to no coding. A client without an ``Accept-Encoding`` header does not.
 
+    A weight that is not a number counts as 0, because every client can read a stream that is not compressed.
+
     Source: RFC 9110, 12.5.3.
     """
     weights: dict[str, float] = {}

@@ -44,12 +44,15 @@ app.router.add_get("/ready", ready_handler(hub))
 
 
 async def supervise(workers: int) -> None:
-    """Run the workers until SIGTERM or Ctrl-C."""
+    """Run the workers until SIGTERM, Ctrl-C, or the end of the terminal."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((HOST, PORT))  # fails if the workers of another supervisor have the port
     stop = asyncio.Event()
-    for number in signal.SIGTERM, signal.SIGINT:
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signals.append(signal.SIGHUP)  # the workers do not get that of the terminal either
+    for number in signals:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with asyncio.TaskGroup() as group:
         for _ in range(workers):

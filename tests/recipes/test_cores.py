@@ -120,7 +120,11 @@ def press_ctrl_c(recipe):
     os.killpg(recipe.pid, signal.SIGINT)  # as a terminal does
 
 
-@pytest.mark.parametrize("stop", [terminate, press_ctrl_c])
+def close_the_terminal(recipe):
+    os.killpg(recipe.pid, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("stop", [terminate, press_ctrl_c, close_the_terminal])
 async def test_all_workers_end_their_streams_in_order(session, two_workers, stop):
     async with streams_of_two_workers(session, two_workers) as streams:
         stop(two_workers)
@@ -128,6 +132,24 @@ async def test_all_workers_end_their_streams_in_order(session, two_workers, stop
         await until(lambda: not two_workers.running)
         assert not any(is_running(worker) for worker in streams)
     assert "ended with" not in (two_workers.folder / "log").read_text()
+
+
+class UnderNohup(Recipe):
+    def command(self):
+        return [needs("nohup", shutil.which("nohup")), *super().command()]
+
+
+async def test_under_nohup_the_end_of_the_terminal_stops_nothing(session, own, tmp_path):
+    recipe = own(UnderNohup(tmp_path / "nohup", "cores", replace={"os.cpu_count() or 1": "2"}))
+    async with streams_of_two_workers(session, recipe) as streams:
+        close_the_terminal(recipe)
+        (killed, cut), (goes_on, _) = streams.items()
+        os.kill(killed, signal.SIGKILL)
+        with pytest.raises(ClientError):
+            await cut.next()
+    async with streams_of_two_workers(session, recipe) as streams:
+        assert goes_on in streams
+        assert killed not in streams
 
 
 def is_running(pid):

@@ -554,8 +554,11 @@ class ChannelResponse(EventStreamResponse):
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes of the body. In a compressed stream they are compressed like an event."""
-        if self.connection is not None and not self._eof_sent:
-            data = self.connection.encode(data)
+        connection = self.connection
+        if connection is not None and not self._eof_sent:
+            data = connection.encode(data)
+            if data and not connection.closing:  # else aiohttp writes nothing
+                connection.count_chunk_sent_by_aiohttp(len(data))
         await super().write(data)
 
     def _register(self, request: web.BaseRequest) -> None:
@@ -603,7 +606,7 @@ class TopicResponse(ChannelResponse):
             return
         if self.connection is not None:
             if frames:
-                self.connection.count_sent_with_headers(len(frames))
+                self.connection.count_chunk_sent_by_aiohttp(len(frames))
             else:
                 self.connection.schedule_first_heartbeat()
 

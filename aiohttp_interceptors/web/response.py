@@ -572,13 +572,17 @@ class ChannelResponse(EventStreamResponse):
 def _attributes(
     cls: type[ChannelResponse], heartbeat: float | None, stall_timeout: float | None
 ) -> tuple[tuple[str, object], ...] | None:
-    """Return what the constructor sets, or ``None`` if two responses must not share it: with another aiohttp."""
-    response = cls(allow_all_methods=True, ping_interval=heartbeat, send_timeout=stall_timeout)
-    attributes = vars(response)
+    """Return what the constructor sets, or ``None`` if two responses must not share it.
+
+    They do not with another aiohttp, or with an instrumentation that wraps the constructor.
+    """
+    attributes, others = (
+        vars(cls(allow_all_methods=True, ping_interval=heartbeat, send_timeout=stall_timeout)) for _ in range(2)
+    )
     shared = {name: attributes[name] for name in attributes.keys() - {"_state", "_headers"}}
     if not all(value is None or isinstance(value, (str, int, float)) for value in shared.values()):
         return None
-    return tuple(attributes.items())
+    return tuple(attributes.items()) if attributes == others else None
 
 
 class TopicResponse(ChannelResponse):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -16,6 +17,8 @@ from tests.waiting import TIMEOUT, until
 
 pytestmark = BOTH_LOOPS
 
+unused = itertools.count(1000)
+"""Heartbeats that no other test has: what responses share is kept for each of them."""
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 GZIP = "GET / HTTP/1.1\nHost: x\nAccept-Encoding: gzip\n\n"
 
@@ -174,22 +177,23 @@ async def test_no_stream_can_change_the_headers_of_the_others(serve, hub, kind, 
         await until(all_are_dropped)
 
 
-async def test_responses_share_nothing_that_another_aiohttp_gives_them(serve, hub, kind, monkeypatch):
+@pytest.mark.parametrize("make_note", [list, itertools.count(1).__next__], ids=["object", "number"])
+async def test_responses_share_nothing_that_another_aiohttp_gives_them(serve, hub, kind, make_note, monkeypatch):
     responses: list[web.StreamResponse] = []
     make = web.StreamResponse.__init__
 
     def make_another(self, **options):
         make(self, **options)
-        self._notes = []
+        self._note = make_note()
 
     monkeypatch.setattr(web.StreamResponse, "__init__", make_another)
     keep = Interceptor("keep", leave=lambda context: responses.append(context.response))
-    server = await serve(application(hub, keep, kind(hub, 71)))
+    server = await serve(application(hub, keep, kind(hub, next(unused))))
     for _ in range(2):
         await head_of(server)
     await until(lambda: len(responses) == 2)
     first, second = responses
-    assert first._notes is not second._notes
+    assert first._note is not second._note
     assert first._state is not second._state
 
 

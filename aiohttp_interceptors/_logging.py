@@ -75,11 +75,14 @@ def _built_in_configuration() -> dict[str, Any]:
 
 
 _BUILT_IN = _built_in_configuration()
-_MINIMUM_LEVELS: dict[object, int] = {
-    structlog.make_filtering_bound_logger(level): level
+_MINIMUM_LEVELS: dict[int, int] = {
+    id(structlog.make_filtering_bound_logger(level)): level
     for level in (logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
 }
-"""The levels of structlog's loggers that filter by level. structlog makes one class for each level."""
+"""The levels of structlog's loggers that filter by level, by the ID of their class.
+
+structlog makes one class for each level. An application's wrapper class need not be hashable.
+"""
 
 
 def _structlog_configuration() -> dict[str, Any] | None:
@@ -131,7 +134,9 @@ class _Logger:
         """Return whether a line of this level may be logged; a structlog processor can still drop it."""
         configuration = _structlog_configuration()
         if configuration is not None:
-            return level >= _MINIMUM_LEVELS.get(configuration["wrapper_class"], logging.NOTSET)
+            cached = vars(_structlog).get("bind")  # with cache_logger_on_first_use: it is not configured again
+            wrapper_class = configuration["wrapper_class"] if cached is None else type(cached())
+            return level >= _MINIMUM_LEVELS.get(id(wrapper_class), logging.NOTSET)
         return _stdlib.isEnabledFor(level)
 
 

@@ -244,9 +244,13 @@ class StreamLifecycle(Stream):
             self._finished = True
 
     def _release(self) -> None:
-        if self._finished:
+        if self._finished and self._context._execution is None:  # else a copy of the context was executed
             self._finished, self._producer, self._guard = False, None, None
+            self._drop_rest()
             del self._context
+
+    def _drop_rest(self) -> None:
+        """Let go of what was not written before the end."""
 
     def _mark_ended(self) -> None:
         """Release the slot, cancel the timer, and wake ``run_stream``. Idempotent."""

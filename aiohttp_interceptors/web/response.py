@@ -27,6 +27,7 @@ from .commit import (
     NO_COOKIES,
     CommitGuard,
     GuardedHeaders,
+    StagedHeaders,
     add_late_cookies,
     cookie_lines,
     freeze_response,
@@ -209,6 +210,11 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
             context._merge_staged_headers(self)
         if self._cookies:
             self._written_cookies = cookie_lines(self)
+        return await self._send(request, context, staged)
+
+    async def _send(
+        self, request: web.BaseRequest, context: RequestContext | None, staged: StagedHeaders | None
+    ) -> AbstractStreamWriter | None:
         try:
             writer = await super(EventSourceResponse, self).prepare(request)
         except Exception:
@@ -217,9 +223,9 @@ class EventStreamResponse(CommitGuard, EventSourceResponse):
                 if context is not None:
                     context._restore_staged_headers(staged)
             raise
-        self._date = self._headers.get(hdrs.DATE)
-        self._headers = _shared_headers(tuple([item for item in self._headers.items() if item[0] != hdrs.DATE]))
-        freeze_response(self)
+        if not self._headers_sent:
+            self._date, self._headers = self._headers.get(hdrs.DATE), _shared_without_date(self._headers)
+            freeze_response(self)
         if context is not None:
             context._attach_committed(self)
         return writer
@@ -484,7 +490,7 @@ class ChannelResponse(EventStreamResponse):
     _tells_heartbeat = True
     _high_water = HIGH_WATER
     _varies = False  # other clients get the stream in another coding
-    _usual: _UsualHeaders | None = None  # to be sent, because another stream of this kind was sent them
+    _usual: _UsualHeaders | None = None  # of its kind, unless the application adds some
 
     @classmethod
     def of(cls, heartbeat: float | None, stall_timeout: float | None) -> Self:
@@ -509,29 +515,27 @@ class ChannelResponse(EventStreamResponse):
         if context is None or not _has_usual_headers(request, context):
             return await super()._commit(request, context)
         kind = type(self), self._heartbeat, self._varies, self._make_encoder is not None
-        self._usual = _usual_headers.get(kind)
-        if self._usual is None:
-            writer = await super()._commit(request, context)
-            if len(_usual_headers) == MAX_KINDS:
-                _usual_headers.clear()
-            _usual_headers[kind] = _UsualHeaders(self._headers)
-            return writer
-        writer = await super(EventSourceResponse, self).prepare(request)
-        self._headers_sent = True  # there are no cookies to freeze
-        context._merge_staged_headers(self)  # there are none
-        context._attach_committed(self)
-        return writer
+        self._usual = usual = _usual_headers.get(kind) or _UsualHeaders(kind, self._headers)
+        if usual.headers is None:
+            return await super()._commit(request, context)
+        context._preparing = self
+        return await self._send(request, context, None)
 
     async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Write the headers. aiohttp's ``prepare`` calls this, also one that an instrumentation has wrapped."""
         usual = self._usual
-        if usual is None:
+        if usual is None or not usual.suits(self, request):
             return await super()._start(request)
+        if usual.headers is None:
+            writer = await super()._start(request)
+            usual.remember(self._headers)
+            return writer
         writer = cast("StreamWriter", request.writer)
         self._req, self._payload_writer, self._keep_alive = request, writer, True
         self._headers, self._date = usual.headers, rfc822_formatted_time()
         writer.enable_chunking()
         await writer.write_headers(STATUS_LINE, usual.dated(self._date))
+        self._headers_sent = True  # there are no cookies to freeze
         if self._send_headers_immediately:
             writer.send_headers()
         return writer
@@ -550,8 +554,11 @@ class ChannelResponse(EventStreamResponse):
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes of the body. In a compressed stream they are compressed like an event."""
-        if self.connection is not None and not self._eof_sent:
-            data = self.connection.encode(data)
+        connection = self.connection
+        if connection is not None and not self._eof_sent:
+            data = connection.encode(data)
+            if data and not connection.closing:  # else aiohttp writes nothing
+                connection.count_chunk_sent_by_aiohttp(len(data))
         await super().write(data)
 
     def _register(self, request: web.BaseRequest) -> None:
@@ -565,13 +572,17 @@ class ChannelResponse(EventStreamResponse):
 def _attributes(
     cls: type[ChannelResponse], heartbeat: float | None, stall_timeout: float | None
 ) -> tuple[tuple[str, object], ...] | None:
-    """Return what the constructor sets, or ``None`` if two responses must not share it: with another aiohttp."""
-    response = cls(allow_all_methods=True, ping_interval=heartbeat, send_timeout=stall_timeout)
-    attributes = vars(response)
+    """Return what the constructor sets, or ``None`` if two responses must not share it.
+
+    They do not with another aiohttp, or with an instrumentation that wraps the constructor.
+    """
+    attributes, others = (
+        vars(cls(allow_all_methods=True, ping_interval=heartbeat, send_timeout=stall_timeout)) for _ in range(2)
+    )
     shared = {name: attributes[name] for name in attributes.keys() - {"_state", "_headers"}}
     if not all(value is None or isinstance(value, (str, int, float)) for value in shared.values()):
         return None
-    return tuple(attributes.items())
+    return tuple(attributes.items()) if attributes == others else None
 
 
 class TopicResponse(ChannelResponse):
@@ -599,9 +610,13 @@ class TopicResponse(ChannelResponse):
             return
         if self.connection is not None:
             if frames:
-                self.connection.count_sent_with_headers(len(frames))
+                self.connection.count_chunk_sent_by_aiohttp(len(frames))
             else:
                 self.connection.schedule_first_heartbeat()
+
+
+def _shared_without_date(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    return _shared_headers(tuple([item for item in headers.items() if item[0] != hdrs.DATE]))
 
 
 @lru_cache(64)
@@ -613,29 +628,55 @@ def _shared_headers(headers: tuple[tuple[str, str], ...]) -> CIMultiDict[str]:
 # The headers of streams with the same settings differ in their date only, unless the application adds some.
 
 MAX_KINDS = 64
+OK = 200, "OK"
 STATUS_LINE = "HTTP/1.1 200 OK"
 
 
 class _UsualHeaders:
     """The headers that aiohttp has made for a stream, and that others of its kind are sent.
 
+    Threads share them.
+
     Args:
-        headers: The headers without their date.
+        kind: On what the headers depend.
+        initial: The headers from which aiohttp makes them.
     """
 
-    __slots__ = ("_date", "_dated", "headers")
+    __slots__ = ("_dated", "_initial", "_kind", "headers")
 
-    def __init__(self, headers: CIMultiDict[str]) -> None:
-        self.headers: CIMultiDict[str] = headers
-        self._date = ""
-        self._dated = headers
+    def __init__(self, kind: _Kind, initial: CIMultiDict[str]) -> None:
+        self._kind = kind
+        self._initial = CIMultiDict(initial)
+        self._dated = "", self._initial  # a date, and the headers with it
+        self.headers: CIMultiDict[str] | None = None
+        """The headers without their date; ``None`` until a stream was sent them."""
+
+    def suits(self, response: ChannelResponse, request: web.BaseRequest) -> bool:
+        """Return whether a response is as it was made: an instrumentation that wraps ``prepare`` can change it."""
+        context = RequestContext.find(request)
+        return (
+            response._headers == self._initial
+            and not response._cookies
+            and response._keep_alive is None
+            and (response._status, response._reason) == OK
+            and (context is None or context._staged_headers is None)
+        )
+
+    def remember(self, headers: CIMultiDict[str]) -> None:
+        """Let other streams of the kind be sent the headers that aiohttp has made of the initial ones."""
+        self.headers = _shared_without_date(headers)
+        if len(_usual_headers) >= MAX_KINDS:
+            _usual_headers.clear()
+        _usual_headers[self._kind] = self
 
     def dated(self, date: str) -> CIMultiDict[str]:
         """Return the headers with a date, which the streams of a second share."""
-        if date != self._date:
-            self._date, self._dated = date, CIMultiDict(self.headers)
-            self._dated.add(hdrs.DATE, date)
-        return self._dated
+        known, headers = self._dated
+        if known != date:
+            headers = CIMultiDict(cast("CIMultiDict[str]", self.headers))
+            headers.add(hdrs.DATE, date)
+            self._dated = date, headers
+        return headers
 
 
 _Kind: TypeAlias = tuple[type[ChannelResponse], float | None, bool, bool]

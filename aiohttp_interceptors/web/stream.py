@@ -69,7 +69,7 @@ class Stream(ABC):
     def _release(self) -> None:
         """Let go of the context, which refers to the stream, so that both are freed at once.
 
-        Called when the chain has ended.
+        Called when the chain has ended, or the execution of a copy of the context, which changes nothing.
         """
 
     @abstractmethod

@@ -644,8 +644,7 @@ class TopicStream(StreamLifecycle):
             subscription.replace_sink(connection)
             self._report_first_event(self._opened_at)
 
-    def _release(self) -> None:
-        super()._release()
+    def _drop_rest(self) -> None:
         self._subscription.drop_backlog()
 
     # Flow control

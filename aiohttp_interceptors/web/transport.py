@@ -367,8 +367,8 @@ class Connection:
             await waiter
         return not self.disconnected and self._transport is not None
 
-    def count_sent_with_headers(self, size: int) -> None:
-        """Count bytes of the body that aiohttp sent together with the headers, as one chunk.
+    def count_chunk_sent_by_aiohttp(self, size: int) -> None:
+        """Count bytes of the body that aiohttp sent as one chunk: with the headers, or for the application.
 
         Args:
             size: Number of bytes without the framing of the chunk.

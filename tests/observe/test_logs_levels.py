@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 import structlog
@@ -51,6 +53,15 @@ def test_facts_that_happen_all_day_are_not_made_for_a_structlog_logger_that_drop
     assert not logs_everyday_facts()
 
 
+class UnhashableFactory:
+    """Makes loggers, as a class does."""
+
+    __hash__ = None
+
+    def __call__(self, *arguments, **options):
+        return structlog.BoundLogger(*arguments, **options)
+
+
 @pytest.mark.usefixtures("structlog_defaults")
 @pytest.mark.parametrize(
     "wrapper",
@@ -59,6 +70,7 @@ def test_facts_that_happen_all_day_are_not_made_for_a_structlog_logger_that_drop
         structlog.BoundLogger,
         structlog.stdlib.BoundLogger,
         type("Subclass", (structlog.make_filtering_bound_logger(logging.INFO),), {}),
+        UnhashableFactory(),
     ],
 )
 def test_facts_that_happen_all_day_are_made_for_each_other_structlog_logger(wrapper):
@@ -83,6 +95,28 @@ def test_structlog_receives_the_facts_that_its_level_lets_pass(level):
     for fact in facts.values():
         log_fact(fact)
     assert output.getvalue().count("\n") == sum(of >= level for of in facts)
+
+
+CACHED_AND_CONFIGURED_AGAIN = """
+import logging
+import structlog
+from aiohttp_interceptors import StreamOpened
+from aiohttp_interceptors._logging import log_fact
+
+for number, level in enumerate([logging.DEBUG, logging.WARNING]):
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[structlog.processors.KeyValueRenderer()],
+        cache_logger_on_first_use=True,
+    )
+    log_fact(StreamOpened(number, "/news"))
+"""
+
+
+def test_facts_are_logged_as_long_as_structlog_keeps_a_logger_that_lets_them_pass():
+    """In a process of its own, because a logger that structlog has cached stays so."""
+    output = subprocess.run([sys.executable, "-c", CACHED_AND_CONFIGURED_AGAIN], capture_output=True, check=True).stdout
+    assert output.count(b"stream_opened") == 2
 
 
 def test_the_default_configuration_is_found_although_the_application_configured_structlog():

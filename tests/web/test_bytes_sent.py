@@ -10,6 +10,8 @@ from aiohttp import web
 from aiohttp_interceptors import (
     CloseReason,
     Hub,
+    Interceptor,
+    RequestContext,
     StreamClosed,
     as_handler,
     setup,
@@ -36,12 +38,15 @@ class Site:
     def __init__(self, compress, **options):
         self.hub = Hub()
         self.channels = []
+        self.contexts: list[RequestContext] = []
         self.closed: list[StreamClosed] = []
         self.app = web.Application()
         setup(self.app, self.hub, observer=self._observe)
         topics = start_topic_stream(self.hub, "t", compress=compress, **options)
-        self.app.router.add_get("/topics", as_handler(topics))
-        self.app.router.add_get("/channel", as_handler(start_event_stream(self._ready, compress=compress, **options)))
+        channel = start_event_stream(self._ready, compress=compress, **options)
+        keep = Interceptor("keep", self.contexts.append)
+        self.app.router.add_get("/topics", as_handler(keep, topics))
+        self.app.router.add_get("/channel", as_handler(keep, channel))
 
     async def send(self, text):
         """Send a text to all streams."""
@@ -149,6 +154,22 @@ async def test_a_stream_has_sent_its_events(connect, path, compress, version):
     await until(lambda: site.closed)
     assert (site.closed[0].bytes, site.closed[0].bytes_sent) == (len(client.content), len(client.body))
     assert (site.closed[0].bytes_sent < site.closed[0].bytes) is compress
+
+
+async def test_a_stream_has_sent_what_the_application_wrote_into_its_response(connect, path, compress, version):
+    site = Site(compress, heartbeat=None)
+    client = await connect(site, path, version)
+    await until(lambda: len(site.app[STREAMS]) == 1 and (path == "/topics" or site.channels))
+    (context,) = site.contexts
+    for data in (b": 1\n\n", b"", bytearray(b": 2\n\n"), TEXT.encode()):
+        await context.response.write(data)
+    await client.until(lambda content: content.endswith(TEXT.encode()))
+    assert context.stream.statistics().bytes_sent == len(client.body)
+    site.end(CloseReason.KICKED)
+    while await client.read():
+        pass
+    await until(lambda: site.closed)
+    assert (site.closed[0].bytes, site.closed[0].bytes_sent) == (0, len(client.body))
 
 
 async def test_a_stream_whose_client_leaves_has_sent_at_least_what_it_received(connect, path, compress, version):

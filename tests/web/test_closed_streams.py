@@ -26,11 +26,13 @@ from aiohttp_interceptors import (
 )
 from aiohttp_interceptors.web.app import STREAMS
 from tests.loops import BOTH_LOOPS, event_loop_policy  # noqa: F401  # a fixture
-from tests.waiting import until
+from tests.waiting import TIMEOUT, until
 
 pytestmark = BOTH_LOOPS
 STREAMS_CLOSED = 3
 GET = "GET / HTTP/1.1\nHost: x\nAccept-Encoding: gzip\n\n"
+CLOSING_GET = "GET / HTTP/1.1\nHost: x\nConnection: close\n\n"
+AUDIT = Interceptor("audit", lambda context: None)
 
 
 @pytest.fixture
@@ -119,8 +121,14 @@ def read_statistics(context):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("closing", [leave, reset, end])
-async def test_a_closed_stream_is_freed_at_once(serve, hub, kind, closing, uncollected):
-    app = web.Application(middlewares=[interceptor_middleware(Interceptor("read", leave=read_statistics))])
+@pytest.mark.usefixtures("uncollected")
+async def test_a_closed_stream_is_freed_at_once(serve, hub, kind, closing):
+    await open_and_close_streams(serve, hub, kind, closing, Interceptor("read", leave=read_statistics))
+
+
+async def open_and_close_streams(serve, hub, kind, closing, interceptor) -> None:
+    """Open and close some streams inside an interceptor, and wait until nothing is left of them."""
+    app = web.Application(middlewares=[interceptor_middleware(interceptor)])
     setup(app, hub, max_streams_per_key=10, key=lambda request: "ann")
     app.router.add_get("/", KINDS[kind](hub))
     server = await serve(app)
@@ -137,6 +145,16 @@ async def test_a_closed_stream_is_freed_at_once(serve, hub, kind, closing, uncol
     for _ in range(STREAMS_CLOSED):
         await open_and_close()
     await until(lambda: not left_since(before))
+
+
+@pytest.mark.parametrize("kind", ["topics", "producer"])
+@pytest.mark.parametrize("stage", ["enter", "leave"])
+@pytest.mark.usefixtures("uncollected")
+async def test_a_closed_stream_is_freed_at_once_although_a_stage_returned_a_copy_of_the_context(
+    serve, hub, kind, stage
+):
+    replace = Interceptor("replace", **{stage: lambda context: context.copy()})
+    await open_and_close_streams(serve, hub, kind, leave, replace)
 
 
 def left_since(before: Counter[str]) -> set[str]:
@@ -159,9 +177,53 @@ async def test_what_a_closed_stream_tells_can_be_read_when_its_chain_has_ended(s
     await until(lambda: contexts and contexts[0]._execution is None)
     (context,) = contexts
     for _ in range(2):
-        await execute(context, Interceptor("again", lambda context: None))
+        await execute(context, AUDIT)
         stream = context.stream
         assert stream.statistics().reason is stream.reason is CloseReason.CLIENT_LEFT
         assert stream.request is context.request
         stream.end(CloseReason.KICKED)
         assert stream.reason is CloseReason.CLIENT_LEFT
+
+
+async def test_a_copy_that_is_executed_while_a_stream_ends_leaves_it_what_is_still_to_be_sent(serve, hub):
+    contexts: list[RequestContext] = []
+    go, executed = asyncio.Event(), asyncio.Event()
+
+    async def ready(subscriber, context):
+        contexts.append(context)
+        await go.wait()
+        await execute(context.copy(), AUDIT)
+        executed.set()
+
+    app = web.Application()
+    setup(app, hub)
+    app.router.add_get("/", topics(hub, stream_ready=ready))
+    server = await serve(app)
+    raw = await server.connect(CLOSING_GET)
+    await raw.until(b"\r\n\r\n")
+    await until(lambda: contexts)
+    for _ in range(100):  # more than the sockets take
+        await hub.publish("t", "x" * 60_000)
+    await hub.finish("t", "the last one")
+    await until(lambda: contexts[0].stream.reason is CloseReason.CLOSED)
+    go.set()
+    async with asyncio.timeout(TIMEOUT):
+        await executed.wait()
+        assert b"the last one" in await raw.reader.read()
+    await raw.close()
+
+
+@pytest.mark.parametrize("executed", [lambda context: context, RequestContext.copy], ids=["context", "copy"])
+async def test_an_execution_in_an_error_stage_leaves_the_line_about_the_producer(serve, executed, logged):
+    async def fail(channel, context):
+        raise ValueError("no data")
+
+    async def handle(context, error):
+        await execute(executed(context), AUDIT)
+
+    app = web.Application(middlewares=[interceptor_middleware(Interceptor("handle", error=handle))])
+    setup(app)
+    app.router.add_get("/", as_handler(start_event_stream(fail)))
+    server = await serve(app)
+    await server.exchange(CLOSING_GET)
+    await until(lambda: "stream_producer_failed" in [line["event"] for line in logged])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -16,6 +17,8 @@ from tests.waiting import TIMEOUT, until
 
 pytestmark = BOTH_LOOPS
 
+unused = itertools.count(1000)
+"""Heartbeats that no other test has: what responses share is kept for each of them."""
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 GZIP = "GET / HTTP/1.1\nHost: x\nAccept-Encoding: gzip\n\n"
 
@@ -174,22 +177,23 @@ async def test_no_stream_can_change_the_headers_of_the_others(serve, hub, kind, 
         await until(all_are_dropped)
 
 
-async def test_responses_share_nothing_that_another_aiohttp_gives_them(serve, hub, kind, monkeypatch):
+@pytest.mark.parametrize("make_note", [list, itertools.count(1).__next__], ids=["object", "number"])
+async def test_responses_share_nothing_that_another_aiohttp_gives_them(serve, hub, kind, make_note, monkeypatch):
     responses: list[web.StreamResponse] = []
     make = web.StreamResponse.__init__
 
     def make_another(self, **options):
         make(self, **options)
-        self._notes = []
+        self._note = make_note()
 
     monkeypatch.setattr(web.StreamResponse, "__init__", make_another)
     keep = Interceptor("keep", leave=lambda context: responses.append(context.response))
-    server = await serve(application(hub, keep, kind(hub, 71)))
+    server = await serve(application(hub, keep, kind(hub, next(unused))))
     for _ in range(2):
         await head_of(server)
     await until(lambda: len(responses) == 2)
     first, second = responses
-    assert first._notes is not second._notes
+    assert first._note is not second._note
     assert first._state is not second._state
 
 
@@ -206,3 +210,63 @@ async def test_an_instrumentation_of_prepare_sees_each_stream(serve, hub, kind, 
     for expected in 1, 2, 3:
         await head_of(server)
         assert len(prepared) == expected
+
+
+CHANGES = {
+    "header": (lambda response, request: response.headers.add("X-Who", request.query_string), "X-Who: "),
+    "cookie": (lambda response, request: response.set_cookie("who", request.query_string), "Set-Cookie: who="),
+    "staged": (
+        lambda response, request: RequestContext.of(request).response_headers.add("X-Who", request.query_string),
+        "X-Who: ",
+    ),
+    "replaced": (
+        lambda response, request: setattr(
+            response, "_headers", type(response.headers)({"X-Who": request.query_string, **response.headers})
+        ),
+        "X-Who: ",
+    ),
+    "reason": (lambda response, request: response.set_status(200, request.query_string), "HTTP/1.1 200 "),
+    "closing": (lambda response, request: response.force_close(), "Connection: close"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_an_instrumentation_changes_in_prepare_is_sent_to_that_stream_only(
+    serve, hub, kind, change, monkeypatch
+):
+    change_response, start = CHANGES[change]
+    prepare = web.StreamResponse.prepare
+
+    async def wrapped(self, request):
+        if request.query_string:
+            change_response(self, request)
+        return await prepare(self, request)
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", wrapped)
+    server = await serve(application(hub, kind(hub, 72)))
+
+    async def changed(query):
+        lines = await head_of(server, f"GET /{query} HTTP/1.1\nHost: x\n\n")
+        return {line.removesuffix("; Path=/") for line in lines if line.startswith(start)}
+
+    usual = {"HTTP/1.1 200 OK"} if change == "reason" else set()
+    for name in ("ann", "", "bob", "", "ann"):
+        text = start if change == "closing" else start + name
+        assert await changed(f"?{name}" if name else "") == ({text} if name else usual)
+
+
+async def test_a_header_that_an_instrumentation_adds_too_late_is_sent_to_no_stream(serve, hub, kind, monkeypatch):
+    prepare = web.StreamResponse.prepare
+
+    async def wrapped(self, request):
+        writer = await prepare(self, request)
+        self.headers["X-Late"] = "yes"
+        return writer
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", wrapped)
+    server = await serve(application(hub, kind(hub, 73)))
+    expected = await head_of(server)
+    assert not [line for line in expected if line.startswith("X-Late")]
+    for _ in range(2):
+        assert await head_of(server) == expected
+        assert len(await date_of(server)) == 1

@@ -46,7 +46,7 @@ def _hub_row(name: str, hub: Hub, down: HubDown | None) -> Row:
         "name": name,
         "broker": "" if hub._broker is None else type(hub._broker).__name__,  # its repr may have a password
         "state": state,
-        "since": None if down is None or statistics.connected else down.since,
+        "since": None if down is None or statistics.connected else round(down.since, 3),
         "error": "" if down is None or statistics.connected else down.error[:300],
         "ready": int(hub.ready),
         "confirmation_age": None if age is None else round(age, 1),

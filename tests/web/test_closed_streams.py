@@ -82,7 +82,9 @@ KINDS = {
 
 def objects() -> Counter[str]:
     """Count the objects of this library and of aiohttp's server that belong to a request."""
-    found = Counter(type(each).__name__ for each in gc.get_objects() if type(each).__module__.startswith("aiohttp"))
+    found = Counter(
+        type(each).__name__ for each in gc.get_objects() if str(type(each).__module__).startswith("aiohttp")
+    )
     return Counter({name: found[name] for name in found if name not in {"FrozenList", "Signal"}})
 
 

@@ -17,7 +17,7 @@ from tests.waiting import TIMEOUT, until
 
 pytestmark = BOTH_LOOPS
 
-unused = itertools.count(1000)
+unused = itertools.count(54_321)  # heartbeats
 """Heartbeats that no other test has: what responses share is kept for each of them."""
 GET = "GET / HTTP/1.1\nHost: x\n\n"
 GZIP = "GET / HTTP/1.1\nHost: x\nAccept-Encoding: gzip\n\n"

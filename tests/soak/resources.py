@@ -16,6 +16,8 @@ LIBRARY = "aiohttp_interceptors"
 AIOHTTP_CLASSES = {"RequestHandler", "Request", "StreamWriter", "StreamResponse"}
 # Classes of a Hub's history, whose number changes all the time, whatever the number of clients.
 HISTORY_CLASSES = {"Record", "Event", "ReadResult"}
+# Classes with an object for each kind of stream, which the process keeps, and of which there are at most 64.
+KIND_CLASSES = {"_UsualHeaders"}
 
 
 def count_resources(streams: Streams, *hubs: Hub) -> dict[str, int]:
@@ -32,6 +34,8 @@ def count_resources(streams: Streams, *hubs: Hub) -> dict[str, int]:
         kind = type(thing)
         module = getattr(kind, "__module__", None)
         if not isinstance(module, str):
+            continue
+        if kind.__name__ in KIND_CLASSES:
             continue
         if module.startswith(LIBRARY) or (module.startswith("aiohttp.") and kind.__name__ in AIOHTTP_CLASSES):
             counts[f"object {kind.__name__}"] += 1

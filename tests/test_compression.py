@@ -263,10 +263,12 @@ def test_an_idle_audience_keeps_no_compressor_once_each_stream_had_a_heartbeat(a
         stream.finish()
 
 
-def test_an_audience_that_all_streams_leave_keeps_no_compressor(allocated):
+@pytest.mark.parametrize("frames", [b"data: 1\n\n", b""], ids=["events", "frames of no bytes"])
+def test_an_audience_that_all_streams_leave_keeps_no_compressor(allocated, frames):
+    """Frames of no bytes are none for the streams that entered."""
     group = Group(Compression())
     group.join(MIN_SHARED)
-    group.send(b"data: 1\n\n")
+    group.send(frames)
     busy = allocated()
     for stream in group.streams:
         stream.encoder.leave()
@@ -284,16 +286,6 @@ def test_an_audience_without_its_last_stream_that_is_not_idle_keeps_no_compresso
     group.leave(last)
     assert allocated() < busy - COMPRESSOR
     group.send(b"data: 2\n\n")
-
-
-def test_frames_of_no_bytes_are_none_for_the_streams_that_entered(allocated):
-    group = Group(Compression())
-    group.join(MIN_SHARED)
-    group.send(b"")
-    busy = allocated()
-    for stream in group.streams:
-        stream.encoder.leave()
-    assert allocated() < busy - COMPRESSOR
 
 
 def test_equal_options_share_and_others_do_not():

@@ -60,21 +60,22 @@ def opens(peer: Peer, size: Size, figures: Figures) -> None:
     """Open streams without an ID, close them, and open streams that resume after some missed events."""
     with Running(peer, figures) as server:
         server.open(300)
-        before = server.cpu()
-        server.open(size.opens)
-        figures.add("open", peer.name, (server.cpu() - before) / size.opens * 1e6)
+        figures.add("open", peer.name, growth(server.cpu, server.open, size.opens) * 1e6)
         if peer.closes:
-            before = server.cpu()
-            server.close(size.opens)
-            figures.add("close", peer.name, (server.cpu() - before) / size.opens * 1e6)
+            figures.add("close", peer.name, growth(server.cpu, server.close, size.opens) * 1e6)
     if peer.replays:
         with Running(peer, figures) as server:
             reconnect = prepare_reconnects(server)
             reconnect(300)
-            before = server.cpu()
-            reconnect(size.opens)
-            figures.add("reconnect", peer.name, (server.cpu() - before) / size.opens * 1e6)
+            figures.add("reconnect", peer.name, growth(server.cpu, reconnect, size.opens) * 1e6)
             server.publish(1)  # fails if a stream received too many events
+
+
+def growth(measure: Callable[[], float], change: Callable[[int], None], streams: int) -> float:
+    """Return by how much a figure of a server grows for each stream that is opened or closed."""
+    before = measure()
+    change(streams)
+    return (measure() - before) / streams
 
 
 def prepare_reconnects(server: Running) -> Callable[[int], None]:
@@ -115,16 +116,12 @@ def memory(peer: Peer, size: Size, figures: Figures) -> None:
     """Measure how much the memory of the processes grows per idle stream."""
     with Running(peer, figures) as server:
         server.open(1_000)
-        before = server.memory()
-        server.open(size.idle)
-        figures.add("memory", peer.name, (server.memory() - before) / size.idle / 1024)
+        figures.add("memory", peer.name, growth(server.memory, server.open, size.idle) / 1024)
     if peer.replays:
         with Running(peer, figures) as server:
             reconnect = prepare_reconnects(server)
             reconnect(1_000)
-            before = server.memory()
-            reconnect(size.idle)
-            figures.add("memory again", peer.name, (server.memory() - before) / size.idle / 1024)
+            figures.add("memory again", peer.name, growth(server.memory, reconnect, size.idle) / 1024)
 
 
 def metrics(peer: Peer, size: Size, figures: Figures) -> None:
